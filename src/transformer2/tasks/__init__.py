@@ -1,0 +1,36 @@
+"""The registry of tasks: one file each, imported when first asked for."""
+
+from __future__ import annotations
+
+import importlib
+from difflib import get_close_matches
+from pathlib import Path
+
+from transformer2.errors import ConfigError
+from transformer2.tasks.base import Task
+
+__all__ = ["Task", "get", "names"]
+
+
+def names() -> list[str]:
+    """Names of the tasks that ship with the package, sorted."""
+    here = Path(__file__).parent
+    return sorted(p.stem for p in here.glob("*.py") if p.stem not in {"__init__", "base"} and not p.stem.startswith("_"))
+
+
+def get(name: str) -> Task:
+    """The task of that name (`gsm8k`, `tiny_math`, ...) or of that class path (`mypackage.mytask.MyTask`).
+
+    Raises:
+        ConfigError: Unknown name; the message says the nearest one.
+    """
+    if name in names():
+        return importlib.import_module(f"transformer2.tasks.{name}").TASK()
+    if "." in name:
+        module, _, cls = name.rpartition(".")
+        try:
+            return getattr(importlib.import_module(module), cls)()
+        except (ImportError, AttributeError) as e:
+            raise ConfigError(f"task {name!r} cannot be imported ({e}); give the full path of a Task class") from e
+    near = get_close_matches(name, names(), n=1, cutoff=0.0)
+    raise ConfigError(f"unknown task {name!r}; did you mean {near[0]!r}? Known: {', '.join(names())}")

@@ -1,0 +1,40 @@
+"""What a task is: rows -> messages, and a verdict on a completion. No torch here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from transformer2.types import Example, Verdict
+
+
+class Task(ABC):
+    """One task: questions, gold answers and a verifier.
+
+    Attributes:
+        name: The name in configs and in example ids.
+        description: One line on what the questions ask; prompt dispatch shows it to the model.
+        splits: Names of the splits that `examples` accepts.
+        max_new_tokens: Completion budget that fits the task's answers.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
+    max_new_tokens: ClassVar[int] = 512
+
+    @abstractmethod
+    def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
+        """All questions of a split, in a fixed order.
+
+        Args:
+            split: One of `splits`.
+            data_dir: Folder with local copies of the rows; None reads the Hub.
+
+        Raises:
+            DataError: Unknown split, unreadable source, or a row with a missing or odd field (named).
+        """
+
+    @abstractmethod
+    def verify(self, example: Example, completion: str) -> Verdict:
+        """The verdict on one completion: +1 right, -1 wrong. A pure function of its arguments."""

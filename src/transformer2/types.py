@@ -1,0 +1,160 @@
+"""Every noun that crosses a module boundary, and the axis legend.
+
+Axes, used as name suffixes throughout the package:
+
+    B  rows of a batch (prompts, or completions: one completion is one row)
+    P  prompt tokens (left-padded)        C  completion tokens (right-padded)
+    T  tokens of prompt + completion      V  vocabulary
+    D  hidden size                        R  singular values of one matrix, r = min(m, n)
+    K  experts                            m, n  rows (out) and columns (in) of a weight matrix W
+
+This module imports torch for annotations only, so that tasks and verifiers stay importable without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question of a task.
+
+    Attributes:
+        id: Stable identifier, `<task>/<split>/<row>`.
+        messages: Chat messages (`role`, `content`) up to, not including, the answer.
+        answer: Gold answer, as the task's verifier reads it.
+        fields: What the verifier needs besides the answer (tests, entry point, option letters).
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str
+    fields: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verifier says of one completion.
+
+    Attributes:
+        reward: +1 or -1 (PAPER: r in {-1, +1}); None when the verifier itself failed (an infra error):
+            such a row is left out of the update and counted, never scored 0.
+        correct: Whether the completion answers the question.
+        extracted: The answer found in the completion, None when there was none.
+        reason: One short phrase, for records and logs.
+    """
+
+    reward: float | None
+    correct: bool
+    extracted: str | None
+    reason: str
+
+    @classmethod
+    def of(cls, correct: bool, extracted: str | None, reason: str) -> Verdict:
+        """A verdict with the paper's reward: +1 for a right answer, -1 for a wrong one."""
+        return cls(1.0 if correct else -1.0, correct, extracted, reason)
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts as the policy reads them: left-padded, one row each.
+
+    Attributes:
+        examples: The B questions, in row order.
+        input_ids_BP: int64, left-padded with the tokenizer's pad id.
+        attention_mask_BP: int64, 1 on prompt tokens.
+    """
+
+    examples: tuple[Example, ...]
+    input_ids_BP: Tensor
+    attention_mask_BP: Tensor
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def to(self, device: torch.device | str) -> PromptBatch:
+        """The same batch with its tensors on `device` (Lightning moves batches through this)."""
+        return replace(
+            self, input_ids_BP=self.input_ids_BP.to(device), attention_mask_BP=self.attention_mask_BP.to(device)
+        )
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Sampled completions. Ids and masks are used as sampled; nothing is ever re-tokenised.
+
+    Attributes:
+        examples: The B questions, in row order.
+        prompt_ids_BP: int64, left-padded.
+        prompt_mask_BP: int64, 1 on prompt tokens.
+        completion_ids_BC: int64, right-padded.
+        completion_mask_BC: int64, 1 on every sampled token, EOS included.
+        completions: The B decoded texts, without special tokens.
+        finished_B: bool, True where EOS was sampled before `max_new_tokens`.
+    """
+
+    examples: tuple[Example, ...]
+    prompt_ids_BP: Tensor
+    prompt_mask_BP: Tensor
+    completion_ids_BC: Tensor
+    completion_mask_BC: Tensor
+    completions: tuple[str, ...]
+    finished_B: Tensor
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def to(self, device: torch.device | str) -> Rollouts:
+        """The same rollouts with every tensor on `device`."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith(("_BP", "_BC", "_B"))}
+        return replace(self, **{name: tensor.to(device) for name, tensor in moved.items()})
+
+    def rows(self, index: list[int]) -> Rollouts:
+        """The rollouts of these rows, in this order, trimmed to their own longest prompt and completion."""
+        prompt_mask_BP, completion_mask_BC = self.prompt_mask_BP[index], self.completion_mask_BC[index]
+        p = int(prompt_mask_BP.sum(-1).max())
+        c = int(completion_mask_BC.sum(-1).max())
+        return Rollouts(
+            examples=tuple(self.examples[i] for i in index),
+            prompt_ids_BP=self.prompt_ids_BP[index][:, self.prompt_ids_BP.shape[1] - p :],
+            prompt_mask_BP=prompt_mask_BP[:, prompt_mask_BP.shape[1] - p :],
+            completion_ids_BC=self.completion_ids_BC[index][:, :c],
+            completion_mask_BC=completion_mask_BC[:, :c],
+            completions=tuple(self.completions[i] for i in index),
+            finished_B=self.finished_B[index],
+        )
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy with its sampling error.
+
+    Attributes:
+        accuracy: Share of right answers, in [0, 1].
+        se: Standard error, sqrt(a (1 - a) / n).
+        n: Number of scored answers.
+    """
+
+    accuracy: float
+    se: float
+    n: int
+
+    @classmethod
+    def of(cls, correct: list[bool]) -> Score:
+        """The score of n verdicts; NaN for none."""
+        n = len(correct)
+        accuracy = sum(correct) / n if n else float("nan")
+        return cls(accuracy, (accuracy * (1 - accuracy) / n) ** 0.5 if n else float("nan"), n)
+
+    def __str__(self) -> str:
+        return f"{100 * self.accuracy:.1f} ± {100 * self.se:.1f} %"
