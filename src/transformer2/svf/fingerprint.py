@@ -1,0 +1,160 @@
+"""Which base model is this? "<arch>:<weights>", the same for the same weights whatever their folder is called.
+
+* arch: model type, attention geometry, and the name and logical shape of every weight. A quantised copy of a model
+  has the same arch part (packed 4-bit weights count with their logical shape), so an expert can say "right model,
+  other rounding".
+* weights: a hash over up to 8 x 64 values of every parameter, in the dtype they were loaded in. The same model loaded
+  in another dtype has another weights part. A hash of a sample cannot see a single changed weight; any training step
+  it does.
+
+Adapters do not count: their own parameters are skipped, and wrapped layers are read through. A *merged* adapter has
+changed the base weights themselves, so take the fingerprint before merging.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transformer2.errors import BasisError
+from transformer2.svf.checkpoint import LocalCheckpoint
+
+__all__ = ["fingerprint", "fingerprint_folder"]
+
+_ROWS, _COLUMNS = 8, 64
+# Short on purpose: library defaults come and go in `config.to_dict()`, and an expert must outlive an upgrade.
+_CONFIG_KEYS = ("model_type", "num_attention_heads", "num_key_value_heads", "hidden_act", "activation_function")
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The fingerprint of a model's base weights.
+
+    Args:
+        model: A transformers model, with or without PEFT adapters (on it or around it); any `nn.Module` works.
+
+    Returns:
+        "<arch>:<weights>", 16 hex digits each.
+
+    Raises:
+        BasisError: The weights cannot be read here (meta device, sharded) and the model does not know its folder.
+    """
+    base = _base_model(model)
+    config = getattr(base, "config", None)
+    named = list(_base_parameters(base))
+    arch = _arch(config, ((name, shape) for name, _, shape in named))
+    held = [(name, p) for name, p, _ in named if p is not None]
+    if not all(_readable(p) for _, p in held):
+        # Under ZeRO-3 a rank holds a shard of each weight; the folder that the model came from holds them all.
+        folder = Path(str(getattr(config, "_name_or_path", "")))
+        if not (folder / "config.json").is_file():
+            raise BasisError(
+                "the base weights are on the meta device or sharded and the model's folder is unknown; "
+                "pass base as a local folder so that its fingerprint can be read from the files"
+            )
+        dtypes = [p.dtype for _, p in held if p.dtype.is_floating_point]
+        return fingerprint_folder(folder, dtype=max(set(dtypes), key=dtypes.count))
+    return f"{arch}:{_weights(held, lambda item: _sample(item.detach()))}"
+
+
+def fingerprint_folder(path: str | Path, dtype: torch.dtype | None = None) -> str:
+    """The fingerprint of a model folder, from config.json and a few rows of each tensor; the model is never loaded.
+
+    Equal to `fingerprint` of the model loaded from that folder in the same dtype. Not so, and refused or different:
+    models whose weights transformers fuses or renames at load (BasisError), and modules it keeps in fp32 whatever the
+    dtype.
+
+    Args:
+        path: Folder with config.json and safetensors weights.
+        dtype: The dtype the model would be loaded in; None means the checkpoint's own.
+
+    Raises:
+        BasisError: Unreadable folder, or a parameter without a tensor in the checkpoint.
+    """
+    checkpoint = LocalCheckpoint(path, dtype)
+    named = list(_base_parameters(checkpoint.skeleton))
+    arch = _arch(checkpoint.config, ((name, shape) for name, _, shape in named))
+
+    def sample(key: str) -> Tensor:
+        values = _sample(checkpoint.read_rows(key, lambda count: _spread(count, _ROWS)))
+        return values.to(checkpoint.dtype) if values.is_floating_point() else values
+
+    keys = [(name, checkpoint.key_of(name)) for name, parameter, _ in named if parameter is not None]
+    return f"{arch}:{_weights(keys, sample)}"
+
+
+def _base_model(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PeftModel; any other module is its own base."""
+    get_base_model = getattr(model, "get_base_model", None)
+    return get_base_model() if callable(get_base_model) else model
+
+
+def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor | None, tuple[int, ...]]]:
+    """(name, parameter, logical shape) of the weights a model has without its adapters, under their own names, once
+    each.
+
+    The parameter is None for packed weights that are no parameters (GPTQ, AWQ): only their shape is known.
+    """
+    seen: set[int] = set()
+
+    def walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor | None, tuple[int, ...]]]:
+        # PEFT wraps a layer as `base_layer` and a fully trained one as `original_module`; all beside it is the
+        # adapter's.
+        for inner in ("base_layer", "original_module"):
+            wrapped = getattr(module, inner, None)
+            if isinstance(wrapped, nn.Module):
+                yield from walk(wrapped, prefix)
+                return
+        own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        features = (getattr(module, "out_features", None), getattr(module, "in_features", None))
+        linear = all(isinstance(f, int) for f in features)
+        for name, parameter in own.items():
+            if id(parameter) not in seen:  # a tied weight counts once
+                seen.add(id(parameter))
+                shape = features if linear and name == "weight" else getattr(parameter, "ds_shape", parameter.shape)
+                yield prefix + name, parameter, tuple(shape)
+        if linear and "weight" not in own:
+            yield prefix + "weight", None, features  # type: ignore[misc]
+        for name, child in module.named_children():
+            yield from walk(child, f"{prefix}{name}.")
+
+    yield from walk(model, "")
+
+
+def _arch(config: Any, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> str:
+    geometry = {key: getattr(config, key, None) for key in _CONFIG_KEYS}
+    text = json.dumps([geometry, sorted((name, list(shape)) for name, shape in shapes)], default=str, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _weights(items: Iterable[tuple[str, Any]], sample: Callable[[Any], Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, item in sorted(items, key=lambda pair: pair[0]):
+        values = sample(item).contiguous()
+        digest.update(f"{name} {values.dtype}\n".encode())
+        digest.update(values.view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Values spread over a tensor: up to 64 of each of up to 8 rows, 1-D."""
+    rows = tensor.reshape(tensor.shape[0] if tensor.ndim else 1, -1)
+    row_S = torch.tensor(_spread(rows.shape[0], _ROWS), device=rows.device, dtype=torch.long)
+    column_S = torch.tensor(_spread(rows.shape[1], _COLUMNS), device=rows.device, dtype=torch.long)
+    return rows[row_S][:, column_S].flatten()
+
+
+def _spread(size: int, count: int) -> list[int]:
+    """Up to `count` indices from 0 to size - 1, evenly spaced."""
+    count = min(size, count)
+    return [i * (size - 1) // max(count - 1, 1) for i in range(count)]
+
+
+def _readable(parameter: Tensor) -> bool:
+    """Whether the whole parameter is here: not on meta, not a ZeRO-3 or DTensor shard."""
+    return not (parameter.is_meta or hasattr(parameter, "ds_shape") or hasattr(parameter, "placements"))
