@@ -14,7 +14,7 @@ This module imports torch for annotations only, so that tasks and verifiers stay
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,16 @@ class PromptBatch:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def repeat(self, times: int) -> PromptBatch:
+        """Every prompt `times` times, copies side by side: the groups of `rloo` and `group_norm`."""
+        if times == 1:
+            return self
+        return PromptBatch(
+            tuple(e for e in self.examples for _ in range(times)),
+            self.input_ids_BP.repeat_interleave(times, dim=0),
+            self.attention_mask_BP.repeat_interleave(times, dim=0),
+        )
 
     def to(self, device: torch.device | str) -> PromptBatch:
         """The same batch with its tensors on `device` (Lightning moves batches through this)."""
@@ -158,3 +168,42 @@ class Score:
 
     def __str__(self) -> str:
         return f"{100 * self.accuracy:.1f} ± {100 * self.se:.1f} %"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a `fit`, `test` or `adapt` found: the content of report.json.
+
+    Attributes:
+        task: Name of the task.
+        protocol: `clean` (no choice was made on scored rows) or `paper`.
+        n: Scored questions.
+        base: The base model.
+        result: The expert or the adapted model.
+        paired_p: Two-sided exact McNemar p-value of result against base on the same questions.
+        controls: Other scores to stand beside the result.
+        alpha: Mixing weights, where there are any.
+        evaluations: Few-shot evaluations spent, where there are any.
+        seconds: Wall-clock seconds by part.
+        seeds: Every seed used.
+        versions: Library versions.
+        sandbox: Isolation level reached when model-written code was run; None when none was run.
+    """
+
+    task: str
+    protocol: str
+    n: int
+    base: Score
+    result: Score
+    paired_p: float
+    controls: Mapping[str, Score] = field(default_factory=dict)
+    alpha: Mapping[str, Any] | None = None
+    evaluations: int | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    sandbox: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, with scores as {accuracy, se, n}."""
+        return asdict(self)

@@ -1,0 +1,1 @@
+"""Pure functions of named tensors: log-probabilities, KL, advantages, the loss."""

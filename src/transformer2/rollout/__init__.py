@@ -1,0 +1,1 @@
+"""Rollout engines: `generate(policy, prompts, sampling, seed) -> Rollouts`."""

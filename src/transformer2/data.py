@@ -1,0 +1,193 @@
+"""Datamodules: tasks -> prompts -> batches. The only place with a chat template and a tokenizer.
+
+    Task.examples(split) -> render (chat template -> text -> ids, one BOS) -> PromptLoader -> PromptBatch
+
+Which prompts make up step s follows from (seed, s) alone, so a resumed run draws the prompts that the uncut run would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from transformer2 import tasks
+from transformer2.errors import ConfigError, DataError
+from transformer2.policy import load_tokenizer, resolve_base
+from transformer2.types import Example, PromptBatch
+
+
+def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
+    """Token ids of one prompt, ending where the model is to answer.
+
+    The template's text carries its own BOS, so it is tokenised without special tokens. Base models without a chat
+    template read the messages' contents, separated by blank lines, with the tokenizer's own special tokens.
+    """
+    messages = [dict(m) for m in example.messages]
+    if tokenizer.chat_template is None:
+        return list(tokenizer("\n\n".join(m["content"] for m in messages) + "\n\n")["input_ids"])
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def collate(examples: Sequence[Example], ids: Sequence[list[int]], pad_id: int) -> PromptBatch:
+    """A left-padded batch of rendered prompts."""
+    width = max(map(len, ids))
+    input_ids_BP = torch.full((len(ids), width), pad_id, dtype=torch.long)
+    mask_BP = torch.zeros_like(input_ids_BP)
+    for row, prompt in enumerate(ids):
+        input_ids_BP[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask_BP[row, width - len(prompt) :] = 1
+    return PromptBatch(tuple(examples), input_ids_BP, mask_BP)
+
+
+class PromptLoader:
+    """A sized loader of PromptBatches over rendered prompts, shared evenly among ranks.
+
+    Args:
+        examples: The questions.
+        ids: Their token ids.
+        pad_id: Fills the left of shorter prompts.
+        batch_size: Prompts of one batch over all ranks.
+        shuffle_seed: Seed of the order, a new one each epoch; None keeps the order and the last, smaller batch.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        ids: Sequence[list[int]],
+        pad_id: int,
+        batch_size: int,
+        shuffle_seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if shuffle_seed is not None and len(examples) < batch_size:
+            raise ConfigError(f"data.batch_size {batch_size} exceeds the {len(examples)} prompts; lower it")
+        self.examples, self.ids, self.pad_id = examples, ids, pad_id
+        self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
+        self.rank, self.world_size = rank, world_size
+        self.batches_seen = 0
+
+    def __len__(self) -> int:
+        n, b = len(self.examples), self.batch_size
+        return n // b if self.shuffle_seed is not None else -(-n // b)
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        first = self.batches_seen % len(self) if self.shuffle_seed is not None else 0
+        for i in range(first, len(self)):
+            rows = self._order(self.batches_seen // len(self))[i * self.batch_size : (i + 1) * self.batch_size]
+            if self.shuffle_seed is not None:
+                self.batches_seen += 1
+            if rows := rows[self.rank :: self.world_size]:
+                yield collate([self.examples[r] for r in rows], [self.ids[r] for r in rows], self.pad_id)
+
+    def _order(self, epoch: int) -> list[int]:
+        if self.shuffle_seed is None:
+            return list(range(len(self.examples)))
+        generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.examples), generator=generator).tolist()
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, for Lightning's checkpoint."""
+        return {"batches_seen": self.batches_seen}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where the checkpoint was written."""
+        self.batches_seen = state["batches_seen"]
+
+
+class ExpertDataModule(L.LightningDataModule):
+    """Prompts of one expert task. The test split is read by `test` alone and cannot be reached during `fit`.
+
+    Args:
+        task: A task's name, or the class path of your own (`mypackage.mytask.MyTask`).
+        base: `tiny`, a folder or a Hub id: whose tokenizer renders the prompts (linked to `model.base`).
+        data_dir: Folder with local copies of the rows; None reads the Hub (embedded tasks make their own).
+        batch_size: Prompts per optimizer step, over all ranks (paper: 256).
+        eval_batch_size: Prompts per batch of validation and test.
+        validation_limit: Score at most this many validation questions; None scores all.
+        test_limit: The same for the test split.
+        drop_long_prompts: Leave out prompts that do not fit the model's context instead of refusing them.
+        seed: Seed of the order of prompts (linked to `seed_everything`).
+    """
+
+    def __init__(
+        self,
+        task: str = "tiny_math",
+        base: str = "tiny",
+        data_dir: str | None = None,
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        validation_limit: int | None = None,
+        test_limit: int | None = None,
+        drop_long_prompts: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or eval_batch_size < 1:
+            raise ConfigError(f"batch sizes must be >= 1, not {batch_size} and {eval_batch_size}")
+        self.task = tasks.get(task)
+        self.base, self.data_dir, self.seed = base, data_dir, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.limits = {"validation": validation_limit, "test": test_limit}
+        self.drop_long_prompts = drop_long_prompts
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._rows: dict[str, tuple[list[Example], list[list[int]]]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read and render the splits that the stage may see."""
+        wanted = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"]}.get(stage, [])
+        for split in wanted:
+            if split not in self._rows:
+                self._rows[split] = self._read(split)
+
+    def teardown(self, stage: str) -> None:
+        """Forget the test split once it has been scored."""
+        if stage == "test":
+            self._rows.pop("test", None)
+
+    def _read(self, split: str) -> tuple[list[Example], list[list[int]]]:
+        examples = self.task.examples(split, self.data_dir)[: self.limits.get(split)]
+        self.tokenizer = self.tokenizer or load_tokenizer(self.base)
+        ids = [render(self.tokenizer, e) for e in examples]
+        context = getattr(AutoConfig.from_pretrained(resolve_base(self.base)), "max_position_embeddings", None)
+        room = (context or 10**9) - self.task.max_new_tokens
+        long = [e.id for e, prompt in zip(examples, ids, strict=True) if len(prompt) > room]
+        if long and not self.drop_long_prompts:
+            raise DataError(
+                f"{len(long)} prompts of {self.task.name}/{split} leave no room for {self.task.max_new_tokens} new "
+                f"tokens in a context of {context} ({', '.join(long[:5])}{', ...' if len(long) > 5 else ''}); "
+                "set data.drop_long_prompts: true or choose a model with a longer context"
+            )
+        kept = [(e, prompt) for e, prompt in zip(examples, ids, strict=True) if len(prompt) <= room]
+        if not kept:
+            raise DataError(f"{self.task.name}/{split} holds no prompt; check data.data_dir and the limits")
+        return [e for e, _ in kept], [prompt for _, prompt in kept]
+
+    def _loader(self, split: str, batch_size: int, shuffle_seed: int | None = None) -> PromptLoader:
+        if split not in self._rows:
+            raise DataError(f"split {split!r} of {self.task.name} is not open at this stage")
+        assert self.tokenizer is not None, "a split that was read has been rendered"
+        ranks: dict[str, Any] = {}
+        if self.trainer is not None:
+            ranks = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        pad = self.tokenizer.pad_token_id
+        return PromptLoader(*self._rows[split], 0 if pad is None else pad, batch_size, shuffle_seed, **ranks)
+
+    def train_dataloader(self) -> PromptLoader:
+        """Prompts of one optimizer step per batch."""
+        return self._loader("train", self.batch_size, self.seed)
+
+    def val_dataloader(self) -> PromptLoader:
+        """The validation split in order."""
+        return self._loader("validation", self.eval_batch_size)
+
+    def test_dataloader(self) -> PromptLoader:
+        """The test split in order; open in `test` only."""
+        return self._loader("test", self.eval_batch_size)

@@ -1,0 +1,317 @@
+"""SVF by REINFORCE as a LightningModule.
+
+    J(z) = E_x, y~pi_z(.|x) [ A(y) log pi_z(y|x) ] - lambda KL(pi_z || pi_1)              (paper, section 3.2, equation 1)
+
+One optimizer step = one global batch of prompts, sampled, verified, scored and forgotten. Departures from the paper and
+the reference code:
+    1. Rollouts are sampled at temperature 1; the reference code decodes greedily, which is not the policy's own gradient.
+    2. The sampled ids are scored as sampled, EOS included; the reference code re-tokenises text and drops EOS.
+    3. A batch-mean baseline by default; the paper has none.
+    4. The KL is the paper's KL(pi || pi_0); the reference code computes the reverse one.
+    5. The reference model is the policy with its adapter off; the reference code keeps a second model.
+Presets: conf/preset/paper.yaml sets what the paper says.
+
+Manual optimisation, because rollouts are drawn once for the whole global batch (generation is fastest in big batches) while
+the loss runs over micro-batches bounded by tokens (memory), whose number differs from step to step. docs/adr/0001.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from transformer2.errors import ConfigError, UserError
+from transformer2.policy import (
+    build_policy,
+    eos_token_ids,
+    hidden_states,
+    lm_head,
+    load_base,
+    load_tokenizer,
+    reference,
+)
+from transformer2.rl.advantages import Baseline, advantages
+from transformer2.rl.kl import KL, KL_KINDS
+from transformer2.rl.logprobs import chunk_tokens, score_tokens
+from transformer2.rl.loss import reinforce_loss, sum_by_row
+from transformer2.rl.meter import StepMeter
+from transformer2.rl.packing import pack_rows
+from transformer2.rollout.base import Sampling
+from transformer2.rollout.hf import HFEngine
+from transformer2.svf.model import merged_for_rollout
+from transformer2.tasks import Task
+from transformer2.types import PromptBatch, Rollouts, Verdict
+from transformer2.verifiers import verify_all
+
+MAX_SKIPPED_IN_A_ROW = 3
+MAX_INFRA_SHARE = 0.05
+KL_MONITOR_EVERY = 10  # with kl_coef 0 the KL costs a forward pass and changes nothing, so it is only looked at
+
+
+class SVFReinforceModule(L.LightningModule):
+    """Trains one expert on verifiable rewards.
+
+    Args:
+        base: `tiny` (the embedded model), a folder, or a Hub id.
+        adapter: What is trained, written like an adapter_config.json: `peft_type` (SVF by default; LORA, IA3, ... are
+            baselines through the same step) and the options of its PEFT config.
+        dtype: The base's dtype: `auto` (as stored), `float32`, `bfloat16`, ...
+        model_kwargs: Passed to `from_pretrained` (`attn_implementation`, `device_map`, ...).
+        lr: Peak learning rate of AdamW (paper: 2e-3).
+        lr_schedule: `cosine` decays to 0 over the run; `constant`.
+        warmup_steps: Linear warm-up.
+        betas: AdamW's moments.
+        eps: AdamW's epsilon; larger values damp the coordinates with little signal.
+        weight_decay: Decay of the trainable, for SVF of z towards 1.
+        max_grad_norm: Clip the gradient's norm (paper: 1e-3); None leaves it.
+        baseline: `none`, `batch_mean`, `rloo`, `group_norm` (rl/advantages.py).
+        num_completions: Completions per prompt; the global batch is `data.batch_size` times as many rows.
+        kl: `full`, `full_reverse`, `k1`, `k2`, `k3` (rl/kl.py).
+        kl_coef: lambda (paper: swept over 0, 0.1, 0.2, 0.3). With 0 the KL is still measured every 10th step.
+        temperature: Sampling temperature of training rollouts; 0 decodes greedily as the reference code does.
+        max_new_tokens: Completion budget; None takes the task's.
+        micro_batch_tokens: Padded tokens of one forward and backward pass.
+        max_rollout_rows: Rows generated at a time; None takes the whole batch.
+        seed: Seed of sampling (linked to `seed_everything`).
+    """
+
+    def __init__(
+        self,
+        base: str = "tiny",
+        adapter: dict[str, Any] | None = None,
+        dtype: str = "auto",
+        model_kwargs: dict[str, Any] | None = None,
+        lr: float = 1e-2,
+        lr_schedule: Literal["cosine", "constant"] = "cosine",
+        warmup_steps: int = 0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
+        baseline: Baseline = "batch_mean",
+        num_completions: int = 1,
+        kl: KL = "full",
+        kl_coef: float = 0.0,
+        temperature: float = 1.0,
+        max_new_tokens: int | None = None,
+        micro_batch_tokens: int = 8192,
+        max_rollout_rows: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"lr": lr, "num_completions": num_completions, "micro_batch_tokens": micro_batch_tokens}.items():
+            if value <= 0:
+                raise ConfigError(f"model.{name} must be positive, not {value}")
+        if kl not in KL_KINDS:
+            raise ConfigError(f"unknown model.kl {kl!r}; use one of {', '.join(KL_KINDS)}")
+        if baseline in ("rloo", "group_norm") and num_completions < 2:
+            raise ConfigError(f"model.baseline {baseline!r} compares completions of one prompt; set model.num_completions >= 2")
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold what is trained, not the base
+        self.meter = StepMeter()
+        self.skipped_in_a_row = 0
+        self.policy: Any = None
+
+    def configure_model(self) -> None:
+        """Load the base, wrap it with a fresh adapter and build the rollout engine (once, under the strategy's context)."""
+        if self.policy is not None:
+            return
+        h = self.hparams
+        tokenizer = load_tokenizer(h["base"])
+        base = load_base(h["base"], h["dtype"], **(h["model_kwargs"] or {}))
+        self.policy = build_policy(base, h["adapter"] or {"peft_type": "SVF"})
+        self.head = lm_head(self.policy)
+        self.engine = HFEngine(tokenizer, eos_token_ids(self.policy, tokenizer), h["max_rollout_rows"])
+
+    # ------------------------------------------------------------------ the equation
+
+    def training_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        """One step of REINFORCE on one global batch."""
+        rollouts = self.rollout(prompts)
+        rewards_B = self.rewards(rollouts)
+        advantages_B = self.advantages(rewards_B)
+        for rows in self.micro_batches(rollouts):
+            logprobs_b, kl_b = self.logprobs_and_kl(rollouts.rows(rows))
+            self.backward_of(self.loss(logprobs_b, advantages_B[rows], kl_b))
+        self.update(rollouts, rewards_B)
+
+    def rollout(self, prompts: PromptBatch) -> Rollouts:
+        """Completions of the whole batch under the current z, `num_completions` per prompt."""
+        seed = (self.hparams["seed"] * 1_000_003 + self.global_step) * 4096 + self.global_rank
+        with self.meter.timed("rollout"):
+            return self.sample(prompts.repeat(self.hparams["num_completions"]), self.hparams["temperature"], seed)
+
+    def rewards(self, rollouts: Rollouts) -> Tensor:
+        """Rewards (B,); NaN where the verifier itself failed."""
+        with self.meter.timed("verify"):
+            verdicts = self.verify(rollouts)
+        failed = [v.reason for v in verdicts if v.reward is None]
+        self.meter.add("infra_errors", len(failed))
+        if len(failed) > MAX_INFRA_SHARE * len(verdicts):
+            raise UserError(
+                f"{len(failed)} of {len(verdicts)} answers could not be verified ({failed[0]}); "
+                "mend the task's verifier: training on the rest would teach noise"
+            )
+        return torch.tensor([math.nan if v.reward is None else v.reward for v in verdicts], device=self.device)
+
+    def advantages(self, rewards_B: Tensor) -> Tensor:
+        """Advantages (B,) against the baseline over the batch of all ranks."""
+        gathered = self.all_gather(rewards_B).view(-1, len(rewards_B))  # one row per rank
+        all_B = advantages(gathered.flatten(), self.hparams["baseline"], self.hparams["num_completions"])
+        return all_B.view_as(gathered)[self.global_rank]
+
+    def micro_batches(self, rollouts: Rollouts) -> list[list[int]]:
+        """Rows in groups of similar length, each of at most `micro_batch_tokens` padded tokens."""
+        self.meter.add("rows", len(rollouts))
+        return pack_rows(
+            rollouts.prompt_mask_BP.sum(-1).tolist(),
+            rollouts.completion_mask_BC.sum(-1).tolist(),
+            self.hparams["micro_batch_tokens"],
+        )
+
+    def logprobs_and_kl(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+        """log pi(y|x) and the KL to the base, both summed over each completion: (B,), (B,)."""
+        sampled_BC = rollouts.completion_mask_BC.bool()
+        with self.meter.timed("logprobs"):
+            ref_hidden_ND = None
+            if self.hparams["kl_coef"] or self.global_step % KL_MONITOR_EVERY == 0:
+                with torch.no_grad(), reference(self.policy):
+                    ref_hidden_ND = predicting_states(self.policy, rollouts)
+            scores = score_tokens(
+                predicting_states(self.policy, rollouts),
+                rollouts.completion_ids_BC[sampled_BC],
+                self.head,
+                ref_hidden_ND,
+                kl=self.hparams["kl"],
+                temperature=self.hparams["temperature"] or 1.0,
+                chunk=chunk_tokens(self.policy.config.get_text_config().vocab_size),
+            )
+        self.meter.add("tokens", len(scores.entropy_N))
+        self.meter.add("entropy", float(scores.entropy_N.sum()))
+        self.meter.add("kl", float(scores.kl_N.detach().sum()) if ref_hidden_ND is not None else math.nan)
+        return sum_by_row(scores.logprobs_N, sampled_BC), sum_by_row(scores.kl_N, sampled_BC)
+
+    def loss(self, logprobs_B: Tensor, advantages_B: Tensor, kl_B: Tensor) -> Tensor:
+        """This micro-batch's part of the loss of the step."""
+        loss, _ = reinforce_loss(
+            logprobs_B,
+            advantages_B,
+            kl_B,
+            kl_coef=self.hparams["kl_coef"],
+            num_rows=int(self.meter.sums["rows"]),
+            kl_in_reward=self.hparams["kl"] == "k1",
+        )
+        self.meter.add("loss", float(loss.detach()))
+        return loss
+
+    def backward_of(self, loss: Tensor) -> None:
+        """Add the gradient of one micro-batch to the step's."""
+        with self.meter.timed("backward"):
+            self.manual_backward(loss)
+
+    def update(self, rollouts: Rollouts, rewards_B: Tensor) -> None:
+        """Clip, step, decay the learning rate, log. A non-finite loss or gradient skips the step."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        limit = self.hparams["max_grad_norm"]
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trained(), math.inf if limit is None else limit))
+        finite = math.isfinite(norm) and math.isfinite(self.meter.sums["loss"])
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite loss or gradient; lower model.lr, raise "
+                "model.kl_coef, or use model.dtype float32 (the best expert so far is kept)"
+            )
+        if not finite:
+            rank_zero_warn(f"step {self.global_step}: non-finite loss or gradient, step skipped")
+            optimizer.zero_grad()  # without gradients the optimizer changes nothing, and steps are still counted
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        self._log_step(rollouts, rewards_B, norm, skipped=not finite)
+
+    def _log_step(self, rollouts: Rollouts, rewards_B: Tensor, grad_norm: float, skipped: bool) -> None:
+        m = self.meter
+        metrics = {
+            "train/reward": float(rewards_B.nanmean()),
+            "train/accuracy": float((rewards_B > 0).float().mean()),
+            "train/loss": m.sums["loss"],
+            "train/entropy": m.mean("entropy", per="tokens"),
+            "train/completion_length": m.sums["tokens"] / len(rollouts),
+            "train/finished": float(rollouts.finished_B.float().mean()),
+            "train/grad_norm": grad_norm,
+            "train/lr": float(self.optimizers().param_groups[0]["lr"]),
+            "train/skipped": float(skipped),
+            "reward/zero_std": float(len(rewards_B) > 1 and float(rewards_B.nan_to_num().std()) == 0),
+            "reward/infra_errors": m.sums["infra_errors"],
+            **{f"time/{name}": m.seconds[name] for name in ("rollout", "verify", "logprobs", "backward")},
+        }
+        if math.isfinite(kl := m.mean("kl", per="tokens")):
+            metrics["train/kl"] = kl  # nats per token
+        self.log_dict(metrics, batch_size=len(rollouts))
+        m.reset()
+
+    # ------------------------------------------------------------------ sampling and verifying
+
+    @property
+    def task(self) -> Task:
+        """The task of the datamodule in use: what verifies answers."""
+        return self.trainer.datamodule.task  # type: ignore[attr-defined]  # Lightning sets it at run time
+
+    def sample(self, prompts: PromptBatch, temperature: float, seed: int) -> Rollouts:
+        """Completions under whatever adapter is active, merged into the weights while they are drawn."""
+        budget = self.hparams["max_new_tokens"] or self.task.max_new_tokens
+        with merged_for_rollout(self.policy):
+            return self.engine.generate(self.policy, prompts, Sampling(temperature, max_new_tokens=budget), seed)
+
+    def verify(self, rollouts: Rollouts) -> list[Verdict]:
+        """One verdict per completion."""
+        return verify_all(self.task.verify, rollouts.examples, rollouts.completions)
+
+    def answer(self, prompts: PromptBatch) -> tuple[Rollouts, list[Verdict]]:
+        """Greedy answers and their verdicts: what validation and test score."""
+        rollouts = self.sample(prompts, temperature=0.0, seed=0)
+        return rollouts, self.verify(rollouts)
+
+    # ------------------------------------------------------------------ validation and test
+
+    def on_fit_start(self) -> None:
+        """Where the learning curve starts: the validation accuracy at z = 1."""
+        self.val_correct = MeanMetric().to(self.device)
+
+    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        """Score one batch of validation questions."""
+        _, verdicts = self.answer(prompts)
+        self.val_correct.update([float(v.correct) for v in verdicts])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log accuracy and its standard error."""
+        accuracy = self.val_correct.compute()
+        n = self.val_correct.weight
+        self.log_dict({"val/accuracy": accuracy, "val/accuracy_se": (accuracy * (1 - accuracy) / n).sqrt(), "val/n": n})
+        self.val_correct.reset()
+
+    def test_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        """Answer one batch with the base and with the expert."""
+        with reference(self.policy):
+            base, base_verdicts = self.answer(prompts)
+        expert, verdicts = self.answer(prompts)
+        for i, example in enumerate(prompts.examples):
+            self.records.append(
+                {
+                    "id": example.id,
+                    "answer": example.answer,
+                    "base_completion": base.completions[i],
+                    "base_correct": base_verdicts[i].correct,
+                    "completion": expert.completions[i],
+                    "correct": verdicts[i].correct,
+                    "extracted": verdicts[i].extracted,
+                    "reason": verdicts[i].reason,
+                }
+            )

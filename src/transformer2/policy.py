@@ -1,0 +1,174 @@
+"""The policy: a transformers causal LM with PEFT adapters, its tokenizer, and the three ways the trainer reads it.
+
+    load_tokenizer, load_base, build_policy     from a config's `base` and `adapter`
+    hidden_states, lm_head                      the model in two halves, so that logits never exist whole (rl/logprobs.py)
+    reference                                   the base model: the same weights with the adapters off, never a copy
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from transformer2 import tiny
+from transformer2.errors import ConfigError, DataError
+
+EMBEDDED = "tiny"
+
+
+def resolve_base(base: str) -> str:
+    """The folder of the embedded model for `tiny`; any other folder or Hub id as it is."""
+    return str(tiny.model_path()) if base == EMBEDDED else base
+
+
+def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, padding on the left.
+
+    A tokenizer without a pad token pads with its EOS token; masks, made from lengths, tell the two apart.
+
+    Raises:
+        DataError: The base cannot be found; the message says what to give instead.
+    """
+    with _readable(base):
+        tokenizer = AutoTokenizer.from_pretrained(resolve_base(base))
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
+    """The base model in evaluation mode (no dropout: the policy that is scored is the one that sampled).
+
+    Args:
+        base: `tiny`, a folder, or a Hub id.
+        dtype: `auto` (as stored), or a torch dtype's name.
+        kwargs: Passed to `from_pretrained` (`attn_implementation`, `device_map`, `quantization_config`, ...).
+    """
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ConfigError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
+    with _readable(base):
+        model = AutoModelForCausalLM.from_pretrained(resolve_base(base), dtype=dtype, **kwargs)
+    return model.eval()
+
+
+@contextmanager
+def _readable(base: str) -> Iterator[None]:
+    """Turn "cannot reach the Hub" and "no such folder" into one line with the remedy."""
+    try:
+        yield
+    except (OSError, ValueError) as e:
+        if isinstance(e, ConfigError):
+            raise
+        if os.sep in base and not Path(base).exists() and base.count("/") != 1:
+            raise DataError(f"base {base!r} is no folder on this machine; give `tiny`, a folder, or a Hub id") from e
+        first = str(e).strip().splitlines()[0]
+        raise DataError(f"base {base!r} cannot be loaded ({first}); give model.base a local folder, or `tiny`") from e
+
+
+def adapter_config(adapter: Mapping[str, Any] | PeftConfig) -> PeftConfig:
+    """A PEFT config from a mapping that reads like an adapter_config.json (`peft_type: SVF`, `target_modules: mlp`).
+
+    Raises:
+        ConfigError: An unknown peft_type or key, with the nearest valid name.
+    """
+    if isinstance(adapter, PeftConfig):
+        return adapter
+    options = dict(adapter)
+    peft_type = str(options.pop("peft_type", "SVF")).upper()
+    if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise ConfigError(f"unknown adapter.peft_type {peft_type!r}{_nearest(peft_type, PEFT_TYPE_TO_CONFIG_MAPPING)}")
+    cls = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
+    known = [f.name for f in dataclasses.fields(cls) if f.init]
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"unknown key adapter.{key} for {peft_type}{_nearest(key, known)}")
+    return cls(**options)
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def build_policy(base: PreTrainedModel, adapter: Mapping[str, Any] | PeftConfig) -> PeftModel:
+    """The base with a fresh adapter named `default`; at z = 1 an SVF policy equals the base bit for bit."""
+    config = adapter_config(adapter)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Already found a `peft_config` attribute.*")
+        model = get_peft_model(base, config)
+    return model.eval()
+
+
+def reference(policy: PeftModel) -> Any:
+    """Context manager: inside, `policy` is the base model."""
+    return policy.disable_adapter()
+
+
+def hidden_states(policy: PeftModel, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+    """Last hidden states (B, T, D), after the final norm: what lm_head reads.
+
+    Args:
+        policy: The model.
+        input_ids_BT: int64, left-padded prompts followed by right-padded completions.
+        attention_mask_BT: int64, 1 on real tokens. Positions count real tokens, as in generation.
+    """
+    backbone = policy.get_base_model().base_model
+    positions_BT = (attention_mask_BT.cumsum(-1) - 1).clamp(min=0)
+    output = backbone(
+        input_ids=input_ids_BT, attention_mask=attention_mask_BT, position_ids=positions_BT, use_cache=False
+    )
+    return output.last_hidden_state
+
+
+def lm_head(policy: PeftModel) -> Callable[[Tensor], Tensor]:
+    """The other half of the model: hidden states (..., D) -> logits (..., V), with the model's own scaling or soft cap.
+
+    The two halves are checked against the whole on one token, so a model that post-processes its logits in a way not
+    known here is refused instead of trained on wrong log-probabilities.
+
+    Raises:
+        ConfigError: The halves do not give the model's logits.
+    """
+    model = policy.get_base_model()
+    head: nn.Module = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+
+    def logits(hidden_ND: Tensor) -> Tensor:
+        logits_NV = head(hidden_ND)
+        if scale != 1.0 or divisor != 1.0:
+            logits_NV = logits_NV * (scale / divisor)
+        return logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)
+
+    with torch.no_grad():
+        ids_BT = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+        whole_BTV = model(input_ids=ids_BT, use_cache=False).logits
+        halves_BTV = logits(hidden_states(policy, ids_BT, torch.ones_like(ids_BT)))
+    if not torch.allclose(whole_BTV.float(), halves_BTV.float(), rtol=1e-2, atol=1e-2):
+        raise ConfigError(
+            f"{type(model).__name__} changes its logits after lm_head in a way this trainer does not know; "
+            "use another model family, or teach transformer2.policy.lm_head about it"
+        )
+    return logits
+
+
+def eos_token_ids(policy: PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token id that ends a completion: the tokenizer's EOS and those of the generation config."""
+    ids = policy.get_base_model().generation_config.eos_token_id
+    ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    return sorted({*ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})

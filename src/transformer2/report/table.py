@@ -1,0 +1,56 @@
+"""report.json and the table a run ends with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from transformer2.types import Report
+
+PACKAGES = ("transformer2", "torch", "lightning", "transformers", "peft", "deepspeed")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that a result depends on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def text_table(report: Report) -> str:
+    """Base and result with standard errors, as printed at the end of a run."""
+    rows = [("base", report.base), *report.controls.items(), ("expert", report.result)]
+    lines = [f"{report.task}   test split, n = {report.n}, protocol {report.protocol}, seed {_join(report.seeds)}"]
+    lines += [f"  {name:<12} {score!s:>16}" for name, score in rows]
+    gain = 100 * (report.result.accuracy - report.base.accuracy)
+    lines.append(f"  {'gain':<12} {gain:>+6.1f} points   p = {report.paired_p:.2g} (exact McNemar)")
+    if report.seconds:
+        lines.append("  " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items()))
+    return "\n".join(lines)
+
+
+def write_report(folder: Path, report: Report, records: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Write report.json and, if there are any, records.jsonl; each appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if records:
+        write_text(folder / "records.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    write_text(folder / "report.json", json.dumps(report.to_json(), indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once: a reader sees the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _join(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,66 @@
+"""Advantages: how much better a reward was than expected.
+
+    none         A_b = r_b                              the paper (section 3.2)
+    batch_mean   A_b = r_b - mean(r)                    default here
+    rloo         A_b = r_b - mean of the other rewards of the same prompt
+    group_norm   A_b = (r_b - mean_g(r)) / (std_g(r) + eps), g = the completions of one prompt
+
+Departures: the reference code uses `none`. Any baseline that does not depend on the row's own tokens leaves the expected
+gradient unchanged; `batch_mean` and `group_norm` include the row's own reward, a bias of order 1 / group size.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Baseline = Literal["none", "batch_mean", "rloo", "group_norm"]
+
+
+def advantages(rewards_B: Tensor, baseline: Baseline = "batch_mean", group_size: int = 1, eps: float = 1e-6) -> Tensor:
+    """Advantages of one global batch.
+
+    Args:
+        rewards_B: fp32 (B,); NaN marks a row whose verifier failed. Completions of one prompt are neighbours.
+        baseline: See the module docstring.
+        group_size: Completions per prompt; B is a multiple of it.
+        eps: Added to the standard deviation in `group_norm`.
+
+    Returns:
+        fp32 (B,): 0 in rows without a reward, so that they leave the loss unchanged.
+
+    Raises:
+        ValueError: An unknown baseline, a batch that is no multiple of `group_size`, or a group too small for it.
+    """
+    if baseline in ("rloo", "group_norm") and group_size < 2:
+        raise ValueError(f"baseline {baseline!r} compares completions of one prompt; set num_completions >= 2, not {group_size}")
+    if len(rewards_B) % group_size:
+        raise ValueError(f"{len(rewards_B)} rewards do not divide into groups of {group_size}")
+    valid_B = ~rewards_B.isnan()
+    filled_B = rewards_B.nan_to_num(0.0)
+    if baseline == "none":
+        expected_B = torch.zeros_like(filled_B)
+    elif baseline == "batch_mean":
+        expected_B = (filled_B.sum() / valid_B.sum().clamp(min=1)).expand_as(filled_B)
+    elif baseline in ("rloo", "group_norm"):
+        sum_G1 = filled_B.view(-1, group_size).sum(-1, keepdim=True)
+        count_G1 = valid_B.view(-1, group_size).sum(-1, keepdim=True)
+        if baseline == "group_norm":
+            return _normalised(filled_B, valid_B, sum_G1, count_G1, group_size, eps)
+        others_GN = (sum_G1 - filled_B.view(-1, group_size)) / (count_G1 - 1).clamp(min=1)
+        # A row whose companions all failed has nothing to be compared with: no signal rather than a wrong one.
+        expected_B = torch.where(count_G1 > 1, others_GN, filled_B.view(-1, group_size)).reshape(-1)
+    else:
+        raise ValueError(f"unknown baseline {baseline!r}; use none, batch_mean, rloo or group_norm")
+    return (filled_B - expected_B) * valid_B
+
+
+def _normalised(
+    filled_B: Tensor, valid_B: Tensor, sum_G1: Tensor, count_G1: Tensor, group_size: int, eps: float
+) -> Tensor:
+    centred_GN = filled_B.view(-1, group_size) - sum_G1 / count_G1.clamp(min=1)
+    centred_GN = centred_GN * valid_B.view(-1, group_size)
+    std_G1 = (centred_GN.square().sum(-1, keepdim=True) / (count_G1 - 1).clamp(min=1)).sqrt()
+    return (centred_GN / (std_G1 + eps)).reshape(-1)

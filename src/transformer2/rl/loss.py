@@ -1,0 +1,52 @@
+"""REINFORCE with a KL penalty (paper, section 3.2, equation 1).
+
+    J(z) = E_y~pi [ A(y) log pi(y|x) ] - lambda KL(pi || pi_0),    log pi(y|x) = sum_t log pi(y_t | x, y_<t)
+    loss = -(1 / B) sum_b [ A_b sum_t log pi_bt - lambda sum_t KL_bt ]
+
+What it is not: no importance ratio, no clipping, no replay: every rollout was sampled after the last optimizer step.
+`num_rows` is the number of rows of the whole global batch, so that micro-batches add up to the loss of the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sum_by_row(values_N: Tensor, mask_BC: Tensor) -> Tensor:
+    """Sums of packed token values per row.
+
+    Args:
+        values_N: fp32 (N,), one value per 1 of the mask, in row-major order.
+        mask_BC: (B, C), 1 on sampled tokens.
+
+    Returns:
+        fp32 (B,); 0 for a row without tokens.
+    """
+    rows_N = mask_BC.nonzero()[:, 0]
+    return torch.zeros(len(mask_BC), dtype=values_N.dtype, device=values_N.device).index_add(0, rows_N, values_N)
+
+
+def reinforce_loss(
+    logprobs_B: Tensor, advantages_B: Tensor, kl_B: Tensor, *, kl_coef: float, num_rows: int, kl_in_reward: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of one micro-batch.
+
+    Args:
+        logprobs_B: log pi(y|x), fp32 (B,), summed over the completion's tokens, EOS included.
+        advantages_B: fp32 (B,), constants.
+        kl_B: KL of the completion, fp32 (B,), summed over its tokens.
+        kl_coef: lambda.
+        num_rows: Rows of the whole global batch, the divisor.
+        kl_in_reward: Take lambda * KL off each row's reward instead of adding it to the loss: the only correct use of
+            k1 (rl/kl.py). It enters after the baseline, which leaves the expected gradient as it is.
+
+    Returns:
+        The loss (a scalar) and its two parts, detached: `policy` and `kl` (nats per completion, averaged over rows).
+    """
+    penalty = kl_B.sum() / num_rows
+    if kl_in_reward:
+        advantages_B = advantages_B - kl_coef * kl_B
+    policy = -(advantages_B.detach() * logprobs_B).sum() / num_rows
+    loss = policy if kl_in_reward else policy + kl_coef * penalty
+    return loss, {"policy": policy.detach(), "kl": penalty.detach()}

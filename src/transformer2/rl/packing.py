@@ -1,0 +1,31 @@
+"""Micro-batches bounded by tokens rather than rows: memory follows tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def pack_rows(prompt_tokens: Sequence[int], completion_tokens: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Group rows of similar length so that no padded group exceeds `max_tokens`.
+
+    Args:
+        prompt_tokens: Real prompt tokens of each row.
+        completion_tokens: Real completion tokens of each row.
+        max_tokens: Bound on rows x (longest prompt + longest completion) of a group. A single row longer than the bound
+            gets a group of its own.
+
+    Returns:
+        Row indices by group; every row is in exactly one.
+    """
+    longest_first = sorted(range(len(prompt_tokens)), key=lambda i: -(prompt_tokens[i] + completion_tokens[i]))
+    groups: list[list[int]] = []
+    width_p = width_c = 0
+    for row in longest_first:
+        p, c = max(width_p, prompt_tokens[row]), max(width_c, completion_tokens[row])
+        if groups and (len(groups[-1]) + 1) * (p + c) <= max_tokens:
+            groups[-1].append(row)
+            width_p, width_c = p, c
+        else:
+            groups.append([row])
+            width_p, width_c = prompt_tokens[row], completion_tokens[row]
+    return groups

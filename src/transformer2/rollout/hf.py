@@ -1,0 +1,143 @@
+"""Batched generation with a transformers model: the engine that runs everywhere.
+
+Departures from `model.generate`, each measured in benchmarks/:
+    1. Rows that have finished leave the batch (the KV cache is compacted), so a long straggler costs one row, not B.
+    2. Prompts are sorted by length, so that a batch split by `max_rows` pads little.
+    3. A row's random numbers are drawn up front from (seed, row): the same completion comes out whatever the batch it
+       shares, dropped rows and splits included (up to the rounding of batched matrix products).
+    4. Sampling inverts the cumulative distribution at one uniform number per token.
+    5. A non-finite logit is an error that names the prompt, not a device assert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from transformer2.errors import UserError
+from transformer2.rollout.base import Sampling
+from transformer2.types import PromptBatch, Rollouts
+
+COMPACT_BELOW = 0.8  # compact once the live rows are fewer than this share of the batch: copying the cache is not free
+
+
+class HFEngine:
+    """Batched sampling through the model's own forward.
+
+    Args:
+        tokenizer: Decodes completions; its pad id (else its EOS id) fills finished rows.
+        eos_ids: Token ids that end a completion.
+        max_rows: Rows generated at a time; None takes the whole batch.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Iterable[int], max_rows: int | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.eos_ids = sorted(set(eos_ids))
+        if not self.eos_ids:
+            raise UserError("the tokenizer names no EOS token, so no completion could ever end; set tokenizer.eos_token")
+        pad = tokenizer.pad_token_id
+        self.pad_id: int = self.eos_ids[0] if pad is None else int(pad)
+        self.max_rows = max_rows
+
+    @torch.no_grad()
+    def generate(self, policy: nn.Module, prompts: PromptBatch, sampling: Sampling, seed: int) -> Rollouts:
+        """See `RolloutEngine.generate`."""
+        b = len(prompts)
+        uniforms_BC = torch.rand((b, sampling.max_new_tokens), generator=torch.Generator().manual_seed(seed))
+        uniforms_BC = uniforms_BC.to(prompts.input_ids_BP.device)
+        lengths = prompts.attention_mask_BP.sum(-1)
+        order = torch.argsort(lengths, descending=True, stable=True)
+        ids_BC = prompts.input_ids_BP.new_full((b, sampling.max_new_tokens), self.pad_id)
+        count_B = torch.zeros_like(lengths)
+        for rows in order.split(self.max_rows or b):
+            width = int(lengths[rows].max())
+            ids, mask = prompts.input_ids_BP[rows][:, -width:], prompts.attention_mask_BP[rows][:, -width:]
+            names = [prompts.examples[i].id for i in rows.tolist()]
+            ids_BC[rows], count_B[rows] = self._decode(policy, ids, mask, uniforms_BC[rows], sampling, names)
+        return self._rollouts(prompts, ids_BC, count_B)
+
+    def _decode(
+        self, policy: nn.Module, ids_BP: Tensor, mask_BP: Tensor, uniforms_BC: Tensor, sampling: Sampling, names: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Completions (B, C) padded with the pad id, and their lengths (B,), EOS included."""
+        eos = torch.tensor(self.eos_ids, device=ids_BP.device)
+        out_BC = torch.full_like(uniforms_BC, self.pad_id, dtype=torch.long)
+        count_B = torch.zeros(len(ids_BP), dtype=torch.long, device=ids_BP.device)
+        alive = torch.arange(len(ids_BP), device=ids_BP.device)  # original rows still in the batch
+        done = torch.zeros(len(alive), dtype=torch.bool, device=ids_BP.device)
+        cache = DynamicCache(config=policy.config)
+        positions = (mask_BP.cumsum(-1) - 1).clamp(min=0)
+        step_ids, mask = ids_BP, mask_BP
+        for t in range(sampling.max_new_tokens):
+            output = policy(
+                input_ids=step_ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            token = _choose(output.logits[:, -1].float(), uniforms_BC[alive, t], sampling, [names[i] for i in alive.tolist()])
+            token = token.masked_fill(done, self.pad_id)
+            out_BC[alive, t] = token
+            count_B[alive] += ~done
+            done = done | torch.isin(token, eos)
+            live = int((~done).sum())
+            if live == 0:
+                break
+            positions = positions[:, -1:] + 1
+            if live < COMPACT_BELOW * len(alive):
+                keep = (~done).nonzero()[:, 0]
+                cache.batch_select_indices(keep)
+                alive, token, mask, positions, done = alive[keep], token[keep], mask[keep], positions[keep], done[keep]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
+            step_ids = token[:, None]
+        return out_BC, count_B
+
+    def _rollouts(self, prompts: PromptBatch, ids_BC: Tensor, count_B: Tensor) -> Rollouts:
+        width = int(count_B.max())
+        ids_BC = ids_BC[:, :width]
+        mask_BC = (torch.arange(width, device=ids_BC.device) < count_B[:, None]).long()
+        last_B = ids_BC.gather(1, (count_B - 1).clamp(min=0)[:, None])[:, 0]
+        finished_B = torch.isin(last_B, torch.tensor(self.eos_ids, device=ids_BC.device))
+        rows = zip(ids_BC.tolist(), count_B.tolist(), strict=True)
+        texts = self.tokenizer.batch_decode([ids[:n] for ids, n in rows], skip_special_tokens=True)
+        return Rollouts(
+            prompts.examples,
+            prompts.input_ids_BP,
+            prompts.attention_mask_BP,
+            ids_BC,
+            mask_BC,
+            tuple(texts),
+            finished_B,
+        )
+
+
+def _choose(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling, names: list[str]) -> Tensor:
+    """One token per row."""
+    # max propagates NaN and +inf; entries of -inf (masked vocabulary) are fine.
+    sane_B = torch.isfinite(logits_BV.amax(-1))
+    if not bool(sane_B.all()):
+        raise UserError(
+            f"the model gave non-finite logits for prompt {names[int((~sane_B).nonzero()[0])]!r}; "
+            "the adapter or the base is damaged, or training diverged: lower model.lr or use fp32"
+        )
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1)
+    probs_BV = (logits_BV / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        probs_BV = _nucleus(probs_BV, sampling.top_p)
+    cumulative_BV = probs_BV.cumsum(-1)
+    targets_B1 = (uniforms_B * cumulative_BV[:, -1])[:, None]
+    return torch.searchsorted(cumulative_BV, targets_B1, right=True)[:, 0].clamp(max=logits_BV.shape[-1] - 1)
+
+
+def _nucleus(probs_BV: Tensor, top_p: float) -> Tensor:
+    """Zero all but the smallest set of most likely tokens whose mass reaches `top_p`."""
+    sorted_BV, index_BV = probs_BV.sort(-1, descending=True)
+    # A token stays if the mass before it is below top_p: the first one always does.
+    sorted_BV = sorted_BV.masked_fill(sorted_BV.cumsum(-1) - sorted_BV >= top_p, 0.0)
+    return torch.zeros_like(probs_BV).scatter(-1, index_BV, sorted_BV)
