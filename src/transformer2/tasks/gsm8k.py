@@ -1,0 +1,82 @@
+"""GSM8K: grade-school word problems whose answer is one number (openai/gsm8k, config main).
+
+One row:
+
+    question: A robe takes 2 bolts of blue fiber and half that much white fiber.  How many bolts in total does it take?
+    answer:   It takes 2/2=<<2/2=1>>1 bolt of white fiber
+              So the total amount of fabric is 2+1=<<2+1=3>>3 bolts of fabric
+              #### 3
+
+The model sees the question and is asked to end on a line `#### N`. Right means: its last final answer equals 3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import ClassVar
+
+from transformer2.errors import DataError
+from transformer2.tasks._rows import field_of, load_rows
+from transformer2.tasks.base import Task
+from transformer2.types import Example, Verdict
+from transformer2.verifiers.numeric import parse_number, verify_number
+
+__all__ = ["GSM8K", "TASK"]
+
+_SYSTEM = (
+    "Solve the problem step by step. Then write the final answer on a last line of its own, in the form\n"
+    "#### N\nwhere N is a single number."
+)
+
+
+class GSM8K(Task):
+    """Grade-school mathematics.
+
+    The Hub has no validation split. Ours is every train question whose sha256 is 0 modulo 15 (538 of 7473): it does not
+    depend on the order of rows, and equal questions fall on the same side. `train` is the rest; `test` is the Hub's.
+
+    Args:
+        revision: Commit of the Hub data set; None takes the newest.
+    """
+
+    name: ClassVar[str] = "gsm8k"
+    description: ClassVar[str] = "grade-school mathematics: word problems answered with a number"
+    max_new_tokens: ClassVar[int] = 512
+
+    def __init__(self, revision: str | None = None):
+        self.revision = revision
+
+    def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
+        """All questions of a split, in the order of the source."""
+        if split not in self.splits:
+            raise DataError(f"gsm8k has no split {split!r}; its splits are {', '.join(self.splits)}")
+        source = "test" if split == "test" else "train"
+        rows = load_rows("gsm8k", source, data_dir, "openai/gsm8k", config="main", revision=self.revision)
+        examples = []
+        for i, row in enumerate(rows):
+            where = f"gsm8k/{source}/{i}"
+            question = field_of(row, "question", where).strip()
+            if split == "test" or (split == "validation") == _is_validation(question):
+                answer = _gold(field_of(row, "answer", where), where)
+                messages = ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": question})
+                examples.append(Example(f"gsm8k/{split}/{i}", messages, answer))
+        return examples
+
+    def verify(self, example: Example, completion: str) -> Verdict:
+        """+1 when the last final answer of the completion equals the gold number."""
+        return verify_number(example.answer, completion)
+
+
+TASK = GSM8K
+
+
+def _is_validation(question: str) -> bool:
+    return int.from_bytes(hashlib.sha256(question.encode()).digest()) % 15 == 0
+
+
+def _gold(answer: str, where: str) -> str:
+    """The number behind `####`, without thousands commas."""
+    _, marker, gold = answer.rpartition("####")
+    if not marker or parse_number(gold) is None:
+        raise DataError(f"{where}: field 'answer' does not end on '#### <number>'; correct or drop the row")
+    return gold.strip().replace(",", "")

@@ -1,0 +1,128 @@
+"""The numeric verifier: what it reads as the final answer, what it refuses, and that no text can hold it up."""
+
+from __future__ import annotations
+
+import time
+from fractions import Fraction
+
+import pytest
+
+from transformer2.verifiers.numeric import final_number, parse_number, verify_number
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("72", 72),
+        ("$1,234.50", Fraction(2469, 2)),
+        ("−3", -3),  # U+2212
+        ("–3", -3),  # en dash
+        ("-$5", -5),
+        ("$-5", -5),
+        ("+7.", 7),
+        (".5", Fraction(1, 2)),
+        ("40%", 40),
+        ("3/4", Fraction(3, 4)),
+        ("3 1/2 cups", Fraction(7, 2)),
+        (r"-\frac{3}{4}", Fraction(-3, 4)),
+        (r"\dfrac12", Fraction(1, 2)),
+        (r"1{,}234", 1234),
+        ("1\u202f234", 1234),
+        ("2.5 million dollars", 2_500_000),
+        ("€5k", 5000),
+        ("72 km^2", 72),
+        (r"72\text{ cm}^2", 72),
+        ("72 m²", 72),
+        ("6 * 12 = 72", 72),
+        ("72 (72 clips)", 72),
+        ("", None),
+        ("seventy-two", None),
+        ("72 73", None),
+        ("70-72", None),
+        ("1,00", None),
+        ("10:30", None),
+        ("1/0", None),
+        ("1e3", None),
+        ("x = 71, y = 72", None),
+        ("not 72", None),
+        ("9" * 65, None),
+    ],
+)
+def test_parse_number(text: str, value: int | Fraction | None) -> None:
+    assert parse_number(text) == value
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "48 / 2 = 24 and 48 + 24 = 72.\n#### 72",
+        "#### $72.00.",
+        "#### **72** clips",
+        "####72",
+        "####\n72",
+        r"So the total is $\boxed{72}$.",
+        r"The final answer is: $\boxed{\$72}$. I hope it is correct.",
+        "The answer is 72.",
+        "The answer is 72. I hope this answer is helpful.",
+        "**Final Answer:** 72 clips",
+        "**Final Answer**\n\n72 clips",
+        "#### Answer: 72",
+        "#### Step 1\nHalf of 48 is 24.\n#### Step 2\nSo \\boxed{72}.",
+        "First I said the answer is 71. That was wrong.\n#### 72",
+        "#### 72\n\nQuestion: A farmer has 5 cows and 6 pigs.",
+        "48 + 24 makes the total.\n72",
+        "The number of correct answers is: 24 more than 48.\n\n72",
+        "<<48+24=72>>72",
+    ],
+)
+def test_right_final_answers_are_accepted(completion: str) -> None:
+    verdict = verify_number("72", completion)
+    assert verdict.correct and verdict.reward == 1.0 and verdict.extracted == "72", verdict
+
+
+@pytest.mark.parametrize(
+    ("completion", "reason"),
+    [
+        ("", "no final answer"),
+        ("48 + 24 = 72, so Natalia sold 72 clips altogether.", "no final answer"),
+        ("#### 72 or 73", "several answers"),
+        ("#### 71, 72", "several answers"),
+        ("#### 71\n#### 72", "several answers"),
+        ("#### 71 #### 72", "several answers"),
+        (r"\boxed{71}, \boxed{72}", "several answers"),
+        (r"\boxed{72} or 73", "several answers"),
+        ("71\n72", "several answers"),
+        ("The answer is 71 or the answer is 72", "several answers"),
+        ("#### 72\nNo, wait.\n#### 73", "expected 72"),
+        ("#### 72\nThe answer is 73.", "expected 72"),
+        ("#### 7", "expected 72"),
+        ("#### -72", "expected 72"),
+        ("#### 72.5", "expected 72"),
+        ("#### 72 thousand", "expected 72"),
+        ("#### 72\n####", "no number in the final answer"),
+        (r"#### 72 \boxed{", "no number in the final answer"),
+        ("#### unknown", "no number in the final answer"),
+    ],
+)
+def test_anything_else_is_refused_with_its_reason(completion: str, reason: str) -> None:
+    verdict = verify_number("72", completion)
+    assert not verdict.correct and verdict.reward == -1.0
+    assert verdict.reason == reason
+
+
+def test_a_gold_that_is_no_number_is_an_error_not_a_reward() -> None:
+    with pytest.raises(ValueError, match="gold answer 'many'"):
+        verify_number("many", "#### 72")
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["\\boxed{", "#### ", "answer is ", "answer ", " ", "9", "1 ", "{", "<<", "1,", "1/", "*", "\\frac{", "=", "-"],
+)
+@pytest.mark.parametrize("head", ["", "#### 1", "\\boxed{1} "])
+def test_no_text_holds_it_up(head: str, unit: str) -> None:
+    text = head + unit * (40_000 // len(unit)) + "\n#### 2 "
+    start = time.process_time()
+    final_number(text)
+    final_number(text[:-7])
+    assert time.process_time() - start < 2  # linear: about 0.05 s; quadratic would be minutes
