@@ -1,0 +1,51 @@
+"""transformer2: self-adaptive language models. SVF as a PEFT tuner, trained by REINFORCE on verifiable rewards.
+
+Importing this package imports neither torch nor peft; PEFT learns SVF when it is imported, before or after.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from transformer2.svf.register import register_when_peft_loads
+
+if TYPE_CHECKING:
+    from transformer2.experts import compare_experts, import_reference_checkpoint, load_experts, mix_experts
+    from transformer2.svf.config import SVFConfig
+    from transformer2.svf.model import set_form
+    from transformer2.svf.rows import z_rows
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "SVFConfig": "transformer2.svf.config",
+    "set_form": "transformer2.svf.model",
+    "z_rows": "transformer2.svf.rows",
+    "compare_experts": "transformer2.experts",
+    "import_reference_checkpoint": "transformer2.experts",
+    "load_experts": "transformer2.experts",
+    "mix_experts": "transformer2.experts",
+}
+
+__all__ = [
+    "SVFConfig",
+    "compare_experts",
+    "import_reference_checkpoint",
+    "load_experts",
+    "mix_experts",
+    "set_form",
+    "z_rows",
+]
+
+register_when_peft_loads()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'transformer2' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,168 @@
+"""SVFConfig: what is tuned, in which form, and what an expert folder says of itself.
+
+Departures from PEFT's configs: the saved file always describes z - 1 (`parametrization` is "direct" in it, and
+`trained_parametrization` keeps how it was trained), names no folder of the machine it was made on, and carries a
+sha256 of the weights file beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from peft.config import PeftConfig
+
+from transformer2.errors import ConfigError
+from transformer2.svf.register import extend_peft_types, register
+
+__all__ = ["FORMS", "PARAMETRIZATIONS", "Form", "SVFConfig"]
+
+Form = Literal["auto", "delta", "factored", "merged"]
+Parametrization = Literal["direct", "sigmoid_renorm"]
+FORMS: tuple[str, ...] = get_args(Form)
+PARAMETRIZATIONS: tuple[str, ...] = get_args(Parametrization)
+FORMAT_VERSION = 1
+
+extend_peft_types()
+
+
+@dataclass
+class SVFConfig(PeftConfig):
+    """Configuration of singular value fine-tuning.
+
+    Attributes:
+        target_modules: "mlp", "attention" or "all-linear" (found by role in any decoder), a list or set of such roles
+            and module names, or a string that is a regular expression for full module paths.
+        layers_to_transform: Decoder layers to tune, an index or a list; None means all.
+        layers_pattern: Name(s) of the module list that holds the decoder layers; needed only where several do.
+        form: How z enters the forward pass; "auto" is the exact one, "delta" (see forms.choose_form).
+        parametrization: "direct" trains z - 1; "sigmoid_renorm" is the reference code's: p ~ N(0.1, 0.01^2),
+            z = sigmoid(p) sum(sigma) / sum(sigma sigmoid(p)).
+        init_std: Standard deviation of z - 1 at the start ("direct" only).
+        basis_cache: Folder of the basis cache. None means the default folder where a decomposition takes long
+            (r >= 1024), and no folder otherwise; "off" means never. Never saved.
+        exclude_modules: Module names, or a regular expression, to leave out.
+        modules_to_save: As in PEFT: modules trained and saved whole beside z.
+        task: Name of the task the expert was trained on.
+        step: Optimizer step of the saved weights.
+        score: Validation accuracy at that step, in [0, 1].
+        base_fingerprint: "<arch>:<weights>" of the base model; stamped when the adapter is saved.
+        trained_parametrization: How a saved expert was trained.
+        expert_format_version: Version of the folder's format.
+        sha256: Of adapter_model.safetensors; stamped when the adapter is saved.
+
+    Raises:
+        ConfigError: A value that cannot be used; the message names it and the remedy.
+    """
+
+    target_modules: str | list[str] | set[str] = "mlp"
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    form: Form = "auto"
+    parametrization: Parametrization = "direct"
+    init_std: float = 0.0
+    basis_cache: str | None = None
+    exclude_modules: str | list[str] | set[str] | None = None
+    modules_to_save: list[str] | None = None
+    task: str | None = None
+    step: int | None = None
+    score: float | None = None
+    base_fingerprint: str | None = None
+    trained_parametrization: Parametrization | None = None
+    expert_format_version: int = FORMAT_VERSION
+    sha256: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # A config can be the first thing of ours that is built: from here on PEFT must know the rest.
+        register()
+        from peft.utils.peft_types import PeftType
+
+        self.peft_type = PeftType("SVF")
+        if self.target_modules is None:
+            self.target_modules = "mlp"
+        self._check_targets()
+        self._check_layers()
+        for name, value, allowed in (
+            ("form", self.form, FORMS),
+            ("parametrization", self.parametrization, PARAMETRIZATIONS),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+        if not isinstance(self.init_std, (int, float)) or not 0 <= self.init_std < 1:
+            raise ConfigError(f"init_std={self.init_std!r} must be in [0, 1); it is the spread of z - 1 at the start")
+        if self.init_std and self.parametrization != "direct":
+            raise ConfigError(
+                f"init_std={self.init_std} with parametrization='sigmoid_renorm', which draws its own start; set it to 0"
+            )
+        if not isinstance(self.expert_format_version, int) or self.expert_format_version > FORMAT_VERSION:
+            raise ConfigError(
+                f"expert_format_version={self.expert_format_version!r}, this transformer2 reads up to {FORMAT_VERSION}; "
+                "upgrade transformer2"
+            )
+
+    def _check_targets(self) -> None:
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, tuple | frozenset):
+                value = list(value)
+                setattr(self, name, value)
+            if isinstance(value, str):
+                try:
+                    re.compile(value)
+                except re.error as e:
+                    raise ConfigError(
+                        f"{name}={value!r} is not a regular expression ({e}); give a list of names"
+                    ) from e
+            elif not isinstance(value, list | set) or not all(isinstance(item, str) and item for item in value):
+                raise ConfigError(f"{name}={value!r} must be a string or a list of module names")
+        if not self.target_modules:
+            raise ConfigError("target_modules is empty; give 'mlp', 'attention', 'all-linear' or module names")
+
+    def _check_layers(self) -> None:
+        layers = self.layers_to_transform
+        if layers is not None:
+            listed = [layers] if isinstance(layers, int) else layers
+            ok = isinstance(listed, list | tuple) and all(isinstance(i, int) and i >= 0 for i in listed)
+            if not ok or not listed or isinstance(layers, bool):
+                raise ConfigError(
+                    f"layers_to_transform={layers!r} must be a layer index or a non-empty list of them (0 is the first)"
+                )
+        if self.layers_pattern and layers is None:
+            raise ConfigError(f"layers_pattern={self.layers_pattern!r} has no effect without layers_to_transform")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as plain values; sets become sorted lists, so that a saved file is reproducible."""
+        return {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write adapter_config.json as an expert folder has it, and complete README.md.
+
+        PEFT writes the weights first, so their sha256 can be stamped here.
+
+        Args:
+            save_directory: The expert folder.
+            **kwargs: Passed to PEFT.
+        """
+        folder = Path(save_directory)
+        weights = folder / "adapter_model.safetensors"
+        self.sha256 = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+        super().save_pretrained(save_directory, **kwargs)
+        file = folder / "adapter_config.json"
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved |= {
+            "parametrization": "direct",
+            "trained_parametrization": self.trained_parametrization or self.parametrization,
+            "init_std": 0.0,
+            "basis_cache": None,
+        }
+        file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        from transformer2.svf.card import write_card
+
+        write_card(folder, saved)

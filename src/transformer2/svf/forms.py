@@ -1,0 +1,212 @@
+"""How z enters the forward pass of one linear layer. Pure functions of named tensors; no modules, no configs.
+
+    y = W' x,  W' = U diag(sigma z) V^T,  d = z - 1     (Transformer-Squared, arXiv 2501.06252, section 3)
+
+    form      n <= m (P = V)               m < n (P = U), h = W x           forward, units of m n
+    delta     W (x + P (d * P^T x))        h + P (d * P^T h)                1 + 2 rho
+    factored  (W P) (z * P^T x)            P (z * (P^T W) x)                1 + rho
+    merged    (W + W P diag(d) P^T) x      (W + P diag(d) P^T W) x          1
+
+Departures from the paper and from the reference code:
+
+1. W and one orthogonal P instead of U, sigma and V: W P = U diag(sigma) for n <= m.
+2. d = z - 1 is what is stored, so the base model is d = 0 and delta gives its output bit for bit.
+3. The gradient of z never passes through a dense gradient of W:
+   dz = sum_t (P^T x_t) * (P^T dx_t) / z (n <= m) and sum_t (P^T dy_t) * (P^T h'_t) / z (m < n), with h' = W' x.
+4. z may have one row per row of the batch; the reference serves one z at a time.
+
+Shapes: x (..., n), base output (..., m), d (r,) fp32 or (rows, r), P (r, r), r = min(m, n). T counts all leading axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from transformer2.errors import UserError
+
+__all__ = [
+    "TINY_Z",
+    "add_in_basis",
+    "choose_form",
+    "compose_weight",
+    "factor_weight",
+    "forward_delta",
+    "forward_factored",
+    "forward_merged",
+    "spread_rows",
+]
+
+Side = Literal["in", "out"]
+
+# Below this |z| the merged gradient, which divides by z, is computed from W instead.
+TINY_Z = 1e-2
+
+
+def choose_form(
+    *, quantised: bool = False, z_per_row: bool = False, exact_base: bool = True, grad: bool = True
+) -> Literal["delta", "factored", "merged"]:
+    """The cheapest form that does what is needed (PERFORMANCE.md, section 2).
+
+    Args:
+        quantised: W cannot be rewritten or multiplied outside its own layer.
+        z_per_row: Rows of one batch have different z.
+        exact_base: z = 1 must be the base model bit for bit; so with a KL penalty in bf16 training.
+        grad: z is being trained.
+    """
+    if quantised or z_per_row:
+        return "delta"
+    if not grad:
+        return "merged"
+    # Per token of a training step: delta 2 + 4 rho, factored 2 + 2 rho, merged 2 + 2 rho + (1 + rho) r / tokens per step.
+    return "delta" if exact_base else "factored"
+
+
+def spread_rows(delta_BR: Tensor, x: Tensor) -> Tensor:
+    """d with the axes of x: row b of B goes to the b-th run of x's leading axis.
+
+    A batch that `generate` expanded (several sequences or beams per prompt) repeats every row in place, and a model
+    that flattens (B, T) to one axis keeps a prompt's tokens together, so in both cases the factor is
+    x.shape[0] / B.
+
+    Raises:
+        UserError: The leading axis of x is not a multiple of B.
+    """
+    rows, count = delta_BR.shape[0], x.shape[0]
+    if count % rows:
+        raise UserError(f"z_rows got {rows} rows of weights and the batch has {count}; give one row per prompt")
+    if count != rows:
+        delta_BR = delta_BR.repeat_interleave(count // rows, dim=0)
+    return delta_BR.reshape(count, *[1] * (x.ndim - 2), -1)
+
+
+def add_in_basis(x: Tensor, basis_RR: Tensor, delta_R: Tensor) -> Tensor:
+    """x + P (d * P^T x) for x (..., r); exactly x where d is 0."""
+    scaled = (x @ basis_RR) * delta_R
+    r = x.shape[-1]
+    return torch.addmm(x.reshape(-1, r), scaled.reshape(-1, r), basis_RR.T).reshape(x.shape)
+
+
+def forward_delta(
+    x: Tensor,
+    base: Callable[[Tensor], Tensor],
+    bias_m: Tensor | None,
+    basis_RR: Tensor,
+    delta_R: Tensor,
+    side: Side,
+) -> Tensor:
+    """The form that keeps the base layer a black box."""
+    if side == "in":
+        return base(add_in_basis(x, basis_RR, delta_R))
+    y = base(x)
+    basis_RR, delta_R = basis_RR.to(y.dtype), delta_R.to(y.dtype)
+    if bias_m is None:
+        return add_in_basis(y, basis_RR, delta_R)
+    r = y.shape[-1]
+    scaled = ((y - bias_m.to(y.dtype)) @ basis_RR) * delta_R
+    return torch.addmm(y.reshape(-1, r), scaled.reshape(-1, r), basis_RR.T).reshape(y.shape)
+
+
+def forward_factored(
+    x: Tensor, factor: Tensor, bias_m: Tensor | None, basis_RR: Tensor, delta_R: Tensor, side: Side
+) -> Tensor:
+    """y = B (z * P^T x) with B = W P (m, r), or P (z * B x) with B = P^T W (r, n)."""
+    u = x @ basis_RR if side == "in" else F.linear(x, factor)
+    # u + u d, not u (1 + d): in bf16 a z of 1.001 rounds to 1 for every token alike.
+    u = torch.addcmul(u, u, delta_R)
+    return F.linear(u, factor if side == "in" else basis_RR, bias_m)
+
+
+def factor_weight(weight_mn: Tensor, basis_RR: Tensor, side: Side) -> Tensor:
+    """B of the factored form, in the dtype of W: W P (m, r) or P^T W (r, n)."""
+    weight, basis = weight_mn.float(), basis_RR.float()
+    return (weight @ basis if side == "in" else basis.T @ weight).to(weight_mn.dtype).contiguous()
+
+
+def compose_weight(weight_mn: Tensor, basis_RR: Tensor, delta_R: Tensor, side: Side) -> Tensor:
+    """W' (m, n) in the dtype of W, composed in fp32 (fp64 where W is). Exactly W where d is 0."""
+    dtype = torch.promote_types(weight_mn.dtype, torch.float32)
+    weight, basis, delta = weight_mn.to(dtype), basis_RR.to(dtype), delta_R.to(dtype)
+    step_RR = (basis * delta) @ basis.T
+    product = torch.addmm(weight, weight, step_RR) if side == "in" else torch.addmm(weight, step_RR, weight)
+    return product.to(weight_mn.dtype)
+
+
+def forward_merged(
+    x: Tensor,
+    composed_mn: Tensor,
+    weight_mn: Tensor,
+    bias_m: Tensor | None,
+    basis_RR: Tensor,
+    delta_R: Tensor,
+    side: Side,
+    tiny_z: bool,
+) -> Tensor:
+    """One GEMM with W'; gradients reach x and d (r,), never W.
+
+    Args:
+        x: (..., n).
+        composed_mn: W', from `compose_weight` of these arguments.
+        weight_mn: W, read in the backward pass only where some |z| is tiny.
+        bias_m: Bias of the layer.
+        basis_RR: P.
+        delta_R: d, one row for all of x.
+        side: Which side P is on.
+        tiny_z: Whether some |z| is below TINY_Z.
+    """
+    return _Merged.apply(x, delta_R, composed_mn, weight_mn, bias_m, basis_RR, side, tiny_z)
+
+
+class _Merged(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        delta_R: Tensor,
+        composed_mn: Tensor,
+        weight_mn: Tensor,
+        bias_m: Tensor | None,
+        basis_RR: Tensor,
+        side: Side,
+        tiny_z: bool,
+    ) -> Tensor:
+        y = F.linear(x, composed_mn, bias_m)
+        # One side reads x, the other the output without its bias: both are alive anyway in a transformer block.
+        ctx.save_for_backward(
+            x if side == "in" or tiny_z else None, y if side == "out" else None, delta_R, composed_mn, weight_mn,
+            bias_m, basis_RR,
+        )  # fmt: skip
+        ctx.side, ctx.tiny_z = side, tiny_z
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, delta_R, composed_mn, weight_mn, bias_m, basis_RR = ctx.saved_tensors
+        grad_x = grad_y @ composed_mn if ctx.needs_input_grad[0] or ctx.side == "in" else None
+        grad_delta = None
+        if ctx.needs_input_grad[1]:
+            accumulate = torch.promote_types(grad_y.dtype, torch.float32)
+            z_R = 1 + delta_R.to(accumulate)
+            if ctx.side == "in":
+                left, right = x @ basis_RR, grad_x @ basis_RR
+            else:
+                left, right = (y if bias_m is None else y - bias_m) @ basis_RR, grad_y @ basis_RR
+            divisor_R = z_R
+            if ctx.tiny_z:
+                divisor_R = torch.where(z_R.abs() < TINY_Z, torch.ones_like(z_R), z_R)
+            grad_delta = (left * right).flatten(0, -2).sum(0, dtype=accumulate) / divisor_R
+            if ctx.tiny_z:
+                tiny_S = (z_R.abs() < TINY_Z).nonzero().flatten()
+                picked_RS = basis_RR[:, tiny_S]
+                if ctx.side == "in":
+                    left, right = x @ picked_RS, grad_y @ (weight_mn @ picked_RS)
+                else:
+                    left, right = x @ (weight_mn.T @ picked_RS), grad_y @ picked_RS
+                grad_delta[tiny_S] = (left * right).flatten(0, -2).sum(0, dtype=accumulate)
+            grad_delta = grad_delta.to(delta_R.dtype)
+        return (grad_x if ctx.needs_input_grad[0] else None), grad_delta, None, None, None, None, None, None

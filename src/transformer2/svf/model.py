@@ -1,0 +1,374 @@
+"""SVFModel: PEFT's tuner for SVF, and what it needs beyond a layer.
+
+    from peft import get_peft_model
+    model = get_peft_model(base, transformer2.SVFConfig(target_modules="mlp"))
+
+Departures from PEFT's tuners:
+
+1. An adapter file holds z - 1, fp32, one vector per tuned matrix, and nothing else, whatever the parametrisation; what
+   is loaded is checked (names, shapes, finite values) before it is used.
+2. The resolved module names live beside `target_modules`, which stays what the user wrote.
+3. Merging checks before it writes, and unmerging restores the very weights.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.integrations import gather_params_ctx
+from peft.utils.peft_types import register_peft_method
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from transformer2.errors import BasisError, ConfigError, ExpertError, UserError
+from transformer2.svf.basis import Basis, compute_basis
+from transformer2.svf.cache import BasisCache, default_cache_root, fingerprint
+from transformer2.svf.config import SVFConfig
+from transformer2.svf.layer import RenormScale, SVFLayer, probe_weight, renorm_decode, renorm_encode
+from transformer2.svf.targets import features_of, find_targets
+
+__all__ = ["SVFModel", "merged_for_rollout", "set_form", "svf_layers"]
+
+# From this r on a decomposition takes seconds and goes to the default cache unless the config says otherwise.
+_CACHED_FROM_R = 1024
+_FROZEN = r"\.svf_(basis|sigma|factor)$"
+_SAVED_KEY = re.compile(r"^(?P<layer>.*)\.svf_z\.(?P<adapter>[^.]+)\.(?P<what>delta|logit)$")
+
+
+class SVFModel(BaseTuner):
+    """The tuner that `get_peft_model` builds for an SVFConfig; see peft.tuners.tuners_utils.BaseTuner."""
+
+    prefix = "svf_"
+    tuner_layer_cls = SVFLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    # Injection
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT's injection; "all-linear" stays "all-linear" in the config."""
+        if "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
+            raise ConfigError(f"adapter name {adapter_name!r} has a dot or is a name of torch's; choose another one")
+        config = self.peft_config[adapter_name]
+        requested = config.target_modules
+        # transformers' own load_adapter would report the frozen basis as missing from the file.
+        ignored = getattr(model, "_keys_to_ignore_on_load_missing", None)
+        if isinstance(model, PreTrainedModel) and _FROZEN not in (ignored or ()):
+            model._keys_to_ignore_on_load_missing = [*(ignored or ()), _FROZEN]
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        finally:
+            config.target_modules = requested
+
+    def _prepare_model(self, peft_config: SVFConfig, model: nn.Module) -> None:
+        # The first hook that sees both: everything that can be refused is refused here, before a module is touched.
+        targets = find_targets(model, peft_config)
+        peft_config._svf_targets = frozenset(targets)  # type: ignore[attr-defined]
+        self._basis_cache = _open_cache(peft_config, model, targets)
+
+    @staticmethod
+    def _check_target_module_exists(config: SVFConfig, key: str) -> bool:
+        return key in getattr(config, "_svf_targets", ())
+
+    def _create_and_replace(
+        self,
+        peft_config: SVFConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, SVFLayer):
+            target.update_layer(adapter_name, peft_config)
+            return
+        layer = SVFLayer(target, adapter_name, peft_config, self._basis(current_key, target))
+        if adapter_name not in self.active_adapters:
+            layer.svf_z.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # A new SVFLayer is on its base layer's device already, and an unloaded base layer never left it.
+        setattr(parent, child_name, new_module)
+
+    def _basis(self, name: str, target: nn.Module) -> Basis | None:
+        if self._basis_cache is None and any(p.is_meta for p in target.parameters()):
+            return None
+
+        def weight() -> Tensor:
+            return probe_weight(target)
+
+        with gather_params_ctx(list(target.parameters()), modifier_rank=None):
+            try:
+                return self._basis_cache.get(name, weight) if self._basis_cache else compute_basis(weight())
+            except BasisError as e:
+                raise BasisError(f"{name}: {e}" if name not in str(e) else str(e)) from e
+
+    # Adapter files
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: SVFConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        saved: dict[str, Tensor] = {}
+        for key, value in state_dict.items():
+            match = _SAVED_KEY.match(key)
+            if match is None or match["adapter"] != adapter_name:
+                continue
+            if match["what"] == "logit":
+                sigma_R = state_dict.get(f"{match['layer']}.svf_sigma")
+                if sigma_R is None:  # a state dict of trainables only
+                    sigma_R = model.get_submodule(match["layer"]).svf_sigma
+                value = renorm_decode(value.float(), sigma_R)
+            saved[f"{match['layer']}.svf_z.{adapter_name}.delta"] = value.detach().float()
+        if config.base_fingerprint is None and not any(layer.merged for _, layer in svf_layers(model)):
+            try:
+                config.base_fingerprint = fingerprint(model)
+            except BasisError as e:  # sharded or on the meta device, from an unknown folder
+                warnings.warn(f"the expert is saved without its base model's fingerprint: {e}", stacklevel=2)
+        return saved
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: SVFConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        layers = {
+            f"base_model.model.{name.removeprefix('base_model.model.')}.svf_z.delta": (name, layer)
+            for name, layer in svf_layers(model)
+            if adapter_name in layer.svf_z
+        }
+        remapped: dict[str, Tensor] = {}
+        given = {k if k.startswith("base_model.model.") else f"base_model.model.{k}": k for k in state_dict}
+        _check_keys(layers.keys(), [k for k in given if ".svf_" in k])
+        for full_key, key in given.items():
+            value = state_dict[key]
+            if full_key not in layers:  # modules_to_save and the like are PEFT's
+                remapped[key] = value
+                continue
+            name, layer = layers[full_key]
+            _check_delta(full_key, value, min(layer.in_features, layer.out_features))
+            if isinstance(layer.svf_z[adapter_name], RenormScale):
+                remapped[f"{name}.svf_z.{adapter_name}.logit"] = renorm_encode(value, layer.svf_sigma)
+            else:
+                remapped[f"{name}.svf_z.{adapter_name}.delta"] = value
+        return remapped
+
+    # Merging
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """PEFT's merge, all or nothing: when one layer refuses, those merged by this call are restored."""
+        before = {layer for _, layer in svf_layers(self.model) if layer.merged}
+        try:
+            super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        except UserError:
+            for _, layer in svf_layers(self.model):
+                if layer.merged and layer not in before:
+                    layer.unmerge()
+            raise
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        for name, layer in svf_layers(self.model):
+            if not merge:
+                layer.unmerge()
+                continue
+            layer.weight_mn()  # refuses quantised layers before the first one is touched
+            delta_R = layer.delta(adapter_names or layer.active_adapters)
+            if delta_R is not None and not bool(torch.isfinite(delta_R).all()):
+                raise UserError(f"{name}: z has non-finite entries, so it was not merged; the model is unchanged")
+        return super()._unload_and_optionally_merge(
+            merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
+        )
+
+    # Mixing
+
+    @torch.no_grad()
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        mix: Literal["delta", "normalised", "raw"] = "delta",
+    ) -> None:
+        """Make a new adapter out of others. It is not made active.
+
+        Args:
+            adapters: Names of K adapters.
+            weights: K finite numbers.
+            adapter_name: Name of the new one.
+            mix: z = 1 + sum_k w_k (z_k - 1) ("delta"), the same with w / sum(w) ("normalised"), or
+                z = sum_k w_k z_k ("raw", the paper's). A matrix that an adapter does not tune counts as z_k = 1.
+
+        Raises:
+            UserError: Unknown or taken names, counts that differ, non-finite or (normalised) zero-sum weights.
+        """
+        unknown = [name for name in adapters if name not in self.peft_config]
+        if unknown or adapter_name in self.peft_config:
+            problem = f"unknown adapter {unknown[0]!r}" if unknown else f"adapter {adapter_name!r} exists"
+            raise UserError(f"{problem}; adapters here: {', '.join(self.peft_config)}")
+        mixing_K = mixing_weights(weights, len(adapters), mix)
+        configs = [self.peft_config[name] for name in adapters]
+        targets = frozenset().union(*(config._svf_targets for config in configs))
+        same = all(config._svf_targets == targets for config in configs)
+        self.peft_config[adapter_name] = replace(
+            configs[0],
+            target_modules=configs[0].target_modules if same else sorted(targets),
+            **({} if same else {"layers_to_transform": None, "layers_pattern": None, "exclude_modules": None}),
+            parametrization="direct",
+            init_std=0.0,
+            task=None,
+            step=None,
+            score=None,
+            sha256=None,
+            trained_parametrization=None,
+        )
+        self.inject_adapter(self.model, adapter_name)
+        for _, layer in svf_layers(self.model):
+            if adapter_name in layer.svf_z:
+                layer.svf_z[adapter_name].delta.copy_(mixed_delta(layer, adapters, mixing_K, mix))
+
+
+def svf_layers(model: nn.Module) -> list[tuple[str, SVFLayer]]:
+    """(path, layer) of every SVF layer of a model, in module order; works on PeftModel and on plain models."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, SVFLayer)]
+
+
+def set_form(model: nn.Module, form: str) -> None:
+    """Switch the form of every SVF layer ("auto", "delta", "factored", "merged"); z stays as it is.
+
+    Raises:
+        ConfigError: Unknown form, a form that a quantised layer cannot have (no layer is changed then), or no SVF layer.
+    """
+    layers = svf_layers(model)
+    if not layers:
+        raise ConfigError("this model has no SVF layers; wrap it with get_peft_model(model, SVFConfig()) first")
+    if form in ("factored", "merged"):
+        for _, layer in layers:
+            layer.weight_mn()
+    for _, layer in layers:
+        layer.set_form(form)
+
+
+@contextmanager
+def merged_for_rollout(model: nn.Module) -> Iterator[bool]:
+    """Generate under the active z at the base model's speed: W' is composed into the weights, W put back at the end.
+
+    Calls go straight to the base layers inside. Where merging is not possible or not exact (quantised or sharded
+    bases, other tuners, adapters switched off, an open `z_rows`, already merged) nothing is done and the model runs as
+    it is. The weights are the very ones of before after any exit.
+
+    Yields:
+        Whether the weights are merged inside.
+    """
+    layers = [layer for _, layer in svf_layers(model)]
+    possible = layers and all(_can_merge(layer) for layer in layers)
+    if not possible:
+        yield False
+        return
+    try:
+        for layer in layers:
+            layer.merge()
+        for layer in layers:
+            layer.bypass()
+        yield True
+    finally:
+        for layer in layers:
+            layer.unmerge()
+
+
+def mixing_weights(weights: Sequence[float] | Tensor, count: int, mix: str) -> list[float]:
+    """K checked weights, normalised where `mix` says so.
+
+    Raises:
+        UserError: Unknown mix, a count that is not K, non-finite weights, or a zero sum to divide by.
+    """
+    if mix not in ("delta", "normalised", "raw"):
+        raise UserError(f"mix={mix!r} is not one of delta, normalised, raw")
+    values = [float(w) for w in weights]
+    if len(values) != count or not count:
+        raise UserError(f"got {len(values)} weights for {count} experts; give one weight per expert")
+    if not all(abs(w) < float("inf") for w in values):
+        raise UserError(f"weights {values} are not all finite")
+    if mix == "normalised":
+        total = sum(values)
+        if abs(total) < 1e-8:
+            raise UserError(f"weights {values} sum to zero and cannot be normalised; use mix='delta'")
+        values = [w / total for w in values]
+    return values
+
+
+def mixed_delta(layer: SVFLayer, adapters: Sequence[str], mixing_K: Sequence[float], mix: str) -> Tensor:
+    """z - 1 (r,) of the mixture on one layer; an adapter without this layer counts as z_k = 1."""
+    total = torch.zeros_like(layer._sigma_R, device=layer.svf_basis.device)
+    for name, weight in zip(adapters, mixing_K, strict=True):
+        delta_R = layer.delta([name])
+        if delta_R is not None:
+            total += weight * delta_R
+    return total + (sum(mixing_K) - 1) if mix == "raw" else total
+
+
+def _can_merge(layer: SVFLayer) -> bool:
+    if layer.disable_adapters or layer.merged or layer._rows:
+        return False
+    try:
+        weight_mn = layer.weight_mn()
+    except ConfigError:
+        return False
+    return weight_mn.shape == (layer.out_features, layer.in_features) and not weight_mn.is_meta
+
+
+def _open_cache(config: SVFConfig, model: nn.Module, targets: Sequence[str]) -> BasisCache | None:
+    if config.basis_cache == "off":
+        return None
+    root = config.basis_cache
+    if root is None:
+        sizes = [features_of(model.get_submodule(name)) for name in targets]
+        if max((min(size) for size in sizes if size), default=0) < _CACHED_FROM_R:
+            return None
+        root = str(default_cache_root())
+    return BasisCache(root, fingerprint(model))
+
+
+def _check_keys(expected: Any, given: list[str]) -> None:
+    extra = [key for key in given if key not in expected]
+    missing = [key for key in expected if key not in given]
+    if extra or missing:
+        parts = [f"{len(extra)} unknown (first: {extra[0]})"] if extra else []
+        parts += [f"{len(missing)} missing (first: {missing[0]})"] if missing else []
+        raise ExpertError(
+            f"adapter_model.safetensors does not fit this model and adapter_config.json: keys {', '.join(parts)}; "
+            "is it an expert for another base model?"
+        )
+
+
+def _check_delta(key: str, value: Tensor, r: int) -> None:
+    if tuple(value.shape) != (r,):
+        raise ExpertError(
+            f"{key} has shape {tuple(value.shape)}, this model's weight needs ({r},); is it an expert for another base?"
+        )
+    if not value.is_floating_point():
+        raise ExpertError(f"{key} has dtype {value.dtype}, z - 1 must be fp32")
+    if not bool(torch.isfinite(value).all()):
+        raise ExpertError(f"{key} has non-finite values; the file is damaged")
+
+
+if "SVF" not in PEFT_TYPE_TO_TUNER_MAPPING:  # a reloaded module finds itself registered
+    register_peft_method(name="svf", config_cls=SVFConfig, model_cls=SVFModel, prefix="svf_")

@@ -1,0 +1,74 @@
+"""PEFT learns SVF: the enum member, the registration, and a hook that does both when `peft` is imported.
+
+PEFT's registry takes only names of its `PeftType` enum, so an out-of-tree method has to extend that enum. All that
+depends on this lives here, under one test that fails loudly when PEFT changes. Nothing here imports torch or peft at
+import time: `import transformer2` stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+__all__ = ["extend_peft_types", "register", "register_when_peft_loads"]
+
+# These import peft themselves; the last one registers SVF at its end.
+_OWN_MODULES = tuple(f"transformer2.svf.{name}" for name in ("config", "layer", "rows", "model"))
+
+
+def extend_peft_types() -> None:
+    """Add the member SVF to PEFT's `PeftType`. Does nothing when it is there."""
+    from peft.utils.peft_types import PeftType
+
+    if "SVF" in PeftType.__members__:
+        return
+    member = str.__new__(PeftType, "SVF")
+    member._name_ = member._value_ = "SVF"
+    # The attribute first: an enum refuses to set one that is a member already.
+    type.__setattr__(PeftType, "SVF", member)
+    PeftType._member_names_.append("SVF")
+    PeftType._member_map_["SVF"] = member
+    PeftType._value2member_map_["SVF"] = member
+
+
+def register() -> None:
+    """Make PEFT know SVF now (this imports peft). Does nothing when it does already."""
+    extend_peft_types()
+    importlib.import_module(_OWN_MODULES[-1])
+
+
+def register_when_peft_loads() -> None:
+    """Register at once when peft is imported already, else right after somebody imports it."""
+    if "peft" in sys.modules:
+        register()
+    elif not any(isinstance(finder, _AfterPeft) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterPeft())
+
+
+class _AfterPeft:
+    """A finder that finds nothing of its own: it lets the others find peft and acts once peft has run."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != "peft":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        exec_module = spec.loader.exec_module
+
+        def exec_and_register(module: ModuleType) -> None:
+            exec_module(module)
+            extend_peft_types()
+            # When a module of ours is what imports peft, it is half-way through: its own importer goes on to register.
+            if not any(own in sys.modules for own in _OWN_MODULES):
+                register()
+
+        spec.loader.exec_module = exec_and_register  # type: ignore[method-assign]
+        return spec

@@ -1,0 +1,90 @@
+"""One z per row of a batch: mixed requests, a CEM population and base rows go through one forward pass.
+
+    z_b = 1 + sum_k w[b, k] (z_k - 1)        mix="delta"; a row of zeros is the base model exactly
+    z_b = sum_k w[b, k] z_k                  mix="raw", the paper's z' = sum_k alpha_k z_k (section 3.2)
+
+Departures from the reference code: it recomposes the weights for every candidate and runs them one after the other;
+here candidates are rows. No division by sum(w), so a row of zeros is no 0/0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from transformer2.errors import UserError
+from transformer2.svf.layer import SVFLayer
+from transformer2.svf.model import svf_layers
+
+__all__ = ["z_rows"]
+
+
+@contextmanager
+def z_rows(
+    model: nn.Module,
+    weights_BK: Tensor | Sequence[Sequence[float]],
+    experts: Sequence[str],
+    mix: Literal["delta", "raw"] = "delta",
+) -> Iterator[None]:
+    """Inside, row b of every batch runs under its own mixture of experts. May be nested; the inner one counts.
+
+    Works with `generate`: where a batch is a multiple of B (several sequences or beams per prompt), every row's z
+    serves its run of repeats. Layers in the merged form run as delta inside. With `disable_adapter()` inside, every
+    row is the base model.
+
+    Args:
+        model: A model with SVF adapters.
+        weights_BK: (B, K) numbers, or (L, B, K): one set per tuned matrix, in module order.
+        experts: Names of K loaded adapters. A matrix that an expert does not tune counts as z_k = 1.
+        mix: See the module's formulas.
+
+    Raises:
+        UserError: Unknown expert or mix, weights of another shape or non-finite, adapters merged into the weights;
+            inside, a batch whose size is no multiple of B.
+    """
+    layers = [layer for _, layer in svf_layers(model)]
+    weights = torch.as_tensor(weights_BK, dtype=torch.float32)
+    _check(layers, weights, experts, mix)
+    pushed: list[SVFLayer] = []
+    try:
+        for index, layer in enumerate(layers):
+            weights_bk = weights[index] if weights.ndim == 3 else weights
+            layer.push_rows(_rows_delta(layer, weights_bk, experts, mix))
+            pushed.append(layer)
+        yield
+    finally:
+        for layer in pushed:
+            layer.pop_rows()
+
+
+def _rows_delta(layer: SVFLayer, weights_BK: Tensor, experts: Sequence[str], mix: str) -> Tensor:
+    """z - 1, (B, r), of every row on one layer."""
+    weights_BK = weights_BK.to(layer.svf_basis.device)
+    r = min(layer.in_features, layer.out_features)
+    deltas = [layer.delta([name]) for name in experts]
+    delta_KR = torch.stack([weights_BK.new_zeros(r) if d is None else d.detach().float() for d in deltas])
+    delta_BR = weights_BK @ delta_KR
+    return delta_BR + (weights_BK.sum(-1, keepdim=True) - 1) if mix == "raw" else delta_BR
+
+
+def _check(layers: list[SVFLayer], weights: Tensor, experts: Sequence[str], mix: str) -> None:
+    if mix not in ("delta", "raw"):
+        raise UserError(f"mix={mix!r} is not one of delta, raw")
+    known = {name for layer in layers for name in layer.svf_z}
+    for name in experts:
+        if name not in known:
+            raise UserError(f"unknown expert {name!r}; loaded: {', '.join(sorted(known)) or 'none'}")
+    if weights.ndim not in (2, 3) or weights.shape[-1] != len(experts) or not weights.numel():
+        raise UserError(
+            f"weights of shape {tuple(weights.shape)} for {len(experts)} experts; give (rows, {len(experts)}) numbers"
+        )
+    if weights.ndim == 3 and weights.shape[0] != len(layers):
+        raise UserError(f"weights for {weights.shape[0]} matrices, this model has {len(layers)} tuned ones")
+    if not bool(torch.isfinite(weights).all()):
+        raise UserError("weights have non-finite entries; every row needs finite numbers")
+    if any(layer.merged for layer in layers):
+        raise UserError("adapters are merged into the weights, so rows cannot differ; call unmerge_adapter() first")

@@ -1,0 +1,196 @@
+"""Which modules are tuned: roles ("mlp", "attention", "all-linear"), names and regular expressions, for any decoder.
+
+A role is read off the path of a linear layer inside a numbered decoder layer: the nearest ancestor that says what it
+is decides (GPT-2 has a `c_proj` under `attn` and another under `mlp`). Routers, the output head, embeddings and the
+towers of other modalities have no role; a list or a regular expression reaches every linear layer but the output head.
+
+Departures: the reference code tunes what has "mlp" in its name; PEFT ignores names that match nothing, here they fail.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from transformer2.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformer2.svf.config import SVFConfig
+
+__all__ = ["ROLES", "features_of", "find_targets", "role_of"]
+
+ROLES = ("mlp", "attention", "all-linear")
+
+_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_MLP = re.compile(r"mlp|ffn|feed_?forward|moe|expert|dense_?relu_?dense", re.IGNORECASE)
+# OPT and friends keep their feed-forward layers directly in the decoder layer.
+_MLP_LEAF = re.compile(r"fc\d|fc_in|fc_out|(gate|up|down)_proj|dense_h_to_4h|dense_4h_to_h|wi(_\d)?|wo|w[123]")
+_ROUTER = re.compile(r"gate|(.*_)?router|shared_expert_gate")
+_OTHER_MODALITY = re.compile(r"vision|visual|audio|image|speech", re.IGNORECASE)
+
+
+def features_of(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of a linear layer, dense, transposed (Conv1D) or quantised; None for anything else."""
+    if isinstance(module, BaseTunerLayer):
+        return None
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    for names in (("in_features", "out_features"), ("infeatures", "outfeatures")):
+        features = tuple(getattr(module, name, None) for name in names)
+        if all(isinstance(f, int) for f in features) and not isinstance(module, nn.Bilinear):
+            return features  # type: ignore[return-value]
+    return None
+
+
+def role_of(name: str) -> str | None:
+    """The role of a linear layer by its module path: "mlp", "attention", "other" (in a decoder layer), or None."""
+    parts = name.split(".")
+    inside = next((i + 1 for i, part in enumerate(parts) if part.isdigit()), None)
+    if inside is None or any(_OTHER_MODALITY.search(part) for part in parts):
+        return None
+    if any(_ROUTER.fullmatch(part) for part in parts[inside:]):
+        return None
+    for ancestor in reversed(parts[inside:-1]):
+        if _ATTENTION.search(ancestor):
+            return "attention"
+        if _MLP.search(ancestor):
+            return "mlp"
+    return "mlp" if _MLP_LEAF.fullmatch(parts[-1]) else "other"
+
+
+def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
+    """The modules that a config tunes, as full paths in module order.
+
+    Args:
+        model: The base model, plain or with SVF layers in place.
+        config: Its `target_modules`, `exclude_modules`, `layers_to_transform`, `layers_pattern` and `modules_to_save`.
+
+    Raises:
+        ConfigError: The output head or the embeddings are asked for, a name matches nothing, experts are fused 3-D
+            parameters, or nothing is left to tune.
+    """
+    linear = _linear_names(model)
+    heads = _head_names(model)
+    target = config.target_modules
+    if isinstance(target, str) and target not in ROLES:
+        _refuse_heads([name for name in heads if re.fullmatch(target, name)], target)
+        chosen = {name for name in linear if re.fullmatch(target, name)}
+    else:
+        chosen = set()
+        for entry in [target] if isinstance(target, str) else sorted(target):
+            if entry in ROLES:
+                found = {name for name in linear if _has_role(name, entry)}
+                if entry != "attention":
+                    _refuse_fused_experts(model, config)
+            else:
+                _refuse_heads([name for name in heads if _ends_with(name, entry)], entry)
+                found = {name for name in linear if _ends_with(name, entry)}
+                if not found:
+                    raise ConfigError(_nothing(entry, linear))
+            chosen |= found
+    kept = [
+        name
+        for name in linear
+        if name in chosen and name not in heads and not _excluded(name, config) and _in_layers(name, config)
+    ]
+    if not kept:
+        note = f", layers_to_transform={config.layers_to_transform}" if config.layers_to_transform is not None else ""
+        note += f", exclude_modules={config.exclude_modules}" if config.exclude_modules else ""
+        raise ConfigError(_nothing(target, linear, note))
+    return kept
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    names: list[str] = []
+    wrapped: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(prefix) for prefix in wrapped):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            wrapped.append(f"{name}.")
+            # An SVF layer stands for the layer inside it; other tuners' layers are left alone.
+            if getattr(module, "svf_z", None) is not None:
+                names.append(name)
+        elif name and features_of(module) is not None:
+            names.append(name)
+    return names
+
+
+def _head_names(model: nn.Module) -> set[str]:
+    """Paths of the input embedding and the output head, by identity and by PEFT's list of names."""
+    heads = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in EMBEDDING_LAYER_NAMES}
+    for getter in ("get_output_embeddings", "get_input_embeddings"):
+        get = getattr(model, getter, None)
+        module = get() if callable(get) else None
+        heads |= {name for name, m in model.named_modules() if name and m is module}
+    return heads
+
+
+def _has_role(name: str, wanted: str) -> bool:
+    role = role_of(name)
+    return role is not None and wanted in (role, "all-linear")
+
+
+def _ends_with(name: str, entry: str) -> bool:
+    return name == entry or name.endswith(f".{entry}")
+
+
+def _excluded(name: str, config: SVFConfig) -> bool:
+    exclude = config.exclude_modules
+    if isinstance(exclude, str) and re.fullmatch(exclude, name):
+        return True
+    if exclude and not isinstance(exclude, str) and any(_ends_with(name, entry) for entry in exclude):
+        return True
+    # What PEFT trains whole must not be wrapped as well.
+    return any(re.match(rf"(^|.*\.){m}($|\..*)", name) for m in config.modules_to_save or ())
+
+
+def _in_layers(name: str, config: SVFConfig) -> bool:
+    layers = config.layers_to_transform
+    if layers is None:
+        return True
+    patterns = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern or [r"\w+"]
+    for pattern in patterns:
+        # The first number is the layer; a later one is an expert's.
+        match = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name)
+        if match:
+            return int(match.group(1)) in ([layers] if isinstance(layers, int) else layers)
+    return False
+
+
+def _refuse_heads(names: list[str], asked: str) -> None:
+    if names:
+        raise ConfigError(
+            f"target_modules={asked!r} reaches {names[0]}: SVF tunes the linear layers of decoder blocks, not the output "
+            "head or the embeddings; use 'all-linear', or name the layers"
+        )
+
+
+def _refuse_fused_experts(model: nn.Module, config: SVFConfig) -> None:
+    for name, module in model.named_modules():
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            path = f"{name}.{parameter_name}"
+            if parameter.ndim == 3 and "expert" in name.lower() and role_of(path) == "mlp" and _in_layers(path, config):
+                raise ConfigError(
+                    f"{path} holds the weights of all experts as one {parameter.ndim}-D parameter "
+                    f"{tuple(parameter.shape)}, which SVF cannot tune; use target_modules='attention' or name the "
+                    "linear layers to tune"
+                )
+
+
+def _nothing(asked: object, linear: Iterable[str], note: str = "") -> str:
+    leaves = sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in linear})
+    near = (
+        get_close_matches(asked, [*ROLES, *leaves, *(leaf.rsplit(".")[-1] for leaf in leaves)])
+        if isinstance(asked, str)
+        else []
+    )
+    hint = f"; did you mean {near[0]!r}?" if near else f"; linear layers here: {', '.join(leaves[:12]) or 'none'}"
+    return f"target_modules={asked!r}{note} matches no linear layer of this model{hint}"
