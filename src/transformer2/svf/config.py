@@ -97,11 +97,11 @@ class SVFConfig(PeftConfig):
             raise ConfigError(f"init_std={self.init_std!r} must be in [0, 1); it is the spread of z - 1 at the start")
         if self.init_std and self.parametrization != "direct":
             raise ConfigError(
-                f"init_std={self.init_std} with parametrization='sigmoid_renorm', which draws its own start; set it to 0"
+                f"init_std={self.init_std} with parametrization='sigmoid_renorm', which has its own start; set it to 0"
             )
         if not isinstance(self.expert_format_version, int) or self.expert_format_version > FORMAT_VERSION:
             raise ConfigError(
-                f"expert_format_version={self.expert_format_version!r}, this transformer2 reads up to {FORMAT_VERSION}; "
+                f"expert_format_version={self.expert_format_version!r}, this version reads up to {FORMAT_VERSION}; "
                 "upgrade transformer2"
             )
 
@@ -117,9 +117,7 @@ class SVFConfig(PeftConfig):
                 try:
                     re.compile(value)
                 except re.error as e:
-                    raise ConfigError(
-                        f"{name}={value!r} is not a regular expression ({e}); give a list of names"
-                    ) from e
+                    raise ConfigError(f"{name}={value!r} is no regular expression ({e}); give a list of names") from e
             elif not isinstance(value, list | set) or not all(isinstance(item, str) and item for item in value):
                 raise ConfigError(f"{name}={value!r} must be a string or a list of module names")
         if not self.target_modules:

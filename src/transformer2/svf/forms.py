@@ -62,7 +62,7 @@ def choose_form(
         return "delta"
     if not grad:
         return "merged"
-    # Per token of a training step: delta 2 + 4 rho, factored 2 + 2 rho, merged 2 + 2 rho + (1 + rho) r / tokens per step.
+    # Per token of a training step: delta 2 + 4 rho, factored 2 + 2 rho, merged 2 + 2 rho + (1 + rho) r / tokens a step.
     return "delta" if exact_base else "factored"
 
 

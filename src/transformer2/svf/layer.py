@@ -16,7 +16,7 @@ Names: `svf_z.<adapter>.delta` (trainable, fp32), `svf_basis` (P, frozen, in the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -45,7 +45,7 @@ class DirectScale(nn.Module):
 
 
 class RenormScale(nn.Module):
-    """z = m sum(sigma) / sum(sigma m), m = sigmoid(logit). Parameter: `logit` (r,) fp32, N(0.1, 0.01^2) at the start."""
+    """z = m sum(sigma) / sum(sigma m), m = sigmoid(logit). Parameter: `logit` (r,) fp32, from N(0.1, 0.01^2)."""
 
     def __init__(self, logit_R: Tensor):
         super().__init__()
@@ -90,6 +90,12 @@ class SVFLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("svf_z",)
+    base_layer: nn.Module
+    active_adapters: list[str]
+    svf_z: nn.ModuleDict
+    svf_basis: nn.Parameter
+    svf_sigma: nn.Parameter | None
+    svf_factor: nn.Parameter | None
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: SVFConfig, basis: Basis | None):
         super().__init__()
@@ -125,7 +131,7 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         r, device = min(self.in_features, self.out_features), self.svf_basis.device
         if config.parametrization == "sigmoid_renorm":
             if self._parameters["svf_sigma"] is None:
-                self._parameters["svf_sigma"] = nn.Parameter(self._sigma_R.contiguous(), requires_grad=False)
+                self._parameters["svf_sigma"] = nn.Parameter(self._sigma_R.to(device), requires_grad=False)
             logit_R = torch.empty(r, device=device).normal_(0.1, 0.01)
             scale: nn.Module = RenormScale(logit_R)
         else:
@@ -168,15 +174,15 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         delta = self._rows[-1] if self._rows else self.delta(self.active_adapters)
         if delta is None:
             return self.base_layer(x, *args, **kwargs)
-        if self.form == "delta" or delta.ndim == 2 and self.form == "merged":
+        if self.form == "delta" or (delta.ndim == 2 and self.form == "merged"):
             return self._forward_delta(x, delta, *args, **kwargs)
-        weight_mn, bias_m = self.weight_mn(), self.base_layer.bias
+        weight_mn, bias_m = self.weight_mn(), cast(Tensor | None, self.base_layer.bias)
         dtype = _amp_dtype(x)
         x, basis_RR = x.to(dtype), self.svf_basis.to(dtype)
         if self.form == "factored":
             delta = forms.spread_rows(delta, x) if delta.ndim == 2 else delta
             return forms.forward_factored(
-                x, self.svf_factor.to(dtype), _cast(bias_m, dtype), basis_RR, delta.to(dtype), self.side
+                x, cast(Tensor, self.svf_factor).to(dtype), _cast(bias_m, dtype), basis_RR, delta.to(dtype), self.side
             )
         composed_mn, tiny_z = self._compose_cached(weight_mn, delta)
         return forms.forward_merged(
@@ -280,7 +286,7 @@ class SVFLayer(nn.Module, BaseTunerLayer):
                 f"merging {', '.join(names)} would write non-finite weights (largest |z - 1| is "
                 f"{float(delta_R.abs().max()):.3g}); nothing was changed. Is the expert damaged?"
             )
-        stored = self.base_layer.weight
+        stored = cast(nn.Parameter, self.base_layer.weight)
         if self._unmerged_weight is None:
             self._unmerged_weight = stored.data
         stored.data = composed_mn.T.contiguous() if isinstance(self.base_layer, Conv1D) else composed_mn
@@ -291,7 +297,7 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         self.__dict__.pop("forward", None)
         if self._unmerged_weight is None:
             return
-        stored = self.base_layer.weight
+        stored = cast(nn.Parameter, self.base_layer.weight)
         stored.data = self._unmerged_weight.to(stored.device)
         self._unmerged_weight = None
         self.merged_adapters.clear()
@@ -312,9 +318,9 @@ class SVFLayer(nn.Module, BaseTunerLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT's version also casts to the base layer's dtype; z - 1 stays fp32.
-        scale = self.svf_z[adapter_name] if adapter_name in self.svf_z else None
-        if scale is not None and not any(p.is_meta for p in scale.parameters()):
-            scale.to(device or self.svf_basis.device)
+        for scale in (self.svf_z[name] for name in self.svf_z if name == adapter_name):
+            if not any(p.is_meta for p in scale.parameters()):
+                scale.to(device or self.svf_basis.device)
 
     def extra_repr(self) -> str:
         """Side, size and form."""

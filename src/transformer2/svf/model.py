@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
@@ -26,20 +26,18 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.integrations import gather_params_ctx
 from peft.utils.peft_types import register_peft_method
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from transformer2.errors import BasisError, ConfigError, ExpertError, UserError
 from transformer2.svf.basis import Basis, compute_basis
 from transformer2.svf.cache import BasisCache, default_cache_root, fingerprint
 from transformer2.svf.config import SVFConfig
-from transformer2.svf.layer import RenormScale, SVFLayer, probe_weight, renorm_decode, renorm_encode
+from transformer2.svf.layer import DirectScale, RenormScale, SVFLayer, probe_weight, renorm_decode, renorm_encode
 from transformer2.svf.targets import features_of, find_targets
 
 __all__ = ["SVFModel", "merged_for_rollout", "set_form", "svf_layers"]
 
 # From this r on a decomposition takes seconds and goes to the default cache unless the config says otherwise.
 _CACHED_FROM_R = 1024
-_FROZEN = r"\.svf_(basis|sigma|factor)$"
 _SAVED_KEY = re.compile(r"^(?P<layer>.*)\.svf_z\.(?P<adapter>[^.]+)\.(?P<what>delta|logit)$")
 
 
@@ -48,7 +46,7 @@ class SVFModel(BaseTuner):
 
     prefix = "svf_"
     tuner_layer_cls = SVFLayer
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     # Injection
 
@@ -58,10 +56,6 @@ class SVFModel(BaseTuner):
             raise ConfigError(f"adapter name {adapter_name!r} has a dot or is a name of torch's; choose another one")
         config = self.peft_config[adapter_name]
         requested = config.target_modules
-        # transformers' own load_adapter would report the frozen basis as missing from the file.
-        ignored = getattr(model, "_keys_to_ignore_on_load_missing", None)
-        if isinstance(model, PreTrainedModel) and _FROZEN not in (ignored or ()):
-            model._keys_to_ignore_on_load_missing = [*(ignored or ()), _FROZEN]
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         finally:
@@ -70,7 +64,7 @@ class SVFModel(BaseTuner):
     def _prepare_model(self, peft_config: SVFConfig, model: nn.Module) -> None:
         # The first hook that sees both: everything that can be refused is refused here, before a module is touched.
         targets = find_targets(model, peft_config)
-        peft_config._svf_targets = frozenset(targets)  # type: ignore[attr-defined]
+        peft_config._svf_targets = frozenset(targets)
         self._basis_cache = _open_cache(peft_config, model, targets)
 
     @staticmethod
@@ -131,7 +125,8 @@ class SVFModel(BaseTuner):
             if match["what"] == "logit":
                 sigma_R = state_dict.get(f"{match['layer']}.svf_sigma")
                 if sigma_R is None:  # a state dict of trainables only
-                    sigma_R = model.get_submodule(match["layer"]).svf_sigma
+                    sigma_R = cast(SVFLayer, model.get_submodule(match["layer"])).svf_sigma
+                assert sigma_R is not None
                 value = renorm_decode(value.float(), sigma_R)
             saved[f"{match['layer']}.svf_z.{adapter_name}.delta"] = value.detach().float()
         if config.base_fingerprint is None and not any(layer.merged for _, layer in svf_layers(model)):
@@ -161,6 +156,7 @@ class SVFModel(BaseTuner):
             name, layer = layers[full_key]
             _check_delta(full_key, value, min(layer.in_features, layer.out_features))
             if isinstance(layer.svf_z[adapter_name], RenormScale):
+                assert layer.svf_sigma is not None
                 remapped[f"{name}.svf_z.{adapter_name}.logit"] = renorm_encode(value, layer.svf_sigma)
             else:
                 remapped[f"{name}.svf_z.{adapter_name}.delta"] = value
@@ -243,7 +239,7 @@ class SVFModel(BaseTuner):
         self.inject_adapter(self.model, adapter_name)
         for _, layer in svf_layers(self.model):
             if adapter_name in layer.svf_z:
-                layer.svf_z[adapter_name].delta.copy_(mixed_delta(layer, adapters, mixing_K, mix))
+                cast(DirectScale, layer.svf_z[adapter_name]).delta.copy_(mixed_delta(layer, adapters, mixing_K, mix))
 
 
 def svf_layers(model: nn.Module) -> list[tuple[str, SVFLayer]]:
@@ -255,7 +251,7 @@ def set_form(model: nn.Module, form: str) -> None:
     """Switch the form of every SVF layer ("auto", "delta", "factored", "merged"); z stays as it is.
 
     Raises:
-        ConfigError: Unknown form, a form that a quantised layer cannot have (no layer is changed then), or no SVF layer.
+        ConfigError: Unknown form, one that a quantised layer cannot have (no layer is changed then), or no SVF layer.
     """
     layers = svf_layers(model)
     if not layers:

@@ -168,7 +168,7 @@ def _in_layers(name: str, config: SVFConfig) -> bool:
 def _refuse_heads(names: list[str], asked: str) -> None:
     if names:
         raise ConfigError(
-            f"target_modules={asked!r} reaches {names[0]}: SVF tunes the linear layers of decoder blocks, not the output "
+            f"target_modules={asked!r} reaches {names[0]}: SVF tunes linear layers of decoder blocks, not the output "
             "head or the embeddings; use 'all-linear', or name the layers"
         )
 
