@@ -100,10 +100,10 @@ class BasisCache:
         except BasisError as e:
             raise BasisError(f"{name}: {e}") from e
         meta = {"name": name, "fingerprint": self.fingerprint, "side": basis.side, "version": str(VERSION)}
-        data = save(
-            {"vectors": basis.vectors_RR, "sigma": basis.sigma_R},
-            metadata={**meta, "sha256": _digest(meta, basis.vectors_RR, basis.sigma_R)},
-        )
+        meta["sha256"] = _digest(meta, basis.vectors_RR, basis.sigma_R)
+        # One metadata entry: safetensors keeps several in no fixed order, and a rebuilt file should be the same bytes.
+        header = {"basis": json.dumps(meta, sort_keys=True)}
+        data = save({"vectors": basis.vectors_RR, "sigma": basis.sigma_R}, metadata=header)
         _write_atomic(path, data)
         self.counts["built"] += 1
         return basis
@@ -132,7 +132,8 @@ class BasisCache:
             return None
 
     def _parse(self, data: bytes, name: str) -> Basis:
-        meta = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        meta = json.loads(header["__metadata__"]["basis"])
         tensors = load(data)
         vectors_RR, sigma_R = tensors["vectors"], tensors["sigma"]
         stored = meta.pop("sha256")
@@ -158,7 +159,7 @@ def _digest(meta: dict[str, str], *tensors: Tensor) -> str:
     digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+        digest.update(tensor.contiguous().numpy().data.cast("B"))
     return digest.hexdigest()
 
 

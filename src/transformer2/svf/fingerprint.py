@@ -117,7 +117,7 @@ def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor | None, tup
             if id(parameter) not in seen:  # a tied weight counts once
                 seen.add(id(parameter))
                 shape = features if linear and name == "weight" else getattr(parameter, "ds_shape", parameter.shape)
-                yield prefix + name, parameter, tuple(shape)
+                yield prefix + name, parameter, tuple(shape)  # type: ignore[arg-type]
         if linear and "weight" not in own:
             yield prefix + "weight", None, features  # type: ignore[misc]
         for name, child in module.named_children():

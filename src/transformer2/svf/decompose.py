@@ -1,0 +1,150 @@
+"""`transformer2 decompose`: fill the basis cache of a base model, one matrix at a time, straight from its files.
+
+    transformer2 decompose --base /models/Llama-3.1-8B-Instruct --target_modules mlp
+
+The model is never loaded: its skeleton on the meta device says which matrices are tuned, and each is read from its
+shard when its turn comes. Stop it whenever you like and start it again: what is there and verifies is not done twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers.pytorch_utils import Conv1D
+
+from transformer2.errors import ConfigError, UserError
+from transformer2.svf.cache import BasisCache, default_cache_root, fingerprint_folder
+from transformer2.svf.checkpoint import LocalCheckpoint, resolve_base
+from transformer2.svf.config import SVFConfig
+from transformer2.svf.targets import find_targets
+
+__all__ = ["base_bases", "decompose"]
+
+
+def decompose(
+    base: str | Path,
+    target_modules: str | list[str] = "mlp",
+    layers_to_transform: int | list[int] | None = None,
+    cache_dir: str | Path | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Compute and cache the basis of every matrix that SVF would tune.
+
+    Args:
+        base: Local model folder, a Hub id, or "tiny".
+        target_modules: As in SVFConfig: "mlp", "attention", "all-linear", names, or a regular expression.
+        layers_to_transform: As in SVFConfig: layers to do; None means all.
+        cache_dir: Root of the cache; None means `default_cache_root()`.
+        dtype: The dtype the model will be trained in ("bfloat16"), for it is part of the cache's key; None means the
+            checkpoint's own.
+        device: Where to compute; None means the GPU where there is one.
+        progress: Show a bar with the time left.
+
+    Returns:
+        What was done: base, fingerprint, folder, matrices, built, reused, quarantined, bytes (on disk), seconds.
+
+    Raises:
+        UserError: Unknown base or dtype, nothing to tune, a quantised or damaged checkpoint, or a cache that cannot be
+            written. What was done until then is kept.
+    """
+    start = time.monotonic()
+    checkpoint = LocalCheckpoint(resolve_base(base), _dtype(dtype))
+    if getattr(checkpoint.config, "quantization_config", None):
+        raise UserError(
+            f"{checkpoint.folder} is a quantised checkpoint; decompose the model it was made from, or let SVF compute "
+            "the bases when it wraps the loaded model"
+        )
+    config = SVFConfig(target_modules=target_modules, layers_to_transform=layers_to_transform)
+    names = find_targets(checkpoint.skeleton, config)
+    cache = _cache(checkpoint, cache_dir)
+    # Closing the generator closes its bar, so that Ctrl-C leaves a clean line.
+    with closing(_bases(checkpoint, names, cache, device, progress)) as bases:
+        for _ in bases:
+            pass
+    return {
+        "base": str(base),
+        "fingerprint": cache.fingerprint,
+        "folder": str(cache.folder),
+        "matrices": len(names),
+        **{what: cache.counts[what] for what in ("built", "reused", "quarantined")},
+        "bytes": sum(cache.path(name).stat().st_size for name in names),
+        "seconds": round(time.monotonic() - start, 3),
+    }
+
+
+def base_bases(
+    base: str | Path, names: list[str], cache_dir: str | Path | None = None, progress: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """(module path, sigma (r,) fp32) of named matrices of a base model, through the cache.
+
+    Args:
+        base: Local model folder, a Hub id, or "tiny".
+        names: Module paths.
+        cache_dir: Root of the cache; None means `default_cache_root()`.
+        progress: Show a bar with the time left.
+
+    Raises:
+        UserError: Unknown base, a module it does not have, or a cache that cannot be written.
+    """
+    checkpoint = LocalCheckpoint(resolve_base(base))
+    for name, basis in _bases(checkpoint, names, _cache(checkpoint, cache_dir), None, progress):
+        yield name, basis.sigma_R
+
+
+def _cache(checkpoint: LocalCheckpoint, cache_dir: str | Path | None) -> BasisCache:
+    return BasisCache(cache_dir or default_cache_root(), fingerprint_folder(checkpoint.folder, checkpoint.dtype))
+
+
+def _bases(
+    checkpoint: LocalCheckpoint, names: list[str], cache: BasisCache, device: str | None, progress: bool
+) -> Iterator[tuple[str, Any]]:
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    modules = {name: _linear(checkpoint, name) for name in names}
+    # The bar counts arithmetic, so that the time left holds for matrices of unlike sizes.
+    costs = {name: _cost(tuple(module.weight.shape)) for name, module in modules.items()}
+    with tqdm(total=sum(costs.values()), unit="flop", unit_scale=True, disable=not progress, desc="decompose") as bar:
+        for done, (name, module) in enumerate(modules.items()):
+            bar.set_postfix_str(f"{done}/{len(names)} {name}")
+
+            def weight(name: str = name, transposed: bool = isinstance(module, Conv1D)) -> Tensor:
+                weight_mn = checkpoint.read(f"{name}.weight").to(place)
+                return weight_mn.T if transposed else weight_mn
+
+            yield name, cache.get(name, weight, verify=True)
+            bar.update(costs[name])
+
+
+def _linear(checkpoint: LocalCheckpoint, name: str) -> Any:
+    try:
+        module: nn.Module = checkpoint.skeleton.get_submodule(name)
+    except AttributeError:
+        raise ConfigError(f"{checkpoint.folder} has no module {name!r}; is this another base model?") from None
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise ConfigError(f"{name} of {checkpoint.folder} is no linear layer; name linear layers")
+    return module
+
+
+def _cost(shape: tuple[int, ...]) -> int:
+    """Flops, about: the Gram matrix, ||W p||, and an eigendecomposition."""
+    m, n = shape
+    r = min(m, n)
+    return 4 * r * m * n + 9 * r**3
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"dtype={dtype!r} is not a floating dtype; use 'bfloat16', 'float16' or 'float32'")
+    return found

@@ -1,0 +1,145 @@
+"""`transformer2 decompose`: the cache it leaves is what SVF would compute, and it survives interruption and damage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from transformer2.errors import BasisError, ConfigError, UserError
+from transformer2.svf import decompose as module
+from transformer2.svf.basis import compute_basis
+from transformer2.svf.cache import BasisCache, fingerprint
+from transformer2.svf.decompose import decompose
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=64, tie_word_embeddings=True, dtype="bfloat16",
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("llama") / "base"
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size="40KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2  # really sharded
+    return folder
+
+
+def test_the_cache_serves_the_loaded_model(llama: Path, tmp_path: Path) -> None:
+    report = decompose(llama, cache_dir=tmp_path, progress=False)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16)
+    assert report["fingerprint"] == fingerprint(model)
+    assert (report["matrices"], report["built"], report["reused"], report["quarantined"]) == (9, 9, 0, 0)
+    assert report["bytes"] == sum(f.stat().st_size for f in Path(report["folder"]).glob("*.safetensors"))
+
+    cache = BasisCache(tmp_path, fingerprint(model))
+    for name, linear in model.named_modules():
+        if name.endswith(("up_proj", "down_proj", "gate_proj")):
+            basis = cache.get(name, lambda: pytest.fail("not in the cache"))  # type: ignore[arg-type]
+            assert torch.equal(basis.vectors_RR, compute_basis(linear.weight).vectors_RR)
+
+
+def test_dtype_layers_and_attention_select_other_entries(llama: Path, tmp_path: Path) -> None:
+    report = decompose(llama, "attention", layers_to_transform=[1], cache_dir=tmp_path, dtype="float32", progress=False)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    assert report["fingerprint"] == fingerprint(model) and report["matrices"] == 4
+    assert {f.name.rsplit("-", 1)[0] for f in Path(report["folder"]).glob("*.safetensors")} == {
+        f"model.layers.1.self_attn.{p}_proj" for p in "qkvo"
+    }
+
+
+def test_an_interrupted_run_goes_on_where_it_was(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = module.LocalCheckpoint.read, []
+
+    def read(self: Any, parameter: str) -> torch.Tensor:
+        calls.append(parameter)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(self, parameter)
+
+    monkeypatch.setattr(module.LocalCheckpoint, "read", read)
+    with pytest.raises(KeyboardInterrupt):
+        decompose(llama, cache_dir=tmp_path, progress=False)
+    report = decompose(llama, cache_dir=tmp_path, progress=False)
+    assert (report["built"], report["reused"]) == (5, 4)
+
+
+def test_a_damaged_entry_is_set_aside_and_rebuilt(llama: Path, tmp_path: Path) -> None:
+    first = decompose(llama, cache_dir=tmp_path, progress=False)
+    victim = sorted(Path(first["folder"]).glob("*.safetensors"))[3]
+    good = victim.read_bytes()
+    victim.write_bytes(good[:-5] + bytes([good[-5] ^ 1]) + good[-4:])
+    with pytest.warns(UserWarning, match="damaged basis .* rebuilt"):
+        again = decompose(llama, cache_dir=tmp_path, progress=False)
+    assert (again["built"], again["reused"], again["quarantined"]) == (1, 8, 1)
+    assert victim.read_bytes() == good
+
+
+def test_transposed_layers_are_read_as_the_tuner_reads_them(tmp_path: Path) -> None:
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50, n_positions=16)
+    model = AutoModelForCausalLM.from_config(config)
+    # The bare backbone, as the original GPT-2 checkpoint has it: no "transformer." in its keys.
+    model.transformer.save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "gpt2" / "config.json").write_text(
+        json.dumps(model.config.to_dict() | {"architectures": ["GPT2LMHeadModel"]})
+    )
+    decompose(tmp_path / "gpt2", cache_dir=tmp_path / "cache", progress=False)
+    cache = BasisCache(tmp_path / "cache", fingerprint(model))
+    basis = cache.get("transformer.h.0.mlp.c_fc", lambda: pytest.fail("not in the cache"))  # type: ignore[arg-type]
+    assert basis.side == "in" and basis.sigma_R.shape == (32,)  # (out, in) = (128, 32)
+
+
+def test_impossible_requests_are_one_line(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any, **kwargs: Any) -> str:
+        with pytest.raises(UserError) as e:
+            decompose(*args, cache_dir=tmp_path / "cache", progress=False, **kwargs)
+        assert "\n" not in str(e.value)
+        return str(e.value)
+
+    assert "no_such" in fails(tmp_path / "no_such")
+    assert "config.json" in fails(tmp_path)
+    assert "float33" in fails(llama, dtype="float33")
+    assert "up_porj" in fails(llama, ["up_porj"])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "local folder" in fails("nobody/nothing")
+
+
+def test_damaged_checkpoints_are_named(llama: Path, tmp_path: Path) -> None:
+    index = json.loads((llama / "model.safetensors.index.json").read_text())
+    name = "model.layers.1.mlp.up_proj.weight"
+    shard = index["weight_map"][name]
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in llama.iterdir():
+        if file.name != shard:
+            (broken / file.name).symlink_to(file)
+    with pytest.raises(BasisError, match=shard):
+        decompose(broken, cache_dir=tmp_path / "cache", progress=False)
+    (broken / shard).write_bytes((llama / shard).read_bytes()[:1000])
+    with pytest.raises(BasisError, match=shard):
+        decompose(broken, cache_dir=tmp_path / "cache", progress=False)
+    tensors = load_file(llama / shard)
+    tensors[name][3, 3] = float("nan")
+    save_file(tensors, broken / shard)
+    with pytest.raises(BasisError, match=r"model\.layers\.1\.mlp\.up_proj: .*1 non-finite"):
+        decompose(broken, cache_dir=tmp_path / "cache", progress=False)
+    tensors["renamed"] = tensors.pop(name)
+    save_file(tensors, broken / shard)
+    index["weight_map"]["renamed"] = index["weight_map"].pop(name)
+    (broken / "model.safetensors.index.json").unlink()
+    (broken / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BasisError, match=r"no tensor for 'model\.layers\.1\.mlp\.up_proj"):
+        decompose(broken, cache_dir=tmp_path / "cache", progress=False)
+
+
+def test_config_errors_are_typed(llama: Path) -> None:
+    with pytest.raises(ConfigError):
+        decompose(llama, "lm_head", progress=False)
