@@ -25,6 +25,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from transformer2.errors import ConfigError, UserError
 from transformer2.policy import (
@@ -105,17 +106,26 @@ class SVFReinforceModule(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in {"lr": lr, "num_completions": num_completions, "micro_batch_tokens": micro_batch_tokens}.items():
+        for name, value in {
+            "lr": lr,
+            "num_completions": num_completions,
+            "micro_batch_tokens": micro_batch_tokens,
+        }.items():
             if value <= 0:
                 raise ConfigError(f"model.{name} must be positive, not {value}")
         if kl not in KL_KINDS:
             raise ConfigError(f"unknown model.kl {kl!r}; use one of {', '.join(KL_KINDS)}")
         if baseline in ("rloo", "group_norm") and num_completions < 2:
-            raise ConfigError(f"model.baseline {baseline!r} compares completions of one prompt; set model.num_completions >= 2")
-        self.save_hyperparameters()
+            raise ConfigError(
+                f"model.baseline {baseline!r} compares completions of one prompt; set model.num_completions >= 2"
+            )
+        self.save_hyperparameters(logger=False)
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not the base
         self.meter = StepMeter()
+        self.val_correct = MeanMetric()
+        self.last_answers: tuple[Rollouts, list[Verdict]] | None = None
+        self.records: list[dict[str, Any]] = []
         self.skipped_in_a_row = 0
         self.policy: Any = None
 
@@ -281,37 +291,84 @@ class SVFReinforceModule(L.LightningModule):
 
     # ------------------------------------------------------------------ validation and test
 
-    def on_fit_start(self) -> None:
-        """Where the learning curve starts: the validation accuracy at z = 1."""
-        self.val_correct = MeanMetric().to(self.device)
-
     def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Score one batch of validation questions."""
-        _, verdicts = self.answer(prompts)
-        self.val_correct.update([float(v.correct) for v in verdicts])
+        self.last_answers = _, verdicts = self.answer(prompts)
+        self.val_correct.update(torch.tensor([float(v.correct) for v in verdicts]))
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracy and its standard error."""
-        accuracy = self.val_correct.compute()
-        n = self.val_correct.weight
+        accuracy, n = self.val_correct.compute(), self.val_correct.weight
         self.log_dict({"val/accuracy": accuracy, "val/accuracy_se": (accuracy * (1 - accuracy) / n).sqrt(), "val/n": n})
         self.val_correct.reset()
+
+    def on_test_start(self) -> None:
+        """Start a fresh set of records."""
+        self.records = []
 
     def test_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Answer one batch with the base and with the expert."""
         with reference(self.policy):
             base, base_verdicts = self.answer(prompts)
         expert, verdicts = self.answer(prompts)
-        for i, example in enumerate(prompts.examples):
-            self.records.append(
-                {
-                    "id": example.id,
-                    "answer": example.answer,
-                    "base_completion": base.completions[i],
-                    "base_correct": base_verdicts[i].correct,
-                    "completion": expert.completions[i],
-                    "correct": verdicts[i].correct,
-                    "extracted": verdicts[i].extracted,
-                    "reason": verdicts[i].reason,
-                }
-            )
+        columns = zip(prompts.examples, base.completions, base_verdicts, expert.completions, verdicts, strict=True)
+        self.records += [
+            {
+                "id": example.id,
+                "answer": example.answer,
+                "base_completion": base_text,
+                "base_correct": base_verdict.correct,
+                "completion": text,
+                "correct": verdict.correct,
+                "extracted": verdict.extracted,
+                "reason": verdict.reason,
+            }
+            for example, base_text, base_verdict, text, verdict in columns
+        ]
+
+    # ------------------------------------------------------------------ Lightning's joints
+
+    def trained(self) -> list[torch.nn.Parameter]:
+        """The parameters that training changes."""
+        return [p for p in self.policy.parameters() if p.requires_grad]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with warm-up and cosine decay over the run."""
+        h = self.hparams
+        optimizer = torch.optim.AdamW(
+            self.trained(), lr=h["lr"], betas=tuple(h["betas"]), eps=h["eps"], weight_decay=h["weight_decay"]
+        )
+        total = self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
+
+        def factor(step: int) -> float:
+            warm = min(1.0, (step + 1) / (h["warmup_steps"] + 1))
+            progress = min(1.0, step / max(1.0, float(total)))
+            return warm * (0.5 * (1 + math.cos(math.pi * progress)) if h["lr_schedule"] == "cosine" else 1.0)
+
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what is trained: the base and its basis are found again by name."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def train(self, mode: bool = True) -> SVFReinforceModule:
+        """Lightning's switch, except that the policy stays in evaluation mode.
+
+        Dropout would make the policy that is scored another one than the policy that sampled.
+        """
+        super().train(mode)
+        if self.policy is not None:
+            self.policy.eval()
+        return self
+
+
+def predicting_states(policy: Any, rollouts: Rollouts) -> Tensor:
+    """Hidden states that predict the sampled tokens, packed: (N, D), row-major over `completion_mask_BC`."""
+    hidden_BTD = hidden_states(
+        policy,
+        torch.cat([rollouts.prompt_ids_BP, rollouts.completion_ids_BC], dim=1),
+        torch.cat([rollouts.prompt_mask_BP, rollouts.completion_mask_BC], dim=1),
+    )
+    # The state at position t - 1 predicts token t.
+    return hidden_BTD[:, rollouts.prompt_ids_BP.shape[1] - 1 : -1][rollouts.completion_mask_BC.bool()]

@@ -1,8 +1,8 @@
 """The policy: a transformers causal LM with PEFT adapters, its tokenizer, and the three ways the trainer reads it.
 
-    load_tokenizer, load_base, build_policy     from a config's `base` and `adapter`
-    hidden_states, lm_head                      the model in two halves, so that logits never exist whole (rl/logprobs.py)
-    reference                                   the base model: the same weights with the adapters off, never a copy
+load_tokenizer, load_base, build_policy     from a config's `base` and `adapter`
+hidden_states, lm_head                      the model in two halves, so that logits never exist whole (rl/logprobs.py)
+reference                                   the base model: the same weights with the adapters off, never a copy
 """
 
 from __future__ import annotations

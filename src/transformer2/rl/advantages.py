@@ -35,7 +35,9 @@ def advantages(rewards_B: Tensor, baseline: Baseline = "batch_mean", group_size:
         ValueError: An unknown baseline, a batch that is no multiple of `group_size`, or a group too small for it.
     """
     if baseline in ("rloo", "group_norm") and group_size < 2:
-        raise ValueError(f"baseline {baseline!r} compares completions of one prompt; set num_completions >= 2, not {group_size}")
+        raise ValueError(
+            f"baseline {baseline!r} compares completions of one prompt; set num_completions >= 2, not {group_size}"
+        )
     if len(rewards_B) % group_size:
         raise ValueError(f"{len(rewards_B)} rewards do not divide into groups of {group_size}")
     valid_B = ~rewards_B.isnan()

@@ -37,7 +37,9 @@ class HFEngine:
         self.tokenizer = tokenizer
         self.eos_ids = sorted(set(eos_ids))
         if not self.eos_ids:
-            raise UserError("the tokenizer names no EOS token, so no completion could ever end; set tokenizer.eos_token")
+            raise UserError(
+                "the tokenizer names no EOS token, so no completion could ever end; set tokenizer.eos_token"
+            )
         pad = tokenizer.pad_token_id
         self.pad_id: int = self.eos_ids[0] if pad is None else int(pad)
         self.max_rows = max_rows
@@ -60,7 +62,13 @@ class HFEngine:
         return self._rollouts(prompts, ids_BC, count_B)
 
     def _decode(
-        self, policy: nn.Module, ids_BP: Tensor, mask_BP: Tensor, uniforms_BC: Tensor, sampling: Sampling, names: list[str]
+        self,
+        policy: nn.Module,
+        ids_BP: Tensor,
+        mask_BP: Tensor,
+        uniforms_BC: Tensor,
+        sampling: Sampling,
+        names: list[str],
     ) -> tuple[Tensor, Tensor]:
         """Completions (B, C) padded with the pad id, and their lengths (B,), EOS included."""
         eos = torch.tensor(self.eos_ids, device=ids_BP.device)
@@ -80,7 +88,9 @@ class HFEngine:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            token = _choose(output.logits[:, -1].float(), uniforms_BC[alive, t], sampling, [names[i] for i in alive.tolist()])
+            token = _choose(
+                output.logits[:, -1].float(), uniforms_BC[alive, t], sampling, [names[i] for i in alive.tolist()]
+            )
             token = token.masked_fill(done, self.pad_id)
             out_BC[alive, t] = token
             count_B[alive] += ~done

@@ -1,0 +1,88 @@
+"""One progress bar for the whole run: reward, accuracy, KL and the time left."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
+from tqdm import tqdm
+
+SHOWN = {"train/reward": "reward", "val/accuracy": "val acc", "train/kl": "KL"}
+
+
+class TrainingBar(ProgressBar):
+    """Steps done and to do, with the latest reward, validation accuracy and KL.
+
+    Args:
+        min_interval: Seconds between redraws.
+    """
+
+    def __init__(self, min_interval: float = 0.2) -> None:
+        super().__init__()
+        self.min_interval = min_interval
+        self.bar: Any = None
+        self.enabled = True
+
+    def disable(self) -> None:
+        """Lightning calls this on every rank but the first."""
+        self.enabled = False
+
+    def enable(self) -> None:
+        """Draw again."""
+        self.enabled = True
+
+    def _open(self, total: int | None, label: str, done: int = 0) -> None:
+        self.close()
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            desc=label,
+            unit="step" if label == "fit" else "batch",
+            disable=not self.enabled,
+            dynamic_ncols=True,
+            mininterval=self.min_interval,
+            file=sys.stderr,
+        )
+
+    def close(self) -> None:
+        """Finish the bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar over all optimizer steps."""
+        total = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
+        self._open(total, "fit", trainer.global_step)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """One optimizer step is done."""
+        if self.bar is not None:
+            metrics = trainer.callback_metrics
+            self.bar.set_postfix(
+                {label: f"{float(metrics[k]):.3f}" for k, label in SHOWN.items() if k in metrics}, refresh=False
+            )
+            self.bar.update()
+
+    def on_train_end(self, *args: Any) -> None:
+        """Finish."""
+        self.close()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open a bar over the test batches."""
+        self._open(int(sum(trainer.num_test_batches)), "test")
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        """One batch is answered."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_test_end(self, *args: Any) -> None:
+        """Finish."""
+        self.close()
+
+    def on_exception(self, *args: Any) -> None:
+        """Leave the terminal clean for the error."""
+        self.close()

@@ -1,0 +1,106 @@
+"""`nox -l` is the help page. Every session installs what it needs at the versions of constraints.txt."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["lint", "types", "tests"]
+HERE = Path(__file__).parent
+# Two cores run two test processes; more threads inside each only get in each other's way.
+ENV = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def install(session: nox.Session, *extras: str) -> None:
+    target = f".[{','.join(extras)}]" if extras else "."
+    session.install("-c", "constraints.txt", "-e", target)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style (ruff) and the layering of ARCHITECTURE.md (import-linter)."""
+    session.install("-c", "constraints.txt", "ruff", "import-linter")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", env={"PYTHONPATH": "src"})
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types (mypy)."""
+    install(session, "dev")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The fast suite: at most 5 minutes on 2 cores."""
+    install(session, "dev")
+    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env=ENV)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Whole runs: three experts on three seeds each, with the accuracy the README promises."""
+    install(session, "dev")
+    session.run("pytest", "-n", "2", "-m", "slow", *session.posargs, env=ENV)
+
+
+@nox.session
+def gold(session: nox.Session) -> None:
+    """Every gold answer of the real data sets against its verifier; says loudly when ../shared/data is absent."""
+    install(session, "dev")
+    session.run("pytest", "-m", "not gpu", "-rs", "tests/tasks", "tests/verifiers", *session.posargs, env=ENV)
+
+
+@nox.session
+def golden(session: nox.Session) -> None:
+    """The reward curve of a short run, bit for bit; `nox -s golden -- --update` writes a new one."""
+    install(session, "dev")
+    session.run("python", "tests/golden.py", *session.posargs, env=ENV)
+
+
+@nox.session
+def integrations(session: nox.Session) -> None:
+    """TRL's GRPOTrainer, transformers' load_adapter and lm-eval, with the real libraries."""
+    install(session, "dev", "trl", "lm-eval")
+    session.run("pytest", "-m", "integration", *session.posargs, env=ENV)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Tests that need a CUDA device."""
+    install(session, "dev")
+    session.run("pytest", "-m", "gpu", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Wheel through the sdist, installed into an empty environment, used outside the checkout."""
+    session.install("-c", "constraints.txt", "build")
+    with tempfile.TemporaryDirectory() as scratch:
+        session.run("python", "-m", "build", "--outdir", scratch, ".")
+        (wheel,) = Path(scratch).glob("*.whl")
+        session.run("python", "-m", "venv", f"{scratch}/venv")
+        python = f"{scratch}/venv/{'Scripts' if os.name == 'nt' else 'bin'}/python"
+        session.run(python, "-m", "pip", "install", "-q", "-c", "constraints.txt", str(wheel), external=True)
+        shutil.copy(HERE / "tests" / "check_wheel.py", scratch)
+        with session.chdir(scratch):
+            session.run(python, "-I", "check_wheel.py", external=True)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Speed and memory as ratios in one run; prints tables and writes JSON under benchmarks/results/."""
+    install(session, "dev", "trl")
+    session.run("python", "benchmarks/run.py", *session.posargs, env=ENV)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The README's command, from nothing to a trained expert with a table."""
+    install(session)
+    session.run("transformer2", "fit", "--config", "conf/tiny_math.yaml", *session.posargs)

@@ -1,0 +1,108 @@
+"""The command line: a light front that imports nothing until it knows what was asked for.
+
+Exit codes: 0 done, 1 a bug, 2 a user error (one line; `--debug` shows the traceback), 130 / 143 interrupted after saving.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from difflib import get_close_matches
+from types import FrameType
+
+from transformer2.errors import UserError
+
+COMMANDS = {
+    "fit": ("train one expert by REINFORCE and score it on the test split", "transformer2.cli.train:fit"),
+    "validate": ("score a model or expert on the validation split", "transformer2.cli.train:validate"),
+    "test": ("score a model or expert on the test split", "transformer2.cli.train:test"),
+    "decompose": (
+        "build the SVD basis cache of a base model (fit does it by itself)",
+        "transformer2.cli.tools:decompose",
+    ),
+    "experts": ("show, compare and mix expert folders", "transformer2.cli.tools:experts"),
+}
+
+HELP = """\
+usage: transformer2 COMMAND [options]
+
+Self-adaptive language models: experts are scales of singular values.
+
+commands:
+{commands}
+
+  transformer2 COMMAND --help   options of one command
+  transformer2 --version
+
+start here:
+  transformer2 fit --config conf/tiny_math.yaml      train an expert on the embedded model, minutes on a laptop
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments after the program's name; None reads sys.argv.
+
+    Returns:
+        The exit code.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(help_text(), end="")
+        return 0
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("transformer2"))
+        return 0
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    return _guarded(args[0], args[1:], debug)
+
+
+def help_text() -> str:
+    """The top-level help."""
+    width = max(map(len, COMMANDS))
+    return HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, (line, _) in COMMANDS.items()))
+
+
+def _guarded(command: str, args: list[str], debug: bool) -> int:
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _find(command)(args)
+    except UserError as e:
+        if debug:
+            traceback.print_exc()
+        print(f"transformer2: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as e:
+        print(f"transformer2: interrupted{_hint(e)}", file=sys.stderr)
+        return 143 if e.args[:1] == ("SIGTERM",) else 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) left: nothing went wrong here.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt("SIGTERM")
+
+
+def _hint(error: KeyboardInterrupt) -> str:
+    notes = getattr(error, "__notes__", [])
+    return f"; {notes[-1]}" if notes else ""
+
+
+def _find(command: str):  # type: ignore[no-untyped-def]
+    if command not in COMMANDS:
+        near = get_close_matches(command, COMMANDS, n=1, cutoff=0.0)
+        raise UserError(f"unknown command {command!r}; did you mean {near[0]!r}? `transformer2 --help` lists them")
+    module, _, function = COMMANDS[command][1].partition(":")
+    return getattr(importlib.import_module(module), function)

@@ -1,0 +1,197 @@
+"""One experiment: config -> datamodule, module, callbacks, trainer; then one verb, then the report."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint, load_expert
+from transformer2.callbacks.interrupt import GracefulStop
+from transformer2.callbacks.monitoring import Monitoring
+from transformer2.callbacks.progress import TrainingBar
+from transformer2.data import ExpertDataModule
+from transformer2.errors import ConfigError, UserError
+from transformer2.module import SVFReinforceModule
+from transformer2.report.statistics import mcnemar_p
+from transformer2.report.table import text_table, versions, write_report, write_text
+from transformer2.types import Report, Score
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "accelerator": "auto",
+    "devices": 1,
+    "max_steps": 100,
+    "max_epochs": -1,
+    "val_check_interval": 10,
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+    "enable_model_summary": False,
+}
+
+
+class _CLI(LightningCLI):
+    """Lightning's command line as a typed factory: every constructor argument is a config key."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Say the base and the seed once."""
+        parser.link_arguments("model.base", "data.base")
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("seed_everything", "model.seed")
+
+
+class Experiment:
+    """A composed, instantiated experiment.
+
+    Attributes:
+        folder: The run folder.
+        module: The LightningModule.
+        data: The datamodule.
+        trainer: The trainer.
+    """
+
+    def __init__(self, cli: LightningCLI, folder: Path) -> None:
+        self.cli, self.folder = cli, folder
+        self.module: SVFReinforceModule = cli.model
+        self.data: ExpertDataModule = cli.datamodule
+        self.trainer: L.Trainer = cli.trainer
+        self.seed = int(cli.config.seed_everything)
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], folder: Path, quiet: bool = False) -> Experiment:
+        """Instantiate a composed config.
+
+        Raises:
+            ConfigError: A key or value that no constructor takes, with the nearest valid key.
+        """
+        trainer = {**TRAINER_DEFAULTS, **(config.get("trainer") or {})}
+        trainer.setdefault("default_root_dir", str(folder))
+        trainer.setdefault("logger", _tensorboard(folder))
+        trainer["callbacks"] = _with_defaults(trainer.get("callbacks") or [], trainer, folder, quiet)
+        trainer.setdefault("enable_progress_bar", not quiet)
+        try:
+            cli = _CLI(
+                SVFReinforceModule,
+                ExpertDataModule,
+                run=False,
+                args={**config, "trainer": trainer},
+                seed_everything_default=0,
+                save_config_callback=None,
+                parser_kwargs={"exit_on_error": False},
+            )
+        except argparse.ArgumentError as e:
+            raise ConfigError(_one_line(str(e))) from e
+        return cls(cli, folder)
+
+    def yaml(self) -> str:
+        """The whole config with every default, as YAML."""
+        return str(self.cli.parser.dump(self.cli.config, skip_none=False))
+
+    def fit(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
+        """Train; then score base and best expert on the test split."""
+        self._open(expert)
+        setup = time.perf_counter() - start
+        self.trainer.fit(self.module, self.data, ckpt_path=ckpt_path)
+        if (stop := self._callback(GracefulStop)) is not None and stop.signal_name:
+            checkpoint = self.folder / "checkpoints" / "last.ckpt"
+            raise KeyboardInterrupt(stop.signal_name, f"resume with --ckpt_path {checkpoint}")
+        trained = time.perf_counter() - start
+        self.trainer.test(self.module, self.data, verbose=False)
+        now = time.perf_counter() - start
+        seconds = {"setup": setup, "train": trained - setup, "test": now - trained, "total": now}
+        return self._report(seconds)
+
+    def validate(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
+        """Score on the validation split."""
+        self._open(expert)
+        self.trainer.validate(self.module, self.data, ckpt_path=ckpt_path, verbose=False)
+        metrics = self.trainer.callback_metrics
+        score = Score(float(metrics["val/accuracy"]), float(metrics["val/accuracy_se"]), int(metrics["val/n"]))
+        print(f"{self.data.task.name}   validation split, n = {score.n}\n  {score}")
+        return 0
+
+    def test(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
+        """Score base and expert on the test split."""
+        self._open(expert)
+        self.trainer.test(self.module, self.data, ckpt_path=ckpt_path, verbose=False)
+        return self._report({"total": time.perf_counter() - start})
+
+    def _open(self, expert: Path | None) -> None:
+        """Write the resolved config, build the policy, put an expert into it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "config.yaml", self.yaml())
+        if expert is not None:
+            self.module.configure_model()
+            load_expert(self.module, expert)
+
+    def _report(self, seconds: dict[str, float]) -> int:
+        records = self.module.records
+        base, result = ([bool(r[key]) for r in records] for key in ("base_correct", "correct"))
+        report = Report(
+            task=self.data.task.name,
+            protocol="clean",
+            n=len(records),
+            base=Score.of(base),
+            result=Score.of(result),
+            paired_p=mcnemar_p(base, result),
+            seconds={name: round(value, 2) for name, value in seconds.items()},
+            seeds=(self.seed,),
+            versions=versions(),
+        )
+        if self.trainer.is_global_zero:
+            write_report(self.folder, report, records)
+            print(text_table(report))
+            print(f"  kept in {self.folder}")
+        return 0
+
+    def _callback(self, kind: type) -> Any:
+        return next((c for c in self.trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
+
+
+def _tensorboard(folder: Path) -> dict[str, Any]:
+    path = f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__name__}"
+    return {"class_path": path, "init_args": {"save_dir": str(folder), "name": "", "version": ""}}
+
+
+def _with_defaults(given: list[Any], trainer: Mapping[str, Any], folder: Path, quiet: bool) -> list[Any]:
+    """The user's callbacks, and ours where the user named none of their class."""
+    ours: dict[type, dict[str, Any]] = {
+        ExpertCheckpoint: {},
+        Monitoring: {},
+        GracefulStop: {},
+        ModelCheckpoint: {
+            "dirpath": str(folder / "checkpoints"),
+            "filename": "{step}",
+            "save_last": True,
+        },
+    }
+    if not quiet and trainer.get("enable_progress_bar", True):
+        ours[TrainingBar] = {}
+    named = [c.get("class_path", "") if isinstance(c, Mapping) else str(c) for c in given]
+    missing = [kind for kind in ours if not any(n.rpartition(".")[2] == kind.__name__ for n in named)]
+    return [*given, *({"class_path": f"{k.__module__}.{k.__qualname__}", "init_args": ours[k]} for k in missing)]
+
+
+def _one_line(message: str) -> str:
+    """jsonargparse's error as one line, with the nearest valid key."""
+    text = " ".join(message.split())
+    if match := re.search(r"(?:Group '(?P<group>\w+)' does not accept option|Option) '(?P<key>[\w.]+)'", text):
+        group, key = match["group"], match["key"].rpartition(".")[2]
+        owner = {"model": SVFReinforceModule, "data": ExpertDataModule, "trainer": L.Trainer}.get(group or "")
+        if owner is not None:
+            import inspect
+
+            known = [n for n in inspect.signature(owner.__init__).parameters if n != "self"]  # type: ignore[misc]
+            near = get_close_matches(key, known, n=1, cutoff=0.0)
+            return f"unknown config key {group}.{key}; did you mean {group}.{near[0]}?"
+    return text[:400]

@@ -1,0 +1,132 @@
+"""`fit`, `validate` and `test`: compose, instantiate in reading order, call one Trainer verb, report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformer2.cli.compose import PACKAGED, compose, parse_flags
+from transformer2.errors import ConfigError
+
+KEYS = ("name", "seed_everything", "model", "data", "trainer")
+OPTIONS = ("run_dir", "ckpt_path", "expert")
+SWITCHES = ("help", "print_config", "quiet")
+
+HELP = """\
+usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE ...]
+
+{what}
+
+  --config FILE        a config file; several are merged, later ones win. A file that is not here is looked up among the
+                       shipped ones: {configs}
+  --KEY.SUB VALUE      any key of the config, e.g. --model.lr 2e-3 --data.batch_size 32 --trainer.max_steps 50
+  --seed_everything N  seed of everything (default 0)
+  --run_dir DIR        where the run is kept (default runs/<name>; a number is added rather than overwriting)
+  --ckpt_path FILE     {ckpt}
+  --expert DIR         start from, or score, this expert folder
+  --print_config       print the whole config with every default, and stop
+  --quiet              no progress bar
+  --debug              show the traceback of an error
+
+The run folder holds config.yaml, TensorBoard events, checkpoints/, expert/, report.json. Look at the curves with
+  tensorboard --logdir runs
+"""
+CKPT = {
+    "fit": "resume from this checkpoint (checkpoints/last.ckpt of a run)",
+    "validate": "score this checkpoint",
+    "test": "score this checkpoint",
+}
+WHAT = {
+    "fit": "Train one expert by REINFORCE with a KL penalty, keep the best one by validation accuracy, and score base and\n"
+    "expert on the test split.",
+    "validate": "Score a model or expert on the validation split.",
+    "test": "Score base and expert on the test split; writes report.json and records.jsonl.",
+}
+
+
+def fit(args: Sequence[str]) -> int:
+    """Train, keep the best expert, score it."""
+    return _run("fit", args)
+
+
+def validate(args: Sequence[str]) -> int:
+    """Score on the validation split."""
+    return _run("validate", args)
+
+
+def test(args: Sequence[str]) -> int:
+    """Score on the test split."""
+    return _run("test", args)
+
+
+def _run(command: str, args: Sequence[str]) -> int:
+    flags = parse_flags(args, OPTIONS, SWITCHES, KEYS)
+    if "help" in flags.switches or "-h" in args:
+        print(help_text(command), end="")
+        return 0
+    if not flags.configs and command == "fit":
+        raise ConfigError("fit needs --config; try --config conf/tiny_math.yaml")
+    config = compose(flags.configs, flags.overrides, KEYS)
+    name = str(config.pop("name", Path(flags.configs[-1]).stem if flags.configs else command))
+    folder = run_folder(flags.options.get("run_dir"), name)
+    _quieten("quiet" in flags.switches)
+    start = time.perf_counter()
+
+    # From here on the heavy libraries are needed.
+    from transformer2.cli.experiment import Experiment
+
+    experiment = Experiment.of(config, folder, quiet="quiet" in flags.switches)
+    if "print_config" in flags.switches:
+        print(experiment.yaml(), end="")
+        return 0
+    verb = {"fit": experiment.fit, "validate": experiment.validate, "test": experiment.test}[command]
+    return verb(Path(p) if (p := flags.options.get("expert")) else None, flags.options.get("ckpt_path"), start)
+
+
+def help_text(command: str) -> str:
+    """The help of one command."""
+    shipped = ", ".join(sorted(str(p.relative_to(PACKAGED)) for p in (PACKAGED / "conf").glob("*.yaml")))
+    wrapped = textwrap.fill(shipped, 118, initial_indent=" " * 23, subsequent_indent=" " * 23).strip()
+    return HELP.format(command=command, what=WHAT[command], configs=wrapped, ckpt=CKPT[command])
+
+
+def run_folder(given: str | None, name: str) -> Path:
+    """Where the run is kept: a folder that holds no other run.
+
+    Raises:
+        ConfigError: `--run_dir` names a folder that already holds a run.
+    """
+    if given is not None:
+        if (Path(given) / "config.yaml").exists():
+            raise ConfigError(f"--run_dir {given} already holds a run; give another folder or remove it")
+        return Path(given)
+    folder, number = Path("runs") / name, 2
+    while (folder / "config.yaml").exists():
+        folder, number = Path("runs") / f"{name}-{number}", number + 1
+    return folder
+
+
+def _quieten(quiet: bool) -> None:
+    """Leave the terminal to the bar and the table: the libraries' notes say nothing a user can act on."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*logging interval.*",
+        ".*No positive class.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()

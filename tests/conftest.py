@@ -1,0 +1,29 @@
+"""Shared fixtures."""
+
+from pathlib import Path
+
+import pytest
+from fakes import make_llama
+
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("TRANSFORMER2_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random-weight Llama."""
+    return make_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real benchmark rows, beside the checkout."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"NO REAL DATA: {REAL_DATA.name} is not beside the checkout, so this was not checked")
+    return REAL_DATA
