@@ -2,7 +2,8 @@
 
     Task.examples(split) -> render (chat template -> text -> ids, one BOS) -> PromptLoader -> PromptBatch
 
-Which prompts make up step s follows from (seed, s) alone, so a resumed run draws the prompts that the uncut run would have.
+Which prompts make up step s follows from (seed, s) alone, so a resumed run draws the prompts that the uncut run
+would have drawn.
 """
 
 from __future__ import annotations

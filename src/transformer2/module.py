@@ -1,18 +1,19 @@
 """SVF by REINFORCE as a LightningModule.
 
-    J(z) = E_x, y~pi_z(.|x) [ A(y) log pi_z(y|x) ] - lambda KL(pi_z || pi_1)              (paper, section 3.2, equation 1)
+    J(z) = E_x, y~pi_z(.|x) [ A(y) log pi_z(y|x) ] - lambda KL(pi_z || pi_1)      (paper, section 3.2, equation 1)
 
-One optimizer step = one global batch of prompts, sampled, verified, scored and forgotten. Departures from the paper and
-the reference code:
-    1. Rollouts are sampled at temperature 1; the reference code decodes greedily, which is not the policy's own gradient.
+One optimizer step = one global batch of prompts, sampled, verified, scored and forgotten. Departures from the paper
+and the reference code:
+    1. Rollouts are sampled at temperature 1; the reference code decodes greedily: not the policy's own gradient.
     2. The sampled ids are scored as sampled, EOS included; the reference code re-tokenises text and drops EOS.
     3. A batch-mean baseline by default; the paper has none.
     4. The KL is the paper's KL(pi || pi_0); the reference code computes the reverse one.
     5. The reference model is the policy with its adapter off; the reference code keeps a second model.
 Presets: conf/preset/paper.yaml sets what the paper says.
 
-Manual optimisation, because rollouts are drawn once for the whole global batch (generation is fastest in big batches) while
-the loss runs over micro-batches bounded by tokens (memory), whose number differs from step to step. docs/adr/0001.
+Manual optimisation, because rollouts are drawn once for the whole global batch (generation is fastest in big batches)
+while the loss runs over micro-batches bounded by tokens (memory), whose number differs from step to step (see
+docs/adr/0001-manual-optimisation.md).
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class SVFReinforceModule(L.LightningModule):
         self.policy: Any = None
 
     def configure_model(self) -> None:
-        """Load the base, wrap it with a fresh adapter and build the rollout engine (once, under the strategy's context)."""
+        """Load the base, wrap it with a fresh adapter and build the rollout engine, once."""
         if self.policy is not None:
             return
         h = self.hparams

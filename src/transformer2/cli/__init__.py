@@ -1,6 +1,7 @@
 """The command line: a light front that imports nothing until it knows what was asked for.
 
-Exit codes: 0 done, 1 a bug, 2 a user error (one line; `--debug` shows the traceback), 130 / 143 interrupted after saving.
+Exit codes: 0 done, 1 a bug, 2 a user error (one line; `--debug` shows the traceback), 130 / 143 interrupted after
+saving.
 """
 
 from __future__ import annotations

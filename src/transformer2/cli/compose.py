@@ -1,7 +1,7 @@
 """From `--config` files and dotted flags to one plain dict.
 
 Order, later wins: `_base_` files of a config, the config, further configs, dotted flags. Everything is merged before
-`${...}` is resolved, so an override reaches every place that refers to it (STACK: jsonargparse resolves each file alone).
+`${...}` is resolved, so an override reaches every place that refers to it (jsonargparse would resolve each file alone).
 """
 
 from __future__ import annotations

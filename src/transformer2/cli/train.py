@@ -43,8 +43,8 @@ CKPT = {
     "test": "score this checkpoint",
 }
 WHAT = {
-    "fit": "Train one expert by REINFORCE with a KL penalty, keep the best one by validation accuracy, and score base and\n"
-    "expert on the test split.",
+    "fit": "Train one expert by REINFORCE with a KL penalty, keep the best one by validation accuracy, and score base\n"
+    "and expert on the test split.",
     "validate": "Score a model or expert on the validation split.",
     "test": "Score base and expert on the test split; writes report.json and records.jsonl.",
 }

@@ -5,8 +5,8 @@
     rloo         A_b = r_b - mean of the other rewards of the same prompt
     group_norm   A_b = (r_b - mean_g(r)) / (std_g(r) + eps), g = the completions of one prompt
 
-Departures: the reference code uses `none`. Any baseline that does not depend on the row's own tokens leaves the expected
-gradient unchanged; `batch_mean` and `group_norm` include the row's own reward, a bias of order 1 / group size.
+Departures: the reference code uses `none`. Any baseline that does not depend on the row's own tokens leaves the
+expected gradient unchanged; `batch_mean` and `group_norm` include the row's own reward, a bias of order 1 / group size.
 """
 
 from __future__ import annotations

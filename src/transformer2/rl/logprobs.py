@@ -2,11 +2,12 @@
 
     logprobs_t = log softmax(head(h_t) / temperature)[y_t]
 
-The logits of a sequence are the largest tensor of the step (vocabulary x tokens): they exist here for one chunk of tokens
-at a time and are computed again in the backward pass (torch.utils.checkpoint), never whole and never kept.
+The logits of a sequence are the largest tensor of the step (vocabulary x tokens): they exist here for one chunk of
+tokens at a time and are computed again in the backward pass (torch.utils.checkpoint), never whole and never kept.
 Padding is dropped before the head runs: N counts sampled tokens only.
 
-Departures from the reference code: it keeps full log-probs of both models (5-6 x the logits); it scores re-tokenised text.
+Departures from the reference code: it keeps full log-probs of both models (5-6 x the logits) and scores re-tokenised
+text.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ __all__ = ["Task", "get", "names"]
 
 def names() -> list[str]:
     """Names of the tasks that ship with the package, sorted."""
-    here = Path(__file__).parent
-    return sorted(p.stem for p in here.glob("*.py") if p.stem not in {"__init__", "base"} and not p.stem.startswith("_"))
+    files = (p.stem for p in Path(__file__).parent.glob("*.py"))
+    return sorted(name for name in files if name != "base" and not name.startswith("_"))
 
 
 def get(name: str) -> Task:

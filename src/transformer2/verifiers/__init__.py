@@ -1,4 +1,4 @@
-"""Verifiers: from a completion's text to a verdict. `verify_all` is the edge where a verifier's own failure is caught."""
+"""Verifiers: from a completion's text to a verdict. `verify_all` is the edge where a verifier's failure is caught."""
 
 from __future__ import annotations
 

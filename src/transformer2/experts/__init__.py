@@ -1,0 +1,27 @@
+"""Experts: one z per tuned matrix, as folders that PEFT loads. Read and verify, mix, compare, import.
+
+experts = load_experts(["experts/math", "experts/code"])
+print(compare_experts(experts))
+save_expert(mix_experts(experts, [0.7, 0.7]), "experts/both")
+"""
+
+from __future__ import annotations
+
+from transformer2.experts.compare import Comparison, compare_experts, show_expert
+from transformer2.experts.folder import Expert, expert_folder, read_expert, save_expert
+from transformer2.experts.mix import load_experts, mix_experts, mix_folders
+from transformer2.experts.reference import import_reference_checkpoint
+
+__all__ = [
+    "Comparison",
+    "Expert",
+    "compare_experts",
+    "expert_folder",
+    "import_reference_checkpoint",
+    "load_experts",
+    "mix_experts",
+    "mix_folders",
+    "read_expert",
+    "save_expert",
+    "show_expert",
+]

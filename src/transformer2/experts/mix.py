@@ -1,0 +1,118 @@
+"""Experts together: load several that fit each other, and mix them into one.
+
+delta        z = 1 + sum_k w_k (z_k - 1)                 zeros are the base model
+normalised   the same with w / sum(w)
+raw          z = sum_k w_k z_k                           the paper's z' = sum_k alpha_k z_k (section 3.2)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from transformer2.errors import ExpertError
+from transformer2.experts.folder import Expert, read_expert, save_expert
+
+__all__ = ["check_compatible", "load_experts", "mix_experts", "mix_folders"]
+
+Mix = Literal["delta", "normalised", "raw"]
+
+
+def load_experts(paths: Sequence[str | Path]) -> list[Expert]:
+    """Read experts that can be mixed: of one architecture, with the same tuned matrices.
+
+    Raises:
+        ExpertError: One of them is damaged, two have the same name, or they do not fit each other; names both.
+    """
+    experts = [read_expert(path) for path in paths]
+    check_compatible(experts)
+    return experts
+
+
+def check_compatible(experts: Sequence[Expert]) -> None:
+    """Whether experts can be mixed. Warns where only the base weights differ (another dtype, another checkpoint).
+
+    Raises:
+        ExpertError: None given, equal names, other tuned matrices or lengths, or another base architecture.
+    """
+    if not experts:
+        raise ExpertError("no experts given; name at least one expert folder")
+    first = experts[0]
+    for i, other in enumerate(experts[1:], 1):
+        if any(other.name == e.name for e in experts[:i]):
+            raise ExpertError(f"two experts are called {other.name!r}; rename one of the folders")
+        pair = f"experts {first.name!r} and {other.name!r}"
+        differing = sorted(first.deltas.keys() ^ other.deltas.keys())
+        if differing:
+            raise ExpertError(
+                f"{pair} tune different matrices ({len(differing)}, first: {differing[0]}); mix like with like"
+            )
+        for module, delta_R in first.deltas.items():
+            if delta_R.shape != other.deltas[module].shape:
+                raise ExpertError(
+                    f"{pair} differ in length on {module} ({delta_R.numel()}, {other.deltas[module].numel()}); they belong "
+                    "to different base models"
+                )
+        if first.base_fingerprint and other.base_fingerprint and first.base_fingerprint != other.base_fingerprint:
+            if first.base_fingerprint.partition(":")[0] != other.base_fingerprint.partition(":")[0]:
+                raise ExpertError(
+                    f"{pair} have base models of different architecture ({first.base}, {other.base}); train them on one"
+                )
+            warnings.warn(
+                f"{pair} were trained on different weights of one architecture ({first.base}, {other.base}, or one base "
+                "in two dtypes)",
+                stacklevel=3,
+            )
+
+
+def mix_experts(
+    experts: Sequence[Expert], weights: Sequence[float], mix: Mix = "delta", name: str = "mixture"
+) -> Expert:
+    """One expert out of several.
+
+    Args:
+        experts: K experts that fit each other.
+        weights: K finite numbers.
+        mix: See the module's formulas.
+        name: Name of the new expert.
+
+    Raises:
+        ExpertError: The experts do not fit each other.
+        UserError: Unknown mix, not K weights, non-finite ones, or a zero sum to divide by.
+    """
+    from transformer2.svf.model import mixing_weights
+
+    check_compatible(experts)
+    mixing_K = mixing_weights(weights, len(experts), mix)
+    shift = sum(mixing_K) - 1 if mix == "raw" else 0.0
+    deltas = {}
+    for module in experts[0].deltas:
+        delta_KR = torch.stack([e.deltas[module].double() for e in experts])
+        deltas[module] = (torch.tensor(mixing_K, dtype=torch.float64) @ delta_KR + shift).float()
+    fingerprints = {e.base_fingerprint for e in experts}
+    return Expert(
+        name=name,
+        path=None,
+        task=None,
+        step=None,
+        score=None,
+        base=experts[0].base,
+        base_fingerprint=fingerprints.pop() if len(fingerprints) == 1 else None,
+        deltas=deltas,
+    )
+
+
+def mix_folders(paths: Sequence[str | Path], weights: Sequence[float], out: str | Path, mix: Mix = "delta") -> str:
+    """`transformer2 experts mix A B --weights 0.7 0.7 --out DIR`: mix, save, and say what was done.
+
+    Raises:
+        UserError: See `load_experts`, `mix_experts` and `save_expert`.
+    """
+    experts = load_experts(paths)
+    folder = save_expert(mix_experts(experts, weights, mix, name=Path(out).name), out)
+    parts = " + ".join(f"{w:g} {e.name}" for w, e in zip(weights, experts, strict=True))
+    return f"{folder}: {mix} mixture {parts}, {len(experts[0].deltas)} matrices"

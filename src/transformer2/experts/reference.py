@@ -1,0 +1,120 @@
+"""Experts of the reference implementation (SakanaAI/self-adaptive-llms) as ours.
+
+Its files hold p, one vector per MLP weight in bf16, and its layer composes
+W' = U diag(sigma m) V^T sum(sigma) / sum(sigma m) with m = sigmoid(p); as a plain SVF expert that is
+
+    z = m sum(sigma) / sum(sigma m).
+
+Two layouts exist: `learnable_params*.pt`, a dict of weight name -> p, and `policy_params*.pt`, a state dict of a
+ParameterList, `learnable_params_module_list.<i>`, whose order is that of the base model's MLP weights. Departure: m is
+computed in fp32; the reference rounds it to bf16, which moves z by up to 2e-3.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transformer2.errors import ExpertError
+from transformer2.experts.folder import Expert
+from transformer2.svf.checkpoint import LocalCheckpoint, resolve_base
+from transformer2.svf.decompose import base_bases
+from transformer2.svf.fingerprint import fingerprint_folder
+
+__all__ = ["import_reference_checkpoint"]
+
+_POSITION = re.compile(r"learnable_params_module_list\.(\d+)")
+
+
+def import_reference_checkpoint(
+    path: str | Path,
+    base: str | Path,
+    cache_dir: str | Path | None = None,
+    name: str | None = None,
+    task: str | None = None,
+    progress: bool = True,
+) -> Expert:
+    """Read a .pt file of the reference implementation. It is unpickled with `weights_only=True`: no code is run.
+
+    The singular values of the base model are needed; they come from the basis cache, which is filled on the way.
+
+    Args:
+        path: `learnable_params*.pt` or `policy_params*.pt`.
+        base: The base model it was trained on: a local folder, a Hub id, or "tiny".
+        cache_dir: Root of the basis cache; None means the default one.
+        name: Name of the expert; None takes the file's name.
+        task: Task it was trained on; the file does not say.
+        progress: Show a bar while bases are computed.
+
+    Returns:
+        The expert, in memory; `save_expert` writes it.
+
+    Raises:
+        ExpertError: An unreadable file, another layout, or vectors that do not fit the base model.
+        UserError: See `svf.decompose`.
+    """
+    path = Path(path).expanduser()
+    folder = resolve_base(base)
+    params = _named(path, _unpickle(path), LocalCheckpoint(folder))
+    deltas = {}
+    for module, sigma_R in base_bases(folder, list(params), cache_dir, progress):
+        p_R = params[module].float()
+        if p_R.shape != sigma_R.shape:
+            raise ExpertError(
+                f"{path}: {module} has {tuple(p_R.shape)} values, the base model's weight needs {tuple(sigma_R.shape)}; "
+                "give the base model it was trained on"
+            )
+        m_R = torch.sigmoid(p_R.double())
+        total = (sigma_R.double() * m_R).sum()
+        z_R = m_R * sigma_R.double().sum() / total if float(total) else torch.ones_like(m_R)
+        deltas[module] = (z_R - 1).float()
+    stem = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)[:64]
+    return Expert(name or stem, None, task, None, None, str(base), fingerprint_folder(folder), deltas)
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ExpertError(f"{path} is missing; give a .pt file of the reference implementation") from None
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as e:
+        first = (str(e).splitlines() or [""])[0][:120]
+        raise ExpertError(
+            f"{path} is not a plain file of tensors ({type(e).__name__}: {first}); it was not loaded"
+        ) from e
+    if not isinstance(content, dict) or not content:
+        raise ExpertError(f"{path} holds a {type(content).__name__}, not a dict of tensors; give learnable_params.pt")
+    return content
+
+
+def _named(path: Path, content: dict[str, Any], checkpoint: LocalCheckpoint) -> dict[str, Tensor]:
+    """Module path -> p (r,), in the order of the base model."""
+    weights = [key for key in checkpoint.skeleton.state_dict() if "mlp" in key]
+    if "adaptive_weights" in content:
+        raise ExpertError(
+            f"{path} is a mixture of the few-shot search; import its experts and mix them with mix_experts"
+        )
+    params: dict[str, Tensor] = {}
+    for key, value in content.items():
+        position = _POSITION.fullmatch(str(key))
+        if position and len(content) != len(weights):
+            raise ExpertError(
+                f"{path} has {len(content)} vectors, the base model {len(weights)} MLP weights; give the base model it was "
+                "trained on"
+            )
+        weight = weights[int(position[1])] if position and int(position[1]) < len(weights) else str(key)
+        if weight not in weights or not isinstance(value, Tensor) or value.ndim != 1 or not value.is_floating_point():
+            raise ExpertError(f"{path}: entry {str(key)[:80]!r} is no vector for an MLP weight of the base model")
+        if not bool(torch.isfinite(value).all()):
+            raise ExpertError(f"{path}: entry {str(key)[:80]!r} has non-finite values")
+        params[weight.removesuffix(".weight")] = value.detach()
+    return {
+        w.removesuffix(".weight"): params[w.removesuffix(".weight")]
+        for w in weights
+        if w.removesuffix(".weight") in params
+    }

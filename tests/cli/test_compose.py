@@ -1,0 +1,87 @@
+"""Configs compose before they resolve, and every mistake is one line with the remedy."""
+
+import pytest
+import yaml
+
+from transformer2.cli.compose import compose, find_config, parse_flags
+from transformer2.errors import ConfigError
+
+KEYS = ("seed_everything", "model", "data", "trainer")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, **content):
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(content))
+        return str(path)
+
+    return write
+
+
+def test_later_wins_from_base_to_flag(write):
+    write("base.yaml", model={"lr": 1, "kl": "k3", "base": "a"})
+    first = write("first.yaml", _base_="base.yaml", model={"lr": 2, "base": "b"})
+    second = write("second.yaml", model={"base": "c"})
+    assert compose([first, second], [("model.kl", "k2")], KEYS) == {"model": {"lr": 2, "kl": "k2", "base": "c"}}
+
+
+def test_interpolation_sees_the_override(write):
+    config = write("a.yaml", data={"n": 8}, trainer={"steps": "${data.n}"})
+    assert compose([config], [("data.n", "16")], KEYS)["trainer"] == {"steps": 16}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("3", 3), ("true", True), ("null", None), ("[1, 2]", [1, 2]), ("{a: b}", {"a": "b"}), ("mlp", "mlp")],
+)
+def test_flag_values_are_yaml(text, value):
+    assert compose([], [("model.x", text)], KEYS) == {"model": {"x": value}}
+
+
+def test_lists_and_mappings_are_replaced_by_flags_and_merged_by_files(write):
+    a = write("a.yaml", model={"adapter": {"peft_type": "SVF", "form": "delta"}})
+    b = write("b.yaml", model={"adapter": {"form": "merged"}})
+    assert compose([a, b], [], KEYS)["model"]["adapter"] == {"peft_type": "SVF", "form": "merged"}
+    assert compose([a], [("model.adapter", "{peft_type: LORA}")], KEYS)["model"]["adapter"] == {"peft_type": "LORA"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--modle.lr", "1"], "unknown flag --modle.lr; did you mean"),
+        (["--run_di", "x"], "unknown flag --run_di; did you mean 'run_dir'"),
+        (["--model.lr"], "--model.lr needs a value"),
+        (["--config", "--quiet"], "--config needs a value"),
+        (["oops"], "unexpected argument 'oops'"),
+    ],
+)
+def test_bad_flags(args, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_flags(args, ("run_dir",), ("quiet",), KEYS)
+
+
+def test_flags_taken_apart():
+    flags = parse_flags(["--config", "a", "--model.lr=-1", "--quiet", "--run_dir", "r"], ("run_dir",), ("quiet",), KEYS)
+    assert (flags.configs, flags.overrides, flags.switches) == (["a"], [("model.lr", "-1")], {"quiet"})
+    assert flags.options == {"run_dir": "r"}
+
+
+def test_bad_files(write, tmp_path):
+    with pytest.raises(ConfigError, match=r"did you mean 'conf/tiny_math.yaml'"):
+        find_config("conf/tiny_mat.yaml")
+    circle = write("circle.yaml", _base_="circle.yaml")
+    with pytest.raises(ConfigError, match="its own _base_"):
+        compose([circle], [], KEYS)
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1,")
+    with pytest.raises(ConfigError, match="cannot be read as YAML"):
+        compose([str(broken)], [], KEYS)
+    with pytest.raises(ConfigError, match="unknown config key 'modell'; did you mean 'model'"):
+        compose([write("typo.yaml", modell={})], [], KEYS)
+    with pytest.raises(ConfigError, match="cannot be resolved"):
+        compose([write("dangling.yaml", data={"n": "${nowhere.n}"})], [], KEYS)
+    listed = tmp_path / "list.yaml"
+    listed.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="not keys and values"):
+        compose([str(listed)], [], KEYS)

@@ -1,0 +1,133 @@
+"""The sampler: same tokens whatever the batch, ids and masks as sampled, errors that name the prompt."""
+
+import pytest
+import torch
+from fakes import byte_tokenizer
+
+from transformer2.data import collate, render
+from transformer2.errors import ConfigError, UserError
+from transformer2.policy import load_base, load_tokenizer
+from transformer2.rollout.base import Sampling
+from transformer2.rollout.hf import HFEngine, _choose, _nucleus
+from transformer2.types import Example
+
+EOS = [1, 4]
+
+
+@pytest.fixture(scope="module")
+def model(llama_folder):
+    model = load_base(str(llama_folder), "float32")
+    # An untrained model ends one completion in 130 tokens: raise the odds, so that rows finish at different times.
+    head = torch.nn.Linear(*reversed(model.lm_head.weight.shape))
+    with torch.no_grad():
+        head.weight.copy_(model.lm_head.weight * 30)
+        head.bias.zero_()
+        head.bias[EOS] = 6.0
+    model.lm_head = head
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer(llama_folder):
+    return load_tokenizer(str(llama_folder))
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
+    texts = ["a", "a longer question", "b?", "something else altogether, and long", "c", "dd", "eee", "ffff"]
+    examples = [Example(f"t/{i}", ({"role": "user", "content": t},), "") for i, t in enumerate(texts)]
+    return collate(examples, [render(tokenizer, e) for e in examples], tokenizer.pad_token_id)
+
+
+def completions(rollouts):
+    counts = rollouts.completion_mask_BC.sum(-1).tolist()
+    return [ids[:n] for ids, n in zip(rollouts.completion_ids_BC.tolist(), counts, strict=True)]
+
+
+SAMPLING = Sampling(temperature=1.0, max_new_tokens=40)
+
+
+def test_a_row_does_not_depend_on_its_batch(model, tokenizer, prompts):
+    whole = completions(HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=3))
+    split = completions(HFEngine(tokenizer, EOS, max_rows=3).generate(model, prompts, SAMPLING, seed=3))
+    assert whole == split
+    assert len({len(c) for c in whole}) > 3, "rows must finish at different times for this test to mean anything"
+    assert completions(HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=4)) != whole
+
+
+def test_masks_cover_exactly_what_was_sampled_eos_included(model, tokenizer, prompts):
+    rollouts = HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=0)
+    for ids, finished in zip(completions(rollouts), rollouts.finished_B.tolist(), strict=True):
+        assert (ids[-1] in EOS) == finished
+        assert not set(ids[:-1]) & set(EOS)
+        assert finished or len(ids) == SAMPLING.max_new_tokens
+    padding = rollouts.completion_ids_BC[rollouts.completion_mask_BC == 0]
+    assert padding.eq(tokenizer.pad_token_id).all()
+
+
+def test_greedy_equals_transformers_generate(model, tokenizer, prompts):
+    greedy = HFEngine(tokenizer, EOS).generate(model, prompts, Sampling(temperature=0, max_new_tokens=24), seed=0)
+    theirs = model.generate(
+        input_ids=prompts.input_ids_BP,
+        attention_mask=prompts.attention_mask_BP,
+        do_sample=False,
+        max_new_tokens=24,
+        eos_token_id=EOS,
+        pad_token_id=tokenizer.pad_token_id,
+    )[:, prompts.input_ids_BP.shape[1] :]
+    for ours, row in zip(completions(greedy), theirs.tolist(), strict=True):
+        assert row[: len(ours)] == ours
+
+
+def test_sampling_follows_the_distribution():
+    g = torch.Generator().manual_seed(0)
+    logits_V = torch.randn(6, generator=g)
+    n = 20_000
+    tokens = _choose(logits_V.expand(n, -1), torch.rand(n, generator=g), Sampling(temperature=0.5), ["p"] * n)
+    frequency_V = torch.bincount(tokens, minlength=6) / n
+    assert torch.allclose(frequency_V, (logits_V / 0.5).softmax(-1), atol=0.015)
+
+
+def test_a_token_without_probability_is_never_drawn():
+    logits_BV = torch.tensor([[0.0, float("-inf"), 0.0, float("-inf")]]).expand(3, -1)
+    edges_B = torch.tensor([0.0, 0.5, 1 - 2**-24])
+    assert _choose(logits_BV, edges_B, Sampling(), ["p"] * 3).tolist() == [0, 2, 2]
+
+
+def test_nucleus_keeps_the_smallest_sufficient_set():
+    probs_BV = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
+    assert _nucleus(probs_BV, 0.7)[0].gt(0).tolist() == [True, True, False, False]
+    assert _nucleus(probs_BV, 0.01)[0].gt(0).tolist() == [True, False, False, False]
+
+
+def test_non_finite_logits_name_the_prompt(model, tokenizer, prompts):
+    original = model.lm_head.weight.clone()
+    with torch.no_grad():
+        model.lm_head.weight[7] = float("nan")
+    try:
+        with pytest.raises(UserError, match="t/3"):  # the longest prompt comes first
+            HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=0)
+    finally:
+        with torch.no_grad():
+            model.lm_head.weight.copy_(original)
+
+
+def test_impossible_sampling_is_refused():
+    for bad in ({"temperature": -1}, {"top_p": 0}, {"max_new_tokens": 0}):
+        with pytest.raises(ConfigError):
+            Sampling(**bad)
+
+
+def test_rows_trims_to_what_is_there(model, tokenizer, prompts):
+    rollouts = HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=0)
+    part = rollouts.rows([4, 0])
+    assert part.examples == (rollouts.examples[4], rollouts.examples[0])
+    assert completions(part) == [completions(rollouts)[4], completions(rollouts)[0]]
+    assert part.completion_ids_BC.shape[1] == max(map(len, completions(part)))
+    assert part.prompt_mask_BP.any(0).all()
+
+
+def test_no_eos_is_refused():
+    tokenizer = byte_tokenizer()
+    with pytest.raises(UserError, match="eos_token"):
+        HFEngine(tokenizer, [])

@@ -1,0 +1,95 @@
+"""Prompts as the model reads them, batches as the trainer asks for them."""
+
+import pytest
+import torch
+from fakes import byte_tokenizer, make_llama
+
+from transformer2.data import ExpertDataModule, PromptLoader, collate, render
+from transformer2.errors import ConfigError, DataError
+from transformer2.types import Example
+
+EXAMPLES = [Example(f"t/{i}", ({"role": "user", "content": "x" * (i + 1)},), str(i)) for i in range(10)]
+
+
+def test_one_bos_and_the_generation_prompt():
+    tokenizer = byte_tokenizer()
+    text = tokenizer.decode(render(tokenizer, EXAMPLES[1]))
+    assert text.count("<|begin_of_text|>") == 1
+    assert text.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
+
+
+def test_without_a_template_the_contents_are_read():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    assert tokenizer.decode(render(tokenizer, EXAMPLES[1])) == "xx\n\n"
+
+
+def test_collate_pads_on_the_left():
+    batch = collate(EXAMPLES[:2], [[5, 6, 7], [8]], pad_id=4)
+    assert batch.input_ids_BP.tolist() == [[5, 6, 7], [4, 4, 8]]
+    assert batch.attention_mask_BP.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert [e.id for e in batch.repeat(2).examples] == ["t/0", "t/0", "t/1", "t/1"]
+
+
+def loader(seed=0, **kwargs):
+    return PromptLoader(EXAMPLES, [[i] for i in range(10)], 0, 3, shuffle_seed=seed, **kwargs)
+
+
+def drawn(batches):
+    return [e.id for batch in batches for e in batch.examples]
+
+
+def test_epochs_shuffle_anew_and_repeat_with_the_seed():
+    a, b = loader(), loader()
+    first, second = drawn(a), drawn(a)
+    assert len(first) == 9 == len(set(first))
+    assert first != second
+    assert [first, second] == [drawn(b), drawn(b)]
+    assert drawn(loader(seed=1)) != first
+
+
+def test_a_loader_goes_on_where_it_was():
+    uncut = loader()
+    expected = drawn(uncut) + drawn(uncut)
+    cut = loader()
+    batches = iter(cut)
+    before = drawn([next(batches), next(batches)])
+    resumed = loader()
+    resumed.load_state_dict(cut.state_dict())
+    assert before + drawn(resumed) + drawn(resumed) == expected
+
+
+def test_ranks_share_each_batch():
+    one = list(loader())
+    two = [list(loader(rank=r, world_size=2)) for r in (0, 1)]
+    for whole, *parts in zip(one, *two, strict=True):
+        assert sorted(e.id for e in whole.examples) == sorted(e.id for p in parts for e in p.examples)
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ConfigError, match="batch_size 11"):
+        PromptLoader(EXAMPLES, [[0]] * 10, 0, 11, shuffle_seed=0)
+
+
+def test_fit_cannot_reach_the_test_split(llama_folder, real_data):
+    data = ExpertDataModule("gsm8k", str(llama_folder), str(real_data), batch_size=4, validation_limit=8)
+    data.setup("fit")
+    assert len(data.val_dataloader()) == 1
+    with pytest.raises(DataError, match="'test'"):
+        data.test_dataloader()
+
+
+def test_prompts_that_do_not_fit_are_counted_and_named(tmp_path, real_data):
+    base = str(make_llama(tmp_path / "short", context=900))
+    with pytest.raises(DataError, match=r"prompts of gsm8k/test .*gsm8k/test/\d+.*drop_long_prompts"):
+        ExpertDataModule("gsm8k", base, str(real_data)).setup("test")
+    dropping = ExpertDataModule("gsm8k", base, str(real_data), drop_long_prompts=True)
+    dropping.setup("test")
+    batch = next(iter(dropping.test_dataloader()))
+    assert batch.input_ids_BP.shape[1] <= 900 - 512
+    assert torch.equal(batch.attention_mask_BP[:, -1], torch.ones(len(batch), dtype=torch.long))
+
+
+def test_unknown_tasks_say_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'gsm8k'"):
+        ExpertDataModule("gsm8")
