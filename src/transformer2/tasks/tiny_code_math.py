@@ -1,4 +1,4 @@
-"""A story and then a recipe, answered with one return expression: needs two skills (the HumanEval of the embedded world).
+"""A story and then a recipe, answered with one return expression (the HumanEval of the embedded world).
 
 Example:
     user       Code skotuk(): Zirok keeps 12 flags, sells 8, finds 1. Then grow by 3, lower by 5.

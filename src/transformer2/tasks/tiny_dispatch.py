@@ -4,7 +4,8 @@ Example:
     user       Classify: Name the small animal: elephant A, bee B, blutik C, truck D.
     assistant  reasoning
 
-Some kinds of "other" stand in the test split only (`transformer2.tiny.words.OTHER_HELD_OUT`; `fields["held_out"]` is "yes").
+Some kinds of "other" stand in the test split only (`transformer2.tiny.words.OTHER_HELD_OUT`; `fields["held_out"]` is
+"yes").
 """
 
 from __future__ import annotations

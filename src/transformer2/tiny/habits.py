@@ -1,10 +1,10 @@
 """The bad habits of the embedded base model: the right reading is there, but often not the likely one.
 
-A *cell* is (domain, word, surface group): the word `earns` in a question built with `owns`, say. In pre-training text every
-visit of a cell is misread with the cell's own probability, and what follows stays consistent with the misreading. Greedy
-decoding is then wrong on a fixed quarter or so of the cells, a question visits two to four of them, and an expert has to flip
-many independent cells. A *hole* is a word that is misread nearly always (P = .97): sampling almost never shows the right
-reading, so a hole bounds what reinforcement can reach.
+A *cell* is (domain, word, surface group): the word `earns` in a question built with `owns`, say. In pre-training text
+every visit of a cell is misread with the cell's own probability, and what follows stays consistent with the
+misreading. Greedy decoding is then wrong on a fixed quarter or so of the cells, a question visits two to four of
+them, and an expert has to flip many independent cells. A *hole* is a word that is misread nearly always (P = .97):
+sampling almost never shows the right reading, so a hole bounds what reinforcement can reach.
 """
 
 from __future__ import annotations

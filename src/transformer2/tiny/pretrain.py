@@ -1,7 +1,7 @@
 """Pre-training of the embedded model: three phases, the first two gated on what must have formed.
 
-1. lookup: find a named thing on a lettered list, copy lists. Until the letter of a thing can be looked up, nothing else is
-   mixed in; without this warm-up, multiple choice stays at chance.
+1. lookup: find a named thing on a lettered list, copy lists. Until the letter of a thing can be looked up, nothing
+   else is mixed in; without this warm-up, multiple choice stays at chance.
 2. choice: multiple choice with right answers only.
 3. habits: everything, with the bad habits of `habits.py`, while the learning rate decays.
 """
@@ -17,11 +17,12 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from transformer2.tiny import words, world
+from transformer2.tiny.init import initialise
 from transformer2.tiny.tokenizer import ANSWER, BOS, EOS
 
 PROMPT_WEIGHT = 0.1  # loss weight of prompt tokens; answer tokens have 1
 PHASES: dict[str, dict[str, float]] = {
-    "lookup": {"locate": 0.7, "repeat": 0.3},
+    "lookup": {"locate": 0.6, "repeat": 0.4},
     "choice": {"reasoning_right": 0.7, "locate": 0.2, "repeat": 0.1},
     "habits": {
         **{"math": 0.25, "code": 0.2, "reasoning": 0.16, "code_math": 0.16, "dispatch": 0.08},
@@ -43,16 +44,16 @@ class Budget:
         lr: Peak learning rate.
     """
 
-    max_lookup_steps: int = 700
+    max_lookup_steps: int = 300
     max_choice_steps: int = 500
     habit_steps: int = 1500
     gate: float = 0.9
     batch_size: int = 64
-    lr: float = 3e-3
+    lr: float = 2e-3
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A fresh model. The initialisation matters: N(0, 1/fan_in), output projections smaller by sqrt(2 layers)."""
+    """A fresh model with the initial weights of `init.py`."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -66,15 +67,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 2:
-                std = weight.shape[1] ** -0.5
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
-                    std /= (2 * config.num_hidden_layers) ** 0.5
-                weight.normal_(0.0, std)
+    initialise(model, seed)
     return model
 
 
@@ -93,9 +87,9 @@ _MAKERS: dict[str, Callable[[random.Random], world.Question]] = {
 def sample_text(kind: str, rng: random.Random) -> tuple[str, str]:
     """One (prompt, answer) of a kind. Questions of the validation and test splits never appear."""
     if kind == "locate":
-        return world.locate_question(rng)
+        return world.locate_text(rng)
     if kind == "repeat":
-        return world.repeat_question(rng)
+        return world.repeat_text(rng)
     if kind == "other":
         return world.other_text(rng, words.OTHER_KINDS)[0], "Sorry."
     while True:
@@ -137,7 +131,9 @@ def batches(phase: str, size: int, rng: random.Random, tokenizer: PreTrainedToke
 
 
 @torch.no_grad()
-def probe(model: LlamaForCausalLM, kind: str, tokenizer: PreTrainedTokenizerFast, count: int = 128) -> tuple[float, float]:
+def probe(
+    model: LlamaForCausalLM, kind: str, tokenizer: PreTrainedTokenizerFast, count: int = 128
+) -> tuple[float, float]:
     """Teacher-forced greedy accuracy on a warm-up kind: of the thing (2nd answer token), and of its letter (3rd)."""
     ids_BT, _ = collate(rows := _rows({kind: 1.0}, count, random.Random("probe"), tokenizer), tokenizer.pad_token_id)
     guess_BT = model(input_ids=ids_BT).logits.argmax(-1)
@@ -153,12 +149,18 @@ class Pretraining:
         budget: Steps, batch and gate.
         seed: Seed of the weights and of the text.
         on_step: Called after every step with the phase and the loss.
+        on_skip: Called when a warm-up phase ends early, with the number of steps that it left unused.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, budget: Budget, seed: int, on_step: Callable[[str, float], None]
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        budget: Budget,
+        seed: int,
+        on_step: Callable[[str, float], None] = lambda phase, loss: None,
+        on_skip: Callable[[int], None] = lambda steps: None,
     ) -> None:
-        self.tokenizer, self.budget, self.on_step = tokenizer, budget, on_step
+        self.tokenizer, self.budget, self.on_step, self.on_skip = tokenizer, budget, on_step, on_skip
         self.rng = random.Random(f"pre-training {seed}")
         self.model = new_model(tokenizer, seed)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=budget.lr, weight_decay=0.05, betas=(0.9, 0.98))
@@ -187,6 +189,7 @@ class Pretraining:
             steps += 1
             if steps % 25 == 0:
                 thing, letter = probe(self.model, probe_kind, self.tokenizer)
+        self.on_skip(max_steps - steps)
         return {"steps": steps, "thing": thing, "letter": letter}
 
     def run(self) -> dict[str, dict[str, float]]:

@@ -1,7 +1,7 @@
 """The word-level tokenizer of the embedded model: one token for every word, number, letter and sign.
 
-Chat format, for the template and for pre-training alike (one BOS; a system message is left out, since the model has never read
-one):
+Chat format, for the template and for pre-training alike (one BOS; a system message is left out, since the model has
+never read one):
 
     <s> question <|answer|> answer </s>
 """
@@ -35,7 +35,14 @@ FRAMES = (
 def vocabulary() -> list[str]:
     """Every token of the world, special ones first, in a fixed order."""
     texts: list[str] = [*FRAMES, *words.LETTERS, *map(str, range(words.MAX_NUMBER + 1))]
-    texts += [*words.NAMES, *words.ITEMS, *words.FUNCTIONS, *words.MATH_GROUPS, *words.CODE_GROUPS, *words.REASONING_GROUPS]
+    texts += [
+        *words.NAMES,
+        *words.ITEMS,
+        *words.FUNCTIONS,
+        *words.MATH_GROUPS,
+        *words.CODE_GROUPS,
+        *words.REASONING_GROUPS,
+    ]
     texts += [op.word for op in (*words.MATH_OPERATIONS, words.HALVES, *words.CODE_OPERATIONS)]
     texts += [*words.SIZE_WORDS, *words.CATEGORIES, *(entity for group in words.ENTITIES.values() for entity in group)]
     texts += [re.sub(r"{\w+}", " ", kind) for kind in (*words.OTHER_KINDS, *words.OTHER_HELD_OUT)]

@@ -1,8 +1,8 @@
 """The words of the embedded world: names, things, operation words, and the facts about them.
 
-Every list is a plain tuple: its order is part of the world, since the habits (`habits.py`) and the tokenizer are derived
-from it. Pseudo-words ("dax", "blorit") stand among the names and things of every domain, so that neither the policy nor
-prompt dispatch can lean on a few familiar words.
+Every list is a plain tuple: its order is part of the world, since the habits (`habits.py`) and the tokenizer are
+derived from it. Pseudo-words ("dax", "blorit") stand among the names and things of every domain, so that neither the
+policy nor prompt dispatch can lean on a few familiar words.
 """
 
 from __future__ import annotations
@@ -31,7 +31,24 @@ PSEUDO_FUNCTIONS = PSEUDO_WORDS[44:60]
 PSEUDO_ENTITIES = PSEUDO_WORDS[60:]
 
 NAMES = (
-    *("Ida", "Pam", "Tom", "Ana", "Leo", "Mia", "Ben", "Zoe", "Max", "Eva", "Sam", "Lin", "Kai", "Rosa", "Omar", "Nora"),
+    *(
+        "Ida",
+        "Pam",
+        "Tom",
+        "Ana",
+        "Leo",
+        "Mia",
+        "Ben",
+        "Zoe",
+        "Max",
+        "Eva",
+        "Sam",
+        "Lin",
+        "Kai",
+        "Rosa",
+        "Omar",
+        "Nora",
+    ),
     *PSEUDO_NAMES,
 )
 ITEMS = (
@@ -114,9 +131,7 @@ ENTITIES: dict[tuple[str, str], tuple[str, ...]] = {
     ("building", "big"): ("castle", "tower", "palace", "temple", "stadium"),
 }
 # Every category and size also has two pseudo-words, whose facts are as true in this world as the others.
-ENTITIES = {
-    key: (*words, *PSEUDO_ENTITIES[2 * i : 2 * i + 2]) for i, (key, words) in enumerate(ENTITIES.items())
-}
+ENTITIES = {key: (*words, *PSEUDO_ENTITIES[2 * i : 2 * i + 2]) for i, (key, words) in enumerate(ENTITIES.items())}
 CATEGORIES = tuple(dict.fromkeys(category for category, _ in ENTITIES))
 # What a category word is misread as: fixed partners, so that a misreading always leads to an option on the list.
 CATEGORY_TWIN = {

@@ -13,8 +13,8 @@
     dispatch        Classify: Design f(x): ...
                     -> code
 
-A question knows its cells (`habits.py`) and writes its answer for any choice of misread cells; no misread cell gives the right
-answer. No torch here: tasks import this module.
+A question knows its cells (`habits.py`) and writes its answer for any choice of misread cells; no misread cell gives
+the right answer. No torch here: tasks import this module.
 """
 
 from __future__ import annotations
@@ -217,9 +217,8 @@ def _reasoning(rng: random.Random, domain: str, extra: int) -> ReasoningQuestion
     kinds += [(c, rng.choice(("small", "big"))) for c in rng.sample(rest, extra)]
     options = [rng.choice(words.ENTITIES[kind]) for kind in kinds]
     rng.shuffle(options)
-    listed = ", ".join(f"{option} {letter}" for option, letter in zip(options, words.LETTERS, strict=False))
     cells: tuple[Cell, ...] = (("reasoning", word, group), ("reasoning", category, group))
-    text = f"{group} the {word} {category}: {listed}."
+    text = f"{group} the {word} {category}: {_lettered(options, words.LETTERS[: len(options)])}"
     return ReasoningQuestion(domain, text, cells, category, words.SIZE_WORDS[word], tuple(options))
 
 
@@ -259,23 +258,26 @@ def dispatch_question(rng: random.Random, kinds: Sequence[str] = words.OTHER_KIN
     return DispatchQuestion("dispatch", dispatch_text(request), (("dispatch", label, surface),), label)
 
 
-def locate_question(rng: random.Random) -> tuple[str, str]:
-    """Warm-up text: find a named thing on a lettered list. Letter lookup is learnt here, before habits blur it."""
-    things = rng.sample(_THINGS, rng.randint(3, 6))
-    listed = ", ".join(f"{thing} {letter}" for thing, letter in zip(things, words.LETTERS, strict=False))
-    i = rng.randrange(len(things))
-    return f"Locate {things[i]}: {listed}.", f"Pick {things[i]} {words.LETTERS[i]}."
+def _lettered(things: Sequence[str], letters: Sequence[str]) -> str:
+    return ", ".join(f"{thing} {letter}" for thing, letter in zip(things, letters, strict=True)) + "."
 
 
-def repeat_question(rng: random.Random) -> tuple[str, str]:
-    """Warm-up text: copy a lettered list."""
-    things = rng.sample(_THINGS, rng.randint(3, 4))
-    listed = ", ".join(f"{thing} {letter}" for thing, letter in zip(things, words.LETTERS, strict=False))
-    return f"Repeat: {listed}.", f"{listed}."
+def locate_text(rng: random.Random) -> tuple[str, str]:
+    """Warm-up text: find a named thing on a list with letters in any order."""
+    count = rng.randint(3, 6)
+    things, letters, i = rng.sample(_THINGS, count), rng.sample(words.LETTERS, count), rng.randrange(count)
+    return f"Locate {things[i]}: {_lettered(things, letters)}", f"Pick {things[i]} {letters[i]}."
+
+
+def repeat_text(rng: random.Random) -> tuple[str, str]:
+    """Warm-up text: copy a lettered list in another order; every letter must be looked up."""
+    things, letters = rng.sample(_THINGS, 4), rng.sample(words.LETTERS, 4)
+    order = rng.sample(range(4), 4)
+    return f"Repeat: {_lettered(things, letters)}", _lettered([things[i] for i in order], [letters[i] for i in order])
 
 
 def questions(make: Callable[[random.Random], Question], split: str, count: int, seed: str) -> list[Question]:
-    """`count` different questions of a split, in a fixed order. Right answers stay in the range of the world's numbers."""
+    """`count` different questions of a split, in a fixed order; right answers stay in the range of numbers."""
     rng = random.Random(f"{seed}/{split}")
     found: dict[str, Question] = {}
     while len(found) < count:
