@@ -221,8 +221,9 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 
 def _read_config(file: Path) -> dict[str, Any]:
     """The fields of an adapter_config.json that experts have, None where absent; each of the right type."""
+    data = _read_bytes(file)
     try:
-        config = json.loads(_read_bytes(file).decode())
+        config = json.loads(data.decode())
     except (ValueError, RecursionError) as e:
         raise ExpertError(f"{file} is not JSON ({type(e).__name__}); copy the expert folder again") from e
     if not isinstance(config, dict) or config.get("peft_type") != "SVF":
@@ -236,8 +237,8 @@ def _read_config(file: Path) -> dict[str, Any]:
             )
     if (config["expert_format_version"] or FORMAT_VERSION) > FORMAT_VERSION:
         raise ExpertError(
-            f"{file}: field 'expert_format_version' is {config['expert_format_version']}, this transformer2 reads up to "
-            f"{FORMAT_VERSION}; upgrade transformer2"
+            f"{file}: field 'expert_format_version' is {config['expert_format_version']}, this transformer2 reads up "
+            f"to {FORMAT_VERSION}; upgrade transformer2"
         )
     if config["score"] is not None and not 0 <= config["score"] <= 1:
         raise ExpertError(f"{file}: field 'score' is {config['score']}, not in [0, 1]; correct the file")
@@ -254,7 +255,8 @@ def _read_deltas(file: Path, data: bytes) -> dict[str, Tensor]:
         match = _KEY.fullmatch(key)
         if not match:
             raise ExpertError(
-                f"{file}: tensor {key[:80]!r} is not 'base_model.model.<module path>.svf_z.delta'; this is no SVF expert"
+                f"{file}: tensor {key[:80]!r} is not 'base_model.model.<module path>.svf_z.delta'; "
+                "this is no SVF expert"
             )
         _check_delta(str(file), key, delta_R)
         deltas[match["module"]] = delta_R
@@ -266,7 +268,7 @@ def _read_deltas(file: Path, data: bytes) -> dict[str, Tensor]:
 def _check_delta(where: str, key: str, delta_R: Tensor) -> None:
     if delta_R.dtype != torch.float32 or delta_R.ndim != 1 or delta_R.numel() == 0:
         raise ExpertError(
-            f"{where}: {key!r} is {delta_R.dtype} {tuple(delta_R.shape)}, z - 1 must be float32 (r,); save the expert again"
+            f"{where}: {key!r} is {delta_R.dtype} {tuple(delta_R.shape)}, z - 1 must be float32 (r,); save it again"
         )
     if not bool(torch.isfinite(delta_R).all()):
         raise ExpertError(f"{where}: {key!r} has non-finite values; the training diverged or the file is damaged")

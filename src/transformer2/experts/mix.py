@@ -54,17 +54,18 @@ def check_compatible(experts: Sequence[Expert]) -> None:
         for module, delta_R in first.deltas.items():
             if delta_R.shape != other.deltas[module].shape:
                 raise ExpertError(
-                    f"{pair} differ in length on {module} ({delta_R.numel()}, {other.deltas[module].numel()}); they belong "
-                    "to different base models"
+                    f"{pair} differ in length on {module} ({delta_R.numel()}, {other.deltas[module].numel()}); "
+                    "they belong to different base models"
                 )
         if first.base_fingerprint and other.base_fingerprint and first.base_fingerprint != other.base_fingerprint:
             if first.base_fingerprint.partition(":")[0] != other.base_fingerprint.partition(":")[0]:
                 raise ExpertError(
-                    f"{pair} have base models of different architecture ({first.base}, {other.base}); train them on one"
+                    f"{pair} have base models of different architecture ({first.base}, {other.base}); "
+                    "mix experts of one base"
                 )
             warnings.warn(
-                f"{pair} were trained on different weights of one architecture ({first.base}, {other.base}, or one base "
-                "in two dtypes)",
+                f"{pair} were trained on different weights of one architecture ({first.base}, {other.base}, "
+                "or one base in two dtypes)",
                 stacklevel=3,
             )
 

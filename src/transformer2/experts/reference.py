@@ -12,19 +12,15 @@ computed in fp32; the reference rounds it to bf16, which moves z by up to 2e-3.
 
 from __future__ import annotations
 
-import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from transformer2.errors import ExpertError
 from transformer2.experts.folder import Expert
-from transformer2.svf.checkpoint import LocalCheckpoint, resolve_base
-from transformer2.svf.decompose import base_bases
-from transformer2.svf.fingerprint import fingerprint_folder
 
 __all__ = ["import_reference_checkpoint"]
 
@@ -58,16 +54,21 @@ def import_reference_checkpoint(
         ExpertError: An unreadable file, another layout, or vectors that do not fit the base model.
         UserError: See `svf.decompose`.
     """
+    # transformers and peft load in seconds; reading and mixing experts does without them.
+    from transformer2.svf.checkpoint import LocalCheckpoint, resolve_base
+    from transformer2.svf.decompose import base_bases
+    from transformer2.svf.fingerprint import fingerprint_folder
+
     path = Path(path).expanduser()
     folder = resolve_base(base)
-    params = _named(path, _unpickle(path), LocalCheckpoint(folder))
+    params = _named(path, _unpickle(path), LocalCheckpoint(folder).skeleton)
     deltas = {}
     for module, sigma_R in base_bases(folder, list(params), cache_dir, progress):
         p_R = params[module].float()
         if p_R.shape != sigma_R.shape:
             raise ExpertError(
-                f"{path}: {module} has {tuple(p_R.shape)} values, the base model's weight needs {tuple(sigma_R.shape)}; "
-                "give the base model it was trained on"
+                f"{path}: {module} has {tuple(p_R.shape)} values, the base model's weight needs "
+                f"{tuple(sigma_R.shape)}; give the base model it was trained on"
             )
         m_R = torch.sigmoid(p_R.double())
         total = (sigma_R.double() * m_R).sum()
@@ -82,7 +83,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ExpertError(f"{path} is missing; give a .pt file of the reference implementation") from None
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as e:
+    except Exception as e:  # a foreign file can trip the unpickler in any way
         first = (str(e).splitlines() or [""])[0][:120]
         raise ExpertError(
             f"{path} is not a plain file of tensors ({type(e).__name__}: {first}); it was not loaded"
@@ -92,9 +93,9 @@ def _unpickle(path: Path) -> dict[str, Any]:
     return content
 
 
-def _named(path: Path, content: dict[str, Any], checkpoint: LocalCheckpoint) -> dict[str, Tensor]:
+def _named(path: Path, content: dict[str, Any], skeleton: nn.Module) -> dict[str, Tensor]:
     """Module path -> p (r,), in the order of the base model."""
-    weights = [key for key in checkpoint.skeleton.state_dict() if "mlp" in key]
+    weights = [key for key in skeleton.state_dict() if "mlp" in key]
     if "adaptive_weights" in content:
         raise ExpertError(
             f"{path} is a mixture of the few-shot search; import its experts and mix them with mix_experts"
@@ -104,8 +105,8 @@ def _named(path: Path, content: dict[str, Any], checkpoint: LocalCheckpoint) -> 
         position = _POSITION.fullmatch(str(key))
         if position and len(content) != len(weights):
             raise ExpertError(
-                f"{path} has {len(content)} vectors, the base model {len(weights)} MLP weights; give the base model it was "
-                "trained on"
+                f"{path} has {len(content)} vectors, the base model {len(weights)} MLP weights; give the base "
+                "model it was trained on"
             )
         weight = weights[int(position[1])] if position and int(position[1]) < len(weights) else str(key)
         if weight not in weights or not isinstance(value, Tensor) or value.ndim != 1 or not value.is_floating_point():
@@ -113,8 +114,5 @@ def _named(path: Path, content: dict[str, Any], checkpoint: LocalCheckpoint) -> 
         if not bool(torch.isfinite(value).all()):
             raise ExpertError(f"{path}: entry {str(key)[:80]!r} has non-finite values")
         params[weight.removesuffix(".weight")] = value.detach()
-    return {
-        w.removesuffix(".weight"): params[w.removesuffix(".weight")]
-        for w in weights
-        if w.removesuffix(".weight") in params
-    }
+    order = {weight.removesuffix(".weight"): i for i, weight in enumerate(weights)}
+    return dict(sorted(params.items(), key=lambda item: order[item[0]]))

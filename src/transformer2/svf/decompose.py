@@ -9,7 +9,7 @@ shard when its turn comes. Stop it whenever you like and start it again: what is
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
 from transformer2.errors import ConfigError, UserError
+from transformer2.svf.basis import Basis
 from transformer2.svf.cache import BasisCache, default_cache_root, fingerprint_folder
 from transformer2.svf.checkpoint import LocalCheckpoint, resolve_base
 from transformer2.svf.config import SVFConfig
@@ -106,7 +107,7 @@ def _cache(checkpoint: LocalCheckpoint, cache_dir: str | Path | None) -> BasisCa
 
 def _bases(
     checkpoint: LocalCheckpoint, names: list[str], cache: BasisCache, device: str | None, progress: bool
-) -> Iterator[tuple[str, Any]]:
+) -> Generator[tuple[str, Basis], None, None]:
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     modules = {name: _linear(checkpoint, name) for name in names}
     # The bar counts arithmetic, so that the time left holds for matrices of unlike sizes.
