@@ -65,7 +65,8 @@ def compute_basis(weight_mn: Tensor) -> Basis:
         The basis, fp32, on the device of `weight_mn`. A rank-deficient W keeps an orthogonal P; its last sigma are ~0.
 
     Raises:
-        BasisError: Not a floating 2-D matrix, empty, on the meta device, or with non-finite entries.
+        BasisError: Not a floating 2-D matrix, empty, on the meta device, with non-finite entries, or
+            beyond the range of fp32.
     """
     if weight_mn.ndim != 2 or weight_mn.numel() == 0 or not weight_mn.is_floating_point() or weight_mn.is_meta:
         raise BasisError(
@@ -99,6 +100,8 @@ def compute_basis(weight_mn: Tensor) -> Basis:
         square_R += (chunk_CR.double() @ vectors_RR).square().sum(0)
     # eigh orders by eigenvalue; at the noise floor ||W p|| may order them differently.
     sigma_R, order_R = square_R.sqrt().sort(descending=True, stable=True)
+    if not bool(torch.isfinite(sigma_R.float()).all()):
+        raise BasisError(f"the largest singular value, {float(sigma_R[0]):.1e}, is beyond fp32; scale the weight down")
     vectors_RR = vectors_RR[:, order_R]
     largest_R = vectors_RR.gather(0, vectors_RR.abs().argmax(0, keepdim=True))[0]
     vectors_RR = vectors_RR * torch.where(largest_R < 0, -1.0, 1.0)
