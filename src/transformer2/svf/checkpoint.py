@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from transformer2.errors import BasisError, UserError
 
-__all__ = ["LocalCheckpoint", "resolve_base"]
+__all__ = ["LocalCheckpoint", "folder_on_disk", "resolve_base"]
+
+_FILES = ["*.json", "*.safetensors"]
 
 
 def resolve_base(base: str | Path) -> Path:
@@ -43,12 +45,27 @@ def resolve_base(base: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(base), allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(str(base), allow_patterns=_FILES))
     except Exception as e:  # requests, OS and hub errors alike mean: not to be had from there
         raise UserError(
             f"base {str(base)!r} is no local folder and the Hub did not give it ({type(e).__name__}); "
             "download it where there is a network and give the local folder"
         ) from e
+
+
+def folder_on_disk(base: str) -> Path | None:
+    """The folder of a base model that is on this machine already, by path or by Hub id; None otherwise."""
+    folder = Path(base).expanduser()
+    if base and (folder / "config.json").is_file():
+        return folder
+    if base.count("/") != 1:
+        return None
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(base, allow_patterns=_FILES, local_files_only=True))
+    except Exception:  # whatever the reason, it is not to be had without the network
+        return None
 
 
 class LocalCheckpoint:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from transformer2.errors import BasisError
-from transformer2.svf.checkpoint import LocalCheckpoint
+from transformer2.svf.checkpoint import LocalCheckpoint, folder_on_disk
 
 __all__ = ["fingerprint", "fingerprint_folder"]
 
@@ -51,8 +51,8 @@ def fingerprint(model: nn.Module) -> str:
     held = [(name, p) for name, p, _ in named if p is not None]
     if not all(_readable(p) for _, p in held):
         # Under ZeRO-3 a rank holds a shard of each weight; the folder that the model came from holds them all.
-        folder = Path(str(getattr(config, "_name_or_path", "")))
-        if not (folder / "config.json").is_file():
+        folder = folder_on_disk(str(getattr(config, "_name_or_path", "")))
+        if folder is None:
             raise BasisError(
                 "the base weights are on the meta device or sharded and the model's folder is unknown; "
                 "pass base as a local folder so that its fingerprint can be read from the files"
