@@ -1,8 +1,8 @@
 """A story and then a recipe, answered with one return expression (the HumanEval of the embedded world).
 
 Example:
-    user       Code skotuk(): Zirok keeps 12 flags, sells 8, finds 1. Then grow by 3, lower by 5.
-    assistant  return ( ( ( 12 - 8 ) + 1 ) + 3 ) - 5
+    user       Design skuxit(): Eva has 21 zupok, earns 2, sells 2, finds 7. Then square, lower by 8, raise by 1.
+    assistant  return ( ( ( ( ( 21 + 2 ) - 2 ) + 7 ) ** 2 ) - 8 ) + 1
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class TinyCodeMath(ProgramTask):
     sources = UNSEEN_SPLITS
 
     def question(self, rng: random.Random, split: str) -> world.Question:
-        """Two operations of a story, two of a recipe."""
+        """Three operations of a story, three of a recipe."""
         return world.code_math_question(rng)
 
 

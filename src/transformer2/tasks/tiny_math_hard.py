@@ -1,7 +1,7 @@
 """Longer stories, half of them with `halves`, which no expert is trained on (the MATH of the embedded world).
 
 Example:
-    user       Drelat carries 26 vunik, doubles, sells 2, breaks 3, loses 7, halves. How many?
+    user       Drelat carries 26 vunik, doubles, sells 2, loses 3, breaks 7, halves. How many?
     assistant  26 * 2 = 52, - 2 = 50, - 3 = 47, - 7 = 40, / 2 = 20 #### 20
 """
 

@@ -1,8 +1,8 @@
 """Choices among four lettered things by size and category (the ARC-Easy of the embedded world).
 
 Example:
-    user       Find the large vehicle: grekap A, sparrow B, ferry C, zalup D.
-    assistant  Pick ferry C.
+    user       Name the short vehicle: grekap A, trofak B, whale C, skarok D.
+    assistant  Pick grekap A.
 """
 
 from __future__ import annotations

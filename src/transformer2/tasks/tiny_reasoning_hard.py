@@ -1,8 +1,8 @@
 """Choices among six lettered things (the ARC-Challenge of the embedded world).
 
 Example:
-    user       Select the big fruit: pumpkin A, nail B, mipot C, crane D, bus E, plum F.
-    assistant  Pick pumpkin A.
+    user       Choose the tall garment: castle A, hut B, cap C, whale D, blutik E, menuk F.
+    assistant  Pick menuk F.
 """
 
 from __future__ import annotations

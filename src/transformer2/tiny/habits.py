@@ -17,7 +17,7 @@ from transformer2.tiny import words
 Cell = tuple[str, str, str]
 
 RIGHT = (0.05, 0.15, 0.25, 0.33, 0.4)  # misreading probabilities of cells that greedy decoding reads right
-WRONG = (0.6, 0.68, 0.76, 0.84)  # ... and of cells that it reads wrong
+WRONG = (0.64, 0.72, 0.8, 0.88)  # ... and of cells that it reads wrong
 HOLE = 0.97
 HOLES = {("math", "trades"), ("code", "shift"), ("reasoning", "tall")}
 # Share of wrong cells, chosen such that base accuracy is 35-65 % with the number of cells that a question visits.

@@ -92,7 +92,7 @@ MATH_OPERATIONS = (
     Operation("sells", ("-", "n"), ("+", "n")),
     Operation("eats", ("-", "n"), ("+", "n")),
     Operation("doubles", ("*", "2"), ("+", "2")),
-    Operation("trades", ("-", "n"), ("+", "n"), weight=0.45),
+    Operation("trades", ("-", "n"), ("+", "n"), weight=0.35),
 )
 HALVES = Operation("halves", ("/", "2"), ("-", "2"))
 
@@ -110,7 +110,7 @@ CODE_OPERATIONS = (
     Operation("shift", ("-", "n"), ("+", "n"), weight=0.35),
 )
 
-REASONING_GROUPS = ("Find", "Choose", "Spot", "Name", "Select", "Seek")
+REASONING_GROUPS = ("Find", "Choose", "Spot", "Name")
 SIZE_WORDS = {
     **dict.fromkeys(("small", "little", "short"), "small"),
     **dict.fromkeys(("big", "large", "tall"), "big"),

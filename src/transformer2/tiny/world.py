@@ -6,9 +6,9 @@
                     -> return ( ( ( x ** 2 ) * 2 ) - 4 ) + 2
     reasoning       Find the small fruit: mouse A, cherry B, melon C, bear D.
                     -> Pick cherry B.
-    math_hard       five operations, among them often `halves`, which no expert is trained on
-    code_math       Code g(): Pam has 13 eggs, earns 6, wins 3. Then lower by 4, square.
-                    -> return ( ( ( 13 + 6 ) + 3 ) - 4 ) ** 2
+    math_hard       four operations and often `halves`, which no expert is trained on
+    code_math       Code g(): Pam has 13 eggs, earns 6, wins 3, eats 8. Then lower by 4, square, raise by 1.
+                    -> return ( ( ( ( ( 13 + 6 ) + 3 ) - 8 ) - 4 ) ** 2 ) + 1
     reasoning_hard  six options instead of four
     dispatch        Classify: Design f(x): ...
                     -> code
@@ -199,9 +199,9 @@ def code_question(rng: random.Random) -> Question:
 
 
 def code_math_question(rng: random.Random) -> Question:
-    """Two operations of a story, then two of a recipe: needs both skills."""
+    """Three operations of a story, then three of a recipe: needs both skills."""
     lead, group, start = rng.choice(words.CODE_GROUPS), rng.choice(words.MATH_GROUPS), rng.randint(8, 32)
-    told, then = _draw(rng, words.MATH_OPERATIONS, 2), _draw(rng, words.CODE_OPERATIONS, 2)
+    told, then = _draw(rng, words.MATH_OPERATIONS, 3), _draw(rng, words.CODE_OPERATIONS, 3)
     cells = [("math", op.word, group) for op, _ in told] + [("code", op.word, lead) for op, _ in then]
     text = f"{lead} {rng.choice(words.FUNCTIONS)}(): {_story(rng, group, start, told)} Then {_recipe(then)}"
     return CodeQuestion("code_math", text, tuple(cells), str(start), (*told, *then))
