@@ -59,9 +59,7 @@ def build(family: str, seed: int = 0) -> tf.PreTrainedModel:
     model = tf.AutoModelForCausalLM.from_config(FAMILIES[family].config(), attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and "embed" not in name and "wte" not in name:
-                parameter.normal_(0.0, 0.1)
-            elif name.endswith("bias"):
+            if (parameter.ndim == 2 and "embed" not in name and "wte" not in name) or name.endswith("bias"):
                 parameter.normal_(0.0, 0.1)
     return model
 
@@ -100,3 +98,27 @@ def oracle(family: str, tuned: nn.Module, adapter: str = "default") -> tf.PreTra
                 delta_R = layer.delta([adapter])
                 module.weight.copy_(svd_weight(module.weight, delta_R, isinstance(module, Conv1D)))
     return base
+
+
+class Int8Linear(nn.Module):
+    """Weight-only int8 with a scale per row: the shape of most quantised bases, with gradients to its input."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("scale", scale)
+        self.register_buffer("qweight", (linear.weight.detach() / scale).round().to(torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.qweight.to(x.dtype) * self.scale.to(x.dtype), self.bias)
+
+
+def build_int8(family: str) -> tf.PreTrainedModel:
+    """The family's tiny model with every linear layer of its blocks in int8."""
+    model = build(family)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and ".layers." in name:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, Int8Linear(module))
+    return model

@@ -116,7 +116,7 @@ def forward_factored(
 ) -> Tensor:
     """y = B (z * P^T x) with B = W P (m, r), or P (z * B x) with B = P^T W (r, n)."""
     u = x @ basis_RR if side == "in" else F.linear(x, factor)
-    # u + u d, not u (1 + d): in bf16 a z of 1.001 rounds to 1 for every token alike.
+    # u + u d, not u times a rounded 1 + d: in bf16 1.003 is 1, which would lose z for every token alike.
     u = torch.addcmul(u, u, delta_R)
     return F.linear(u, factor if side == "in" else basis_RR, bias_m)
 

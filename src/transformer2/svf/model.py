@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
 from peft.utils.integrations import gather_params_ctx
 from peft.utils.peft_types import register_peft_method
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from transformer2.svf.basis import Basis, compute_basis
 from transformer2.svf.cache import BasisCache, default_cache_root, fingerprint
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.layer import DirectScale, RenormScale, SVFLayer, probe_weight, renorm_decode, renorm_encode
-from transformer2.svf.targets import features_of, find_targets
+from transformer2.svf.targets import features_of, find_targets, is_excluded
 
 __all__ = ["SVFModel", "merged_for_rollout", "set_form", "svf_layers"]
 
@@ -68,7 +68,9 @@ class SVFModel(BaseTuner):
         self._basis_cache = _open_cache(peft_config, model, targets)
 
     @staticmethod
-    def _check_target_module_exists(config: SVFConfig, key: str) -> bool:
+    def _check_target_module_exists(config: SVFConfig, key: str) -> bool | _ExcludedModule:
+        if is_excluded(key, config):
+            return _ExcludedModule()  # falsy; PEFT warns about an exclude_modules that never gives it
         return key in getattr(config, "_svf_targets", ())
 
     def _create_and_replace(

@@ -24,7 +24,7 @@ from transformer2.errors import ConfigError
 if TYPE_CHECKING:
     from transformer2.svf.config import SVFConfig
 
-__all__ = ["ROLES", "features_of", "find_targets", "role_of"]
+__all__ = ["ROLES", "features_of", "find_targets", "is_excluded", "role_of"]
 
 ROLES = ("mlp", "attention", "all-linear")
 
@@ -98,7 +98,7 @@ def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
     kept = [
         name
         for name in linear
-        if name in chosen and name not in heads and not _excluded(name, config) and _in_layers(name, config)
+        if name in chosen and name not in heads and not is_excluded(name, config) and _in_layers(name, config)
     ]
     if not kept:
         note = f", layers_to_transform={config.layers_to_transform}" if config.layers_to_transform is not None else ""
@@ -142,7 +142,8 @@ def _ends_with(name: str, entry: str) -> bool:
     return name == entry or name.endswith(f".{entry}")
 
 
-def _excluded(name: str, config: SVFConfig) -> bool:
+def is_excluded(name: str, config: SVFConfig) -> bool:
+    """Whether a module is left out by `exclude_modules` or belongs to `modules_to_save`."""
     exclude = config.exclude_modules
     if isinstance(exclude, str) and re.fullmatch(exclude, name):
         return True
