@@ -1,6 +1,9 @@
 """Shared fixtures."""
 
+import os
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: a test never waits for the network
 
 import pytest
 from fakes import make_llama
@@ -12,7 +15,6 @@ REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("TRANSFORMER2_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="session")

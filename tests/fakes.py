@@ -27,7 +27,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def make_llama(folder: Path, seed: int = 0, hidden: int = 48, layers: int = 2, context: int = 2048) -> Path:
+def make_llama(
+    folder: Path, seed: int = 0, hidden: int = 48, layers: int = 2, context: int = 2048, init: float = 0.02
+) -> Path:
     """A folder that loads like a downloaded Llama: config, weights, tokenizer, generation config with two EOS ids."""
     tokenizer = byte_tokenizer()
     torch.manual_seed(seed)
@@ -39,6 +41,7 @@ def make_llama(folder: Path, seed: int = 0, hidden: int = 48, layers: int = 2, c
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=context,
+        initializer_range=init,
         bos_token_id=0,
         eos_token_id=[1, 4],
     )

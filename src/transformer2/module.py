@@ -30,6 +30,7 @@ from torchmetrics import MeanMetric
 
 from transformer2.errors import ConfigError, UserError
 from transformer2.policy import (
+    adapter_config,
     build_policy,
     eos_token_ids,
     hidden_states,
@@ -120,6 +121,7 @@ class SVFReinforceModule(L.LightningModule):
             raise ConfigError(
                 f"model.baseline {baseline!r} compares completions of one prompt; set model.num_completions >= 2"
             )
+        adapter_config(adapter or {})  # a typo in it is refused before the model is loaded
         self.save_hyperparameters(logger=False)
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not the base
@@ -137,7 +139,7 @@ class SVFReinforceModule(L.LightningModule):
         h = self.hparams
         tokenizer = load_tokenizer(h["base"])
         base = load_base(h["base"], h["dtype"], **(h["model_kwargs"] or {}))
-        self.policy = build_policy(base, h["adapter"] or {"peft_type": "SVF"})
+        self.policy = build_policy(base, h["adapter"] or {})
         self.head = lm_head(self.policy)
         self.engine = HFEngine(tokenizer, eos_token_ids(self.policy, tokenizer), h["max_rollout_rows"])
 

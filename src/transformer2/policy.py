@@ -88,9 +88,10 @@ def adapter_config(adapter: Mapping[str, Any] | PeftConfig) -> PeftConfig:
         return adapter
     options = dict(adapter)
     peft_type = str(options.pop("peft_type", "SVF")).upper()
-    if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise ConfigError(f"unknown adapter.peft_type {peft_type!r}{_nearest(peft_type, PEFT_TYPE_TO_CONFIG_MAPPING)}")
-    cls = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
+    methods = {str(getattr(kind, "value", kind)): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if peft_type not in methods:
+        raise ConfigError(f"unknown adapter.peft_type {peft_type!r}{_nearest(peft_type, methods)}")
+    cls = methods[peft_type]
     known = [f.name for f in dataclasses.fields(cls) if f.init]
     for key in options:
         if key not in known:

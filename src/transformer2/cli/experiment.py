@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -39,14 +40,20 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
+LINKED = (("model.base", "data.base"), ("seed_everything", "data.seed"), ("seed_everything", "model.seed"))
+
+
 class _CLI(LightningCLI):
     """Lightning's command line as a typed factory: every constructor argument is a config key."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Say the base and the seed once."""
-        parser.link_arguments("model.base", "data.base")
-        parser.link_arguments("seed_everything", "data.seed")
-        parser.link_arguments("seed_everything", "model.seed")
+        for source, target in LINKED:
+            parser.link_arguments(source, target)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """The composed dict is all there is: sys.argv has been read already."""
+        self.config = parser.parse_object(args)
 
 
 class Experiment:
@@ -59,8 +66,10 @@ class Experiment:
         trainer: The trainer.
     """
 
-    def __init__(self, cli: LightningCLI, folder: Path) -> None:
+    def __init__(self, cli: LightningCLI, folder: Path, given: Mapping[str, Any]) -> None:
         self.cli, self.folder = cli, folder
+        self.callbacks = given.get("callbacks")
+        self.added = [key for key in ("default_root_dir", "logger", "enable_progress_bar") if key not in given]
         self.module: SVFReinforceModule = cli.model
         self.data: ExpertDataModule = cli.datamodule
         self.trainer: L.Trainer = cli.trainer
@@ -73,10 +82,11 @@ class Experiment:
         Raises:
             ConfigError: A key or value that no constructor takes, with the nearest valid key.
         """
-        trainer = {**TRAINER_DEFAULTS, **(config.get("trainer") or {})}
+        given = config.get("trainer") or {}
+        trainer = {**TRAINER_DEFAULTS, **given}
         trainer.setdefault("default_root_dir", str(folder))
         trainer.setdefault("logger", _tensorboard(folder))
-        trainer["callbacks"] = _with_defaults(trainer.get("callbacks") or [], trainer, folder, quiet)
+        trainer["callbacks"] = _with_defaults(given.get("callbacks") or [], trainer, folder, quiet)
         trainer.setdefault("enable_progress_bar", not quiet)
         try:
             cli = _CLI(
@@ -86,15 +96,23 @@ class Experiment:
                 args={**config, "trainer": trainer},
                 seed_everything_default=0,
                 save_config_callback=None,
+                auto_configure_optimizers=False,
                 parser_kwargs={"exit_on_error": False},
             )
         except argparse.ArgumentError as e:
             raise ConfigError(_one_line(str(e))) from e
-        return cls(cli, folder)
+        return cls(cli, folder, given)
 
     def yaml(self) -> str:
-        """The whole config with every default, as YAML."""
-        return str(self.cli.parser.dump(self.cli.config, skip_none=False))
+        """The whole config with every default, as YAML that runs again (in another run folder)."""
+        whole = yaml.safe_load(self.cli.parser.dump(self.cli.config, skip_none=False))
+        for _, target in LINKED:
+            group, _, key = target.partition(".")
+            whole[group].pop(key, None)
+        for key in self.added:
+            whole["trainer"].pop(key, None)
+        whole["trainer"]["callbacks"] = self.callbacks
+        return str(yaml.safe_dump(whole, sort_keys=False))
 
     def fit(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
         """Train; then score base and best expert on the test split."""

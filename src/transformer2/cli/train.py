@@ -119,6 +119,8 @@ def _quieten(quiet: bool) -> None:
     for message in (
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*is_gradient_checkpointing.*",
+        ".*in eval mode at the start of training.*",
         ".*logging interval.*",
         ".*No positive class.*",
         ".*Checkpoint directory.*exists and is not empty.*",

@@ -1,0 +1,233 @@
+"""The training step on a real small model: it learns, it samples from the current policy, it survives faults."""
+
+import math
+
+import lightning as L
+import pytest
+import torch
+from fakes import make_llama
+from toy_task import Broken, FirstLetter
+
+from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
+from transformer2.data import ExpertDataModule
+from transformer2.errors import UserError
+from transformer2.module import SVFReinforceModule, predicting_states
+from transformer2.policy import hidden_states, lm_head, load_base, reference
+from transformer2.rl.loss import sum_by_row
+
+ALL = {"peft_type": "SVF", "target_modules": "all-linear"}
+
+
+@pytest.fixture(scope="module")
+def llama_folder(tmp_path_factory):
+    """Weights large enough that a scale of singular values changes what the model says."""
+    return make_llama(tmp_path_factory.mktemp("llama"), init=0.25)
+
+
+@pytest.fixture
+def make(llama_folder, tmp_path):
+    def make(task="toy_task.FirstLetter", callbacks=(), max_steps=3, val_check_interval=100, **module):
+        L.seed_everything(0, verbose=False)
+        options = {"adapter": ALL, "lr": 0.05, "dtype": "float32", **module}
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_steps=max_steps,
+            max_epochs=-1,
+            val_check_interval=val_check_interval,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            default_root_dir=tmp_path,
+            callbacks=[Metrics(), *callbacks],
+        )
+        data = ExpertDataModule(task, str(llama_folder), batch_size=32, seed=0)
+        return trainer, SVFReinforceModule(str(llama_folder), **options), data
+
+    return make
+
+
+class Metrics(L.Callback):
+    """Keeps what every step logged."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_end(self, trainer, *args):
+        self.steps.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+
+class StopAt(L.Callback):
+    """Ends a run early, as a signal does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args):
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+def rewards(trainer):
+    return [m["train/reward"] for m in trainer.callbacks[0].steps]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kl": "k1", "kl_coef": 0.05},
+        {"kl": "k2", "kl_coef": 0.05},
+        {"kl": "k3", "kl_coef": 0.05},
+        {"kl": "full", "kl_coef": 0.05, "micro_batch_tokens": 512},
+        {"kl": "full_reverse", "kl_coef": 0.05},
+        {"baseline": "rloo", "num_completions": 2},
+        {"baseline": "group_norm", "num_completions": 4},
+        {"baseline": "none"},
+        {"adapter": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "down_proj"]}, "lr": 0.02},
+        {"adapter": {**ALL, "parametrization": "sigmoid_renorm"}, "lr": 0.2},
+        {"adapter": {**ALL, "form": "factored"}},
+        {"adapter": {**ALL, "form": "merged"}},
+    ],
+    ids=str,
+)
+def test_it_learns(make, options):
+    trainer, module, data = make(max_steps=16, **options)
+    trainer.fit(module, data)
+    curve = rewards(trainer)
+    assert sum(curve[-4:]) / 4 > sum(curve[:4]) / 4 + 0.15, curve
+
+
+def test_the_base_is_untouched_and_the_reference_exact(make, llama_folder):
+    trainer, module, data = make(max_steps=3)
+    trainer.fit(module, data)
+    ids = torch.tensor([[5, 9, 30, 31]])
+    fresh = load_base(str(llama_folder), "float32")
+    with torch.no_grad(), reference(module.policy):
+        assert torch.equal(module.policy(ids).logits, fresh(ids).logits)
+    with torch.no_grad():
+        assert not torch.equal(module.policy(ids).logits, fresh(ids).logits)
+
+
+def test_micro_batches_give_the_gradient_of_the_batch(make):
+    curves = []
+    for tokens in (10**6, 300):
+        trainer, module, data = make(max_steps=4, micro_batch_tokens=tokens, kl_coef=0.1, max_grad_norm=1.0)
+        trainer.fit(module, data)
+        curves.append([(m["train/reward"], round(m["train/loss"], 4), round(m["train/kl"], 5)) for m in trainer.callbacks[0].steps])
+    assert curves[0] == curves[1]
+
+
+def test_every_rollout_was_sampled_after_the_last_optimizer_step(make):
+    """The z that a micro-batch is scored under is the z that sampled it, and every step samples anew."""
+
+    trainer, module, data = make(max_steps=3)
+    seen = []
+    original = module.rollout
+
+    def rollout(prompts):
+        rollouts = original(prompts)
+        z = [p.detach().clone() for p in module.trained()]
+        seen.append((rollouts, z))
+        return rollouts
+
+    module.rollout = rollout
+    losses = module.logprobs_and_kl
+
+    def scored(part):
+        assert all(torch.equal(a, b) for a, b in zip(seen[-1][1], module.trained(), strict=True))
+        assert all(any(e is s for s in seen[-1][0].examples) for e in part.examples)
+        return losses(part)
+
+    module.logprobs_and_kl = scored
+    trainer.fit(module, data)
+    assert len(seen) == 3
+    assert not torch.equal(seen[0][1][0], seen[1][1][0]), "z must have moved between rollouts"
+
+
+def test_logprobs_are_those_of_the_whole_model(make):
+    trainer, module, data = make(max_steps=1)
+    trainer.fit(module, data)
+    rollouts = module.sample(next(iter(data.train_dataloader())), 1.0, seed=5)
+    sampled_BC = rollouts.completion_mask_BC.bool()
+    with torch.no_grad():
+        ids_BT = torch.cat([rollouts.prompt_ids_BP, rollouts.completion_ids_BC], 1)
+        mask_BT = torch.cat([rollouts.prompt_mask_BP, rollouts.completion_mask_BC], 1)
+        positions = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        logits = module.policy(ids_BT, attention_mask=mask_BT, position_ids=positions).logits.log_softmax(-1)
+        whole_BC = logits[:, rollouts.prompt_ids_BP.shape[1] - 1 : -1].gather(-1, rollouts.completion_ids_BC[..., None])[..., 0]
+        mine_B, _ = module.logprobs_and_kl(rollouts)
+        hidden_ND = predicting_states(module.policy, rollouts)
+    assert len(hidden_ND) == int(sampled_BC.sum())
+    assert torch.allclose(mine_B, (whole_BC * sampled_BC).sum(-1), atol=1e-4)
+    assert torch.allclose(mine_B, sum_by_row(whole_BC[sampled_BC], sampled_BC), atol=1e-4)
+
+
+def test_halves_give_the_whole(make, llama_folder):
+    trainer, module, data = make(max_steps=1)
+    module.configure_model()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        halves = lm_head(module.policy)(hidden_states(module.policy, ids, torch.ones_like(ids)))
+        assert torch.allclose(halves, module.policy(ids).logits, atol=1e-5)
+
+
+def test_a_nan_loss_skips_the_step_and_three_stop_the_run(make):
+    trainer, module, data = make(max_steps=8)
+    original, poisoned = module.loss, {2, 4, 5, 6}
+    step = iter(range(100))
+
+    def loss(*args):
+        return original(*args) * (math.nan if next(step) in poisoned else 1.0)
+
+    module.loss = loss
+    with pytest.warns(UserWarning, match="step skipped"), pytest.raises(UserError, match="3 steps in a row"):
+        trainer.fit(module, data)
+    assert [m["train/skipped"] for m in trainer.callbacks[0].steps] == [0, 0, 1, 0, 1, 1]
+    assert all(torch.isfinite(p).all() for p in module.trained())
+
+
+def test_a_failing_verifier_is_left_out_and_counted(make, monkeypatch):
+    monkeypatch.setattr(Broken, "broken", 1)
+    trainer, module, data = make("toy_task.Broken", max_steps=2)
+    trainer.fit(module, data)
+    assert sum(m["reward/infra_errors"] for m in trainer.callbacks[0].steps) == 1  # one epoch: row 0 was met once
+    monkeypatch.setattr(Broken, "broken", 60)
+    trainer, module, data = make("toy_task.Broken", max_steps=2)
+    with pytest.raises(UserError, match="could not be verified .*no answer key"):
+        trainer.fit(module, data)
+
+
+def test_equal_rewards_change_nothing_and_are_reported(make, monkeypatch):
+    monkeypatch.setattr(FirstLetter, "verify", lambda self, e, c: __import__("transformer2").types.Verdict.of(False, None, ""))
+    trainer, module, data = make(max_steps=2)
+    trainer.fit(module, data)
+    assert [m["reward/zero_std"] for m in trainer.callbacks[0].steps] == [1.0, 1.0]
+    assert all(p.eq(0).all() for p in module.trained())
+
+
+def test_the_best_expert_comes_back(make, tmp_path):
+    keeper = ExpertCheckpoint()
+    trainer, module, data = make(max_steps=9, val_check_interval=3, callbacks=[keeper])
+    trainer.fit(module, data)
+    assert keeper.best_step in (3, 6, 9)
+    saved = trainer.callbacks[0]
+    assert saved.steps[-1]["val/accuracy"] <= keeper.best_score
+    trainer.validate(module, data, verbose=False)
+    assert float(trainer.callback_metrics["val/accuracy"]) == pytest.approx(keeper.best_score)
+
+
+def test_a_resumed_run_equals_the_uncut_one(make, tmp_path):
+    uncut, module, data = make(max_steps=6, val_check_interval=2)
+    uncut.fit(module, data)
+    expected = [p.detach().clone() for p in module.trained()]
+    for cut in (1, 3, 4):
+        first, module, data = make(max_steps=6, val_check_interval=2, callbacks=[StopAt(cut)])
+        first.fit(module, data)
+        first.save_checkpoint(tmp_path / f"{cut}.ckpt")
+        second, module, data = make(max_steps=6, val_check_interval=2)
+        second.fit(module, data, ckpt_path=tmp_path / f"{cut}.ckpt")
+        assert rewards(first) + rewards(second) == rewards(uncut), cut
+        assert all(torch.equal(a, b) for a, b in zip(expected, module.trained(), strict=True)), cut
