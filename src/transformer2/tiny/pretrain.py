@@ -80,7 +80,7 @@ _MAKERS: dict[str, Callable[[random.Random], world.Question]] = {
     "math_hard": world.math_hard_question,
     "code_math": world.code_math_question,
     "reasoning_hard": world.reasoning_hard_question,
-    "dispatch": lambda rng: world.dispatch_question(rng, (*words.OTHER_KINDS, *words.OTHER_HELD_OUT)),
+    "dispatch": lambda rng: world.dispatch_question(rng, (*words.OTHER_KINDS, *words.OTHER_HELD_OUT), 0.25),
 }
 
 

@@ -247,14 +247,25 @@ def dispatch_text(request: str) -> str:
     return f"{DISPATCH_PREFIX} {request}"
 
 
-def dispatch_question(rng: random.Random, kinds: Sequence[str] = words.OTHER_KINDS) -> Question:
-    """A request of one of the four categories, equally often; `kinds` are the kinds of "other"."""
+def dispatch_question(
+    rng: random.Random, kinds: Sequence[str] = words.OTHER_KINDS, two_skill_share: float = 0.0
+) -> Question:
+    """A request of one of the four categories, equally often.
+
+    Args:
+        rng: Source of chance.
+        kinds: The kinds of "other" to draw from.
+        two_skill_share: Share of code requests that are two-skill ones: code is what they ask for in the end.
+    """
     label = rng.choice(words.LABELS)
     if label == "other":
         request, surface = other_text(rng, kinds)
     else:
-        inner = {"math": math_question, "code": code_question, "reasoning": reasoning_question}[label](rng)
-        request, surface = inner.text, inner.cells[0][2]
+        make = {"math": math_question, "code": code_question, "reasoning": reasoning_question}[label]
+        if label == "code" and rng.random() < two_skill_share:
+            make = code_math_question
+        request = make(rng).text
+        surface = request.split()[1 if label == "math" else 0]
     return DispatchQuestion("dispatch", dispatch_text(request), (("dispatch", label, surface),), label)
 
 
