@@ -319,6 +319,22 @@ def test_expert_folder(model, tmp_path):
     assert "Written by hand." in card
 
 
+def test_the_fingerprint_is_that_of_the_base_it_was_trained_on(model, tmp_path):
+    model.save_pretrained(tmp_path / "a")
+    other = PeftModel.from_pretrained(build("qwen2", seed=1), tmp_path / "a")
+    other.save_pretrained(tmp_path / "loaded")
+    trained = PeftModel.from_pretrained(build("qwen2", seed=1), tmp_path / "a", is_trainable=True)
+    trained.save_pretrained(tmp_path / "trained")
+    stamps = [
+        json.loads((tmp_path / name / "adapter_config.json").read_text())["base_fingerprint"]
+        for name in ("a", "loaded", "trained")
+    ]
+    assert stamps[0] == stamps[1] == fingerprint(build("qwen2"))
+    assert stamps[2] == fingerprint(build("qwen2", seed=1)) != stamps[0]
+    with pytest.warns(UserWarning, match="another architecture"), pytest.raises(ExpertError, match="missing"):
+        PeftModel.from_pretrained(build("phi3"), tmp_path / "a")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

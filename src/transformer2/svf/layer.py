@@ -16,6 +16,8 @@ Names: `svf_z.<adapter>.delta` (trainable, fp32), `svf_basis` (P, frozen, in the
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any, cast
 
 import torch
@@ -153,6 +155,10 @@ class SVFLayer(nn.Module, BaseTunerLayer):
                 total = delta_R if total is None else total + delta_R
         return total
 
+    def parameters_of(self, adapter_name: str) -> list[nn.Parameter]:
+        """The trainable parameter of an adapter, if the layer has that adapter."""
+        return list(self.svf_z[adapter_name].parameters()) if adapter_name in self.svf_z else []
+
     def push_rows(self, delta_BR: Tensor) -> None:
         """Use one z - 1 per row of the batch, (B, r), instead of the active adapters', until `pop_rows`."""
         self._rows.append(delta_BR.to(self.svf_basis.device))
@@ -193,9 +199,7 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         if delta.ndim == 2:
             delta = forms.spread_rows(delta, x)
 
-        def base(inputs: Tensor) -> Tensor:
-            return self.base_layer(inputs, *args, **kwargs)
-
+        base = functools.partial(_call, self.base_layer, args, kwargs) if args or kwargs else self.base_layer
         bias_m = self._bias(x) if self.side == "out" else None
         return forms.forward_delta(x, base, bias_m, self.svf_basis.to(x.dtype), delta.to(x.dtype), self.side)
 
@@ -281,7 +285,8 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         delta_R = self.delta([*self.merged_adapters, *names])
         assert delta_R is not None
         composed_mn = forms.compose_weight(weight_mn, self.svf_basis, delta_R, self.side)
-        if not bool(torch.isfinite(composed_mn).all()):
+        # One entry that is not finite makes the sum so; a sum is several times faster than isfinite().all().
+        if not math.isfinite(composed_mn.sum(dtype=torch.promote_types(composed_mn.dtype, torch.float32))):
             raise UserError(
                 f"merging {', '.join(names)} would write non-finite weights (largest |z - 1| is "
                 f"{float(delta_R.abs().max()):.3g}); nothing was changed. Is the expert damaged?"
@@ -363,6 +368,10 @@ def _compute_device_and_dtype(layer: nn.Module) -> tuple[torch.device, torch.dty
         floating = [t.dtype for t in tensors if t.is_floating_point() and t.element_size() >= 2]
         dtype = floating[0] if floating else torch.get_default_dtype()
     return device, dtype
+
+
+def _call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Tensor:
+    return layer(x, *args, **kwargs)
 
 
 def _amp_dtype(x: Tensor) -> torch.dtype:

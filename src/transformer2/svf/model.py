@@ -65,6 +65,7 @@ class SVFModel(BaseTuner):
         # The first hook that sees both: everything that can be refused is refused here, before a module is touched.
         targets = find_targets(model, peft_config)
         peft_config._svf_targets = frozenset(targets)
+        _warn_of_another_architecture(peft_config, model)
         self._basis_cache = _open_cache(peft_config, model, targets)
 
     @staticmethod
@@ -131,12 +132,22 @@ class SVFModel(BaseTuner):
                 assert sigma_R is not None
                 value = renorm_decode(value.float(), sigma_R)
             saved[f"{match['layer']}.svf_z.{adapter_name}.delta"] = value.detach().float()
-        if config.base_fingerprint is None and not any(layer.merged for _, layer in svf_layers(model)):
-            try:
-                config.base_fingerprint = fingerprint(model)
-            except BasisError as e:  # sharded or on the meta device, from an unknown folder
-                warnings.warn(f"the expert is saved without its base model's fingerprint: {e}", stacklevel=2)
+        cls._stamp_base(model, config, adapter_name)
         return saved
+
+    @staticmethod
+    def _stamp_base(model: nn.Module, config: SVFConfig, adapter_name: str) -> None:
+        """Note the base model in the config, once: an expert that was only loaded keeps the one it was trained on."""
+        layers = [layer for _, layer in svf_layers(model)]
+        trained = any(p.requires_grad for layer in layers for p in layer.parameters_of(adapter_name))
+        stamped = getattr(config, "_svf_stamped", False)
+        if any(layer.merged for layer in layers) or (config.base_fingerprint and (stamped or not trained)):
+            return
+        try:
+            config.base_fingerprint = fingerprint(model)
+            config._svf_stamped = True
+        except BasisError as e:  # sharded or on the meta device, from an unknown folder
+            warnings.warn(f"the expert is saved without its base model's fingerprint: {e}", stacklevel=2)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -331,6 +342,18 @@ def _can_merge(layer: SVFLayer) -> bool:
     except ConfigError:
         return False
     return weight_mn.shape == (layer.out_features, layer.in_features) and not weight_mn.is_meta
+
+
+def _warn_of_another_architecture(config: SVFConfig, model: nn.Module) -> None:
+    """Other weights of the same architecture are an experiment (paper, Table 5); another architecture is a mistake."""
+    if config.base_fingerprint is None or any(p.is_meta for p in model.parameters()):
+        return
+    theirs, ours = config.base_fingerprint.split(":")[0], fingerprint(model).split(":")[0]
+    if theirs != ours:
+        warnings.warn(
+            f"the expert was trained on a base model of another architecture ({theirs}, this one is {ours})",
+            stacklevel=2,
+        )
 
 
 def _open_cache(config: SVFConfig, model: nn.Module, targets: Sequence[str]) -> BasisCache | None:
