@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from transformer2.module import SVFReinforceModule
+from transformer2.policy import load_expert
 
 
 class ExpertCheckpoint(L.Callback):
@@ -46,8 +47,9 @@ class ExpertCheckpoint(L.Callback):
         if self.best_score is None:
             self._save(trainer, pl_module)
             return
+        assert isinstance(pl_module, SVFReinforceModule)
         trainer.strategy.barrier()
-        load_expert(pl_module, self.folder(trainer))
+        load_expert(pl_module.policy, self.folder(trainer))
 
     @rank_zero_only
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -74,14 +76,3 @@ class ExpertCheckpoint(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
-
-
-def load_expert(module: SVFReinforceModule | Any, folder: Path) -> None:
-    """Put an expert's weights into the module's adapter.
-
-    Raises:
-        ExpertError: The folder is damaged or does not fit the model.
-    """
-    from peft.utils import load_peft_weights, set_peft_model_state_dict
-
-    set_peft_model_state_dict(module.policy, load_peft_weights(str(folder), device="cpu"))

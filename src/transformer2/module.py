@@ -294,6 +294,16 @@ class SVFReinforceModule(L.LightningModule):
 
     # ------------------------------------------------------------------ validation and test
 
+    def on_train_start(self) -> None:
+        """Where the learning curve begins: the validation accuracy before the first step."""
+        if self.global_step or self.logger is None:
+            return
+        for batch in self.trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]  # set at run time
+            _, verdicts = self.answer(batch.to(self.device))
+            self.val_correct.update(torch.tensor([float(v.correct) for v in verdicts]))
+        metrics = self._val_score()
+        self.logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=0)
+
     def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Score one batch of validation questions."""
         self.last_answers = _, verdicts = self.answer(prompts)
@@ -301,9 +311,13 @@ class SVFReinforceModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracy and its standard error."""
-        accuracy, n = self.val_correct.compute(), self.val_correct.weight
-        self.log_dict({"val/accuracy": accuracy, "val/accuracy_se": (accuracy * (1 - accuracy) / n).sqrt(), "val/n": n})
+        self.log_dict(self._val_score())
+
+    def _val_score(self) -> dict[str, Tensor]:
+        accuracy = self.val_correct.compute()  # over all ranks
+        n = self.all_gather(self.val_correct.weight).sum()
         self.val_correct.reset()
+        return {"val/accuracy": accuracy, "val/accuracy_se": (accuracy * (1 - accuracy) / n).sqrt(), "val/n": n}
 
     def on_test_start(self) -> None:
         """Start a fresh set of records."""

@@ -19,11 +19,14 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from transformer2 import tiny
-from transformer2.errors import ConfigError, DataError
+from transformer2.errors import ConfigError, DataError, ExpertError
+from transformer2.experts import read_expert
+from transformer2.svf.config import SVFConfig
 
 EMBEDDED = "tiny"
 
@@ -111,6 +114,22 @@ def build_policy(base: PreTrainedModel, adapter: Mapping[str, Any] | PeftConfig)
         warnings.filterwarnings("ignore", message=".*Already found a `peft_config` attribute.*")
         model = get_peft_model(base, config)
     return model.eval()
+
+
+def load_expert(policy: PeftModel, folder: Path) -> None:
+    """Put an expert's weights into the adapter `default`.
+
+    Raises:
+        ExpertError: The folder is damaged or does not fit the model.
+    """
+    if isinstance(policy.peft_config["default"], SVFConfig):
+        expert = read_expert(folder, name="expert")
+        state = {f"base_model.model.{module}.svf_z.delta": delta_R for module, delta_R in expert.deltas.items()}
+    elif (folder / "adapter_config.json").is_file():
+        state = load_peft_weights(str(folder), device="cpu")
+    else:
+        raise ExpertError(f"{folder} is no adapter folder; it must hold adapter_config.json")
+    set_peft_model_state_dict(policy, state)
 
 
 def reference(policy: PeftModel) -> Any:

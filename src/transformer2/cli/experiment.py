@@ -16,13 +16,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint, load_expert
+from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.callbacks.interrupt import GracefulStop
 from transformer2.callbacks.monitoring import Monitoring
 from transformer2.callbacks.progress import TrainingBar
 from transformer2.data import ExpertDataModule
 from transformer2.errors import ConfigError
 from transformer2.module import SVFReinforceModule
+from transformer2.policy import load_expert
+from transformer2.report.curve import draw_curve
 from transformer2.report.statistics import mcnemar_p
 from transformer2.report.table import text_table, versions, write_report, write_text
 from transformer2.types import Report, Score
@@ -126,7 +128,10 @@ class Experiment:
         self.trainer.test(self.module, self.data, verbose=False)
         now = time.perf_counter() - start
         seconds = {"setup": setup, "train": trained - setup, "test": now - trained, "total": now}
-        return self._report(seconds)
+        self._report(seconds)
+        if self.trainer.is_global_zero:
+            print(f"  curve in {draw_curve(self.folder, self.folder / 'figures' / 'curve.png')}")
+        return 0
 
     def validate(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
         """Score on the validation split."""
@@ -149,7 +154,7 @@ class Experiment:
         write_text(self.folder / "config.yaml", self.yaml())
         if expert is not None:
             self.module.configure_model()
-            load_expert(self.module, expert)
+            load_expert(self.module.policy, expert)
 
     def _report(self, seconds: dict[str, float]) -> int:
         records = self.module.records

@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from transformer2.types import Report
+from transformer2.errors import DataError
+from transformer2.types import Report, Score
 
 PACKAGES = ("transformer2", "torch", "lightning", "transformers", "peft", "deepspeed")
 
@@ -43,6 +44,21 @@ def write_report(folder: Path, report: Report, records: Sequence[Mapping[str, An
     if records:
         write_text(folder / "records.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     write_text(folder / "report.json", json.dumps(report.to_json(), indent=2) + "\n")
+
+
+def read_report(folder: Path) -> Report:
+    """The report.json of a run.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        scores = {key: Score(**content[key]) for key in ("base", "result")}
+        controls = {name: Score(**score) for name, score in content["controls"].items()}
+        return Report(**{**content, **scores, "controls": controls, "seeds": tuple(content["seeds"])})
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise DataError(f"{folder / 'report.json'} is no report ({type(e).__name__}: {e}); run fit or test again") from e
 
 
 def write_text(path: Path, text: str) -> None:
