@@ -134,6 +134,7 @@ def test_fused_experts_are_refused_with_the_remedy():
         ("transformer.h.3.self_attention.query_key_value", "attention"),
         ("transformer.h.3.attn.c_proj", "attention"),
         ("transformer.h.3.mlp.c_proj", "mlp"),
+        ("transformer.h.3.attn_block.mlp.c_fc", "mlp"),
         ("model.layers.3.linear_attn.in_proj_qkvz", "attention"),
         ("model.vision_tower.encoder.layers.3.mlp.fc1", None),
         ("backbone.layers.3.mixer.in_proj", "other"),
