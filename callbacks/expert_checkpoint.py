@@ -60,7 +60,7 @@ class ExpertCheckpoint(L.Callback):
                 setattr(config, key, value)
         target = self.folder(trainer)
         fresh, old = (target.with_name(f".{target.name}.{kind}.{os.getpid()}") for kind in ("new", "old"))
-        pl_module.policy.save_pretrained(fresh)
+        pl_module.policy.save_pretrained(fresh, save_embedding_layers=False)  # they are never tuned
         if target.exists():
             target.rename(old)
         fresh.rename(target)

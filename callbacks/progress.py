@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from tqdm import tqdm
 
+LOG_INTERVAL = 10.0  # seconds between lines where the output is a file rather than a terminal
 SHOWN = {"train/reward": "reward", "val/accuracy": "val acc", "train/kl": "KL"}
 
 
@@ -42,7 +43,7 @@ class TrainingBar(ProgressBar):
             unit="step" if label == "fit" else "batch",
             disable=not self.enabled,
             dynamic_ncols=True,
-            mininterval=self.min_interval,
+            mininterval=self.min_interval if sys.stderr.isatty() else max(self.min_interval, LOG_INTERVAL),
             file=sys.stderr,
         )
 

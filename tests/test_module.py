@@ -116,7 +116,12 @@ def test_micro_batches_give_the_gradient_of_the_batch(make):
     for tokens in (10**6, 300):
         trainer, module, data = make(max_steps=4, micro_batch_tokens=tokens, kl_coef=0.1, max_grad_norm=1.0)
         trainer.fit(module, data)
-        curves.append([(m["train/reward"], round(m["train/loss"], 4), round(m["train/kl"], 5)) for m in trainer.callbacks[0].steps])
+        curves.append(
+            [
+                (m["train/reward"], round(m["train/loss"], 4), round(m["train/kl"], 5))
+                for m in trainer.callbacks[0].steps
+            ]
+        )
     assert curves[0] == curves[1]
 
 
@@ -157,7 +162,9 @@ def test_logprobs_are_those_of_the_whole_model(make):
         mask_BT = torch.cat([rollouts.prompt_mask_BP, rollouts.completion_mask_BC], 1)
         positions = (mask_BT.cumsum(-1) - 1).clamp(min=0)
         logits = module.policy(ids_BT, attention_mask=mask_BT, position_ids=positions).logits.log_softmax(-1)
-        whole_BC = logits[:, rollouts.prompt_ids_BP.shape[1] - 1 : -1].gather(-1, rollouts.completion_ids_BC[..., None])[..., 0]
+        whole_BC = logits[:, rollouts.prompt_ids_BP.shape[1] - 1 : -1].gather(
+            -1, rollouts.completion_ids_BC[..., None]
+        )[..., 0]
         mine_B, _ = module.logprobs_and_kl(rollouts)
         hidden_ND = predicting_states(module.policy, rollouts)
     assert len(hidden_ND) == int(sampled_BC.sum())
@@ -166,7 +173,7 @@ def test_logprobs_are_those_of_the_whole_model(make):
 
 
 def test_halves_give_the_whole(make, llama_folder):
-    trainer, module, data = make(max_steps=1)
+    _, module, _ = make(max_steps=1)
     module.configure_model()
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
@@ -196,12 +203,14 @@ def test_a_failing_verifier_is_left_out_and_counted(make, monkeypatch):
     assert sum(m["reward/infra_errors"] for m in trainer.callbacks[0].steps) == 1  # one epoch: row 0 was met once
     monkeypatch.setattr(Broken, "broken", 60)
     trainer, module, data = make("toy_task.Broken", max_steps=2)
-    with pytest.raises(UserError, match="could not be verified .*no answer key"):
+    with pytest.raises(UserError, match=r"could not be verified .*no answer key"):
         trainer.fit(module, data)
 
 
 def test_equal_rewards_change_nothing_and_are_reported(make, monkeypatch):
-    monkeypatch.setattr(FirstLetter, "verify", lambda self, e, c: __import__("transformer2").types.Verdict.of(False, None, ""))
+    monkeypatch.setattr(
+        FirstLetter, "verify", lambda self, e, c: __import__("transformer2").types.Verdict.of(False, None, "")
+    )
     trainer, module, data = make(max_steps=2)
     trainer.fit(module, data)
     assert [m["reward/zero_std"] for m in trainer.callbacks[0].steps] == [1.0, 1.0]

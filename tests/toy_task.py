@@ -1,4 +1,4 @@
-"""A task of the tests' own, named in configs by its class path: the answer must begin with a letter of the first half."""
+"""A task of the tests' own, named in configs by its class path: the answer must begin with an early letter."""
 
 from typing import ClassVar
 
@@ -15,7 +15,9 @@ class FirstLetter(Task):
 
     def examples(self, split, data_dir=None):
         numbers = {"train": range(0, 64), "validation": range(64, 80), "test": range(80, 96)}[split]
-        return [Example(f"first_letter/{split}/{i}", ({"role": "user", "content": f"say {i}"},), "early") for i in numbers]
+        return [
+            Example(f"first_letter/{split}/{i}", ({"role": "user", "content": f"say {i}"},), "early") for i in numbers
+        ]
 
     def verify(self, example, completion):
         return Verdict.of(bool(completion) and ord(completion[0]) < ord("h"), completion[:1], "first letter")

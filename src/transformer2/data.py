@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from transformer2 import tasks
 from transformer2.errors import ConfigError, DataError
-from transformer2.policy import load_tokenizer, resolve_base
+from transformer2.policy import load_tokenizer, locate_base
 from transformer2.types import Example, PromptBatch
 
 
@@ -157,7 +157,7 @@ class ExpertDataModule(L.LightningDataModule):
         examples = self.task.examples(split, self.data_dir)[: self.limits.get(split)]
         self.tokenizer = self.tokenizer or load_tokenizer(self.base)
         ids = [render(self.tokenizer, e) for e in examples]
-        context = getattr(AutoConfig.from_pretrained(resolve_base(self.base)), "max_position_embeddings", None)
+        context = getattr(AutoConfig.from_pretrained(locate_base(self.base)), "max_position_embeddings", None)
         room = (context or 10**9) - self.task.max_new_tokens
         long = [e.id for e, prompt in zip(examples, ids, strict=True) if len(prompt) > room]
         if long and not self.drop_long_prompts:

@@ -19,13 +19,15 @@ docs/adr/0001-manual-optimisation.md).
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric
 
 from transformer2.errors import ConfigError, UserError
@@ -140,6 +142,8 @@ class SVFReinforceModule(L.LightningModule):
         tokenizer = load_tokenizer(h["base"])
         base = load_base(h["base"], h["dtype"], **(h["model_kwargs"] or {}))
         self.policy = build_policy(base, h["adapter"] or {})
+        # Experts name their base as the user did: `tiny` is the same model on every machine, its folder is not.
+        self.policy.peft_config["default"].base_model_name_or_path = h["base"]
         self.head = lm_head(self.policy)
         self.engine = HFEngine(tokenizer, eos_token_ids(self.policy, tokenizer), h["max_rollout_rows"])
 
@@ -176,9 +180,9 @@ class SVFReinforceModule(L.LightningModule):
 
     def advantages(self, rewards_B: Tensor) -> Tensor:
         """Advantages (B,) against the baseline over the batch of all ranks."""
-        gathered = self.all_gather(rewards_B).view(-1, len(rewards_B))  # one row per rank
-        all_B = advantages(gathered.flatten(), self.hparams["baseline"], self.hparams["num_completions"])
-        return all_B.view_as(gathered)[self.global_rank]
+        by_rank = self.trainer.strategy.all_gather(rewards_B).view(-1, len(rewards_B))
+        all_B = advantages(by_rank.flatten(), self.hparams["baseline"], self.hparams["num_completions"])
+        return all_B.view_as(by_rank)[self.global_rank]
 
     def micro_batches(self, rollouts: Rollouts) -> list[list[int]]:
         """Rows in groups of similar length, each of at most `micro_batch_tokens` padded tokens."""
@@ -231,7 +235,8 @@ class SVFReinforceModule(L.LightningModule):
 
     def update(self, rollouts: Rollouts, rewards_B: Tensor) -> None:
         """Clip, step, decay the learning rate, log. A non-finite loss or gradient skips the step."""
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        scheduler = cast(LRScheduler, self.lr_schedulers())
         limit = self.hparams["max_grad_norm"]
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained(), math.inf if limit is None else limit))
         finite = math.isfinite(norm) and math.isfinite(self.meter.sums["loss"])
@@ -259,7 +264,7 @@ class SVFReinforceModule(L.LightningModule):
             "train/completion_length": m.sums["tokens"] / len(rollouts),
             "train/finished": float(rollouts.finished_B.float().mean()),
             "train/grad_norm": grad_norm,
-            "train/lr": float(self.optimizers().param_groups[0]["lr"]),
+            "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"],
             "train/skipped": float(skipped),
             "reward/zero_std": float(len(rewards_B) > 1 and float(rewards_B.nan_to_num().std()) == 0),
             "reward/infra_errors": m.sums["infra_errors"],
@@ -315,7 +320,7 @@ class SVFReinforceModule(L.LightningModule):
 
     def _val_score(self) -> dict[str, Tensor]:
         accuracy = self.val_correct.compute()  # over all ranks
-        n = self.all_gather(self.val_correct.weight).sum()
+        n = self.trainer.strategy.all_gather(self.val_correct.weight).sum()
         self.val_correct.reset()
         return {"val/accuracy": accuracy, "val/accuracy_se": (accuracy * (1 - accuracy) / n).sqrt(), "val/n": n}
 
@@ -362,7 +367,7 @@ class SVFReinforceModule(L.LightningModule):
             progress = min(1.0, step / max(1.0, float(total)))
             return warm * (0.5 * (1 + math.cos(math.pi * progress)) if h["lr_schedule"] == "cosine" else 1.0)
 
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
+        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained: the base and its basis are found again by name."""

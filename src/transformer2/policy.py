@@ -28,12 +28,10 @@ from transformer2.errors import ConfigError, DataError, ExpertError
 from transformer2.experts import read_expert
 from transformer2.svf.config import SVFConfig
 
-EMBEDDED = "tiny"
 
-
-def resolve_base(base: str) -> str:
+def locate_base(base: str) -> str:
     """The folder of the embedded model for `tiny`; any other folder or Hub id as it is."""
-    return str(tiny.model_path()) if base == EMBEDDED else base
+    return str(tiny.model_path()) if base == "tiny" else base
 
 
 def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
@@ -45,7 +43,7 @@ def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
         DataError: The base cannot be found; the message says what to give instead.
     """
     with _readable(base):
-        tokenizer = AutoTokenizer.from_pretrained(resolve_base(base))
+        tokenizer = AutoTokenizer.from_pretrained(locate_base(base))
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -63,7 +61,7 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ConfigError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
     with _readable(base):
-        model = AutoModelForCausalLM.from_pretrained(resolve_base(base), dtype=dtype, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(locate_base(base), dtype=dtype, **kwargs)
     return model.eval()
 
 

@@ -33,7 +33,15 @@ def test_interpolation_sees_the_override(write):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-3", 1e-3), ("3", 3), ("true", True), ("null", None), ("[1, 2]", [1, 2]), ("{a: b}", {"a": "b"}), ("mlp", "mlp")],
+    [
+        ("1e-3", 1e-3),
+        ("3", 3),
+        ("true", True),
+        ("null", None),
+        ("[1, 2]", [1, 2]),
+        ("{a: b}", {"a": "b"}),
+        ("mlp", "mlp"),
+    ],
 )
 def test_flag_values_are_yaml(text, value):
     assert compose([], [("model.x", text)], KEYS) == {"model": {"x": value}}

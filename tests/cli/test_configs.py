@@ -24,4 +24,10 @@ def test_config(path: Path, tmp_path: Path) -> None:
 
 def test_the_issue_s_configs_are_there() -> None:
     names = {p.name for p in CONFIGS}
-    assert names >= {"tiny_math.yaml", "tiny_code.yaml", "tiny_reasoning.yaml", "llama8b_gsm8k.yaml", "mistral7b_gsm8k.yaml"}
+    assert names >= {
+        "tiny_math.yaml",
+        "tiny_code.yaml",
+        "tiny_reasoning.yaml",
+        "llama8b_gsm8k.yaml",
+        "mistral7b_gsm8k.yaml",
+    }

@@ -25,7 +25,17 @@ SMALL = [
 
 
 def command(folder, data, *more):
-    return ["fit", "--config", "conf/llama8b_gsm8k.yaml", "--model.base", folder, "--data.data_dir", data, *SMALL, *more]
+    return [
+        "fit",
+        "--config",
+        "conf/llama8b_gsm8k.yaml",
+        "--model.base",
+        folder,
+        "--data.data_dir",
+        data,
+        *SMALL,
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -90,10 +90,11 @@ def compose(configs: Sequence[str], overrides: Sequence[tuple[str, str]], keys: 
     except OmegaConfBaseException as e:
         raise ConfigError(f"config cannot be resolved: {str(e).splitlines()[0]}") from e
     assert isinstance(plain, dict)
-    for key in plain:
+    named = {str(key): value for key, value in plain.items()}
+    for key in named:
         if key not in keys:
-            raise ConfigError(f"unknown config key {key!r}{_nearest(str(key), keys)}")
-    return {str(k): v for k, v in plain.items()}
+            raise ConfigError(f"unknown config key {key!r}{_nearest(key, keys)}")
+    return named
 
 
 def find_config(name: str) -> Path:

@@ -75,10 +75,10 @@ def _run(command: str, args: Sequence[str]) -> int:
     config = compose(flags.configs, flags.overrides, KEYS)
     name = str(config.pop("name", Path(flags.configs[-1]).stem if flags.configs else command))
     folder = run_folder(flags.options.get("run_dir"), name)
-    _quieten("quiet" in flags.switches)
     start = time.perf_counter()
 
     # From here on the heavy libraries are needed.
+    _quieten("quiet" in flags.switches)
     from transformer2.cli.experiment import Experiment
 
     experiment = Experiment.of(config, folder, quiet="quiet" in flags.switches)
@@ -114,8 +114,10 @@ def run_folder(given: str | None, name: str) -> Path:
 
 def _quieten(quiet: bool) -> None:
     """Leave the terminal to the bar and the table: the libraries' notes say nothing a user can act on."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    import lightning.pytorch  # sets the levels below when it is imported, so it goes first
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",

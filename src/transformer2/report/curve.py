@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformer2.errors import DataError
 
@@ -32,7 +33,7 @@ def read_scalars(run: Path, tags: Sequence[str] = TAGS) -> dict[str, Series]:
 
 
 def draw_curve(run: Path, out: Path) -> Path:
-    """Draw training and validation accuracy with error bars, the test scores, and the KL; returns the picture's path."""
+    """Draw training and validation accuracy, the test scores and the KL; returns the picture's path."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -43,13 +44,15 @@ def draw_curve(run: Path, out: Path) -> Path:
     _plot(left, scalars["train/accuracy"], color="0.75", linewidth=1, label="training rollouts (sampled)")
     steps, accuracies = _columns(scalars["val/accuracy"])
     errors = [se for _, se in scalars["val/accuracy_se"]]
-    left.errorbar(steps, accuracies, errors, color="C0", marker="o", markersize=3, capsize=2, label="validation (greedy)")
+    left.errorbar(
+        steps, accuracies, errors, color="C0", marker="o", markersize=3, capsize=2, label="validation (greedy)"
+    )
     report = run / "report.json"
     if report.exists():
         _test_lines(left, json.loads(report.read_text()))
     left.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, 1), title=run.name)
     left.legend(loc="lower right", fontsize=8)
-    _plot(right, scalars["train/kl"], color="C3", marker=".")
+    _plot(right, _changes(scalars["train/kl"]), color="C3", marker=".")
     right.set(xlabel="optimizer step", ylabel="nats per token", title="KL to the base")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
@@ -57,16 +60,23 @@ def draw_curve(run: Path, out: Path) -> Path:
     return out
 
 
-def _test_lines(axes, report: Mapping) -> None:  # type: ignore[no-untyped-def, type-arg]  # matplotlib's axes, JSON
+def _test_lines(axes, report: Mapping[str, Any]) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes
     for key, colour in (("base", "C1"), ("result", "C2")):
         accuracy, se = report[key]["accuracy"], report[key]["se"]
         name = "base" if key == "base" else "expert"
-        axes.axhline(accuracy, color=colour, linestyle="--", label=f"{name} on test: {100 * accuracy:.1f} ± {100 * se:.1f} %")
+        axes.axhline(
+            accuracy, color=colour, linestyle="--", label=f"{name} on test: {100 * accuracy:.1f} ± {100 * se:.1f} %"
+        )
         axes.axhspan(accuracy - se, accuracy + se, color=colour, alpha=0.12)
 
 
 def _plot(axes, series: Series, **style) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes and styles
     axes.plot(*_columns(series), **style)
+
+
+def _changes(series: Series) -> Series:
+    """Without repeats: between measurements a logger repeats the last value."""
+    return [point for i, point in enumerate(series) if i == 0 or point[1] != series[i - 1][1]]
 
 
 def _columns(series: Series) -> tuple[list[int], list[float]]:

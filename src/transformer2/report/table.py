@@ -58,7 +58,9 @@ def read_report(folder: Path) -> Report:
         controls = {name: Score(**score) for name, score in content["controls"].items()}
         return Report(**{**content, **scores, "controls": controls, "seeds": tuple(content["seeds"])})
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{folder / 'report.json'} is no report ({type(e).__name__}: {e}); run fit or test again") from e
+        raise DataError(
+            f"{folder / 'report.json'} is no report ({type(e).__name__}: {e}); run fit or test again"
+        ) from e
 
 
 def write_text(path: Path, text: str) -> None:

@@ -85,7 +85,7 @@ def _score_chunk(
         return logprobs_n, torch.zeros_like(entropy_n), entropy_n
     with torch.no_grad():
         ref_nV = _log_softmax(head(ref_hidden_nD), temperature)
-    if kl in ("full", "full_reverse"):
+    if kl == "full" or kl == "full_reverse":
         kl_n = full_kl(all_nV, ref_nV, reverse=kl == "full_reverse")
     else:
         kl_n = sampled_kl(logprobs_n, ref_nV.gather(-1, token_ids_n[:, None])[:, 0], kl)
