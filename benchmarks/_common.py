@@ -1,0 +1,162 @@
+"""What every benchmark shares: rows, interleaved timing, peak and saved memory, the machine's description.
+
+Timing: all forms run in turn within one round, rounds repeat, and what is reported is the median over rounds of the
+ratio within a round, so that a slow minute of a shared machine hits every form alike. On the CPU a time is the
+process's CPU seconds under one thread; on a GPU it is wall-clock seconds around a synchronisation.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler announces itself otherwise
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+MIB = 2**20
+
+__all__ = ["DEVICE", "MIB", "Row", "Times", "interleave", "machine", "machine_kind", "peak_bytes", "saved_bytes"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        what: What was measured.
+        measured: The figure; None when it was not measured, and `note` says why.
+        unit: `x` for ratios, `s`, `%`, ...
+        at_most: The target is at most this.
+        at_least: The target is at least this.
+        note: Shapes, absolute figures.
+    """
+
+    what: str
+    measured: float | None
+    unit: str = "x"
+    at_most: float | None = None
+    at_least: float | None = None
+    note: str = ""
+
+    @property
+    def target(self) -> str:
+        """The target in words, empty where there is none."""
+        if self.at_most is not None:
+            return f"<= {self.at_most:g} {self.unit}"
+        return "" if self.at_least is None else f">= {self.at_least:g} {self.unit}"
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the target is met; None without target or figure."""
+        if self.measured is None or not self.target:
+            return None
+        return self.measured <= self.at_most if self.at_most is not None else self.measured >= (self.at_least or 0)
+
+
+class Times:
+    """Seconds of every form in every round."""
+
+    def __init__(self, seconds: Mapping[str, list[float]]) -> None:
+        self.seconds = seconds
+
+    def median(self, name: str) -> float:
+        """Median seconds of one form."""
+        return statistics.median(self.seconds[name])
+
+    def ratio(self, name: str, to: str) -> float:
+        """Median over rounds of this form's seconds over the other's."""
+        return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds[to], strict=True))
+
+
+def interleave(forms: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> Times:
+    """Run every form once per round; the order turns by one each round, so that none always follows the same one."""
+    names = list(forms)
+    for name in names * warmup:
+        forms[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            start = _clock()
+            forms[name]()
+            seconds[name].append(_clock() - start)
+    return Times(seconds)
+
+
+def _clock() -> float:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Largest number of bytes allocated by `run` and alive at one time, temporaries inside operators included."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as trace:
+        run()
+    assert trace.profiler is not None
+    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def saved_bytes(forward: Callable[[], object], resident: Iterable[Tensor]) -> int:
+    """Bytes kept for the backward pass of `forward`, each storage once, without those of `resident`.
+
+    Args:
+        forward: Runs the forward pass and returns what holds its graph.
+        resident: Tensors that are there anyway: parameters, buffers, composed weights.
+    """
+    known = {t.untyped_storage().data_ptr() for t in resident}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        held = forward()
+    del held
+    return sum(kept.values())
+
+
+def machine_kind() -> str:
+    """A short name for files: `cpu2`, or the GPU's name."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name().lower().replace(" ", "-")
+    return f"cpu{os.cpu_count()}"
+
+
+def machine() -> dict[str, str | int]:
+    """The machine and the versions, without a host's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "kind": machine_kind(),
+        "processor": models[0] if models else platform.machine(),
+        "cores": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "peft", "lightning")},
+    }
