@@ -1,9 +1,13 @@
 """The sampler: same tokens whatever the batch, ids and masks as sampled, errors that name the prompt."""
 
+import copy
+
 import pytest
 import torch
 from fakes import byte_tokenizer
+from peft import get_peft_model
 
+from transformer2 import SVFConfig, z_rows
 from transformer2.data import collate, render
 from transformer2.errors import ConfigError, UserError
 from transformer2.policy import load_base, load_tokenizer
@@ -65,6 +69,26 @@ def test_masks_cover_exactly_what_was_sampled_eos_included(model, tokenizer, pro
     assert padding.eq(tokenizer.pad_token_id).all()
 
 
+@pytest.mark.parametrize("max_rows", [None, 3])
+def test_every_row_keeps_its_own_z_while_rows_leave(model, tokenizer, prompts, max_rows):
+    """A mixed batch, sorted, split and shrunk, against each row alone."""
+    policy = get_peft_model(copy.deepcopy(model), SVFConfig(target_modules="all-linear", init_std=0.3))
+    policy.add_adapter("other", SVFConfig(target_modules="all-linear", init_std=0.3))
+    weights = torch.tensor([[0.0, 0.0], [1, 0], [0, 1], [0.5, 0.5], [0, 0], [0, 1], [1, 0], [1, 1]])
+    engine, names = HFEngine(tokenizer, EOS, max_rows), ["default", "other"]
+    with z_rows(policy, weights, names):
+        mixed = completions(engine.generate(policy, prompts, SAMPLING, seed=3))
+        twice = completions(engine.generate(policy, prompts.repeat(2), Sampling(0, max_new_tokens=20), seed=3))
+    assert len({len(c) for c in mixed}) > 3
+    for row, expected in enumerate(mixed):
+        with z_rows(policy, weights[row].expand(8, -1), names):
+            assert completions(engine.generate(policy, prompts, SAMPLING, seed=3))[row] == expected
+    assert twice[::2] == twice[1::2]
+    with z_rows(policy, weights, names):
+        greedy = completions(engine.generate(policy, prompts, Sampling(0, max_new_tokens=20), seed=0))
+    assert greedy == twice[::2]
+
+
 def test_greedy_equals_transformers_generate(model, tokenizer, prompts):
     greedy = HFEngine(tokenizer, EOS).generate(model, prompts, Sampling(temperature=0, max_new_tokens=24), seed=0)
     theirs = model.generate(
@@ -83,7 +107,7 @@ def test_sampling_follows_the_distribution():
     g = torch.Generator().manual_seed(0)
     logits_V = torch.randn(6, generator=g)
     n = 20_000
-    tokens = _choose(logits_V.expand(n, -1), torch.rand(n, generator=g), Sampling(temperature=0.5), ["p"] * n)
+    tokens = _choose(logits_V.expand(n, -1), torch.rand(n, generator=g), Sampling(temperature=0.5))
     frequency_V = torch.bincount(tokens, minlength=6) / n
     assert torch.allclose(frequency_V, (logits_V / 0.5).softmax(-1), atol=0.015)
 
@@ -91,7 +115,7 @@ def test_sampling_follows_the_distribution():
 def test_a_token_without_probability_is_never_drawn():
     logits_BV = torch.tensor([[0.0, float("-inf"), 0.0, float("-inf")]]).expand(3, -1)
     edges_B = torch.tensor([0.0, 0.5, 1 - 2**-24])
-    assert _choose(logits_BV, edges_B, Sampling(), ["p"] * 3).tolist() == [0, 2, 2]
+    assert _choose(logits_BV, edges_B, Sampling()).tolist() == [0, 2, 2]
 
 
 def test_nucleus_keeps_the_smallest_sufficient_set():

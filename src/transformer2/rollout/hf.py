@@ -11,7 +11,7 @@ Departures from `model.generate`, each measured in benchmarks/:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from transformer2.errors import UserError
 from transformer2.rollout.base import Sampling
+from transformer2.svf.rows import batch_rows
 from transformer2.types import PromptBatch, Rollouts
 
 COMPACT_BELOW = 0.8  # compact once the live rows are fewer than this share of the batch: copying the cache is not free
@@ -50,35 +51,33 @@ class HFEngine:
         b = len(prompts)
         uniforms_BC = torch.rand((b, sampling.max_new_tokens), generator=torch.Generator().manual_seed(seed))
         uniforms_BC = uniforms_BC.to(prompts.input_ids_BP.device)
-        lengths = prompts.attention_mask_BP.sum(-1)
-        order = torch.argsort(lengths, descending=True, stable=True)
         ids_BC = prompts.input_ids_BP.new_full((b, sampling.max_new_tokens), self.pad_id)
-        count_B = torch.zeros_like(lengths)
-        for rows in order.split(self.max_rows or b):
-            width = int(lengths[rows].max())
-            ids, mask = prompts.input_ids_BP[rows][:, -width:], prompts.attention_mask_BP[rows][:, -width:]
-            names = [prompts.examples[i].id for i in rows.tolist()]
-            ids_BC[rows], count_B[rows] = self._decode(policy, ids, mask, uniforms_BC[rows], sampling, names)
+        count_B = prompts.attention_mask_BP.new_zeros(b)
+        longest_first = torch.argsort(prompts.attention_mask_BP.sum(-1), descending=True, stable=True)
+        with batch_rows(policy, b) as select:
+            for rows in longest_first.split(self.max_rows or b):
+                select(rows)
+                for t, alive, token in self._decode(policy, prompts, rows, uniforms_BC, sampling, select):
+                    ids_BC[alive, t] = token
+                    count_B[alive] += 1
         return self._rollouts(prompts, ids_BC, count_B)
 
     def _decode(
         self,
         policy: nn.Module,
-        ids_BP: Tensor,
-        mask_BP: Tensor,
+        prompts: PromptBatch,
+        rows: Tensor,
         uniforms_BC: Tensor,
         sampling: Sampling,
-        names: list[str],
-    ) -> tuple[Tensor, Tensor]:
-        """Completions (B, C) padded with the pad id, and their lengths (B,), EOS included."""
-        eos = torch.tensor(self.eos_ids, device=ids_BP.device)
-        out_BC = torch.full_like(uniforms_BC, self.pad_id, dtype=torch.long)
-        count_B = torch.zeros(len(ids_BP), dtype=torch.long, device=ids_BP.device)
-        alive = torch.arange(len(ids_BP), device=ids_BP.device)  # original rows still in the batch
-        done = torch.zeros(len(alive), dtype=torch.bool, device=ids_BP.device)
+        select: Callable[[Tensor], None],
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yields, for each step t, the rows that sampled a token and their tokens, EOS included."""
+        width = int(prompts.attention_mask_BP[rows].sum(-1).max())
+        step_ids, mask = prompts.input_ids_BP[rows][:, -width:], prompts.attention_mask_BP[rows][:, -width:]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        eos = torch.tensor(self.eos_ids, device=mask.device)
+        done = torch.zeros(len(rows), dtype=torch.bool, device=mask.device)
         cache = DynamicCache(config=policy.config)
-        positions = (mask_BP.cumsum(-1) - 1).clamp(min=0)
-        step_ids, mask = ids_BP, mask_BP
         for t in range(sampling.max_new_tokens):
             output = policy(
                 input_ids=step_ids,
@@ -88,24 +87,22 @@ class HFEngine:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            token = _choose(
-                output.logits[:, -1].float(), uniforms_BC[alive, t], sampling, [names[i] for i in alive.tolist()]
-            )
-            token = token.masked_fill(done, self.pad_id)
-            out_BC[alive, t] = token
-            count_B[alive] += ~done
+            logits_BV = output.logits[:, -1].float()
+            _refuse_non_finite(logits_BV, rows, prompts)
+            token = _choose(logits_BV, uniforms_BC[rows, t], sampling).masked_fill(done, self.pad_id)
+            yield t, rows[~done], token[~done]
             done = done | torch.isin(token, eos)
             live = int((~done).sum())
             if live == 0:
-                break
+                return
             positions = positions[:, -1:] + 1
-            if live < COMPACT_BELOW * len(alive):
+            if live < COMPACT_BELOW * len(rows):
                 keep = (~done).nonzero()[:, 0]
                 cache.batch_select_indices(keep)
-                alive, token, mask, positions, done = alive[keep], token[keep], mask[keep], positions[keep], done[keep]
+                rows, token, mask, positions, done = rows[keep], token[keep], mask[keep], positions[keep], done[keep]
+                select(rows)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
             step_ids = token[:, None]
-        return out_BC, count_B
 
     def _rollouts(self, prompts: PromptBatch, ids_BC: Tensor, count_B: Tensor) -> Rollouts:
         width = int(count_B.max())
@@ -126,15 +123,19 @@ class HFEngine:
         )
 
 
-def _choose(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling, names: list[str]) -> Tensor:
-    """One token per row."""
+def _refuse_non_finite(logits_BV: Tensor, rows: Tensor, prompts: PromptBatch) -> None:
     # max propagates NaN and +inf; entries of -inf (masked vocabulary) are fine.
     sane_B = torch.isfinite(logits_BV.amax(-1))
     if not bool(sane_B.all()):
+        prompt = prompts.examples[int(rows[~sane_B][0])].id
         raise UserError(
-            f"the model gave non-finite logits for prompt {names[int((~sane_B).nonzero()[0])]!r}; "
+            f"the model gave non-finite logits for prompt {prompt!r}; "
             "the adapter or the base is damaged, or training diverged: lower model.lr or use fp32"
         )
+
+
+def _choose(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> Tensor:
+    """One token per row: greedy at temperature 0, else by inverting the cumulative distribution."""
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
     probs_BV = (logits_BV / sampling.temperature).softmax(-1)

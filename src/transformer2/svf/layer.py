@@ -159,6 +159,11 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         """The trainable parameter of an adapter, if the layer has that adapter."""
         return list(self.svf_z[adapter_name].parameters()) if adapter_name in self.svf_z else []
 
+    @property
+    def rows(self) -> Tensor | None:
+        """z - 1 per row of the batch, (B, r), inside `z_rows`; else None."""
+        return self._rows[-1] if self._rows else None
+
     def push_rows(self, delta_BR: Tensor) -> None:
         """Use one z - 1 per row of the batch, (B, r), instead of the active adapters', until `pop_rows`."""
         self._rows.append(delta_BR.to(self.svf_basis.device))

@@ -9,7 +9,7 @@ here candidates are rows. No division by sum(w), so a row of zeros is no 0/0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from transformer2.errors import UserError
+from transformer2.svf.forms import spread_rows
 from transformer2.svf.layer import SVFLayer
 from transformer2.svf.model import svf_layers
 
-__all__ = ["z_rows"]
+__all__ = ["batch_rows", "z_rows"]
 
 
 @contextmanager
@@ -58,6 +59,39 @@ def z_rows(
         yield
     finally:
         for layer in pushed:
+            layer.pop_rows()
+
+
+@contextmanager
+def batch_rows(model: nn.Module, size: int) -> Iterator[Callable[[Tensor], None]]:
+    """For samplers that reorder, split or shrink a batch under an open `z_rows`; without one it does nothing.
+
+    Args:
+        model: A model with SVF adapters.
+        size: Rows of the whole batch; a multiple of the rows of `z_rows`, which repeat in place.
+
+    Yields:
+        `select(index)`: from now on the batch holds these rows of the whole one, int64 (n,), in this order.
+
+    Raises:
+        UserError: The batch is no multiple of the rows of `z_rows`.
+    """
+    open_layers = [layer for _, layer in svf_layers(model) if layer.rows is not None]
+    whole = [
+        spread_rows(rows_BR, rows_BR.new_empty(size, 1)) for layer in open_layers if (rows_BR := layer.rows) is not None
+    ]
+
+    def select(index: Tensor) -> None:
+        for layer, rows_BR in zip(open_layers, whole, strict=True):
+            layer.pop_rows()
+            layer.push_rows(rows_BR[index.to(rows_BR.device)])
+
+    for layer, rows_BR in zip(open_layers, whole, strict=True):
+        layer.push_rows(rows_BR)
+    try:
+        yield select
+    finally:
+        for layer in open_layers:
             layer.pop_rows()
 
 
