@@ -1,5 +1,7 @@
 """Prompts as the model reads them, batches as the trainer asks for them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from fakes import byte_tokenizer, make_llama
@@ -93,3 +95,17 @@ def test_prompts_that_do_not_fit_are_counted_and_named(tmp_path, real_data):
 def test_unknown_tasks_say_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'gsm8k'"):
         ExpertDataModule("gsm8")
+
+
+def test_the_task_of_the_documentation_runs(tmp_path, monkeypatch, llama_folder):
+    page = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
+    (tmp_path / "mytasks.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.txt").write_text(f"{split} stone word")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = ExpertDataModule("mytasks.Reverse", str(llama_folder), data_dir=str(tmp_path), batch_size=3)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    word = next(e for e in batch.examples if e.answer == "enots")
+    assert data.task.verify(word, " enots\n").reward == 1.0
+    assert data.task.verify(word, "stone").reward == -1.0
