@@ -3,6 +3,7 @@
 load_tokenizer, load_base, build_policy     from a config's `base` and `adapter`
 hidden_states, lm_head                      the model in two halves, so that logits never exist whole (rl/logprobs.py)
 reference                                   the base model: the same weights with the adapters off, never a copy
+export_merged                               the policy as a plain model folder, for tools that know no adapters
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from transformer2 import tiny
-from transformer2.errors import ConfigError, DataError, ExpertError
+from transformer2.errors import ConfigError, DataError, ExpertError, UserError
 from transformer2.experts import read_expert
 from transformer2.svf.config import SVFConfig
 
@@ -128,6 +129,42 @@ def load_expert(policy: PeftModel, folder: Path) -> None:
     else:
         raise ExpertError(f"{folder} is no adapter folder; it must hold adapter_config.json")
     set_peft_model_state_dict(policy, state)
+
+
+def export_merged(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
+    """Write the policy as a plain model folder, with the active adapter merged: what lm-eval, vLLM and others read.
+
+    Without a second copy of the weights in memory; an SVF policy is bit for bit what it was before.
+
+    Args:
+        policy: The model; its weights must be whole and not quantised.
+        tokenizer: Saved beside it, chat template included.
+        folder: A new or empty folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The folder holds files, or the adapter cannot be merged.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder; name a new one to export to")
+    base, prefix = policy.get_base_model(), policy.base_model.prefix
+    policy.merge_adapter()
+    try:
+        weights = {}
+        for name, value in base.state_dict().items():
+            parts = name.split(".")
+            if "original_module" in parts or any(part.startswith(prefix) for part in parts):
+                continue  # the adapter's own, and what a module trained whole replaces
+            name = name.replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")
+            weights[name] = value
+        base.save_pretrained(folder, state_dict=weights)
+    finally:
+        policy.unmerge_adapter()
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def reference(policy: PeftModel) -> Any:

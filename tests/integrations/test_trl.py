@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer trains SVF through `peft_config=SVFConfig(...)`: it learns, its reference is right, its files are ours.
+"""TRL's GRPOTrainer trains SVF through `peft_config`: it learns, its reference is right, its files are experts.
 
 The demands are those that PEFT and TRL make of a tuner that lives outside PEFT (numbers as in test_svf_demands.py).
 """
