@@ -28,6 +28,9 @@ _LAZY = {
     "mix_experts": "transformer2.experts",
 }
 
+# `import transformer2` is enough for `transformer2.tasks.get(...)`: these are imported when first named.
+_SUBMODULES = {"adaptation", "callbacks", "errors", "experts", "rollout", "svf", "tasks", "tiny", "types"}
+
 __all__ = [
     "SVFConfig",
     "compare_experts",
@@ -42,10 +45,12 @@ register_when_peft_loads()
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return import_module(f"transformer2.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'transformer2' has no attribute {name!r}")
     return getattr(import_module(_LAZY[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*globals(), *_LAZY, *_SUBMODULES])
