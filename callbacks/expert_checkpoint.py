@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
+from transformer2.experts import replace_folder
 from transformer2.module import SVFReinforceModule
 from transformer2.policy import load_expert
 
@@ -59,12 +59,9 @@ class ExpertCheckpoint(L.Callback):
             if hasattr(config, key):
                 setattr(config, key, value)
         target = self.folder(trainer)
-        fresh, old = (target.with_name(f".{target.name}.{kind}.{os.getpid()}") for kind in ("new", "old"))
+        fresh = target.with_name(f".{target.name}.{os.getpid()}")
         pl_module.policy.save_pretrained(fresh, save_embedding_layers=False)  # they are never tuned
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(fresh, target)
 
     def _metadata(self, trainer: L.Trainer, pl_module: SVFReinforceModule) -> dict[str, Any]:
         return {"task": pl_module.task.name, "step": trainer.global_step, "score": self.best_score}

@@ -25,7 +25,7 @@ def main() -> None:
     assert (where / "conf" / "tiny_math.yaml").is_file() and (where / "py.typed").is_file()
     weights = sum(f.stat().st_size for f in (where / "tiny" / "model").iterdir())
     assert 0 < weights <= 8e6, weights
-    import transformer2.callbacks  # noqa: F401  # importable from the wheel
+    import transformer2.callbacks  # importable from the wheel
 
     for command in ("--help", "fit --help", "adapt --help", "decompose --help", "experts --help", "report --help"):
         assert run(*command.split()).startswith("usage: transformer2")

@@ -1,4 +1,4 @@
-"""What the README promises of the embedded model: three experts, three seeds each, with the command a newcomer types."""
+"""What the README promises of the embedded model: three experts, three seeds each, by the newcomer's command."""
 
 import json
 from pathlib import Path

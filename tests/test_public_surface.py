@@ -34,5 +34,5 @@ def test_every_public_name_resolves():
 
 def test_peft_knows_svf_whichever_comes_first():
     for order in ("import transformer2, peft", "import peft, transformer2"):
-        code = f"{order}\nfrom peft import PeftConfig, get_peft_config\nprint(type(get_peft_config(dict(peft_type='SVF'))).__name__)"
-        assert fresh(code) == "SVFConfig"
+        build = "print(type(peft.get_peft_config(dict(peft_type='SVF'))).__name__)"
+        assert fresh(f"{order}\n{build}") == "SVFConfig"

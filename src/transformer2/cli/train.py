@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -114,8 +115,7 @@ def run_folder(given: str | None, name: str) -> Path:
 
 def _quieten(quiet: bool) -> None:
     """Leave the terminal to the bar and the table: the libraries' notes say nothing a user can act on."""
-    import lightning.pytorch  # sets the levels below when it is imported, so it goes first
-
+    importlib.import_module("lightning.pytorch")  # sets the levels below when it is imported, so it goes first
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

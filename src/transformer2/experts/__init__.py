@@ -8,7 +8,7 @@ save_expert(mix_experts(experts, [0.7, 0.7]), "experts/both")
 from __future__ import annotations
 
 from transformer2.experts.compare import Comparison, compare_experts, show_expert
-from transformer2.experts.folder import Expert, expert_folder, read_expert, save_expert
+from transformer2.experts.folder import Expert, expert_folder, read_expert, replace_folder, save_expert
 from transformer2.experts.mix import load_experts, mix_experts, mix_folders
 from transformer2.experts.reference import import_reference_checkpoint
 
@@ -22,6 +22,7 @@ __all__ = [
     "mix_experts",
     "mix_folders",
     "read_expert",
+    "replace_folder",
     "save_expert",
     "show_expert",
 ]

@@ -174,14 +174,7 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
             {_key(m): d.contiguous() for m, d in expert.deltas.items()}, temp / WEIGHTS, metadata={"format": "pt"}
         )
         config.save_pretrained(str(temp))
-        for file in [*temp.iterdir(), temp]:
-            _fsync(file)
-        old = temp.with_name(temp.name + ".old")
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temp, folder)
-        _fsync(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(temp, folder)
     except (OSError, SafetensorError) as e:
         raise ExpertError(
             f"expert folder {folder} cannot be written: {e}; free some space or choose another one"
@@ -190,6 +183,26 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
         if temp is not None:
             shutil.rmtree(temp, ignore_errors=True)
     return folder
+
+
+def replace_folder(fresh: Path, target: Path) -> None:
+    """Put a finished folder in the place of another one, which is kept until then.
+
+    Args:
+        fresh: The new folder, beside the target.
+        target: Where it goes; may exist.
+
+    Raises:
+        OSError: The folder cannot be moved.
+    """
+    for file in [*fresh.iterdir(), fresh]:
+        _fsync(file)
+    old = fresh.with_name(fresh.name + ".old")
+    if target.exists():
+        os.replace(target, old)
+    os.replace(fresh, target)
+    _fsync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _key(module: str) -> str:
