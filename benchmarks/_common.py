@@ -11,12 +11,11 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler announces itself otherwise
 
 import torch
 from torch import Tensor
@@ -107,8 +106,12 @@ def peak_bytes(run: Callable[[], object]) -> int:
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as trace:
-        run()
+    trace = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+    with _quiet():
+        trace.start()
+    run()
+    with _quiet():
+        trace.stop()
     assert trace.profiler is not None
     events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = peak = 0
@@ -116,6 +119,19 @@ def peak_bytes(run: Callable[[], object]) -> int:
         live += event.nbytes()
         peak = max(peak, live)
     return peak
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what native code writes to standard error away: the profiler announces itself."""
+    kept, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(sink)
 
 
 def saved_bytes(forward: Callable[[], object], resident: Iterable[Tensor]) -> int:

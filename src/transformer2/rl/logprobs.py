@@ -61,16 +61,17 @@ def score_tokens(
         temperature: The sampling temperature: the policy that acted is the tempered one.
         chunk: Tokens per chunk, see `chunk_tokens`.
     """
-    pieces = []
-    for start in range(0, len(token_ids_N), chunk):
-        part = slice(start, start + chunk)
-        ref_nD = None if ref_hidden_ND is None else ref_hidden_ND[part]
-        args = (hidden_ND[part], token_ids_N[part], head, ref_nD, kl, temperature)
-        grad = torch.is_grad_enabled() and hidden_ND.requires_grad
-        pieces.append(checkpoint(_score_chunk, *args, use_reentrant=False) if grad else _score_chunk(*args))
-    if not pieces:
+    if not len(token_ids_N):
         empty = hidden_ND.new_zeros(0, dtype=torch.float32)
         return TokenScores(empty, empty, empty)
+    grad = torch.is_grad_enabled() and hidden_ND.requires_grad
+    # split, not slices: a slice's gradient is a whole (N, D) of zeros.
+    hiddens, ids = hidden_ND.split(chunk), token_ids_N.split(chunk)
+    refs = [None] * len(ids) if ref_hidden_ND is None else ref_hidden_ND.split(chunk)
+    pieces = []
+    for hidden_nD, token_ids_n, ref_nD in zip(hiddens, ids, refs, strict=True):
+        args = (hidden_nD, token_ids_n, head, ref_nD, kl, temperature)
+        pieces.append(checkpoint(_score_chunk, *args, use_reentrant=False) if grad else _score_chunk(*args))
     return TokenScores(*(torch.cat(column) for column in zip(*pieces, strict=True)))
 
 
