@@ -9,7 +9,7 @@ would have drawn.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -174,12 +174,15 @@ class ExpertDataModule(L.LightningDataModule):
     def _loader(self, split: str, batch_size: int, shuffle_seed: int | None = None) -> PromptLoader:
         if split not in self._rows:
             raise DataError(f"split {split!r} of {self.task.name} is not open at this stage")
-        assert self.tokenizer is not None, "a split that was read has been rendered"
         ranks: dict[str, Any] = {}
         if self.trainer is not None:
             ranks = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        return PromptLoader(*self._rows[split], self._pad_id(), batch_size, shuffle_seed, **ranks)
+
+    def _pad_id(self) -> int:
+        assert self.tokenizer is not None, "a split that was read has been rendered"
         pad = self.tokenizer.pad_token_id
-        return PromptLoader(*self._rows[split], 0 if pad is None else pad, batch_size, shuffle_seed, **ranks)
+        return 0 if pad is None else int(pad)
 
     def train_dataloader(self) -> PromptLoader:
         """Prompts of one optimizer step per batch."""
@@ -191,4 +194,80 @@ class ExpertDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> PromptLoader:
         """The test split in order; open in `test` only."""
+        return self._loader("test", self.eval_batch_size)
+
+
+class UnseenTaskDataModule(ExpertDataModule):
+    """A few rows to adapt with and other rows to score: disjoint by id and by prompt, whatever the task's splits are.
+
+    Shots come from the task's `few_shot`, `train` or `validation` split, the first that it has (`clean`); a task with
+    nothing but a test split is divided. `paper` takes the shots from the test split, as the reference code does; they
+    are not scored either, but whoever chose the task's settings may have seen them.
+
+    Args:
+        task: See `ExpertDataModule`, like all arguments but these.
+        base: See `ExpertDataModule`.
+        data_dir: See `ExpertDataModule`.
+        few_shot: Number of rows to adapt with.
+        protocol: `clean` or `paper`.
+        eval_batch_size: See `ExpertDataModule`.
+        test_limit: Score at most this many rows.
+        drop_long_prompts: See `ExpertDataModule`.
+        seed: Seed of the choice of shots.
+    """
+
+    def __init__(
+        self,
+        task: str = "tiny_code_math",
+        base: str = "tiny",
+        data_dir: str | None = None,
+        few_shot: int = 20,
+        protocol: Literal["clean", "paper"] = "clean",
+        eval_batch_size: int = 128,
+        test_limit: int | None = None,
+        drop_long_prompts: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            task, base, data_dir, eval_batch_size=eval_batch_size, drop_long_prompts=drop_long_prompts, seed=seed
+        )
+        if few_shot < 1:
+            raise ConfigError(f"data.few_shot must be at least 1, not {few_shot}")
+        if protocol not in ("clean", "paper"):
+            raise ConfigError(f"unknown data.protocol {protocol!r}; use clean or paper")
+        self.few_shot, self.protocol, self.test_limit = few_shot, protocol, test_limit
+
+    def setup(self, stage: str) -> None:
+        """Choose the shots; what is left of the test split is scored."""
+        if "test" in self._rows:
+            return
+        clean = [s for s in ("few_shot", "train", "validation") if s in self.task.splits]
+        source = clean[0] if clean and self.protocol == "clean" else "test"
+        examples, ids = self._read(source)
+        if len(examples) <= self.few_shot:
+            raise ConfigError(
+                f"data.few_shot {self.few_shot} leaves nothing of the {len(examples)} rows of {self.task.name}/{source}"
+            )
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        shots = order[: self.few_shot]
+        self._rows["few_shot"] = [examples[i] for i in shots], [ids[i] for i in shots]
+        names, prompts = {examples[i].id for i in shots}, {tuple(ids[i]) for i in shots}
+        rows = zip(*((examples, ids) if source == "test" else self._read("test")), strict=True)
+        scored = [(e, p) for e, p in rows if e.id not in names and tuple(p) not in prompts][: self.test_limit]
+        self._rows["test"] = [e for e, _ in scored], [p for _, p in scored]
+
+    def teardown(self, stage: str) -> None:
+        """Nothing is hidden from an adaptation but by the split itself."""
+
+    def shots(self) -> PromptBatch:
+        """The few-shot rows as one batch, the same on every rank."""
+        (batch,) = PromptLoader(*self._rows["few_shot"], self._pad_id(), self.few_shot)
+        return batch
+
+    def scored(self) -> list[Example]:
+        """The scored rows in order."""
+        return self._rows["test"][0]
+
+    def predict_dataloader(self) -> PromptLoader:
+        """The scored rows in order."""
         return self._loader("test", self.eval_batch_size)

@@ -348,6 +348,10 @@ class SVFReinforceModule(L.LightningModule):
             for example, base_text, base_verdict, text, verdict in columns
         ]
 
+    def predict_step(self, prompts: PromptBatch, batch_idx: int) -> Rollouts:
+        """Greedy answers of one batch under whatever is active: the second pass, where a callback chose the z."""
+        return self.sample(prompts, temperature=0.0, seed=0)
+
     # ------------------------------------------------------------------ Lightning's joints
 
     def trained(self) -> list[torch.nn.Parameter]:

@@ -188,6 +188,7 @@ class Report:
         seeds: Every seed used.
         versions: Library versions.
         sandbox: Isolation level reached when model-written code was run; None when none was run.
+        details: What a strategy has to say besides: its settings, rejected members, dispatch accuracy.
     """
 
     task: str
@@ -203,6 +204,7 @@ class Report:
     seeds: tuple[int, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     sandbox: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, with scores as {accuracy, se, n}."""

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from transformer2.cli.adapt import KEYS as ADAPT_KEYS
 from transformer2.cli.compose import PACKAGED, compose
 from transformer2.cli.experiment import Experiment
 from transformer2.cli.train import KEYS
+from transformer2.data import ExpertDataModule, UnseenTaskDataModule
 from transformer2.policy import adapter_config
 
 CONFIGS = sorted((PACKAGED / "conf").rglob("*.yaml"))
@@ -14,8 +16,11 @@ CONFIGS = sorted((PACKAGED / "conf").rglob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(PACKAGED)))
 def test_config(path: Path, tmp_path: Path) -> None:
-    config = compose([str(path)], [("trainer.accelerator", "cpu")], KEYS)
-    experiment = Experiment.of(config, tmp_path, quiet=True)
+    adapt = path.name.startswith("adapt_")
+    config = compose([str(path)], [("trainer.accelerator", "cpu")], ADAPT_KEYS if adapt else KEYS)
+    data_class = UnseenTaskDataModule if adapt else ExpertDataModule
+    own = {key: value for key, value in config.items() if key not in ("adapt", "strategy")}
+    experiment = Experiment.of(own, tmp_path, quiet=True, data_class=data_class)
     expected = config.get("model", {}).get("lr", 1e-2)
     assert experiment.module.hparams["lr"] == expected
     if adapter := config.get("model", {}).get("adapter"):

@@ -20,6 +20,7 @@ COMMANDS = {
     "fit": ("train one expert by REINFORCE and score it on the test split", "transformer2.cli.train:fit"),
     "validate": ("score a model or expert on the validation split", "transformer2.cli.train:validate"),
     "test": ("score a model or expert on the test split", "transformer2.cli.train:test"),
+    "adapt": ("adapt to an unseen task with experts, beside controls", "transformer2.cli.adapt:adapt"),
     "decompose": (
         "build the SVD basis cache of a base model (fit does it by itself)",
         "transformer2.cli.tools:decompose",
@@ -41,6 +42,7 @@ commands:
 
 start here:
   transformer2 fit --config conf/tiny_math.yaml      train an expert on the embedded model, minutes on a laptop
+  transformer2 adapt                                 mix the shipped experts on a task that none of them was trained on
 """
 
 
@@ -98,8 +100,7 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 
 def _hint(error: KeyboardInterrupt) -> str:
-    notes = getattr(error, "__notes__", [])
-    return f"; {notes[-1]}" if notes else ""
+    return f"; {error.args[1]}" if len(error.args) > 1 else ""
 
 
 def _find(command: str):  # type: ignore[no-untyped-def]

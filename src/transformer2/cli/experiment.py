@@ -21,7 +21,7 @@ from transformer2.callbacks.interrupt import GracefulStop
 from transformer2.callbacks.monitoring import Monitoring
 from transformer2.callbacks.progress import TrainingBar
 from transformer2.data import ExpertDataModule
-from transformer2.errors import ConfigError
+from transformer2.errors import ConfigError, UserError
 from transformer2.module import SVFReinforceModule
 from transformer2.policy import load_expert
 from transformer2.report.curve import draw_curve
@@ -78,8 +78,20 @@ class Experiment:
         self.seed = int(cli.config.seed_everything)
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], folder: Path, quiet: bool = False) -> Experiment:
+    def of(
+        cls,
+        config: Mapping[str, Any],
+        folder: Path,
+        quiet: bool = False,
+        data_class: type[ExpertDataModule] = ExpertDataModule,
+    ) -> Experiment:
         """Instantiate a composed config.
+
+        Args:
+            config: Keys `seed_everything`, `model`, `data`, `trainer`.
+            folder: The run folder.
+            quiet: No progress bar.
+            data_class: Whose arguments `data` holds.
 
         Raises:
             ConfigError: A key or value that no constructor takes, with the nearest valid key.
@@ -93,7 +105,7 @@ class Experiment:
         try:
             cli = _CLI(
                 SVFReinforceModule,
-                ExpertDataModule,
+                data_class,
                 run=False,
                 args={**config, "trainer": trainer},
                 seed_everything_default=0,
@@ -102,7 +114,11 @@ class Experiment:
                 parser_kwargs={"exit_on_error": False},
             )
         except argparse.ArgumentError as e:
-            raise ConfigError(_one_line(str(e))) from e
+            raise ConfigError(_one_line(str(e), data_class)) from e
+        except ValueError as e:
+            if isinstance(e.__cause__, UserError):  # a callback's own, which jsonargparse buries in its list of types
+                raise e.__cause__ from None
+            raise
         return cls(cli, folder, given)
 
     def yaml(self) -> str:
@@ -176,6 +192,10 @@ class Experiment:
             print(f"  kept in {self.folder}")
         return 0
 
+    def callbacks_of(self, kind: type) -> list[Any]:
+        """The trainer's callbacks of a class."""
+        return [c for c in self.trainer.callbacks if isinstance(c, kind)]  # type: ignore[attr-defined]
+
     def _callback(self, kind: type) -> Any:
         return next((c for c in self.trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
 
@@ -204,12 +224,12 @@ def _with_defaults(given: list[Any], trainer: Mapping[str, Any], folder: Path, q
     return [*given, *({"class_path": f"{k.__module__}.{k.__qualname__}", "init_args": ours[k]} for k in missing)]
 
 
-def _one_line(message: str) -> str:
+def _one_line(message: str, data_class: type[ExpertDataModule]) -> str:
     """jsonargparse's error as one line, with the nearest valid key."""
     text = " ".join(message.split())
     if match := re.search(r"(?:Group '(?P<group>\w+)' does not accept option|Option) '(?P<key>[\w.]+)'", text):
         group, key = match["group"], match["key"].rpartition(".")[2]
-        owner = {"model": SVFReinforceModule, "data": ExpertDataModule, "trainer": L.Trainer}.get(group or "")
+        owner = {"model": SVFReinforceModule, "data": data_class, "trainer": L.Trainer}.get(group or "")
         if owner is not None:
             import inspect
 

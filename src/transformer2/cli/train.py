@@ -79,7 +79,7 @@ def _run(command: str, args: Sequence[str]) -> int:
     start = time.perf_counter()
 
     # From here on the heavy libraries are needed.
-    _quieten("quiet" in flags.switches)
+    quieten("quiet" in flags.switches)
     from transformer2.cli.experiment import Experiment
 
     experiment = Experiment.of(config, folder, quiet="quiet" in flags.switches)
@@ -113,7 +113,7 @@ def run_folder(given: str | None, name: str) -> Path:
     return folder
 
 
-def _quieten(quiet: bool) -> None:
+def quieten(quiet: bool) -> None:
     """Leave the terminal to the bar and the table: the libraries' notes say nothing a user can act on."""
     importlib.import_module("lightning.pytorch")  # sets the levels below when it is imported, so it goes first
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -1,0 +1,205 @@
+"""Few-shot adaptation as a callback: `transformer2 adapt --strategy cem`, or inside `fit`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+from torch import Tensor
+
+from transformer2.adaptation.few_shot import Budget, run_search, score_members
+from transformer2.adaptation.mixture import Granularity, Mix, Mixture
+from transformer2.adaptation.search import PRESETS, SEARCHES, make_search
+from transformer2.callbacks.evaluator import AdaptationEvaluator, Choice
+from transformer2.errors import ConfigError
+from transformer2.experts import save_expert
+from transformer2.report.adaptation import alpha_figure
+from transformer2.report.table import write_text
+from transformer2.types import PromptBatch
+
+__all__ = ["FewShotEvaluator", "SearchInterrupted"]
+
+# What the presets say beyond the search itself: the paper's z' = sum alpha_k z_k, and the code's one alpha per matrix.
+PRESET_MIXTURES: dict[str, dict[str, Any]] = {
+    "paper": {"mix": "raw", "granularity": "expert", "generations": 100},
+    "reference": {"mix": "raw", "granularity": "matrix", "generations": 50},
+}
+
+
+class SearchInterrupted(Exception):
+    """Ctrl-C or SIGTERM ended a search between two generations; its state is in the run folder."""
+
+
+class FewShotEvaluator(AdaptationEvaluator):
+    """Searches the mixing weights that answer the few-shot rows best; the answer is the search's final mean.
+
+    Args:
+        search: `cem`, `random` or `sep_cma`.
+        preset: `paper` or `reference`: their settings in place of the defaults below.
+        granularity: One alpha per `expert`, and also per module `kind`, `layer` or `matrix`.
+        mix: `delta`, `normalised` or `raw` (adaptation/mixture.py).
+        base_member: The base has an alpha of its own (mix normalised or raw).
+        population: Members of a generation.
+        elite_ratio: Share that a generation learns from.
+        low: Smallest alpha.
+        high: Largest alpha.
+        std: Standard deviation of the first generation; its mean is 1 / members.
+        generations: Limit; None for no limit.
+        max_evaluations: Limit on members tried.
+        max_minutes: Limit on wall-clock time.
+        keep_best: cem: slot 0 of a generation holds the best member so far.
+        answer: `mean` (the search's final mean) or `best` (the best member seen).
+        options: The arguments of `AdaptationEvaluator`.
+    """
+
+    strategy: ClassVar[str] = "cem"
+
+    def __init__(
+        self,
+        search: Literal["cem", "random", "sep_cma"] = "cem",
+        preset: Literal["paper", "reference"] | None = None,
+        granularity: Granularity = "expert",
+        mix: Mix = "delta",
+        base_member: bool = False,
+        population: int = 16,
+        elite_ratio: float = 0.25,
+        low: float = 0.0,
+        high: float = 1.5,
+        std: float = 0.5,
+        generations: int | None = 8,
+        max_evaluations: int | None = None,
+        max_minutes: float | None = None,
+        keep_best: bool = False,
+        answer: Literal["mean", "best"] = "mean",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if search not in SEARCHES:
+            make_search(search, 2)  # says which names there are
+        if answer not in ("mean", "best"):
+            raise ConfigError(f"unknown adapt.answer {answer!r}; use mean or best")
+        own = {"population": population, "elite_ratio": elite_ratio, "low": low, "high": high, "std": std}
+        if search == "cem":
+            own["keep_best"] = keep_best
+        self.kind, self.answer, self.search_options = search, answer, own
+        self.mixture_options: dict[str, Any] = {"granularity": granularity, "mix": mix, "base_member": base_member}
+        if preset is not None:
+            if search != "cem" or preset not in PRESETS:
+                raise ConfigError(f"preset {preset!r} with search {search!r}: presets are paper and reference, of cem")
+            theirs = dict(PRESET_MIXTURES[preset])
+            generations = theirs.pop("generations")
+            self.search_options = {**own, **PRESETS[preset]}
+            self.mixture_options |= theirs
+        self.limits = Budget(generations, max_evaluations, max_minutes)
+        Mixture(["m"], ["e"], **self.mixture_options)  # refuses what does not go together
+        make_search(search, 2, **self.search_options)
+        self.signal_name = ""
+
+    def adapt_to_task(self, few_shot: PromptBatch) -> None:
+        """Search."""
+        self.mixture = Mixture(self.matrices, [e.name for e in self.experts], **self.mixture_options)
+        start = 1 / len(self.mixture.members)
+        self.search = make_search(self.kind, self.mixture.dim, mean=start, seed=self.seed, **self.search_options)
+        self.trace: list[Any] = []
+        self._resume()
+        self.bar.reset(total=self.limits.total(self.search.population))
+        self.bar.update(self.search.generation)
+
+        def scores(weights_LNK: Tensor) -> tuple[list[float], list[float]]:
+            return self._shared(weights_LNK, few_shot)
+
+        with self._listening():
+            for entry in run_search(self.search, self.mixture, scores, self.limits):
+                self.trace.append(entry)
+                self._save()
+                self.bar.set_postfix(shots=f"{entry['score']:.2f}", refresh=False)
+                self.bar.update()
+                if self.signal_name:
+                    raise SearchInterrupted(self.signal_name)
+        found = self.search.best if self.answer == "best" else None
+        self.alpha_D = self.search.mean if found is None else found
+        self.weights_L1K = self.mixture.weights(self.alpha_D[None])
+
+    def adapt_to_batch(self, batch: PromptBatch) -> Choice:
+        """The same z for every row."""
+        return Choice(self.weights_L1K, [{"alpha": self._alpha()}] * len(batch))
+
+    def facts(self) -> dict[str, Any]:
+        """Alpha and what it cost."""
+        details = {"rejected": self.search.rejected, "best_on_shots": self.search.best_score, "answer": self.answer}
+        settings = {"search": self.kind, **self.search_options, **self.mixture_options}
+        return {
+            "alpha": self._alpha(),
+            "evaluations": self.search.evaluations,
+            "details": {**details, "settings": settings},
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """Alpha over the generations and by group."""
+        last = {"mean": self.alpha_D.tolist(), "std": self.search.std.tolist(), "score": self.search.best_score}
+        return {"cem/alpha": alpha_figure(self.mixture.members, self.mixture.groups, [*self.trace, last])}
+
+    def _alpha(self) -> dict[str, Any]:
+        """Member -> alpha, or group -> member -> alpha."""
+        alpha_GK = self.mixture.by_group(self.alpha_D[None])[0].tolist()
+        named = [dict(zip(self.mixture.members, (round(a, 4) for a in row), strict=True)) for row in alpha_GK]
+        return named[0] if len(named) == 1 else dict(zip(self.mixture.groups, named, strict=True))
+
+    def _shared(self, weights_LNK: Tensor, few_shot: PromptBatch) -> tuple[list[float], list[float]]:
+        """Scores of all members; each rank runs its share of them."""
+        n = weights_LNK.shape[1]
+        mine = range(self.rank, n, self.world_size)
+        found: tuple[list[float], list[float]] = ([], [])
+        if mine:
+            found = score_members(self.scorer, few_shot, self.data.task.verify, self.budget, weights_LNK[:, list(mine)])
+        parts = self.gather(found)
+        shares, ties = ([parts[i % self.world_size][which][i // self.world_size] for i in range(n)] for which in (0, 1))
+        return shares, ties
+
+    def _write(self, trainer: L.Trainer, report: Any) -> None:
+        super()._write(trainer, report)
+        if self.folder is not None:
+            expert = self.mixture.expert(self.alpha_D, self.experts, "expert", task=report.task)
+            save_expert(expert, self.folder / "expert", overwrite=True)
+
+    # ------------------------------------------------------------------ interrupt and resume
+
+    @property
+    def _file(self) -> Path | None:
+        return None if self.folder is None else self.folder / "search.json"
+
+    def _save(self) -> None:
+        if self._file is not None and self.rank == 0:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self._file, json.dumps({"search": self.search.state_dict(), "trace": self.trace}))
+
+    def _resume(self) -> None:
+        if self._file is not None and self._file.exists():
+            state = json.loads(self._file.read_text(encoding="utf-8"))
+            self.search.load_state_dict(state["search"])
+            self.trace = state["trace"]
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """In a run of its own the first signal ends the search after the generation in progress."""
+        if self.folder is None:
+            yield
+            return
+
+        def asked(number: int, frame: FrameType | None) -> None:
+            if self.signal_name:
+                raise KeyboardInterrupt(self.signal_name)
+            self.signal_name = signal.Signals(number).name
+
+        previous = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

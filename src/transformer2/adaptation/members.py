@@ -1,0 +1,67 @@
+"""Experts as adapters of a policy, for as long as they are needed; and the base, z = 1, as one more."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from peft import PeftModel
+from peft.utils import set_peft_model_state_dict
+
+from transformer2.errors import ConfigError
+from transformer2.experts import Expert
+from transformer2.svf.cache import fingerprint
+from transformer2.svf.config import SVFConfig
+from transformer2.svf.model import svf_layers
+
+__all__ = ["matrices", "members"]
+
+
+def matrices(policy: PeftModel) -> list[str]:
+    """Paths of the tuned matrices in module order: the axis L of `z_rows`."""
+    return [name.removeprefix("base_model.model.") for name, _ in svf_layers(policy)]
+
+
+@contextmanager
+def members(policy: PeftModel, experts: Sequence[Expert]) -> Iterator[list[str]]:
+    """Adapter names of the experts and, last, of the base. They are gone again after any exit; training sees none.
+
+    Args:
+        policy: A model with an SVF adapter.
+        experts: K experts that fit it.
+
+    Raises:
+        ConfigError: The policy has adapters of another kind.
+        ExpertError: An expert does not fit the model.
+    """
+    if not all(isinstance(config, SVFConfig) for config in policy.peft_config.values()):
+        raise ConfigError("experts are mixed in SVF models only; set model.adapter.peft_type: SVF")
+    _warn_of_another_base(policy, experts)
+    names: list[str] = []
+    try:
+        for k, expert in enumerate(experts):
+            _add(policy, f"member_{k}", expert, names)
+        with_layers = [m for e in experts for m in e.deltas] or matrices(policy)
+        policy.add_adapter("member_base", SVFConfig(target_modules=sorted(set(with_layers)), inference_mode=True))
+        names.append("member_base")
+        yield list(names)
+    finally:
+        for name in reversed(names):
+            policy.delete_adapter(name)
+
+
+def _add(policy: PeftModel, name: str, expert: Expert, names: list[str]) -> None:
+    config = SVFConfig(target_modules=sorted(expert.deltas), inference_mode=True)
+    policy.add_adapter(name, config)
+    names.append(name)
+    state = {f"base_model.model.{m}.svf_z.delta": delta_R for m, delta_R in expert.deltas.items()}
+    set_peft_model_state_dict(policy, state, adapter_name=name)
+
+
+def _warn_of_another_base(policy: PeftModel, experts: Sequence[Expert]) -> None:
+    """Experts of other weights are an experiment (paper, Table 5), but a surprise when it was not meant as one."""
+    ours = fingerprint(policy)
+    others = [e.name for e in experts if e.base_fingerprint and e.base_fingerprint != ours]
+    if others:
+        warnings.warn(f"{', '.join(others)}: trained on other weights (or another dtype) than this base", stacklevel=3)

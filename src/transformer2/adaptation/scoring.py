@@ -1,0 +1,147 @@
+"""Answers and likelihoods of many mixtures in one batch: rows are (prompt, mixture) pairs, one z per row.
+
+    answers           greedy completions of every prompt under every mixture, one generate call
+    log_likelihood    log p(text | prompt) of given texts, one forward per micro-batch: ties of a search, and a first
+                      pass of dispatch that needs no parsing
+
+Departures from the reference code: it recomposes the weights for each candidate and runs the candidates one after the
+other. Here a micro-batch holds at most `max_rows` rows, halved where memory runs out; results do not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from transformer2.policy import hidden_states
+from transformer2.rl.logprobs import Head, chunk_tokens, score_tokens
+from transformer2.rl.loss import sum_by_row
+from transformer2.rollout.base import Sampling
+from transformer2.rollout.hf import HFEngine
+from transformer2.svf.rows import batch_rows, z_rows
+from transformer2.types import Example, PromptBatch, Rollouts
+
+__all__ = ["Scorer", "right_answer"]
+
+Result = TypeVar("Result")
+
+
+def right_answer(example: Example) -> str:
+    """The whole right answer where the task has one (`fields["solution"]`), else the gold answer alone."""
+    return str(example.fields.get("solution", example.answer))
+
+
+class Scorer:
+    """Runs prompts under mixtures of a policy's members.
+
+    Args:
+        policy: The model, with its members loaded (`adaptation.members`).
+        members: Their adapter names, the base last.
+        engine: Whose tokenizer and EOS ids are used.
+        head: Hidden states -> logits.
+        max_rows: Rows of one micro-batch; None takes all at once.
+    """
+
+    def __init__(
+        self, policy: PeftModel, members: Sequence[str], engine: HFEngine, head: Head, max_rows: int | None = None
+    ) -> None:
+        self.policy, self.members, self.head = policy, list(members), head
+        self.engine = HFEngine(engine.tokenizer, engine.eos_ids, max_rows)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's."""
+        return self.engine.tokenizer
+
+    def answers(self, prompts: PromptBatch, weights_LMK: Tensor, max_new_tokens: int) -> list[Rollouts]:
+        """Greedy answers of all prompts under each of M mixtures.
+
+        Args:
+            prompts: B prompts.
+            weights_LMK: (L, M, K + 1), or (M, K + 1) for all matrices alike.
+            max_new_tokens: Completion budget.
+
+        Returns:
+            M sets of B rollouts.
+        """
+        m, b = weights_LMK.shape[-2], len(prompts)
+        repeated = prompts.repeat(m)  # row b * M + m
+        rollouts = self.rows(repeated, torch.cat([weights_LMK] * b, dim=-2), max_new_tokens)
+        return [rollouts.rows(list(range(i, m * b, m))) for i in range(m)]
+
+    def rows(self, prompts: PromptBatch, weights_LBK: Tensor, max_new_tokens: int) -> Rollouts:
+        """Greedy answers, row b under weights b; one row of weights serves all."""
+        sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
+        with z_rows(self.policy, weights_LBK, self.members, mix="raw"):
+            return self._within_memory(len(prompts), lambda: self.engine.generate(self.policy, prompts, sampling, 0))
+
+    @torch.no_grad()
+    def log_likelihood(self, prompts: PromptBatch, texts: Sequence[str], weights_LBK: Tensor) -> tuple[Tensor, Tensor]:
+        """log p of each text and its EOS after its prompt.
+
+        Args:
+            prompts: B prompts.
+            texts: B texts.
+            weights_LBK: (L, B, K + 1) or (B, K + 1); one row of weights serves all.
+
+        Returns:
+            Sums of token log-probabilities fp32 (B,), and their numbers int64 (B,).
+        """
+        ids_BC, mask_BC = self._encode(texts, prompts.input_ids_BP.device)
+        whole_BT = torch.cat([prompts.input_ids_BP, ids_BC], dim=1)
+        mask_BT = torch.cat([prompts.attention_mask_BP, mask_BC], dim=1)
+        first = prompts.input_ids_BP.shape[1] - 1
+        chunk = chunk_tokens(self.policy.config.get_text_config().vocab_size)
+        b = len(texts)
+
+        def score() -> Tensor:
+            pieces = []
+            with batch_rows(self.policy, b) as select:
+                for rows in torch.arange(b, device=ids_BC.device).split(self.engine.max_rows or b):
+                    select(rows)
+                    hidden_bTD = hidden_states(self.policy, whole_BT[rows], mask_BT[rows])
+                    sampled_bC = mask_BC[rows].bool()
+                    hidden_ND = hidden_bTD[:, first:-1][sampled_bC]  # the state at t - 1 predicts token t
+                    scores = score_tokens(hidden_ND, ids_BC[rows][sampled_bC], self.head, chunk=chunk)
+                    pieces.append(sum_by_row(scores.logprobs_N, sampled_bC))
+            return torch.cat(pieces)
+
+        with z_rows(self.policy, weights_LBK, self.members, mix="raw"):
+            return self._within_memory(b, score), mask_BC.sum(-1)
+
+    def mean_log_likelihood(self, prompts: PromptBatch, weights_LMK: Tensor) -> Tensor:
+        """(M,): the mean over prompts of the log-likelihood per token of the right answers, under each mixture."""
+        m, b = weights_LMK.shape[-2], len(prompts)
+        repeated = prompts.repeat(m)
+        texts = [right_answer(e) for e in repeated.examples]
+        sums_R, counts_R = self.log_likelihood(repeated, texts, torch.cat([weights_LMK] * b, dim=-2))
+        return (sums_R / counts_R).view(b, m).mean(0)
+
+    def _encode(self, texts: Sequence[str], device: Any) -> tuple[Tensor, Tensor]:
+        """Right-padded ids and mask (B, C), EOS included."""
+        eos = self.tokenizer.eos_token_id
+        end = [self.engine.eos_ids[0] if eos is None else eos]
+        ids = [list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) + end for text in texts]
+        ids_BC = torch.full((len(ids), max(map(len, ids))), self.engine.pad_id, dtype=torch.long)
+        mask_BC = torch.zeros_like(ids_BC)
+        for row, tokens in enumerate(ids):
+            ids_BC[row, : len(tokens)] = torch.tensor(tokens)
+            mask_BC[row, : len(tokens)] = 1
+        return ids_BC.to(device), mask_BC.to(device)
+
+    def _within_memory(self, rows: int, run: Callable[[], Result]) -> Result:
+        """Halve the micro-batch until it fits."""
+        while True:
+            try:
+                return run()
+            except torch.OutOfMemoryError:
+                size = min(rows, self.engine.max_rows or rows)
+                if size == 1:
+                    raise
+                self.engine.max_rows = size // 2
+            torch.cuda.empty_cache()

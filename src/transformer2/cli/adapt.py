@@ -1,0 +1,171 @@
+"""`adapt`: an unseen task, experts, a strategy -> answers, a report beside its controls, and for cem a new expert."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformer2.cli.compose import compose, parse_flags
+from transformer2.cli.train import run_folder
+from transformer2.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformer2.callbacks.evaluator import AdaptationEvaluator
+    from transformer2.cli.experiment import Experiment
+
+KEYS = ("name", "seed_everything", "model", "data", "trainer", "adapt", "strategy")
+OPTIONS = ("run_dir", "resume")
+SWITCHES = ("help", "print_config", "quiet")
+STRATEGIES = {
+    "cem": "transformer2.callbacks.few_shot.FewShotEvaluator",
+}
+
+HELP = """\
+usage: transformer2 adapt [--strategy {strategies}] [--config FILE ...] [--KEY.SUB VALUE ...]
+
+Adapt to an unseen task with experts, in two passes: choose a z, then answer with it. Without a config: the embedded
+model, its shipped experts and a task that needs two of them at once (conf/adapt_tiny.yaml).
+
+  --strategy NAME      cem      search mixing weights on a few rows of the task (default)
+  --adapt.KEY VALUE    of the strategy, e.g. --adapt.experts '[runs/a/expert, runs/b/expert]' --adapt.generations 20
+                       --adapt.granularity kind --adapt.search sep_cma --adapt.preset paper
+  --data.KEY VALUE     --data.task tiny_math_hard --data.few_shot 10 --data.protocol paper --data.test_limit 200
+  --model.KEY VALUE    --model.base FOLDER
+  --config FILE        a config file with these keys; several are merged, later ones win
+  --seed_everything N  seed of the shots and of the search (default 0)
+  --run_dir DIR        where the run is kept (default runs/<name>; a number is added rather than overwriting)
+  --resume DIR         go on with an interrupted run, in its folder
+  --print_config       print the composed config, and stop
+  --quiet              no progress bar
+  --debug              show the traceback of an error
+
+The run folder holds config.yaml, report.json, records.jsonl, figures/, TensorBoard events and, for cem, expert/: a
+folder like any other expert's.
+"""
+
+
+def adapt(args: Sequence[str]) -> int:
+    """Adapt, answer, report."""
+    flags = parse_flags(args, OPTIONS, SWITCHES, KEYS)
+    if "help" in flags.switches or "-h" in args:
+        print(HELP.format(strategies="|".join(STRATEGIES)), end="")
+        return 0
+    resumed = flags.options.get("resume")
+    if resumed is not None and not (Path(resumed) / "config.yaml").is_file():
+        raise ConfigError(f"--resume {resumed} holds no run; give the folder of an interrupted adapt")
+    configs = [str(Path(resumed) / "config.yaml")] if resumed else flags.configs or ["conf/adapt_tiny.yaml"]
+    config = compose(configs, flags.overrides, KEYS)
+    strategy = str(config.setdefault("strategy", "cem"))
+    if strategy not in STRATEGIES:
+        near = get_close_matches(strategy, STRATEGIES, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"unknown strategy {strategy!r}; did you mean {near!r}? Known: {', '.join(STRATEGIES)}")
+    if "print_config" in flags.switches:
+        import yaml
+
+        print(yaml.safe_dump(config, sort_keys=False), end="")
+        return 0
+    name = str(config.pop("name", f"adapt_{strategy}"))
+    folder = Path(resumed) if resumed else run_folder(flags.options.get("run_dir"), name)
+    start = time.perf_counter()
+
+    # From here on the heavy libraries are needed.
+    from transformer2.cli.train import quieten
+
+    quiet = "quiet" in flags.switches
+    quieten(quiet)
+    return _run(config, [strategy], folder, quiet, start)
+
+
+def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet: bool, start: float) -> int:
+    from transformer2.callbacks.few_shot import SearchInterrupted
+    from transformer2.cli.experiment import Experiment
+    from transformer2.data import UnseenTaskDataModule
+
+    settings = dict(config.pop("adapt", None) or {})
+    del config["strategy"]
+    settings.setdefault("seed", config.get("seed_everything", 0))
+    trainer = dict(config.pop("trainer", None) or {})
+    given = list(trainer.get("callbacks") or [])
+    callbacks = [*given, *_evaluators(strategies, settings)]
+    experiment = Experiment.of(
+        {**config, "trainer": {**trainer, "callbacks": callbacks}}, folder, quiet, data_class=UnseenTaskDataModule
+    )
+    _keep_config(experiment, given, strategies, settings)
+    ours = [c for c in experiment.callbacks_of(_base_class()) if c.own_task is None]
+    for evaluator in ours:
+        evaluator.folder, evaluator.progress = folder, not quiet
+    try:
+        for evaluator in ours:
+            _one(experiment, evaluator, ours, start)
+    except SearchInterrupted as e:
+        raise KeyboardInterrupt(str(e), f"go on with transformer2 adapt --resume {folder}") from e
+    return 0
+
+
+def _one(
+    experiment: Experiment, evaluator: AdaptationEvaluator, ours: Sequence[AdaptationEvaluator], start: float
+) -> None:
+    from transformer2.report.adaptation import adaptation_table
+
+    trainer: Any = experiment.trainer
+    everything = list(trainer.callbacks)
+    trainer.callbacks = [c for c in everything if c is evaluator or c not in ours]
+    try:
+        trainer.predict(experiment.module, experiment.data, return_predictions=False)
+    finally:
+        trainer.callbacks = everything
+    if trainer.is_global_zero:
+        assert evaluator.report is not None
+        print(adaptation_table(evaluator.strategy, evaluator.report))
+        print(f"  kept in {evaluator.folder}, {time.perf_counter() - start:.0f} s after the command")
+
+
+def _base_class() -> type[AdaptationEvaluator]:
+    from transformer2.callbacks.evaluator import AdaptationEvaluator
+
+    return AdaptationEvaluator
+
+
+def _evaluators(strategies: Sequence[str], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One callback a strategy, as config entries, each with the settings that it takes.
+
+    Raises:
+        ConfigError: A key that none of them takes, with the nearest one.
+    """
+    import importlib
+
+    known = {}
+    for strategy in strategies:
+        module, _, name = STRATEGIES[strategy].rpartition(".")
+        mro = getattr(importlib.import_module(module), name).__mro__
+        parameters = [p for cls in mro if "__init__" in vars(cls) for p in inspect.signature(cls).parameters]
+        known[strategy] = set(parameters) - {"options", "args", "kwargs", "task", "data_dir", "few_shot", "test_limit"}
+        known[strategy] -= {"every_n_epochs"}  # inside fit only; here the datamodule has the task
+    everything = sorted(set().union(*known.values()))
+    for key in settings:
+        if key not in everything:
+            near = get_close_matches(key, everything, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"unknown config key adapt.{key}; did you mean adapt.{near}?")
+    return [
+        {"class_path": STRATEGIES[s], "init_args": {k: v for k, v in settings.items() if k in known[s]}}
+        for s in strategies
+    ]
+
+
+def _keep_config(
+    experiment: Experiment, given: list[Any], strategies: Sequence[str], settings: Mapping[str, Any]
+) -> None:
+    """The run's config as YAML that runs again, and that `--resume` reads."""
+    import yaml
+
+    from transformer2.report.table import write_text
+
+    whole = yaml.safe_load(experiment.yaml())
+    whole["trainer"]["callbacks"] = given
+    whole |= {"strategy": strategies[0] if len(strategies) == 1 else "all", "adapt": dict(settings)}
+    experiment.folder.mkdir(parents=True, exist_ok=True)
+    write_text(experiment.folder / "config.yaml", yaml.safe_dump(whole, sort_keys=False))

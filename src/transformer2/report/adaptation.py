@@ -1,0 +1,107 @@
+"""What an adaptation leaves behind: its table, the picture of its mixing weights, the confusion of its dispatch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformer2.types import Report
+
+__all__ = ["adaptation_table", "alpha_figure", "confusion_figure", "save_figure"]
+
+
+def adaptation_table(strategy: str, report: Report) -> str:
+    """The result beside its controls, with standard errors and the paired test against the base."""
+    rows = [("base", report.base), *report.controls.items(), (strategy, report.result)]
+    width = max(len(name) for name, _ in rows)
+    seeds = ", ".join(map(str, report.seeds))
+    lines = [f"{report.task}   n = {report.n}, protocol {report.protocol}, seed {seeds}"]
+    lines += [f"  {name:<{width}} {score!s:>16}" for name, score in rows]
+    gain = 100 * (report.result.accuracy - report.base.accuracy)
+    lines.append(f"  {'gain':<{width}} {gain:>+6.1f} points   p = {report.paired_p:.2g} (exact McNemar against base)")
+    if report.alpha:
+        parts = [f"{name} {_number(value)}" for name, value in report.alpha.items()]
+        lines.append("  alpha: " + ", ".join(parts[:8]) + (f", ... ({len(parts)} groups)" if len(parts) > 8 else ""))
+    for name, score in report.details.get("dispatch", {}).items():
+        lines.append(f"  dispatch, {name}: {100 * score['accuracy']:.1f} ± {100 * score['se']:.1f} % of {score['n']}")
+    if report.evaluations is not None:
+        rejected = report.details.get("rejected", 0)
+        lines.append(f"  {report.evaluations} mixtures tried{f', {rejected} rejected' if rejected else ''}")
+    if report.seconds:
+        lines.append("  " + ", ".join(f"{name} {value:.1f} s" for name, value in report.seconds.items()))
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    return "/".join(f"{v:.2f}" for v in value.values()) if isinstance(value, Mapping) else f"{value:.2f}"
+
+
+def alpha_figure(members: Sequence[str], groups: Sequence[str], trace: Sequence[Mapping[str, Any]]) -> Any:
+    """Mixing weights: their course over the generations (left), and where they ended, by group (right).
+
+    Args:
+        members: Names of what is weighed.
+        groups: Names of the groups of matrices, G.
+        trace: One entry a generation: `mean` and `std`, G x members numbers, and `score`.
+
+    Returns:
+        A matplotlib figure.
+    """
+    figure, (left, right) = _subplots(2, (10, 3.6))
+    k = len(members)
+    for i, name in enumerate(members):
+        mean = [sum(entry["mean"][i::k]) / len(groups) for entry in trace]
+        std = [sum(entry["std"][i::k]) / len(groups) for entry in trace]
+        steps = range(len(trace))
+        left.plot(steps, mean, marker=".", label=name, color=f"C{i}")
+        low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
+        left.fill_between(steps, low, high, alpha=0.15, color=f"C{i}")
+        last = trace[-1]["mean"][i::k]
+        places = [g + (i - (k - 1) / 2) * 0.8 / k for g in range(len(groups))]
+        right.bar(places, last, width=0.8 / k, color=f"C{i}")
+    left.set(xlabel="generation", ylabel="alpha, mean ± std of the search", title="search")
+    left.legend(fontsize=8)
+    right.set(title="alpha by group of matrices", xticks=range(len(groups)) if len(groups) <= 24 else [])
+    if len(groups) <= 24:
+        right.set_xticklabels(groups, rotation=0 if len(groups) < 4 else 60, fontsize=7)
+    return figure
+
+
+def confusion_figure(confusion: Mapping[str, Mapping[str, int]], columns: Sequence[str], title: str) -> Any:
+    """Rows: what a request is; columns: what it was taken for, "other" among them; shares by row.
+
+    Returns:
+        A matplotlib figure.
+    """
+    figure, (axes,) = _subplots(1, (1.1 * len(columns) + 2.4, 0.7 * len(confusion) + 1.6))
+    shares = []
+    for counts in confusion.values():
+        total = max(1, sum(counts.values()))
+        shares.append([counts.get(column, 0) / total for column in columns])
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for y, (counts, row) in enumerate(zip(confusion.values(), shares, strict=True)):
+        for x, column in enumerate(columns):
+            text = f"{100 * row[x]:.0f} %\n{counts.get(column, 0)}"
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if row[x] > 0.6 else "black")
+    axes.set(xlabel="taken for", ylabel="is", title=title, xticks=range(len(columns)), yticks=range(len(confusion)))
+    axes.set_xticklabels(columns)
+    axes.set_yticklabels(confusion)
+    return figure
+
+
+def save_figure(figure: Any, path: Path) -> Path:
+    """Write a figure as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _subplots(count: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    # A bare Figure: pyplot would keep every figure of a long run, and choose a backend for the whole process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, tuple(figure.subplots(1, count, squeeze=False)[0])

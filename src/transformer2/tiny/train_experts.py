@@ -1,0 +1,96 @@
+"""Train the experts that ship with the embedded model: `python -m transformer2.tiny.train_experts --out DIR`.
+
+Each is what `transformer2 fit --config conf/tiny_<name>.yaml` keeps; EXPERTS.json says on which weights they were
+trained, how, and how they scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformer2.errors import ConfigError, UserError
+from transformer2.experts import Expert, read_expert, save_expert
+from transformer2.tiny import CLASSIFIER, EXPERTS, model_path
+
+NAMES = (*EXPERTS, CLASSIFIER)
+
+
+def weights_hash() -> str:
+    """sha256 of the embedded model's weights."""
+    return hashlib.sha256((model_path() / "model.safetensors").read_bytes()).hexdigest()
+
+
+def train(out: Path, names: Sequence[str] = NAMES, seed: int = 0, more: Sequence[str] = ()) -> dict[str, Any]:
+    """Train and write `out/<name>/`; returns what EXPERTS.json says.
+
+    Args:
+        out: Folder of the expert folders; experts of these names in it are replaced once all are trained.
+        names: Which of them.
+        seed: Seed of everything.
+        more: Further flags of `transformer2 fit`.
+
+    Raises:
+        UserError: A run failed.
+    """
+    facts: dict[str, Any] = {"command": "python -m transformer2.tiny.train_experts --out DIR", "seed": seed}
+    facts |= {"model_sha256": weights_hash(), "experts": {}}
+    found: list[Expert] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in names:
+            run = Path(scratch) / name
+            command = [
+                "fit",
+                "--config",
+                f"conf/tiny_{name}.yaml",
+                "--seed_everything",
+                str(seed),
+                "--run_dir",
+                str(run),
+            ]
+            # In a process of its own: the command line lies above this package, and a fresh process has fresh seeds.
+            done = subprocess.run([sys.executable, "-m", "transformer2", *command, *more])
+            if done.returncode:
+                raise UserError(f"training {name} ended with exit code {done.returncode}; see above")
+            report = json.loads((run / "report.json").read_text())
+            found.append(read_expert(run / "expert", name))
+            scores = {key: round(report[key]["accuracy"], 4) for key in ("base", "result")}
+            facts["experts"][name] = {"task": report["task"], "step": found[-1].step, **scores, "n": report["n"]}
+    for expert in found:
+        save_expert(expert, out / expert.name, overwrite=True)
+    (out / "EXPERTS.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return facts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m transformer2.tiny.train_experts", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the expert folders")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="train these alone")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything (default 0)")
+    parser.add_argument("--force", action="store_true", help="replace experts of the same names")
+    args = parser.parse_args(argv)
+    try:
+        taken = [name for name in args.only if (args.out / name).exists()]
+        if taken and not args.force:
+            raise ConfigError(f"{args.out / taken[0]} exists; give another --out, or --force to replace it")
+        facts = train(args.out, args.only, args.seed)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, found in facts["experts"].items():
+        print(f"{name}: {100 * found['base']:.1f} -> {100 * found['result']:.1f} %, step {found['step']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

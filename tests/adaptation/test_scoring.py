@@ -1,0 +1,153 @@
+"""Mixtures in one batch are mixtures one by one: answers token for token, likelihoods to rounding."""
+
+import math
+
+import pytest
+import torch
+from fake_experts import ALL, make_experts
+from fakes import make_llama
+from toy_task import FirstLetter
+
+from transformer2.adaptation.few_shot import Budget, run_search, score_members
+from transformer2.adaptation.members import matrices, members
+from transformer2.adaptation.mixture import Mixture, base_row, constant_rows, expert_rows
+from transformer2.adaptation.scoring import Scorer
+from transformer2.adaptation.search import CEM
+from transformer2.data import collate, render
+from transformer2.errors import ConfigError
+from transformer2.experts import load_experts
+from transformer2.module import SVFReinforceModule
+from transformer2.policy import export_merged, load_base, load_expert, reference
+from transformer2.rollout.base import Sampling
+
+TASK = FirstLetter()
+GREEDY = Sampling(temperature=0.0, max_new_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory):
+    base = make_llama(tmp_path_factory.mktemp("base"), init=0.25)
+    module = SVFReinforceModule(str(base), adapter=ALL, dtype="float32")
+    module.configure_model()
+    return module
+
+
+@pytest.fixture(scope="module")
+def experts(module, tmp_path_factory):
+    return load_experts(make_experts(tmp_path_factory.mktemp("experts"), module.hparams["base"]))
+
+
+@pytest.fixture
+def scorer(module, experts):
+    with torch.no_grad(), members(module.policy, experts) as names:
+        yield Scorer(module.policy, names, module.engine, module.head)
+
+
+@pytest.fixture(scope="module")
+def prompts(module):
+    examples = TASK.examples("test")[:5]
+    return collate(examples, [render(module.engine.tokenizer, e) for e in examples], 0)
+
+
+def test_a_mixed_batch_answers_as_each_row_alone(module, scorer, experts, prompts):
+    weights_BK = torch.cat([expert_rows(3), base_row(3), torch.tensor([[0.4, 0.3, 0.0, 0.3]])])
+    mixed = scorer.rows(prompts, weights_BK, 8).completions
+    assert len(set(mixed)) > 1
+    for b in range(5):
+        one = collate([prompts.examples[b]], [render(module.engine.tokenizer, prompts.examples[b])], 0)
+        assert scorer.rows(one, weights_BK[b : b + 1], 8).completions == (mixed[b],)
+    with reference(module.policy):
+        base = module.engine.generate(module.policy, prompts, GREEDY, 0)
+    assert base.completions[3] == mixed[3]
+
+
+def test_an_expert_s_row_is_the_expert_alone_and_merged(module, scorer, experts, prompts, tmp_path):
+    rows = scorer.rows(prompts, expert_rows(3)[1:2], 8)
+    alone = SVFReinforceModule(module.hparams["base"], adapter=ALL, dtype="float32")
+    alone.configure_model()
+    load_expert(alone.policy, experts[1].path)
+    assert alone.engine.generate(alone.policy, prompts, GREEDY, 0).completions == rows.completions
+    merged = load_base(str(export_merged(alone.policy, module.engine.tokenizer, tmp_path / "merged")), "float32")
+    assert module.engine.generate(merged, prompts, GREEDY, 0).completions == rows.completions
+
+
+@pytest.mark.parametrize("max_rows", [None, 4])
+def test_a_population_in_one_batch_is_member_by_member(scorer, prompts, max_rows):
+    scorer.engine.max_rows = max_rows
+    mixture = Mixture(matrices(scorer.policy), ["math", "code", "reasoning"], "matrix")
+    weights_LMK = mixture.weights(CEM(mixture.dim, population=6, mean=1 / 3).ask())
+    together = scorer.answers(prompts, weights_LMK, 8)
+    ties_M = scorer.mean_log_likelihood(prompts, weights_LMK)
+    for m in range(6):
+        assert scorer.rows(prompts, weights_LMK[:, m : m + 1], 8).completions == together[m].completions
+    alone_M = torch.cat([scorer.mean_log_likelihood(prompts, weights_LMK[:, m : m + 1]) for m in range(6)])
+    torch.testing.assert_close(ties_M, alone_M, rtol=1e-4, atol=1e-4)
+
+
+def test_likelihood_is_the_model_s_own(module, scorer, prompts):
+    sums_B, counts_B = scorer.log_likelihood(prompts, ["early"] * 5, base_row(3))
+    ids = [*module.engine.tokenizer("early", add_special_tokens=False)["input_ids"], 4]
+    prompt = render(module.engine.tokenizer, prompts.examples[2])
+    with reference(module.policy):
+        logits = module.policy(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+    expected = sum(float(logits[len(prompt) - 1 + t, token]) for t, token in enumerate(ids))
+    assert float(sums_B[2]) == pytest.approx(expected, rel=1e-4) and counts_B.tolist() == [len(ids)] * 5
+
+
+def test_adapters_come_and_go_without_a_trace(module, experts):
+    before = {n: p.clone() for n, p in module.policy.named_parameters()}
+    trained = [n for n, p in module.policy.named_parameters() if p.requires_grad]
+    with members(module.policy, experts) as names:
+        assert len(names) == 4 and set(names) < set(module.policy.peft_config)
+    assert list(module.policy.peft_config) == ["default"] and module.policy.active_adapters == ["default"]
+    after = dict(module.policy.named_parameters())
+    assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
+    assert trained == [n for n, p in module.policy.named_parameters() if p.requires_grad]
+
+
+def test_memory_that_runs_out_halves_the_micro_batch(scorer, prompts, monkeypatch):
+    whole = scorer.rows(prompts, base_row(3), 8).completions
+    generate = type(scorer.engine).generate
+
+    def small(self, policy, batch, *args):
+        if (self.max_rows or len(batch)) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return generate(self, policy, batch, *args)
+
+    monkeypatch.setattr(type(scorer.engine), "generate", small)
+    assert scorer.rows(prompts, base_row(3), 8).completions == whole and scorer.engine.max_rows == 2
+
+
+def test_search_rejects_members_without_finite_weights(scorer, prompts):
+    mixture = Mixture(matrices(scorer.policy), ["math", "code", "reasoning"], mix="normalised")
+    search = CEM(3, population=12, low=0.0, high=1.0, mean=0.0, std=0.5, elite_ratio=0.5)
+
+    def scores(weights_LNK):
+        assert torch.isfinite(weights_LNK).all()
+        return score_members(scorer, prompts, TASK.verify, 4, weights_LNK)
+
+    trace = list(run_search(search, mixture, scores, Budget(generations=2)))
+    assert len(trace) == 2 and search.evaluations == 24 and search.rejected >= 1
+    assert torch.isfinite(search.mean).all() and 0 <= search.best_score <= 1
+
+
+def test_budgets():
+    assert Budget(generations=6).total(16) == 6
+    assert Budget(generations=None, evaluations=100).total(16) == 6
+    assert Budget(generations=3, evaluations=100).total(16) == 3
+    with pytest.raises(ConfigError, match="needs an end"):
+        Budget(generations=None)
+    search, mixture = CEM(1, population=2), Mixture(["m.0.a"], ["e"])
+    late = Budget(generations=100, minutes=0.0)
+    ends = list(run_search(search, mixture, lambda w: ([0.0] * 2, [math.nan] * 2), late))
+    assert len(ends) == 1
+
+
+def test_constant_rows_scale_every_matrix(scorer, module, prompts):
+    constant = scorer.rows(prompts, constant_rows(3, [1.2]), 8).completions
+    base = load_base(module.hparams["base"], "float32")
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            if "proj" in name:
+                parameter.mul_(1.2)
+    assert module.engine.generate(base, prompts, GREEDY, 0).completions == constant

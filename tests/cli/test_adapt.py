@@ -1,0 +1,170 @@
+"""`transformer2 adapt` from the command to the files, on a real small Llama and on the embedded model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from fake_experts import make_experts
+from fakes import make_llama
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from transformer2.callbacks.few_shot import FewShotEvaluator
+from transformer2.cli import main
+from transformer2.experts import read_expert
+
+SMALL = ["--adapt.population", "6", "--adapt.generations", "3", "--data.few_shot", "4", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    base = str(make_llama(folder / "llama", init=0.25))
+    return base, make_experts(folder, base)
+
+
+@pytest.fixture
+def adapt(world):
+    base, experts = world
+
+    def adapt(run, *more):
+        flags = ["--model.base", base, "--model.dtype", "float32", "--data.task", "toy_task.FirstLetter"]
+        return main(["adapt", *flags, "--adapt.experts", json.dumps(experts), *SMALL, "--run_dir", str(run), *more])
+
+    return adapt
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory):
+    base, experts = world
+    folder = tmp_path_factory.mktemp("runs") / "cem"
+    flags = ["--model.base", base, "--model.dtype", "float32", "--data.task", "toy_task.FirstLetter"]
+    more = ["--adapt.experts", json.dumps(experts), *SMALL, "--run_dir", str(folder)]
+    assert main(["adapt", "--strategy", "cem", *flags, *more]) == 0
+    return folder
+
+
+def report_of(run):
+    return json.loads((run / "report.json").read_text())
+
+
+def test_report(run):
+    report = report_of(run)
+    assert report["task"] == "first_letter" and report["n"] == 16 and report["protocol"] == "clean"
+    assert set(report["alpha"]) == {"math", "code", "reasoning"} and report["evaluations"] == 18
+    names = set(report["controls"])
+    assert {"expert math", "expert code", "expert reasoning", "uniform mixture"} < names
+    assert [n for n in names if n.startswith("constant z = ")] and 0 <= report["paired_p"] <= 1
+    assert set(report["seconds"]) == {"first_pass", "second_pass", "controls"} and report["seeds"] == [0]
+    assert len(report["details"]["few_shot"]) == 4 and report["details"]["strategy"] == "cem"
+
+
+def test_records_and_rows_that_are_scored(run):
+    records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    scored = [r["id"] for r in records]
+    assert scored == [f"first_letter/test/{i}" for i in range(80, 96)]
+    assert not set(scored) & set(report_of(run)["details"]["few_shot"])
+    assert all(r["alpha"] == report_of(run)["alpha"] and "base_completion" in r for r in records)
+
+
+def test_the_adapted_expert_is_an_expert(run, world, tmp_path, capsys):
+    expert = read_expert(run / "expert")
+    assert expert.task == "first_letter" and len(expert.deltas) == 2 * 7
+    flags = ["--model.base", world[0], "--model.dtype", "float32", "--data.task", "toy_task.FirstLetter", "--quiet"]
+    adapter = ["--model.adapter", "{target_modules: all-linear}", "--trainer.accelerator", "cpu"]
+    assert main(["test", *flags, *adapter, "--expert", str(run / "expert"), "--run_dir", str(tmp_path / "t")]) == 0
+    assert report_of(tmp_path / "t")["result"] == report_of(run)["result"]
+    assert report_of(tmp_path / "t")["base"] == report_of(run)["base"]
+
+
+def test_figures_and_tensorboard(run):
+    assert (run / "figures" / "alpha.png").stat().st_size > 1000
+    (file,) = run.glob("events*")
+    tags = EventAccumulator(str(file)).Reload().Tags()
+    assert {"adapt/cem/accuracy", "adapt/cem/accuracy_se", "adapt/cem/first_pass"} <= set(tags["scalars"])
+    assert "cem/alpha" in tags["images"]
+
+
+def test_an_interrupted_search_resumes_to_the_same_result(run, adapt, tmp_path, monkeypatch, capsys):
+    save, folder = FewShotEvaluator._save, tmp_path / "cut"
+
+    def save_and_signal(self):
+        save(self)
+        if self.search.generation == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(FewShotEvaluator, "_save", save_and_signal)
+    assert adapt(folder) == 143
+    assert f"--resume {folder}" in capsys.readouterr().err and not (folder / "report.json").exists()
+    monkeypatch.setattr(FewShotEvaluator, "_save", save)
+    assert main(["adapt", "--resume", str(folder), "--quiet"]) == 0
+    cut, uncut = report_of(folder), report_of(run)
+    for report in (cut, uncut):
+        del report["seconds"]
+    assert cut == uncut
+    assert read_expert(folder / "expert").sha256 == read_expert(run / "expert").sha256
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--adapt.granularity", "kind", "--adapt.mix", "normalised", "--adapt.base_member", "true"],
+        ["--adapt.search", "sep_cma", "--adapt.granularity", "layer", "--adapt.answer", "best"],
+        ["--adapt.search", "random", "--adapt.max_evaluations", "6", "--adapt.max_rows", "5"],
+        ["--adapt.preset", "reference", "--adapt.max_evaluations", "32", "--data.protocol", "paper"],
+    ],
+)
+def test_settings(adapt, tmp_path, more):
+    assert adapt(tmp_path / "run", *more, "--adapt.controls", "false") == 0
+    report = report_of(tmp_path / "run")
+    if "random" in more:
+        assert report["evaluations"] == 6 and report["controls"] == {}
+    if "reference" in more:
+        assert report["protocol"] == "paper" and report["n"] == 12 and report["evaluations"] == 32
+        assert len(report["alpha"]) == 14
+    if "kind" in more:
+        assert set(report["alpha"]) >= {"mlp.up_proj"} and "base" in report["alpha"]["mlp.up_proj"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--strategy", "cemm"], "did you mean 'cem'"),
+        (["--adapt.populatoin", "8"], "unknown config key adapt.populatoin; did you mean adapt.population?"),
+        (["--data.few_shots", "8"], "did you mean data.few_shot?"),
+        (["--data.few_shot", "64"], "leaves nothing"),
+        (["--data.protocol", "dirty"], "protocol"),
+        (["--data.task", "tiny_code_mth"], "did you mean 'tiny_code_math'"),
+        (["--adapt.experts", "[/no/expert]"], "/no/expert"),
+        (["--adapt.experts", "null"], "name the expert folders"),
+        (["--adapt.search", "cmm"], "search"),
+        (["--adapt.generations", "null"], "needs an end"),
+        (["--resume", "/nowhere"], "holds no run"),
+        (["--model.adapter", "{peft_type: LORA, target_modules: [q_proj]}"], "peft_type: SVF"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_2(adapt, tmp_path, capfd, more, message):
+    assert adapt(tmp_path / "run", *more) == 2
+    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("transformer2:")]
+    assert len(error) == 1 and message in error[0]
+
+
+def test_a_run_folder_is_never_overwritten(run, adapt, capsys):
+    assert adapt(run) == 2 and "already holds a run" in capsys.readouterr().err
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from transformer2.cli import main; main(['adapt', '--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage: transformer2 adapt"), done.stderr
+
+
+def test_without_a_config_the_embedded_model_and_its_experts(tmp_path, capsys):
+    small = ["--adapt.population", "4", "--adapt.generations", "1", "--data.few_shot", "4", "--data.test_limit", "8"]
+    assert main(["adapt", *small, "--run_dir", str(tmp_path / "run"), "--quiet"]) == 0
+    report = report_of(tmp_path / "run")
+    assert report["task"] == "tiny_code_math" and report["n"] == 8
+    out = capsys.readouterr().out
+    assert "uniform mixture" in out and "exact McNemar" in out
