@@ -121,6 +121,35 @@ def test_lora_is_a_baseline_through_the_same_step(tmp_path, real_data):
     assert any("lora_A" in k for k in load_file(tmp_path / "run" / "expert" / "adapter_model.safetensors"))
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--config", "conf/preset/paper.yaml"],
+        ["--model.dtype", "bfloat16", "--model.kl_coef", "0.1"],
+        ["--model.kl", "k1", "--model.kl_coef", "0.1", "--model.baseline", "rloo", "--model.num_completions", "2"],
+    ],
+    ids=["paper", "bfloat16", "k1-rloo"],
+)
+def test_variants_run_on_the_embedded_model(tmp_path, more):
+    small = [
+        "--data.batch_size",
+        "8",
+        "--data.validation_limit",
+        "4",
+        "--data.test_limit",
+        "4",
+        "--trainer.max_steps",
+        "2",
+    ]
+    command = ["fit", "--config", "conf/tiny_math.yaml", *more, *small, "--quiet", "--run_dir", str(tmp_path / "run")]
+    assert main(command) == 0
+    saved = load_file(tmp_path / "run" / "expert" / "adapter_model.safetensors")
+    assert all(v.dtype == torch.float32 and torch.isfinite(v).all() for v in saved.values())
+    config = json.loads((tmp_path / "run" / "expert" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny"
+    assert any(v.ne(0).any() for v in saved.values())
+
+
 def test_validate_test_and_print_config(run, llama_folder, real_data, tmp_path, capsys):
     common = command(str(llama_folder), str(real_data), "--expert", str(run / "expert"))[1:]
     assert main(["validate", *common, "--run_dir", str(tmp_path / "v")]) == 0
