@@ -187,7 +187,8 @@ class AdaptationEvaluator(L.Callback):
         pl_module.configure_model()
         self.data, self.rank, self.world_size = data, trainer.global_rank, trainer.world_size
         self.budget = pl_module.hparams["max_new_tokens"] or data.task.max_new_tokens
-        self.experts = self.load(pl_module.hparams["base"])
+        self.device, self.on_tiny = pl_module.device, pl_module.hparams["base"] == "tiny"
+        self.experts = self.load()
         self._open = ExitStack()
         names = self._open.enter_context(members(pl_module.policy, [*self.experts, *self.helpers()]))
         self.helper_names, names = names[len(self.experts) : -1], [*names[: len(self.experts)], names[-1]]
@@ -203,9 +204,9 @@ class AdaptationEvaluator(L.Callback):
         self._timed("first_pass", lambda: self.adapt_to_task(shots))
         self.bar.reset(total=len(data.predict_dataloader()))
 
-    def load(self, base: str) -> list[Expert]:
+    def load(self) -> list[Expert]:
         """The experts to choose from."""
-        if self.experts_from is None and base != "tiny":
+        if self.experts_from is None and not self.on_tiny:
             raise ConfigError("name the expert folders: adapt.experts (only the embedded model ships with its own)")
         shipped = [tiny.expert_path(name) for name in tiny.EXPERTS]
         return load_experts(shipped if self.experts_from is None else self.experts_from)

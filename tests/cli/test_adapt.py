@@ -15,7 +15,8 @@ from transformer2.callbacks.few_shot import FewShotEvaluator
 from transformer2.cli import main
 from transformer2.experts import read_expert
 
-SMALL = ["--adapt.population", "6", "--adapt.generations", "3", "--data.few_shot", "4", "--quiet"]
+SEARCH = ["--adapt.population", "6", "--adapt.generations", "3"]
+SMALL = [*SEARCH, "--data.few_shot", "4", "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,8 @@ def adapt(world):
 
     def adapt(run, *more):
         flags = ["--model.base", base, "--model.dtype", "float32", "--data.task", "toy_task.FirstLetter"]
-        return main(["adapt", *flags, "--adapt.experts", json.dumps(experts), *SMALL, "--run_dir", str(run), *more])
+        small = SMALL if "--strategy" not in more else SMALL[len(SEARCH) :]
+        return main(["adapt", *flags, "--adapt.experts", json.dumps(experts), *small, "--run_dir", str(run), *more])
 
     return adapt
 
@@ -111,21 +113,72 @@ def test_an_interrupted_search_resumes_to_the_same_result(run, adapt, tmp_path, 
     "more",
     [
         ["--adapt.granularity", "kind", "--adapt.mix", "normalised", "--adapt.base_member", "true"],
-        ["--adapt.search", "sep_cma", "--adapt.granularity", "layer", "--adapt.answer", "best"],
-        ["--adapt.search", "random", "--adapt.max_evaluations", "6", "--adapt.max_rows", "5"],
+        [
+            "--adapt.search",
+            "sep_cma",
+            "--adapt.granularity",
+            "layer",
+            "--adapt.max_rows",
+            "5",
+            "--adapt.max_evaluations",
+            "6",
+        ],
         ["--adapt.preset", "reference", "--adapt.max_evaluations", "32", "--data.protocol", "paper"],
     ],
 )
 def test_settings(adapt, tmp_path, more):
     assert adapt(tmp_path / "run", *more, "--adapt.controls", "false") == 0
     report = report_of(tmp_path / "run")
-    if "random" in more:
-        assert report["evaluations"] == 6 and report["controls"] == {}
+    assert report["controls"] == {}
     if "reference" in more:
         assert report["protocol"] == "paper" and report["n"] == 12 and report["evaluations"] == 32
         assert len(report["alpha"]) == 14
     if "kind" in more:
         assert set(report["alpha"]) >= {"mlp.up_proj"} and "base" in report["alpha"]["mlp.up_proj"]
+
+
+def test_dispatch_by_prompt_and_by_classifier(adapt, world, tmp_path):
+    flags = ["--adapt.classifier", world[1][1], "--adapt.first_pass", "constrained"]
+    assert adapt(tmp_path / "cls", "--strategy", "cls", *flags) == 0
+    report = report_of(tmp_path / "cls")
+    assert sum(report["details"]["chosen"].values()) == pytest.approx(1, abs=1e-3) and report["alpha"] is None
+    records = [json.loads(line) for line in (tmp_path / "cls" / "records.jsonl").read_text().splitlines()]
+    assert {r["choice"] for r in records} <= {"math", "code", "reasoning", "other"} and records[0]["first_pass"]
+    assert (tmp_path / "cls" / "figures" / "confusion.png").is_file()
+
+
+def test_without_a_config_all_three_on_the_embedded_model(tmp_path, capsys):
+    few = [
+        "--adapt.population",
+        "2",
+        "--adapt.generations",
+        "1",
+        "--data.few_shot",
+        "2",
+        "--adapt.dispatch_limit",
+        "16",
+    ]
+    small = [*few, "--data.test_limit", "4", "--quiet"]
+    assert main(["adapt", "--strategy", "all", *small, "--run_dir", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "tiny_code_math" in out and "uniform mixture" in out and "exact McNemar" in out
+    strategies = report_of(tmp_path / "run")["strategies"]
+    assert list(strategies) == ["cem", "prompt", "cls"] and all(r["n"] == 4 for r in strategies.values())
+    assert strategies["cem"]["controls"] == strategies["cls"]["controls"]
+    for name in ("prompt", "cls"):
+        dispatch = strategies[name]["details"]["dispatch"]
+        assert dispatch["with other"]["n"] == 16 > dispatch["without other"]["n"]
+        assert set(strategies[name]["details"]["confusion"]) == {"math", "code", "reasoning", "other"}
+    records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
+    assert [r["strategy"] for r in records] == ["cem"] * 4 + ["prompt"] * 4 + ["cls"] * 4
+    assert {p.name for p in (tmp_path / "run" / "figures").iterdir()} == {
+        "cem_alpha.png",
+        "prompt_confusion.png",
+        "cls_confusion.png",
+    }
+    before = report_of(tmp_path / "run")
+    assert main(["adapt", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
+    assert report_of(tmp_path / "run") == before  # nothing is done twice
 
 
 @pytest.mark.parametrize(
@@ -141,6 +194,9 @@ def test_settings(adapt, tmp_path, more):
         (["--adapt.experts", "null"], "name the expert folders"),
         (["--adapt.search", "cmm"], "search"),
         (["--adapt.generations", "null"], "needs an end"),
+        (["--strategy", "cls"], "adapt.classifier"),
+        (["--strategy", "prompt", "--adapt.first_pass", "ask"], "first_pass"),
+        (["--strategy", "prompt", "--adapt.population", "8"], "unknown config key adapt.population"),
         (["--resume", "/nowhere"], "holds no run"),
         (["--model.adapter", "{peft_type: LORA, target_modules: [q_proj]}"], "peft_type: SVF"),
     ],
@@ -159,12 +215,3 @@ def test_help_needs_no_torch():
     code = "import sys; from transformer2.cli import main; main(['adapt', '--help']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("usage: transformer2 adapt"), done.stderr
-
-
-def test_without_a_config_the_embedded_model_and_its_experts(tmp_path, capsys):
-    small = ["--adapt.population", "4", "--adapt.generations", "1", "--data.few_shot", "4", "--data.test_limit", "8"]
-    assert main(["adapt", *small, "--run_dir", str(tmp_path / "run"), "--quiet"]) == 0
-    report = report_of(tmp_path / "run")
-    assert report["task"] == "tiny_code_math" and report["n"] == 8
-    out = capsys.readouterr().out
-    assert "uniform mixture" in out and "exact McNemar" in out

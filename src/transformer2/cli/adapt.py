@@ -22,6 +22,8 @@ OPTIONS = ("run_dir", "resume")
 SWITCHES = ("help", "print_config", "quiet")
 STRATEGIES = {
     "cem": "transformer2.callbacks.few_shot.FewShotEvaluator",
+    "prompt": "transformer2.callbacks.prompt.PromptEvaluator",
+    "cls": "transformer2.callbacks.cls_expert.ClassifierEvaluator",
 }
 
 HELP = """\
@@ -31,6 +33,9 @@ Adapt to an unseen task with experts, in two passes: choose a z, then answer wit
 model, its shipped experts and a task that needs two of them at once (conf/adapt_tiny.yaml).
 
   --strategy NAME      cem      search mixing weights on a few rows of the task (default)
+                       prompt   the base model names the category of every request; its expert answers
+                       cls      a classification expert names it
+                       all      the three, one after the other
   --adapt.KEY VALUE    of the strategy, e.g. --adapt.experts '[runs/a/expert, runs/b/expert]' --adapt.generations 20
                        --adapt.granularity kind --adapt.search sep_cma --adapt.preset paper
   --data.KEY VALUE     --data.task tiny_math_hard --data.few_shot 10 --data.protocol paper --data.test_limit 200
@@ -52,7 +57,7 @@ def adapt(args: Sequence[str]) -> int:
     """Adapt, answer, report."""
     flags = parse_flags(args, OPTIONS, SWITCHES, KEYS)
     if "help" in flags.switches or "-h" in args:
-        print(HELP.format(strategies="|".join(STRATEGIES)), end="")
+        print(HELP.format(strategies="|".join([*STRATEGIES, "all"])), end="")
         return 0
     resumed = flags.options.get("resume")
     if resumed is not None and not (Path(resumed) / "config.yaml").is_file():
@@ -60,9 +65,10 @@ def adapt(args: Sequence[str]) -> int:
     configs = [str(Path(resumed) / "config.yaml")] if resumed else flags.configs or ["conf/adapt_tiny.yaml"]
     config = compose(configs, flags.overrides, KEYS)
     strategy = str(config.setdefault("strategy", "cem"))
-    if strategy not in STRATEGIES:
-        near = get_close_matches(strategy, STRATEGIES, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown strategy {strategy!r}; did you mean {near!r}? Known: {', '.join(STRATEGIES)}")
+    known = [*STRATEGIES, "all"]
+    if strategy not in known:
+        near = get_close_matches(strategy, known, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"unknown strategy {strategy!r}; did you mean {near!r}? Known: {', '.join(known)}")
     if "print_config" in flags.switches:
         import yaml
 
@@ -77,7 +83,7 @@ def adapt(args: Sequence[str]) -> int:
 
     quiet = "quiet" in flags.switches
     quieten(quiet)
-    return _run(config, [strategy], folder, quiet, start)
+    return _run(config, list(STRATEGIES) if strategy == "all" else [strategy], folder, quiet, start)
 
 
 def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet: bool, start: float) -> int:
@@ -97,31 +103,58 @@ def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet:
     _keep_config(experiment, given, strategies, settings)
     ours = [c for c in experiment.callbacks_of(_base_class()) if c.own_task is None]
     for evaluator in ours:
-        evaluator.folder, evaluator.progress = folder, not quiet
+        evaluator.folder = folder if len(ours) == 1 else folder / evaluator.strategy
+        evaluator.progress = not quiet
     try:
         for evaluator in ours:
-            _one(experiment, evaluator, ours, start)
+            _one(experiment, evaluator, ours)
     except SearchInterrupted as e:
         raise KeyboardInterrupt(str(e), f"go on with transformer2 adapt --resume {folder}") from e
+    if experiment.trainer.is_global_zero:
+        if len(ours) > 1:
+            _together(folder, ours)
+        print(f"  kept in {folder}, {time.perf_counter() - start:.0f} s after the command")
     return 0
 
 
-def _one(
-    experiment: Experiment, evaluator: AdaptationEvaluator, ours: Sequence[AdaptationEvaluator], start: float
-) -> None:
+def _one(experiment: Experiment, evaluator: AdaptationEvaluator, ours: Sequence[AdaptationEvaluator]) -> None:
+    """Run one strategy, unless an interrupted run has its report already."""
     from transformer2.report.adaptation import adaptation_table
+    from transformer2.report.table import read_report
 
-    trainer: Any = experiment.trainer
-    everything = list(trainer.callbacks)
-    trainer.callbacks = [c for c in everything if c is evaluator or c not in ours]
-    try:
-        trainer.predict(experiment.module, experiment.data, return_predictions=False)
-    finally:
-        trainer.callbacks = everything
-    if trainer.is_global_zero:
+    assert evaluator.folder is not None
+    if (evaluator.folder / "report.json").exists():
+        evaluator.report = read_report(evaluator.folder)
+    else:
+        trainer: Any = experiment.trainer
+        everything = list(trainer.callbacks)
+        trainer.callbacks = [c for c in everything if c is evaluator or c not in ours]
+        try:
+            trainer.predict(experiment.module, experiment.data, return_predictions=False)
+        finally:
+            trainer.callbacks = everything
+    if experiment.trainer.is_global_zero:
         assert evaluator.report is not None
         print(adaptation_table(evaluator.strategy, evaluator.report))
-        print(f"  kept in {evaluator.folder}, {time.perf_counter() - start:.0f} s after the command")
+
+
+def _together(folder: Path, ours: Sequence[AdaptationEvaluator]) -> None:
+    """One report.json with every strategy, all records, all figures; the strategies' own folders stay."""
+    import json
+    import shutil
+
+    from transformer2.report.table import write_text
+
+    records, reports = "", {}
+    (folder / "figures").mkdir(exist_ok=True)
+    for evaluator in ours:
+        assert evaluator.folder is not None and evaluator.report is not None
+        records += (evaluator.folder / "records.jsonl").read_text(encoding="utf-8")
+        reports[evaluator.strategy] = evaluator.report.to_json()
+        for picture in (evaluator.folder / "figures").glob("*.png"):
+            shutil.copyfile(picture, folder / "figures" / f"{evaluator.strategy}_{picture.name}")
+    write_text(folder / "records.jsonl", records)
+    write_text(folder / "report.json", json.dumps({"strategies": reports}, indent=2) + "\n")
 
 
 def _base_class() -> type[AdaptationEvaluator]:

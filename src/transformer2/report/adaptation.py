@@ -23,6 +23,8 @@ def adaptation_table(strategy: str, report: Report) -> str:
     if report.alpha:
         parts = [f"{name} {_number(value)}" for name, value in report.alpha.items()]
         lines.append("  alpha: " + ", ".join(parts[:8]) + (f", ... ({len(parts)} groups)" if len(parts) > 8 else ""))
+    if chosen := report.details.get("chosen"):
+        lines.append("  chosen: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in chosen.items()))
     for name, score in report.details.get("dispatch", {}).items():
         lines.append(f"  dispatch, {name}: {100 * score['accuracy']:.1f} ± {100 * score['se']:.1f} % of {score['n']}")
     if report.evaluations is not None:

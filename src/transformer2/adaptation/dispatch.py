@@ -1,0 +1,115 @@
+"""Dispatch: the model names the category of a request; the category's expert answers (paper, section 3.2 A and B).
+
+    generate     the model writes a category's name, which is parsed strictly; anything else is no category
+    constrained  argmax_c log p(name of c, EOS | dispatch prompt): one forward, nothing to parse, always a category
+
+"other", and whatever is no category, is the base model exactly (z = 1); in the reference code it keeps the weights of
+the request before. The categories are the experts', however many: their names and one-line descriptions are the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from transformer2.adaptation.scoring import Scorer
+from transformer2.errors import ConfigError
+from transformer2.types import Example, PromptBatch
+
+__all__ = ["OTHER", "Dispatcher", "confusion", "first_pass"]
+
+OTHER = "other"
+PROMPT = """\
+There are experts for these kinds of requests:
+{categories}
+
+Request:
+{request}
+
+Which kind of request is it? Answer with one word of this list and nothing else: {names}."""
+
+
+@dataclass(frozen=True)
+class Dispatcher:
+    """Turns requests into dispatch questions, and answers into choices.
+
+    Attributes:
+        names: Category of each of the K experts.
+        descriptions: One line each.
+        prompt: Request -> content of the user message; None generates it from names and descriptions.
+        max_new_tokens: Budget of a written answer.
+    """
+
+    names: tuple[str, ...]
+    descriptions: tuple[str, ...]
+    prompt: Callable[[str], str] | None = None
+    max_new_tokens: int = 8
+
+    def __post_init__(self) -> None:
+        """Categories must tell apart."""
+        if len({name.lower() for name in (*self.names, OTHER)}) != len(self.names) + 1:
+            raise ConfigError(f"categories {', '.join(self.names)} must differ from each other and from {OTHER!r}")
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The names and, last, "other"."""
+        return (*self.names, OTHER)
+
+    def question(self, example: Example) -> Example:
+        """The dispatch question about an example's request: its user messages."""
+        request = "\n\n".join(m["content"] for m in example.messages if m["role"] == "user")
+        if self.prompt is not None:
+            content = self.prompt(request)
+        else:
+            lines = [f"- {n}: {d}" for n, d in zip(self.names, self.descriptions, strict=True)]
+            lines.append(f"- {OTHER}: anything else")
+            *first, last = self.categories
+            names = f"{', '.join(first)} or {last}"
+            content = PROMPT.format(categories="\n".join(lines), request=request, names=names)
+        return replace(example, messages=({"role": "user", "content": content},))
+
+    def parse(self, text: str) -> int | None:
+        """Index of the category that the answer is, whole and alone (case and a final full stop aside), else None."""
+        word = text.strip().removesuffix(".").lower()
+        return next((i for i, name in enumerate(self.categories) if name.lower() == word), None)
+
+    def weights(self, choices: Iterable[int | None]) -> Tensor:
+        """Weights (B, K + 1): the chosen expert's z; the base's for "other" and for no category."""
+        k = len(self.names)
+        return torch.eye(k + 1)[[k if c is None else c for c in choices]]
+
+
+def first_pass(
+    dispatcher: Dispatcher, scorer: Scorer, prompts: PromptBatch, weights_1K: Tensor, constrained: bool = False
+) -> tuple[list[int | None], list[str]]:
+    """Choose a category for every prompt.
+
+    Args:
+        dispatcher: The categories.
+        scorer: Runs the model.
+        prompts: B rendered dispatch questions.
+        weights_1K: The z of the first pass: the base's, or the classification expert's.
+        constrained: Score the categories instead of parsing what the model writes.
+
+    Returns:
+        B indices of categories (None: no category), and B first-pass texts.
+    """
+    if not constrained:
+        texts = scorer.rows(prompts, weights_1K, dispatcher.max_new_tokens).completions
+        return [dispatcher.parse(text) for text in texts], list(texts)
+    count = len(dispatcher.categories)
+    sums_R, _ = scorer.log_likelihood(prompts.repeat(count), dispatcher.categories * len(prompts), weights_1K)
+    choices = sums_R.view(len(prompts), count).argmax(-1).tolist()
+    return choices, [dispatcher.categories[c] for c in choices]
+
+
+def confusion(pairs: Iterable[tuple[str, str]], labels: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Label -> what its requests were taken for -> how many."""
+    table: dict[str, dict[str, int]] = {label: {} for label in labels}
+    for label, taken in pairs:
+        row = table.setdefault(label, {})
+        row[taken] = row.get(taken, 0) + 1
+    return table

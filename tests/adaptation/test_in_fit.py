@@ -1,0 +1,108 @@
+"""Evaluators inside `fit`: they log, and training does not notice them."""
+
+import lightning as L
+import pytest
+import torch
+from fake_experts import ALL, make_experts
+from fakes import make_llama
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_module import Metrics
+
+from transformer2.callbacks.cls_expert import ClassifierEvaluator
+from transformer2.callbacks.evaluator import AdaptationEvaluator
+from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
+from transformer2.callbacks.few_shot import FewShotEvaluator
+from transformer2.callbacks.prompt import PromptEvaluator
+from transformer2.data import ExpertDataModule, UnseenTaskDataModule
+from transformer2.errors import ConfigError
+from transformer2.module import SVFReinforceModule
+
+TASK = "toy_task.FirstLetter"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    base = str(make_llama(folder / "llama", init=0.25))
+    return base, make_experts(folder, base)
+
+
+def fit(base, folder, callbacks):
+    L.seed_everything(0, verbose=False)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=3,
+        max_epochs=-1,
+        val_check_interval=1,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=TensorBoardLogger(folder, name="", version=""),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
+        callbacks=[Metrics(), ExpertCheckpoint(), *callbacks],
+    )
+    module = SVFReinforceModule(base, adapter=ALL, lr=0.05, dtype="float32")
+    trainer.fit(module, ExpertDataModule(TASK, base, batch_size=8, seed=0))
+    steps = [{k: v for k, v in m.items() if not k.startswith("time/")} for m in trainer.callbacks[0].steps]
+    return steps, [p.detach().clone() for p in module.trained()], torch.rand(3)
+
+
+def test_training_is_bit_equal_with_and_without(world, tmp_path):
+    base, experts = world
+    options = {"experts": experts, "task": TASK, "few_shot": 2, "test_limit": 4}
+    evaluators = [
+        FewShotEvaluator(population=4, generations=2, every_n_epochs=2, **options),
+        PromptEvaluator(**options),
+        ClassifierEvaluator(classifier=experts[0], first_pass="constrained", every_n_epochs=2, **options),
+        AdaptationEvaluator(controls=False, **options),
+    ]
+    with_steps, with_z, with_random = fit(base, tmp_path / "with", evaluators)
+    steps, z, random = fit(base, tmp_path / "without", [])
+    assert with_steps == steps and all(map(torch.equal, with_z, z)) and torch.equal(with_random, random)
+    assert [c.validations for c in evaluators] == [3, 3, 3, 3]
+    assert all(c.report.n == 4 for c in evaluators)
+    baseline = evaluators[3].report
+    assert baseline.result == baseline.base and baseline.paired_p == 1.0
+    (file,) = (tmp_path / "with").glob("events*")
+    events = EventAccumulator(str(file), size_guidance={"images": 0}).Reload()
+    scalars, images = events.Tags()["scalars"], events.Tags()["images"]
+    for strategy in ("cem", "prompt", "cls", "base"):
+        assert {f"adapt/{strategy}/{name}" for name in ("accuracy", "accuracy_se", "second_pass")} <= set(scalars)
+    assert [e.step for e in events.Scalars("adapt/cem/accuracy")] == [2]
+    assert {"cem/alpha", "dispatch/confusion"} <= set(images)
+    left, right = (sorted(p.name for p in (tmp_path / w / "expert").iterdir()) for w in ("with", "without"))
+    assert left == right
+
+
+def test_shots_and_scored_rows_are_disjoint():
+    data = UnseenTaskDataModule("tiny_math_hard", few_shot=8, protocol="paper", test_limit=16)
+    data.setup("predict")
+    shots, scored = {e.id for e in data.shots().examples}, {e.id for e in data.scored()}
+    assert len(shots) == 8 and len(scored) == 16 and not shots & scored and all("/test/" in i for i in shots)
+    again = UnseenTaskDataModule("tiny_math_hard", few_shot=8, protocol="paper", test_limit=16)
+    again.setup("predict")
+    other = UnseenTaskDataModule("tiny_math_hard", few_shot=8, seed=1, test_limit=16)
+    other.setup("predict")
+    assert again.shots().examples == data.shots().examples
+    assert all("/few_shot/" in e.id for e in other.shots().examples)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FewShotEvaluator(task="tiny_mth"), "did you mean"),
+        (lambda: FewShotEvaluator(every_n_epochs=0), "at least 1"),
+        (lambda: FewShotEvaluator(answer="median"), "mean or best"),
+        (lambda: FewShotEvaluator(base_member=True), "changes nothing"),
+        (lambda: FewShotEvaluator(preset="paper", search="random"), "presets are"),
+        (lambda: PromptEvaluator(dispatch_task="gsm8k"), "no dispatch task"),
+        (lambda: PromptEvaluator(first_pass="ask"), "generate or constrained"),
+    ],
+)
+def test_odd_arguments_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
