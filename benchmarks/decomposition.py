@@ -56,7 +56,7 @@ def _shape_rows(m: int, n: int, rounds: int) -> list[Row]:
 
 def _errors(weight_mn: Tensor, gradient_mn: Tensor) -> tuple[float, float]:
     """The error of dz under compute_basis and under an fp32 SVD."""
-    u_mR, _, vh_Rn = torch.linalg.svd(weight_mn.double(), full_matrices=False)
+    u_mR = torch.linalg.svd(weight_mn.double(), full_matrices=False).U
     oracle_R = _dz(weight_mn, gradient_mn, u_mR, "out")
     basis = compute_basis(weight_mn)
     u32_mR, sigma32_R, vh32_Rn = (t.double() for t in torch.linalg.svd(weight_mn, full_matrices=False))
@@ -72,5 +72,3 @@ def _dz(weight_mn: Tensor, gradient_mn: Tensor, vectors: Tensor, side: str) -> T
     if side == "in":
         return ((weight_mn @ vectors) * (gradient_mn @ vectors)).sum(0)
     return ((weight_mn.T @ vectors) * (gradient_mn.T @ vectors)).sum(0)
-
-

@@ -28,7 +28,10 @@ def measure(toy: bool = False) -> list[Row]:
     ours, theirs = peak_bytes(once["chunked"]), peak_bytes(once["formula"])
     ours_twice, theirs_twice = peak_bytes(twice["chunked"]), peak_bytes(twice["formula"])
     times = interleave(once, rounds=1 if toy else 3, warmup=0)
-    (loss, grad_ND), (exact, exact_grad_ND) = once["chunked"](), _term(hidden, vocab, tokens, torch.float64)["formula"]()
+    (loss, grad_ND), (exact, exact_grad_ND) = (
+        once["chunked"](),
+        _term(hidden, vocab, tokens, torch.float64)["formula"](),
+    )
     logits = 4 * tokens * vocab
     size = f"{tokens} tokens, vocabulary {vocab}"
     note = f"{ours / MIB:.0f} of {theirs / MIB:.0f} MiB; one model's logits {logits / MIB:.0f} MiB"
@@ -37,7 +40,12 @@ def measure(toy: bool = False) -> list[Row]:
     return [
         Row(f"peak, {size}", ours / theirs, at_most=0.2, note=note),
         Row(f"peak, {2 * tokens} tokens", ours_twice / theirs_twice, at_most=0.2, note=f"{ours_twice / MIB:.0f} MiB"),
-        Row("peak when tokens double", ours_twice / ours, at_most=1.05, note=f"the formula {theirs_twice / theirs:.2f} x"),
+        Row(
+            "peak when tokens double",
+            ours_twice / ours,
+            at_most=1.05,
+            note=f"the formula {theirs_twice / theirs:.2f} x",
+        ),
         Row(f"seconds, {size}", times.ratio("chunked", "formula"), note=f"{times.median('formula'):.2f} s"),
         Row("value, relative difference to fp64", apart, unit="", at_most=1e-5),
         Row("gradient, largest difference to fp64 over largest entry", grad_apart, unit="", at_most=1e-5),

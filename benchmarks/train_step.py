@@ -75,7 +75,9 @@ def _rows(
         for form in SPEED:
             limit = 1.0 if what.startswith("saved") and form != "merged" else None
             note = f"{sizes[form] / MIB:.1f} of {sizes['LoRA'] / MIB:.1f} MiB"
-            rows.append(Row(f"{name}: {form} / LoRA r16, {what}", sizes[form] / sizes["LoRA"], at_most=limit, note=note))
+            rows.append(
+                Row(f"{name}: {form} / LoRA r16, {what}", sizes[form] / sizes["LoRA"], at_most=limit, note=note)
+            )
     for form in ("delta with KL", "factored with KL"):
         faster = times.ratio("reference with KL", form)
         note = f"{times.median('reference with KL'):.2f} of {times.median(form):.2f} s"
