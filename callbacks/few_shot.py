@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import lightning as L
 from torch import Tensor
 
-from transformer2.adaptation.few_shot import Budget, run_search, score_members
+from transformer2.adaptation.few_shot import Budget, run_search
 from transformer2.adaptation.mixture import Granularity, Mix, Mixture
 from transformer2.adaptation.search import PRESETS, SEARCHES, make_search
 from transformer2.callbacks.evaluator import AdaptationEvaluator, Choice
@@ -157,7 +157,7 @@ class FewShotEvaluator(AdaptationEvaluator):
         mine = range(self.rank, n, self.world_size)
         found: tuple[list[float], list[float]] = ([], [])
         if mine:
-            found = score_members(self.scorer, few_shot, self.data.task.verify, self.budget, weights_LNK[:, list(mine)])
+            found = self.scores(few_shot, weights_LNK[:, list(mine)])
         parts = self.gather(found)
         shares, ties = ([parts[i % self.world_size][which][i // self.world_size] for i in range(n)] for which in (0, 1))
         return shares, ties

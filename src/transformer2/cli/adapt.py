@@ -107,6 +107,7 @@ def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet:
         evaluator.progress = not quiet
     try:
         for evaluator in ours:
+            evaluator.cache = ours[0].cache  # base and controls are the same for all: answered once
             _one(experiment, evaluator, ours)
     except SearchInterrupted as e:
         raise KeyboardInterrupt(str(e), f"go on with transformer2 adapt --resume {folder}") from e

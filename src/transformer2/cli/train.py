@@ -18,6 +18,7 @@ from transformer2.errors import ConfigError
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
 OPTIONS = ("run_dir", "ckpt_path", "expert")
 SWITCHES = ("help", "print_config", "quiet")
+RUN_DIR_VARIABLE = "TRANSFORMER2_RUN_DIR"
 
 HELP = """\
 usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE ...]
@@ -98,11 +99,27 @@ def help_text(command: str) -> str:
 
 
 def run_folder(given: str | None, name: str) -> Path:
-    """Where the run is kept: a folder that holds no other run.
+    """Where the run is kept: a folder that holds no other run. Rank 0 chooses; the processes it starts inherit it.
 
     Raises:
         ConfigError: `--run_dir` names a folder that already holds a run.
     """
+    if _rank():
+        chosen = given or os.environ.get(RUN_DIR_VARIABLE)
+        if chosen is None:
+            raise ConfigError("processes started by torchrun or SLURM need --run_dir, so that they agree on the folder")
+        return Path(chosen)
+    folder = _free_folder(given, name)
+    os.environ[RUN_DIR_VARIABLE] = str(folder)
+    return folder
+
+
+def _rank() -> int:
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # the first that is set counts, as in Lightning
+    return next((int(os.environ[name]) for name in names if name in os.environ), 0)
+
+
+def _free_folder(given: str | None, name: str) -> Path:
     if given is not None:
         if (Path(given) / "config.yaml").exists():
             raise ConfigError(f"--run_dir {given} already holds a run; give another folder or remove it")

@@ -1,0 +1,257 @@
+"""One evaluation in two passes, from the experts to the report; the hooks that drive it are evaluator.py's.
+
+begin     experts -> adapters; shots -> the constant control; adapt_to_task
+enter     adapt_to_batch -> one z per row
+leave     verdicts on the answers; base and controls on the same rows, all in one batch
+finish    adapters out again; records of all ranks -> report, files, TensorBoard
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from tqdm import tqdm
+
+from transformer2 import tiny
+from transformer2.adaptation.controls import control_arms
+from transformer2.adaptation.few_shot import score_members
+from transformer2.adaptation.members import matrices, members
+from transformer2.adaptation.mixture import base_row
+from transformer2.adaptation.scoring import Scorer
+from transformer2.data import UnseenTaskDataModule
+from transformer2.errors import ConfigError
+from transformer2.experts import Expert, load_experts
+from transformer2.module import SVFReinforceModule
+from transformer2.report.adaptation import save_figure
+from transformer2.report.statistics import mcnemar_p
+from transformer2.report.table import versions, write_report
+from transformer2.svf.rows import z_rows
+from transformer2.types import PromptBatch, Report, Rollouts, Score, Verdict
+from transformer2.verifiers import verify_all
+
+__all__ = ["Choice", "TwoPass"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a first pass decided for a batch.
+
+    Attributes:
+        weights: (B, K + 1) or (L, B, K + 1) over the experts and the base; one row serves all.
+        columns: What to note in the B records (first-pass text, chosen expert, alpha).
+    """
+
+    weights: Tensor
+    columns: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+
+
+class TwoPass:
+    """State of an evaluation, and what a strategy overrides.
+
+    Args:
+        experts: Expert folders; None takes the shipped ones of the embedded model.
+        controls: Also score each expert alone, their uniform mixture, and the best constant z.
+        max_rows: Rows (prompts x mixtures) of one micro-batch; None takes all at once.
+        seed: Of whatever the strategy draws.
+
+    Attributes:
+        folder: Where a run of its own keeps its files; None inside `fit`.
+        progress: Whether to draw a bar.
+        report: The last evaluation's.
+        cache: Answers and verdicts of base and controls, which never change: they are answered once, however often a
+            `fit` evaluates, and once for several strategies that share the cache.
+    """
+
+    strategy: ClassVar[str] = "base"
+
+    def __init__(self, experts: list[str] | None, controls: bool, max_rows: int | None, seed: int) -> None:
+        self.experts_from, self.controls, self.max_rows, self.seed = experts, controls, max_rows, seed
+        self.folder: Path | None = None
+        self.progress = False
+        self.report: Report | None = None
+        self.cache: dict[Any, dict[str, dict[str, Any]]] = {}
+        self.running = False
+        self._open = ExitStack()
+
+    # ------------------------------------------------------------------ what a strategy overrides
+
+    def adapt_to_task(self, few_shot: PromptBatch) -> None:
+        """Look at the few-shot rows, once per evaluation."""
+
+    def adapt_to_batch(self, batch: PromptBatch) -> Choice:
+        """Choose the z of every row of a batch."""
+        return Choice(base_row(len(self.experts)))
+
+    def facts(self) -> dict[str, Any]:
+        """Fields of the report that the strategy knows (`alpha`, `evaluations`, `details`)."""
+        return {}
+
+    def figures(self) -> dict[str, Any]:
+        """TensorBoard tag -> matplotlib figure; kept as figures/<last part of the tag>.png."""
+        return {}
+
+    # ------------------------------------------------------------------ the evaluation
+
+    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule, data: UnseenTaskDataModule) -> None:
+        """First pass over the task."""
+        assert isinstance(pl_module, SVFReinforceModule)
+        pl_module.configure_model()
+        self.data, self.rank, self.world_size = data, trainer.global_rank, trainer.world_size
+        self.budget = pl_module.hparams["max_new_tokens"] or data.task.max_new_tokens
+        self.device, self.on_tiny = pl_module.device, pl_module.hparams["base"] == "tiny"
+        self.experts = self.load()
+        self._open = ExitStack()
+        names = self._open.enter_context(members(pl_module.policy, [*self.experts, *self.helpers()]))
+        self.helper_names, names = names[len(self.experts) : -1], [*names[: len(self.experts)], names[-1]]
+        max_rows = self.max_rows or pl_module.hparams["max_rollout_rows"]
+        self.scorer = Scorer(pl_module.policy, names, pl_module.engine, pl_module.head, max_rows)
+        self.matrices = matrices(pl_module.policy)
+        self.records: list[dict[str, Any]] = []
+        key = (data.task.name, data.protocol, data.seed, data.few_shot, *(e.sha256 for e in self.experts))
+        self.judged = self.cache.setdefault(key, {})  # example id -> columns of its record
+        self.seconds = {"first_pass": 0.0, "second_pass": 0.0, "controls": 0.0}
+        self.running = True
+        self.bar = tqdm(desc=f"adapt {self.strategy}", disable=not (self.progress and self.rank == 0), unit="step")
+        shots = data.shots().to(pl_module.device)
+        self.arms = self._timed("controls", lambda: self._arms(shots))
+        self._timed("first_pass", lambda: self.adapt_to_task(shots))
+        self.bar.reset(total=len(data.predict_dataloader()))
+
+    def load(self) -> list[Expert]:
+        """The experts to choose from."""
+        if self.experts_from is None and not self.on_tiny:
+            raise ConfigError("name the expert folders: adapt.experts (only the embedded model ships with its own)")
+        shipped = [tiny.expert_path(name) for name in tiny.EXPERTS]
+        return load_experts(shipped if self.experts_from is None else self.experts_from)
+
+    def helpers(self) -> list[Expert]:
+        """Further experts, which are not chosen from but used in the first pass."""
+        return []
+
+    def enter(self, batch: PromptBatch) -> None:
+        """First pass over a batch; from here to `leave` the policy is what was chosen."""
+        self.choice = self._timed("first_pass", lambda: self.adapt_to_batch(batch))
+        self._batch = ExitStack()
+        self._batch.enter_context(z_rows(self.scorer.policy, self.choice.weights, self.scorer.members, mix="raw"))
+        self._second = time.perf_counter()
+
+    def leave(self, batch: PromptBatch, answers: Rollouts) -> None:
+        """Judge the answers of the second pass, and those of the controls."""
+        self.seconds["second_pass"] += time.perf_counter() - self._second
+        self._batch.close()
+        self._timed("controls", lambda: self._judge_controls(batch))
+        verdicts = self._verify(answers)
+        for b, example in enumerate(batch.examples):
+            self.records.append(
+                {
+                    "id": example.id,
+                    "strategy": self.strategy,
+                    "answer": example.answer,
+                    **(self.choice.columns[b] if self.choice.columns else {}),
+                    "completion": answers.completions[b],
+                    "correct": verdicts[b].correct,
+                    "extracted": verdicts[b].extracted,
+                    "reason": verdicts[b].reason,
+                    **self.judged[example.id],
+                }
+            )
+        self.bar.update()
+
+    def _arms(self, shots: PromptBatch) -> dict[str, Tensor]:
+        names = [e.name for e in self.experts]
+        return control_arms(names, lambda w: self.scores(shots, w), self.controls and not self.judged)
+
+    def scores(self, shots: PromptBatch, weights_LNK: Tensor) -> tuple[list[float], list[float]]:
+        """Share of right answers and mean log-likelihood of the right answers, for N mixtures."""
+        return score_members(self.scorer, shots, self.data.task.verify, self.budget, weights_LNK)
+
+    def _judge_controls(self, batch: PromptBatch) -> None:
+        if all(example.id in self.judged for example in batch.examples):
+            return
+        rollouts = self.scorer.answers(batch, torch.cat(list(self.arms.values())), self.budget)
+        verdicts = {name: self._verify(r) for name, r in zip(self.arms, rollouts, strict=True)}
+        for b, example in enumerate(batch.examples):
+            self.judged[example.id] = {
+                "base_completion": rollouts[0].completions[b],
+                "base_correct": verdicts["base"][b].correct,
+                "controls_correct": {name: v[b].correct for name, v in verdicts.items() if name != "base"},
+            }
+
+    def _verify(self, rollouts: Rollouts) -> list[Verdict]:
+        return verify_all(self.data.task.verify, rollouts.examples, rollouts.completions)
+
+    def finish(self, trainer: L.Trainer) -> None:
+        """Report."""
+        self.abort()
+        self.bar.close()
+        order = {example.id: i for i, example in enumerate(self.data.scored())}
+        gathered = [record for part in self.gather(self.records) for record in part]
+        self.records = sorted(gathered, key=lambda record: order[record["id"]])
+        base, result = ([bool(r[key]) for r in self.records] for key in ("base_correct", "correct"))
+        controls = list(self.records[0]["controls_correct"])
+        facts = self.facts()
+        self.report = Report(
+            task=self.data.task.name,
+            protocol=self.data.protocol,
+            n=len(self.records),
+            base=Score.of(base),
+            result=Score.of(result),
+            paired_p=mcnemar_p(base, result),
+            controls={name: Score.of([r["controls_correct"][name] for r in self.records]) for name in controls},
+            seconds={name: round(value, 2) for name, value in self.seconds.items()},
+            seeds=(self.seed,) if self.data.seed == self.seed else (self.seed, self.data.seed),
+            versions=versions(),
+            **{**facts, "details": {**self._settings(), **facts.get("details", {})}},
+        )
+        if trainer.is_global_zero:
+            self._write(trainer, self.report)
+
+    def _settings(self) -> dict[str, Any]:
+        shots = [example.id for example in self.data.shots().examples]
+        return {"strategy": self.strategy, "experts": [e.name for e in self.experts], "few_shot": shots}
+
+    def _write(self, trainer: L.Trainer, report: Report) -> None:
+        figures = self.figures()
+        if self.folder is not None:
+            write_report(self.folder, report, self.records)
+            for tag, figure in figures.items():
+                save_figure(figure, self.folder / "figures" / f"{tag.rpartition('/')[2]}.png")
+        if trainer.logger is None:
+            return
+        scores = {"accuracy": report.result.accuracy, "accuracy_se": report.result.se, **report.seconds}
+        metrics = {f"adapt/{self.strategy}/{name}": float(value) for name, value in scores.items()}
+        trainer.logger.log_metrics(metrics, step=trainer.global_step)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            for tag, figure in figures.items():
+                trainer.logger.experiment.add_figure(tag, figure, trainer.global_step)
+
+    # ------------------------------------------------------------------ helpers
+
+    def abort(self) -> None:
+        """Take the adapters out again."""
+        self._open.close()
+        self.running = False
+
+    def gather(self, mine: Any) -> list[Any]:
+        """The objects of all ranks, in rank order."""
+        if self.world_size == 1:
+            return [mine]
+        everyone: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(everyone, mine)
+        return everyone
+
+    def _timed(self, part: str, run: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return run()
+        finally:
+            self.seconds[part] += time.perf_counter() - start
