@@ -9,6 +9,7 @@ names it must be met bit for bit; elsewhere the two runs must still equal each o
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -50,7 +51,9 @@ def _processor() -> str:
 
 def in_fresh_process() -> dict:
     """`measure` where nothing has run before."""
-    done = subprocess.run([sys.executable, __file__, "--measure"], capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the order of a sum depends on the number of threads
+    command = [sys.executable, __file__, "--measure"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
