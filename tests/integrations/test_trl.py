@@ -103,7 +103,7 @@ def trained(folder, tmp_path_factory):
 def test_grpo_improves_the_reward_and_changes_z_alone(trained, folder):
     trainer, _ = trained
     rewards = logged(trainer, "reward")
-    # Seeds 0-5 went from 0.41-0.53 to at least 0.94.
+    # Seeds 0-5 went from 0.41-0.55 to at least 0.92.
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.25
     before = dict(base(folder).named_parameters())
     for name, parameter in trainer.model.get_base_model().named_parameters():
