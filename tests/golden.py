@@ -43,7 +43,7 @@ def machine() -> dict:
 
 
 def _processor() -> str:
-    """Name, family, model, stepping and a hash of the instruction set: two machines of one name can round differently."""
+    """Name, family, model, stepping and instruction set: two machines of one name can round differently."""
     try:
         lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     except OSError:
