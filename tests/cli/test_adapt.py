@@ -176,6 +176,7 @@ def test_without_a_config_all_three_on_the_embedded_model(tmp_path, capsys):
         "prompt_confusion.png",
         "cls_confusion.png",
     }
+    assert main(["report", str(tmp_path / "run")]) == 0 and "dispatch, without other" in capsys.readouterr().out
     before = report_of(tmp_path / "run")
     assert main(["adapt", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
     assert report_of(tmp_path / "run") == before  # nothing is done twice

@@ -32,7 +32,7 @@ usage: transformer2 experts show DIR [DIR ...]
 REPORT_HELP = """\
 usage: transformer2 report RUN_DIR [RUN_DIR ...] [--out FILE.png]
 
-Print the table of a finished run again and draw its learning curve (figures/curve.png in the run folder).
+Print the table of a finished run again and, after fit, draw its learning curve (figures/curve.png in the run folder).
 """
 
 
@@ -140,10 +140,14 @@ def report(args: Sequence[str]) -> int:
     runs = list(_until_flag(args))
     out = parse_flags(args[len(runs) :], ("out",), (), ()).options.get("out")
 
+    from transformer2.report.adaptation import adaptation_tables
     from transformer2.report.curve import draw_curve
     from transformer2.report.table import read_report, text_table
 
     for run in map(Path, runs):
+        if tables := adaptation_tables(run):
+            print(tables)
+            continue
         picture = draw_curve(run, Path(out) if out else run / "figures" / "curve.png")
         if (run / "report.json").exists():
             print(text_table(read_report(run)))

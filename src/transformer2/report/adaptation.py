@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformer2.report.table import read_report
 from transformer2.types import Report
 
-__all__ = ["adaptation_table", "alpha_figure", "confusion_figure", "save_figure"]
+__all__ = ["adaptation_table", "adaptation_tables", "alpha_figure", "confusion_figure", "save_figure"]
+
+
+def adaptation_tables(run: Path) -> str:
+    """The tables of a finished `adapt` run, one per strategy; empty for another run or an unfinished one."""
+    try:
+        content = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    if "strategies" in content:
+        return "\n".join(adaptation_table(name, read_report(run / name)) for name in content["strategies"])
+    strategy = content.get("details", {}).get("strategy")
+    return adaptation_table(strategy, read_report(run)) if strategy else ""
 
 
 def adaptation_table(strategy: str, report: Report) -> str:
