@@ -30,7 +30,9 @@ NAMES = ("layer", "train_step", "decomposition", "kl", "zrows", "share", "startu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; none runs all")
-    parser.add_argument("--toy", action="store_true", help="seconds instead of minutes; figures mean nothing, none kept")
+    parser.add_argument(
+        "--toy", action="store_true", help="seconds instead of minutes; figures mean nothing, none kept"
+    )
     args = parser.parse_args()
     if unknown := [name for name in args.names if name not in NAMES]:
         parser.error(f"unknown benchmark {unknown[0]!r}; choose from {', '.join(NAMES)}")
