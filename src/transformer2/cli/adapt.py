@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import time
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -88,8 +87,6 @@ def adapt(args: Sequence[str]) -> int:
 
 
 def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet: bool, start: float) -> int:
-    import torch
-
     from transformer2.callbacks.few_shot import SearchInterrupted
     from transformer2.cli.experiment import Experiment
     from transformer2.data import UnseenTaskDataModule
@@ -100,8 +97,6 @@ def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet:
     trainer = dict(config.pop("trainer", None) or {})
     given = list(trainer.get("callbacks") or [])
     callbacks = [*given, *_evaluators(strategies, settings)]
-    if dict(config.get("model") or {}).get("base", "tiny") == "tiny" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # its matrices are too small to share: on busy cores two threads take 4 times as long
     experiment = Experiment.of(
         {**config, "trainer": {**trainer, "callbacks": callbacks}}, folder, quiet, data_class=UnseenTaskDataModule
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -96,6 +98,8 @@ class Experiment:
         Raises:
             ConfigError: A key or value that no constructor takes, with the nearest valid key.
         """
+        if (config.get("model") or {}).get("base", "tiny") == "tiny" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)  # its matrices are too small to share: on busy cores two threads take 4 x as long
         given = config.get("trainer") or {}
         trainer = {**TRAINER_DEFAULTS, **given}
         trainer.setdefault("default_root_dir", str(folder))
