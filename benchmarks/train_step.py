@@ -39,7 +39,7 @@ ALL = (*MLP, "q_proj", "k_proj", "v_proj", "o_proj")
 def measure(toy: bool = False) -> list[Row]:
     if toy:
         return _rows("random Llama, MLP", random_llama(64, 1, 256), MLP, (2, 8, 24), rounds=1)
-    rows = _rows("random Llama, MLP", random_llama(), MLP, (4, 64, 192), rounds=5)
+    rows = _rows("random Llama, MLP", random_llama(), MLP, (4, 64, 192), rounds=9)
     if (tiny := embedded_model()) is not None:
         rows += _rows("embedded model, all linear layers", tiny, ALL, (64, 32, 16), rounds=11)
     return rows
@@ -60,8 +60,11 @@ def _rows(
         if form in ("delta", "factored"):
             steps[f"{form} with KL"] = _step(policy, batch, advantages_B, kl_coef=KL_COEF)
         steps[form]()
+        forward = _forward(policy, lm_head(policy), batch, advantages_B, kl_coef=0.0)
+        with torch.no_grad():
+            forward()  # composes W' for the z of now
         resident = [*policy.parameters(), *policy.buffers(), *_composed(policy)]
-        saved[form] = saved_bytes(_forward(policy, lm_head(policy), batch, advantages_B, kl_coef=0.0), resident)
+        saved[form] = saved_bytes(forward, resident)
     steps["reference with KL"] = _reference_step(copy.deepcopy(base), base, modules, batch, advantages_B)
     peak = {form: peak_bytes(step) for form, step in steps.items()}
     times = interleave(steps, rounds, warmup=0)
