@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from transformer2.experts import replace_folder
 from transformer2.module import SVFReinforceModule
-from transformer2.policy import load_expert
 
 
 class ExpertCheckpoint(L.Callback):
@@ -28,6 +28,7 @@ class ExpertCheckpoint(L.Callback):
         self.dirpath, self.monitor = dirpath, monitor
         self.best_score: float | None = None
         self.best_step = 0
+        self.best_weights: dict[str, torch.Tensor] = {}  # of what is trained: a few KB, so a resumed run has them too
 
     def folder(self, trainer: L.Trainer) -> Path:
         """Where the expert is kept."""
@@ -40,16 +41,19 @@ class ExpertCheckpoint(L.Callback):
         score = float(trainer.callback_metrics[self.monitor])
         if self.best_score is None or score > self.best_score:
             self.best_score, self.best_step = score, trainer.global_step
+            self.best_weights = {n: p.detach().cpu().clone() for n, p in _trained(pl_module).items()}
             self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A run shorter than one validation interval keeps its last z; otherwise the best one is loaded again."""
         if self.best_score is None:
-            self._save(trainer, pl_module)
-            return
-        assert isinstance(pl_module, SVFReinforceModule)
-        trainer.strategy.barrier()
-        load_expert(pl_module.policy, self.folder(trainer))
+            self.best_step = trainer.global_step
+        else:
+            with torch.no_grad():
+                for name, parameter in _trained(pl_module).items():
+                    parameter.copy_(self.best_weights[name])
+        # Also where a run was resumed into another folder and never beat the score that it came with.
+        self._save(trainer, pl_module)
 
     @rank_zero_only
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -64,12 +68,17 @@ class ExpertCheckpoint(L.Callback):
         replace_folder(fresh, target)
 
     def _metadata(self, trainer: L.Trainer, pl_module: SVFReinforceModule) -> dict[str, Any]:
-        return {"task": pl_module.task.name, "step": trainer.global_step, "score": self.best_score}
+        return {"task": pl_module.task.name, "step": self.best_step, "score": self.best_score}
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far, for resume."""
-        return {"best_score": self.best_score, "best_step": self.best_step}
+        """The best expert so far, for resume."""
+        return {"best_score": self.best_score, "best_step": self.best_step, "best_weights": self.best_weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+        self.best_weights = state_dict["best_weights"]
+
+
+def _trained(module: L.LightningModule) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from jinja2 import TemplateError
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from transformer2 import tasks
@@ -30,8 +31,18 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
     messages = [dict(m) for m in example.messages]
     if tokenizer.chat_template is None:
         return list(tokenizer("\n\n".join(m["content"] for m in messages) + "\n\n")["input_ids"])
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError:
+        # Templates such as Gemma's know no system role: its text goes before the first user message.
+        text = tokenizer.apply_chat_template(_without_system(messages), tokenize=False, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
+    first, *rest = [m for m in messages if m["role"] != "system"]
+    return [{**first, "content": f"{system}\n\n{first['content']}" if system else first["content"]}, *rest]
 
 
 def collate(examples: Sequence[Example], ids: Sequence[list[int]], pad_id: int) -> PromptBatch:
@@ -115,6 +126,8 @@ class ExpertDataModule(L.LightningDataModule):
         validation_limit: Score at most this many validation questions; None scores all.
         test_limit: The same for the test split.
         drop_long_prompts: Leave out prompts that do not fit the model's context instead of refusing them.
+        chat_template: `model` demands one; `none` reads the messages' contents where the tokenizer has no template.
+        max_new_tokens: Completion budget (linked to `model.max_new_tokens`); None takes the task's.
         seed: Seed of the order of prompts (linked to `seed_everything`).
     """
 
@@ -128,6 +141,8 @@ class ExpertDataModule(L.LightningDataModule):
         validation_limit: int | None = None,
         test_limit: int | None = None,
         drop_long_prompts: bool = False,
+        chat_template: Literal["model", "none"] = "model",
+        max_new_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -138,6 +153,7 @@ class ExpertDataModule(L.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.limits = {"validation": validation_limit, "test": test_limit}
         self.drop_long_prompts = drop_long_prompts
+        self.chat_template, self.max_new_tokens = chat_template, max_new_tokens or self.task.max_new_tokens
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._rows: dict[str, tuple[list[Example], list[list[int]]]] = {}
 
@@ -156,13 +172,19 @@ class ExpertDataModule(L.LightningDataModule):
     def _read(self, split: str) -> tuple[list[Example], list[list[int]]]:
         examples = self.task.examples(split, self.data_dir)[: self.limits.get(split)]
         self.tokenizer = self.tokenizer or load_tokenizer(self.base)
+        if self.tokenizer.chat_template is None and self.chat_template == "model":
+            raise DataError(
+                f"the tokenizer of {self.base!r} has no chat template; use an instruct model, or say "
+                "data.chat_template: none to prompt with the bare text"
+            )
         ids = [render(self.tokenizer, e) for e in examples]
-        context = getattr(AutoConfig.from_pretrained(locate_base(self.base)), "max_position_embeddings", None)
-        room = (context or 10**9) - self.task.max_new_tokens
+        config = AutoConfig.from_pretrained(locate_base(self.base)).get_text_config()
+        context = getattr(config, "max_position_embeddings", None)
+        room = (context or 10**9) - self.max_new_tokens
         long = [e.id for e, prompt in zip(examples, ids, strict=True) if len(prompt) > room]
         if long and not self.drop_long_prompts:
             raise DataError(
-                f"{len(long)} prompts of {self.task.name}/{split} leave no room for {self.task.max_new_tokens} new "
+                f"{len(long)} prompts of {self.task.name}/{split} leave no room for {self.max_new_tokens} new "
                 f"tokens in a context of {context} ({', '.join(long[:5])}{', ...' if len(long) > 5 else ''}); "
                 "set data.drop_long_prompts: true or choose a model with a longer context"
             )
@@ -213,6 +235,8 @@ class UnseenTaskDataModule(ExpertDataModule):
         eval_batch_size: See `ExpertDataModule`.
         test_limit: Score at most this many rows.
         drop_long_prompts: See `ExpertDataModule`.
+        chat_template: See `ExpertDataModule`.
+        max_new_tokens: See `ExpertDataModule`.
         seed: Seed of the choice of shots.
     """
 
@@ -226,10 +250,19 @@ class UnseenTaskDataModule(ExpertDataModule):
         eval_batch_size: int = 128,
         test_limit: int | None = None,
         drop_long_prompts: bool = False,
+        chat_template: Literal["model", "none"] = "model",
+        max_new_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(
-            task, base, data_dir, eval_batch_size=eval_batch_size, drop_long_prompts=drop_long_prompts, seed=seed
+            task,
+            base,
+            data_dir,
+            eval_batch_size=eval_batch_size,
+            drop_long_prompts=drop_long_prompts,
+            chat_template=chat_template,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
         )
         if few_shot < 1:
             raise ConfigError(f"data.few_shot must be at least 1, not {few_shot}")

@@ -58,3 +58,15 @@ def test_k1_gives_no_gradient_because_its_expectation_is_zero(policies):
     logprobs_V = logits_V.log_softmax(-1)
     naive = torch.autograd.grad((logprobs_V.exp().detach() * (logprobs_V - ref_V)).sum(), logits_V)[0]
     assert torch.allclose(naive, torch.zeros_like(naive), atol=1e-12)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_masked_vocabulary_entry_counts_for_nothing(policies, reverse):
+    logits_V, ref_V = policies
+    masked = torch.zeros(V, dtype=torch.bool)
+    masked[3] = True
+    both = [x.masked_fill(masked, float("-inf")).log_softmax(-1)[None] for x in (logits_V, ref_V)]
+    value = full_kl(*both, reverse=reverse)
+    alone = [x[~masked].log_softmax(-1)[None] for x in (logits_V, ref_V)]
+    assert torch.allclose(value, full_kl(*alone, reverse=reverse))
+    assert torch.isfinite(torch.autograd.grad(value.sum(), logits_V)[0]).all()

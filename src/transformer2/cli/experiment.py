@@ -17,6 +17,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.callbacks.interrupt import GracefulStop
@@ -44,7 +45,12 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
-LINKED = (("model.base", "data.base"), ("seed_everything", "data.seed"), ("seed_everything", "model.seed"))
+LINKED = (
+    ("model.base", "data.base"),
+    ("seed_everything", "data.seed"),
+    ("seed_everything", "model.seed"),
+    ("model.max_new_tokens", "data.max_new_tokens"),
+)
 
 
 class _CLI(LightningCLI):
@@ -101,6 +107,8 @@ class Experiment:
         if (config.get("model") or {}).get("base", "tiny") == "tiny" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # its matrices are too small to share: on busy cores two threads take 4 x as long
         given = config.get("trainer") or {}
+        if (every := given.get("val_check_interval", 1)) is not None and not every > 0:
+            raise ConfigError(f"trainer.val_check_interval must be positive, not {every}")
         trainer = {**TRAINER_DEFAULTS, **given}
         trainer.setdefault("default_root_dir", str(folder))
         trainer.setdefault("logger", _tensorboard(folder))
@@ -119,6 +127,8 @@ class Experiment:
             )
         except argparse.ArgumentError as e:
             raise ConfigError(_one_line(str(e), data_class)) from e
+        except MisconfigurationException as e:
+            raise ConfigError(f"the trainer cannot be built: {_first_line(e)}") from e
         except ValueError as e:
             if isinstance(e.__cause__, UserError):  # a callback's own, which jsonargparse buries in its list of types
                 raise e.__cause__ from None
@@ -138,6 +148,7 @@ class Experiment:
 
     def fit(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
         """Train; then score base and best expert on the test split."""
+        _check_checkpoint(ckpt_path)
         self._open(expert)
         setup = time.perf_counter() - start
         self.trainer.fit(self.module, self.data, ckpt_path=ckpt_path)
@@ -149,12 +160,13 @@ class Experiment:
         now = time.perf_counter() - start
         seconds = {"setup": setup, "train": trained - setup, "test": now - trained, "total": now}
         self._report(seconds)
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and isinstance(self.trainer.logger, TensorBoardLogger):
             print(f"  curve in {draw_curve(self.folder, self.folder / 'figures' / 'curve.png')}")
         return 0
 
     def validate(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
         """Score on the validation split."""
+        _check_checkpoint(ckpt_path)
         self._open(expert)
         self.trainer.validate(self.module, self.data, ckpt_path=ckpt_path, verbose=False)
         metrics = self.trainer.callback_metrics
@@ -164,6 +176,7 @@ class Experiment:
 
     def test(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
         """Score base and expert on the test split."""
+        _check_checkpoint(ckpt_path)
         self._open(expert)
         self.trainer.test(self.module, self.data, ckpt_path=ckpt_path, verbose=False)
         return self._report({"total": time.perf_counter() - start})
@@ -202,6 +215,24 @@ class Experiment:
 
     def _callback(self, kind: type) -> Any:
         return next((c for c in self.trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
+
+
+def _check_checkpoint(path: str | None) -> None:
+    """Refuse, before anything is loaded, a checkpoint that is none."""
+    if path is None:
+        return
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False) if Path(path).is_file() else None
+    except Exception as e:  # torch reports damage as one of half a dozen types
+        raise ConfigError(f"--ckpt_path {path} is damaged or no checkpoint ({type(e).__name__})") from e
+    if not Path(path).exists():
+        raise ConfigError(f"--ckpt_path {path} does not exist; a run keeps checkpoints/last.ckpt")
+    if content is not None and "state_dict" not in content:
+        raise ConfigError(f"--ckpt_path {path} is no Lightning checkpoint; a run keeps checkpoints/last.ckpt")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _tensorboard(folder: Path) -> dict[str, Any]:

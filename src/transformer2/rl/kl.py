@@ -35,7 +35,9 @@ def full_kl(logprobs_NV: Tensor, ref_logprobs_NV: Tensor, *, reverse: bool = Fal
         fp32 (N,), non-negative up to rounding.
     """
     p_NV, q_NV = (ref_logprobs_NV, logprobs_NV) if reverse else (logprobs_NV, ref_logprobs_NV)
-    return (p_NV.exp() * (p_NV - q_NV)).sum(-1)
+    probs_NV = p_NV.exp()
+    # 0 log 0 = 0: a masked vocabulary entry has logit -inf under both models, and -inf + inf is NaN.
+    return (probs_NV * (p_NV - q_NV).masked_fill(probs_NV == 0, 0.0)).sum(-1)
 
 
 def sampled_kl(logprobs_N: Tensor, ref_logprobs_N: Tensor, kind: Literal["k1", "k2", "k3"]) -> Tensor:

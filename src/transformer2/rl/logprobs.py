@@ -81,7 +81,7 @@ def _score_chunk(
     all_nV = _log_softmax(head(hidden_nD), temperature)
     logprobs_n = all_nV.gather(-1, token_ids_n[:, None])[:, 0]
     with torch.no_grad():
-        entropy_n = -(all_nV.exp() * all_nV).sum(-1)
+        entropy_n = torch.special.entr(all_nV.exp()).sum(-1)  # 0 log 0 = 0
     if ref_hidden_nD is None:
         return logprobs_n, torch.zeros_like(entropy_n), entropy_n
     with torch.no_grad():
