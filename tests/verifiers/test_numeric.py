@@ -110,6 +110,108 @@ def test_anything_else_is_refused_with_its_reason(completion: str, reason: str) 
     assert verdict.reason == reason
 
 
+@pytest.mark.parametrize(
+    ("gold", "completion"),
+    [
+        *[
+            ("5", text)
+            for text in (
+                "#### 5+5",
+                "#### 5 * 5",
+                "#### 5^5",
+                "#### 5e5",
+                "#### 5x5",
+                "#### 5 x 5",
+                "The answer is 5 + 5.",
+                "#### 5!",
+                "#### 5 5",
+                "#### 5 - 5",
+                "#### 5(5)",
+                "#### 5 ÷ 5",
+                "#### 5²",
+                "#### 5½",
+                "#### 5 +",
+                "#### 5x",
+                "#### 5 squared",
+                "#### x + 5",
+                "#### -(-5)",
+                "#### sqrt(5)",
+                "#### √5",
+                "#### minus 5",
+                r"\boxed{5\pi}",
+                r"\boxed{5 \times 5}",
+                r"\boxed{5!}",
+                r"\boxed{\sqrt{5}}",
+                "5 + 5",
+                "5!",
+                "#### 9 * 2 = 5 + 5",
+            )
+        ],
+        ("2", "#### 2^2"),
+        ("55", "#### 5**5"),
+        *[
+            ("18", text)
+            for text in (
+                "#### A18",
+                "#### x18y",
+                "#### x_18",
+                "#### No 18",
+                "#### >18",
+                "#### > 18",
+                "#### >= 18",
+                "#### ~18",
+                "#### ≥ 18",
+                "#### at least 18",
+                "#### maybe 18?",
+                "#### 18?",
+                "#### about 18",
+                "#### more than 18",
+                "#### 18 or more",
+                "#### 18 or eighteen",
+                "The answer isn't 18. The answer is no 18.",
+            )
+        ],
+    ],
+)
+def test_terms_bounds_and_guesses_are_no_answer(gold: str, completion: str) -> None:
+    assert not verify_number(gold, completion).correct
+
+
+@pytest.mark.parametrize(
+    ("gold", "completion"),
+    [
+        ("18", "#### 18"),
+        ("18", "#### $18"),
+        ("18", "#### 18$"),
+        ("18", "#### US$18"),
+        ("18", "#### USD 18"),
+        ("18", "#### 18 dollars"),
+        ("18", "#### 18 dollars!"),
+        ("18", "#### $18/hour"),
+        ("18", "#### 18 a day"),
+        ("18", "#### 18kg"),
+        ("18", "#### 18 m"),
+        ("18", "#### an 18-inch ribbon"),
+        ("18", "#### *18*"),
+        ("18", "#### x = 18"),
+        ("18", "#### x + y = 18"),
+        ("18", "9 * 2 = 18\n#### 18"),
+        ("18", "the answer is 9*2 = 18."),
+        ("18", "The answer is 18!"),
+        ("18", "The answer is therefore $18$ dollars."),
+        ("18", r"\boxed{18^\circ}"),
+        ("18", r"\boxed{18\%}"),
+        ("1234", "#### 1,234"),
+        ("1234", r"\boxed{1,\!234}"),
+        ("-3", "#### -3"),
+        ("-3", "The total is x, and the answer is -3."),
+    ],
+)
+def test_an_answer_with_its_unit_stays_one(gold: str, completion: str) -> None:
+    verdict = verify_number(gold, completion)
+    assert verdict.correct, verdict
+
+
 def test_a_gold_that_is_no_number_is_an_error_not_a_reward() -> None:
     with pytest.raises(ValueError, match="gold answer 'many'"):
         verify_number("many", "#### 72")

@@ -6,12 +6,14 @@ What counts as the final answer, in this order:
 2. a last line that is nothing but a number with its unit, where no `####` or `\boxed` stands and no words come later.
 
 A number in the reasoning never counts, and neither does a choice of numbers: when the final place lists several, the
-completion is refused, whichever of them is right. Values are compared exactly, as fractions.
+completion is refused, whichever of them is right, and so is a sum or a guess that nobody worked out ("5 + 5", "5!",
+"> 18", "maybe 18", "A18"). Values are compared exactly, as fractions.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -35,7 +37,29 @@ _MARKER = re.compile(
     re.IGNORECASE,
 )
 _GROUPING = re.compile(r"(?<=[0-9])(?:\{,\}|\\,|[\u00a0\u2009\u202f])(?=[0-9]{3}(?![0-9]))")
-_DECORATION = re.compile(r"\*\*|__|\\[()\[\]$%!,;: ]|[{}$€£¥₹`]|\\left|\\right")
+_DECORATION = re.compile(r"(?:\*\*|__|\\[()\[\]$%!,;: ]|[{}$€£¥₹`]|\\left\b|\\right\b|\\q?quad\b)+")
+_DOLLARS = re.compile(r"\b(?:US|CA|AU|NZ|HK|[ACS])\s?\\?\$")
+_DEGREES = re.compile(r"\^\{?\\circ\b\}?")
+_RESTATED = re.compile(r"\s+\(\s*#\s+[A-Za-z][A-Za-z ]*\)\s*\.?")  # 72 (72 clips)
+# What makes a lone number something else. Before it: an operator, a name, a function, a hedge.
+_BEFORE = re.compile(
+    r"[-+*/^|!√][(\[\s]*\Z|[A-Za-z]\(\Z|_\Z|(?<!\bUSD)(?<!\bEUR)(?<!\bGBP)(?<!\bINR)(?<!\bRs)[A-Za-z]\Z"
+    r"|\b[B-HJ-Zb-hj-z]\s+\Z|\b(?:over|under|above|below)\s+\Z",
+)
+_HEDGE = re.compile(
+    r"\b(?:no|nor|never|neither|maybe|perhaps|possibly|probably|might|could|at (?:least|most)|up to|than|about|around"
+    r"|approx|approximately|roughly|nearly|almost|minus|negative|plus|twice|thrice|double|triple|half|root|sqrt|log|ln"
+    r"|(?:square|cube|third|quarter|factorial) of)\b|[<>~!]\s?=",
+    re.IGNORECASE,
+)
+# After it: an operator, a variable (but not the letter of a unit), or a word that changes the value.
+_AFTER = re.compile(
+    r"(?!\s+a\b)[\s)\]]*+(?:[+*^!|]|-(?![A-Za-z]{2,})|/(?!\s*(?:[A-Za-z]{2,}|h\b))|(?![gmhsldcptLCFWVJN]\b)[A-Za-z]\b)"
+)
+_CHANGED = re.compile(
+    r"\b(?:or|plus|minus|squared|cubed|factorial|choose|doubled|tripled|half|to the power|at (?:least|most))\b",
+    re.IGNORECASE,
+)
 _UNIT_EXPONENT = re.compile(r"(?<=[A-Za-z])(?<![0-9][eE])(?:\s*\^)?[23²³](?!\.?[0-9,/])")  # m^2, cm3
 _BRACE = re.compile(r"[{}]")
 _LINE_END = re.compile(r"\n")
@@ -113,7 +137,8 @@ def final_number(text: str) -> FinalAnswer:
     _, _, last = answers[-1]
     if len(answers) > 1 and last.value is not None:
         (_, before_stop, before), (start, _, _) = answers[-2:]
-        if before.value not in (None, last.value) and _is_listing(text[before_stop + 1 : start]):
+        other = before.value not in (None, last.value) or re.search(r"\bor\b", before.text or "", re.IGNORECASE)
+        if other and _is_listing(text[before_stop + 1 : start]):
             return FinalAnswer(None, text[answers[-2][0] :], "several answers")
     return last
 
@@ -162,15 +187,38 @@ def _only_number(place: str) -> FinalAnswer:
     # "6 * 12 = 72" states one answer; "x = 71, y = 72" states two.
     if equals and re.fullmatch(r"[-+*/x×÷().%0-9\s=]*(?:,[0-9]{3}[-+*/x×÷().%0-9\s=]*)*", head):
         plain = tail
-    values = {_value(match) for match in _NUMBER.finditer(plain)}
-    if not values:
+    matches = list(_NUMBER.finditer(plain))
+    if not matches:
         return FinalAnswer(None, place, "no number in the final answer")
-    if len(values) > 1:
-        return FinalAnswer(None, place, "several answers")
-    value = values.pop()
-    if value is None or re.search(r"\bnot\b|≠", plain, re.IGNORECASE):
+    first = matches[0]
+    value = _value(first)
+    before, after = plain[: first.start()], plain[first.end() :]
+    if len(matches) > 1:
+        again = matches[1]
+        rest = plain[first.end() : again.start()] + "#" + plain[again.end() :]
+        if len(matches) > 2 or _value(again) != value or not _RESTATED.fullmatch(rest.rstrip()):
+            return FinalAnswer(None, place, "several answers")
+    if value is None or re.search(r"\bnot\b|n't\b|≠", plain, re.IGNORECASE) or _is_unfinished(before, first, after):
         return FinalAnswer(None, place, "not a usable number")
     return FinalAnswer(value, place)
+
+
+def _is_unfinished(before: str, number: re.Match[str], after: str) -> bool:
+    """Whether what stands around a lone number makes it a term, a bound or a guess instead of an answer."""
+    near = before.rpartition("=")[2]  # "x + y = 5" is 5
+    tail = near[-80:]
+    if number["sign"] and number["sign"][0] == "+" and re.search(r"[A-Za-z)]\s?\Z", tail):
+        return True  # "x + 5"
+    if _BEFORE.search(tail.rstrip() + (" " if tail[-1:].isspace() else "")) or _HEDGE.search(before):
+        return True
+    if re.match(r"\s*\*+\s*\Z", after):  # the end of "*5*", whose start is no part of the place
+        after = "" if after[0] == "*" else after
+    if _AFTER.match(after) or _CHANGED.search(after):
+        return True
+    return any(
+        c in "<>~?^·‰\\" or (not c.isascii() and (c.isnumeric() or unicodedata.category(c) == "Sm"))
+        for c in near + after
+    )
 
 
 def _plain(text: str) -> str:
@@ -180,10 +228,19 @@ def _plain(text: str) -> str:
         text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2 ", text)
         text = re.sub(r"\\[dt]?frac\s*([0-9])\s*([0-9])", r" \1/\2 ", text)
         text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r" \1 ", text)
-        text = re.sub(r"\\times|\\cdot", "*", text)
+        text = re.sub(r"\\times|\\cdot|\\div", "*", text)
+        text = _DEGREES.sub(" ", text)
     text = _GROUPING.sub(",", text)
-    text = _DECORATION.sub("", text)
+    text = _DOLLARS.sub(" ", text)
+    text = _DECORATION.sub(_undecorated, text)
     return _UNIT_EXPONENT.sub("", text)
+
+
+def _undecorated(match: re.Match[str]) -> str:
+    """Nothing, but for a space where its loss would join two words or digits: "5**5", "A$18"."""
+    text, start, end = match.string, match.start(), match.end()
+    joins = start > 0 and end < len(text) and text[start - 1].isalnum() and text[end].isalnum()
+    return " " if joins else ""
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
