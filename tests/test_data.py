@@ -26,6 +26,30 @@ def test_without_a_template_the_contents_are_read():
     assert tokenizer.decode(render(tokenizer, EXAMPLES[1])) == "xx\n\n"
 
 
+def test_a_template_without_a_system_role_reads_it_with_the_question():
+    tokenizer = byte_tokenizer()
+    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    tokenizer.chat_template = refuse + tokenizer.chat_template
+    messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"})
+    text = tokenizer.decode(render(tokenizer, Example("t/0", messages, "")))
+    assert "user<|end_header_id|>\n\nBe brief.\n\nWhy?" in text and "system" not in text
+
+
+def test_a_missing_template_is_refused_unless_chosen(tmp_path, real_data):
+    folder = make_llama(tmp_path / "bare")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(DataError, match=r"no chat template.*data.chat_template: none"):
+        ExpertDataModule("gsm8k", str(folder), str(real_data)).setup("test")
+    ExpertDataModule("gsm8k", str(folder), str(real_data), chat_template="none", test_limit=4).setup("test")
+
+
+def test_the_budget_of_the_run_decides_what_fits(tmp_path, real_data):
+    base = str(make_llama(tmp_path / "short", context=900))
+    ExpertDataModule("gsm8k", base, str(real_data), max_new_tokens=8, test_limit=50).setup("test")
+    with pytest.raises(DataError, match="no room for 880 new"):
+        ExpertDataModule("gsm8k", base, str(real_data), max_new_tokens=880, test_limit=50).setup("test")
+
+
 def test_collate_pads_on_the_left():
     batch = collate(EXAMPLES[:2], [[5, 6, 7], [8]], pad_id=4)
     assert batch.input_ids_BP.tolist() == [[5, 6, 7], [4, 4, 8]]

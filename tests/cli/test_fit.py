@@ -104,6 +104,10 @@ def test_a_run_folder_is_never_overwritten(run, llama_folder, real_data, capsys)
         (["--model.adapter.target_modules", "[nothing_proj]"], "nothing_proj"),
         (["--model.adapter.peft_type", "LORRA"], "did you mean 'LORA'"),
         (["--expert", "/no/expert"], "/no/expert"),
+        (["--ckpt_path", "/no/such.ckpt"], "/no/such.ckpt does not exist"),
+        (["--ckpt_path", "README.md"], "README.md is damaged or no checkpoint"),
+        (["--trainer.accelerator", "cuda"], "the trainer cannot be built"),
+        (["--trainer.val_check_interval", "0"], "val_check_interval must be positive"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_2(llama_folder, real_data, tmp_path, capfd, more, message):
@@ -148,6 +152,20 @@ def test_variants_run_on_the_embedded_model(tmp_path, more):
     config = json.loads((tmp_path / "run" / "expert" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny"
     assert any(v.ne(0).any() for v in saved.values())
+
+
+def test_an_expert_says_how_it_is_scored(run, real_data, tmp_path, capsys):
+    small = ["--data.data_dir", str(real_data), "--data.test_limit", "2", "--model.max_new_tokens", "4", "--quiet"]
+    assert main(["test", "--expert", str(run / "expert"), *small, "--run_dir", str(tmp_path / "t")]) == 0
+    assert json.loads((tmp_path / "t" / "report.json").read_text())["task"] == "gsm8k"
+    assert main(["test", "--expert", "/no/expert"]) == 2
+    assert "/no/expert is no expert folder" in capsys.readouterr().err
+
+
+def test_without_tensorboard_a_run_still_succeeds(llama_folder, real_data, tmp_path):
+    args = command(str(llama_folder), str(real_data), "--run_dir", str(tmp_path / "run"), "--trainer.logger", "false")
+    assert main(args) == 0
+    assert (tmp_path / "run" / "report.json").is_file() and not (tmp_path / "run" / "figures").exists()
 
 
 def test_validate_test_and_print_config(run, llama_folder, real_data, tmp_path, capsys):

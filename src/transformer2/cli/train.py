@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import sys
@@ -74,6 +75,8 @@ def _run(command: str, args: Sequence[str]) -> int:
         return 0
     if not flags.configs and command == "fit":
         raise ConfigError("fit needs --config; try --config conf/tiny_math.yaml")
+    if command != "fit" and "expert" in flags.options and not flags.configs:
+        flags.overrides[:0] = _facts(Path(flags.options["expert"]))
     config = compose(flags.configs, flags.overrides, KEYS)
     name = str(config.pop("name", Path(flags.configs[-1]).stem if flags.configs else command))
     folder = run_folder(flags.options.get("run_dir"), name)
@@ -89,6 +92,18 @@ def _run(command: str, args: Sequence[str]) -> int:
         return 0
     verb = {"fit": experiment.fit, "validate": experiment.validate, "test": experiment.test}[command]
     return verb(Path(p) if (p := flags.options.get("expert")) else None, flags.options.get("ckpt_path"), start)
+
+
+def _facts(expert: Path) -> list[tuple[str, str]]:
+    """Base, targets and task as the expert's own config has them: what it is scored with unless a config says more."""
+    try:
+        saved = json.loads((expert / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"--expert {expert} is no expert folder: its adapter_config.json cannot be read") from e
+    adapter = {key: saved.get(key) for key in ("peft_type", "target_modules", "layers_to_transform")}
+    known = {key: value for key, value in adapter.items() if value is not None}
+    facts = [("model.base", saved.get("base_model_name_or_path")), ("data.task", saved.get("task"))]
+    return [("model.adapter", json.dumps(known)), *((key, str(value)) for key, value in facts if value)]
 
 
 def help_text(command: str) -> str:
