@@ -29,9 +29,11 @@ from transformer2.experts import (
     mix_experts,
     mix_folders,
     read_expert,
+    replace_folder,
     save_expert,
     show_expert,
 )  # fmt: skip
+from transformer2.experts import folder as expert_files
 from transformer2.svf.cache import fingerprint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -131,6 +133,67 @@ def test_saving_is_all_or_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch)
     save_expert(expert(seed=1), folder, overwrite=True)
     assert torch.equal(read_expert(folder).deltas[UP], expert(seed=1).deltas[UP])
     assert [f.name for f in folder.parent.iterdir()] == ["math"]  # no temp folders left
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere two renames have to do")
+def test_a_kill_at_any_step_of_a_replacement_leaves_the_old_or_the_new_expert(tmp_path: Path) -> None:
+    old, new = expert(seed=0), expert(seed=1)
+    probes = [save_expert(expert(name), tmp_path / name) for name in ("a", "b")]
+    if not expert_files._exchange(*probes):
+        pytest.skip("this file system cannot exchange two names")
+    sums = [read_expert(save_expert(e, tmp_path / f"sum{i}")).sha256 for i, e in enumerate((old, new))]
+    found = []
+    for step in range(1000):
+        target = save_expert(old, tmp_path / f"run{step}" / "math")
+        fresh = save_expert(new, target.with_name(".math.1"))
+        pid = os.fork()
+        if pid == 0:  # the child: ends before its n-th line of replace_folder or of what that calls
+            left = step
+
+            def trace(frame: Any, event: str, arg: Any) -> Any:
+                nonlocal left
+                if event == "line" and Path(frame.f_code.co_filename).name in ("folder.py", "shutil.py"):
+                    if left == 0:
+                        os._exit(9)
+                    left -= 1
+                return trace
+
+            try:
+                sys.settrace(trace)
+                replace_folder(fresh, target)
+                sys.settrace(None)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status in (0, 9)
+        found.append(sums.index(read_expert(target).sha256))
+        if status == 0:
+            break
+    assert status == 0 and step > 20
+    assert found == sorted(found) and set(found) == {0, 1}  # old, then new
+    assert [path.name for path in target.parent.iterdir()] == ["math"]
+
+
+def test_without_an_exchange_two_renames_replace_and_a_fault_puts_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expert_files, "_exchange", lambda a, b: False)
+    target = save_expert(expert(seed=0), tmp_path / "math")
+    before = read_expert(target).sha256
+    save_expert(expert(seed=1), target, overwrite=True)
+    after = read_expert(target).sha256
+    assert before != after and [path.name for path in tmp_path.iterdir()] == ["math"]
+    real = os.replace
+
+    def fails(source: Any, destination: Any) -> None:
+        if Path(destination) == target and not str(source).endswith(".old"):
+            raise OSError(5, "Input/output error")
+        real(source, destination)
+
+    monkeypatch.setattr(os, "replace", fails)
+    assert "Input/output error" in refusal(expert(seed=0), target, overwrite=True, call=save_expert)
+    assert read_expert(target).sha256 == after and [path.name for path in tmp_path.iterdir()] == ["math"]
 
 
 def test_what_cannot_be_an_expert_is_not_saved(tmp_path: Path) -> None:

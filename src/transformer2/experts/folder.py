@@ -1,8 +1,8 @@
 """An expert folder: read it without trusting it, write it so that it is whole or absent.
 
-    adapter_config.json          peft_type SVF, base model, task, step, score, base_fingerprint, sha256 of the weights
-    file adapter_model.safetensors    base_model.model.<module path>.svf_z.delta, fp32 (r,): z - 1; nothing else
-    README.md                    model card
+    adapter_config.json        peft_type SVF, base model, task, step, score, base_fingerprint, sha256 of the weights
+    adapter_model.safetensors  base_model.model.<module path>.svf_z.delta, fp32 (r,): z - 1; nothing else
+    README.md                  model card
 
 safetensors alone loads flipped bits, NaN and a tensor named `../../x`; so every key, shape, dtype, value and the
 checksum are looked at here, and each fault is an `ExpertError` of one line that names file, field and remedy.
@@ -10,6 +10,8 @@ checksum are looked at here, and each fault is an `ExpertError` of one line that
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -29,7 +31,7 @@ from torch import Tensor
 
 from transformer2.errors import ExpertError
 
-__all__ = ["CONFIG", "WEIGHTS", "Expert", "check_name", "expert_folder", "read_expert", "save_expert"]
+__all__ = ["CONFIG", "WEIGHTS", "Expert", "check_name", "expert_folder", "read_expert", "replace_folder", "save_expert"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FORMAT_VERSION = 1
@@ -49,8 +51,8 @@ class Expert:
         score: Validation accuracy there, in [0, 1].
         base: Base model, as its config names it.
         base_fingerprint: "<arch>:<weights>" of the base model.
-        deltas: Module path -> effective z - 1, fp32 (r,), on the CPU; entry i belongs to the i-th largest singular
-        value. sha256: Of the weights file.
+        deltas: Module path -> effective z - 1, fp32 (r,), on the CPU; entry i is of the i-th largest singular value.
+        sha256: Of the weights file.
     """
 
     name: str
@@ -188,6 +190,10 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
 def replace_folder(fresh: Path, target: Path) -> None:
     """Put a finished folder in the place of another one, which is kept until then.
 
+    On Linux the two swap names in one step, so that a reader or a kill finds the old folder or the new one. Where the
+    system or the file system cannot do that, two renames leave a moment without either at the target; a kill in it
+    leaves the old one beside the target as `<fresh>.old`.
+
     Args:
         fresh: The new folder, beside the target.
         target: Where it goes; may exist.
@@ -198,11 +204,42 @@ def replace_folder(fresh: Path, target: Path) -> None:
     for file in [*fresh.iterdir(), fresh]:
         _fsync(file)
     old = fresh.with_name(fresh.name + ".old")
-    if target.exists():
+    if not os.path.lexists(target):
+        os.replace(fresh, target)
+    elif _exchange(fresh, target):
+        old = fresh
+    else:
         os.replace(target, old)
-    os.replace(fresh, target)
+        try:
+            os.replace(fresh, target)
+        except OSError:
+            os.replace(old, target)
+            raise
     _fsync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if old.is_dir() and not old.is_symlink():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.unlink(missing_ok=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one step; False, with nothing done, where that is impossible.
+
+    Raises:
+        OSError: It is possible, but failed.
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2  # Linux; Python has no name for it
+    except (AttributeError, OSError, TypeError):
+        return False
+    cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    if renameat2(cwd, os.fsencode(a), cwd, os.fsencode(b), exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(code, os.strerror(code), str(a), None, str(b))
 
 
 def _key(module: str) -> str:
