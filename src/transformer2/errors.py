@@ -1,5 +1,8 @@
 """Typed errors a user can act on: one line that names the thing and the remedy."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """Bad input or an impossible request. The command line prints it as one line and exits with code 2."""
@@ -19,3 +22,9 @@ class ExpertError(UserError, ValueError):
 
 class BasisError(UserError, ValueError):
     """A basis that cannot be computed or read."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` with the known name nearest to a wrong one; empty when nothing is known."""
+    near = get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f"; did you mean {near[0]!r}?" if near else ""

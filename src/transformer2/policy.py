@@ -13,7 +13,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from transformer2 import tiny
-from transformer2.errors import ConfigError, DataError, ExpertError, UserError
+from transformer2.errors import ConfigError, DataError, ExpertError, UserError, nearest
 from transformer2.experts import read_expert
 from transformer2.svf.config import SVFConfig
 
@@ -92,18 +91,13 @@ def adapter_config(adapter: Mapping[str, Any] | PeftConfig) -> PeftConfig:
     peft_type = str(options.pop("peft_type", "SVF")).upper()
     methods = {str(getattr(kind, "value", kind)): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if peft_type not in methods:
-        raise ConfigError(f"unknown adapter.peft_type {peft_type!r}{_nearest(peft_type, methods)}")
+        raise ConfigError(f"unknown adapter.peft_type {peft_type!r}{nearest(peft_type, methods)}")
     cls = methods[peft_type]
     known = [f.name for f in dataclasses.fields(cls) if f.init]
     for key in options:
         if key not in known:
-            raise ConfigError(f"unknown key adapter.{key} for {peft_type}{_nearest(key, known)}")
+            raise ConfigError(f"unknown key adapter.{key} for {peft_type}{nearest(key, known)}")
     return cls(**options)
-
-
-def _nearest(name: str, known: Any) -> str:
-    near = get_close_matches(name, list(known), n=1, cutoff=0.0)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def build_policy(base: PreTrainedModel, adapter: Mapping[str, Any] | PeftConfig) -> PeftModel:

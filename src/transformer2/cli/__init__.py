@@ -11,10 +11,9 @@ import os
 import signal
 import sys
 import traceback
-from difflib import get_close_matches
 from types import FrameType
 
-from transformer2.errors import UserError
+from transformer2.errors import UserError, nearest
 
 COMMANDS = {
     "fit": ("train one expert by REINFORCE and score it on the test split", "transformer2.cli.train:fit"),
@@ -105,7 +104,6 @@ def _hint(error: KeyboardInterrupt) -> str:
 
 def _find(command: str):  # type: ignore[no-untyped-def]
     if command not in COMMANDS:
-        near = get_close_matches(command, COMMANDS, n=1, cutoff=0.0)
-        raise UserError(f"unknown command {command!r}; did you mean {near[0]!r}? `transformer2 --help` lists them")
+        raise UserError(f"unknown command {command!r}{nearest(command, COMMANDS)} `transformer2 --help` lists them")
     module, _, function = COMMANDS[command][1].partition(":")
     return getattr(importlib.import_module(module), function)

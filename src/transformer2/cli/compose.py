@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from transformer2.errors import ConfigError
+from transformer2.errors import ConfigError, nearest
 
 PACKAGED = Path(__file__).parent.parent  # holds conf/ in an installed package
 
@@ -60,7 +59,7 @@ def parse_flags(args: Sequence[str], options: Sequence[str], switches: Sequence[
             flags.switches.add(name)
             continue
         if name != "config" and name not in options and name.partition(".")[0] not in keys:
-            raise ConfigError(f"unknown flag --{name}{_nearest(name, ['config', *options, *switches, *keys])}")
+            raise ConfigError(f"unknown flag --{name}{nearest(name, ['config', *options, *switches, *keys])}")
         if not equals:
             if not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
                 raise ConfigError(f"--{name} needs a value")
@@ -93,7 +92,7 @@ def compose(configs: Sequence[str], overrides: Sequence[tuple[str, str]], keys: 
     named = {str(key): value for key, value in plain.items()}
     for key in named:
         if key not in keys:
-            raise ConfigError(f"unknown config key {key!r}{_nearest(key, keys)}")
+            raise ConfigError(f"unknown config key {key!r}{nearest(key, keys)}")
     return named
 
 
@@ -107,7 +106,7 @@ def find_config(name: str) -> Path:
         if path.is_file():
             return path
     shipped = sorted(str(p.relative_to(PACKAGED)) for p in (PACKAGED / "conf").rglob("*.yaml"))
-    raise ConfigError(f"config {name!r} not found{_nearest(name, shipped)}")
+    raise ConfigError(f"config {name!r} not found{nearest(name, shipped)}")
 
 
 def _load(path: Path, seen: tuple[Path, ...]) -> DictConfig:
@@ -147,8 +146,3 @@ def _value(key: str, text: str) -> Any:
         except ValueError:
             return value
     return value
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, list(known), n=1, cutoff=0.0)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from difflib import get_close_matches
 from pathlib import Path
 
-from transformer2.errors import ConfigError
+from transformer2.errors import ConfigError, nearest
 from transformer2.tasks.base import Task
 
 __all__ = ["Task", "get", "names"]
@@ -32,5 +31,4 @@ def get(name: str) -> Task:
             return getattr(importlib.import_module(module), cls)()
         except (ImportError, AttributeError) as e:
             raise ConfigError(f"task {name!r} cannot be imported ({e}); give the full path of a Task class") from e
-    near = get_close_matches(name, names(), n=1, cutoff=0.0)
-    raise ConfigError(f"unknown task {name!r}; did you mean {near[0]!r}? Known: {', '.join(names())}")
+    raise ConfigError(f"unknown task {name!r}{nearest(name, names())} Known: {', '.join(names())}")
