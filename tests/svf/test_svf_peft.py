@@ -85,7 +85,7 @@ def test_impossible_adapter_names(model, name):
 def test_add_weighted_adapter(model, mix):
     model.add_adapter("b", copy.deepcopy(ALL))
     randomize(model, "b", seed=9)
-    model.add_weighted_adapter(["default", "b"], [0.5, 1.5], "mix", mix=mix)
+    model.add_weighted_adapter(["default", "b"], [0.5, 1.5], "mix", mix=mix, combination_type="linear")
     for _, layer in svf_layers(model):
         a, b, mixed = (layer.delta([name]) for name in ("default", "b", "mix"))
         expected = {
@@ -105,6 +105,7 @@ def test_add_weighted_adapter(model, mix):
         ((["default"], [1.0, 2.0], "x"), "2 weights for 1"),
         ((["default"], [float("inf")], "x"), "not all finite"),
         ((["default"], [0.0], "x", "normalised"), "sum to zero"),
+        ((["default"], [1.0], "x", "delta", "svd"), "combination_type='svd' is LoRA's"),
         ((["default"], [0.0], "x", "mean"), "mix='mean'"),
     ],
 )

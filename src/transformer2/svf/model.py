@@ -216,6 +216,7 @@ class SVFModel(BaseTuner):
         weights: Sequence[float],
         adapter_name: str,
         mix: Literal["delta", "normalised", "raw"] = "delta",
+        combination_type: str = "linear",
     ) -> None:
         """Make a new adapter out of others. It is not made active.
 
@@ -225,10 +226,13 @@ class SVFModel(BaseTuner):
             adapter_name: Name of the new one.
             mix: z = 1 + sum_k w_k (z_k - 1) ("delta"), the same with w / sum(w) ("normalised"), or
                 z = sum_k w_k z_k ("raw", the paper's). A matrix that an adapter does not tune counts as z_k = 1.
+            combination_type: PEFT's word; z combine linearly, and in no other way.
 
         Raises:
             UserError: Unknown or taken names, counts that differ, non-finite or (normalised) zero-sum weights.
         """
+        if combination_type != "linear":
+            raise ConfigError(f"combination_type={combination_type!r} is LoRA's; experts combine as 'linear', see mix")
         unknown = [name for name in adapters if name not in self.peft_config]
         if unknown or adapter_name in self.peft_config:
             problem = f"unknown adapter {unknown[0]!r}" if unknown else f"adapter {adapter_name!r} exists"

@@ -1,6 +1,7 @@
 """One z per row of a batch: mixed requests, a CEM population and base rows go through one forward pass.
 
-    z_b = 1 + sum_k w[b, k] (z_k - 1)        mix="delta"; a row of zeros is the base model exactly
+    z_b = 1 + sum_k w[b, k] (z_k - 1)        mix="delta"; a row of zeros is the base model, bit for bit
+                                             in the delta form, to rounding in the factored one
     z_b = sum_k w[b, k] z_k                  mix="raw", the paper's z' = sum_k alpha_k z_k (section 3.2)
 
 Departures from the reference code: it recomposes the weights for every candidate and runs them one after the other;
