@@ -147,7 +147,13 @@ class Experiment:
         return str(yaml.safe_dump(whole, sort_keys=False))
 
     def fit(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
-        """Train; then score base and best expert on the test split."""
+        """Train; then score base and best expert on the test split.
+
+        Raises:
+            ConfigError: More than one process: ranks with different numbers of micro-batches would wait for each other.
+        """
+        if self.trainer.world_size > 1:
+            raise ConfigError("fit runs on one device for now; set trainer.devices: 1 and trainer.num_nodes: 1")
         _check_checkpoint(ckpt_path)
         self._open(expert)
         setup = time.perf_counter() - start
