@@ -9,6 +9,7 @@ pass and attacks must fail, or it takes no work.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -79,9 +80,10 @@ class Judge:
                     os._exit(0)
             os.close(report)
             result = _wait_for(pid, reports, seconds + SLACK)
-            if result["outcome"] == "lost":
-                supervisor.sendall(b"?")
-            supervisor.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # it has answered already, and is gone
+                if result["outcome"] == "lost":
+                    supervisor.sendall(b"?")
+                supervisor.shutdown(socket.SHUT_WR)
             supervisor.settimeout(SLACK)
             end = supervisor.recv(4096)
         if not end:
