@@ -135,9 +135,7 @@ class Sandbox:
         seconds = 3.0 * max(p.cpu_seconds for p in programs) + 2 * SLACK
         requests = [json.dumps(asdict(p)).encode() for p in programs]
         answers = self.pool.map(requests, seconds, deadline)
-        return [
-            Outcome("infra_error", a.value) if isinstance(a, Lost) else Outcome(**json.loads(a)) for a in answers
-        ]
+        return [Outcome("infra_error", a.value) if isinstance(a, Lost) else Outcome(**json.loads(a)) for a in answers]
 
 
 @cache

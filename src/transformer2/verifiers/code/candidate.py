@@ -5,7 +5,7 @@ are the process's (`jail.py`), and the verdict is made elsewhere (`checker.py`).
 
     <- {"layers": {layer: why missing}}                    put on before anything is read
     -> {"code": source}                                    <- {"ok": form} or {"error": type, "text": ...}
-    -> {"do": "call" | "get" | "set" | "list", "on": name or handle, ...}   <- the same
+    -> {"do": "call" | "get" | "set" | "bool" | "list", "on": name or handle, ...}   <- the same
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ def serve(channel: int, missing: dict[str, str]) -> None:
                 return getattr(target, message["name"])
             case "set":
                 return setattr(target, message["name"], read(message["value"]))
+            case "bool":
+                return bool(target)
             case "list":
                 return list(itertools.islice(target, MAX_ITEMS))
         raise ValueError(message["do"])

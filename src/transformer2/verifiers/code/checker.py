@@ -62,7 +62,7 @@ class Candidate:
 class Standin:
     """Something that the candidate defined or made: it can be called, and its attributes read and set.
 
-    It is equal to nothing but itself and has no truth value, length or order, so no test passes by accident.
+    It is equal to nothing but itself and has no length or order, so no comparison holds by accident.
     """
 
     def __init__(self, candidate: Candidate, target: int | str, kind: str) -> None:
@@ -85,7 +85,7 @@ class Standin:
         return iter(self._candidate.ask({"do": "list", "on": self._target}))
 
     def __bool__(self) -> bool:
-        raise CandidateError(f"a {self._kind} is neither true nor false")
+        return self._candidate.ask({"do": "bool", "on": self._target}) is True
 
     def __repr__(self) -> str:
         return f"<{self._kind} of the candidate>"

@@ -33,9 +33,7 @@ from transformer2.verifiers.code.zygote import preload
 __all__ = ["SLACK", "Judge", "level_of", "main"]
 
 ROOT = str(Path(__file__).resolve().parents[3])  # the folder that holds the package
-BOOT = (
-    "import sys; sys.path.insert(0, {root!r}); from transformer2.verifiers.code.zygote import main; main(int(sys.argv[1]))"
-)
+BOOT = "import sys; sys.path.insert(0, {root!r}); from transformer2.verifiers.code.zygote import main; main(int(sys.argv[1]))"
 CHECKER = Limits(cpu_seconds=6, memory=2 << 30, descriptors=16)
 SLACK = 4.0  # seconds that a checker may take beyond its candidate
 
@@ -153,7 +151,9 @@ def _explained(result: dict[str, Any], end: dict[str, Any]) -> dict[str, Any]:
         return result
     if end["timeout"] or (end["signal"] == signal.SIGKILL and not end["stopped"]):
         return {**result, "outcome": "timeout", "reason": "out of time"}
-    how = f"killed by {signal.Signals(end['signal']).name}" if end["signal"] and not end["stopped"] else "it ended itself"
+    how = (
+        f"killed by {signal.Signals(end['signal']).name}" if end["signal"] and not end["stopped"] else "it ended itself"
+    )
     return {**result, "outcome": "crashed", "reason": how}
 
 

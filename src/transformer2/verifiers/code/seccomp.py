@@ -127,9 +127,7 @@ def allow_filter(machine: str) -> bytes:
         if (number := pair[column]) is not None:
             program += _when(number, [_return(_ALLOW)])
     refused = [_return(_ERRNO | errno.EPERM)]
-    program += _when(
-        _CLONE[column], [_load(0), _op(_JUMP_IF_SET, _CLONE_THREAD, 0, 1), _return(_ALLOW), *refused]
-    )
+    program += _when(_CLONE[column], [_load(0), _op(_JUMP_IF_SET, _CLONE_THREAD, 0, 1), _return(_ALLOW), *refused])
     # glibc falls back to clone, whose flags can be read here, when clone3 does not exist.
     program += _when(_CLONE3[column], [_return(_ERRNO | errno.ENOSYS)])
     commands = [_load(1)]

@@ -7,6 +7,7 @@ checker. What is no plain data stays where it is and is spoken of by a handle.
     None True False "text"            themselves
     {"i": hex} {"f": hex} {"c": [re, im]} {"b": base64}
     {"l": [...]} {"t": [...]} {"s": [...]} {"z": [...]} {"d": [[key, value], ...]}     list tuple set frozenset dict
+    {"y": name}                       a built-in type
     {"h": number, "n": type name}     a handle
 """
 
@@ -24,6 +25,7 @@ __all__ = ["MAX_FRAME", "Closed", "TooLarge", "Unreadable", "decode", "encode", 
 MAX_FRAME = 1 << 20  # bytes of one message
 MAX_DEPTH = 64  # levels of containers in one value
 _SEQUENCES: dict[str, type] = {"l": list, "t": tuple, "s": set, "z": frozenset}
+_TYPES = {t.__name__: t for t in (bool, bytes, complex, dict, float, int, list, object, set, str, tuple)}
 _LENGTH = struct.Struct("<I")
 
 
@@ -73,6 +75,8 @@ def encode(value: Any, handle: Callable[[Any], dict[str, Any]], depth: int = MAX
     for tag, kind in _SEQUENCES.items():
         if isinstance(value, kind):
             return {tag: [part(v) for v in kind.__iter__(value)]}  # type: ignore[attr-defined]  # all four iterate
+    if isinstance(value, type) and _TYPES.get(name := type.__dict__["__name__"].__get__(value)) is value:
+        return {"y": name}
     return handle(value)
 
 
@@ -108,6 +112,8 @@ def decode(form: Any, handle: Callable[[int, str], Any], depth: int = MAX_DEPTH)
                 return base64.b64decode(content)
             case "d":
                 return {decode(k, handle, depth - 1): decode(v, handle, depth - 1) for k, v in content}
+            case "y":
+                return _TYPES[content]
             case "h":
                 return handle(int(content), str(form["n"]))
         return _SEQUENCES[tag](decode(v, handle, depth - 1) for v in content)

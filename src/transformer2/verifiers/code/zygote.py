@@ -104,4 +104,3 @@ def _supervise(channel: int, control: int, own_pids: bool) -> None:
     }
     with contextlib.suppress(OSError):
         judge.sendall(json.dumps(answer).encode())
-
