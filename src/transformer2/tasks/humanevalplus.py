@@ -1,7 +1,7 @@
 """HumanEval+: the functions of HumanEval with about 80 times as many tests (evalplus/humanevalplus).
 
-Example: the row of HumanEval/0 is that of `humaneval`, but its `check` compares several hundred inputs with the results
-of a corrected reference solution (`for i, (inp, exp) in enumerate(zip(inputs, results)): assertion(candidate(*inp), exp, 0)`).
+Example: the row of HumanEval/0 is that of `humaneval`, but its `check` compares several hundred inputs with the
+results of a corrected reference solution (`for i, (inp, exp) in ...: assertion(candidate(*inp), exp, 0)`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ One row:
     test_list: ["assert set(similar_elements((3, 4, 5, 6),(5, 7, 4, 10))) == set((4, 5))", ...]
 
 The model sees the sentence and the first test, which names the function; right means that all tests hold, run in the
-sandbox. (The data set's own prompt shows all tests: under a reward that is an invitation to return the expected values.)
+sandbox. (The data set's own prompt shows all tests: under a reward, an invitation to return the expected values.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""MBPP-Pro, the paper's code task: MBPP+ (evalplus/mbppplus), the checked tasks of MBPP with about 35 times as many tests.
+"""MBPP-Pro, the paper's code task: MBPP+ (evalplus/mbppplus), checked tasks of MBPP with 35 times as many tests.
 
 Example (task 2): the sentence and the test that the model sees are those of `mbpp_sanitized`; its answer is run on a
 hundred inputs (`for i, (inp, exp) in enumerate(zip(inputs, results)): assertion(similar_elements(*inp), exp, 0)`).

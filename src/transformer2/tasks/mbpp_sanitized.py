@@ -1,4 +1,4 @@
-"""Sanitized MBPP: the 427 tasks of MBPP that its authors checked by hand (google-research-datasets/mbpp, config sanitized).
+"""Sanitized MBPP: 427 tasks of MBPP, checked by its authors (google-research-datasets/mbpp, config sanitized).
 
 Example (task 2): "Write a function to find the shared elements from the given two lists.", tested by
 `assert set(similar_elements((3, 4, 5, 6),(5, 7, 4, 10))) == set((4, 5))` and two more.

@@ -1,9 +1,9 @@
 """The trusted side: runs a data set's tests against stand-ins for what the candidate defined.
 
 The tests, and with them the expected values, live in this process and never enter the candidate's. A stand-in sends
-arguments over and gets plain data back (`values.py`), so no exit code, printed marker, patched builtin or object with an
-equality of its own says anything about the verdict. The tests come from a data set, not from us, so this process has the
-same walls and limits around it (`jail.confine`).
+arguments over and gets plain data back (`values.py`), so no exit code, printed marker, patched builtin or object with
+an equality of its own says anything about the verdict. The tests come from a data set, not from us, so this process has
+the same walls and limits around it (`jail.confine`).
 """
 
 from __future__ import annotations

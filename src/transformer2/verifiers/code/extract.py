@@ -2,7 +2,7 @@
 
 Instruct models write prose around Markdown blocks, base models go on where the prompt stops. In this order:
 
-1. the last fenced block that defines one of the wanted names (an earlier one is a draft, a later one an example of use);
+1. the last fenced block that defines one of the wanted names (earlier ones are drafts, later ones examples of use);
 2. text without a fence, from its first line of code to the last line with which it still parses;
 3. a continuation: the prompt followed by the text (or the last block), up to where its indentation ends.
 
