@@ -70,7 +70,8 @@ def used_names(tests: Iterable[str], reference: str, where: str) -> tuple[str, .
         DataError: Unreadable source, or tests that use nothing of the solution.
     """
     try:
-        defined = {_name(node) for node in ast.parse(reference).body}
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        defined = {node.name for node in ast.parse(reference).body if isinstance(node, kinds)}
         read = {n.id for t in tests for n in ast.walk(ast.parse(t)) if isinstance(n, ast.Name)}
     except SyntaxError as e:
         raise DataError(f"{where}: its code or tests are no Python ({e}); correct or drop the row") from e
@@ -78,10 +79,6 @@ def used_names(tests: Iterable[str], reference: str, where: str) -> tuple[str, .
     if not names:
         raise DataError(f"{where}: its tests use nothing that its code defines; correct or drop the row")
     return names
-
-
-def _name(node: ast.stmt) -> str | None:
-    return node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else None
 
 
 def _code_of(example: Example, completion: str) -> str | None:

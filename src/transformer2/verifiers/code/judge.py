@@ -33,7 +33,7 @@ from transformer2.verifiers.code.zygote import preload
 __all__ = ["SLACK", "Judge", "level_of", "main"]
 
 ROOT = str(Path(__file__).resolve().parents[3])  # the folder that holds the package
-BOOT = "import sys; sys.path.insert(0, {root!r}); from transformer2.verifiers.code.zygote import main; main(int(sys.argv[1]))"
+BOOT = "import sys; sys.path.insert(0, {root!r}); from transformer2.verifiers.code.zygote import main; main({control})"
 CHECKER = Limits(cpu_seconds=6, memory=2 << 30, descriptors=16)
 SLACK = 4.0  # seconds that a checker may take beyond its candidate
 
@@ -50,15 +50,15 @@ class Judge:
         self.missing: dict[str, str] = {}
         preload()
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-S", "-s", "-c", BOOT.format(root=ROOT), str(theirs.fileno())]
+        command = [sys.executable, "-S", "-s", "-c", BOOT.format(root=ROOT, control=theirs.fileno())]
         with theirs:
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         self._zygote = ours
         ready = json.loads(ours.makefile("rb").readline() or b'{"missing": {"zygote": "it did not start"}}')
         self.missing |= ready["missing"]
 
-    def run(self, program: dict[str, Any]) -> dict[str, str]:
-        """Outcome and reason of one program (fields of `Program`)."""
+    def run(self, program: dict[str, Any]) -> dict[str, Any]:
+        """Outcome, reason and missing layers of one program (fields of `Program`)."""
         if any("numpy" in test for test in program["tests"]):
             importlib.import_module("numpy")  # MBPP+ compares with it; before the fork, while files can be read
         seconds = 3.0 * program["cpu_seconds"]  # of wall-clock time: cores are shared, and sleep costs no CPU time
@@ -105,8 +105,7 @@ class Judge:
 
     def test(self) -> dict[str, Any]:
         """What this judge can do: level, missing layers, and the outcome of the self-test."""
-        first = self.run(CONTROLS[0])
-        self.missing |= first.pop("missing", {})
+        self.missing |= self.run(CONTROLS[0]).get("missing", {})
         level = level_of(self.missing)
         refused = level == "unsafe" and not self.allow_unsafe
         failed = [] if refused else self_test(self.run, level)
@@ -139,7 +138,7 @@ def _wait_for(pid: int, reports: int, seconds: float) -> dict[str, Any]:
     os.close(reports)
     status = os.waitpid(pid, 0)[1]
     if text:
-        return json.loads(text)  # type: ignore[no-any-return]  # the checker's own
+        return dict(json.loads(text))
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return {"outcome": "timeout", "reason": "checking the answer took too long"}
     return {"outcome": "infra_error", "reason": f"the checker ended with status {status}"}

@@ -1,8 +1,8 @@
 """Forks one candidate after the other from a process that knows nothing.
 
 Started before anything of torch or CUDA, with an empty environment and the whole standard library already imported, so
-that a candidate costs a fork and imports work where no file can be read. It is handed descriptors only: neither code nor
-tests pass through it, so no candidate finds another one's in its memory.
+that a candidate costs a fork and imports work where no file can be read. It is handed descriptors only: neither code
+nor tests pass through it, so no candidate finds another one's in its memory.
 
     zygote ── supervisor ── candidate          (one pair per program; the candidate is pid 1 of its namespace)
 """
@@ -65,7 +65,7 @@ def main(control: int) -> None:
             return
         if os.fork() == 0:
             judge.close()
-            _supervise(*fds, own_pids="pid" not in missing)
+            _supervise(fds[0], fds[1], own_pids="pid" not in missing)
             os._exit(0)
         for fd in fds:
             os.close(fd)
@@ -90,8 +90,8 @@ def _supervise(channel: int, control: int, own_pids: bool) -> None:
         finally:
             os._exit(0)
     os.close(channel)
-    waiting, _, _ = select.select([ended, judge], [], [], asked["seconds"])
-    if judge in waiting and ended not in waiting and judge.recv(1):
+    waiting, _, _ = select.select([ended, control], [], [], asked["seconds"])
+    if control in waiting and ended not in waiting and judge.recv(1):
         # The checker lost it: its descriptors were closed, and how it ends will be known in a moment.
         waiting += select.select([ended], [], [], 0.2)[0]
     if ended not in waiting:
