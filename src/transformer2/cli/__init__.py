@@ -25,6 +25,7 @@ COMMANDS = {
         "transformer2.cli.tools:decompose",
     ),
     "report": ("print a run's table and draw its learning curve", "transformer2.cli.tools:report"),
+    "sandbox": ("say how well model-written code is walled in here", "transformer2.cli.sandbox:sandbox"),
     "experts": ("show, compare and mix expert folders", "transformer2.cli.tools:experts"),
 }
 

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from typing import Any
 
 from transformer2.errors import SandboxError
 from transformer2.verifiers.code.judge import ROOT, SLACK
@@ -75,9 +76,9 @@ class Sandbox:
         self.allow_unsafe = allow_unsafe
         code = BOOT.format(root=ROOT, unsafe=allow_unsafe)
         self.pool = WarmPool([sys.executable, "-s", "-c", code], size, env=_environment(), start_seconds=60)
-        self._checked: Mapping[str, object] | None = None
+        self._checked: Mapping[str, Any] | None = None
 
-    def check(self) -> Mapping[str, object]:
+    def check(self) -> Mapping[str, Any]:
         """What the first judge found: `level`, `missing` layers, `failed` self-tests, `refused`, `controls`, `probes`.
 
         Raises:
@@ -97,9 +98,8 @@ class Sandbox:
     def level(self) -> str:
         """Isolation reached, for reports: `full`, `no-namespaces`, or `unsafe` and what it lacks."""
         found = self.check()
-        missing = found["missing"]
-        assert isinstance(missing, dict)
-        return str(found["level"]) if found["level"] == "full" else f"{found['level']} (no {', '.join(missing)})"
+        level, missing = str(found["level"]), ", ".join(found["missing"])
+        return f"{level} (no {missing})" if missing else level
 
     def require(self) -> None:
         """Refuse where programs could do harm, or where right ones would fail.
@@ -109,9 +109,8 @@ class Sandbox:
         """
         found = self.check()
         if found["refused"]:
-            failed = found["failed"]
-            assert isinstance(failed, list)
-            why = f"its self-test failed: {'; '.join(failed)}" if failed else f"this system gives {self.level}"
+            failed, lacks = "; ".join(found["failed"]), ", ".join(found["missing"])
+            why = f"its self-test failed: {failed}" if failed else f"this system lacks {lacks}"
             raise SandboxError(
                 f"model-written code is not run here: {why}; `transformer2 sandbox check` says more "
                 "(data.task_options.allow_unsafe_code_execution: true runs it all the same, at your own risk)"
