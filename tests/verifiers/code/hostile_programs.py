@@ -1,3 +1,4 @@
+# ruff: noqa: E501  the programs are data
 """Programs that do not want to be judged. Run only by `jailed.py`, inside an outer jail and as an unprivileged user.
 
 FORGERIES want a verdict without the answer: the tests demand a secret that is in the tests alone (`SECRET_TESTS`).
@@ -38,7 +39,7 @@ FORGERIES = {
     "def f(x):\n    return None\n",
     "patched protocol": "import sys\nc = sys.modules['transformer2.verifiers.code.candidate']\n"
     "c.encode = lambda *a: {'h': 1, 'n': 'str'}\nc.send = lambda *a: None\ndef f(x):\n    return 1\n",
-    "patched json": "import json\njson.dumps = lambda o: '{\"ok\": {\"h\": 1, \"n\": \"str\"}}'\ndef f(x):\n    return 1\n",
+    "patched json": 'import json\njson.dumps = lambda o: \'{"ok": {"h": 1, "n": "str"}}\'\ndef f(x):\n    return 1\n',
     "search the memory for the tests": "import gc\ndef f(x):\n    for o in gc.get_objects():\n"
     "        try:\n            for s in (o.values() if isinstance(o, dict) else o):\n"
     "                if isinstance(s, str) and s.startswith('sword') and len(s) == 9: return s\n"
@@ -66,10 +67,10 @@ FORGERIES = {
     "half a frame": "import os, time\ndef f(x):\n    for fd in range(3, 32):\n"
     "        try: os.write(fd, b'\\x10\\0\\0\\0{')\n        except OSError: pass\n    time.sleep(60)\n",
     "a dict of colliding keys": "def f(x):\n    return {i * (2**61 - 1): i for i in range(30000)}\n",
-    "an unhashable set": "import os, struct\ndef f(x):\n    m = b'{\"ok\": {\"s\": [{\"l\": []}]}}'\n"
+    "an unhashable set": 'import os, struct\ndef f(x):\n    m = b\'{"ok": {"s": [{"l": []}]}}\'\n'
     "    for fd in range(3, 32):\n        try: os.write(fd, struct.pack('<I', len(m)) + m)\n        except OSError: pass\n",
     "a huge integer": "def f(x):\n    return 1 << (1 << 24)\n",
-    "a handle that is nobody's": "import os, struct\ndef f(x):\n    m = b'{\"ok\": {\"h\": 1, \"n\": \"str\"}}'\n"
+    "a handle that is nobody's": 'import os, struct\ndef f(x):\n    m = b\'{"ok": {"h": 1, "n": "str"}}\'\n'
     "    for fd in range(3, 32):\n        try: os.write(fd, struct.pack('<I', len(m)) + m)\n        except OSError: pass\n",
 }
 
@@ -79,13 +80,17 @@ _HEAD = "import ctypes, os, sys, socket, signal, time\nlibc = ctypes.CDLL(None, 
 def _attempt(body: str) -> str:
     """A program that says "worked" when no line of `body` raised."""
     lines = "".join(f"        {line}\n" for line in body.split("\n"))
-    return f"{_HEAD}def f(x):\n    try:\n{lines}        return 'worked'\n    except Exception:\n        return 'refused'\n"
+    return (
+        f"{_HEAD}def f(x):\n    try:\n{lines}        return 'worked'\n    except Exception:\n        return 'refused'\n"
+    )
 
 
 def _call(number: int, *arguments: object) -> str:
     """A program that makes one system call (x86-64 numbers) and says "worked" when it did not fail."""
     words = ", ".join(map(repr, arguments))
-    return _attempt(f"r = libc.syscall({number}, {words})\nif r < 0: raise OSError(ctypes.get_errno())".replace(", )", ")"))
+    return _attempt(
+        f"r = libc.syscall({number}, {words})\nif r < 0: raise OSError(ctypes.get_errno())".replace(", )", ")")
+    )
 
 
 _STDLIB = "os.path.realpath(os.__file__)"
@@ -120,7 +125,9 @@ BREAKOUTS = {
     "subprocess": _attempt("import subprocess\nsubprocess.Popen(['sleep', '300'])"),
     "posix_spawn": _attempt("os.posix_spawn('/bin/sleep', ['sleep', '300'], {})"),
     "exec": _attempt("os.execv('/bin/true', ['true'])"),
-    "multiprocessing": _attempt("import multiprocessing\nmultiprocessing.Process(target=time.sleep, args=(300,)).start()"),
+    "multiprocessing": _attempt(
+        "import multiprocessing\nmultiprocessing.Process(target=time.sleep, args=(300,)).start()"
+    ),
     "raw fork": _call(57),
     "raw vfork": _call(58),
     "raw clone": _call(56, 17, 0, 0, 0, 0),
@@ -149,9 +156,7 @@ BREAKOUTS = {
     "lower the parent's limits": _attempt(
         "import resource\nresource.prlimit(os.getppid() or 1, resource.RLIMIT_CPU, (0, 0))"
     ),
-    "raise its own limits": _attempt(
-        "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))"
-    ),
+    "raise its own limits": _attempt("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))"),
     "bind the parent to no processor": _attempt("os.sched_setaffinity(os.getppid() or 1, {0})"),
     "ptrace": _call(101, 0, 0, 0, 0),
     "read another process": _call(310, 1, 0, 0, 0, 0, 0),
@@ -174,7 +179,9 @@ BREAKOUTS = {
     "userfaultfd": _call(323, 0),
     "key ring": _call(250, 0, -3, 1),
     "inotify": _call(294, 0),
-    "timer that signals": _attempt("t = ctypes.c_int()\nif libc.syscall(222, 0, 0, ctypes.byref(t)) < 0: raise OSError"),
+    "timer that signals": _attempt(
+        "t = ctypes.c_int()\nif libc.syscall(222, 0, 0, ctypes.byref(t)) < 0: raise OSError"
+    ),
     "personality": _call(135, 0x0040000),
     "its own seccomp": _attempt("if libc.prctl(22, 1, 0, 0, 0): raise OSError"),
     "be dumpable": _attempt("if libc.prctl(4, 1, 0, 0, 0): raise OSError"),
@@ -208,7 +215,14 @@ BOMBS = {
     "segmentation fault": "import ctypes\ndef f(x):\n    return ctypes.string_at(0)\n",
     "abort": "import os\ndef f(x):\n    os.abort()\n",
     "descriptors": "import os\ndef f(x):\n    while True: os.dup(3)\n",
-    "a large literal": "def f(x):\n    return 0\nx = " + "(" * 90 + "1" + ")" * 90 + "\n" + "y = [" + "1," * 100000 + "]\n",
+    "a large literal": "def f(x):\n    return 0\nx = "
+    + "(" * 90
+    + "1"
+    + ")" * 90
+    + "\n"
+    + "y = ["
+    + "1," * 100000
+    + "]\n",
     "a parser bomb": "x = " + "(" * 5000 + ")" * 5000 + "\n",
     "alarm": "import signal\nsignal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)\ndef f(x):\n    while True: pass\n",
 }

@@ -1,7 +1,7 @@
 """An outer jail for hostile tests: `python outer_jail.py SCRIPT [ARGUMENTS]` runs a script where it can harm nothing.
 
-Its own mount, pid, network, ipc and host-name namespaces; a root of read-only mounts; one writable folder, /tmp, which is
-a memory file system of its own; the user nobody (or, without root, a user namespace); no capabilities. So an attack that
+Its own mount, pid, network, ipc and host-name namespaces; a root of read-only mounts; one writable folder, /tmp, a
+memory file system of its own; the user nobody (or, without root, a user namespace); no capabilities. So an attack that
 gets through the sandbox under test still finds nothing to break, and everything that it leaves is in /tmp or /proc.
 """
 
