@@ -290,7 +290,7 @@ class _Worker:
 def python_worker(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """Command and environment that run a module as a worker, with this process's import path."""
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    return [sys.executable, "-m", module, *arguments], {**os.environ, "PYTHONPATH": path}
+    return [sys.executable, "-P", "-m", module, *arguments], {**os.environ, "PYTHONPATH": path}
 
 
 def cores() -> int:
