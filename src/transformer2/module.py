@@ -290,7 +290,7 @@ class SVFReinforceModule(L.LightningModule):
 
     def verify(self, rollouts: Rollouts) -> list[Verdict]:
         """One verdict per completion."""
-        return verify_all(self.task.verify, rollouts.examples, rollouts.completions)
+        return verify_all(self.task, rollouts.examples, rollouts.completions)
 
     def answer(self, prompts: PromptBatch) -> tuple[Rollouts, list[Verdict]]:
         """Greedy answers and their verdicts: what validation and test score."""

@@ -21,6 +21,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -30,7 +31,7 @@ from enum import Enum
 
 from transformer2.verifiers._serve import HEADER
 
-__all__ = ["Lost", "PoolError", "WarmPool", "cores"]
+__all__ = ["Lost", "PoolError", "WarmPool", "cores", "python_worker"]
 
 MAX_RESTARTS = 3  # of one worker in a row, without an answer between and without a request to blame
 
@@ -284,6 +285,12 @@ class _Worker:
                 self._to_send = self._to_send[sent:]
         except BrokenPipeError:
             self._to_send = memoryview(b"")  # it died; the end of its output says so too
+
+
+def python_worker(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Command and environment that run a module as a worker, with this process's import path."""
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    return [sys.executable, "-P", "-m", module, *arguments], {**os.environ, "PYTHONPATH": path}
 
 
 def cores() -> int:
