@@ -84,7 +84,7 @@ def wrong(example: Example) -> dict[str, str]:
     }
 
 
-# The train splits of `nox -s gold` alone: the others are enough for every day.
+# The train splits are a matter of `nox -s gold` alone: the others are enough for every day.
 SPLITS = [pytest.param(*key, marks=pytest.mark.slow if key[1] == "train" else ()) for key in SIZES]
 
 

@@ -16,12 +16,15 @@ class Task(ABC):
         description: One line on what the questions ask; prompt dispatch shows it to the model.
         splits: Names of the splits that `examples` accepts.
         max_new_tokens: Completion budget that fits the task's answers.
+        protocol: `clean`, unless an option makes the task use rows that others keep for scoring (`paper`); named in
+            every report.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
     max_new_tokens: ClassVar[int] = 512
+    protocol: str = "clean"
 
     @abstractmethod
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
