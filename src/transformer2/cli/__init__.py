@@ -64,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
 
         print(version("transformer2"))
         return 0
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a task of one's own lies beside the command; last, so that it shadows nothing
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     return _guarded(args[0], args[1:], debug)

@@ -200,7 +200,7 @@ class Experiment:
         base, result = ([bool(r[key]) for r in records] for key in ("base_correct", "correct"))
         report = Report(
             task=self.data.task.name,
-            protocol="clean",
+            protocol=self.data.task.protocol,
             n=len(records),
             base=Score.of(base),
             result=Score.of(result),

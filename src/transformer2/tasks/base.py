@@ -21,6 +21,8 @@ class Task(ABC):
         verify_seconds: Wall-clock seconds that `verify` may take for one answer.
         bounded: Whether `verify` ends within milliseconds on any text, so that it may run in the trainer's process.
             Say so only with a reason in the docstring: a verifier that hangs there holds the run up for ever.
+        protocol: `clean`, unless an option makes the task use rows that others keep for scoring (`paper`); named in
+            every report.
     """
 
     name: ClassVar[str]
@@ -29,6 +31,7 @@ class Task(ABC):
     max_new_tokens: ClassVar[int] = 512
     verify_seconds: ClassVar[float] = 5.0
     bounded: ClassVar[bool] = False
+    protocol: str = "clean"
 
     @abstractmethod
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:

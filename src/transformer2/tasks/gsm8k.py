@@ -23,6 +23,7 @@ from transformer2.verifiers.numeric import parse_number, verify_number
 
 __all__ = ["GSM8K", "TASK"]
 
+REVISION = "740312add88f781978c0658806c59bc2815b9866"
 _SYSTEM = (
     "Solve the problem step by step. Then write the final answer on a last line of its own, in the form\n"
     "#### N\nwhere N is a single number."
@@ -46,7 +47,7 @@ class GSM8K(Task):
     max_new_tokens: ClassVar[int] = 512
     bounded: ClassVar[bool] = True
 
-    def __init__(self, revision: str | None = None):
+    def __init__(self, revision: str | None = REVISION) -> None:
         self.revision = revision
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
