@@ -112,11 +112,12 @@ def test_a_batch_keeps_its_order_and_leaves_no_process(sandbox: Sandbox) -> None
     wrong = replace(SQUARE, code="def f(x):\n    return 0\n")
     outcomes = sandbox.run([SQUARE, wrong] * 12)
     assert [o.outcome for o in outcomes] == ["passed", "failed"] * 12
-    # Judge and zygote of each of the two, and no supervisor, checker or candidate.
-    end = time.monotonic() + 5
-    while len(descendants()) != 4 and time.monotonic() < end:
-        time.sleep(0.05)
-    assert len(descendants()) == 4
+    # Judge and zygote of each of the two, and no supervisor, checker or candidate, once the self-tests are over.
+    end, quiet = time.monotonic() + 10, 0
+    while quiet < 5 and time.monotonic() < end:
+        quiet = quiet + 1 if len(descendants()) == 4 else 0
+        time.sleep(0.1)
+    assert quiet == 5
 
 
 def descendants() -> list[int]:

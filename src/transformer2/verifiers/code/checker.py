@@ -130,7 +130,7 @@ def check(channel: int, code: str, names: Sequence[str], setup: str, tests: Sequ
         except BaseException as e:  # tests raise what they like, also SystemExit
             if candidate.ended is not None:
                 return _ended(candidate.ended)
-            said = str(e) if isinstance(e, CandidateError) else type(e).__name__
+            said = str(e) if isinstance(e, CandidateError) else f"{type(e).__name__}: {e}".removesuffix(": ")[:200]
             return {"outcome": "failed", "reason": f"test {number} of {len(tests)}: {said}"}
         if candidate.ended is not None:
             return _ended(candidate.ended)

@@ -37,9 +37,7 @@ def verify_math(gold: str, completion: str) -> Verdict:
     return verdict
 
 
-def verify_math_many(
-    golds: Sequence[str], completions: Sequence[str], deadline: float | None = None
-) -> list[Verdict]:
+def verify_math_many(golds: Sequence[str], completions: Sequence[str], deadline: float | None = None) -> list[Verdict]:
     """Verdicts on many completions, side by side on the cores that this process may use.
 
     Args:

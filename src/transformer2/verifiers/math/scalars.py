@@ -93,7 +93,9 @@ def _unit(words: str, power: str | None) -> str:
 
 def _is_words(text: str) -> bool:
     bare = re.sub(r"\\text|[{}]", "", text)
-    return re.fullmatch(r"\(?[A-Z]\)?|[A-Za-z][A-Za-z. ]{2,}|[\d:]+ ?(?i:[ap]\.?m\.?)|[A-Z][a-z]+ \d+", bare) is not None
+    return (
+        re.fullmatch(r"\(?[A-Z]\)?|[A-Za-z][A-Za-z. ]{2,}|[\d:]+ ?(?i:[ap]\.?m\.?)|[A-Z][a-z]+ \d+", bare) is not None
+    )
 
 
 def _words(text: str) -> str:
