@@ -210,6 +210,7 @@ class TwoPass:
             seconds={name: round(value, 2) for name, value in self.seconds.items()},
             seeds=(self.seed,) if self.data.seed == self.seed else (self.seed, self.data.seed),
             versions=versions(),
+            sandbox=self.data.task.isolation(),
             **{**facts, "details": {**self._settings(), **facts.get("details", {})}},
         )
         if trainer.is_global_zero:

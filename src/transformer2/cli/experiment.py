@@ -208,6 +208,7 @@ class Experiment:
             seconds={name: round(value, 2) for name, value in seconds.items()},
             seeds=(self.seed,),
             versions=versions(),
+            sandbox=self.data.task.isolation(),
         )
         if self.trainer.is_global_zero:
             write_report(self.folder, report, records)

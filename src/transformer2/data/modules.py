@@ -63,6 +63,7 @@ class ExpertDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read and render the splits that the stage may see."""
+        self.task.warm_up()
         wanted = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"]}.get(stage, [])
         for split in wanted:
             if split not in self._rows:
@@ -181,6 +182,7 @@ class UnseenTaskDataModule(ExpertDataModule):
         """Choose the shots; what is left of the test split is scored."""
         if "test" in self._rows:
             return
+        self.task.warm_up()
         clean = [s for s in ("few_shot", "train", "validation") if s in self.task.splits]
         source = clean[0] if clean and self.protocol == "clean" else "test"
         examples, ids = self._read(source)

@@ -64,3 +64,14 @@ class Task(ABC):
         if self.bounded:
             return [attempt(self, example, text) for example, text in zip(examples, completions, strict=True)]
         return verify_in_workers(self, examples, completions, deadline)
+
+    def warm_up(self) -> None:
+        """Start what `verify_many` needs beside the loading of the model; called before the first row is read.
+
+        Raises:
+            UserError: Answers cannot be verified on this machine.
+        """
+
+    def isolation(self) -> str | None:
+        """Level of isolation that model-written code runs under, for reports; None for tasks that run none."""
+        return None
