@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 from transformer2.errors import DataError
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
 from transformer2.verifiers.code import Outcome, Program, Sandbox, shared
 from transformer2.verifiers.code.extract import extract_code
+from transformer2.verifiers.isolated import batch_deadline
 
 __all__ = ["CodeTask", "used_names"]
 
@@ -22,14 +24,23 @@ class CodeTask(Task):
     An example's fields: `tests` (trusted sources), `names` (what of the answer they use), `setup` (trusted source run
     before them), `prompt` (source that the answer continues; empty where there is none) and `cpu_seconds`.
 
+    Attributes:
+        hub_id: Hub data set.
+        pinned: The commit of it that public code pins.
+        cpu_seconds: CPU time of one answer over all its tests.
+
     Args:
-        revision: Commit of the Hub data set; None takes the newest.
+        revision: Commit of the Hub data set; None takes the pinned one.
         allow_unsafe_code_execution: Run answers even where this system cannot wall them in. They could then read and
             change whatever you can.
     """
 
+    hub_id: ClassVar[str]
+    pinned: ClassVar[str]
+    cpu_seconds: ClassVar[int] = 2
+
     def __init__(self, revision: str | None = None, allow_unsafe_code_execution: bool = False):
-        self.revision = revision
+        self.revision = revision or self.pinned
         self.allow_unsafe_code_execution = allow_unsafe_code_execution
 
     @property
@@ -57,6 +68,8 @@ class CodeTask(Task):
         """Verdicts on many completions, run side by side."""
         codes = [_code_of(e, text) for e, text in zip(examples, completions, strict=True)]
         programs = [_program(e, code) for e, code in zip(examples, codes, strict=True) if code is not None]
+        limit = 4.0 * max((p.cpu_seconds for p in programs), default=1)  # three of them are waiting
+        deadline = deadline or batch_deadline(len(programs), limit, self.sandbox.pool.size)
         outcomes = iter(self.sandbox.run(programs, deadline))
         return [
             Verdict.of(False, None, "no program") if code is None else _verdict(code, next(outcomes)) for code in codes

@@ -40,6 +40,7 @@ class HumanEval(CodeTask):
     splits: ClassVar[tuple[str, ...]] = ("test",)
     max_new_tokens: ClassVar[int] = 512
     hub_id: ClassVar[str] = "openai/openai_humaneval"
+    pinned: ClassVar[str] = "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544"
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """All functions, in the order of the source."""
@@ -62,7 +63,7 @@ class HumanEval(CodeTask):
             "tests": (f"{test}\n\ncheck({entry})\n",),
             "names": (entry,),
             "prompt": prompt,
-            "cpu_seconds": 2,
+            "cpu_seconds": self.cpu_seconds,
         }
         return Example(where, messages, str(row.get("canonical_solution", "")), fields)
 

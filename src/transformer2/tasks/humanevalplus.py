@@ -18,6 +18,8 @@ class HumanEvalPlus(HumanEval):
 
     name: ClassVar[str] = "humanevalplus"
     hub_id: ClassVar[str] = "evalplus/humanevalplus"
+    pinned: ClassVar[str] = "d32357cf319e50e9c8d8dab5ea876c72b0fd321b"
+    cpu_seconds: ClassVar[int] = 5
 
 
 TASK = HumanEvalPlus

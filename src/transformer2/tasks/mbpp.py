@@ -42,6 +42,7 @@ class MBPP(CodeTask):
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test", "few_shot")
     max_new_tokens: ClassVar[int] = 512
     hub_id: ClassVar[str] = "google-research-datasets/mbpp"
+    pinned: ClassVar[str] = "4bb6404fdc6cacfda99d4ac4205087b89d32030c"
     config: ClassVar[str | None] = "full"
     hub_splits: ClassVar[tuple[str, ...]] = ("prompt", "test", "validation", "train")
 
@@ -84,7 +85,7 @@ class MBPP(CodeTask):
             "tests": tests,
             "names": used_names(tests, code, where),
             "prompt": "",
-            "cpu_seconds": _SLOW.get(number, 2),
+            "cpu_seconds": _SLOW.get(number, self.cpu_seconds),
         }
         return Example(where, messages, code, fields)
 

@@ -29,6 +29,8 @@ class MBPPPro(SanitizedMBPP):
     name: ClassVar[str] = "mbpp_pro"
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
     hub_id: ClassVar[str] = "evalplus/mbppplus"
+    pinned: ClassVar[str] = "b2d74c91837c3f2a20c1299ae98133cbe7cfa077"
+    cpu_seconds: ClassVar[int] = 5
     config: ClassVar[str | None] = None
     hub_splits: ClassVar[tuple[str, ...]] = ("test",)
 
