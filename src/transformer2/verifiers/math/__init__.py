@@ -26,7 +26,7 @@ from transformer2.verifiers.math.parts import equal
 from transformer2.verifiers.math.scalars import compare_as_written
 from transformer2.verifiers.pool import Lost, WarmPool, cores, python_worker
 
-__all__ = ["SECONDS", "verify_math", "verify_math_many", "warm_up"]
+__all__ = ["SECONDS", "verify_math", "verify_math_many"]
 
 SECONDS = 2.0  # of one answer
 
@@ -37,9 +37,7 @@ def verify_math(gold: str, completion: str) -> Verdict:
     return verdict
 
 
-def verify_math_many(
-    golds: Sequence[str], completions: Sequence[str], deadline: float | None = None
-) -> list[Verdict]:
+def verify_math_many(golds: Sequence[str], completions: Sequence[str], deadline: float | None = None) -> list[Verdict]:
     """Verdicts on many completions, side by side on the cores that this process may use.
 
     Args:
@@ -59,11 +57,6 @@ def verify_math_many(
         for i, found in zip(hard, pool.map(requests, SECONDS, limit), strict=True):
             verdicts[i] = _with_algebra(golds[i], str(verdicts[i]), found)
     return [verdict for verdict in verdicts if isinstance(verdict, Verdict)]
-
-
-def warm_up() -> None:
-    """Start the workers beside whatever comes next."""
-    _pool().start()
 
 
 def _without_algebra(gold: str, completion: str) -> Verdict | str:
