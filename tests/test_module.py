@@ -205,6 +205,10 @@ def test_a_failing_verifier_is_left_out_and_counted(make, monkeypatch):
     trainer, module, data = make("toy_task.Broken", max_steps=2)
     with pytest.raises(UserError, match=r"could not be verified .*no answer key"):
         trainer.fit(module, data)
+    monkeypatch.setattr(Broken, "broken", 96)  # the test split too: a score of what was not judged means nothing
+    trainer, module, data = make("toy_task.Broken")
+    with pytest.raises(UserError, match=r"could not be verified .*no answer key"):
+        trainer.test(module, data, verbose=False)
 
 
 def test_equal_rewards_change_nothing_and_are_reported(make):
