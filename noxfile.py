@@ -59,7 +59,7 @@ def gold(session: nox.Session) -> None:
 
 @nox.session
 def sandbox(session: nox.Session) -> None:
-    """The hostile corpus against the sandbox, in an outer jail: 0 pass, 0 leave a trace, with and without namespaces."""
+    """Hostile programs against the sandbox, in an outer jail: 0 pass, 0 leave a trace, with and without namespaces."""
     install(session, "dev")
     session.run("pytest", "-m", "sandbox", "-rs", "-s", "tests/verifiers/code", *session.posargs, env=ENV)
 

@@ -26,7 +26,7 @@ from transformer2.verifiers.math.parts import equal
 from transformer2.verifiers.math.scalars import compare_as_written
 from transformer2.verifiers.pool import Lost, WarmPool, cores, python_worker
 
-__all__ = ["SECONDS", "verify_math", "verify_math_many"]
+__all__ = ["SECONDS", "start_workers", "verify_math", "verify_math_many"]
 
 SECONDS = 2.0  # of one answer
 
@@ -83,6 +83,11 @@ def _with_algebra(gold: str, answer: str, found: bytes | Lost) -> Verdict:
     if isinstance(found, Lost):
         return failed(f"comparing {answer!r}: {found.value}")
     return Verdict.of(found == b"equal", answer, "equal" if found == b"equal" else f"expected {gold}")
+
+
+def start_workers() -> None:
+    """Start the processes that compare answers, without waiting for them."""
+    _pool().start()
 
 
 @cache
