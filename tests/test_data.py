@@ -4,43 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import byte_tokenizer, make_llama
+from fakes import make_llama
 
-from transformer2.data import ExpertDataModule, PromptLoader, collate, render
+from transformer2.data import ExpertDataModule, PromptLoader, collate
 from transformer2.errors import ConfigError, DataError
 from transformer2.types import Example
 
 EXAMPLES = [Example(f"t/{i}", ({"role": "user", "content": "x" * (i + 1)},), str(i)) for i in range(10)]
-
-
-def test_one_bos_and_the_generation_prompt():
-    tokenizer = byte_tokenizer()
-    text = tokenizer.decode(render(tokenizer, EXAMPLES[1]))
-    assert text.count("<|begin_of_text|>") == 1
-    assert text.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
-
-
-def test_without_a_template_the_contents_are_read():
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = None
-    assert tokenizer.decode(render(tokenizer, EXAMPLES[1])) == "xx\n\n"
-
-
-def test_a_template_without_a_system_role_reads_it_with_the_question():
-    tokenizer = byte_tokenizer()
-    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    tokenizer.chat_template = refuse + tokenizer.chat_template
-    messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"})
-    text = tokenizer.decode(render(tokenizer, Example("t/0", messages, "")))
-    assert "user<|end_header_id|>\n\nBe brief.\n\nWhy?" in text and "system" not in text
-
-
-def test_a_missing_template_is_refused_unless_chosen(tmp_path, real_data):
-    folder = make_llama(tmp_path / "bare")
-    (folder / "chat_template.jinja").unlink()
-    with pytest.raises(DataError, match=r"no chat template.*data.chat_template: none"):
-        ExpertDataModule("gsm8k", str(folder), str(real_data)).setup("test")
-    ExpertDataModule("gsm8k", str(folder), str(real_data), chat_template="none", test_limit=4).setup("test")
 
 
 def test_the_budget_of_the_run_decides_what_fits(tmp_path, real_data):
