@@ -314,18 +314,22 @@ class SVFReinforceModule(L.LightningModule):
             return
         for batch in self.trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]  # set at run time
             _, verdicts = self.answer(batch.to(self.device))
-            self.val_correct.update([v.correct for v in verdicts])
+            self._count(verdicts)
         metrics = self._val_score()
         self.logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=0)
 
     def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Score one batch of validation questions."""
         self.last_answers = _, verdicts = self.answer(prompts)
-        self.val_correct.update([v.correct for v in verdicts])
+        self._count(verdicts)
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracy and its standard error."""
         self.log_dict(self._val_score())
+
+    def _count(self, verdicts: list[Verdict]) -> None:
+        """Count answers for the validation score; one that could not be verified is no wrong one."""
+        self.val_correct.update([v.correct for v in verdicts if v.reward is not None])
 
     def _val_score(self) -> dict[str, Tensor]:
         score = self.val_correct.compute()  # over all ranks
