@@ -207,6 +207,13 @@ def test_a_failing_verifier_is_left_out_and_counted(make, monkeypatch):
         trainer.fit(module, data)
 
 
+def test_what_could_not_be_verified_is_no_wrong_answer_in_validation(make, monkeypatch):
+    monkeypatch.setattr(Broken, "broken", 70)
+    trainer, module, data = make("toy_task.Broken")
+    trainer.validate(module, data, verbose=False)
+    assert trainer.callback_metrics["val/n"] == 10  # rows 70 to 79
+
+
 def test_equal_rewards_change_nothing_and_are_reported(make, monkeypatch):
     monkeypatch.setattr(
         FirstLetter, "verify", lambda self, e, c: __import__("transformer2").types.Verdict.of(False, None, "")

@@ -112,16 +112,16 @@ def console(folder, *args):
 
 
 def test_a_task_beside_the_command_is_trained_on(outside, llama_folder):
-    flags = ["--config", "conf/tiny.yaml", "--data.task", "mytasks.Reverse", "--data.data_dir", "words"]
-    small = ["--model.base", str(llama_folder), "--data.batch_size", "4", "--trainer.max_steps", "1", *SMALL]
-    options = ["--data.task_options", "{ask: 'Write {!r} from its end.'}", "--run_dir", "run"]
-    done = console(outside, "fit", *flags, *small, *options)
+    task = "{task: mytasks.Reverse, data_dir: words, task_options: {ask: 'Write {!r} from its end.'}, batch_size: 4}"
+    (outside / "mine.yaml").write_text(f"_base_: conf/tiny.yaml\ndata: {task}\ntrainer: {{max_steps: 1}}\n")
+    command = ["fit", "--config", "mine.yaml", "--model.base", str(llama_folder), *SMALL, "--run_dir"]
+    done = console(outside, *command, "run")
     assert done.returncode == 0, done.stderr
     report, records = read(outside / "run")
     assert report["task"] == "reverse" and {r["answer"] for r in records} == {"thgin", "daerb"}
     assert "ask: Write {!r} from its end." in (outside / "run" / "config.yaml").read_text()
-    wrong = console(outside, "fit", *flags, *small, "--data.task_options", "{aks: 1}", "--run_dir", "other")
+    wrong = console(outside, *command, "other", "--data.task_options", "{aks: 1}")
     assert wrong.returncode == 2
     assert "task 'mytasks.Reverse' has no option 'aks'; did you mean 'ask'?" in wrong.stderr
-    missing = console(outside, "fit", *flags, *small, "--data.task", "mytask.Reverse", "--run_dir", "other")
+    missing = console(outside, *command, "other", "--data.task", "mytask.Reverse")
     assert missing.returncode == 2 and "task 'mytask.Reverse' cannot be imported" in missing.stderr
