@@ -14,6 +14,7 @@ from transformer2.errors import UserError
 from transformer2.module import SVFReinforceModule, predicting_states
 from transformer2.policy import hidden_states, lm_head, load_base, reference
 from transformer2.rl.loss import sum_by_row
+from transformer2.types import Verdict
 
 ALL = {"peft_type": "SVF", "target_modules": "all-linear"}
 
@@ -209,6 +210,12 @@ def test_a_failing_verifier_is_left_out_and_counted(make, monkeypatch):
     trainer, module, data = make("toy_task.Broken")
     with pytest.raises(UserError, match=r"could not be verified .*no answer key"):
         trainer.test(module, data, verbose=False)
+
+
+def test_what_could_not_be_verified_is_no_wrong_answer_in_validation(make):
+    _, module, _ = make()
+    module._count([Verdict.of(True, "a", ""), Verdict.of(False, "z", ""), Verdict(None, False, None, "infra")])
+    assert module.val_correct.compute()["n"] == 2
 
 
 def test_equal_rewards_change_nothing_and_are_reported(make):

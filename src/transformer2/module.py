@@ -82,6 +82,8 @@ class SVFReinforceModule(L.LightningModule):
         max_new_tokens: Completion budget; None takes the task's.
         micro_batch_tokens: Padded tokens of one forward and backward pass.
         max_rollout_rows: Rows generated at a time; None takes the whole batch.
+        test_samples: Also draw so many completions of each test question, for pass@k; 0 scores greedy answers alone.
+        test_temperature: Their temperature.
         seed: Seed of sampling (linked to `seed_everything`).
     """
 
@@ -106,6 +108,8 @@ class SVFReinforceModule(L.LightningModule):
         max_new_tokens: int | None = None,
         micro_batch_tokens: int = 8192,
         max_rollout_rows: int | None = None,
+        test_samples: int = 0,
+        test_temperature: float = 0.8,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -121,6 +125,11 @@ class SVFReinforceModule(L.LightningModule):
         if baseline in ("rloo", "group_norm") and num_completions < 2:
             raise ConfigError(
                 f"model.baseline {baseline!r} compares completions of one prompt; set model.num_completions >= 2"
+            )
+        if test_samples < 0 or (test_samples and test_temperature <= 0):
+            raise ConfigError(
+                f"model.test_samples {test_samples} at model.test_temperature {test_temperature} cannot be drawn; "
+                "use at least 0 samples and a temperature above 0"
             )
         adapter_config(adapter or {})  # a typo in it is refused before the model is loaded
         self.save_hyperparameters(logger=False)
@@ -300,18 +309,22 @@ class SVFReinforceModule(L.LightningModule):
             return
         for batch in self.trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]  # set at run time
             _, verdicts = self.answer(batch.to(self.device))
-            self.val_correct.update([v.correct for v in verdicts])
+            self._count(verdicts)
         metrics = self._val_score()
         self.logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=0)
 
     def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Score one batch of validation questions."""
         self.last_answers = _, verdicts = self.answer(prompts)
-        self.val_correct.update([v.correct for v in verdicts])
+        self._count(verdicts)
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracy and its standard error."""
         self.log_dict(self._val_score())
+
+    def _count(self, verdicts: list[Verdict]) -> None:
+        """Count answers for the validation score; one that could not be verified is no wrong one."""
+        self.val_correct.update([v.correct for v in verdicts if v.reward is not None])
 
     def _val_score(self) -> dict[str, Tensor]:
         score = self.val_correct.compute()  # over all ranks
@@ -326,7 +339,9 @@ class SVFReinforceModule(L.LightningModule):
         """Answer one batch with the base and with the expert."""
         with reference(self.policy):
             base, base_verdicts = self.answer(prompts)
+            base_right = self.right_samples(prompts, batch_idx)
         expert, verdicts = self.answer(prompts)
+        right = self.right_samples(prompts, batch_idx)
         columns = zip(prompts.examples, base.completions, base_verdicts, expert.completions, verdicts, strict=True)
         self.records += [
             {
@@ -341,6 +356,26 @@ class SVFReinforceModule(L.LightningModule):
             }
             for example, base_text, base_verdict, text, verdict in columns
         ]
+        for record, *counts in zip(self.records[-len(prompts) :], base_right, right, strict=False):
+            record["samples"], record["base_right"], record["right"] = self.hparams["test_samples"], *counts
+
+    def right_samples(self, prompts: PromptBatch, batch_idx: int) -> list[int]:
+        """How many of `test_samples` completions of each prompt are right; nothing where none are drawn."""
+        count = self.hparams["test_samples"]
+        if not count:
+            return []
+        seed = (self.hparams["seed"] * 1_000_003 + batch_idx) * 4096 + self.global_rank
+        verdicts = self.verify(self.sample(prompts.repeat(count), self.hparams["test_temperature"], seed))
+        return [sum(v.correct for v in verdicts[i : i + count]) for i in range(0, len(verdicts), count)]
+
+    def on_test_epoch_end(self) -> None:
+        """Records of all ranks, in the order of the questions."""
+        if self.trainer.world_size > 1:
+            parts: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, self.records)
+            questions = self.trainer.datamodule.test_dataloader().examples  # type: ignore[attr-defined]  # set at run time
+            places = {example.id: i for i, example in enumerate(questions)}
+            self.records = sorted((r for part in parts for r in part), key=lambda r: places[r["id"]])
 
     def predict_step(self, prompts: PromptBatch, batch_idx: int) -> Rollouts:
         """Greedy answers of one batch under whatever is active: the second pass, where a callback chose the z."""
