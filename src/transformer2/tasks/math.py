@@ -1,6 +1,6 @@
 r"""MATH: competition problems whose answer is one mathematical expression (Hendrycks et al. 2021).
 
-One row (DigitalLearningGmbH/MATH-lighteval; EleutherAI/hendrycks_math has the same rows by subject):
+Rows come from DigitalLearningGmbH/MATH-lighteval; EleutherAI/hendrycks_math has the same ones by subject. One row:
 
     problem:  How many vertical asymptotes does the graph of $y=\frac{2}{x^2+x-6}$ have?
     level:    Level 3
