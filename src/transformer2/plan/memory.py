@@ -54,7 +54,11 @@ class Memory:
     @property
     def peak(self) -> float:
         """Bytes per device at the worst moment of a step."""
-        return total(self.resident) + total(self.phases[self.peak_phase])
+        return self.peak_of(self.peak_phase)
+
+    def peak_of(self, phase: str) -> float:
+        """Bytes per device in one phase."""
+        return total(self.resident) + total(self.phases[phase])
 
     def part(self, name: str) -> float:
         """Bytes of one part: resident ones as they are, others at their own worst phase."""

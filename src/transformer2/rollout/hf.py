@@ -142,13 +142,15 @@ def _contiguous_head_input(policy: nn.Module) -> Iterator[None]:
     """Give the output head its last positions as contiguous rows.
 
     `logits_to_keep` hands it a strided slice, which torch multiplies as one matrix product per row; in bf16 on the CPU
-    that copies the whole head for every row (0.27 GB a row for Qwen2.5-0.5B).
+    that copies the whole head for every row (0.27 GB a row for Qwen2.5-0.5B). fp32 copies nothing and is left alone.
     """
     head = getattr(policy, "get_output_embeddings", lambda: None)()
     if head is None:
         yield
         return
-    hook = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+    hook = head.register_forward_pre_hook(
+        lambda module, args: (args[0].contiguous() if args[0].element_size() < 4 else args[0], *args[1:])
+    )
     try:
         yield
     finally:
