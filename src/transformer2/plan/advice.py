@@ -1,4 +1,4 @@
-"""The first change that makes a job fit, in the order of what it costs: rows, form, quantisation, stage, off-load."""
+"""The first change that makes a job fit, in this order: rows, checkpointing, form, quantisation, stage, off-load."""
 
 from __future__ import annotations
 
@@ -61,6 +61,8 @@ def changes(asked: Job, advised: Job) -> list[str]:
         words.append(f"--model.micro_batch_tokens {advised.micro_tokens}")
     if advised.rollout_rows != asked.rollout_rows:
         words.append(f"--model.max_rollout_rows {advised.rollout_rows}")
+    if advised.checkpointing and not asked.checkpointing:
+        words.append("--model.activation_checkpointing true")
     if advised.quantisation != asked.quantisation:
         flag = {"int8": "load_in_8bit: true", "nf4": "load_in_4bit: true, bnb_4bit_quant_type: nf4"}
         packed = flag[advised.quantisation]
@@ -78,6 +80,8 @@ def changes(asked: Job, advised: Job) -> list[str]:
 
 
 def _ladder(job: Job) -> Iterator[Job]:
+    yield job
+    job = job.with_(checkpointing=True)
     yield job
     forms: list[dict[str, Any]] = [{"merge_rollouts": False}] if job.merged_rollouts else []
     if job.svf and job.form != "delta":

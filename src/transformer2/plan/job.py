@@ -47,6 +47,7 @@ class Job:
         full_kl: Whether the KL goes over the whole vocabulary.
         kl: Whether every step runs the reference model.
         merge_rollouts: Whether rollouts run on composed weights.
+        checkpointing: Whether activations are computed again in the backward pass.
     """
 
     shape: ModelShape
@@ -67,6 +68,7 @@ class Job:
     full_kl: bool
     kl: bool
     merge_rollouts: bool
+    checkpointing: bool
 
     @property
     def ranks(self) -> int:
@@ -168,6 +170,7 @@ def job_of(
         full_kl=str(model["kl"]).startswith("full"),
         kl=bool(model["kl_coef"]),
         merge_rollouts=bool(model["merge_rollouts"]),
+        checkpointing=bool(model["activation_checkpointing"]),
     ).with_()
 
 

@@ -189,12 +189,39 @@ def _decode(job: Job) -> list[Term]:
 
 
 def _update(job: Job) -> list[Term]:
-    """Saved for the backward pass of one micro-batch, and the larger of scoring's and a layer's gradients."""
-    s, tokens, b = job.shape, job.micro_tokens, job.shape.dtype_bytes
-    norms, attention, mlp = _layers_with_gradient(job)
+    """Saved for the backward pass of one micro-batch, and the larger of what scoring and a layer's backward need."""
+    s, b = job.shape, job.shape.dtype_bytes
     sampled = job.micro_rows * job.completion_tokens
-    size = {"tokens": tokens, "b": b}
-    terms = [
+    size = {"tokens": job.micro_tokens, "D": s.D, "b": b}
+    kept, again = _activations(job), []
+    if job.checkpointing:
+        _, _, layers = _layers_with_gradient(job)
+        every = {"every": total(kept), "layers": layers}
+        again = [Term("activations", "every / layers", every, "the one layer that is computed again")]
+        kept = [
+            Term("activations", "tokens * layers * D * b", {**size, "layers": layers}, "inputs of checkpointed layers")
+        ]
+    chunk = {
+        "chunk": min(sampled, chunk_tokens(s.V)),
+        "V": s.V,
+        "bytes": CHUNK_BYTES_FULL_KL if job.full_kl else CHUNK_BYTES,
+    }
+    scoring = Term("logits", "chunk * V * bytes", chunk, "one chunk of log-probabilities and KL")
+    gradients = Term("workspace", "tokens * (3 * I + 3 * D) * b", {**size, "I": s.I}, "gradients in a layer")
+    hidden = {"sampled": sampled, "D": s.D, "b": b, "models": 2}  # the KL is looked at now and then in any case
+    return [
+        *kept,
+        Term("activations", "sampled * D * b * models", hidden, "last hidden states of policy and reference"),
+        *max([scoring], [*again, gradients], key=total),
+    ]
+
+
+def _activations(job: Job) -> list[Term]:
+    """What the decoder layers keep for the backward pass."""
+    s = job.shape
+    norms, attention, mlp = _layers_with_gradient(job)
+    size = {"tokens": job.micro_tokens, "b": s.dtype_bytes}
+    return [
         Term("activations", "tokens * norms * (4 * D + 4)", {**size, "norms": norms, "D": s.D}, "norms, fp32"),
         Term(
             "activations",
@@ -209,21 +236,7 @@ def _update(job: Job) -> list[Term]:
             "MLP: gate, its activation, up",
         ),
         *_adapter_activations(job),
-        Term(
-            "activations",
-            "sampled * D * b * models",
-            {"sampled": sampled, "D": s.D, "b": b, "models": 2},  # the KL is looked at now and then in any case
-            "last hidden states of policy and reference",
-        ),
     ]
-    chunk = {
-        "chunk": min(sampled, chunk_tokens(s.V)),
-        "V": s.V,
-        "bytes": CHUNK_BYTES_FULL_KL if job.full_kl else CHUNK_BYTES,
-    }
-    scoring = Term("logits", "chunk * V * bytes", chunk, "one chunk of log-probabilities and KL")
-    gradients = Term("workspace", "tokens * (3 * I + 3 * D) * b", {**size, "I": s.I, "D": s.D}, "gradients in a layer")
-    return [*terms, max(scoring, gradients, key=lambda term: term.value)]
 
 
 def _layers_with_gradient(job: Job) -> tuple[int, int, int]:

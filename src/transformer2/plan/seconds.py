@@ -111,9 +111,10 @@ def step_seconds(job: Job, device: Device) -> list[Term]:
         _flops("log-probs", "models * (rows * width * forward + sampled * head)", device.flops, device.share,
                "policy, and the reference with a KL", models=models, rows=rows, width=width, forward=forward,
                sampled=sampled, head=2 * s.D * s.V),
-        _flops("backward", "rows * width * forward * fraction + sampled * head * (models + 1)", device.flops,
-               device.share, "no weight gradients; logits computed again", rows=rows, width=width, forward=forward,
-               fraction=fraction, sampled=sampled, head=2 * s.D * s.V, models=models),
+        _flops("backward", "rows * width * forward * fraction * runs + sampled * head * (models + 1)", device.flops,
+               device.share, "no weight gradients; logits (and checkpointed layers) computed again", rows=rows,
+               width=width, forward=forward, fraction=fraction, runs=2 if job.checkpointing else 1, sampled=sampled,
+               head=2 * s.D * s.V, models=models),
     ]  # fmt: skip
     if job.merged_rollouts:
         products = sum(m.r * m.m * m.n for m in s.tuned)
@@ -147,7 +148,7 @@ def _gathers(job: Job) -> tuple[str, dict[str, float]]:
     return "whole * (micro * passes + groups * steps)", {
         "whole": (s.params + (s.basis if job.svf else 0)) * s.dtype_bytes,
         "micro": -(-job.rows // job.micro_rows),
-        "passes": 3 if job.kl else 2,
+        "passes": 2 + job.kl + job.checkpointing,
         "groups": -(-job.rows // job.rollout_rows),
         "steps": job.completion_tokens,
     }
