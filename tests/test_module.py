@@ -254,7 +254,9 @@ class LimitedUpdates(L.Callback):
     def on_train_start(self, trainer, module):
         layer = module.policy.get_base_model().model.layers[0]
         if self.where == "forward":
-            layer.register_forward_pre_hook(lambda layer, args: self.check(args[0]) if torch.is_grad_enabled() else None)
+            layer.register_forward_pre_hook(
+                lambda layer, args: self.check(args[0]) if torch.is_grad_enabled() else None
+            )
         else:
             layer.mlp.register_full_backward_hook(lambda layer, grads_in, grads_out: self.check(grads_out[0]))
 
@@ -270,7 +272,7 @@ def test_out_of_memory_halves_the_micro_batch_and_gives_the_same_step(make, wher
     trainer.fit(module, data)
     limited = LimitedUpdates(32, where)
     trainer2, module2, data2 = make(max_steps=2, kl_coef=0.1, num_completions=2, callbacks=[limited])
-    with pytest.warns(UserWarning, match="model.micro_batch_tokens"):
+    with pytest.warns(UserWarning, match=r"model\.micro_batch_tokens"):
         trainer2.fit(module2, data2)
     assert limited.refused and module2.micro_batch_tokens < module.micro_batch_tokens
     for a, b in zip(module.trained(), module2.trained(), strict=True):
@@ -282,7 +284,7 @@ def test_out_of_memory_halves_the_micro_batch_and_gives_the_same_step(make, wher
 
 def test_out_of_memory_in_a_half_too_is_an_error_that_names_the_remedy(make):
     trainer, module, data = make(max_steps=1, callbacks=[LimitedUpdates(3, "forward")])
-    with pytest.warns(UserWarning), pytest.raises(UserError, match="lower model.micro_batch_tokens"):
+    with pytest.warns(UserWarning), pytest.raises(UserError, match=r"lower model\.micro_batch_tokens"):
         trainer.fit(module, data)
     assert all(p.grad is None for p in module.trained())
 

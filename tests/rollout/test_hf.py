@@ -84,7 +84,7 @@ def test_out_of_memory_halves_the_rows_and_draws_the_same(model, tokenizer, prom
         assert completions(engine.generate(model, prompts, SAMPLING, seed=3)) == whole
         assert len(memory.refused) == 1, "the smaller number holds for the rest of the run"
         memory.rows = 1
-        with pytest.warns(UserWarning), pytest.raises(UserError, match="model.max_rollout_rows"):
+        with pytest.warns(UserWarning), pytest.raises(UserError, match=r"model\.max_rollout_rows"):
             engine.generate(model, prompts, SAMPLING, seed=3)
     finally:
         memory.hook.remove()

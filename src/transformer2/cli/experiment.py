@@ -154,8 +154,9 @@ class Experiment:
             ConfigError: It cannot; the message says the first change that would make it fit.
         """
         self.data.setup("fit")
-        model, data = self.cli.config.model.as_dict(), self.cli.config.data.as_dict()
-        preflight(model, data, self.trainer.strategy.root_device, self.data.longest_prompt())
+        model, data, trainer = (self.cli.config[name].as_dict() for name in ("model", "data", "trainer"))
+        ranks = self.trainer.num_devices, self.trainer.num_nodes
+        preflight(model, data, trainer, *ranks, self.trainer.strategy.root_device, self.data.longest_prompt())
 
     def fit(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
         """Train; then score base and best expert on the test split.

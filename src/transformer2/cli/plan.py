@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer2.cli.compose import compose, parse_flags
-from transformer2.errors import ConfigError, nearest
+from transformer2.errors import ConfigError, UserError, nearest
 
 if TYPE_CHECKING:
-    from transformer2.plan.job import Strategy
+    import torch
+
+    from transformer2.plan.job import Job, Strategy
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
 OPTIONS = ("gpus", "gpu_memory", "nodes", "device", "quantisation", "prompt_tokens", "mean_completion")
@@ -39,9 +40,10 @@ Qwen2.5, and for any local folder with a config.json.
 
 def plan(args: Sequence[str]) -> int:
     """Print the table over strategies."""
-    given = [word.replace("-", "_").replace("__", "--", 1) if word.startswith("--gpu-") else word for word in args]
-    flags = parse_flags(given, OPTIONS, ("help", "explain"), KEYS)
-    if "help" in flags.switches or "-h" in given:
+    # The one flag that people write with a hyphen, as cluster tools do.
+    words = [word.replace("--gpu-memory", "--gpu_memory") for word in args]
+    flags = parse_flags(words, OPTIONS, ("help", "explain"), KEYS)
+    if "help" in flags.switches or "-h" in words:
         from transformer2.plan.seconds import DEVICES
 
         print(HELP.format(devices=", ".join(DEVICES)), end="")
@@ -56,39 +58,35 @@ def plan(args: Sequence[str]) -> int:
     from transformer2.plan.table import explanation, plan_table
     from transformer2.plan.terms import total
 
-    numbers = {name: _number(name, flags.options[name]) for name in OPTIONS if name in flags.options and name not in (
-        "device", "quantisation")}  # fmt: skip
-    memory = numbers.get("gpu_memory", 24.0)
-    name = flags.options.get("device")
-    if name is not None and name not in DEVICES:
-        raise ConfigError(f"unknown --device {name!r}{nearest(name, DEVICES)} Known: {', '.join(DEVICES)}")
-    device = DEVICES[name] if name else device_for(memory)
-    packed = flags.options.get("quantisation")
-    if packed not in (None, "none", "int8", "nf4"):
-        raise ConfigError(f"--quantisation {packed!r} is not one of none, int8, nf4")
-    gpus, nodes = int(numbers.get("gpus", 1)), int(numbers.get("nodes", 1))
+    given = flags.options
+    memory = _number(given, "gpu_memory", 24.0)
+    device = DEVICES.get(_one_of(given, "device", list(DEVICES)) or "", device_for(memory))
+    gpus, nodes = int(_number(given, "gpus", 1)), int(_number(given, "nodes", 1))
     job = job_of(
         *sections(config),
         gpus=gpus,
         nodes=nodes,
-        prompt_tokens=int(numbers["prompt_tokens"]) if "prompt_tokens" in numbers else None,
-        mean_completion=numbers.get("mean_completion"),
-        quantisation=packed,  # type: ignore[arg-type]  # checked above
+        prompt_tokens=int(_number(given, "prompt_tokens", 0)) or None,
+        mean_completion=_number(given, "mean_completion", 0) or None,
+        quantisation=_one_of(given, "quantisation", ["none", "int8", "nf4"]),  # type: ignore[arg-type]
     )
-    plans = [make_plan(job.with_(strategy=s), memory * 1e9, device) for s in strategies(gpus * nodes)]
+    plans = [make_plan(job.with_(strategy=s), memory * 1e9, device) for s in strategies(job)]
     wanted = strategy_of(config.get("trainer") or {})
-    chosen = next((p for p in plans if p.job.strategy == wanted), None)
     fitting = [p for p in plans if p.fits] or [p for p in plans if p.advised] or plans
-    chosen = chosen or min(fitting, key=lambda p: total(p.seconds))
+    fastest = min(fitting, key=lambda p: total(p.seconds))
+    chosen = next((p for p in plans if p.job.strategy == wanted), fastest)
     print(plan_table(plans, chosen, device))
     if "explain" in flags.switches:
         print(f"\n{explanation(chosen)}")
     return 0
 
 
-def strategies(ranks: int) -> tuple[Strategy, ...]:
-    """Those that make sense on so many devices."""
-    return ("single", "zero3_offload") if ranks == 1 else ("single", "ddp", "zero2", "zero3", "zero3_offload")
+def strategies(job: Job) -> tuple[Strategy, ...]:
+    """Those that make sense for a job; ZeRO-3 shards dense weights, not packed ones."""
+    whole: tuple[Strategy, ...] = ("single",) if job.gpus * job.nodes == 1 else ("single", "ddp", "zero2")
+    if job.quantisation != "none":
+        return whole
+    return (*whole, "zero3_offload") if len(whole) == 1 else (*whole, "zero3", "zero3_offload")
 
 
 def strategy_of(trainer: Mapping[str, Any]) -> Strategy | None:
@@ -124,7 +122,10 @@ def _complete(section: str, cls: type, config: Mapping[str, Any]) -> dict[str, A
     return {name: p.default for name, p in parameters.items()} | dict(given)
 
 
-def _number(name: str, text: str) -> float:
+def _number(options: Mapping[str, str], name: str, default: float) -> float:
+    text = options.get(name)
+    if text is None:
+        return default
     try:
         value = float(text)
     except ValueError:
@@ -134,29 +135,49 @@ def _number(name: str, text: str) -> float:
     return value
 
 
+def _one_of(options: Mapping[str, str], name: str, known: Sequence[str]) -> str | None:
+    value = options.get(name)
+    if value is not None and value not in known:
+        raise ConfigError(f"unknown --{name} {value!r}{nearest(value, known)} Known: {', '.join(known)}")
+    return value
+
+
 # ------------------------------------------------------------------ fit's own check
 
 
-def preflight(model: Mapping[str, Any], data: Mapping[str, Any], device: Any, prompt_tokens: int) -> None:
+def preflight(
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    trainer: Mapping[str, Any],
+    gpus: int,
+    nodes: int,
+    device: torch.device,
+    prompt_tokens: int,
+) -> None:
     """Refuse a run that cannot fit the device, with the first change that would.
 
     Args:
         model: Arguments of SVFReinforceModule.
         data: Arguments of ExpertDataModule.
+        trainer: Arguments of the Trainer.
+        gpus: Devices of a node.
+        nodes: Nodes.
         device: The torch device of training.
         prompt_tokens: Longest prompt of the data.
 
     Raises:
         ConfigError: It does not fit.
     """
-    from transformer2.errors import UserError
     from transformer2.plan.advice import advise, changes
     from transformer2.plan.job import job_of
     from transformer2.plan.memory import memory
 
     available = available_bytes(device)
+    if available is not None and device.type != "cuda":
+        available /= gpus  # processes of one machine share its memory
+    strategy = strategy_of(trainer) or ("single" if gpus * nodes == 1 else "ddp")
     try:
-        job = job_of(model, data, prompt_tokens=prompt_tokens)
+        job = job_of(model, data, strategy, gpus, nodes, prompt_tokens)
     except UserError:
         return  # what cannot be planned (another kind of adapter, an unknown base) is not refused for that
     needed = memory(job).peak
@@ -170,8 +191,8 @@ def preflight(model: Mapping[str, Any], data: Mapping[str, Any], device: Any, pr
     )
 
 
-def available_bytes(device: Any) -> float | None:
-    """What a process may take on a device: free memory of the GPU, available memory of the machine or its cgroup."""
+def available_bytes(device: torch.device) -> float | None:
+    """What a device has to give: a GPU's free memory, else the machine's or its cgroup's; None where unknown."""
     if device.type == "cuda":
         import torch
 
@@ -179,11 +200,10 @@ def available_bytes(device: Any) -> float | None:
         return 0.95 * free  # the allocator's fragments
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        limit = Path("/sys/fs/cgroup/memory.max")
-        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-            free = min(free, int(text) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-        return float(free)
-    except (OSError, StopIteration, ValueError):
-        pages = getattr(os, "sysconf", lambda name: -1)("SC_PHYS_PAGES") if hasattr(os, "sysconf") else -1
-        return float(pages * os.sysconf("SC_PAGE_SIZE")) if pages > 0 else None
+    except OSError:
+        return None  # not Linux
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
+        free = min(free, int(text) - int(used.read_text(encoding="ascii")))
+    return float(free)

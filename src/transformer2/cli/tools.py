@@ -40,7 +40,9 @@ Print the table of a finished run again and, after fit, draw its learning curve 
 
 def decompose(args: Sequence[str]) -> int:
     """Build the basis cache of a base model."""
-    flags = parse_flags(args, ("base", "target_modules", "layers", "cache_dir", "dtype", "device"), ("help", "quiet"), ())
+    flags = parse_flags(
+        args, ("base", "target_modules", "layers", "cache_dir", "dtype", "device"), ("help", "quiet"), ()
+    )
     if "help" in flags.switches:
         print(DECOMPOSE_HELP, end="")
         return 0

@@ -1,1 +1,1 @@
-"""What will fit and how long it takes, from a model's config alone: shape -> job -> memory, seconds -> advice -> table."""
+"""What fits and how long it takes, from a config alone: shape -> job -> memory, seconds -> advice -> table."""

@@ -12,7 +12,7 @@ head_dim, r singular values of a matrix; `tokens` are padded tokens of a micro-b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -43,7 +43,7 @@ class Memory:
     """
 
     resident: tuple[Term, ...]
-    phases: dict[str, tuple[Term, ...]]
+    phases: Mapping[str, Sequence[Term]]
     host: tuple[Term, ...] = ()
 
     @property
@@ -76,7 +76,7 @@ def memory(job: Job) -> Memory:
     if job.sharded:
         resident.append(_gathered(job))
     copies = _composed(job)
-    phases = {
+    phases: dict[str, Sequence[Term]] = {
         "prefill": (*copies, *_prefill(job)),
         "decode": (*copies, *_decode(job)),
         "update": _update(job),
@@ -193,7 +193,8 @@ def _update(job: Job) -> list[Term]:
     s, b = job.shape, job.shape.dtype_bytes
     sampled = job.micro_rows * job.completion_tokens
     size = {"tokens": job.micro_tokens, "D": s.D, "b": b}
-    kept, again = _activations(job), []
+    kept = _activations(job)
+    again: list[Term] = []
     if job.checkpointing:
         _, _, layers = _layers_with_gradient(job)
         every = {"every": total(kept), "layers": layers}
@@ -257,7 +258,9 @@ def _adapter_activations(job: Job) -> list[Term]:
     if job.form == "merged":
         inputs = _inputs(job, sides="in") + sum(m.m for m in s.tuned if m.m < m.n)
         numbers = {"tokens": tokens, "sides": inputs, "b": s.dtype_bytes}
-        return [Term("activations", "tokens * sides * b", numbers, "SVF merged: inputs and outputs of the smaller side")]
+        return [
+            Term("activations", "tokens * sides * b", numbers, "SVF merged: inputs and outputs of the smaller side")
+        ]
     numbers = {"tokens": tokens, "z": s.num_z, "b": s.dtype_bytes}
     return [Term("activations", "tokens * z * b", numbers, "SVF: P^T x of every tuned matrix")]
 

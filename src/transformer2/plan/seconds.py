@@ -77,7 +77,7 @@ def decomposition(job: Job, device: Device) -> list[Term]:
         return []
     gram = sum(m.r**2 * max(m.m, m.n) for m in job.shape.tuned)
     return [
-        _flops("decomposition", "1.25 * gram / ranks", device.fp64, device.share, "Gram, 5/8", gram=gram, ranks=job.ranks),
+        _flops("decomposition", "1.25 * gram / ranks", device.fp64, device.share, "Gram", gram=gram, ranks=job.ranks),
         _flops("decomposition", "9 * cubes / ranks", device.eigh, 1, "eigh", cubes=_cubes(job), ranks=job.ranks),
     ]  # fmt: skip
 
@@ -103,8 +103,9 @@ def step_seconds(job: Job, device: Device) -> list[Term]:
             "groups * steps * max((weights + cache) / bandwidth, live * (forward + head) / (peak * share), launch)",
             {
                 "groups": groups, "steps": job.completion_tokens, "weights": _read(job, merged), "cache": cache,
-                "bandwidth": device.bandwidth * device.bandwidth_share, "live": sampled / groups / job.completion_tokens,
-                "forward": drawing, "head": 2 * s.D * s.V, "launch": LAUNCH * s.layers, **share,
+                "bandwidth": device.bandwidth * device.bandwidth_share, "forward": drawing,
+                "live": sampled / groups / job.completion_tokens, "head": 2 * s.D * s.V,
+                "launch": LAUNCH * s.layers, **share,
             },
             "decode: bytes, FLOPs or launches, whichever takes longest",
         ),
@@ -132,12 +133,12 @@ def step_seconds(job: Job, device: Device) -> list[Term]:
 
 def wire(job: Job) -> Term:
     """Bytes that a rank receives in one step."""
-    s, n = job.shape, job.ranks
+    n = job.ranks
     if n == 1:
         return Term("wire", "0", {})
     if not job.sharded:
-        numbers = {"ranks": n, "trained": num_trained(job)}
-        return Term("wire", "2 * (ranks - 1) / ranks * trained * 4", numbers, "all-reduce of the gradient of z")
+        trained = {"ranks": n, "trained": num_trained(job)}
+        return Term("wire", "2 * (ranks - 1) / ranks * trained * 4", trained, "all-reduce of the gradient of z")
     formula, numbers = _gathers(job)
     return Term("wire", f"(ranks - 1) / ranks * {formula}", {**numbers, "ranks": n}, "ZeRO-3 gathers")
 

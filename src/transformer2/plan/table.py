@@ -69,7 +69,8 @@ def _heading(plan: Plan, device: Device) -> list[str]:
     nodes = f"{job.nodes} x " if job.nodes > 1 else ""
     lines = [
         f"{shape.name} on {nodes}{job.gpus} x {plan.limit / GB:.3g} GB ({device.name})",
-        f"{shape.params / 1e9:.3g} G parameters of {shape.dtype_bytes} bytes{packed}; {method}, {len(shape.tuned)} matrices",
+        f"{shape.params / 1e9:.3g} G parameters of {shape.dtype_bytes} bytes{packed}; {method}, "
+        f"{len(shape.tuned)} matrices",
         f"a step: {job.global_rows} rows of {job.prompt_tokens} + {job.completion_tokens} tokens over all devices, "
         f"{job.micro_tokens} tokens a micro-batch, {job.rollout_rows} rows drawn at a time",
     ]

@@ -6,7 +6,7 @@ The value is computed from the printed formula, so what `transformer2 plan --exp
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 __all__ = ["Term", "readable", "total"]
@@ -27,7 +27,7 @@ class Term:
 
     part: str
     formula: str
-    numbers: dict[str, float]
+    numbers: Mapping[str, float]
     note: str = ""
 
     @property

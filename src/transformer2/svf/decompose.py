@@ -61,7 +61,8 @@ def decompose(
         world_size: Number of processes that share the matrices; None reads WORLD_SIZE.
 
     Returns:
-        What this process did: base, fingerprint, folder, matrices, built, reused, quarantined, bytes (on disk), seconds.
+        What this process did: base, fingerprint, folder, matrices, built, reused, quarantined, bytes (on disk),
+        seconds.
 
     Raises:
         UserError: Unknown base or dtype, nothing to tune, a quantised or damaged checkpoint, or a cache that cannot be
