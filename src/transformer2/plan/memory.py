@@ -42,9 +42,9 @@ class Memory:
         host: In host memory, per node (off-loaded weights).
     """
 
-    resident: tuple[Term, ...]
+    resident: Sequence[Term]
     phases: Mapping[str, Sequence[Term]]
-    host: tuple[Term, ...] = ()
+    host: Sequence[Term]
 
     @property
     def peak_phase(self) -> str:
@@ -68,11 +68,9 @@ class Memory:
 
 def memory(job: Job) -> Memory:
     """What one device of a job must hold."""
-    host: tuple[Term, ...] = ()
-    resident = [*_weights(job), *_trained(job)]
-    if job.strategy == "zero3_offload":
-        host = tuple(t for t in resident if t.part in ("weights", "basis"))
-        resident = [t for t in resident if t not in host]
+    offloaded = job.strategy == "zero3_offload"
+    frozen = _weights(job)
+    resident = _trained(job) if offloaded else [*frozen, *_trained(job)]
     if job.sharded:
         resident.append(_gathered(job))
     copies = _composed(job)
@@ -83,7 +81,7 @@ def memory(job: Job) -> Memory:
     }
     if copies:
         phases["compose"] = (*copies, _composing(job))
-    return Memory(tuple(resident), phases, host)
+    return Memory(resident, phases, host=frozen if offloaded else ())
 
 
 # ------------------------------------------------------------------ resident
