@@ -36,7 +36,7 @@ from transformer2.report.statistics import mcnemar_p
 from transformer2.report.table import versions, write_report
 from transformer2.svf.rows import z_rows
 from transformer2.types import PromptBatch, Report, Rollouts, Score, Verdict
-from transformer2.verifiers import verify_all
+from transformer2.verifiers import stop_if_unverified, verify_all
 
 __all__ = ["Choice", "TwoPass"]
 
@@ -172,7 +172,7 @@ class TwoPass:
 
     def scores(self, shots: PromptBatch, weights_LNK: Tensor) -> tuple[list[float], list[float]]:
         """Share of right answers and mean log-likelihood of the right answers, for N mixtures."""
-        return score_members(self.scorer, shots, self.data.task.verify, self.budget, weights_LNK)
+        return score_members(self.scorer, shots, self.data.task, self.budget, weights_LNK)
 
     def _judge_controls(self, batch: PromptBatch) -> None:
         if all(example.id in self.judged for example in batch.examples):
@@ -187,7 +187,9 @@ class TwoPass:
             }
 
     def _verify(self, rollouts: Rollouts) -> list[Verdict]:
-        return verify_all(self.data.task.verify, rollouts.examples, rollouts.completions)
+        verdicts = verify_all(self.data.task, rollouts.examples, rollouts.completions)
+        stop_if_unverified(verdicts)
+        return verdicts
 
     def finish(self, trainer: L.Trainer) -> None:
         """Report."""
@@ -210,6 +212,7 @@ class TwoPass:
             seconds={name: round(value, 2) for name, value in self.seconds.items()},
             seeds=(self.seed,) if self.data.seed == self.seed else (self.seed, self.data.seed),
             versions=versions(),
+            sandbox=self.data.task.isolation(),
             **{**facts, "details": {**self._settings(), **facts.get("details", {})}},
         )
         if trainer.is_global_zero:

@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 from fakes import make_llama
-from toy_task import Broken, FirstLetter
+from toy_task import Broken
 
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.data import ExpertDataModule
@@ -14,6 +14,7 @@ from transformer2.errors import UserError
 from transformer2.module import SVFReinforceModule, predicting_states
 from transformer2.policy import hidden_states, lm_head, load_base, reference
 from transformer2.rl.loss import sum_by_row
+from transformer2.types import Verdict
 
 ALL = {"peft_type": "SVF", "target_modules": "all-linear"}
 
@@ -205,13 +206,20 @@ def test_a_failing_verifier_is_left_out_and_counted(make, monkeypatch):
     trainer, module, data = make("toy_task.Broken", max_steps=2)
     with pytest.raises(UserError, match=r"could not be verified .*no answer key"):
         trainer.fit(module, data)
+    monkeypatch.setattr(Broken, "broken", 96)  # the test split too: a score of what was not judged means nothing
+    trainer, module, data = make("toy_task.Broken")
+    with pytest.raises(UserError, match=r"could not be verified .*no answer key"):
+        trainer.test(module, data, verbose=False)
 
 
-def test_equal_rewards_change_nothing_and_are_reported(make, monkeypatch):
-    monkeypatch.setattr(
-        FirstLetter, "verify", lambda self, e, c: __import__("transformer2").types.Verdict.of(False, None, "")
-    )
-    trainer, module, data = make(max_steps=2)
+def test_what_could_not_be_verified_is_no_wrong_answer_in_validation(make):
+    _, module, _ = make()
+    module._count([Verdict.of(True, "a", ""), Verdict.of(False, "z", ""), Verdict(None, False, None, "infra")])
+    assert module.val_correct.compute()["n"] == 2
+
+
+def test_equal_rewards_change_nothing_and_are_reported(make):
+    trainer, module, data = make("toy_task.Never", max_steps=2)
     trainer.fit(module, data)
     assert [m["reward/zero_std"] for m in trainer.callbacks[0].steps] == [1.0, 1.0]
     assert all(p.eq(0).all() for p in module.trained())

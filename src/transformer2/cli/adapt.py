@@ -177,8 +177,9 @@ def _evaluators(strategies: Sequence[str], settings: Mapping[str, Any]) -> list[
         module, _, name = STRATEGIES[strategy].rpartition(".")
         mro = getattr(importlib.import_module(module), name).__mro__
         parameters = [p for cls in mro if "__init__" in vars(cls) for p in inspect.signature(cls).parameters]
-        known[strategy] = set(parameters) - {"options", "args", "kwargs", "task", "data_dir", "few_shot", "test_limit"}
-        known[strategy] -= {"every_n_epochs"}  # inside fit only; here the datamodule has the task
+        known[strategy] = set(parameters) - {"options", "args", "kwargs"}
+        # Inside fit only; here the datamodule has the task.
+        known[strategy] -= {"task", "task_options", "data_dir", "few_shot", "test_limit", "every_n_epochs"}
     everything = sorted(set().union(*known.values()))
     for key in settings:
         if key not in everything:

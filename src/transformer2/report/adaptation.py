@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer2.report.table import read_report
+from transformer2.report.table import dispatch_lines, read_report
 from transformer2.types import Report
 
 __all__ = ["adaptation_table", "adaptation_tables", "alpha_figure", "confusion_figure", "save_figure"]
@@ -39,8 +39,7 @@ def adaptation_table(strategy: str, report: Report) -> str:
         lines.append("  alpha: " + ", ".join(parts[:8]) + (f", ... ({len(parts)} groups)" if len(parts) > 8 else ""))
     if chosen := report.details.get("chosen"):
         lines.append("  chosen: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in chosen.items()))
-    for name, score in report.details.get("dispatch", {}).items():
-        lines.append(f"  dispatch, {name}: {100 * score['accuracy']:.1f} ± {100 * score['se']:.1f} % of {score['n']}")
+    lines += dispatch_lines(report)
     if report.evaluations is not None:
         rejected = report.details.get("rejected", 0)
         lines.append(f"  {report.evaluations} mixtures tried{f', {rejected} rejected' if rejected else ''}")
