@@ -13,7 +13,7 @@ head_dim, r singular values of a matrix; `tokens` are padded tokens of a micro-b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from transformer2.plan.job import QUANTISED_BYTES, Job
@@ -195,8 +195,10 @@ def _update(job: Job) -> list[Term]:
     again: list[Term] = []
     if job.checkpointing:
         _, _, layers = _layers_with_gradient(job)
-        every = {"every": total(kept), "layers": layers}
-        again = [Term("activations", "every / layers", every, "the one layer that is computed again")]
+        again = [
+            replace(term, formula=f"{term.formula} / blocks", numbers={**term.numbers, "blocks": layers})
+            for term in kept
+        ]  # the one layer that is computed again
         kept = [
             Term("activations", "tokens * layers * D * b", {**size, "layers": layers}, "inputs of checkpointed layers")
         ]
