@@ -98,8 +98,8 @@ class Job:
 
     @property
     def micro_tokens(self) -> int:
-        """Padded tokens of one micro-batch."""
-        return self.micro_rows * self.width
+        """Padded tokens of one micro-batch: shorter rows fill it up to the bound; one row may exceed it."""
+        return min(self.rows * self.width, max(self.micro_batch_tokens, self.width))
 
     @property
     def sharded(self) -> bool:
