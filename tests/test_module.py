@@ -248,3 +248,61 @@ def test_a_resumed_run_equals_the_uncut_one(make, tmp_path):
         second.fit(module, data, ckpt_path=tmp_path / f"{cut}.ckpt")
         assert rewards(first) + rewards(second) == rewards(uncut), cut
         assert all(torch.equal(a, b) for a, b in zip(expected, module.trained(), strict=True)), cut
+
+
+class LimitedUpdates(L.Callback):
+    """Memory for so many rows of an update: above it the model's own pass raises what CUDA's allocator would.
+
+    In the backward pass it does so in layer 0, where the gradient of the layers above has been added already.
+    """
+
+    def __init__(self, rows, where):
+        self.rows, self.where, self.refused = rows, where, 0
+
+    def on_train_start(self, trainer, module):
+        layer = module.policy.get_base_model().model.layers[0]
+        if self.where == "forward":
+            layer.register_forward_pre_hook(
+                lambda layer, args: self.check(args[0]) if torch.is_grad_enabled() else None
+            )
+        else:
+            layer.mlp.register_full_backward_hook(lambda layer, grads_in, grads_out: self.check(grads_out[0]))
+
+    def check(self, tensor):
+        if len(tensor) > self.rows:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_out_of_memory_halves_the_micro_batch_and_gives_the_same_step(make, where):
+    trainer, module, data = make(max_steps=2, kl_coef=0.1, num_completions=2)
+    trainer.fit(module, data)
+    limited = LimitedUpdates(32, where)
+    trainer2, module2, data2 = make(max_steps=2, kl_coef=0.1, num_completions=2, callbacks=[limited])
+    with pytest.warns(UserWarning, match=r"model\.micro_batch_tokens"):
+        trainer2.fit(module2, data2)
+    assert limited.refused and module2.micro_batch_tokens < module.micro_batch_tokens
+    for a, b in zip(module.trained(), module2.trained(), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)  # AdamW's first steps divide rounding noise by itself
+    for a, b in zip(trainer.callbacks[0].steps, trainer2.callbacks[0].steps, strict=True):
+        for name in ("train/reward", "train/loss", "train/kl", "train/entropy", "train/completion_length"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5)
+
+
+def test_out_of_memory_in_a_half_too_is_an_error_that_names_the_remedy(make):
+    trainer, module, data = make(max_steps=1, callbacks=[LimitedUpdates(3, "forward")])
+    with pytest.warns(UserWarning), pytest.raises(UserError, match=r"lower model\.micro_batch_tokens"):
+        trainer.fit(module, data)
+    assert all(p.grad is None for p in module.trained())
+
+
+def test_checkpointed_activations_give_the_same_gradient_and_no_dropout(make):
+    runs = {}
+    for wanted in (False, True):
+        trainer, module, data = make(max_steps=2, kl_coef=0.1, activation_checkpointing=wanted)
+        trainer.fit(module, data)
+        assert not any(m.training for m in module.policy.modules())
+        runs[wanted] = [p.detach().clone() for p in module.trained()], rewards(trainer)
+    assert runs[True][1] == runs[False][1]
+    assert all(torch.equal(a, b) for a, b in zip(runs[True][0], runs[False][0], strict=True))

@@ -19,6 +19,8 @@ docs/adr/0001-manual-optimisation.md).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -34,6 +36,7 @@ from transformer2.metrics import Accuracy
 from transformer2.policy import (
     adapter_config,
     build_policy,
+    checkpointed,
     eos_token_ids,
     hidden_states,
     lm_head,
@@ -42,6 +45,7 @@ from transformer2.policy import (
     reference,
 )
 from transformer2.rl.advantages import Baseline, advantages
+from transformer2.rl.halving import run_or_halve
 from transformer2.rl.kl import KL, KL_KINDS
 from transformer2.rl.logprobs import chunk_tokens, score_tokens
 from transformer2.rl.loss import reinforce_loss, sum_by_row
@@ -82,6 +86,10 @@ class SVFReinforceModule(L.LightningModule):
         max_new_tokens: Completion budget; None takes the task's.
         micro_batch_tokens: Padded tokens of one forward and backward pass.
         max_rollout_rows: Rows generated at a time; None takes the whole batch.
+        merge_rollouts: Compose W' for rollouts: they run at the base's speed and hold the tuned weights twice. False
+            draws in the form of training, for cards that have no room for the copy.
+        activation_checkpointing: Keep each decoder layer's input only and compute the rest again in the backward pass:
+            a tenth of the activations for a third more seconds.
         test_samples: Also draw so many completions of each test question, for pass@k; 0 scores greedy answers alone.
         test_temperature: Their temperature.
         seed: Seed of sampling (linked to `seed_everything`).
@@ -108,6 +116,8 @@ class SVFReinforceModule(L.LightningModule):
         max_new_tokens: int | None = None,
         micro_batch_tokens: int = 8192,
         max_rollout_rows: int | None = None,
+        merge_rollouts: bool = True,
+        activation_checkpointing: bool = False,
         test_samples: int = 0,
         test_temperature: float = 0.8,
         seed: int = 0,
@@ -135,6 +145,7 @@ class SVFReinforceModule(L.LightningModule):
         self.save_hyperparameters(logger=False)
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not the base
+        self.micro_batch_tokens = micro_batch_tokens  # halved when memory does not suffice
         self.meter = StepMeter()
         self.val_correct = Accuracy()
         self.last_answers: tuple[Rollouts, list[Verdict]] | None = None
@@ -163,8 +174,7 @@ class SVFReinforceModule(L.LightningModule):
         rewards_B = self.rewards(rollouts)
         advantages_B = self.advantages(rewards_B)
         for rows in self.micro_batches(rollouts):
-            logprobs_b, kl_b = self.logprobs_and_kl(rollouts.rows(rows))
-            self.backward_of(self.loss(logprobs_b, advantages_B[rows], kl_b))
+            self.add_gradient(rollouts, advantages_B, rows)
         self.update(rollouts, rewards_B)
 
     def rollout(self, prompts: PromptBatch) -> Rollouts:
@@ -192,8 +202,31 @@ class SVFReinforceModule(L.LightningModule):
         return pack_rows(
             rollouts.prompt_mask_BP.sum(-1).tolist(),
             rollouts.completion_mask_BC.sum(-1).tolist(),
-            self.hparams["micro_batch_tokens"],
+            self.micro_batch_tokens,
         )
+
+    def add_gradient(self, rollouts: Rollouts, advantages_B: Tensor, rows: list[int]) -> None:
+        """Add the gradient of one micro-batch to the step's; out of memory, of its two halves."""
+
+        def forward_backward(part: list[int]) -> None:
+            logprobs_b, kl_b = self.logprobs_and_kl(rollouts.rows(part))
+            self.backward_of(self.loss(logprobs_b, advantages_B[part], kl_b))
+
+        if run_or_halve(forward_backward, rows, self._back_to_now(), "lower model.micro_batch_tokens"):
+            self.micro_batch_tokens = max(1, self.micro_batch_tokens // 2)
+
+    def _back_to_now(self) -> Callable[[], None]:
+        """A function that puts the gradients and sums of the step back to what they are now."""
+        grads = [(p, None if p.grad is None else p.grad.clone()) for p in self.trained()]
+        sums = dict(self.meter.sums)
+
+        def undo() -> None:
+            for parameter, grad in grads:
+                parameter.grad = None if grad is None else grad.clone()
+            self.meter.sums.clear()
+            self.meter.sums.update(sums)
+
+        return undo
 
     def logprobs_and_kl(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         """log pi(y|x) and the KL to the base, both summed over each completion: (B,), (B,)."""
@@ -203,8 +236,10 @@ class SVFReinforceModule(L.LightningModule):
             if self.hparams["kl_coef"] or self.global_step % KL_MONITOR_EVERY == 0:
                 with torch.no_grad(), reference(self.policy):
                     ref_hidden_ND = predicting_states(self.policy, rollouts)
+            with checkpointed(self.policy, self.hparams["activation_checkpointing"]):
+                hidden_ND = predicting_states(self.policy, rollouts)
             scores = score_tokens(
-                predicting_states(self.policy, rollouts),
+                hidden_ND,
                 rollouts.completion_ids_BC[sampled_BC],
                 self.head,
                 ref_hidden_ND,
@@ -285,9 +320,9 @@ class SVFReinforceModule(L.LightningModule):
         return self.trainer.datamodule.task  # type: ignore[attr-defined]  # Lightning sets it at run time
 
     def sample(self, prompts: PromptBatch, temperature: float, seed: int) -> Rollouts:
-        """Completions under whatever adapter is active, merged into the weights while they are drawn."""
+        """Completions under whatever adapter is active, as a rule merged into the weights while they are drawn."""
         budget = self.hparams["max_new_tokens"] or self.task.max_new_tokens
-        with merged_for_rollout(self.policy):
+        with merged_for_rollout(self.policy) if self.hparams["merge_rollouts"] else nullcontext():
             return self.engine.generate(self.policy, prompts, Sampling(temperature, max_new_tokens=budget), seed)
 
     def verify(self, rollouts: Rollouts) -> list[Verdict]:

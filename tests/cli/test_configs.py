@@ -34,5 +34,13 @@ def test_the_issue_s_configs_are_there() -> None:
         "tiny_code.yaml",
         "tiny_reasoning.yaml",
         "llama8b_gsm8k.yaml",
+        "llama8b_mbpp_pro.yaml",
+        "llama8b_arc_easy.yaml",
         "mistral7b_gsm8k.yaml",
+        "mistral7b_mbpp_pro.yaml",
+        "mistral7b_arc_easy.yaml",
+        "qwen05b_gsm8k.yaml",
+        "qwen15b_gsm8k.yaml",
+        "qwen3b_gsm8k.yaml",
+        "qwen7b_gsm8k.yaml",
     }

@@ -23,6 +23,7 @@ from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.callbacks.interrupt import GracefulStop
 from transformer2.callbacks.monitoring import Monitoring
 from transformer2.callbacks.progress import TrainingBar
+from transformer2.cli.plan import preflight
 from transformer2.data import ExpertDataModule
 from transformer2.errors import ConfigError, UserError
 from transformer2.metrics import Confusion, PassAtK
@@ -147,6 +148,17 @@ class Experiment:
             whole["trainer"].pop(key, None)
         whole["trainer"]["callbacks"] = self.callbacks
         return str(yaml.safe_dump(whole, sort_keys=False))
+
+    def preflight(self) -> None:
+        """Refuse, before the model is loaded, a run that cannot fit into memory.
+
+        Raises:
+            ConfigError: It cannot; the message says the first change that would make it fit.
+        """
+        self.data.setup("fit")
+        model, data, trainer = (self.cli.config[name].as_dict() for name in ("model", "data", "trainer"))
+        ranks = self.trainer.num_devices, self.trainer.num_nodes
+        preflight(model, data, trainer, *ranks, self.trainer.strategy.root_device, self.data.longest_prompt())
 
     def fit(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
         """Train; then score base and best expert on the test split.
