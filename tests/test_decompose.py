@@ -123,6 +123,7 @@ def test_processes_share_the_matrices_evenly(llama: Path, tmp_path: Path) -> Non
     assert (whole["matrices"], whole["built"], whole["reused"]) == (21, 0, 21)
 
 
+@pytest.mark.slow
 def test_many_writers_end_with_one_good_cache(llama: Path, tmp_path: Path) -> None:
     """Ranks as torchrun starts them, one rank twice and one process that takes everything, all at once."""
     command = [sys.executable, "-m", "transformer2", "decompose", "--base", str(llama), "--quiet", "--cache_dir"]

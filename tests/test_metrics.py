@@ -96,6 +96,7 @@ def test_confusion_counts_with_and_without_other():
     assert set(none.scores()) == {"with other", "other"}
 
 
+@pytest.mark.slow
 def test_two_processes_count_what_one_does(tmp_path):
     store = f"file://{tmp_path}/store"
     command = [sys.executable, __file__, store]

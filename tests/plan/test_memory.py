@@ -23,7 +23,10 @@ CASES: dict[str, tuple[dict[str, Any], torch.dtype, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+EVERY_DAY = ("mlp, delta", "LoRA, bf16", "checkpointed")  # the others: nox -s slow
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in EVERY_DAY else pytest.mark.slow) for n in CASES])
 def test_small_models(name: str, tmp_path: Path) -> None:
     options, dtype, adapter = CASES[name]
     base = small_model(tmp_path / "base", dtype, qwen=name == "mlp, delta")
