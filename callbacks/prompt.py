@@ -35,6 +35,7 @@ class PromptEvaluator(AdaptationEvaluator):
     """
 
     strategy: ClassVar[str] = "prompt"
+    picture: ClassVar[str] = "dispatch/confusion"
 
     def __init__(
         self,
@@ -91,14 +92,14 @@ class PromptEvaluator(AdaptationEvaluator):
             details["confusion"] = confusion(self.measured, self.dispatcher.categories)
         return {"details": details}
 
-    def figures(self) -> dict[str, Any]:
+    def figure(self) -> Any:
         """The confusion of labelled requests, and what the scored task was taken for."""
         table = confusion(self.measured, self.dispatcher.categories if self.measured else ())
         table |= confusion([(self.data.task.name, r["choice"]) for r in self.records], ())
         columns = [*self.dispatcher.categories, UNPARSED]
         if not any(UNPARSED in row for row in table.values()):
             columns.remove(UNPARSED)
-        return {"dispatch/confusion": confusion_figure(table, columns, f"dispatch by {self.strategy}")}
+        return confusion_figure(table, columns, f"dispatch by {self.strategy}")
 
     def _name(self, choice: int | None) -> str:
         return UNPARSED if choice is None else self.dispatcher.categories[choice]

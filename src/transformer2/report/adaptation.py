@@ -41,6 +41,12 @@ def adaptation_table(strategy: str, report: Report) -> str:
         lines.append("  chosen: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in chosen.items()))
     for name, score in report.details.get("dispatch", {}).items():
         lines.append(f"  dispatch, {name}: {100 * score['accuracy']:.1f} ± {100 * score['se']:.1f} % of {score['n']}")
+    if selection := report.details.get("selected_on_scored_rows"):
+        iteration, scores = selection["iteration"], selection["scores"]
+        lines.append(
+            f"  iteration {iteration} of {len(scores)} was chosen on the scored rows (the last one has "
+            f"{100 * scores[-1]:.1f} %): this score is not an estimate on unseen rows"
+        )
     if report.evaluations is not None:
         rejected = report.details.get("rejected", 0)
         lines.append(f"  {report.evaluations} mixtures tried{f', {rejected} rejected' if rejected else ''}")
