@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from transformer2 import tasks
-from transformer2.adaptation.dispatch import OTHER, Dispatcher, confusion, first_pass
+from transformer2.adaptation.dispatch import Dispatcher, first_pass
 from transformer2.adaptation.mixture import base_row
 from transformer2.adaptation.scoring import Scorer
 from transformer2.callbacks.evaluator import AdaptationEvaluator, Choice
 from transformer2.data import collate, render
 from transformer2.errors import ConfigError, UserError
 from transformer2.experts import Expert
+from transformer2.metrics import UNPARSED, Confusion
 from transformer2.report.adaptation import confusion_figure
-from transformer2.types import Example, PromptBatch, Score
+from transformer2.types import Example, PromptBatch
 
 __all__ = ["PromptEvaluator"]
-
-UNPARSED = "no category"
 
 
 class PromptEvaluator(AdaptationEvaluator):
@@ -30,6 +30,7 @@ class PromptEvaluator(AdaptationEvaluator):
         dispatch_task: A task whose `labels` are the experts' categories and whose `prompt` is the dispatch question;
             its test rows measure the dispatch itself. None: tiny_dispatch for the embedded model, else a prompt made of
             the experts' names and descriptions.
+        dispatch_options: Options of that task; its rows are looked for in `data.data_dir`.
         dispatch_limit: Measure the dispatch on at most this many rows.
         options: The arguments of `AdaptationEvaluator`.
     """
@@ -41,34 +42,35 @@ class PromptEvaluator(AdaptationEvaluator):
         self,
         first_pass: Literal["generate", "constrained"] = "generate",
         dispatch_task: str | None = None,
+        dispatch_options: dict[str, Any] | None = None,
         dispatch_limit: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         if first_pass not in ("generate", "constrained"):
             raise ConfigError(f"unknown adapt.first_pass {first_pass!r}; use generate or constrained")
-        if dispatch_task is not None and not hasattr(tasks.get(dispatch_task), "labels"):
-            raise ConfigError(f"{dispatch_task} has no labels, so it is no dispatch task; use tiny_dispatch or null")
+        task = None if dispatch_task is None else tasks.get(dispatch_task, **(dispatch_options or {}))
+        if task is not None and not hasattr(task, "labels"):
+            raise ConfigError(f"{dispatch_task} has no labels, so it is no dispatch task; use dispatch or null")
         self.constrained = first_pass == "constrained"
-        self.dispatch_task, self.dispatch_limit = dispatch_task, dispatch_limit
+        self.dispatch_task, self.dispatch_limit = task, dispatch_limit
 
     def adapt_to_task(self, few_shot: PromptBatch) -> None:
         """Needs no shots; measures the dispatch where there are labelled requests."""
-        name = self.dispatch_task or ("tiny_dispatch" if self.on_tiny else None)
-        labelled: Any = None if name is None else tasks.get(name)
+        labelled: Any = self.dispatch_task or (tasks.get("tiny_dispatch") if self.on_tiny else None)
         names, descriptions = zip(*(self._category(e, labelled) for e in self.experts), strict=True)
         prompt = None if labelled is None else labelled.prompt
         self.dispatcher = Dispatcher(names, descriptions, prompt, 8 if labelled is None else labelled.max_new_tokens)
-        self.measured: list[tuple[str, str]] = []
+        self.measured: Confusion | None = None
         if labelled is None:
             return
-        examples = labelled.examples("test", None)[: self.dispatch_limit]
+        self.measured = Confusion(labelled.labels).to(self.device)
+        examples = labelled.examples("test", self.data.data_dir)[: self.dispatch_limit]
         mine = examples[self.rank :: self.world_size]
         for start in range(0, len(mine), self.data.eval_batch_size):
             part = mine[start : start + self.data.eval_batch_size]
             choices, _ = self._choose(part)  # its rows are dispatch questions already
-            self.measured += [(e.answer, self._name(c)) for e, c in zip(part, choices, strict=True)]
-        self.measured = [pair for part in self.gather(self.measured) for pair in part]
+            self.measured.update((e.answer, self._name(c)) for e, c in zip(part, choices, strict=True))
 
     def adapt_to_batch(self, batch: PromptBatch) -> Choice:
         """One expert, or the base, per row."""
@@ -82,24 +84,24 @@ class PromptEvaluator(AdaptationEvaluator):
 
     def facts(self) -> dict[str, Any]:
         """What was chosen, and how good the dispatch is."""
-        counts = confusion([("all", r["choice"]) for r in self.records], ["all"])["all"]
+        counts = self._chosen()
         share = {name: round(count / len(self.records), 4) for name, count in counts.items()}
         details: dict[str, Any] = {"first_pass": "constrained" if self.constrained else "generate", "chosen": share}
-        if self.measured:
-            named = [pair for pair in self.measured if pair[0] != OTHER]
-            scores = {"with other": self.measured, "without other": named}
-            details["dispatch"] = {k: vars(Score.of([a == b for a, b in pairs])) for k, pairs in scores.items()}
-            details["confusion"] = confusion(self.measured, self.dispatcher.categories)
+        if self.measured is not None:
+            details |= {"dispatch": self.measured.scores(), "confusion": self.measured.table()}
         return {"details": details}
 
     def figure(self) -> Any:
         """The confusion of labelled requests, and what the scored task was taken for."""
-        table = confusion(self.measured, self.dispatcher.categories if self.measured else ())
-        table |= confusion([(self.data.task.name, r["choice"]) for r in self.records], ())
+        table = {} if self.measured is None else self.measured.table()
+        table[self.data.task.name] = self._chosen()
         columns = [*self.dispatcher.categories, UNPARSED]
         if not any(UNPARSED in row for row in table.values()):
             columns.remove(UNPARSED)
         return confusion_figure(table, columns, f"dispatch by {self.strategy}")
+
+    def _chosen(self) -> dict[str, int]:
+        return dict(Counter(r["choice"] for r in self.records))
 
     def _name(self, choice: int | None) -> str:
         return UNPARSED if choice is None else self.dispatcher.categories[choice]
@@ -118,8 +120,8 @@ class PromptEvaluator(AdaptationEvaluator):
             description = expert.name
         if labelled is None or expert.name in labelled.labels:
             return expert.name, description
-        short = (expert.task or "").partition("_")[2]
-        if short not in labelled.labels:
+        label = labelled.label_of(expert.task)
+        if label is None:
             known = ", ".join(labelled.labels)
             raise ConfigError(f"expert {expert.name!r} fits none of the labels of {labelled.name} ({known}); rename it")
-        return short, description
+        return label, description

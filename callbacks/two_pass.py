@@ -175,7 +175,7 @@ class TwoPass:
 
     def scores(self, shots: PromptBatch, weights_LNK: Tensor) -> tuple[list[float], list[float]]:
         """Share of right answers and mean log-likelihood of the right answers, for N mixtures."""
-        return score_members(self.scorer, shots, self.data.task.verify, self.budget, weights_LNK)
+        return score_members(self.scorer, shots, self.data.task, self.budget, weights_LNK)
 
     def _judge_controls(self, batch: PromptBatch) -> None:
         if all(example.id in self.judged for example in batch.examples):
@@ -190,7 +190,7 @@ class TwoPass:
             }
 
     def _verify(self, rollouts: Rollouts) -> list[Verdict]:
-        return verify_all(self.data.task.verify, rollouts.examples, rollouts.completions)
+        return verify_all(self.data.task, rollouts.examples, rollouts.completions)
 
     def finish(self, trainer: L.Trainer) -> None:
         """Report."""
@@ -213,6 +213,7 @@ class TwoPass:
             seconds={name: round(value, 2) for name, value in self.seconds.items()},
             seeds=(self.seed,) if self.data.seed == self.seed else (self.seed, self.data.seed),
             versions=versions(),
+            sandbox=self.data.task.isolation(),
             **{**facts, "details": {**self._settings(), **facts.get("details", {})}},
         )
         if trainer.is_global_zero:

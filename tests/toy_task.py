@@ -1,5 +1,8 @@
 """A task of the tests' own, named in configs by its class path: the answer must begin with an early letter."""
 
+import math
+import os
+import time
 from typing import ClassVar
 
 from transformer2.tasks import Task
@@ -23,12 +26,39 @@ class FirstLetter(Task):
         return Verdict.of(bool(completion) and ord(completion[0]) < ord("h"), completion[:1], "first letter")
 
 
-class Broken(FirstLetter):
-    """Its verifier fails on some rows."""
-
-    broken: ClassVar[int] = 0
+class Never(FirstLetter):
+    """No answer is right."""
 
     def verify(self, example, completion):
-        if int(example.id.rpartition("/")[2]) < self.broken:
-            raise RuntimeError("no answer key")
+        return Verdict.of(False, None, "")
+
+
+def _raise():
+    raise RuntimeError("no answer key")
+
+
+class Broken(FirstLetter):
+    """Its verifier fails on the first rows. How and on how many is fixed when it is made: workers get the instance."""
+
+    broken: ClassVar[int] = 0
+    fault: ClassVar[str] = "raises"
+    verify_seconds: ClassVar[float] = 0.3
+    faults: ClassVar = {
+        "raises": _raise,
+        "hangs": lambda: time.sleep(600),
+        "is stuck in C": lambda: 9**9**9,
+        "dies": lambda: os._exit(3),
+        "returns None": lambda: None,
+        "returns a bool": lambda: True,
+        "returns NaN": lambda: Verdict(math.nan, False, None, ""),
+        "returns infinity": lambda: Verdict(math.inf, True, None, ""),
+        "returns no number": lambda: Verdict("1", True, None, ""),
+    }
+
+    def __init__(self):
+        self.rows, self.fault = self.broken, self.fault
+
+    def verify(self, example, completion):
+        if int(example.id.rpartition("/")[2]) < self.rows:
+            return self.faults[self.fault]()
         return super().verify(example, completion)

@@ -24,6 +24,10 @@ class BasisError(UserError, ValueError):
     """A basis that cannot be computed or read."""
 
 
+class SandboxError(UserError, RuntimeError):
+    """Model-written code cannot be run safely on this machine."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` with the known name nearest to a wrong one; empty when nothing is known."""
     near = get_close_matches(name, list(known), n=1, cutoff=0.0)

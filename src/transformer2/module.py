@@ -28,9 +28,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torchmetrics import MeanMetric
 
 from transformer2.errors import ConfigError, UserError
+from transformer2.metrics import Accuracy
 from transformer2.policy import (
     adapter_config,
     build_policy,
@@ -128,7 +128,7 @@ class SVFReinforceModule(L.LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not the base
         self.meter = StepMeter()
-        self.val_correct = MeanMetric()
+        self.val_correct = Accuracy()
         self.last_answers: tuple[Rollouts, list[Verdict]] | None = None
         self.records: list[dict[str, Any]] = []
         self.skipped_in_a_row = 0
@@ -290,7 +290,7 @@ class SVFReinforceModule(L.LightningModule):
 
     def verify(self, rollouts: Rollouts) -> list[Verdict]:
         """One verdict per completion."""
-        return verify_all(self.task.verify, rollouts.examples, rollouts.completions)
+        return verify_all(self.task, rollouts.examples, rollouts.completions)
 
     def answer(self, prompts: PromptBatch) -> tuple[Rollouts, list[Verdict]]:
         """Greedy answers and their verdicts: what validation and test score."""
@@ -305,24 +305,23 @@ class SVFReinforceModule(L.LightningModule):
             return
         for batch in self.trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]  # set at run time
             _, verdicts = self.answer(batch.to(self.device))
-            self.val_correct.update(torch.tensor([float(v.correct) for v in verdicts]))
+            self.val_correct.update([v.correct for v in verdicts])
         metrics = self._val_score()
         self.logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=0)
 
     def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Score one batch of validation questions."""
         self.last_answers = _, verdicts = self.answer(prompts)
-        self.val_correct.update(torch.tensor([float(v.correct) for v in verdicts]))
+        self.val_correct.update([v.correct for v in verdicts])
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracy and its standard error."""
         self.log_dict(self._val_score())
 
     def _val_score(self) -> dict[str, Tensor]:
-        accuracy = self.val_correct.compute()  # over all ranks
-        n = self.trainer.strategy.all_gather(self.val_correct.weight).sum()
+        score = self.val_correct.compute()  # over all ranks
         self.val_correct.reset()
-        return {"val/accuracy": accuracy, "val/accuracy_se": (accuracy * (1 - accuracy) / n).sqrt(), "val/n": n}
+        return {f"val/{name}": value.float() for name, value in score.items()}
 
     def on_test_start(self) -> None:
         """Start a fresh set of records."""

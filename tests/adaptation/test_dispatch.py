@@ -5,7 +5,7 @@ import torch
 from fake_experts import ALL, make_experts
 from fakes import make_llama
 
-from transformer2.adaptation.dispatch import Dispatcher, confusion, first_pass
+from transformer2.adaptation.dispatch import Dispatcher, first_pass
 from transformer2.adaptation.members import members
 from transformer2.adaptation.mixture import base_row
 from transformer2.adaptation.scoring import Scorer
@@ -64,11 +64,6 @@ def test_names_must_differ():
     for names in (("math", "Math"), ("math", "other")):
         with pytest.raises(ConfigError, match="must differ"):
             Dispatcher(names, ("a", "b"))
-
-
-def test_confusion_counts():
-    table = confusion([("math", "math"), ("math", "other"), ("code", "code")], ("math", "code", "other"))
-    assert table == {"math": {"math": 1, "other": 1}, "code": {"code": 1}, "other": {}}
 
 
 @pytest.fixture(scope="module")

@@ -171,7 +171,7 @@ def test_search_rejects_members_without_finite_weights(scorer, prompts):
 
     def scores(weights_LNK):
         assert torch.isfinite(weights_LNK).all()
-        return score_members(scorer, prompts, TASK.verify, 4, weights_LNK)
+        return score_members(scorer, prompts, TASK, 4, weights_LNK)
 
     trace = list(run_search(search, mixture, scores, Budget(generations=2)))
     assert len(trace) == 2 and search.evaluations == 24 and search.rejected >= 1

@@ -61,6 +61,7 @@ def test_parse_number(text: str, value: int | Fraction | None) -> None:
         "####72",
         "####\n72",
         r"So the total is $\boxed{72}$.",
+        r"So the total is \fbox{72}.",
         r"The final answer is: $\boxed{\$72}$. I hope it is correct.",
         "The answer is 72.",
         "The answer is 72. I hope this answer is helpful.",

@@ -9,27 +9,18 @@ the request before. The categories are the experts', however many: their names a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from transformer2.adaptation.scoring import Scorer
-from transformer2.errors import ConfigError
+from transformer2.tasks.dispatch import OTHER, category_prompt, check_categories, request_of
 from transformer2.types import Example, PromptBatch
+from transformer2.verifiers.label import find_label
 
-__all__ = ["OTHER", "Dispatcher", "confusion", "first_pass"]
-
-OTHER = "other"
-PROMPT = """\
-There are experts for these kinds of requests:
-{categories}
-
-Request:
-{request}
-
-Which kind of request is it? Answer with one word of this list and nothing else: {names}."""
+__all__ = ["OTHER", "Dispatcher", "first_pass"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +41,7 @@ class Dispatcher:
 
     def __post_init__(self) -> None:
         """Categories must tell apart."""
-        if len({name.lower() for name in (*self.names, OTHER)}) != len(self.names) + 1:
-            raise ConfigError(f"categories {', '.join(self.names)} must differ from each other and from {OTHER!r}")
+        check_categories(self.names)
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -60,21 +50,17 @@ class Dispatcher:
 
     def question(self, example: Example) -> Example:
         """The dispatch question about an example's request: its user messages."""
-        request = "\n\n".join(m["content"] for m in example.messages if m["role"] == "user")
+        request = request_of(example)
         if self.prompt is not None:
             content = self.prompt(request)
         else:
-            lines = [f"- {n}: {d}" for n, d in zip(self.names, self.descriptions, strict=True)]
-            lines.append(f"- {OTHER}: anything else")
-            *first, last = self.categories
-            names = f"{', '.join(first)} or {last}"
-            content = PROMPT.format(categories="\n".join(lines), request=request, names=names)
+            content = category_prompt(dict(zip(self.names, self.descriptions, strict=True)), request)
         return replace(example, messages=({"role": "user", "content": content},))
 
     def parse(self, text: str) -> int | None:
-        """Index of the category that the answer is, whole and alone (case and a final full stop aside), else None."""
-        word = text.strip().removesuffix(".").lower()
-        return next((i for i, name in enumerate(self.categories) if name.lower() == word), None)
+        """Index of the category that the answer is, whole and alone, else None."""
+        found = find_label(self.categories, text)
+        return None if found is None else self.categories.index(found)
 
     def weights(self, choices: Iterable[int | None]) -> Tensor:
         """Weights (B, K + 1): the chosen expert's z; the base's for "other" and for no category."""
@@ -104,12 +90,3 @@ def first_pass(
     sums_R, _ = scorer.log_likelihood(prompts.repeat(count), dispatcher.categories * len(prompts), weights_1K)
     choices = sums_R.view(len(prompts), count).argmax(-1).tolist()
     return choices, [dispatcher.categories[c] for c in choices]
-
-
-def confusion(pairs: Iterable[tuple[str, str]], labels: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Label -> what its requests were taken for -> how many."""
-    table: dict[str, dict[str, int]] = {label: {} for label in labels}
-    for label, taken in pairs:
-        row = table.setdefault(label, {})
-        row[taken] = row.get(taken, 0) + 1
-    return table

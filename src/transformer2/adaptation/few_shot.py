@@ -24,7 +24,8 @@ from transformer2.adaptation.scoring import Scorer
 from transformer2.adaptation.search import Search
 from transformer2.errors import ConfigError
 from transformer2.svf.model import factored_for_choice
-from transformer2.types import Example, PromptBatch, Verdict
+from transformer2.tasks import Task
+from transformer2.types import PromptBatch
 from transformer2.verifiers import verify_all
 
 __all__ = ["Budget", "Scores", "run_search", "score_members"]
@@ -93,7 +94,7 @@ def _finite_only(weights_LNK: Tensor, scores: Scores) -> tuple[list[float], list
 def score_members(
     scorer: Scorer,
     shots: PromptBatch,
-    verify: Callable[[Example, str], Verdict],
+    task: Task,
     max_new_tokens: int,
     weights_LNK: Tensor,
 ) -> tuple[list[float], list[float]]:
@@ -102,7 +103,7 @@ def score_members(
     Args:
         scorer: Runs mixtures.
         shots: The few-shot rows.
-        verify: The task's verifier; answers it could not judge are left out.
+        task: Judges the answers; those it could not judge are left out.
         max_new_tokens: Completion budget.
         weights_LNK: (L, N, K + 1), or (N, K + 1).
     """
@@ -111,6 +112,6 @@ def score_members(
         ties = scorer.mean_log_likelihood(shots, weights_LNK).tolist()
     shares = []
     for rollouts in answers:
-        judged = [v for v in verify_all(verify, rollouts.examples, rollouts.completions) if v.reward is not None]
+        judged = [v for v in verify_all(task, rollouts.examples, rollouts.completions) if v.reward is not None]
         shares.append(sum(v.correct for v in judged) / len(judged) if judged else math.nan)
     return shares, ties

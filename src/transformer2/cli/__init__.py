@@ -25,6 +25,7 @@ COMMANDS = {
         "transformer2.cli.tools:decompose",
     ),
     "report": ("print a run's table and draw its learning curve", "transformer2.cli.tools:report"),
+    "sandbox": ("say how well model-written code is walled in here", "transformer2.cli.sandbox:sandbox"),
     "experts": ("show, compare and mix expert folders", "transformer2.cli.tools:experts"),
 }
 
@@ -63,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
 
         print(version("transformer2"))
         return 0
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a task of one's own lies beside the command; last, so that it shadows nothing
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     return _guarded(args[0], args[1:], debug)

@@ -200,7 +200,7 @@ class Experiment:
         base, result = ([bool(r[key]) for r in records] for key in ("base_correct", "correct"))
         report = Report(
             task=self.data.task.name,
-            protocol="clean",
+            protocol=self.data.task.protocol,
             n=len(records),
             base=Score.of(base),
             result=Score.of(result),
@@ -208,6 +208,7 @@ class Experiment:
             seconds={name: round(value, 2) for name, value in seconds.items()},
             seeds=(self.seed,),
             versions=versions(),
+            sandbox=self.data.task.isolation(),
         )
         if self.trainer.is_global_zero:
             write_report(self.folder, report, records)

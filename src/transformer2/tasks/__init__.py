@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
+from typing import Any
 
 from transformer2.errors import ConfigError, nearest
 from transformer2.tasks.base import Task
@@ -17,18 +19,42 @@ def names() -> list[str]:
     return sorted(name for name in files if name != "base" and not name.startswith("_"))
 
 
-def get(name: str) -> Task:
+def get(name: str, **options: Any) -> Task:
     """The task of that name (`gsm8k`, `tiny_math`, ...) or of that class path (`mypackage.mytask.MyTask`).
 
+    Args:
+        name: Name or class path.
+        options: Arguments of the task's constructor.
+
     Raises:
-        ConfigError: Unknown name; the message says the nearest one.
+        ConfigError: Unknown name or option (the message says the nearest one), or a class that is no whole task.
     """
+    cls = _find(name)
+    parameters = inspect.signature(cls).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        known = [p.name for p in parameters]
+        for option in options:
+            if option not in known:
+                raise ConfigError(
+                    f"task {name!r} has no option {option!r}{nearest(option, known) or '; it takes none'}"
+                )
+    return cls(**options)
+
+
+def _find(name: str) -> type[Task]:
     if name in names():
-        return importlib.import_module(f"transformer2.tasks.{name}").TASK()
-    if "." in name:
-        module, _, cls = name.rpartition(".")
-        try:
-            return getattr(importlib.import_module(module), cls)()
-        except (ImportError, AttributeError) as e:
-            raise ConfigError(f"task {name!r} cannot be imported ({e}); give the full path of a Task class") from e
-    raise ConfigError(f"unknown task {name!r}{nearest(name, names())} Known: {', '.join(names())}")
+        cls: type[Task] = importlib.import_module(f"transformer2.tasks.{name}").TASK
+        return cls
+    if "." not in name:
+        raise ConfigError(f"unknown task {name!r}{nearest(name, names())} Known: {', '.join(names())}")
+    module, _, attribute = name.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as e:
+        raise ConfigError(f"task {name!r} cannot be imported ({e}); give the full path of a Task class") from e
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
+        raise ConfigError(f"{name!r} is no class derived from transformer2.tasks.Task; docs/tasks.md shows one")
+    missing = [*sorted(cls.__abstractmethods__), *(a for a in ("name", "description") if not hasattr(cls, a))]
+    if missing:
+        raise ConfigError(f"task {name!r} lacks {', '.join(missing)}; docs/tasks.md shows a whole one")
+    return cls

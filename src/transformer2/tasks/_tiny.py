@@ -26,9 +26,13 @@ _CHOICE = re.compile(r"Pick (\w+) ([A-Z])\s?\.")
 
 
 class TinyTask(Task):
-    """A task whose questions are drawn from the embedded world, the same ones on every machine."""
+    """A task whose questions are drawn from the embedded world, the same ones on every machine.
+
+    Bounded: the verifiers split and match text in linear time, and `_tiny_program` limits length, depth and values.
+    """
 
     max_new_tokens: ClassVar[int] = 40
+    bounded: ClassVar[bool] = True
     sources: ClassVar[dict[str, tuple[str, int]]] = SPLITS
 
     def question(self, rng: random.Random, split: str) -> world.Question:

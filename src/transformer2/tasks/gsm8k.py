@@ -23,6 +23,7 @@ from transformer2.verifiers.numeric import parse_number, verify_number
 
 __all__ = ["GSM8K", "TASK"]
 
+REVISION = "740312add88f781978c0658806c59bc2815b9866"
 _SYSTEM = (
     "Solve the problem step by step. Then write the final answer on a last line of its own, in the form\n"
     "#### N\nwhere N is a single number."
@@ -35,6 +36,8 @@ class GSM8K(Task):
     The Hub has no validation split. Ours is every train question whose sha256 is 0 modulo 15 (538 of 7473): it does not
     depend on the order of rows, and equal questions fall on the same side. `train` is the rest; `test` is the Hub's.
 
+    Bounded: the numeric verifier reads in linear time, 0.05 s for 40,000 characters (tests/verifiers/test_numeric.py).
+
     Args:
         revision: Commit of the Hub data set; None takes the newest.
     """
@@ -42,8 +45,9 @@ class GSM8K(Task):
     name: ClassVar[str] = "gsm8k"
     description: ClassVar[str] = "grade-school mathematics: word problems answered with a number"
     max_new_tokens: ClassVar[int] = 512
+    bounded: ClassVar[bool] = True
 
-    def __init__(self, revision: str | None = None):
+    def __init__(self, revision: str | None = REVISION) -> None:
         self.revision = revision
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:

@@ -30,6 +30,12 @@ class TinyDispatch(TinyTask):
         """The content of the user message that asks for the category of a request."""
         return world.dispatch_text(request)
 
+    @staticmethod
+    def label_of(task: str | None) -> str | None:
+        """The category of a task's requests; None when it is none of the experts'."""
+        label = (task or "").removeprefix("tiny_")
+        return label if label in words.LABELS else None
+
     def question(self, rng: random.Random, split: str) -> world.Question:
         """Four categories equally often; half of the test split's "other" requests are of held-out kinds."""
         held_out = split == "test" and rng.random() < 0.5

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from transformer2.errors import UserError
 from transformer2.types import Example, Verdict
+from transformer2.verifiers.isolated import checked, failed
+from transformer2.verifiers.pool import PoolError
 
-Verify = Callable[[Example, str], Verdict]
+if TYPE_CHECKING:
+    from transformer2.tasks.base import Task
+
+__all__ = ["verify_all"]
 
 
-def verify_all(verify: Verify, examples: Sequence[Example], completions: Sequence[str]) -> list[Verdict]:
+def verify_all(
+    task: Task, examples: Sequence[Example], completions: Sequence[str], deadline: float | None = None
+) -> list[Verdict]:
     """One verdict per completion, in order.
 
-    A verifier that raises, or returns anything but a verdict with a finite reward, gives reward None: the row is left
-    out of the update and counted. An exception is never a reward.
+    A verifier that raises, hangs, or returns anything but a verdict with a finite reward gives reward None: the row is
+    left out of the update and counted. A failure is never a reward.
+
+    Args:
+        task: Whose `verify_many` judges.
+        examples: The questions.
+        completions: The answers, one for each question.
+        deadline: Seconds for the whole batch; None takes the task's own.
+
+    Raises:
+        UserError: The processes that verify cannot be started, or die again and again.
     """
-    return [_verify_one(verify, e, text) for e, text in zip(examples, completions, strict=True)]
-
-
-def _verify_one(verify: Verify, example: Example, completion: str) -> Verdict:
+    if len(examples) != len(completions):
+        raise ValueError(f"{len(completions)} completions for {len(examples)} examples")
     try:
-        verdict = verify(example, completion)
+        verdicts = task.verify_many(examples, completions, deadline)
+    except UserError:
+        raise
+    except PoolError as e:
+        raise UserError(f"answers of {task.name} cannot be verified: {e}; its own words are above, on stderr") from e
     except Exception as e:
-        return Verdict(None, False, None, f"verifier raised {type(e).__name__}: {e}")
-    if not isinstance(verdict, Verdict) or (verdict.reward is not None and not math.isfinite(verdict.reward)):
-        return Verdict(None, False, None, f"verifier returned {verdict!r}")
-    return verdict
+        return [failed(f"verify_many raised {type(e).__name__}: {e}")] * len(examples)
+    if not isinstance(verdicts, list) or len(verdicts) != len(examples):
+        found = f"{len(verdicts)} verdicts" if isinstance(verdicts, list) else type(verdicts).__name__
+        return [failed(f"verify_many returned {found} for {len(examples)} answers")] * len(examples)
+    return [checked(verdict) for verdict in verdicts]

@@ -32,7 +32,7 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 _MARKER = re.compile(
-    r"(?P<hash>(?<!#)####(?!#))|(?P<boxed>\\f?boxed\s*\{)"
+    r"(?P<hash>(?<!#)####(?!#))|(?P<boxed>\\(?:boxed|fbox)\s*\{)"
     r"|(?P<said>\banswer(?:[\s*]*(?:is\b\s*:?|:|=)|[ \t*]*\n))",
     re.IGNORECASE,
 )

@@ -1,117 +1,19 @@
-"""Datamodules: tasks -> prompts -> batches. The only place with a chat template and a tokenizer.
-
-    Task.examples(split) -> render (chat template -> text -> ids, one BOS) -> PromptLoader -> PromptBatch
-
-Which prompts make up step s follows from (seed, s) alone, so a resumed run draws the prompts that the uncut run
-would have drawn.
-"""
+"""The two datamodules: one expert task, or an unseen task with a few rows to adapt with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from jinja2 import TemplateError
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from transformer2 import tasks
+from transformer2.data.loader import PromptLoader
+from transformer2.data.prompts import render
 from transformer2.errors import ConfigError, DataError
 from transformer2.policy import load_tokenizer, locate_base
 from transformer2.types import Example, PromptBatch
-
-
-def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
-    """Token ids of one prompt, ending where the model is to answer.
-
-    The template's text carries its own BOS, so it is tokenised without special tokens. Base models without a chat
-    template read the messages' contents, separated by blank lines, with the tokenizer's own special tokens.
-    """
-    messages = [dict(m) for m in example.messages]
-    if tokenizer.chat_template is None:
-        return list(tokenizer("\n\n".join(m["content"] for m in messages) + "\n\n")["input_ids"])
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError:
-        # Templates such as Gemma's know no system role: its text goes before the first user message.
-        text = tokenizer.apply_chat_template(_without_system(messages), tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
-    first, *rest = [m for m in messages if m["role"] != "system"]
-    return [{**first, "content": f"{system}\n\n{first['content']}" if system else first["content"]}, *rest]
-
-
-def collate(examples: Sequence[Example], ids: Sequence[list[int]], pad_id: int) -> PromptBatch:
-    """A left-padded batch of rendered prompts."""
-    width = max(map(len, ids))
-    input_ids_BP = torch.full((len(ids), width), pad_id, dtype=torch.long)
-    mask_BP = torch.zeros_like(input_ids_BP)
-    for row, prompt in enumerate(ids):
-        input_ids_BP[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask_BP[row, width - len(prompt) :] = 1
-    return PromptBatch(tuple(examples), input_ids_BP, mask_BP)
-
-
-class PromptLoader:
-    """A sized loader of PromptBatches over rendered prompts, shared evenly among ranks.
-
-    Args:
-        examples: The questions.
-        ids: Their token ids.
-        pad_id: Fills the left of shorter prompts.
-        batch_size: Prompts of one batch over all ranks.
-        shuffle_seed: Seed of the order, a new one each epoch; None keeps the order and the last, smaller batch.
-        rank: This process.
-        world_size: Number of processes.
-    """
-
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        ids: Sequence[list[int]],
-        pad_id: int,
-        batch_size: int,
-        shuffle_seed: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if shuffle_seed is not None and len(examples) < batch_size:
-            raise ConfigError(f"data.batch_size {batch_size} exceeds the {len(examples)} prompts; lower it")
-        self.examples, self.ids, self.pad_id = examples, ids, pad_id
-        self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
-        self.rank, self.world_size = rank, world_size
-        self.batches_seen = 0
-
-    def __len__(self) -> int:
-        n, b = len(self.examples), self.batch_size
-        return n // b if self.shuffle_seed is not None else -(-n // b)
-
-    def __iter__(self) -> Iterator[PromptBatch]:
-        first = self.batches_seen % len(self) if self.shuffle_seed is not None else 0
-        for i in range(first, len(self)):
-            rows = self._order(self.batches_seen // len(self))[i * self.batch_size : (i + 1) * self.batch_size]
-            if self.shuffle_seed is not None:
-                self.batches_seen += 1
-            if rows := rows[self.rank :: self.world_size]:
-                yield collate([self.examples[r] for r in rows], [self.ids[r] for r in rows], self.pad_id)
-
-    def _order(self, epoch: int) -> list[int]:
-        if self.shuffle_seed is None:
-            return list(range(len(self.examples)))
-        generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + epoch)
-        return torch.randperm(len(self.examples), generator=generator).tolist()
-
-    def state_dict(self) -> dict[str, int]:
-        """The position, for Lightning's checkpoint."""
-        return {"batches_seen": self.batches_seen}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where the checkpoint was written."""
-        self.batches_seen = state["batches_seen"]
 
 
 class ExpertDataModule(L.LightningDataModule):
@@ -121,6 +23,7 @@ class ExpertDataModule(L.LightningDataModule):
         task: A task's name, or the class path of your own (`mypackage.mytask.MyTask`).
         base: `tiny`, a folder or a Hub id: whose tokenizer renders the prompts (linked to `model.base`).
         data_dir: Folder with local copies of the rows; None reads the Hub (embedded tasks make their own).
+        task_options: Options of the task's constructor, e.g. `{revision: null}`.
         batch_size: Prompts per optimizer step, over all ranks (paper: 256).
         eval_batch_size: Prompts per batch of validation and test.
         validation_limit: Score at most this many validation questions; None scores all.
@@ -136,6 +39,7 @@ class ExpertDataModule(L.LightningDataModule):
         task: str = "tiny_math",
         base: str = "tiny",
         data_dir: str | None = None,
+        task_options: dict[str, Any] | None = None,
         batch_size: int = 64,
         eval_batch_size: int = 256,
         validation_limit: int | None = None,
@@ -148,7 +52,7 @@ class ExpertDataModule(L.LightningDataModule):
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1:
             raise ConfigError(f"batch sizes must be >= 1, not {batch_size} and {eval_batch_size}")
-        self.task = tasks.get(task)
+        self.task = tasks.get(task, **(task_options or {}))
         self.base, self.data_dir, self.seed = base, data_dir, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.limits = {"validation": validation_limit, "test": test_limit}
@@ -159,6 +63,7 @@ class ExpertDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read and render the splits that the stage may see."""
+        self.task.warm_up()
         wanted = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"]}.get(stage, [])
         for split in wanted:
             if split not in self._rows:
@@ -230,6 +135,7 @@ class UnseenTaskDataModule(ExpertDataModule):
         task: See `ExpertDataModule`, like all arguments but these.
         base: See `ExpertDataModule`.
         data_dir: See `ExpertDataModule`.
+        task_options: See `ExpertDataModule`.
         few_shot: Number of rows to adapt with.
         protocol: `clean` or `paper`.
         eval_batch_size: See `ExpertDataModule`.
@@ -245,6 +151,7 @@ class UnseenTaskDataModule(ExpertDataModule):
         task: str = "tiny_code_math",
         base: str = "tiny",
         data_dir: str | None = None,
+        task_options: dict[str, Any] | None = None,
         few_shot: int = 20,
         protocol: Literal["clean", "paper"] = "clean",
         eval_batch_size: int = 128,
@@ -258,6 +165,7 @@ class UnseenTaskDataModule(ExpertDataModule):
             task,
             base,
             data_dir,
+            task_options,
             eval_batch_size=eval_batch_size,
             drop_long_prompts=drop_long_prompts,
             chat_template=chat_template,
@@ -274,6 +182,7 @@ class UnseenTaskDataModule(ExpertDataModule):
         """Choose the shots; what is left of the test split is scored."""
         if "test" in self._rows:
             return
+        self.task.warm_up()
         clean = [s for s in ("few_shot", "train", "validation") if s in self.task.splits]
         source = clean[0] if clean and self.protocol == "clean" else "test"
         examples, ids = self._read(source)

@@ -1,0 +1,71 @@
+"""Batches of prompts. Which prompts make up a step follows from (seed, step) alone: a resumed run draws what the uncut
+one would have drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from transformer2.data.prompts import collate
+from transformer2.errors import ConfigError
+from transformer2.types import Example, PromptBatch
+
+
+class PromptLoader:
+    """A sized loader of PromptBatches over rendered prompts, shared evenly among ranks.
+
+    Args:
+        examples: The questions.
+        ids: Their token ids.
+        pad_id: Fills the left of shorter prompts.
+        batch_size: Prompts of one batch over all ranks.
+        shuffle_seed: Seed of the order, a new one each epoch; None keeps the order and the last, smaller batch.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        ids: Sequence[list[int]],
+        pad_id: int,
+        batch_size: int,
+        shuffle_seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if shuffle_seed is not None and len(examples) < batch_size:
+            raise ConfigError(f"data.batch_size {batch_size} exceeds the {len(examples)} prompts; lower it")
+        self.examples, self.ids, self.pad_id = examples, ids, pad_id
+        self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
+        self.rank, self.world_size = rank, world_size
+        self.batches_seen = 0
+
+    def __len__(self) -> int:
+        n, b = len(self.examples), self.batch_size
+        return n // b if self.shuffle_seed is not None else -(-n // b)
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        first = self.batches_seen % len(self) if self.shuffle_seed is not None else 0
+        for i in range(first, len(self)):
+            rows = self._order(self.batches_seen // len(self))[i * self.batch_size : (i + 1) * self.batch_size]
+            if self.shuffle_seed is not None:
+                self.batches_seen += 1
+            if rows := rows[self.rank :: self.world_size]:
+                yield collate([self.examples[r] for r in rows], [self.ids[r] for r in rows], self.pad_id)
+
+    def _order(self, epoch: int) -> list[int]:
+        if self.shuffle_seed is None:
+            return list(range(len(self.examples)))
+        generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.examples), generator=generator).tolist()
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, for Lightning's checkpoint."""
+        return {"batches_seen": self.batches_seen}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where the checkpoint was written."""
+        self.batches_seen = state["batches_seen"]

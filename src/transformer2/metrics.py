@@ -1,0 +1,139 @@
+r"""Scores as torchmetrics: sums in the states, so that ranks add up to what one process counts.
+
+Accuracy    a = correct / n,  standard error sqrt(a (1 - a) / n)
+PassAtK     E over problems of 1 - C(n - c, k) / C(n, k): the unbiased estimate from n samples, c of them right
+            (Chen et al. 2021, arXiv 2107.03374, equation 1); its standard error is over problems
+Confusion   label x what it was taken for, with a column for answers that are no label
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import comb
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from transformer2.types import Score
+
+__all__ = ["UNPARSED", "Accuracy", "Confusion", "PassAtK", "pass_at_k"]
+
+UNPARSED = "no category"
+
+
+class _Sums(Metric):
+    """A metric of integer or float sums."""
+
+    full_state_update = False
+    higher_is_better = True
+
+    def __init__(self, **sums: Tensor) -> None:
+        super().__init__()
+        for name, zero in sums.items():
+            self.add_state(name, default=zero, dist_reduce_fx="sum")
+
+
+class Accuracy(_Sums):
+    """Share of right answers, with n and standard error."""
+
+    correct: Tensor
+    n: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(correct=torch.tensor(0), n=torch.tensor(0))
+
+    def update(self, correct: Sequence[bool]) -> None:
+        """Count answers."""
+        self.correct += sum(correct)
+        self.n += len(correct)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`accuracy`, `accuracy_se` and `n`; NaN where n is 0."""
+        accuracy = self.correct / self.n
+        return {"accuracy": accuracy, "accuracy_se": (accuracy * (1 - accuracy) / self.n).sqrt(), "n": self.n}
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Chance that k of n samples, drawn without replacement, hold at least one of the c right ones.
+
+    Raises:
+        ValueError: k exceeds n: there is no unbiased estimate.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs at least {k} samples of each problem, not {n}")
+    return 1.0 - comb(n - c, k) / comb(n, k)
+
+
+class PassAtK(_Sums):
+    """pass@k over problems, with their number and the standard error over them.
+
+    Args:
+        k: How many samples one may try.
+    """
+
+    total: Tensor
+    squares: Tensor
+    n: Tensor
+
+    def __init__(self, k: int) -> None:
+        super().__init__(total=torch.tensor(0.0), squares=torch.tensor(0.0), n=torch.tensor(0))
+        self.k = k
+
+    def update(self, samples: Iterable[int], correct: Iterable[int]) -> None:
+        """Count problems, each with its number of samples and of right ones."""
+        for value in (pass_at_k(n, c, self.k) for n, c in zip(samples, correct, strict=True)):
+            self.total += value
+            self.squares += value**2
+            self.n += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """`pass`, `pass_se` and `n`; with one sample and k = 1 they are Accuracy's."""
+        mean = self.total / self.n
+        variance = (self.squares / self.n - mean**2).clamp(min=0)
+        return {"pass": mean, "pass_se": (variance / self.n).sqrt(), "n": self.n}
+
+
+class Confusion(_Sums):
+    """How often each label was taken for each, and the accuracies that follow.
+
+    Args:
+        labels: Names of the labels. A row that is taken for anything else counts as UNPARSED.
+        other: The label that stands for none of the others; `scores` also leaves its rows out.
+    """
+
+    counts: Tensor
+
+    def __init__(self, labels: Sequence[str], other: str = "other") -> None:
+        super().__init__(counts=torch.zeros(len(labels), len(labels) + 1, dtype=torch.long))
+        self.labels, self.other = tuple(labels), other
+
+    def update(self, pairs: Iterable[tuple[str, str | None]]) -> None:
+        """Count (label, taken for); None is no label."""
+        for label, taken in pairs:
+            column = self.labels.index(taken) if taken in self.labels else len(self.labels)
+            self.counts[self.labels.index(label), column] += 1
+
+    def compute(self) -> Tensor:
+        """The counts over all ranks: label x (label or UNPARSED)."""
+        return self.counts
+
+    def table(self) -> dict[str, dict[str, int]]:
+        """Label -> what its rows were taken for -> how many; zeros are left out."""
+        columns = (*self.labels, UNPARSED)
+        rows = zip(self.labels, self.compute().tolist(), strict=True)
+        return {label: {name: count for name, count in zip(columns, row, strict=True) if count} for label, row in rows}
+
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """`with other`, `without other` and one score a label, each as {accuracy, se, n}."""
+        by_label = {label: (row.get(label, 0), sum(row.values())) for label, row in self.table().items()}
+        named = [counts for label, counts in by_label.items() if label != self.other]
+        groups = {"with other": list(by_label.values()), "without other": named}
+        groups |= {label: [counts] for label, counts in by_label.items()}
+        return {name: vars(_score(counts)) for name, counts in groups.items()}
+
+
+def _score(counts: Sequence[tuple[int, int]]) -> Score:
+    correct, n = (sum(column) for column in zip(*counts, strict=True))
+    return Score.of([True] * correct + [False] * (n - correct))

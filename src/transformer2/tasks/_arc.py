@@ -1,0 +1,81 @@
+"""What the two ARC sets share: rows -> lettered options -> messages, and the verdict on the option chosen.
+
+A row of the Hub: `id`, `question`, `choices: {text: [...], label: [...]}`, `answerKey`. Three to five options; labels
+are letters, or numbers in some rows. The model always sees letters, in the order of the row; `fields["keys"]` holds the
+numbers of a numbered row (number -> letter), which the verifier accepts too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
+
+from transformer2.errors import DataError
+from transformer2.tasks._rows import Row, field_of, load_rows
+from transformer2.tasks.base import Task
+from transformer2.types import Example, Verdict
+from transformer2.verifiers.choice import verify_choice
+
+HUB_ID = "allenai/ai2_arc"
+REVISION = "210d026faf9955653af8916fad021475a3f00453"
+SYSTEM = (
+    "Answer the multiple-choice question. Think it through briefly, then finish with a last line of its own, in the "
+    "form\nThe answer is (X)\nwhere X is the letter of one option."
+)
+_LETTERS = "ABCDEFGH"
+
+
+class ARC(Task):
+    """One of the two ARC sets.
+
+    Args:
+        revision: Commit of the Hub data set; None takes the newest.
+    """
+
+    config: ClassVar[str]
+    max_new_tokens: ClassVar[int] = 512
+
+    def __init__(self, revision: str | None = REVISION) -> None:
+        self.revision = revision
+
+    def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
+        """All questions of a split, in the order of the source."""
+        if split not in self.splits:
+            raise DataError(f"{self.name} has no split {split!r}; its splits are {', '.join(self.splits)}")
+        rows = load_rows(self.name, split, data_dir, HUB_ID, config=self.config, revision=self.revision)
+        return [_example(row, f"{self.name}/{split}/{i}") for i, row in enumerate(rows)]
+
+    def verify(self, example: Example, completion: str) -> Verdict:
+        """+1 when the last final answer of the completion is the gold option."""
+        return verify_choice(example.answer, example.fields["options"], completion, example.fields["keys"])
+
+
+def _example(row: Row, where: str) -> Example:
+    question = field_of(row, "question", where).strip()
+    labels, texts = _choices(row, where)
+    letters = _LETTERS[: len(labels)]
+    gold = field_of(row, "answerKey", where).strip()
+    if gold not in labels:
+        raise DataError(f"{where}: field 'answerKey' is {gold!r}, none of {', '.join(labels)}; correct or drop the row")
+    options = dict(zip(letters, texts, strict=True))
+    keys = {label: letter for label, letter in zip(labels, letters, strict=True) if label.isdigit()}
+    content = "\n".join([question, "", *(f"({letter}) {text}" for letter, text in options.items())])
+    messages = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": content})
+    fields = {"options": MappingProxyType(options), "keys": MappingProxyType(keys)}
+    return Example(where, messages, letters[labels.index(gold)], MappingProxyType(fields))
+
+
+def _choices(row: Row, where: str) -> tuple[list[str], list[str]]:
+    """Labels and texts of a row's options."""
+    choices = field_of(row, "choices", where, Mapping)
+    labels, texts = (field_of(choices, key, f"{where}, choices", (list, tuple)) for key in ("label", "text"))
+    if any(not isinstance(value, str) or not value.strip() for value in (*labels, *texts)):
+        raise DataError(f"{where}: field 'choices' holds an option that is no text or blank; correct or drop the row")
+    labels, texts = ([value.strip() for value in values] for values in (labels, texts))
+    if len(labels) != len(texts) or not 2 <= len(labels) <= len(_LETTERS) or len(set(labels)) < len(labels):
+        raise DataError(
+            f"{where}: field 'choices' has labels {', '.join(labels)} for {len(texts)} texts; "
+            f"2 to {len(_LETTERS)} options with a label each are expected"
+        )
+    return labels, texts

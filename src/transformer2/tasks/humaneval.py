@@ -1,0 +1,71 @@
+"""HumanEval: 164 functions to be completed from their signature and docstring (openai/openai_humaneval).
+
+One row:
+
+    task_id:     HumanEval/0
+    prompt:      from typing import List
+                 def has_close_elements(numbers: List[float], threshold: float) -> bool:
+                     \"\"\" Check if in given list of numbers, are any two numbers closer to each other than ...
+    entry_point: has_close_elements
+    test:        def check(candidate):
+                     assert candidate([1.0, 2.0, 3.9, 4.0, 5.0, 2.2], 0.3) == True
+                     ...
+
+Right means: every assertion of the row's tests holds for the function that the completion defines, run in the sandbox.
+An unseen task of the paper, with a test split alone: the datamodule takes the few-shot rows out of what is scored.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from transformer2.errors import DataError
+from transformer2.tasks._code import SYSTEM, CodeTask
+from transformer2.tasks._rows import Row, field_of, load_rows
+from transformer2.types import Example
+
+__all__ = ["TASK", "HumanEval"]
+
+_USER = (
+    "Complete this Python function. Answer with the whole function, and the imports that it needs, "
+    "in one Markdown code block.\n\n```python\n{}\n```"
+)
+
+
+class HumanEval(CodeTask):
+    """Functions from docstrings."""
+
+    name: ClassVar[str] = "humaneval"
+    description: ClassVar[str] = "programming: a Python function to be completed from its docstring"
+    splits: ClassVar[tuple[str, ...]] = ("test",)
+    max_new_tokens: ClassVar[int] = 512
+    hub_id: ClassVar[str] = "openai/openai_humaneval"
+    pinned: ClassVar[str] = "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544"
+
+    def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
+        """All functions, in the order of the source."""
+        if split not in self.splits:
+            raise DataError(f"{self.name} has no split {split!r}; its only split is test")
+        rows = load_rows(self.name, split, data_dir, self.hub_id, revision=self.revision)
+        return [self._example(row, f"{self.name}/{split}/{i}") for i, row in enumerate(rows)]
+
+    def _example(self, row: Row, where: str) -> Example:
+        prompt, entry, test = (field_of(row, key, where) for key in ("prompt", "entry_point", "test"))
+        if f"def {entry}(" not in prompt:
+            raise DataError(f"{where}: field 'prompt' does not begin {entry!r}; correct or drop the row")
+        messages = (
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": _USER.format(prompt.strip())},
+        )
+        fields = {
+            # Helpers of the prompt belong to the tests too (three rows use them), which call the function by its name.
+            "setup": prompt,
+            "tests": (f"{test}\n\ncheck({entry})\n",),
+            "names": (entry,),
+            "prompt": prompt,
+            "cpu_seconds": self.cpu_seconds,
+        }
+        return Example(where, messages, str(row.get("canonical_solution", "")), fields)
+
+
+TASK = HumanEval

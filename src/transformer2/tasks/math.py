@@ -1,0 +1,122 @@
+r"""MATH: competition problems whose answer is one mathematical expression (Hendrycks et al. 2021).
+
+One row (DigitalLearningGmbH/MATH-lighteval; EleutherAI/hendrycks_math has the same rows by subject):
+
+    problem:  How many vertical asymptotes does the graph of $y=\frac{2}{x^2+x-6}$ have?
+    level:    Level 3
+    type:     Algebra
+    solution: The denominator of the rational function factors into $x^2+x-6=(x-2)(x+3)$.  Since the numerator is always
+              nonzero, [...] Therefore, the graph has $\boxed{2}$ vertical asymptotes.
+
+The gold answer is the last box of the solution, as everywhere in the literature; but where the problem wants "all
+solutions, separated by commas" and the solution boxes them one by one (8 test rows), it is all of them. The model is
+asked for `\boxed{...}`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import ClassVar
+
+from transformer2.errors import DataError
+from transformer2.tasks._rows import Row, field_of, load_rows
+from transformer2.tasks.base import Task
+from transformer2.types import Example, Verdict
+from transformer2.verifiers.math import verify_math, verify_math_many
+from transformer2.verifiers.math.final import boxes
+
+__all__ = ["MATH", "TASK"]
+
+HUB = "DigitalLearningGmbH/MATH-lighteval"
+BY_SUBJECT = "EleutherAI/hendrycks_math"
+SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+# What public code pins these data sets to.
+REVISIONS = {
+    HUB: "0530c78699ea5e8eb5530600900e1f328b48acad",
+    BY_SUBJECT: "21a5633873b6a120296cce3e2df9d5550074f4a3",
+}
+
+_SYSTEM = (
+    "Solve the problem step by step. Then give the final answer once, in simplest form, inside \\boxed{}. "
+    "If the problem asks for several values, put all of them into one box, separated by commas."
+)
+
+
+class MATH(Task):
+    """Competition mathematics.
+
+    The Hub has 7500 train and 5000 test rows and no validation split. Ours is every train problem whose sha256 is 0
+    modulo 15; `train` is the rest. Protocols (paper, section 4): `clean` takes few-shot rows from train, `paper` from
+    test. With a folder that holds the test rows alone, use the `paper` protocol.
+
+    Args:
+        hub: Hub data set: `DigitalLearningGmbH/MATH-lighteval`, or `EleutherAI/hendrycks_math` with one
+            configuration per subject.
+        revision: Commit of the Hub data set; None takes the pinned one of the two above, of another set the newest.
+    """
+
+    name: ClassVar[str] = "math"
+    description: ClassVar[str] = "competition mathematics: problems answered with a mathematical expression"
+    max_new_tokens: ClassVar[int] = 1024
+
+    def __init__(self, hub: str = HUB, revision: str | None = None):
+        self.hub, self.revision = hub, revision or REVISIONS.get(hub)
+
+    def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
+        """All problems of a split, in the order of the source."""
+        if split not in self.splits:
+            raise DataError(f"math has no split {split!r}; its splits are {', '.join(self.splits)}")
+        source = "test" if split == "test" else "train"
+        examples = []
+        for i, row in enumerate(self._rows(source, data_dir)):
+            where = f"math/{source}/{i}"
+            problem = field_of(row, "problem", where).strip()
+            if split == "test" or (split == "validation") == _is_validation(problem):
+                gold = _gold(problem, field_of(row, "solution", where), where)
+                messages = ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": problem})
+                fields = {key: field_of(row, key, where) for key in ("level", "type")}
+                examples.append(Example(f"math/{split}/{i}", messages, gold, fields))
+        return examples
+
+    def _rows(self, source: str, data_dir: str | None) -> list[Row]:
+        if data_dir is not None or self.hub != BY_SUBJECT:
+            return load_rows("math", source, data_dir, self.hub, revision=self.revision)
+        by_subject = (load_rows("math", source, None, self.hub, subject, self.revision) for subject in SUBJECTS)
+        return [row for rows in by_subject for row in rows]
+
+    def verify(self, example: Example, completion: str) -> Verdict:
+        """+1 when the one final answer of the completion equals the gold one, however it is written."""
+        return verify_math(example.answer, completion)
+
+    def verify_many(
+        self, examples: Sequence[Example], completions: Sequence[str], deadline: float | None = None
+    ) -> list[Verdict]:
+        """The same for many completions side by side; what takes over two seconds to compare is wrong."""
+        return verify_math_many([example.answer for example in examples], completions, deadline)
+
+
+TASK = MATH
+
+
+def _is_validation(problem: str) -> bool:
+    return int.from_bytes(hashlib.sha256(problem.encode()).digest()) % 15 == 0
+
+
+def _gold(problem: str, solution: str, where: str) -> str:
+    found = boxes(solution)
+    if not found or not found[-1]:
+        raise DataError(f"{where}: field 'solution' has no \\boxed{{answer}}; correct or drop the row")
+    several = list(dict.fromkeys(found))
+    if len(several) > 1 and re.search(r"separated\s+by\s+comma", problem):
+        return ", ".join(several)
+    return found[-1]

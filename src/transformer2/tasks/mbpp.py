@@ -1,0 +1,106 @@
+"""MBPP: 974 short functions described in a sentence (google-research-datasets/mbpp, config full).
+
+One row:
+
+    task_id:   2
+    text:      Write a function to find the shared elements from the given two lists.
+    code:      def similar_elements(test_tup1, test_tup2):
+                 res = tuple(set(test_tup1) & set(test_tup2))
+                 return (res)
+    test_list: ["assert set(similar_elements((3, 4, 5, 6),(5, 7, 4, 10))) == set((4, 5))", ...]
+
+The model sees the sentence and the first test, which names the function; right means that all tests hold, run in the
+sandbox. (The data set's own prompt shows all tests: under a reward, an invitation to return the expected values.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from transformer2.errors import DataError
+from transformer2.tasks._code import SYSTEM, CodeTask, used_names
+from transformer2.tasks._rows import Row, field_of, load_rows
+from transformer2.types import Example
+
+__all__ = ["MBPP", "TASK"]
+
+_USER = (
+    "{text}\nYour code should pass this test, and others like it:\n\n```python\n{test}\n```\n\n"
+    "Answer with Python code in one Markdown code block."
+)
+# The data set's own splits, by task number (1 to 10 are meant for few-shot prompts).
+SPLITS = {"few_shot": range(1, 11), "test": range(11, 511), "validation": range(511, 601), "train": range(601, 975)}
+_SLOW = {123: 10}  # CPU seconds where the reference solution itself needs more than two
+
+
+class MBPP(CodeTask):
+    """Functions from a sentence and a test."""
+
+    name: ClassVar[str] = "mbpp"
+    description: ClassVar[str] = "programming: a Python function described in a sentence"
+    splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test", "few_shot")
+    max_new_tokens: ClassVar[int] = 512
+    hub_id: ClassVar[str] = "google-research-datasets/mbpp"
+    pinned: ClassVar[str] = "4bb6404fdc6cacfda99d4ac4205087b89d32030c"
+    config: ClassVar[str | None] = "full"
+    hub_splits: ClassVar[tuple[str, ...]] = ("prompt", "test", "validation", "train")
+
+    def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
+        """All functions of a split, in the order of the source."""
+        if split not in self.splits:
+            raise DataError(f"{self.name} has no split {split!r}; its splits are {', '.join(self.splits)}")
+        rows = self._rows(data_dir)
+        numbers = [_number(row, f"{self.name}/{i}") for i, row in enumerate(rows)]
+        chosen = self._split(numbers)[split]
+        return [self._example(row, n, split) for row, n in zip(rows, numbers, strict=True) if n in chosen]
+
+    def _rows(self, data_dir: str | None) -> list[Row]:
+        """All rows: one local file (`mbpp/full.jsonl`), or the Hub's splits together."""
+        if data_dir is not None:
+            return load_rows("mbpp", self.config or "test", data_dir, self.hub_id)
+        return [
+            row
+            for split in self.hub_splits
+            for row in load_rows("mbpp", split, None, self.hub_id, self.config, self.revision)
+        ]
+
+    def _split(self, numbers: list[int]) -> Mapping[str, range | set[int]]:
+        return SPLITS
+
+    def _example(self, row: Row, number: int, split: str) -> Example:
+        where = f"{self.name}/{split}/{number}"
+        text = field_of(row, "prompt" if "prompt" in row else "text", where)  # sanitized and MBPP+ say prompt
+        code = field_of(row, "code", where)
+        shown = field_of(row, "test_list", where, list)
+        if not shown:
+            raise DataError(f"{where}: field 'test_list' is empty; correct or drop the row")
+        tests = self._tests(row, shown, where)
+        messages = (
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": _USER.format(text=text.strip(), test=shown[0].strip())},
+        )
+        fields = {
+            "setup": "\n".join(["import math, sys", *(row.get("test_imports") or [])]),
+            "tests": tests,
+            "names": used_names(tests, code, where),
+            "prompt": "",
+            "cpu_seconds": _SLOW.get(number, self.cpu_seconds),
+        }
+        return Example(where, messages, code, fields)
+
+    def _tests(self, row: Row, shown: list[str], where: str) -> tuple[str, ...]:
+        """What the tests build of the answer's own classes comes first, in their namespace."""
+        before = str(row.get("test_setup_code") or "")
+        return tuple(t for t in (before.replace("\r\n", "\n"), *shown) if t.strip())
+
+
+TASK = MBPP
+
+
+def _number(row: Row, where: str) -> int:
+    value = field_of(row, "task_id", where, (int, str))
+    digits = str(value).rpartition("/")[2]  # MBPP+ says "Mbpp/2"
+    if not digits.isdigit():
+        raise DataError(f"{where}: field 'task_id' is {value!r}, which holds no number; correct or drop the row")
+    return int(digits)

@@ -1,0 +1,185 @@
+"""The system calls that a candidate program may make, as a seccomp filter in classic BPF. Everything else is refused.
+
+An allow list: what a pure Python program needs to compute, to read the standard library, to start threads and to wait.
+No fork or exec, no sockets, no signals to others, nothing that creates, changes or removes a file, no ptrace, mount,
+bpf, io_uring, memfd, keys or timers that signal others. A refused call returns EPERM, so honest code goes on; a call
+of a foreign architecture (32-bit or x32 numbers mean other calls) kills the process.
+
+Sources: seccomp(2), linux/seccomp.h, linux/filter.h; numbers from asm/unistd_64.h and asm-generic/unistd.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+from collections.abc import Iterable
+
+__all__ = ["ARCHITECTURES", "NUMBERS", "allow_filter", "deny_filter", "install"]
+
+# machine -> (AUDIT_ARCH_* of linux/audit.h, column of NUMBERS)
+ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+
+# name -> (x86_64, aarch64); None: that architecture has no such call.
+NUMBERS: dict[str, tuple[int | None, int | None]] = {
+    # memory and descriptors that are already open
+    "read": (0, 63),
+    "write": (1, 64),
+    "close": (3, 57),
+    "fstat": (5, 80),
+    "lseek": (8, 62),
+    "mmap": (9, 222),
+    "mprotect": (10, 226),
+    "munmap": (11, 215),
+    "brk": (12, 214),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "pread64": (17, 67),
+    "readv": (19, 65),
+    "writev": (20, 66),
+    "dup": (32, 23),
+    "dup2": (33, None),
+    "dup3": (292, 24),
+    "poll": (7, None),
+    "ppoll": (271, 73),
+    "select": (23, None),
+    "pselect6": (270, 72),
+    # files by name: Landlock says which
+    "open": (2, None),
+    "openat": (257, 56),
+    "stat": (4, None),
+    "lstat": (6, None),
+    "newfstatat": (262, 79),
+    "statx": (332, 291),
+    "access": (21, None),
+    "faccessat": (269, 48),
+    "faccessat2": (439, 439),
+    "readlink": (89, None),
+    "readlinkat": (267, 78),
+    "getdents64": (217, 61),
+    "getcwd": (79, 17),
+    # signals of this process, time, randomness
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "sigaltstack": (131, 132),
+    "restart_syscall": (219, 128),
+    "setitimer": (38, 103),
+    "getitimer": (36, 102),
+    "alarm": (37, None),
+    "nanosleep": (35, 101),
+    "clock_nanosleep": (230, 115),
+    "clock_gettime": (228, 113),
+    "clock_getres": (229, 114),
+    "gettimeofday": (96, 169),
+    "time": (201, None),
+    "times": (100, 153),
+    "getrandom": (318, 278),
+    # who and where am I
+    "getpid": (39, 172),
+    "getppid": (110, 173),
+    "gettid": (186, 178),
+    "getuid": (102, 174),
+    "geteuid": (107, 175),
+    "getgid": (104, 176),
+    "getegid": (108, 177),
+    "getresuid": (118, 148),
+    "getresgid": (120, 150),
+    "getgroups": (115, 158),
+    "getrusage": (98, 165),
+    "getrlimit": (97, 163),
+    "sysinfo": (99, 179),
+    "uname": (63, 160),
+    # threads and the end
+    "sched_yield": (24, 124),
+    "sched_getaffinity": (204, 123),
+    "futex": (202, 98),
+    "set_robust_list": (273, 99),
+    "rseq": (334, 293),
+    "membarrier": (324, 283),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+}
+# Allowed or answered by their arguments below.
+_CLONE, _CLONE3 = (56, 220), (435, 435)
+_FCNTL, _PRLIMIT, _IOCTL = (72, 25), (302, 261), (16, 29)
+
+_CLONE_THREAD = 0x00010000
+# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC: F_SETOWN would let a file signal another process.
+_FCNTL_COMMANDS = (0, 1, 2, 3, 4, 1030)
+_O_ASYNC = 0o20000
+
+_LOAD, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _JUMP_IF_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_KILL, _ALLOW, _ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
+_NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; arguments are 8 bytes, low word first
+_X32 = 0x40000000
+
+
+def allow_filter(machine: str) -> bytes:
+    """The filter's instructions (struct sock_filter, 8 bytes each) for `x86_64` or `aarch64`.
+
+    Raises:
+        KeyError: Another machine.
+    """
+    column = ARCHITECTURES[machine][1]
+    program = _prologue(machine)
+    for pair in NUMBERS.values():
+        if (number := pair[column]) is not None:
+            program += _when(number, [_return(_ALLOW)])
+    refused = [_return(_ERRNO | errno.EPERM)]
+    program += _when(_CLONE[column], [_load(0), _op(_JUMP_IF_SET, _CLONE_THREAD, 0, 1), _return(_ALLOW), *refused])
+    # glibc falls back to clone, whose flags can be read here, when clone3 does not exist.
+    program += _when(_CLONE3[column], [_return(_ERRNO | errno.ENOSYS)])
+    commands = [_load(1)]
+    for command in _FCNTL_COMMANDS:
+        commands += [_op(_JUMP_IF_EQUAL, command, 0, 1), _return(_ALLOW)]
+    program += _when(_FCNTL[column], [*commands, *refused])
+    # Limits of this process (pid 0) only.
+    program += _when(_PRLIMIT[column], [_load(0), _op(_JUMP_IF_EQUAL, 0, 0, 1), _return(_ALLOW), *refused])
+    program += _when(_IOCTL[column], [_return(_ERRNO | errno.ENOTTY)])
+    return b"".join([*program, *refused])
+
+
+def deny_filter(machine: str, numbers: Iterable[int], error: int) -> bytes:
+    """A filter that lets everything through but these calls, which fail with `error`: how a test takes a layer away."""
+    program = _prologue(machine)
+    for number in numbers:
+        program += _when(number, [_return(_ERRNO | error)])
+    return b"".join([*program, _return(_ALLOW)])
+
+
+def install(filter_: bytes, prctl: ctypes._CFuncPtr) -> None:  # type: ignore[name-defined]  # ctypes exports no name
+    """Put the filter on this thread and all that it starts; needs no_new_privs or CAP_SYS_ADMIN.
+
+    Raises:
+        OSError: The kernel has no seccomp filters, or refuses this one.
+    """
+    code = ctypes.create_string_buffer(filter_, len(filter_))
+    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(filter_) // 8, ctypes.addressof(code)))
+    if prctl(22, 2, ctypes.addressof(program), 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+        raise OSError(ctypes.get_errno(), "seccomp filters")
+
+
+def _prologue(machine: str) -> list[bytes]:
+    audit, column = ARCHITECTURES[machine]
+    program = [_op(_LOAD, _ARCH), _op(_JUMP_IF_EQUAL, audit, 1, 0), _return(_KILL), _op(_LOAD, _NUMBER)]
+    if column == 0:
+        program += [_op(_JUMP_IF_AT_LEAST, _X32, 0, 1), _return(_KILL)]
+    return program
+
+
+def _when(number: int, then: list[bytes]) -> list[bytes]:
+    """`then` (which ends in a return on every path) for this call, else on to what follows."""
+    return [_op(_JUMP_IF_EQUAL, number, 0, len(then)), *then]
+
+
+def _load(argument: int) -> bytes:
+    return _op(_LOAD, _FIRST_ARGUMENT + 8 * argument)
+
+
+def _return(action: int) -> bytes:
+    return _op(_RETURN, action)
+
+
+def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_true, if_false, value)

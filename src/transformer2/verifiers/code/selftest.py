@@ -1,0 +1,82 @@
+"""What a judge tries before it takes work: honest programs must pass, attacks must fail.
+
+An honest program that fails here would have cost a right answer its reward (an interpreter under a folder that nobody
+may enter, too few threads); an attack that works here would work for every completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["CONTROLS", "PROBES", "self_test"]
+
+
+def _program(code: str, *tests: str) -> dict[str, Any]:
+    return {"code": code, "names": ["f"], "setup": "", "tests": list(tests), "cpu_seconds": 2}
+
+
+CONTROLS = [
+    _program("def f(x):\n    return sorted(x)\n", "assert f([3, 1, 2]) == [1, 2, 3]"),
+    _program(
+        "def f():\n    import colorsys, decimal, statistics, sched\n    return str(decimal.Decimal(1) / 7)\n",
+        "assert f().startswith('0.142857')",
+    ),
+    _program(
+        "import threading\n"
+        "def f(n):\n    done = []\n    ts = [threading.Thread(target=done.append, args=(i,)) for i in range(n)]\n"
+        "    [t.start() for t in ts]\n    [t.join() for t in ts]\n    return len(done)\n",
+        "assert f(16) == 16",
+    ),
+    _program("def f():\n    return len(bytearray(100 << 20))\n", "assert f() == 100 << 20"),
+    _program(
+        "class Pair:\n    def __init__(self, a):\n        self.a = a\n"
+        "def f(x):\n    print('noise')\n    return (y for y in (x.a, None, 1.5, {2: b'b'}))\n",
+        "p = Pair(3)\np.a = (4,)\nassert list(f(p)) == [(4,), None, 1.5, {2: b'b'}]",
+    ),
+]
+CONTROLS[-1]["names"] = ["f", "Pair"]
+
+# Each tries one thing and returns whether it worked. None must, at any level but `unsafe`.
+PROBES = {
+    "read a file": "open('/etc/passwd').read(1)",
+    "write a file": "open('/tmp/transformer2-probe', 'w')",
+    "write where it is": "open('transformer2-probe', 'w')",
+    "list the root": "len(os.listdir('/')) > 3 or os.listdir('/home')",
+    "fork": "os._exit(0) if os.fork() == 0 else True",
+    "start a program": "os.posix_spawn('/bin/true', ['true'], {})",
+    "open a socket": "socket.socket()",
+    "open a pair of sockets": "socket.socketpair()",
+    "signal another process": "os.kill(os.getppid() or 1, 0)",
+    "trace": "libc.ptrace(0, 0, 0, 0) == 0",
+    "make a file in memory": "os.memfd_create('x')",
+    "mount": "libc.mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0",
+    "make a namespace": "libc.unshare(0x10000000) == 0",
+    "gain privileges": "os.setuid(0) is None",
+    "see the environment": "'HOME' in os.environ or 'PATH' in os.environ",
+}
+_PROBE = _program(
+    "import ctypes, os, socket\n"
+    "libc = ctypes.CDLL(None)\n"
+    f"attempts = {PROBES!r}\n"
+    "def f():\n    worked = []\n    for name, code in attempts.items():\n"
+    "        try:\n            if eval(code):\n                worked.append(name)\n"
+    "        except (OSError, MemoryError):\n            pass\n    return worked\n",
+    "worked = f()\nif worked:\n    raise ValueError(', '.join(worked))",
+)
+
+
+def self_test(run: Callable[[dict[str, Any]], dict[str, Any]], level: str) -> list[str]:
+    """What went wrong, one line each; empty when all is well.
+
+    Args:
+        run: Runs one program.
+        level: `unsafe` runs the controls only: attacks would work, on this very machine.
+    """
+    failed = []
+    for number, control in enumerate(CONTROLS, 1):
+        if (result := run(control))["outcome"] != "passed":
+            failed.append(f"honest program {number}: {result['outcome']} ({result['reason']})")
+    if level != "unsafe" and (result := run(_PROBE))["outcome"] != "passed":
+        failed.append(f"attacks: {result['outcome']} ({result['reason']})")
+    return failed

@@ -1,0 +1,96 @@
+r"""Mathematical answers: is the one answer that a completion ends on the gold one, however it is written?
+
+What counts is the last `\boxed{...}` (or `\fbox`), or, without any box, what the last "answer is" says. One answer is
+demanded: a list is refused unless the gold answer is one. Answers are compared in three stages, each only with what the
+one before left open:
+
+1. spelling: LaTeX brought to one form, units, and exact numbers (text work in linear time, in this process);
+2. a refusal of what no final answer needs and a computer algebra system may choke on: length, nesting, long numbers,
+   towers of exponents, anything not worked out, variables that the gold answer does not have;
+3. math-verify and sympy, in worker processes that are killed after two seconds. Running out of time is a wrong answer:
+   the model chose to write what cannot be checked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+
+from transformer2.types import Verdict
+from transformer2.verifiers.isolated import batch_deadline, failed
+from transformer2.verifiers.math.final import final_answer
+from transformer2.verifiers.math.latex import normal
+from transformer2.verifiers.math.limits import refusal, unreadable
+from transformer2.verifiers.math.parts import equal
+from transformer2.verifiers.math.scalars import compare_as_written
+from transformer2.verifiers.pool import Lost, WarmPool, cores, python_worker
+
+__all__ = ["SECONDS", "verify_math", "verify_math_many", "warm_up"]
+
+SECONDS = 2.0  # of one answer
+
+
+def verify_math(gold: str, completion: str) -> Verdict:
+    """Whether the final answer of a completion equals the gold one; within about `SECONDS`, in any thread."""
+    (verdict,) = verify_math_many([gold], [completion])
+    return verdict
+
+
+def verify_math_many(golds: Sequence[str], completions: Sequence[str], deadline: float | None = None) -> list[Verdict]:
+    """Verdicts on many completions, side by side on the cores that this process may use.
+
+    Args:
+        golds: Gold answers in LaTeX.
+        completions: The model's texts.
+        deadline: Seconds for the whole batch; None takes twice what it may need at most.
+
+    Raises:
+        PoolError: The workers cannot be started, or die again and again.
+    """
+    verdicts = [_without_algebra(gold, text) for gold, text in zip(golds, completions, strict=True)]
+    hard = [i for i, verdict in enumerate(verdicts) if isinstance(verdict, str)]
+    if hard:
+        pool = _pool()
+        limit = batch_deadline(len(hard), SECONDS, pool.size) if deadline is None else deadline
+        requests = [json.dumps([normal(golds[i]), normal(str(verdicts[i]))]).encode() for i in hard]
+        for i, found in zip(hard, pool.map(requests, SECONDS, limit), strict=True):
+            verdicts[i] = _with_algebra(golds[i], str(verdicts[i]), found)
+    return [verdict for verdict in verdicts if isinstance(verdict, Verdict)]
+
+
+def warm_up() -> None:
+    """Start the workers beside whatever comes next."""
+    _pool().start()
+
+
+def _without_algebra(gold: str, completion: str) -> Verdict | str:
+    """The verdict of the first two stages; the answer as written when they leave it open."""
+    found = final_answer(completion)
+    if found.text is None:
+        return Verdict.of(False, None, found.reason)
+    if reason := unreadable(found.text):
+        return Verdict.of(False, found.text[:80], f"refused: {reason}")
+    expected, answer = normal(gold), normal(found.text)
+    if answer == expected:
+        return Verdict.of(True, found.text, "equal as written")
+    if reason := refusal(expected, answer):
+        return Verdict.of(False, found.text[:80], f"refused: {reason}")
+    same = equal(expected, answer, compare_as_written)
+    if same is None:
+        return found.text
+    return Verdict.of(same, found.text, "equal" if same else f"expected {gold}")
+
+
+def _with_algebra(gold: str, answer: str, found: bytes | Lost) -> Verdict:
+    if found is Lost.TIMEOUT:
+        return Verdict.of(False, answer, f"not checked within {SECONDS:g} s")
+    if isinstance(found, Lost):
+        return failed(f"comparing {answer!r}: {found.value}")
+    return Verdict.of(found == b"equal", answer, "equal" if found == b"equal" else f"expected {gold}")
+
+
+@cache
+def _pool() -> WarmPool:
+    command, env = python_worker("transformer2.verifiers.math.worker")
+    return WarmPool(command, max(2, cores()), env=env)  # two: while one is replaced, the next answer has a warm one

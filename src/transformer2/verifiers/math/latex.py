@@ -1,0 +1,104 @@
+r"""One spelling for LaTeX: `\dfrac12`, `\frac {1}{2}` and `\tfrac{1}{2}` all become `\frac{1}{2}`.
+
+Commands that only move ink are dropped, synonyms renamed, every argument put in braces, thousands ungrouped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+
+__all__ = ["normal"]
+
+_TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
+_GROUPING = re.compile(r"(?<=\d)(?:\{,\}|,?\s*\\[!,]\s*)(?=\d{3}(?!\d))")
+_UNICODE = str.maketrans(
+    {"\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u00f7": "/", "\u03c0": r"\pi ",
+     "\u221a": r"\sqrt ", "\u00b0": r"^{\circ}", "\u221e": r"\infty ", "\u222a": r"\cup ", "\u00b1": r"\pm ",
+     "\u00b2": "^{2}", "\u00b3": "^{3}", "\u2264": r"\le ", "\u2265": r"\ge ", "\u00a0": " ", "\u202f": " ",
+     "\u2009": " ", "\u20ac": r"\text{euro}", "\u00a3": r"\text{pound}"}
+)  # fmt: skip
+_SPACE = frozenset({r"\,", r"\;", r"\:", r"\ ", r"\quad", r"\qquad", "~"})
+_DROPPED = frozenset({
+    r"\left", r"\right", r"\big", r"\Big", r"\bigl", r"\bigr", r"\Bigl", r"\Bigr", r"\bigg", r"\Bigg", r"\!",
+    r"\displaystyle", r"\textstyle", r"\limits", r"\(", r"\)", r"\[", r"\]", "$", r"\rm", r"\it", r"\bf",
+})  # fmt: skip
+_RENAMED = {
+    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\mbox": r"\text", r"\mathrm": r"\text",
+    r"\textbf": r"\text", r"\textrm": r"\text", r"\textit": r"\text", r"\operatorname": r"\text", r"\hbox": r"\text",
+    r"\leq": r"\le", r"\leqslant": r"\le", r"\geq": r"\ge", r"\geqslant": r"\ge", r"\neq": r"\ne",
+    r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\lparen": "(", r"\rparen": ")",
+    r"\ast": r"\cdot", "*": r"\cdot", r"\varnothing": r"\emptyset", r"\colon": ":", r"\infin": r"\infty",
+    r"\%": "%", r"\lvert": "|", r"\rvert": "|", r"\vert": "|",
+}  # fmt: skip
+_ARGUMENTS = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1, r"\overline": 1, "^": 1, "_": 1}
+_COMMAND_AT_END = re.compile(r"\\[A-Za-z]+\Z")
+_MATRIX = re.compile(r"(\\begin|\\end)\{[bpv]?(?:small)?matrix\}")
+
+
+def normal(text: str) -> str:
+    """The one spelling of an answer. The text is short and not nested deeply (`limits.unreadable`)."""
+    text = _GROUPING.sub("", text.translate(_UNICODE).replace("**", "^").replace(r"\degree", r"^{\circ}"))
+    read = (_RENAMED.get(token, token) for token in _TOKEN.findall(text))
+    tokens = deque(" " if t in _SPACE or t.isspace() else t for t in read if t not in _DROPPED)
+    spelled = _MATRIX.sub(r"\1{matrix}", _sequence(tokens)).strip()
+    return spelled if spelled.endswith(".m.") else spelled.rstrip(". ")
+
+
+def _sequence(tokens: deque[str], end: str = "") -> str:
+    """Pieces up to `end`, without the spaces that mean nothing."""
+    out, space = "", False
+    while tokens and (token := tokens.popleft()) != end:
+        if token == " ":
+            space = True
+            continue
+        piece = _piece(token, tokens)
+        # "1 2" is not 12, and \sin x is not \sinx.
+        if (space and out[-1:].isdigit() and piece[:1].isdigit()) or (
+            piece[:1].isalpha() and _COMMAND_AT_END.search(out)
+        ):
+            out += " "
+        out, space = out + piece, False
+    return out
+
+
+def _piece(token: str, tokens: deque[str]) -> str:
+    if token == "{":
+        return "{" + _sequence(tokens, "}") + "}"
+    if token == r"\text":
+        return r"\text{" + _words(tokens) + "}"
+    option = ""
+    if token == r"\sqrt" and _next(tokens) == "[":
+        tokens.popleft()
+        option = "[" + _sequence(tokens, "]") + "]"
+    return token + option + "".join("{" + _argument(tokens) + "}" for _ in range(_ARGUMENTS.get(token, 0)))
+
+
+def _argument(tokens: deque[str]) -> str:
+    if _next(tokens) in ("", "}"):
+        return ""
+    token = tokens.popleft()
+    if token in "^_":
+        return token  # ^^^: nothing is meant, and a long row of them must not become a deep recursion
+    return _sequence(tokens, "}") if token == "{" else _piece(token, tokens)
+
+
+def _words(tokens: deque[str]) -> str:
+    r"""The argument of `\text`, with its spaces."""
+    if _next(tokens) != "{":
+        return ""
+    tokens.popleft()
+    words, depth = "", 1
+    while tokens:
+        token = tokens.popleft()
+        depth += (token == "{") - (token == "}")
+        if depth == 0:
+            break
+        words += token
+    return re.sub(r"\s+", " ", words).strip()
+
+
+def _next(tokens: deque[str]) -> str:
+    while tokens and tokens[0] == " ":
+        tokens.popleft()
+    return tokens[0] if tokens else ""

@@ -1,0 +1,36 @@
+"""`transformer2 test` over real rows with a random-weight Llama: prompts, answers, verdicts and files, end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from transformer2.cli import main
+
+
+@pytest.mark.parametrize("task", ["humaneval", "math", "arc_challenge", "arc_easy", "mbpp"])
+def test_a_random_model_is_scored_and_is_wrong(
+    task: str, tmp_path: Path, llama_folder: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    code = main(
+        [
+            "test", "--config", "conf/llama8b_gsm8k.yaml", "--run_dir", str(run), "--quiet",
+            "--model.base", str(llama_folder), "--model.dtype", "float32", "--model.max_new_tokens", "12",
+            "--data.task", task, "--data.data_dir", str(real_data), "--data.test_limit", "8",
+            "--data.drop_long_prompts", "true", "--trainer.accelerator", "cpu",
+        ]
+    )  # fmt: skip
+    assert code == 0, capsys.readouterr().err
+    report = json.loads((run / "report.json").read_text())
+    records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    assert report["task"] == task and report["n"] == len(records) and 0 < report["n"] <= 8
+    assert report["base"]["accuracy"] == report["result"]["accuracy"] == 0
+    assert all(r["id"].startswith(f"{task}/test/") and not r["correct"] and r["reason"] for r in records)
+    if task in ("humaneval", "mbpp"):
+        assert report["sandbox"].startswith(("full", "no-namespaces"))
+    else:
+        assert report["sandbox"] is None
+    assert f"{task}   test split, n = {report['n']}" in capsys.readouterr().out

@@ -1,0 +1,201 @@
+"""The sandbox on honest and broken programs: outcomes, levels, refusals. Hostile ones are in test_hostile.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from transformer2.errors import SandboxError
+from transformer2.verifiers.code import Outcome, Program, Sandbox
+from transformer2.verifiers.code.judge import level_of
+
+HERE = Path(__file__).parent
+SQUARE = Program("def f(x):\n    return x * x\n", ("assert f(7) == 49", "assert f(-2) == 4"), ("f",))
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    box = Sandbox(size=2)
+    yield box
+    box.pool.close()
+
+
+def outcome(sandbox: Sandbox, code: str, *tests: str, **fields: object) -> Outcome:
+    program = Program(code, tests or SQUARE.tests, ("f",), **fields)  # type: ignore[arg-type]
+    return sandbox.run([program])[0]
+
+
+def test_this_machine_gives_the_required_layers(sandbox: Sandbox) -> None:
+    found = sandbox.check()
+    assert not found["refused"] and not found["failed"], found
+    assert not {"seccomp", "landlock", "no_new_privs", "rlimits"} & set(found["missing"])
+    assert sandbox.level.startswith(("full", "no-namespaces"))
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "reason"),
+    [
+        ("def f(x):\n    return x * x\n", "passed", "2 of 2 tests"),
+        ("def f(x):\n    return abs(x) * 7\n", "failed", "test 2 of 2: AssertionError"),
+        ("def f(x):\n    return 1 / 0\n", "failed", "ZeroDivisionError"),
+        ("def g(x):\n    return 1\n", "failed", "KeyError"),
+        ("def f(x:\n", "failed", "SyntaxError"),
+        ("while True:\n    pass\n", "timeout", "out of time"),
+        ("import time\ndef f(x):\n    time.sleep(100)\n", "timeout", "out of time"),
+        ("def f(x):\n    return bytearray(1 << 40)\n", "memory", "out of memory"),
+        ("def f(x):\n    return 'x' * (2 << 20)\n", "output_limit", "too large"),
+        ("import ctypes\ndef f(x):\n    return ctypes.string_at(0)\n", "crashed", "killed by SIGSEGV"),
+        ("import os\nos._exit(0)\n", "crashed", "ended itself"),
+        ("import sys\nsys.exit(0)\n", "failed", "SystemExit"),
+        ("def f(x):\n    return type('E', (), {'__eq__': lambda s, o: True})()\n", "failed", "AssertionError"),
+    ],
+)
+def test_outcomes(sandbox: Sandbox, code: str, expected: str, reason: str) -> None:
+    result = outcome(sandbox, code, *SQUARE.tests, cpu_seconds=1)
+    assert result.outcome == expected and reason in result.reason, result
+
+
+def test_values_keep_their_types_on_the_way(sandbox: Sandbox) -> None:
+    values = (
+        "[None, True, 2**200, -0.1, 1e308, 3j, 'é\\ud800\\n', "
+        "b'\\x00', (1, [2]), {3}, frozenset({4}), {(5,): {6: []}}, int]"
+    )
+    tests = (
+        f"a = {values}",
+        "b = f(a)",
+        "assert a == b and [type(x) for x in a] == [type(x) for x in b]",
+        "n = f(float('nan'))\nassert n != n",
+    )
+    assert outcome(sandbox, "def f(x):\n    return x\n", *tests).outcome == "passed"
+
+
+def test_objects_stay_where_they_are(sandbox: Sandbox) -> None:
+    code = (
+        "class Node:\n    def __init__(self, v):\n        self.v, self.left = v, None\n"
+        "def f(n):\n    return [n.v] + (f(n.left) if n.left else [])\n"
+        "def count(n):\n    yield from range(n)\n"
+    )
+    tests = (
+        "r = Node(1)\nr.left = Node(2)\nr.left.left = Node(3)\nassert f(r) == [1, 2, 3]\nassert r.left.v == 2",
+        "assert list(count(3)) == [0, 1, 2]",
+        "assert r",
+        "assert r == 1",
+    )
+    result = sandbox.run([Program(code, tests, ("Node", "f", "count"))])[0]
+    assert result.reason == "test 4 of 4: AssertionError"
+
+
+def test_a_broken_test_is_nobodys_fault(sandbox: Sandbox) -> None:
+    assert outcome(sandbox, SQUARE.code, "assert f(").outcome == "infra_error"
+    assert outcome(sandbox, SQUARE.code, setup="import nothing_of_that_name").outcome == "infra_error"
+
+
+def test_a_test_that_swallows_the_end_does_not_pass(sandbox: Sandbox) -> None:
+    code = "import os\ndef f(x):\n    os._exit(0)\n"
+    assert outcome(sandbox, code, "try:\n    f(1)\nexcept BaseException:\n    pass").outcome == "crashed"
+
+
+def test_tests_may_compare_with_numpy(sandbox: Sandbox) -> None:
+    tests = ("import numpy as np\nassert np.allclose(f(3), 9)",)
+    assert outcome(sandbox, SQUARE.code, *tests).outcome == "passed"
+
+
+def test_a_batch_keeps_its_order_and_leaves_no_process(sandbox: Sandbox) -> None:
+    wrong = replace(SQUARE, code="def f(x):\n    return 0\n")
+    outcomes = sandbox.run([SQUARE, wrong] * 12)
+    assert [o.outcome for o in outcomes] == ["passed", "failed"] * 12
+    # Judge and zygote of each of the two, and no supervisor, checker or candidate, once the self-tests are over.
+    end, quiet = time.monotonic() + 10, 0
+    while quiet < 5 and time.monotonic() < end:
+        quiet = quiet + 1 if len(descendants()) == 4 else 0
+        time.sleep(0.1)
+    assert quiet == 5
+
+
+def descendants() -> list[int]:
+    """Living processes that descend from this one's judges, the judges included."""
+    parents: dict[int, int] = {}
+    judges = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if state != "Z":
+            parents[int(folder.name)] = int(parent)
+            if b"verifiers.code.judge" in command and int(parent) == os.getpid():
+                judges.append(int(folder.name))
+    for pid in judges:
+        judges += [child for child, parent in parents.items() if parent == pid]
+    return judges
+
+
+def test_closing_the_pool_ends_everything() -> None:
+    before = descendants()
+    box = Sandbox(size=1)
+    box.run([SQUARE])
+    pids = set(descendants()) - set(before)
+    assert len(pids) >= 2
+    box.pool.close()
+    end = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.parametrize(
+    ("missing", "level"),
+    [
+        ({}, "full"),
+        ({"net": "x"}, "no-namespaces"),
+        ({"landlock": "x"}, "unsafe"),
+        ({"seccomp": "x", "pid": "x"}, "unsafe"),
+        ({"no_new_privs": "x"}, "unsafe"),
+    ],
+)
+def test_levels(missing: dict[str, str], level: str) -> None:
+    assert level_of(missing) == level
+
+
+def jailed(*arguments: str) -> dict[str, object]:
+    """`jailed.py` in the outer jail."""
+    command = [sys.executable, str(HERE / "outer_jail.py"), str(HERE / "jailed.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if done.returncode == 77:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("layer", ["seccomp", "landlock"])
+def test_it_refuses_where_a_required_layer_is_missing(layer: str) -> None:
+    found = jailed("--only", "plain", "--without", layer)
+    assert found["level"] == "unsafe" and layer in found["missing"]  # type: ignore[operator]
+    assert found["outcomes"] == [] and "allow_unsafe_code_execution" in str(found["refused"])
+    assert layer in str(found["refused"]) and "\n" not in str(found["refused"])
+
+
+def test_it_works_without_namespaces_and_says_so() -> None:
+    found = jailed("--only", "plain", "--without", "namespaces")
+    assert found["level"] == "no-namespaces" and set(found["missing"]) == {"pid", "net", "ipc", "uts", "mnt"}  # type: ignore[call-overload]
+    assert [o["outcome"] for o in found["outcomes"]] == ["passed"]  # type: ignore[attr-defined]
+
+
+def test_unsafe_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Sandbox(allow_unsafe=True, size=1)
+    found = {"level": "unsafe", "missing": {"landlock": "none"}, "failed": [], "refused": False}
+    monkeypatch.setattr(box, "_checked", found)
+    with pytest.warns(UserWarning, match="UNPROTECTED.*landlock"):
+        box.require()
+    monkeypatch.setattr(box, "_checked", {**found, "refused": True})
+    with pytest.raises(SandboxError, match="lacks landlock"):
+        box.run([SQUARE])

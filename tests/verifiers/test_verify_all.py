@@ -1,0 +1,143 @@
+"""The edge where verifiers fail: each kind of failure is None and counted, none is a reward, and the rest is judged."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+from toy_task import Broken, FirstLetter
+
+from transformer2.errors import UserError
+from transformer2.types import Example, Verdict
+from transformer2.verifiers import isolated, verify_all
+
+TASK = FirstLetter()
+EXAMPLES = TASK.examples("train")[:6]
+TEXTS = ["apple", "zebra", "", "bee", "yak", "cow"]
+RIGHT = [True, False, False, True, False, True]
+
+
+def broken(monkeypatch, fault: str, rows: int) -> Broken:
+    monkeypatch.setattr(Broken, "broken", rows)
+    monkeypatch.setattr(Broken, "fault", fault)
+    return Broken()
+
+
+def test_a_users_task_is_judged_in_processes_of_its_own():
+    verdicts = verify_all(TASK, EXAMPLES, TEXTS)
+    assert [v.correct for v in verdicts] == RIGHT
+    assert verdicts == [TASK.verify(e, text) for e, text in zip(EXAMPLES, TEXTS, strict=True)]
+    assert verify_all(TASK, [], []) == []
+
+
+@pytest.mark.parametrize("fault", Broken.faults)
+def test_a_failure_is_none_and_the_rest_is_judged(monkeypatch, fault):
+    start = time.monotonic()
+    verdicts = verify_all(broken(monkeypatch, fault, rows=2), EXAMPLES, TEXTS)
+    assert time.monotonic() - start < 20
+    assert [v.reward for v in verdicts[:2]] == [None, None] and not any(v.correct for v in verdicts[:2])
+    assert all(v.reason.startswith("verif") for v in verdicts[:2])
+    assert [v.correct for v in verdicts[2:]] == RIGHT[2:]
+
+
+@pytest.mark.parametrize("fault", ["raises", "returns None", "returns NaN"])
+def test_a_bounded_task_fails_the_same_way(monkeypatch, fault):
+    task = broken(monkeypatch, fault, rows=2)
+    monkeypatch.setattr(Broken, "bounded", True)
+    verdicts = verify_all(task, EXAMPLES, TEXTS)
+    assert [v.reward is None for v in verdicts] == [True, True, False, False, False, False]
+
+
+class Own(FirstLetter):
+    """Judges whole batches with machinery of its own."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def verify_many(self, examples, completions, deadline=None):
+        return self.answer(examples)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda examples: [Verdict.of(True, "a", "")] * (len(examples) - 1), "verify_many returned 5 verdicts for 6"),
+        (lambda examples: [Verdict.of(True, "a", "")] * (len(examples) + 1), "verify_many returned 7 verdicts for 6"),
+        (lambda examples: None, "verify_many returned NoneType for 6"),
+        (lambda examples: 1 / 0, "verify_many raised ZeroDivisionError"),
+        (lambda examples: [1.0] * len(examples), "verifier returned 1.0"),
+    ],
+)
+def test_machinery_that_fails_judges_nobody(answer, reason):
+    verdicts = verify_all(Own(answer), EXAMPLES, TEXTS)
+    assert [v.reward for v in verdicts] == [None] * 6 and all(v.reason.startswith(reason) for v in verdicts)
+
+
+def test_a_deadline_ends_the_batch(monkeypatch):
+    task = broken(monkeypatch, "hangs", rows=6)
+    monkeypatch.setattr(Broken, "verify_seconds", 60.0)
+    start = time.monotonic()
+    verdicts = verify_all(task, EXAMPLES, TEXTS, deadline=1.0)
+    assert time.monotonic() - start < 10
+    assert {(v.reward, v.reason) for v in verdicts} == {(None, "verifier: not answered before the batch's deadline")}
+
+
+def test_every_batch_has_a_deadline():
+    assert isolated.batch_deadline(1, 5.0, 8) == 60.0
+    assert isolated.batch_deadline(256, 5.0, 2) == 1280.0
+
+
+class Unstartable(FirstLetter):
+    """Its workers die before they are ready."""
+
+    def __setstate__(self, state):
+        os._exit(9)
+
+    def __getstate__(self):
+        return {"a": 1}
+
+
+def test_a_pool_that_dies_stops_the_run():
+    with pytest.raises(UserError, match=r"answers of first_letter cannot be verified: .* died 4 times .*status 9"):
+        verify_all(Unstartable(), EXAMPLES, TEXTS)
+
+
+def test_a_task_that_cannot_be_sent_is_named():
+    task = FirstLetter()
+    task.lock = __import__("threading").Lock()
+    with pytest.raises(UserError, match=r"task FirstLetter cannot be pickled"):
+        verify_all(task, EXAMPLES, TEXTS)
+
+
+def test_examples_with_read_only_fields_reach_the_workers():
+    example = Example("e/0", (MappingProxyType({"role": "user", "content": "q"}),), "a", MappingProxyType({"k": [1]}))
+    (verdict,) = verify_all(TASK, [example], ["apple"])
+    assert verdict.correct
+
+
+def test_a_script_and_a_file_outside_the_package(tmp_path):
+    """A task in a file beside the script works; one in the script itself is refused with the remedy."""
+    body = Path(__file__).parents[1].joinpath("toy_task.py").read_text()
+    (tmp_path / "mine.py").write_text("print('hello from the task')\n" + body)
+    script = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import mine\nfrom transformer2.verifiers import verify_all\n"
+        "class Here(mine.FirstLetter): pass\n"
+        "e = mine.FirstLetter().examples('train')[:1]\n"
+        "assert verify_all(mine.FirstLetter(), e, ['apple'])[0].correct\n"
+        "verify_all(Here(), e, ['apple'])\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, cwd="/")
+    assert "task Here is defined in the script that runs" in done.stderr and "AssertionError" not in done.stderr
+
+
+def test_verifying_needs_no_torch():
+    code = "import sys; import transformer2.verifiers._task_worker; sys.exit('torch' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0
