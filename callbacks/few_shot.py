@@ -153,7 +153,7 @@ class FewShotEvaluator(AdaptationEvaluator):
         totals = [sum(column) for column in zip(*self.gather(right), strict=True)]
         scores = [total / len(self.data.scored()) for total in totals]
         first = scores.index(max(scores))
-        self.selection = {"iteration": first + 1, "scores": [round(score, 4) for score in scores]}
+        self.selection = {"iteration": first + 1, "scores": scores}
 
     def adapt_to_batch(self, batch: PromptBatch) -> Choice:
         """The same z for every row."""

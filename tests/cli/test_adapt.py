@@ -138,12 +138,14 @@ def test_settings(adapt, tmp_path, more):
 
 
 def test_protocol_paper_chooses_the_iteration_on_the_scored_rows_and_says_so(adapt, tmp_path, capsys):
-    assert adapt(tmp_path / "paper", "--data.protocol", "paper", "--adapt.controls", "false") == 0
+    more = ["--adapt.generations", "6", "--adapt.std", "0.6", "--adapt.controls", "false"]
+    assert adapt(tmp_path / "paper", "--data.protocol", "paper", *more) == 0
     report = report_of(tmp_path / "paper")
     shots, records = report["details"]["few_shot"], (tmp_path / "paper" / "records.jsonl").read_text()
     assert report["protocol"] == "paper" and all("/test/" in shot and f'"{shot}"' not in records for shot in shots)
     chosen = report["details"]["selected_on_scored_rows"]
-    assert len(chosen["scores"]) == 3 and report["result"]["accuracy"] == max(chosen["scores"])
+    assert len(chosen["scores"]) == 6 > chosen["iteration"] and len(set(chosen["scores"])) > 1
+    assert report["result"]["accuracy"] == max(chosen["scores"])
     assert chosen["iteration"] == 1 + chosen["scores"].index(max(chosen["scores"]))
     trace = json.loads((tmp_path / "paper" / "search.json").read_text())["trace"]
     ends = trace[chosen["iteration"] - 1]["answer"]

@@ -35,4 +35,7 @@ def test_the_issue_s_configs_are_there() -> None:
         "tiny_reasoning.yaml",
         "llama8b_gsm8k.yaml",
         "mistral7b_gsm8k.yaml",
+        "adapt_llama8b_math.yaml",
+        "adapt_llama8b_humaneval.yaml",
+        "adapt_llama8b_arc_challenge.yaml",
     }
