@@ -60,6 +60,7 @@ def proof(session: nox.Session) -> None:
 def screenshot(session: nox.Session) -> None:
     """TensorBoard in headless Chromium, as docs/tensorboard.png; says what it needs when there is no Chromium."""
     install(session)
+    session.install("-c", "constraints.txt", "playwright")
     session.run("python", "docs/screenshot.py", *session.posargs, env=ENV)
 
 

@@ -2,7 +2,8 @@
 
 Trains the README's expert with two evaluators watching (conf/preset/watch_adaptation.yaml; RUN names a run that is
 there already), serves it with TensorBoard on the loopback interface and photographs the Time Series page in headless
-Chromium: reward, confusion matrix and alpha. Needs Chromium (Debian: `apt-get install chromium`).
+Chromium: reward, confusion matrix and alpha. Needs Chromium (Debian: `apt-get install chromium`) and the package
+playwright, which drives it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 HERE = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SCALARS = ("train/reward", "val/accuracy", "adapt/cem/accuracy")
+SCALARS = ("train/reward", "val/accuracy")
 IMAGES = ("dispatch/confusion", "cem/alpha")
-SIZE = "1360,960"
+SIZE: Any = {"width": 1600, "height": 920}
 LARGEST = 300_000  # bytes
 
 
@@ -63,22 +65,43 @@ def shoot(browser: str, run: Path, out: Path, scratch: Path) -> None:
     server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *served], stderr=subprocess.DEVNULL)
     try:
         wait_for_tags(f"http://{address}/data/plugin/timeseries/tags")
-        pinned = quote(json.dumps(cards(run.name), separators=(",", ":")))
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-        flags += ["--hide-scrollbars", f"--user-data-dir={scratch / 'profile'}", f"--window-size={SIZE}"]
-        flags += ["--virtual-time-budget=60000", f"--screenshot={out.resolve()}"]
-        page = f"http://{address}/?darkMode=false&smoothing=0.3&pinnedCards={pinned}#timeseries"
-        subprocess.run([browser, *flags, page], check=True, timeout=300, stderr=subprocess.DEVNULL)
+        photograph(
+            browser, f"http://{address}/?darkMode=false&smoothing=0&pinnedCards={pinned(run.name)}#timeseries", out
+        )
     finally:
         server.terminate()
         server.wait()
 
 
-def cards(run: str) -> list[dict[str, str | int]]:
-    """What the page pins to its top."""
-    found: list[dict[str, str | int]] = [{"plugin": "scalars", "tag": tag} for tag in SCALARS]
+def pinned(run: str) -> str:
+    """What the page pins to its top, as its address says it."""
+    cards: list[dict[str, str | int]] = [{"plugin": "scalars", "tag": tag} for tag in SCALARS]
     name = f"defaultExperimentId/{run}"
-    return found + [{"plugin": "images", "tag": tag, "runId": name, "sample": 0} for tag in IMAGES]
+    cards += [{"plugin": "images", "tag": tag, "runId": name, "sample": 0} for tag in IMAGES]
+    return quote(json.dumps(cards, separators=(",", ":")))
+
+
+def photograph(browser: str, page_address: str, out: Path) -> None:
+    """Open the page, give the cards its width, wait for curves and images."""
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=flags)
+        page = chromium.new_page(viewport=SIZE)
+        page.goto(page_address)
+        page.locator("image-card img").nth(len(IMAGES) - 1).wait_for(timeout=60_000)
+        page.get_by_label("Enable step selection and data table").uncheck()
+        width = page.locator("mat-slider[aria-labelledby=card-width-label] input")
+        width.focus()
+        for _ in range(4):  # steps of 50 pixels: two cards a row
+            width.press("ArrowRight")
+        for button in page.get_by_label("Toggle actual image size").all():
+            button.click()
+        page.get_by_label("Close side pane").click()
+        page.wait_for_timeout(2000)  # curves are drawn by a worker
+        page.screenshot(path=out)
+        chromium.close()
 
 
 def wait_for_tags(address: str, seconds: float = 120) -> None:

@@ -16,7 +16,7 @@ from transformer2.adaptation.scoring import Scorer
 from transformer2.adaptation.search import CEM
 from transformer2.data import collate, render
 from transformer2.errors import ConfigError
-from transformer2.experts import load_experts
+from transformer2.experts import load_experts, save_expert
 from transformer2.module import SVFReinforceModule
 from transformer2.policy import build_policy, export_merged, load_base, load_expert, reference
 from transformer2.rollout.base import Sampling
@@ -72,6 +72,23 @@ def test_an_expert_s_row_is_the_expert_alone_and_merged(module, scorer, experts,
     assert alone.engine.generate(alone.policy, prompts, GREEDY, 0).completions == rows.completions
     merged = load_base(str(export_merged(alone.policy, module.engine.tokenizer, tmp_path / "merged")), "float32")
     assert module.engine.generate(merged, prompts, GREEDY, 0).completions == rows.completions
+
+
+@pytest.mark.parametrize(
+    ("granularity", "mix", "base_member"),
+    [("kind", "normalised", True), ("layer", "delta", False), ("matrix", "raw", False), ("matrix", "raw", True)],
+)
+def test_the_adapted_expert_answers_as_the_mixture_that_was_scored(
+    module, scorer, experts, prompts, tmp_path, granularity, mix, base_member
+):
+    mixture = Mixture(matrices(scorer.policy), ["math", "code", "reasoning"], granularity, mix, base_member)
+    alpha_D = torch.rand(mixture.dim, generator=torch.Generator().manual_seed(5))
+    scored = scorer.rows(prompts, mixture.weights(alpha_D[None]), 8).completions
+    folder = save_expert(mixture.expert(alpha_D, experts, "adapted"), tmp_path / "adapted")
+    alone = SVFReinforceModule(module.hparams["base"], adapter=ALL, dtype="float32")
+    alone.configure_model()
+    load_expert(alone.policy, folder)
+    assert alone.engine.generate(alone.policy, prompts, GREEDY, 0).completions == scored
 
 
 @pytest.mark.parametrize("max_rows", [None, 4])

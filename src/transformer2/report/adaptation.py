@@ -70,7 +70,8 @@ def alpha_figure(members: Sequence[str], groups: Sequence[str], trace: Sequence[
     Returns:
         A matplotlib figure.
     """
-    figure, (left, right) = _subplots(2, (10, 3.6))
+    # Not wider than a card of TensorBoard, which would scale it down, unless there are many groups to show.
+    figure, (left, right) = _subplots(2, (6 + 0.25 * max(0, min(len(groups), 24) - 4), 3.2))
     k = len(members)
     for i, name in enumerate(members):
         mean = [sum(entry["mean"][i::k]) / len(groups) for entry in trace]
@@ -82,7 +83,7 @@ def alpha_figure(members: Sequence[str], groups: Sequence[str], trace: Sequence[
         last = trace[-1]["mean"][i::k]
         places = [g + (i - (k - 1) / 2) * 0.8 / k for g in range(len(groups))]
         right.bar(places, last, width=0.8 / k, color=f"C{i}")
-    left.set(xlabel="generation", ylabel="alpha, mean ± std of the search", title="search")
+    left.set(xlabel="generation", ylabel="alpha, mean ± std", title="search")
     left.legend(fontsize=8)
     right.set(title="alpha by group of matrices", xticks=range(len(groups)) if len(groups) <= 24 else [])
     if len(groups) <= 24:
@@ -96,7 +97,7 @@ def confusion_figure(confusion: Mapping[str, Mapping[str, int]], columns: Sequen
     Returns:
         A matplotlib figure.
     """
-    figure, (axes,) = _subplots(1, (1.1 * len(columns) + 2.4, 0.7 * len(confusion) + 1.6))
+    figure, (axes,) = _subplots(1, (0.8 * len(columns) + 2.4, 0.45 * len(confusion) + 1.1))
     shares = []
     for counts in confusion.values():
         total = max(1, sum(counts.values()))
