@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SCALARS = ("train/reward", "val/accuracy")
 IMAGES = ("dispatch/confusion", "cem/alpha")
-SIZE: Any = {"width": 1600, "height": 920}
+SIZE: Any = {"width": 1140, "height": 840}
 LARGEST = 300_000  # bytes
 
 
@@ -82,23 +82,18 @@ def pinned(run: str) -> str:
 
 
 def photograph(browser: str, page_address: str, out: Path) -> None:
-    """Open the page, give the cards its width, wait for curves and images."""
+    """Open the page, leave only the cards on it, wait for curves and images."""
     from playwright.sync_api import sync_playwright
 
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=flags)
-        page = chromium.new_page(viewport=SIZE)
+        page = chromium.new_page(viewport=SIZE, device_scale_factor=2)
         page.goto(page_address)
-        page.locator("image-card img").nth(len(IMAGES) - 1).wait_for(timeout=60_000)
-        page.get_by_label("Enable step selection and data table").uncheck()
-        width = page.locator("mat-slider[aria-labelledby=card-width-label] input")
-        width.focus()
-        for _ in range(4):  # steps of 50 pixels: two cards a row
-            width.press("ArrowRight")
-        for button in page.get_by_label("Toggle actual image size").all():
-            button.click()
+        page.get_by_label("Enable step selection and data table").uncheck(timeout=60_000)
+        page.get_by_label("Ignore outliers in chart scaling").uncheck()
         page.get_by_label("Close side pane").click()
+        page.locator("image-card img").nth(len(IMAGES) - 1).wait_for(timeout=60_000)  # loaded when scrolled into view
         page.wait_for_timeout(2000)  # curves are drawn by a worker
         page.screenshot(path=out)
         chromium.close()

@@ -92,6 +92,7 @@ def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet:
     from transformer2.callbacks.few_shot import SearchInterrupted
     from transformer2.cli.experiment import Experiment
     from transformer2.data import UnseenTaskDataModule
+    from transformer2.report.adaptation import adaptation_table
 
     settings = dict(config.pop("adapt", None) or {})
     del config["strategy"]
@@ -116,6 +117,7 @@ def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet:
     if experiment.trainer.is_global_zero:
         if len(ours) > 1:
             _together(folder, ours)
+        print(adaptation_table({c.strategy: c.report for c in ours if c.report is not None}))
         print(f"  kept in {folder}, {time.perf_counter() - start:.0f} s after the command")
     return 0
 
@@ -124,7 +126,6 @@ def _one(experiment: Experiment, evaluator: AdaptationEvaluator, ours: Sequence[
     """Run one strategy, unless an interrupted run has its report already."""
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    from transformer2.report.adaptation import adaptation_table
     from transformer2.report.table import read_report
 
     assert evaluator.folder is not None
@@ -141,9 +142,6 @@ def _one(experiment: Experiment, evaluator: AdaptationEvaluator, ours: Sequence[
             trainer.predict(experiment.module, experiment.data, return_predictions=False)
         finally:
             trainer.callbacks = everything
-    if experiment.trainer.is_global_zero:
-        assert evaluator.report is not None
-        print(adaptation_table(evaluator.strategy, evaluator.report))
 
 
 def _together(folder: Path, ours: Sequence[AdaptationEvaluator]) -> None:

@@ -8,51 +8,60 @@ from pathlib import Path
 from typing import Any
 
 from transformer2.report.table import read_report
-from transformer2.types import Report
+from transformer2.types import Report, Score
 
-__all__ = ["adaptation_table", "adaptation_tables", "alpha_figure", "confusion_figure", "save_figure"]
+__all__ = ["adaptation_table", "alpha_figure", "confusion_figure", "save_figure", "table_of_run"]
 
 
-def adaptation_tables(run: Path) -> str:
-    """The tables of a finished `adapt` run, one per strategy; empty for another run or an unfinished one."""
+def table_of_run(run: Path) -> str:
+    """The table of a finished `adapt` run; empty for another run or an unfinished one."""
     try:
         content = json.loads((run / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
     if "strategies" in content:
-        return "\n".join(adaptation_table(name, read_report(run / name)) for name in content["strategies"])
+        return adaptation_table({name: read_report(run / name) for name in content["strategies"]})
     strategy = content.get("details", {}).get("strategy")
-    return adaptation_table(strategy, read_report(run)) if strategy else ""
+    return adaptation_table({strategy: read_report(run)}) if strategy else ""
 
 
-def adaptation_table(strategy: str, report: Report) -> str:
-    """The result beside its controls, with standard errors and the paired test against the base."""
-    rows = [("base", report.base), *report.controls.items(), (strategy, report.result)]
-    width = max(len(name) for name, _ in rows)
-    seeds = ", ".join(map(str, report.seeds))
-    lines = [f"{report.task}   n = {report.n}, protocol {report.protocol}, seed {seeds}"]
-    lines += [f"  {name:<{width}} {score!s:>16}" for name, score in rows]
-    gain = 100 * (report.result.accuracy - report.base.accuracy)
-    lines.append(f"  {'gain':<{width}} {gain:>+6.1f} points   p = {report.paired_p:.2g} (exact McNemar against base)")
-    if report.alpha:
-        parts = [f"{name} {_number(value)}" for name, value in report.alpha.items()]
-        lines.append("  alpha: " + ", ".join(parts[:8]) + (f", ... ({len(parts)} groups)" if len(parts) > 8 else ""))
-    if chosen := report.details.get("chosen"):
-        lines.append("  chosen: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in chosen.items()))
-    for name, score in report.details.get("dispatch", {}).items():
-        lines.append(f"  dispatch, {name}: {100 * score['accuracy']:.1f} ± {100 * score['se']:.1f} % of {score['n']}")
-    if selection := report.details.get("selected_on_scored_rows"):
-        iteration, scores = selection["iteration"], selection["scores"]
-        lines.append(
-            f"  iteration {iteration} of {len(scores)} was chosen on the scored rows (the last one has "
-            f"{100 * scores[-1]:.1f} %): this score is not an estimate on unseen rows"
-        )
+def adaptation_table(reports: Mapping[str, Report]) -> str:
+    """Strategies beside base and controls, on the same rows: standard errors, and the paired test against the base."""
+    first = next(iter(reports.values()))
+    width = max(map(len, ("base", *first.controls, *reports)))
+    seeds = ", ".join(map(str, first.seeds))
+    lines = [f"{first.task}   n = {first.n}, protocol {first.protocol}, seed {seeds}"]
+    lines += [f"  {name:<{width}} {score!s:>14}" for name, score in (("base", first.base), *first.controls.items())]
+    for name, report in reports.items():
+        gain = 100 * (report.result.accuracy - report.base.accuracy)
+        test = f"{gain:+.1f} points on base, p = {report.paired_p:.2g} (exact McNemar)"
+        lines.append(f"  {name:<{width}} {report.result!s:>14}   {test}")
+    return "\n".join([*lines, *(f"  {name}: {fact}" for name, report in reports.items() for fact in _facts(report))])
+
+
+def _facts(report: Report) -> list[str]:
+    """What a strategy has to say besides its score, in lines."""
+    search = []
     if report.evaluations is not None:
         rejected = report.details.get("rejected", 0)
-        lines.append(f"  {report.evaluations} mixtures tried{f', {rejected} rejected' if rejected else ''}")
+        search.append(f"{report.evaluations} mixtures tried{f', {rejected} rejected' if rejected else ''}")
+    if report.alpha:
+        parts = [f"{name} {_number(value)}" for name, value in report.alpha.items()]
+        more = f", ... ({len(parts)} groups)" if len(parts) > 8 else ""
+        search.append("alpha " + ", ".join(parts[:8]) + more)
+    found = [", ".join(search)] if search else []
+    if selection := report.details.get("selected_on_scored_rows"):
+        iteration, scores = selection["iteration"], selection["scores"]
+        last = f"the last one has {100 * scores[-1]:.1f} %"
+        found.append(f"iteration {iteration} of {len(scores)} was chosen on the scored rows ({last}): no unseen score")
+    if chosen := report.details.get("chosen"):
+        found.append("chose " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in chosen.items()))
+    if dispatch := report.details.get("dispatch"):
+        named = [f"{Score(**score)} {name} (n = {score['n']})" for name, score in dispatch.items()]
+        found.append("right category " + ", ".join(named))
     if report.seconds:
-        lines.append("  " + ", ".join(f"{name} {value:.1f} s" for name, value in report.seconds.items()))
-    return "\n".join(lines)
+        found.append(", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in report.seconds.items()))
+    return found
 
 
 def _number(value: Any) -> str:
