@@ -57,8 +57,8 @@ def _facts(report: Report) -> list[str]:
     if chosen := report.details.get("chosen"):
         found.append("chose " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in chosen.items()))
     if dispatch := report.details.get("dispatch"):
-        named = [f"{Score(**score)} {name} (n = {score['n']})" for name, score in dispatch.items()]
-        found.append("right category " + ", ".join(named))
+        named = {name: Score(**dispatch[name]) for name in ("with other", "without other")}
+        found.append("right category " + ", ".join(f"{score} {name} (n = {score.n})" for name, score in named.items()))
     if report.seconds:
         found.append(", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in report.seconds.items()))
     return found
