@@ -68,13 +68,13 @@ def screenshot(session: nox.Session) -> None:
 def gold(session: nox.Session) -> None:
     """Every gold answer of the real data sets against its verifier; says loudly when ../shared/data is absent."""
     install(session, "dev")
-    what = ("-m", "not gpu and not sandbox and not slow", "tests/tasks", "tests/verifiers")
+    what = ("-m", "not gpu and not sandbox", "tests/tasks", "tests/verifiers")
     session.run("pytest", "-n", "2", "-rA", *what, *session.posargs, env=ENV)
 
 
 @nox.session
 def sandbox(session: nox.Session) -> None:
-    """The hostile corpus against the sandbox, in an outer jail: 0 pass, 0 leave a trace, with and without namespaces."""
+    """Hostile programs against the sandbox, in an outer jail: 0 pass, 0 leave a trace, with and without namespaces."""
     install(session, "dev")
     session.run("pytest", "-m", "sandbox", "-rs", "-s", "tests/verifiers/code", *session.posargs, env=ENV)
 

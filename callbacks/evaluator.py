@@ -34,6 +34,7 @@ class AdaptationEvaluator(TwoPass, L.Callback):
     Args:
         experts: Expert folders; None takes the shipped ones of the embedded model.
         task: Unseen task to evaluate inside `fit`; None outside, where the trainer's datamodule has the task.
+        task_options: Its options.
         data_dir: Its rows, like all up to `test_limit` inside `fit` only.
         few_shot: Its few-shot rows.
         test_limit: Score at most this many rows.
@@ -47,6 +48,7 @@ class AdaptationEvaluator(TwoPass, L.Callback):
         self,
         experts: list[str] | None = None,
         task: str | None = None,
+        task_options: dict[str, Any] | None = None,
         data_dir: str | None = None,
         few_shot: int = 20,
         test_limit: int | None = None,
@@ -59,8 +61,9 @@ class AdaptationEvaluator(TwoPass, L.Callback):
         if every_n_epochs < 1 or (max_rows is not None and max_rows < 1):
             raise ConfigError(f"every_n_epochs and max_rows must be at least 1, not {every_n_epochs} and {max_rows}")
         if task is not None:
-            tasks.get(task)  # a typo is refused before anything is trained
-        self.own_task, self.data_dir, self.every_n_epochs = task, data_dir, every_n_epochs
+            tasks.get(task, **(task_options or {}))  # a typo is refused before anything is trained
+        self.own_task, self.task_options, self.data_dir = task, task_options, data_dir
+        self.every_n_epochs = every_n_epochs
         self.few_shot, self.test_limit = few_shot, test_limit
         self.validations = 0
         self.own_data: UnseenTaskDataModule | None = None
@@ -128,8 +131,8 @@ class AdaptationEvaluator(TwoPass, L.Callback):
         if self.own_data is None:
             assert self.own_task is not None
             base = pl_module.hparams["base"]
-            limits = {"few_shot": self.few_shot, "test_limit": self.test_limit, "seed": self.seed}
-            self.own_data = UnseenTaskDataModule(self.own_task, base, self.data_dir, **limits)  # type: ignore[arg-type]
+            rows = {"few_shot": self.few_shot, "test_limit": self.test_limit, "seed": self.seed}
+            self.own_data = UnseenTaskDataModule(self.own_task, base, self.data_dir, self.task_options, **rows)  # type: ignore[arg-type]
             self.own_data.setup("predict")
             self.own_data.trainer = trainer
         return self.own_data

@@ -37,7 +37,7 @@ from transformer2.report.statistics import mcnemar_p
 from transformer2.report.table import versions, write_report
 from transformer2.svf.rows import z_rows
 from transformer2.types import PromptBatch, Report, Rollouts, Score, Verdict
-from transformer2.verifiers import verify_all
+from transformer2.verifiers import stop_if_unverified, verify_all
 
 __all__ = ["Choice", "TwoPass"]
 
@@ -190,7 +190,9 @@ class TwoPass:
             }
 
     def _verify(self, rollouts: Rollouts) -> list[Verdict]:
-        return verify_all(self.data.task, rollouts.examples, rollouts.completions)
+        verdicts = verify_all(self.data.task, rollouts.examples, rollouts.completions)
+        stop_if_unverified(verdicts)
+        return verdicts
 
     def finish(self, trainer: L.Trainer) -> None:
         """Report."""

@@ -80,6 +80,11 @@ DEEP = [
     ("nested logarithms", "5", boxed(nested(r"\ln(3+", ")", 15))),
 ]
 
+PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
+SQUARE = r" \\ ".join([" & ".join("1" * 200)] * 200)
+ROW = r"\begin{pmatrix} 1 & 2 \end{pmatrix}"
+ODD_ANGLES = "+".join(rf"\sin\frac{{\pi}}{{{p}}}\cos\frac{{{p}\pi}}{{17}}" for p in (7, 11, 13))
+
 UNFINISHED = [
     ("a sum", "5", boxed(r"\sum_{i=1}^{10^{9}} \frac{1}{i}")),
     ("a product", "5", boxed(r"\prod_{i=1}^{99999999} i")),
@@ -87,15 +92,15 @@ UNFINISHED = [
     ("a limit", "5", boxed(r"\lim_{x \to 0} \frac{\sin(\tan x) - \tan(\sin x)}{x^7}")),
     ("a derivative", "5", boxed(r"\frac{d}{dx} x^{x^{x}}")),
     ("a determinant", "5", boxed(r"\det\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}")),
-    ("a matrix of great size", "5", boxed(r"\begin{pmatrix}" + (r" & ".join("1" * 200) + r" \\ ") * 200 + r"\end{pmatrix}")),
-    ("an inverse of a matrix", r"\begin{pmatrix} 1 & 2 \end{pmatrix}", boxed(r"\begin{pmatrix} 1 & 2 \end{pmatrix}^{-1}")),
-    ("a long sum of roots", "5", boxed("+".join(rf"\sqrt{{{p}}}" for p in (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)))),
+    ("a matrix of great size", "5", boxed(rf"\begin{{pmatrix}}{SQUARE}\end{{pmatrix}}")),
+    ("an inverse of a matrix", ROW, boxed(ROW + "^{-1}")),
+    ("a long sum of roots", "5", boxed("+".join(rf"\sqrt{{{p}}}" for p in PRIMES))),
     ("a long product of sums", "x", boxed("".join(f"(x+{i})" for i in range(60)))),
     ("an equation of high degree", "x = 5", boxed("x^{97} + x^{89} - x^{3} = 7")),
     ("a monstrous ratio", "5", boxed(r"\frac{(\sqrt{2}+\sqrt{3}+\sqrt{5})^{12}}{(\sqrt{7}-\sqrt{11}+\sqrt{13})^{12}}")),
-    ("trigonometry of odd angles", "5", boxed("+".join(rf"\sin\frac{{\pi}}{{{p}}}\cos\frac{{{p}\pi}}{{17}}" for p in (7, 11, 13)))),
+    ("trigonometry of odd angles", "5", boxed(ODD_ANGLES)),
     ("an absolute value of a mess", "x", boxed(r"|x^{11}-|x^{7}-|x^{5}-|x^{3}-x||||")),
-]  # fmt: skip
+]
 
 TEXTS = [
     ("an import", "5", boxed("__import__('os').system('touch /tmp/owned')")),

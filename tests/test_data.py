@@ -4,43 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import byte_tokenizer, make_llama
+from fakes import make_llama
 
-from transformer2.data import ExpertDataModule, PromptLoader, collate, render
+from transformer2 import tasks
+from transformer2.data import ExpertDataModule, PromptLoader, UnseenTaskDataModule, collate
 from transformer2.errors import ConfigError, DataError
 from transformer2.types import Example
 
 EXAMPLES = [Example(f"t/{i}", ({"role": "user", "content": "x" * (i + 1)},), str(i)) for i in range(10)]
-
-
-def test_one_bos_and_the_generation_prompt():
-    tokenizer = byte_tokenizer()
-    text = tokenizer.decode(render(tokenizer, EXAMPLES[1]))
-    assert text.count("<|begin_of_text|>") == 1
-    assert text.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
-
-
-def test_without_a_template_the_contents_are_read():
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = None
-    assert tokenizer.decode(render(tokenizer, EXAMPLES[1])) == "xx\n\n"
-
-
-def test_a_template_without_a_system_role_reads_it_with_the_question():
-    tokenizer = byte_tokenizer()
-    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    tokenizer.chat_template = refuse + tokenizer.chat_template
-    messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"})
-    text = tokenizer.decode(render(tokenizer, Example("t/0", messages, "")))
-    assert "user<|end_header_id|>\n\nBe brief.\n\nWhy?" in text and "system" not in text
-
-
-def test_a_missing_template_is_refused_unless_chosen(tmp_path, real_data):
-    folder = make_llama(tmp_path / "bare")
-    (folder / "chat_template.jinja").unlink()
-    with pytest.raises(DataError, match=r"no chat template.*data.chat_template: none"):
-        ExpertDataModule("gsm8k", str(folder), str(real_data)).setup("test")
-    ExpertDataModule("gsm8k", str(folder), str(real_data), chat_template="none", test_limit=4).setup("test")
 
 
 def test_the_budget_of_the_run_decides_what_fits(tmp_path, real_data):
@@ -114,6 +85,38 @@ def test_prompts_that_do_not_fit_are_counted_and_named(tmp_path, real_data):
     batch = next(iter(dropping.test_dataloader()))
     assert batch.input_ids_BP.shape[1] <= 900 - 512
     assert torch.equal(batch.attention_mask_BP[:, -1], torch.ones(len(batch), dtype=torch.long))
+
+
+@pytest.mark.parametrize(("protocol", "source"), [("clean", "train"), ("paper", "test")])
+def test_shots_come_from_where_the_protocol_says_and_are_not_scored(llama_folder, real_data, protocol, source):
+    rows = tasks.get("arc_challenge").examples("test", str(real_data))
+    chosen = []
+    for seed in (0, 0, 1):
+        data = UnseenTaskDataModule(
+            "arc_challenge", str(llama_folder), str(real_data), few_shot=8, protocol=protocol, seed=seed
+        )
+        data.setup("predict")
+        shots, scored = [e.id for e in data.shots().examples], [e.id for e in data.scored()]
+        assert len(shots) == 8 and all(id.startswith(f"arc_challenge/{source}/") for id in shots)
+        assert scored == [e.id for e in rows if e.id not in shots]  # in order, and all the others
+        chosen.append(shots)
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_unseen_prompts_that_do_not_fit_are_counted_and_named_too(tmp_path, real_data):
+    base = str(make_llama(tmp_path / "short", context=800))
+    with pytest.raises(DataError, match=r"prompts of arc_challenge/train .*arc_challenge/train/\d+.*drop_long_prompts"):
+        UnseenTaskDataModule("arc_challenge", base, str(real_data)).setup("predict")
+    data = UnseenTaskDataModule("arc_challenge", base, str(real_data), drop_long_prompts=True, max_new_tokens=256)
+    data.setup("predict")
+    assert data.shots().input_ids_BP.shape[1] <= 800 - 256
+
+
+def test_options_reach_the_task_and_typos_say_the_nearest():
+    assert ExpertDataModule("gsm8k", task_options={"revision": None}).task.revision is None
+    for make in (ExpertDataModule, UnseenTaskDataModule):
+        with pytest.raises(ConfigError, match="no option 'revison'; did you mean 'revision'"):
+            make("gsm8k", task_options={"revison": None})
 
 
 def test_unknown_tasks_say_the_nearest():

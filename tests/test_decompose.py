@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Config
 
 from transformer2.errors import BasisError, ConfigError, UserError
 from transformer2.svf import decompose as module
@@ -94,6 +97,66 @@ def test_transposed_layers_are_read_as_the_tuner_reads_them(tmp_path: Path) -> N
     cache = BasisCache(tmp_path / "cache", fingerprint(model))
     basis = cache.get("transformer.h.0.mlp.c_fc", lambda: pytest.fail("not in the cache"))  # type: ignore[arg-type]
     assert basis.side == "in" and basis.sigma_R.shape == (32,)  # (out, in) = (128, 32)
+
+
+def test_fused_layers_are_read_as_the_tuner_reads_them(tmp_path: Path) -> None:
+    config = Phi3Config(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=50, pad_token_id=0,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "phi")
+    decompose(tmp_path / "phi", "all-linear", cache_dir=tmp_path / "cache", progress=False)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "phi")
+    cache = BasisCache(tmp_path / "cache", fingerprint(model))
+    for name in ("self_attn.qkv_proj", "mlp.gate_up_proj"):
+        basis = cache.get(f"model.layers.0.{name}", lambda: pytest.fail("not in the cache"))  # type: ignore[arg-type]
+        expected = compute_basis(model.get_submodule(f"model.layers.0.{name}").weight)
+        assert torch.equal(basis.vectors_RR, expected.vectors_RR)
+
+
+def test_processes_share_the_matrices_evenly(llama: Path, tmp_path: Path) -> None:
+    reports = [
+        decompose(llama, "all-linear", cache_dir=tmp_path, progress=False, rank=r, world_size=4) for r in range(4)
+    ]
+    assert sum(r["built"] for r in reports) == 21 and all(r["matrices"] in range(3, 9) for r in reports)
+    whole = decompose(llama, "all-linear", cache_dir=tmp_path, progress=False)
+    assert (whole["matrices"], whole["built"], whole["reused"]) == (21, 0, 21)
+
+
+def test_many_writers_end_with_one_good_cache(llama: Path, tmp_path: Path) -> None:
+    """Ranks as torchrun starts them, one rank twice and one process that takes everything, all at once."""
+    command = [sys.executable, "-m", "transformer2", "decompose", "--base", str(llama), "--quiet", "--cache_dir"]
+    environments = [
+        {"RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "1", "WORLD_SIZE": "2"},
+        {"RANK": "1", "WORLD_SIZE": "2"},
+        {},
+    ]
+    started = [
+        subprocess.Popen([*command, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1", **own})
+        for own in environments
+    ]
+    assert [process.wait(timeout=300) for process in started] == [0, 0, 0, 0]
+    report = decompose(llama, cache_dir=tmp_path, progress=False)
+    assert (report["built"], report["reused"], report["quarantined"]) == (0, 9, 0)
+    files = [path.name for path in Path(report["folder"]).iterdir() if path.suffix != ".lock"]
+    assert len(files) == 9 and all(name.endswith(".safetensors") for name in files)
+
+
+def test_the_model_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LlamaConfig(
+        hidden_size=128, intermediate_size=320, num_hidden_layers=24, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=512, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "base", max_shard_size="300KB")
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from _common import peak_bytes
+
+    peak = peak_bytes(lambda: decompose(tmp_path / "base", cache_dir=tmp_path / "cache", progress=False))
+    # One 320 x 128 matrix in fp32 and fp64 with its Gram matrix and eigenvectors, and one mapped shard.
+    assert peak < size / 10, (peak, size)
 
 
 def test_impossible_requests_are_one_line(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

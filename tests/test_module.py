@@ -14,6 +14,7 @@ from transformer2.errors import UserError
 from transformer2.module import SVFReinforceModule, predicting_states
 from transformer2.policy import hidden_states, lm_head, load_base, reference
 from transformer2.rl.loss import sum_by_row
+from transformer2.types import Verdict
 
 ALL = {"peft_type": "SVF", "target_modules": "all-linear"}
 
@@ -205,6 +206,16 @@ def test_a_failing_verifier_is_left_out_and_counted(make, monkeypatch):
     trainer, module, data = make("toy_task.Broken", max_steps=2)
     with pytest.raises(UserError, match=r"could not be verified .*no answer key"):
         trainer.fit(module, data)
+    monkeypatch.setattr(Broken, "broken", 96)  # the test split too: a score of what was not judged means nothing
+    trainer, module, data = make("toy_task.Broken")
+    with pytest.raises(UserError, match=r"could not be verified .*no answer key"):
+        trainer.test(module, data, verbose=False)
+
+
+def test_what_could_not_be_verified_is_no_wrong_answer_in_validation(make):
+    _, module, _ = make()
+    module._count([Verdict.of(True, "a", ""), Verdict.of(False, "z", ""), Verdict(None, False, None, "infra")])
+    assert module.val_correct.compute()["n"] == 2
 
 
 def test_equal_rewards_change_nothing_and_are_reported(make):
@@ -237,3 +248,61 @@ def test_a_resumed_run_equals_the_uncut_one(make, tmp_path):
         second.fit(module, data, ckpt_path=tmp_path / f"{cut}.ckpt")
         assert rewards(first) + rewards(second) == rewards(uncut), cut
         assert all(torch.equal(a, b) for a, b in zip(expected, module.trained(), strict=True)), cut
+
+
+class LimitedUpdates(L.Callback):
+    """Memory for so many rows of an update: above it the model's own pass raises what CUDA's allocator would.
+
+    In the backward pass it does so in layer 0, where the gradient of the layers above has been added already.
+    """
+
+    def __init__(self, rows, where):
+        self.rows, self.where, self.refused = rows, where, 0
+
+    def on_train_start(self, trainer, module):
+        layer = module.policy.get_base_model().model.layers[0]
+        if self.where == "forward":
+            layer.register_forward_pre_hook(
+                lambda layer, args: self.check(args[0]) if torch.is_grad_enabled() else None
+            )
+        else:
+            layer.mlp.register_full_backward_hook(lambda layer, grads_in, grads_out: self.check(grads_out[0]))
+
+    def check(self, tensor):
+        if len(tensor) > self.rows:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_out_of_memory_halves_the_micro_batch_and_gives_the_same_step(make, where):
+    trainer, module, data = make(max_steps=2, kl_coef=0.1, num_completions=2)
+    trainer.fit(module, data)
+    limited = LimitedUpdates(32, where)
+    trainer2, module2, data2 = make(max_steps=2, kl_coef=0.1, num_completions=2, callbacks=[limited])
+    with pytest.warns(UserWarning, match=r"model\.micro_batch_tokens"):
+        trainer2.fit(module2, data2)
+    assert limited.refused and module2.micro_batch_tokens < module.micro_batch_tokens
+    for a, b in zip(module.trained(), module2.trained(), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)  # AdamW's first steps divide rounding noise by itself
+    for a, b in zip(trainer.callbacks[0].steps, trainer2.callbacks[0].steps, strict=True):
+        for name in ("train/reward", "train/loss", "train/kl", "train/entropy", "train/completion_length"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5)
+
+
+def test_out_of_memory_in_a_half_too_is_an_error_that_names_the_remedy(make):
+    trainer, module, data = make(max_steps=1, callbacks=[LimitedUpdates(3, "forward")])
+    with pytest.warns(UserWarning), pytest.raises(UserError, match=r"lower model\.micro_batch_tokens"):
+        trainer.fit(module, data)
+    assert all(p.grad is None for p in module.trained())
+
+
+def test_checkpointed_activations_give_the_same_gradient_and_no_dropout(make):
+    runs = {}
+    for wanted in (False, True):
+        trainer, module, data = make(max_steps=2, kl_coef=0.1, activation_checkpointing=wanted)
+        trainer.fit(module, data)
+        assert not any(m.training for m in module.policy.modules())
+        runs[wanted] = [p.detach().clone() for p in module.trained()], rewards(trainer)
+    assert runs[True][1] == runs[False][1]
+    assert all(torch.equal(a, b) for a, b in zip(runs[True][0], runs[False][0], strict=True))

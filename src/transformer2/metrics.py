@@ -8,7 +8,7 @@ Confusion   label x what it was taken for, with a column for answers that are no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import comb
 from typing import Any
 
@@ -24,13 +24,18 @@ UNPARSED = "no category"
 
 
 class _Sums(Metric):
-    """A metric of integer or float sums."""
+    """A metric of integer or float sums.
+
+    Args:
+        sums: Name of a state -> its zero.
+        options: Of torchmetrics, e.g. `sync_on_compute=False` for rows that every rank has.
+    """
 
     full_state_update = False
     higher_is_better = True
 
-    def __init__(self, **sums: Tensor) -> None:
-        super().__init__()
+    def __init__(self, sums: Mapping[str, Tensor], **options: Any) -> None:
+        super().__init__(**options)
         for name, zero in sums.items():
             self.add_state(name, default=zero, dist_reduce_fx="sum")
 
@@ -41,8 +46,8 @@ class Accuracy(_Sums):
     correct: Tensor
     n: Tensor
 
-    def __init__(self) -> None:
-        super().__init__(correct=torch.tensor(0), n=torch.tensor(0))
+    def __init__(self, **options: Any) -> None:
+        super().__init__({"correct": torch.tensor(0), "n": torch.tensor(0)}, **options)
 
     def update(self, correct: Sequence[bool]) -> None:
         """Count answers."""
@@ -71,14 +76,16 @@ class PassAtK(_Sums):
 
     Args:
         k: How many samples one may try.
+        options: See torchmetrics.
     """
 
     total: Tensor
     squares: Tensor
     n: Tensor
 
-    def __init__(self, k: int) -> None:
-        super().__init__(total=torch.tensor(0.0), squares=torch.tensor(0.0), n=torch.tensor(0))
+    def __init__(self, k: int, **options: Any) -> None:
+        zeros = {"total": torch.tensor(0.0), "squares": torch.tensor(0.0), "n": torch.tensor(0)}
+        super().__init__(zeros, **options)
         self.k = k
 
     def update(self, samples: Iterable[int], correct: Iterable[int]) -> None:
@@ -101,12 +108,13 @@ class Confusion(_Sums):
     Args:
         labels: Names of the labels. A row that is taken for anything else counts as UNPARSED.
         other: The label that stands for none of the others; `scores` also leaves its rows out.
+        options: See torchmetrics.
     """
 
     counts: Tensor
 
-    def __init__(self, labels: Sequence[str], other: str = "other") -> None:
-        super().__init__(counts=torch.zeros(len(labels), len(labels) + 1, dtype=torch.long))
+    def __init__(self, labels: Sequence[str], other: str = "other", **options: Any) -> None:
+        super().__init__({"counts": torch.zeros(len(labels), len(labels) + 1, dtype=torch.long)}, **options)
         self.labels, self.other = tuple(labels), other
 
     def update(self, pairs: Iterable[tuple[str, str | None]]) -> None:
@@ -126,14 +134,14 @@ class Confusion(_Sums):
         return {label: {name: count for name, count in zip(columns, row, strict=True) if count} for label, row in rows}
 
     def scores(self) -> dict[str, dict[str, Any]]:
-        """`with other`, `without other` and one score a label, each as {accuracy, se, n}."""
+        """`with other`, `without other` and one score a label, as {accuracy, se, n}; those of no row are left out."""
         by_label = {label: (row.get(label, 0), sum(row.values())) for label, row in self.table().items()}
         named = [counts for label, counts in by_label.items() if label != self.other]
         groups = {"with other": list(by_label.values()), "without other": named}
         groups |= {label: [counts] for label, counts in by_label.items()}
-        return {name: vars(_score(counts)) for name, counts in groups.items()}
-
-
-def _score(counts: Sequence[tuple[int, int]]) -> Score:
-    correct, n = (sum(column) for column in zip(*counts, strict=True))
-    return Score.of([True] * correct + [False] * (n - correct))
+        scores = {}
+        for name, counts in groups.items():
+            correct, n = (sum(column) for column in zip(*counts, strict=True))
+            if n:
+                scores[name] = vars(Score.of([True] * correct + [False] * (n - correct)))
+        return scores

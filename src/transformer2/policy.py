@@ -22,6 +22,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from transformer2 import tiny
 from transformer2.errors import ConfigError, DataError, ExpertError, UserError, nearest
@@ -180,6 +181,31 @@ def hidden_states(policy: PeftModel, input_ids_BT: Tensor, attention_mask_BT: Te
         input_ids=input_ids_BT, attention_mask=attention_mask_BT, position_ids=positions_BT, use_cache=False
     )
     return output.last_hidden_state
+
+
+@contextmanager
+def checkpointed(policy: PeftModel, wanted: bool = True) -> Iterator[None]:
+    """Inside, a forward pass keeps each decoder layer's input only; the rest is computed again in the backward pass.
+
+    transformers does so in training mode, and the policy is never in it (dropout). So the decoder layers alone say that
+    they train; what lies within them, dropout included, does not.
+
+    Args:
+        policy: The model.
+        wanted: False changes nothing.
+    """
+    if not wanted:
+        yield
+        return
+    policy.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    layers = [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
 
 
 def lm_head(policy: PeftModel) -> Callable[[Tensor], Tensor]:

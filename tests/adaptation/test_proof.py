@@ -78,10 +78,18 @@ def test_a_searched_mixture_is_never_worse_than_the_base(reports, task):
     assert report["result"]["accuracy"] >= report["base"]["accuracy"] - report["base"]["se"]
 
 
-def test_two_processes_report_what_one_does(tmp_path):
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        ["--adapt.population", "5", "--adapt.generations", "2"],
+        ["--strategy", "prompt", "--adapt.dispatch_task", "tiny_dispatch", "--adapt.dispatch_limit", "15"],
+    ],
+    ids=["cem", "prompt"],
+)
+def test_two_processes_report_what_one_does(strategy, tmp_path):
     base = str(make_llama(tmp_path / "llama", init=0.25))
     experts = json.dumps(make_experts(tmp_path, base))
-    few = ["--adapt.population", "5", "--adapt.generations", "2", "--data.few_shot", "4", "--data.eval_batch_size", "5"]
+    few = [*strategy, "--data.few_shot", "4", "--data.eval_batch_size", "5"]
     task = ["--data.task", "toy_task.FirstLetter", "--model.base", base, "--model.dtype", "float32", "--quiet"]
     distributed = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     reports = []

@@ -226,10 +226,21 @@ def test_without_a_config_all_three_on_the_embedded_model(tmp_path, capsys):
         (events,) = (tmp_path / "run" / name).glob("events*")
         tags = EventAccumulator(str(events)).Reload().Tags()
         assert tags["images"] == [picture] and f"adapt/{name}/second_pass" in tags["scalars"]
-    assert main(["report", str(tmp_path / "run")]) == 0 and "without other (n = " in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "run")]) == 0 and "dispatch, without other" in capsys.readouterr().out
     before = report_of(tmp_path / "run")
     assert main(["adapt", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
     assert report_of(tmp_path / "run") == before  # nothing is done twice
+
+
+def test_a_dispatch_task_of_real_rows_measures_the_dispatch(adapt, real_data, tmp_path):
+    options = "{experts: {math: gsm8k, code: tiny_code, reasoning: arc_easy}, prompts_per_category: 10}"
+    task = ["--data.task", "arc_challenge", "--data.data_dir", str(real_data), "--data.test_limit", "3"]
+    dispatch = ["--adapt.dispatch_task", "dispatch", "--adapt.dispatch_options", options, "--adapt.controls", "false"]
+    few = ["--data.few_shot", "2", "--model.max_new_tokens", "4"]
+    assert adapt(tmp_path / "run", "--strategy", "prompt", *task, *dispatch, *few) == 0
+    details = report_of(tmp_path / "run")["details"]
+    assert details["dispatch"]["with other"]["n"] == 8 and details["dispatch"]["without other"]["n"] == 6
+    assert set(details["confusion"]) == {"math", "code", "reasoning", "other"}
 
 
 @pytest.mark.parametrize(
@@ -247,6 +258,8 @@ def test_without_a_config_all_three_on_the_embedded_model(tmp_path, capsys):
         (["--adapt.generations", "null"], "needs an end"),
         (["--strategy", "cls"], "adapt.classifier"),
         (["--strategy", "prompt", "--adapt.first_pass", "ask"], "first_pass"),
+        (["--strategy", "prompt", "--adapt.dispatch_task", "gsm8k"], "gsm8k has no labels"),
+        (["--data.task_options", "{size: 1}"], "has no option 'size'; it takes none"),
         (["--strategy", "prompt", "--adapt.population", "8"], "unknown config key adapt.population"),
         (["--resume", "/nowhere"], "holds no run"),
         (["--model.adapter", "{peft_type: LORA, target_modules: [q_proj]}"], "peft_type: SVF"),

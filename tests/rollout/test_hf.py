@@ -59,6 +59,47 @@ def test_a_row_does_not_depend_on_its_batch(model, tokenizer, prompts):
     assert completions(HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=4)) != whole
 
 
+class SmallMemory:
+    """A limit on rows: the model's own forward, which raises what CUDA's allocator would above it."""
+
+    def __init__(self, module, rows):
+        self.rows, self.refused = rows, []
+        self.hook = module.register_forward_pre_hook(self.check, with_kwargs=True)
+
+    def check(self, module, args, kwargs):
+        rows = len(kwargs["input_ids"])
+        # Some steps in, so that there is something to undo.
+        if rows > self.rows and kwargs["attention_mask"].shape[1] > 40:
+            self.refused.append(rows)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_out_of_memory_halves_the_rows_and_draws_the_same(model, tokenizer, prompts):
+    whole = completions(HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=3))
+    engine, memory = HFEngine(tokenizer, EOS), SmallMemory(model, 4)
+    try:
+        with pytest.warns(UserWarning, match="going on with 4 at a time"):
+            assert completions(engine.generate(model, prompts, SAMPLING, seed=3)) == whole
+        assert engine.max_rows == 4 and len(memory.refused) == 1
+        assert completions(engine.generate(model, prompts, SAMPLING, seed=3)) == whole
+        assert len(memory.refused) == 1, "the smaller number holds for the rest of the run"
+        memory.rows = 1
+        with pytest.warns(UserWarning), pytest.raises(UserError, match=r"model\.max_rollout_rows"):
+            engine.generate(model, prompts, SAMPLING, seed=3)
+    finally:
+        memory.hook.remove()
+
+
+def test_bf16_does_not_copy_the_head_for_every_row(model, tokenizer, prompts):
+    """Strided last positions made torch expand the head to (rows, D, V) on the CPU."""
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    seen = []
+    hook = half.lm_head.register_forward_hook(lambda module, args, out: seen.append(args[0].is_contiguous()))
+    HFEngine(tokenizer, EOS).generate(half, prompts, Sampling(0, max_new_tokens=2), seed=0)
+    hook.remove()
+    assert seen and all(seen) and not half.lm_head._forward_pre_hooks
+
+
 def test_masks_cover_exactly_what_was_sampled_eos_included(model, tokenizer, prompts):
     rollouts = HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=0)
     for ids, finished in zip(completions(rollouts), rollouts.finished_B.tolist(), strict=True):

@@ -157,6 +157,9 @@ def test_helpers_of_the_prompt_and_a_bare_function(tmp_path: Path) -> None:
         assert "Half of the root" in example.messages[-1]["content"] and example.id == f"{name}/test/0"
         assert verdict(task, example, solution(example)) == (True, "1 of 1 tests")
         assert verdict(task, example, "def f(x):\n    return half(math.sqrt(x))\n")[0]
+        assert verdict(task, example, "from __future__ import annotations\ndef f(x):\n    return half(math.sqrt(x))\n")[
+            0
+        ]
         assert not verdict(task, example, "def f(x):\n    return half(x)\n")[0]
 
 

@@ -18,6 +18,8 @@ KEYS = {"1": "A", "2": "B", "3": "C", "4": "D"}
     [
         "B",
         "(B)",
+        "(b)",
+        "The answer is (b) animal cells",
         "**B**",
         "B.",
         "B. animal cells",
@@ -78,6 +80,7 @@ def test_right_final_answers_are_accepted(completion: str) -> None:
         (r"\boxed{B", "not a usable choice"),
         ("The answer is (E)", "not a usable choice"),
         ("The answer is B.\nThe answer is (E).", "not a usable choice"),
+        ("The answer is B.\nThe answer is (e).", "not a usable choice"),
         ("The answer is not B.", "not a usable choice"),
         ("I do not think the answer is B.", "not a usable choice"),
         ("If the answer is B, then C.", "not a usable choice"),

@@ -106,6 +106,7 @@ def test_answers_reset_the_count(pool):
     for _ in range(6):
         (pid,) = pool.map([b"pid"], 5.0)
         os.kill(int(pid), signal.SIGKILL)
+        assert until(lambda pid=int(pid): not is_running(pid))
 
 
 def test_start_warms_up_without_waiting():

@@ -176,8 +176,8 @@ def _settings_of(strategy: str) -> set[str]:
     module, _, name = STRATEGIES[strategy].rpartition(".")
     mro = getattr(importlib.import_module(module), name).__mro__
     parameters = {p for cls in mro if "__init__" in vars(cls) for p in inspect.signature(cls).parameters}
-    # Those of a callback inside fit: here the datamodule has the task.
-    return parameters - {"options", "args", "kwargs", "task", "data_dir", "few_shot", "test_limit", "every_n_epochs"}
+    in_fit = {"task", "task_options", "data_dir", "few_shot", "test_limit", "every_n_epochs"}  # the datamodule has them
+    return parameters - in_fit - {"options", "args", "kwargs"}
 
 
 def _check_keys(strategies: Sequence[str], config: Mapping[str, Any], flags: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.callbacks.interrupt import GracefulStop
 from transformer2.callbacks.monitoring import Monitoring
 from transformer2.callbacks.progress import TrainingBar
+from transformer2.cli.plan import preflight
 from transformer2.data import ExpertDataModule
 from transformer2.errors import ConfigError, UserError
+from transformer2.metrics import Confusion, PassAtK
 from transformer2.module import SVFReinforceModule
 from transformer2.policy import load_expert
 from transformer2.report.curve import draw_curve
@@ -32,6 +34,7 @@ from transformer2.report.statistics import mcnemar_p
 from transformer2.report.table import text_table, versions, write_report, write_text
 from transformer2.types import Report, Score
 
+PASS_AT = (1, 5, 10, 100)  # the k of pass@k in the literature; those that test_samples allows
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",
     "devices": 1,
@@ -146,6 +149,17 @@ class Experiment:
         whole["trainer"]["callbacks"] = self.callbacks
         return str(yaml.safe_dump(whole, sort_keys=False))
 
+    def preflight(self) -> None:
+        """Refuse, before the model is loaded, a run that cannot fit into memory.
+
+        Raises:
+            ConfigError: It cannot; the message says the first change that would make it fit.
+        """
+        self.data.setup("fit")
+        model, data, trainer = (self.cli.config[name].as_dict() for name in ("model", "data", "trainer"))
+        ranks = self.trainer.num_devices, self.trainer.num_nodes
+        preflight(model, data, trainer, *ranks, self.trainer.strategy.root_device, self.data.longest_prompt())
+
     def fit(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
         """Train; then score base and best expert on the test split.
 
@@ -209,6 +223,7 @@ class Experiment:
             seeds=(self.seed,),
             versions=versions(),
             sandbox=self.data.task.isolation(),
+            details=_details(records, getattr(self.data.task, "labels", ())),
         )
         if self.trainer.is_global_zero:
             write_report(self.folder, report, records)
@@ -222,6 +237,27 @@ class Experiment:
 
     def _callback(self, kind: type) -> Any:
         return next((c for c in self.trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
+
+
+def _details(records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
+    """What else the records of a test say: pass@k where samples were drawn, the confusion where answers are labels."""
+    details: dict[str, Any] = {}
+    if records and "samples" in records[0]:
+        details["pass_at_k"] = {
+            who: {str(k): _pass_at_k(records, key, k) for k in PASS_AT if k <= records[0]["samples"]}
+            for who, key in (("base", "base_right"), ("result", "right"))
+        }
+    if labels:
+        confusion = Confusion(labels, sync_on_compute=False)
+        confusion.update((r["answer"], r["extracted"]) for r in records)
+        details |= {"dispatch": confusion.scores(), "confusion": confusion.table()}
+    return details
+
+
+def _pass_at_k(records: Sequence[Mapping[str, Any]], key: str, k: int) -> dict[str, float]:
+    metric = PassAtK(k, sync_on_compute=False)  # every rank has all records
+    metric.update([r["samples"] for r in records], [r[key] for r in records])
+    return {name: value.item() for name, value in metric.compute().items()}
 
 
 def _check_checkpoint(path: str | None) -> None:

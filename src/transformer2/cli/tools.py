@@ -12,13 +12,15 @@ DECOMPOSE_HELP = """\
 usage: transformer2 decompose --base BASE [--target_modules mlp|attention|all-linear|REGEX] [--cache_dir DIR]
 
 Build the SVD basis cache of a base model: one matrix at a time, resumable; what is there and intact is kept.
-fit does this by itself; run it beforehand for large models.
+fit does this by itself; run it beforehand for large models. Processes share the work:
+  torchrun --nproc_per_node 8 -m transformer2 decompose --base BASE
 
   --base BASE             tiny, a folder, or a Hub id
   --target_modules SET    which matrices (default mlp)
   --layers A,B,C          only these layers
   --cache_dir DIR         where (default $TRANSFORMER2_CACHE or ~/.cache/transformer2, basis/ below it)
-  --dtype DTYPE           load weights in this dtype (default: as stored)
+  --dtype DTYPE           load weights in this dtype (default: as stored); train in the same one
+  --device DEVICE         where to compute (default: the GPU where there is one)
 """
 
 EXPERTS_HELP = """\
@@ -38,7 +40,9 @@ Print the table of a finished run again and, after fit, draw its learning curve 
 
 def decompose(args: Sequence[str]) -> int:
     """Build the basis cache of a base model."""
-    flags = parse_flags(args, ("base", "target_modules", "layers", "cache_dir", "dtype"), ("help", "quiet"), ())
+    flags = parse_flags(
+        args, ("base", "target_modules", "layers", "cache_dir", "dtype", "device"), ("help", "quiet"), ()
+    )
     if "help" in flags.switches:
         print(DECOMPOSE_HELP, end="")
         return 0
@@ -54,6 +58,7 @@ def decompose(args: Sequence[str]) -> int:
         layers_to_transform=_integers("layers", options["layers"]) if "layers" in options else None,
         cache_dir=options.get("cache_dir"),
         dtype=options.get("dtype"),
+        device=options.get("device"),
         progress="quiet" not in flags.switches,
     )
     done = f"{report['built']} built, {report['reused']} reused, {report['quarantined']} damaged and rebuilt"

@@ -18,7 +18,7 @@ from transformer2.errors import ConfigError
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
 OPTIONS = ("run_dir", "ckpt_path", "expert")
-SWITCHES = ("help", "print_config", "quiet")
+SWITCHES = ("help", "print_config", "quiet", "no_preflight")
 RUN_DIR_VARIABLE = "TRANSFORMER2_RUN_DIR"
 
 HELP = """\
@@ -35,6 +35,7 @@ usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE
   --expert DIR         start from, or score, this expert folder
   --print_config       print the whole config with every default, and stop
   --quiet              no progress bar
+  --no_preflight       do not check first whether the run fits into memory (`transformer2 plan`)
   --debug              show the traceback of an error
 
 The run folder holds config.yaml, TensorBoard events, checkpoints/, expert/, report.json. Look at the curves with
@@ -90,6 +91,8 @@ def _run(command: str, args: Sequence[str]) -> int:
     if "print_config" in flags.switches:
         print(experiment.yaml(), end="")
         return 0
+    if command == "fit" and "no_preflight" not in flags.switches:
+        experiment.preflight()
     verb = {"fit": experiment.fit, "validate": experiment.validate, "test": experiment.test}[command]
     return verb(Path(p) if (p := flags.options.get("expert")) else None, flags.options.get("ckpt_path"), start)
 

@@ -98,6 +98,10 @@ class ExpertDataModule(L.LightningDataModule):
             raise DataError(f"{self.task.name}/{split} holds no prompt; check data.data_dir and the limits")
         return [e for e, _ in kept], [prompt for _, prompt in kept]
 
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt of the splits that are open."""
+        return max(len(prompt) for _, ids in self._rows.values() for prompt in ids)
+
     def _loader(self, split: str, batch_size: int, shuffle_seed: int | None = None) -> PromptLoader:
         if split not in self._rows:
             raise DataError(f"split {split!r} of {self.task.name} is not open at this stage")

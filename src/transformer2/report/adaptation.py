@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer2.report.table import read_report
-from transformer2.types import Report, Score
+from transformer2.report.table import dispatch_lines, read_report
+from transformer2.types import Report
 
 __all__ = ["adaptation_table", "alpha_figure", "confusion_figure", "save_figure", "table_of_run"]
 
@@ -56,9 +56,7 @@ def _facts(report: Report) -> list[str]:
         found.append(f"iteration {iteration} of {len(scores)} was chosen on the scored rows ({last}): no unseen score")
     if chosen := report.details.get("chosen"):
         found.append("chose " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in chosen.items()))
-    if dispatch := report.details.get("dispatch"):
-        named = {name: Score(**dispatch[name]) for name in ("with other", "without other")}
-        found.append("right category " + ", ".join(f"{score} {name} (n = {score.n})" for name, score in named.items()))
+    found += dispatch_lines(report)[:2]  # with and without "other"; by category they are in the report
     if report.seconds:
         found.append(", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in report.seconds.items()))
     return found

@@ -33,9 +33,19 @@ def text_table(report: Report) -> str:
     lines += [f"  {name:<12} {score!s:>16}" for name, score in rows]
     gain = 100 * (report.result.accuracy - report.base.accuracy)
     lines.append(f"  {'gain':<12} {gain:>+6.1f} points   p = {report.paired_p:.2g} (exact McNemar)")
+    for who, scores in report.details.get("pass_at_k", {}).items():
+        shown = ", ".join(f"pass@{k} {100 * s['pass']:.1f} ± {100 * s['pass_se']:.1f} %" for k, s in scores.items())
+        lines.append(f"  {'expert' if who == 'result' else who:<12} {shown}")
+    lines += [f"  {line}" for line in dispatch_lines(report)]
     if report.seconds:
         lines.append("  " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items()))
     return "\n".join(lines)
+
+
+def dispatch_lines(report: Report) -> list[str]:
+    """The accuracies of a dispatch: with and without "other", and by category."""
+    scores = report.details.get("dispatch", {}).items()
+    return [f"dispatch, {name}: {Score(**score)} of {score['n']}" for name, score in scores]
 
 
 def write_report(folder: Path, report: Report, records: Sequence[Mapping[str, Any]] = ()) -> None:

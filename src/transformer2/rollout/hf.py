@@ -7,17 +7,21 @@ Departures from `model.generate`, each measured in benchmarks/:
        shares, dropped rows and splits included (up to the rounding of batched matrix products).
     4. Sampling inverts the cumulative distribution at one uniform number per token.
     5. A non-finite logit is an error that names the prompt, not a device assert.
+    6. Out of memory halves the rows generated at a time, for the rest of the run, and draws the same completions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from transformer2.errors import UserError
+from transformer2.rl.halving import run_or_halve
 from transformer2.rollout.base import Sampling
 from transformer2.svf.rows import batch_rows
 from transformer2.types import PromptBatch, Rollouts
@@ -31,7 +35,7 @@ class HFEngine:
     Args:
         tokenizer: Decodes completions; its pad id (else its EOS id) fills finished rows.
         eos_ids: Token ids that end a completion.
-        max_rows: Rows generated at a time; None takes the whole batch.
+        max_rows: Rows generated at a time; None takes the whole batch. Halved when memory does not suffice.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Iterable[int], max_rows: int | None = None) -> None:
@@ -54,12 +58,22 @@ class HFEngine:
         ids_BC = prompts.input_ids_BP.new_full((b, sampling.max_new_tokens), self.pad_id)
         count_B = prompts.attention_mask_BP.new_zeros(b)
         longest_first = torch.argsort(prompts.attention_mask_BP.sum(-1), descending=True, stable=True)
-        with batch_rows(policy, b) as select:
-            for rows in longest_first.split(self.max_rows or b):
-                select(rows)
-                for t, alive, token in self._decode(policy, prompts, rows, uniforms_BC, sampling, select):
-                    ids_BC[alive, t] = token
-                    count_B[alive] += 1
+
+        def draw(rows: Tensor) -> None:
+            select(rows)
+            for t, alive, token in self._decode(policy, prompts, rows, uniforms_BC, sampling, select):
+                ids_BC[alive, t] = token
+                count_B[alive] += 1
+
+        def forget(rows: Tensor) -> None:
+            ids_BC[rows] = self.pad_id
+            count_B[rows] = 0
+
+        with batch_rows(policy, b) as select, _contiguous_head_input(policy):
+            while len(longest_first):
+                rows, longest_first = longest_first.tensor_split([self.max_rows or b])
+                if run_or_halve(draw, rows, partial(forget, rows), "lower model.max_rollout_rows"):
+                    self.max_rows = -(-len(rows) // 2)
         return self._rollouts(prompts, ids_BC, count_B)
 
     def _decode(
@@ -121,6 +135,26 @@ class HFEngine:
             tuple(texts),
             finished_B,
         )
+
+
+@contextmanager
+def _contiguous_head_input(policy: nn.Module) -> Iterator[None]:
+    """Give the output head its last positions as contiguous rows.
+
+    `logits_to_keep` hands it a strided slice, which torch multiplies as one matrix product per row; in bf16 on the CPU
+    that copies the whole head for every row (0.27 GB a row for Qwen2.5-0.5B). fp32 copies nothing and is left alone.
+    """
+    head = getattr(policy, "get_output_embeddings", lambda: None)()
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(
+        lambda module, args: (args[0].contiguous() if args[0].element_size() < 4 else args[0], *args[1:])
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _refuse_non_finite(logits_BV: Tensor, rows: Tensor, prompts: PromptBatch) -> None:

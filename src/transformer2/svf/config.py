@@ -44,7 +44,7 @@ class SVFConfig(PeftConfig):
             z = sigmoid(p) sum(sigma) / sum(sigma sigmoid(p)).
         init_std: Standard deviation of z - 1 at the start ("direct" only).
         basis_cache: Folder of the basis cache. None means the default folder where a decomposition takes long
-            (r >= 1024), and no folder otherwise; "off" means never. Never saved.
+            (r >= 512), and no folder otherwise; "off" means never. Never saved.
         exclude_modules: Module names, or a regular expression, to leave out.
         modules_to_save: As in PEFT: modules trained and saved whole beside z.
         task: Name of the task the expert was trained on.

@@ -4,10 +4,16 @@
 
 The model is never loaded: its skeleton on the meta device says which matrices are tuned, and each is read from its
 shard when its turn comes. Stop it whenever you like and start it again: what is there and verifies is not done twice.
+
+Many processes share the work, each on its own GPU where there are several; they need not know of each other, for the
+cache locks every entry, and one that is missing at the end is built by the next run or by `fit`:
+
+    torchrun --nproc_per_node 8 -m transformer2 decompose --base /models/Meta-Llama-3-70B-Instruct
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -37,6 +43,8 @@ def decompose(
     dtype: str | torch.dtype | None = None,
     device: str | None = None,
     progress: bool = True,
+    rank: int | None = None,
+    world_size: int | None = None,
 ) -> dict[str, Any]:
     """Compute and cache the basis of every matrix that SVF would tune.
 
@@ -47,11 +55,14 @@ def decompose(
         cache_dir: Root of the cache; None means `default_cache_root()`.
         dtype: The dtype the model will be trained in ("bfloat16"), for it is part of the cache's key; None means the
             checkpoint's own.
-        device: Where to compute; None means the GPU where there is one.
-        progress: Show a bar with the time left.
+        device: Where to compute; None means the GPU where there is one (of this process: LOCAL_RANK).
+        progress: Show a bar with the time left (on rank 0).
+        rank: This process; None reads RANK, as torchrun sets it.
+        world_size: Number of processes that share the matrices; None reads WORLD_SIZE.
 
     Returns:
-        What was done: base, fingerprint, folder, matrices, built, reused, quarantined, bytes (on disk), seconds.
+        What this process did: base, fingerprint, folder, matrices, built, reused, quarantined, bytes (on disk),
+        seconds.
 
     Raises:
         UserError: Unknown base or dtype, nothing to tune, a quantised or damaged checkpoint, or a cache that cannot be
@@ -65,10 +76,12 @@ def decompose(
             "the bases when it wraps the loaded model"
         )
     config = SVFConfig(target_modules=target_modules, layers_to_transform=layers_to_transform)
-    names = find_targets(checkpoint.skeleton, config)
+    rank = int(os.environ.get("RANK", 0)) if rank is None else rank
+    world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
+    names = _share(checkpoint, find_targets(checkpoint.skeleton, config), rank, world_size)
     cache = _cache(checkpoint, cache_dir)
     # Closing the generator closes its bar, so that Ctrl-C leaves a clean line.
-    with closing(_bases(checkpoint, names, cache, device, progress)) as bases:
+    with closing(_bases(checkpoint, names, cache, device, progress and rank == 0)) as bases:
         for _ in bases:
             pass
     return {
@@ -108,7 +121,7 @@ def _cache(checkpoint: LocalCheckpoint, cache_dir: str | Path | None) -> BasisCa
 def _bases(
     checkpoint: LocalCheckpoint, names: list[str], cache: BasisCache, device: str | None, progress: bool
 ) -> Generator[tuple[str, Basis], None, None]:
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = device or _device()
     modules = {name: _linear(checkpoint, name) for name in names}
     # The bar counts arithmetic, so that the time left holds for matrices of unlike sizes.
     costs = {name: _cost(tuple(module.weight.shape)) for name, module in modules.items()}
@@ -122,6 +135,25 @@ def _bases(
 
             yield name, cache.get(name, weight, verify=True)
             bar.update(costs[name])
+
+
+def _device() -> str:
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+
+
+def _share(checkpoint: LocalCheckpoint, names: list[str], rank: int, world_size: int) -> list[str]:
+    """The matrices of one process: the dearest first, each to the process with the least to do; in module order."""
+    costs = {name: _cost(tuple(_linear(checkpoint, name).weight.shape)) for name in names}
+    load = [0] * world_size
+    mine: set[str] = set()
+    for name in sorted(names, key=lambda name: -costs[name]):
+        owner = load.index(min(load))
+        load[owner] += costs[name]
+        if owner == rank:
+            mine.add(name)
+    return [name for name in names if name in mine]
 
 
 def _linear(checkpoint: LocalCheckpoint, name: str) -> Any:

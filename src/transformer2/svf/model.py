@@ -36,8 +36,9 @@ from transformer2.svf.targets import features_of, find_targets, is_excluded
 
 __all__ = ["SVFModel", "merged_for_rollout", "set_form", "svf_layers"]
 
-# From this r on a decomposition takes seconds and goes to the default cache unless the config says otherwise.
-_CACHED_FROM_R = 1024
+# From this r on a model's decomposition takes half a minute and goes to the default cache unless the config says
+# otherwise.
+_CACHED_FROM_R = 512
 _SAVED_KEY = re.compile(r"^(?P<layer>.*)\.svf_z\.(?P<adapter>[^.]+)\.(?P<what>delta|logit)$")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from transformer2.verifiers.isolated import batch_deadline
 
 __all__ = ["CodeTask", "used_names"]
 
+_FUTURE = re.compile(r"^from __future__ import .*\n", re.MULTILINE)  # Python wants it before everything else
 SYSTEM = "You are an expert Python programmer."
 
 
@@ -100,9 +102,10 @@ def _code_of(example: Example, completion: str) -> str | None:
 
 def _program(example: Example, code: str) -> Program:
     fields = example.fields
-    # The prompt's imports and helpers come first, where an answer repeats only the function.
-    source = code if not fields["prompt"] or code.startswith(fields["prompt"]) else f"{fields['prompt']}\n{code}"
-    return Program(source, fields["tests"], fields["names"], fields["setup"], fields["cpu_seconds"])
+    if fields["prompt"] and not code.startswith(fields["prompt"]):
+        # The prompt's imports and helpers come first, where an answer repeats only the function.
+        code = "".join([*_FUTURE.findall(code), fields["prompt"], "\n", _FUTURE.sub("", code)])
+    return Program(code, fields["tests"], fields["names"], fields["setup"], fields["cpu_seconds"])
 
 
 def _verdict(code: str, outcome: Outcome) -> Verdict:

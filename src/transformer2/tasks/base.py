@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from transformer2.types import Example, Verdict
-from transformer2.verifiers.isolated import attempt, verify_in_workers
+from transformer2.verifiers.isolated import attempt, start_workers, verify_in_workers
 
 
 class Task(ABC):
@@ -66,11 +66,13 @@ class Task(ABC):
         return verify_in_workers(self, examples, completions, deadline)
 
     def warm_up(self) -> None:
-        """Start what `verify_many` needs beside the loading of the model; called before the first row is read.
+        """Start what `verify_many` needs, beside the loading of the model; called before the first row is read.
 
         Raises:
             UserError: Answers cannot be verified on this machine.
         """
+        if not self.bounded:
+            start_workers(self)
 
     def isolation(self) -> str | None:
         """Level of isolation that model-written code runs under, for reports; None for tasks that run none."""

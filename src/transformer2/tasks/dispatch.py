@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
@@ -126,9 +127,13 @@ class Dispatch(Task):
         """The category of a task's requests; None when it is none of the experts'."""
         return next((label for label, name in self.experts.items() if name == task), None)
 
+    @cached_property
+    def _descriptions(self) -> dict[str, str]:
+        return {label: tasks.get(task).description for label, task in self.experts.items()}
+
     def prompt(self, request: str) -> str:
         """The content of the user message that asks for the category of a request."""
-        return category_prompt({label: tasks.get(task).description for label, task in self.experts.items()}, request)
+        return category_prompt(self._descriptions, request)
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """The rows of a split, categories mixed, in a fixed order; `data_dir` holds the rows of all tasks."""

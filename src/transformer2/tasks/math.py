@@ -1,6 +1,6 @@
 r"""MATH: competition problems whose answer is one mathematical expression (Hendrycks et al. 2021).
 
-One row (DigitalLearningGmbH/MATH-lighteval; EleutherAI/hendrycks_math has the same rows by subject):
+Rows come from DigitalLearningGmbH/MATH-lighteval; EleutherAI/hendrycks_math has the same ones by subject. One row:
 
     problem:  How many vertical asymptotes does the graph of $y=\frac{2}{x^2+x-6}$ have?
     level:    Level 3
@@ -24,7 +24,7 @@ from transformer2.errors import DataError
 from transformer2.tasks._rows import Row, field_of, load_rows
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
-from transformer2.verifiers.math import verify_math, verify_math_many
+from transformer2.verifiers.math import start_workers, verify_math, verify_math_many
 from transformer2.verifiers.math.final import boxes
 
 __all__ = ["MATH", "TASK"]
@@ -93,6 +93,10 @@ class MATH(Task):
             return load_rows("math", source, data_dir, self.hub, revision=self.revision)
         by_subject = (load_rows("math", source, None, self.hub, subject, self.revision) for subject in SUBJECTS)
         return [row for rows in by_subject for row in rows]
+
+    def warm_up(self) -> None:
+        """Start the processes that compare answers: importing sympy takes them a second."""
+        start_workers()
 
     def verify(self, example: Example, completion: str) -> Verdict:
         """+1 when the one final answer of the completion equals the gold one, however it is written."""

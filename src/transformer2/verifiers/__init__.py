@@ -13,7 +13,9 @@ from transformer2.verifiers.pool import PoolError
 if TYPE_CHECKING:
     from transformer2.tasks.base import Task
 
-__all__ = ["verify_all"]
+__all__ = ["stop_if_unverified", "verify_all"]
+
+MAX_FAILED_SHARE = 0.05
 
 
 def verify_all(
@@ -47,3 +49,17 @@ def verify_all(
         found = f"{len(verdicts)} verdicts" if isinstance(verdicts, list) else type(verdicts).__name__
         return [failed(f"verify_many returned {found} for {len(examples)} answers")] * len(examples)
     return [checked(verdict) for verdict in verdicts]
+
+
+def stop_if_unverified(verdicts: Sequence[Verdict]) -> None:
+    """End the run when too many answers of a batch could not be judged: the rest would be noise, or a wrong score.
+
+    Raises:
+        UserError: Over 5 % of them; the message says why the first one failed.
+    """
+    reasons = [v.reason for v in verdicts if v.reward is None]
+    if len(reasons) > MAX_FAILED_SHARE * len(verdicts):
+        raise UserError(
+            f"{len(reasons)} of {len(verdicts)} answers could not be verified ({reasons[0]}); "
+            "mend the task's verifier: training on the rest would teach noise, and its score would mean nothing"
+        )

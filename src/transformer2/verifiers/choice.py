@@ -8,8 +8,8 @@ numbers its options, the number names it too. What counts as the final answer, i
 3. a first line that is nothing but an option, where nothing else is stated.
 
 An option in the reasoning never counts. Several options, a letter with the text of another option, a letter that is not
-among the options, "not B", "B or C", "maybe B", an unfinished "(B" and an unfinished text are refused, whichever
-is right: no verdict is a guess. Letters are capitals: "a" is an article, and so is "A" before a word.
+among the options, "not B", "B or C", "maybe B", an unfinished "(B" and an unfinished text are refused, whichever is
+right: no verdict is a guess. Letters are capitals or stand in brackets: "a" is an article, and so is "A" before a word.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _DENIED = re.compile(
 # "B is the correct answer.": a sentence of its own, so that no "not", "if" or "neither A nor" can stand before it.
 _REVERSED = re.compile(
     r"(?:^|(?<=[.!?:]\s))[ \t>*]*(?i:(?:so|therefore|thus|hence)\b,?\s+)?(?i:(?:the\s+)?(?:option|choice|answer)\s+)?"
-    r"(?:\((?P<inner>[A-Z0-9])\)|(?P<label>[A-Z0-9]))\s+is\s+(?:therefore\s+)?(?:the\s+)?"
+    r"(?:\((?P<inner>[A-Za-z0-9])\)|(?P<bare>[A-Z0-9]))\s+is\s+(?:therefore\s+)?(?:the\s+)?"
     r"(?:(?:most\s+likely\s+)?(?:correct|right|best)(?:\s+(?:answer|option|choice))?|answer)\s*(?:[.!*]|$)",
     re.MULTILINE,
 )
@@ -46,13 +46,13 @@ _FILLER = re.compile(
     r"(?:(?:therefore|thus|clearly|definitely|indeed|most likely|the|option|choice|letter|number)\b[\s:,]*)+",
     re.IGNORECASE,
 )
-_LABEL = re.compile(r"(?P<open>[(\[]\s*)?(?P<label>[A-Z0-9])(?(open)\s*[)\]]|(?![\w’]|['-]\w|[.,]\d))")
+_LABEL = re.compile(r"[(\[]\s*(?P<inner>[A-Za-z0-9])\s*[)\]]|(?P<bare>[A-Z0-9])(?![\w’]|['-]\w|[.,]\d)")
 _SEPARATOR = re.compile(r"\s*[.:,;)\u2010-\u2015=-]+\s*|\s+")
 _BECAUSE = re.compile(r"[\s,;]*(?:because|since|due to)\b", re.IGNORECASE)
 _NEXT_SENTENCE = re.compile(r"[.!]\)?\s+(?=[A-Z])")
 _GOES_ON = re.compile(r"(?:or|and|not|nor|but|maybe|perhaps|no|wait|also)\b", re.IGNORECASE)
 _ALSO = re.compile(r"[\s$)*.]*(?:,|/|;|&|\bor\b|\band\b)[\s$(*\\]*(?:boxed\s*\{)?(?:[A-Z0-9]\b)")
-_LETTER = re.compile(r"\b[A-HJ-Z]\b")  # "I" is a word
+_LETTER = re.compile(r"\b[A-HJ-Z]\b|\([a-z]\)")  # "I" is a word
 _DECORATION = re.compile(r"\*+|__|[`$\"“”{}]|\\[()\[\],;! ]|\\(?:text|mathrm|mathbf|textbf|mathit)\b")
 _BRACE = re.compile(r"[{}]")
 _SPACE = re.compile(r"\s+")
@@ -136,7 +136,7 @@ def final_choice(options: Mapping[str, str], text: str, keys: Mapping[str, str] 
 def _statements(reader: _Reader, text: str) -> list[_Stated]:
     """Every place that states an answer, in order; those that speak of no option at all are left out."""
     markers = list(_MARKER.finditer(text))
-    found = [_Stated(m.start(), m.end(), reader.letter(m["inner"] or m["label"])) for m in _REVERSED.finditer(text)]
+    found = [_Stated(m.start(), m.end(), reader.letter(m)) for m in _REVERSED.finditer(text)]
     for marker, following in zip(markers, [*markers[1:], None], strict=False):
         limit = following.start() if following else len(text)
         if marker["boxed"]:
@@ -197,9 +197,9 @@ class _Reader:
         self.fold = len({text.lower() for text in texts.values()}) == len(texts)
         self.texts = {letter: self._case(text) for letter, text in texts.items()}
 
-    def letter(self, label: str) -> str | None:
-        """The letter of an option by its letter or number."""
-        return self.letters.get(label)
+    def letter(self, label: re.Match[str]) -> str | None:
+        """The letter of the option that a label names by letter or number."""
+        return self.letters.get((label["inner"] or label["bare"]).upper())
 
     def read(self, place: str, whole: bool = False) -> str | None:
         """The one option that a place names, else None.
@@ -224,7 +224,7 @@ class _Reader:
 
     def _by_label(self, plain: str, whole: bool) -> str | None:
         match = _LABEL.match(plain)
-        letter = self.letters.get(match["label"]) if match else None
+        letter = self.letter(match) if match else None
         if match is None or letter is None:
             return None
         rest = plain[match.end() :]
@@ -232,7 +232,7 @@ class _Reader:
             return letter
         separator = _SEPARATOR.match(rest)
         after = rest[separator.end() :] if separator else ""
-        if separator is None or (separator.group().isspace() and not match["open"] and after[:1] != "("):
+        if separator is None or (separator.group().isspace() and not match["inner"] and after[:1] != "("):
             return None  # "A plant": an article
         after = after.removeprefix("(")
         text = self.texts.get(letter)
@@ -245,7 +245,7 @@ class _Reader:
         for letter in sorted(fits, key=lambda letter: -len(self.texts[letter])):
             rest = plain[len(self.texts[letter]) :]
             label = _LABEL.match(rest.lstrip())
-            if label and label["open"] and self.letters.get(label["label"]) == letter:
+            if label and label["inner"] and self.letter(label) == letter:
                 rest = rest.lstrip()[label.end() :]
             if self._is_over(rest, whole):
                 return letter

@@ -22,7 +22,7 @@ from transformer2.verifiers.pool import Lost, WarmPool, python_worker
 if TYPE_CHECKING:
     from transformer2.tasks.base import Task
 
-__all__ = ["attempt", "batch_deadline", "checked", "failed", "verify_in_workers"]
+__all__ = ["attempt", "batch_deadline", "checked", "failed", "start_workers", "verify_in_workers"]
 
 MAX_POOLS = 2  # tasks whose workers are kept warm
 START_SECONDS = 120.0  # a task's module may import much
@@ -48,6 +48,15 @@ def verify_in_workers(
     limit = batch_deadline(len(requests), task.verify_seconds, pool.size) if deadline is None else deadline
     answers = pool.map(requests, task.verify_seconds, limit)
     return [failed(f"verifier: {a.value}") if isinstance(a, Lost) else checked(pickle.loads(a)) for a in answers]
+
+
+def start_workers(task: Task) -> None:
+    """Start the workers of a task without waiting for them.
+
+    Raises:
+        UserError: The task cannot be sent to other processes.
+    """
+    _pool(task).start()
 
 
 def batch_deadline(n: int, seconds: float, workers: int) -> float:

@@ -294,8 +294,9 @@ def python_worker(module: str, *arguments: str) -> tuple[list[str], dict[str, st
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: its share of them where torchrun started several on one machine."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _kill_on_hangup(life: int, group: int) -> None:

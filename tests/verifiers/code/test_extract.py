@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import time
 
 import pytest
 
@@ -43,6 +44,13 @@ def runs(source: str | None) -> bool:
 )
 def test_it_finds_the_program(completion: str) -> None:
     assert runs(extract_code(completion, ["f"], PROMPT))
+
+
+def test_a_long_broken_answer_takes_no_time() -> None:
+    text = "def f(x):\n    return [\n" + "1,\n" * 10_000
+    start = time.process_time()
+    assert extract_code(text, ["f"]) == text  # parsed a few times, not once a line: that would take minutes
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("completion", ["", "   \n", "x" * 60_000])

@@ -52,7 +52,7 @@ def test_this_machine_gives_the_required_layers(sandbox: Sandbox) -> None:
         ("import time\ndef f(x):\n    time.sleep(100)\n", "timeout", "out of time"),
         ("def f(x):\n    return bytearray(1 << 40)\n", "memory", "out of memory"),
         ("def f(x):\n    return 'x' * (2 << 20)\n", "output_limit", "too large"),
-        ("import ctypes\ndef f(x):\n    return ctypes.string_at(0)\n", "crashed", "killed by SIGSEGV"),
+        ("import ctypes\ndef f(x):\n    return ctypes.string_at(0)\n", "crashed", "killed by signal 11"),
         ("import os\nos._exit(0)\n", "crashed", "ended itself"),
         ("import sys\nsys.exit(0)\n", "failed", "SystemExit"),
         ("def f(x):\n    return type('E', (), {'__eq__': lambda s, o: True})()\n", "failed", "AssertionError"),
@@ -77,6 +77,40 @@ def test_values_keep_their_types_on_the_way(sandbox: Sandbox) -> None:
     assert outcome(sandbox, "def f(x):\n    return x\n", *tests).outcome == "passed"
 
 
+def test_numbers_ranges_and_views_travel_too(sandbox: Sandbox) -> None:
+    code = (
+        "from decimal import Decimal\nfrom fractions import Fraction\nfrom collections import deque, Counter\n"
+        "def f(i):\n    return [Decimal('2.50'), Fraction(1, 2), range(1, 9, 2), deque([1]),\n"
+        "            {1: 2}.keys(), {1: 2}.items(), Counter('aab'), True][i]\n"
+    )
+    tests = (
+        "from collections import deque\nfrom decimal import Decimal",
+        "assert f(0) == Decimal('2.5') and f(1) == 0.5 and f(2) == range(1, 9, 2) and f(3) == deque([1])",
+        "assert f(4) == {1} and (1, 2) in f(5) and f(6) == {'a': 2, 'b': 1} and f(7) is True",
+    )
+    assert outcome(sandbox, code, *tests).reason == "3 of 3 tests"
+
+
+def test_objects_answer_questions(sandbox: Sandbox) -> None:
+    code = (
+        "class Bag:\n    def __init__(self, *a): self.a = a\n    def __len__(self): return len(self.a)\n"
+        "    def __getitem__(self, i): return self.a[i]\n    def __eq__(self, o): return True\n"
+        "def f(*a):\n    return Bag(*a)\n"
+        "def g(n):\n    yield from range(n)\n"
+        "def h(x):\n    raise ValueError(x)\n"
+        "def apply(fn, x):\n    return fn(x)\n"
+    )
+    tests = (
+        "b = f(4, 5)\nassert len(b) == 2 and b[1] == 5 and b.a == (4, 5)",
+        "it = g(2)\nassert next(it) == 0 and next(it) == 1",
+        "try:\n    h('no')\n    raise SystemExit\nexcept ValueError as e:\n    assert 'no' in str(e)",
+        "assert len(apply(f, 3)) == 1",
+        "assert f(1) == f(1)",  # an equality of its own is not believed
+    )
+    result = sandbox.run([Program(code, tests, ("f", "g", "h", "apply"))])[0]
+    assert result.reason == "test 5 of 5: AssertionError"
+
+
 def test_objects_stay_where_they_are(sandbox: Sandbox) -> None:
     code = (
         "class Node:\n    def __init__(self, v):\n        self.v, self.left = v, None\n"
@@ -96,6 +130,21 @@ def test_objects_stay_where_they_are(sandbox: Sandbox) -> None:
 def test_a_broken_test_is_nobodys_fault(sandbox: Sandbox) -> None:
     assert outcome(sandbox, SQUARE.code, "assert f(").outcome == "infra_error"
     assert outcome(sandbox, SQUARE.code, setup="import nothing_of_that_name").outcome == "infra_error"
+    for test in (
+        "assert f(undefined)",
+        "f(lambda: 1)",
+        "f('x' * (2 << 20))",
+        "try:\n    f(lambda: 1)\nexcept Exception:\n    pass",
+    ):
+        assert outcome(sandbox, SQUARE.code, test).outcome == "infra_error", test
+
+
+def test_no_answer_is_a_failure_of_ours(sandbox: Sandbox) -> None:
+    """An answer that breaks its reader would otherwise dodge its -1."""
+    for test in ("assert f(7) == 1, f(7)", "{1: 2}[f(7)]", "raise ValueError(f(7))"):
+        assert outcome(sandbox, "def f(x):\n    return 1 << (1 << 20)\n", test).outcome == "failed", test
+    result = outcome(sandbox, "def f(x):\n    raise ValueError('\\x1b[2J\\n' * 100000)\n")
+    assert result.outcome == "failed" and len(result.reason) <= 200 and result.reason.isprintable()
 
 
 def test_a_test_that_swallows_the_end_does_not_pass(sandbox: Sandbox) -> None:
@@ -106,6 +155,28 @@ def test_a_test_that_swallows_the_end_does_not_pass(sandbox: Sandbox) -> None:
 def test_tests_may_compare_with_numpy(sandbox: Sandbox) -> None:
     tests = ("import numpy as np\nassert np.allclose(f(3), 9)",)
     assert outcome(sandbox, SQUARE.code, *tests).outcome == "passed"
+    assert (
+        outcome(sandbox, SQUARE.code, "import numpy as np\nnp.testing.assert_allclose(f(3), 9.0)").outcome == "passed"
+    )
+    assert outcome(sandbox, SQUARE.code, "assert np.allclose(f(3), 9)", setup="import numpy as np").outcome == "passed"
+
+
+def test_candidates_do_not_share_their_threads(sandbox: Sandbox) -> None:
+    code = (
+        "import threading\ndef f(n):\n    all_here = threading.Barrier(n)\n"
+        "    ts = [threading.Thread(target=all_here.wait) for _ in range(n)]\n"
+        "    [t.start() for t in ts]\n    [t.join() for t in ts]\n    return n\n"
+    )
+    assert {o.outcome for o in sandbox.run([Program(code, ("assert f(32) == 32",), ("f",))] * 6)} == {"passed"}
+
+
+def test_the_current_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sched.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    box = Sandbox(size=1)
+    assert box.run([SQUARE])[0].outcome == "passed"
+    box.pool.close()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_batch_keeps_its_order_and_leaves_no_process(sandbox: Sandbox) -> None:
@@ -160,6 +231,8 @@ def test_closing_the_pool_ends_everything() -> None:
         ({"landlock": "x"}, "unsafe"),
         ({"seccomp": "x", "pid": "x"}, "unsafe"),
         ({"no_new_privs": "x"}, "unsafe"),
+        ({"user": "x"}, "unsafe"),
+        ({"descriptors": "x"}, "unsafe"),
     ],
 )
 def test_levels(missing: dict[str, str], level: str) -> None:
@@ -195,6 +268,9 @@ def test_unsafe_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"level": "unsafe", "missing": {"landlock": "none"}, "failed": [], "refused": False}
     monkeypatch.setattr(box, "_checked", found)
     with pytest.warns(UserWarning, match="UNPROTECTED.*landlock"):
+        box.require()
+    monkeypatch.setattr(box, "_checked", {**found, "missing": {}, "failed": ["attacks: passed (mount)"]})
+    with pytest.warns(UserWarning, match="UNPROTECTED.*mount"):
         box.require()
     monkeypatch.setattr(box, "_checked", {**found, "refused": True})
     with pytest.raises(SandboxError, match="lacks landlock"):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,12 +21,10 @@ from functools import cache
 from typing import Any
 
 from transformer2.errors import SandboxError
-from transformer2.verifiers.code.judge import ROOT, SLACK
+from transformer2.verifiers.code.judge import SLACK, python_that_runs
 from transformer2.verifiers.pool import Lost, PoolError, WarmPool
 
 __all__ = ["Outcome", "Program", "Sandbox", "shared"]
-
-BOOT = "import sys; sys.path.insert(0, {root!r}); from transformer2.verifiers.code.judge import main; main({unsafe})"
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,7 @@ class Sandbox:
 
     def __init__(self, allow_unsafe: bool = False, size: int | None = None) -> None:
         self.allow_unsafe = allow_unsafe
-        code = BOOT.format(root=ROOT, unsafe=allow_unsafe)
-        self.pool = WarmPool([sys.executable, "-s", "-c", code], size, env=_environment(), start_seconds=60)
+        self.pool = WarmPool(python_that_runs("judge", allow_unsafe), size, env=_environment(), start_seconds=60)
         self._checked: Mapping[str, Any] | None = None
 
     def check(self) -> Mapping[str, Any]:
@@ -108,15 +104,17 @@ class Sandbox:
             SandboxError: A required layer is missing, or the self-test failed; the message says which.
         """
         found = self.check()
+        failed = "; ".join(found["failed"])
         if found["refused"]:
-            failed, lacks = "; ".join(found["failed"]), ", ".join(found["missing"])
+            lacks = ", ".join(found["missing"])
             why = f"its self-test failed: {failed}" if failed else f"this system lacks {lacks}"
             raise SandboxError(
                 f"model-written code is not run here: {why}; `transformer2 sandbox check` says more "
                 "(data.task_options.allow_unsafe_code_execution: true runs it all the same, at your own risk)"
             )
         if found["level"] == "unsafe":
-            warnings.warn(f"MODEL-WRITTEN CODE RUNS UNPROTECTED: {self.level}", stacklevel=2)
+            lacks = f"{self.level}{'; ' if failed else ''}{failed}"
+            warnings.warn(f"MODEL-WRITTEN CODE RUNS UNPROTECTED: {lacks}", stacklevel=2)
 
     def run(self, programs: Sequence[Program], deadline: float | None = None) -> list[Outcome]:
         """Outcomes, in the order of the programs.
@@ -131,7 +129,7 @@ class Sandbox:
         if not programs:
             return []
         self.require()
-        seconds = 3.0 * max(p.cpu_seconds for p in programs) + 2 * SLACK
+        seconds = 3.0 * max(p.cpu_seconds for p in programs) + 3 * SLACK
         requests = [json.dumps(asdict(p)).encode() for p in programs]
         answers = self.pool.map(requests, seconds, deadline)
         return [Outcome("infra_error", a.value) if isinstance(a, Lost) else Outcome(**json.loads(a)) for a in answers]
@@ -144,6 +142,10 @@ def shared(allow_unsafe: bool = False) -> Sandbox:
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of the user's: no tokens, no proxies, no paths. The same hash seed, so the same verdict, every time."""
+    """Nothing of the user's: no tokens, no proxies, no paths.
+
+    The same hash seed, so the same verdict, every time. One malloc arena: each reserves 64 MiB of the address space
+    that a candidate may have, which would leave room for eight threads.
+    """
     needed = {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}  # some interpreters start only with it
-    return needed | {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
+    return needed | {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}

@@ -5,7 +5,7 @@ are the process's (`jail.py`), and the verdict is made elsewhere (`checker.py`).
 
     <- {"layers": {layer: why missing}}                    put on before anything is read
     -> {"code": source}                                    <- {"ok": form} or {"error": type, "text": ...}
-    -> {"do": "call" | "get" | "set" | "bool" | "list", "on": name or handle, ...}   <- the same
+    -> {"do": "call" | "get" | "set" | ..., "on": name or handle, ...}   <- the same
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def serve(channel: int, missing: dict[str, str]) -> None:
         return kept[target] if isinstance(target, int) else module.__dict__[target]
 
     def read(form: Any) -> Any:
-        return decode(form, lambda number, _: kept[number])
+        return decode(form, lambda target, _: find(target))
 
     def do(message: dict[str, Any]) -> Any:
         if "code" in message:
@@ -55,6 +55,12 @@ def serve(channel: int, missing: dict[str, str]) -> None:
                 return setattr(target, message["name"], read(message["value"]))
             case "bool":
                 return bool(target)
+            case "len":
+                return len(target)
+            case "next":
+                return next(target)
+            case "item":
+                return target[read(message["value"])]
             case "list":
                 return list(itertools.islice(target, MAX_ITEMS))
         raise ValueError(message["do"])

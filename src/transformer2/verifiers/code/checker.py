@@ -8,16 +8,22 @@ the same walls and limits around it (`jail.confine`).
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transformer2.verifiers.code.values import Closed, TooLarge, Unreadable, decode, encode, receive, send
+from transformer2.verifiers.code.values import Closed, TooLarge, decode, encode, receive, send
 
 __all__ = ["CandidateError", "check"]
 
 
 class CandidateError(Exception):
-    """What the candidate raised, as the tests see it."""
+    """What the candidate raised, as the tests see it: also an instance of the built-in exception of that name."""
+
+
+class BrokenTest(Exception):
+    """A test asks for what cannot be sent: the data set's fault, not the candidate's."""
 
 
 class Candidate:
@@ -31,6 +37,18 @@ class Candidate:
         self.channel = channel
         self.ended: Exception | None = None  # why there will be no more answers, also where a test swallowed it
 
+    def form(self, value: Any) -> Any:
+        """A test's value as it is sent.
+
+        Raises:
+            BrokenTest: It cannot be.
+        """
+        try:
+            return encode(value, _handle_of)
+        except (BrokenTest, TooLarge) as e:
+            self.ended = BrokenTest(str(e))
+            raise self.ended from e
+
     def ask(self, message: dict[str, Any]) -> Any:
         """Send, wait, and give back what the candidate's side answered.
 
@@ -42,35 +60,40 @@ class Candidate:
         """
         try:
             return self._answer(message)
-        except (Closed, TooLarge, Unreadable, MemoryError) as e:
+        except CandidateError:
+            raise
+        except Exception as e:  # whatever a candidate's answer does to its reader, it is no fault of ours
             self.ended = e
             raise
 
     def _answer(self, message: dict[str, Any]) -> Any:
-        send(self.channel, message)
+        try:
+            send(self.channel, message)
+        except TooLarge as e:
+            raise BrokenTest(f"a test's own arguments are too large ({e})") from e
         answer = receive(self.channel)
         if "ok" in answer:
             return decode(answer["ok"], lambda number, name: Standin(self, number, name))
-        error = str(answer.get("error"))
+        error, text = str(answer.get("error"))[:80], str(answer.get("text"))[:200]
         if error == "TooLarge":
-            raise TooLarge(str(answer.get("text")))
+            raise TooLarge(text)
         if error == "MemoryError":
             raise MemoryError
-        raise CandidateError(f"{error}: {answer.get('text')}"[:200])
+        raise _raised(error, text)
 
 
 class Standin:
     """Something that the candidate defined or made: it can be called, and its attributes read and set.
 
-    It is equal to nothing but itself and has no length or order, so no comparison holds by accident.
+    It is equal to nothing but itself and has no order, so no comparison holds by accident.
     """
 
     def __init__(self, candidate: Candidate, target: int | str, kind: str) -> None:
         self.__dict__.update(_candidate=candidate, _target=target, _kind=kind)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        forms = [encode(a, _handle_of) for a in arguments]
-        names = {k: encode(a, _handle_of) for k, a in named.items()}
+        forms = [self._candidate.form(a) for a in arguments]
+        names = {k: self._candidate.form(a) for k, a in named.items()}
         return self._candidate.ask({"do": "call", "on": self._target, "arguments": forms, "named": names})
 
     def __getattr__(self, name: str) -> Any:
@@ -79,10 +102,20 @@ class Standin:
         return self._candidate.ask({"do": "get", "on": self._target, "name": name})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._candidate.ask({"do": "set", "on": self._target, "name": name, "value": encode(value, _handle_of)})
+        self._candidate.ask({"do": "set", "on": self._target, "name": name, "value": self._candidate.form(value)})
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._candidate.ask({"do": "list", "on": self._target}))
+
+    def __next__(self) -> Any:
+        return self._candidate.ask({"do": "next", "on": self._target})
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._candidate.ask({"do": "item", "on": self._target, "value": self._candidate.form(key)})
+
+    def __len__(self) -> int:
+        length = self._candidate.ask({"do": "len", "on": self._target})
+        return length if type(length) is int else 0
 
     def __bool__(self) -> bool:
         return self._candidate.ask({"do": "bool", "on": self._target}) is True
@@ -92,9 +125,19 @@ class Standin:
 
 
 def _handle_of(value: Any) -> dict[str, Any]:
-    if isinstance(value, Standin) and isinstance(value._target, int):
+    if isinstance(value, Standin):
         return {"h": value._target, "n": value._kind}
-    raise CandidateError(f"a test passes a {type(value).__name__}, which is no plain data")
+    raise BrokenTest(f"a test passes a {type(value).__name__}, which is no plain data")
+
+
+def _raised(name: str, text: str) -> CandidateError:
+    """What the candidate raised, such that `except ValueError` in a test catches it."""
+    builtin = getattr(builtins, name, None)
+    if isinstance(builtin, type) and issubclass(builtin, Exception):
+        with contextlib.suppress(TypeError):  # a few want arguments of their own
+            error: CandidateError = type(name, (CandidateError, builtin), {})(f"{name}: {text}")
+            return error
+    return CandidateError(f"{name}: {text}")
 
 
 def check(channel: int, code: str, names: Sequence[str], setup: str, tests: Sequence[str]) -> dict[str, str]:
@@ -121,7 +164,7 @@ def check(channel: int, code: str, names: Sequence[str], setup: str, tests: Sequ
         candidate.ask({"code": code})
     except CandidateError as e:
         return {"outcome": "failed", "reason": str(e)}
-    except (Closed, TooLarge, Unreadable, MemoryError) as e:
+    except Exception as e:
         return _ended(e)
     space |= {name: Standin(candidate, name, "function") for name in names}
     for number, program in enumerate(programs, 1):
@@ -130,7 +173,9 @@ def check(channel: int, code: str, names: Sequence[str], setup: str, tests: Sequ
         except BaseException as e:  # tests raise what they like, also SystemExit
             if candidate.ended is not None:
                 return _ended(candidate.ended)
-            said = str(e) if isinstance(e, CandidateError) else f"{type(e).__name__}: {e}".removesuffix(": ")[:200]
+            if isinstance(e, NameError) and not isinstance(e, CandidateError):
+                return {"outcome": "infra_error", "reason": f"test {number} uses what nobody defines ({_text(e)})"}
+            said = _text(e) if isinstance(e, CandidateError) else f"{type(e).__name__}: {_text(e)}".removesuffix(": ")
             return {"outcome": "failed", "reason": f"test {number} of {len(tests)}: {said}"}
         if candidate.ended is not None:
             return _ended(candidate.ended)
@@ -139,10 +184,20 @@ def check(channel: int, code: str, names: Sequence[str], setup: str, tests: Sequ
 
 def _ended(error: Exception) -> dict[str, str]:
     match error:
+        case BrokenTest():
+            return {"outcome": "infra_error", "reason": str(error)}
         case Closed():
             return {"outcome": "lost", "reason": "the program ended"}
         case TooLarge():
             return {"outcome": "output_limit", "reason": f"the answer is too large ({error})"}
         case MemoryError():
             return {"outcome": "memory", "reason": "out of memory"}
-    return {"outcome": "failed", "reason": f"the answer is unreadable ({error})"}
+    return {"outcome": "failed", "reason": f"the answer is unreadable ({type(error).__name__})"}
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says; its arguments may be what a candidate sent."""
+    try:
+        return str(error)[:200]
+    except Exception:
+        return ""

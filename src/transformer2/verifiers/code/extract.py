@@ -18,6 +18,7 @@ from collections.abc import Sequence
 __all__ = ["extract_code"]
 
 MAX_CHARACTERS = 50_000  # beyond it nobody answers one of these questions, and parsing takes seconds
+MAX_CUTS = 8  # a parse takes up to a tenth of a second
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*([\w+-]*)[^\n]*$", re.MULTILINE)
 _CODE_LINE = re.compile(
     r"^(?:from\s+\S+\s+import\b|import\s+\w|def\s+\w|async\s+def\s|class\s+\w|@\w|[A-Za-z_]\w*\s*=[^=])"
@@ -71,8 +72,16 @@ def _dedented(block: str) -> str:
 def _unfenced(text: str) -> str:
     lines = text.split("\n")
     first = next((i for i, line in enumerate(lines) if _CODE_LINE.match(line)), 0)
-    last = next((j for j in range(len(lines), first, -1) if _parses("\n".join(lines[first:j]))), len(lines))
-    return "\n".join(lines[first:last])
+    code = lines[first:]
+    for _ in range(MAX_CUTS):
+        if (wrong := _first_wrong_line("\n".join(code))) is None:
+            return "\n".join(code)
+        # Prose begins at the last statement that starts at or before the line that does not parse.
+        cut = next((i for i in range(min(wrong, len(code)) - 1, 0, -1) if code[i][:1].strip()), 0)
+        if cut == 0:
+            break
+        code = code[:cut]
+    return "\n".join(lines[first:])
 
 
 def _continued(prompt: str, text: str) -> str:
@@ -85,9 +94,12 @@ def _continued(prompt: str, text: str) -> str:
     return prompt.rstrip("\n") + "\n" + "\n".join(kept)
 
 
-def _parses(source: str) -> bool:
+def _first_wrong_line(source: str) -> int | None:
+    """Number of the line, from 1, at which the source stops being Python; None when it is."""
     try:
         ast.parse(source)
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return False
-    return True
+    except SyntaxError as e:
+        return e.lineno or 1
+    except (ValueError, MemoryError, RecursionError):
+        return 1
+    return None

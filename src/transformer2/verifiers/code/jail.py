@@ -15,29 +15,32 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import resource
 import signal
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from transformer2.verifiers.code import landlock, seccomp
 
-__all__ = ["NAMESPACES", "REQUIRED", "Limits", "confine", "new_pid_namespace", "separate", "standard_library"]
+__all__ = ["NAMESPACES", "Limits", "confine", "new_pid_namespace", "readable", "separate", "standard_library"]
 
-REQUIRED = ("seccomp", "landlock")  # below these two, nothing that a model wrote is run
+# What may be missing; without any other layer, nothing that a model wrote is run.
 NAMESPACES = ("pid", "net", "ipc", "uts", "mnt")
 
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
-_NOBODY = 65534
+_FIRST_USER, _USERS = 62000, 3500  # nobody's: as root, every judge's candidates are a user of their own
 _CAPABILITY_VERSION_3 = 0x20080522
 
+_LINUX = sys.platform.startswith("linux")
+_PROCESS = os.getpid()  # the judge's or the zygote's, in all that they fork
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+if _LINUX:
+    _libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 
 
 @dataclass(frozen=True)
@@ -49,20 +52,29 @@ class Limits:
         memory: Bytes of address space.
         file_size: Bytes of one file.
         descriptors: Open descriptors.
-        threads: Processes and threads of its user.
+        threads: Processes and threads of its user; None where the user is shared with others, whose threads would
+            count. (Address space bounds threads as well, and seccomp allows no process.)
     """
 
     cpu_seconds: int = 2
     memory: int = 512 << 20
     file_size: int = 1 << 20
     descriptors: int = 32
-    threads: int = 64
+    threads: int | None = 64
 
 
 def standard_library() -> list[str]:
-    """The folders of this interpreter's standard library (its site-packages, where they lie inside, come along)."""
+    """The folders of this interpreter's standard library."""
     paths = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
     return sorted(path for path in paths if os.path.isdir(path))
+
+
+@cache
+def readable() -> tuple[list[str], list[str]]:
+    """What may be listed and what may be read: the standard library without the packages that lie inside of it."""
+    folders = standard_library()
+    entries = [entry for folder in folders for entry in os.scandir(folder)]
+    return folders, [e.path for e in entries if e.name not in ("site-packages", "dist-packages")]
 
 
 def separate() -> dict[str, str]:
@@ -72,18 +84,15 @@ def separate() -> dict[str, str]:
         Namespace -> why it is missing; empty when all are there. The pid namespace is made per candidate
         (`new_pid_namespace`) and only tried here, in a child.
     """
-    if not sys.platform.startswith("linux"):
+    if not _LINUX:
         return dict.fromkeys(NAMESPACES, f"{sys.platform} has none")
     missing: dict[str, str] = {}
     flags = {"mnt": _NEWNS, "net": _NEWNET, "ipc": _NEWIPC, "uts": _NEWUTS}
-    uid, gid = os.geteuid(), os.getegid()
     if _libc.unshare(_NEWNS) == 0:
         del flags["mnt"]  # privileged already: no user namespace is needed
-    elif _libc.unshare(_NEWUSER | _NEWNS) == 0:
+    elif not _in_child(_enter_user_namespace):  # tried first: half-way in, there is no way back
+        _enter_user_namespace()
         del flags["mnt"]
-        _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"{uid} {uid} 1")
-        _write("/proc/self/gid_map", f"{gid} {gid} 1")
     for name, flag in flags.items():
         if _libc.unshare(flag):
             missing[name] = os.strerror(ctypes.get_errno())
@@ -95,6 +104,19 @@ def separate() -> dict[str, str]:
     if _in_child(new_pid_namespace):
         missing["pid"] = "not permitted"
     return missing
+
+
+def _enter_user_namespace() -> None:
+    """A user namespace of this user alone, with a mount namespace in it.
+
+    Raises:
+        OSError: Not permitted, or permitted without the rights that belong to it, as some distributions do.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    _check(_libc.unshare(_NEWUSER | _NEWNS), "user namespace")
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"{uid} {uid} 1")
+    _write("/proc/self/gid_map", f"{gid} {gid} 1")
 
 
 def new_pid_namespace() -> None:
@@ -127,22 +149,24 @@ def confine(keep: Iterable[int], limits: Limits) -> dict[str, str]:
     if os.getsid(0) != os.getpid():
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    layer("descriptors", lambda: _close_all_but(set(keep)))  # before their number is limited
     layer("rlimits", lambda: _limit(limits))
-    layer("descriptors", lambda: _close_all_but(set(keep)))
     layer("user", _become_nobody)
-    if not sys.platform.startswith("linux"):
-        return missing | dict.fromkeys((*REQUIRED, "no_new_privs", "capabilities"), f"{sys.platform} has none")
+    if not _LINUX:
+        return missing | dict.fromkeys(("seccomp", "landlock", "no_new_privs"), f"{sys.platform} has none")
     # After the change of user, which would undo them.
     layer("parent", lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
     layer("dumpable", lambda: _prctl(_PR_SET_DUMPABLE, 0))
     layer("no_new_privs", lambda: _prctl(_PR_SET_NO_NEW_PRIVS, 1))
-    layer("landlock", lambda: landlock.restrict(_libc, standard_library()))
+    layer("landlock", lambda: landlock.restrict(_libc, *readable()))
     layer("capabilities", _drop_capabilities)
     layer("seccomp", lambda: seccomp.install(seccomp.allow_filter(platform.machine()), _libc.prctl))
     return missing
 
 
 def _limit(limits: Limits) -> None:
+    import resource  # not on every system that imports a task
+
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_CPU, limits.cpu_seconds),
@@ -151,6 +175,8 @@ def _limit(limits: Limits) -> None:
         (resource.RLIMIT_NOFILE, limits.descriptors),
         (resource.RLIMIT_NPROC, limits.threads),
     ):
+        if value is None:
+            continue
         ceiling = resource.getrlimit(kind)[1]
         lowest = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
         resource.setrlimit(kind, (lowest, lowest))
@@ -164,16 +190,17 @@ def _close_all_but(keep: set[int]) -> None:
     for fd in sorted(fd for fd in keep if fd > 2):
         os.closerange(low, fd)
         low = fd + 1
-    os.closerange(low, max(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 4096))
+    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
 
 
 def _become_nobody() -> None:
-    """As root: another user, who owns nothing."""
+    """As root: another user, who owns nothing and whose threads are those of one judge."""
     if os.geteuid() != 0:
         return
+    user = _FIRST_USER + _PROCESS % _USERS
     os.setgroups([])
-    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
 
 
 def _drop_capabilities() -> None:

@@ -19,22 +19,31 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformer2.verifiers._serve import Channel, serve
 from transformer2.verifiers.code.checker import check
-from transformer2.verifiers.code.jail import NAMESPACES, REQUIRED, Limits, confine
+from transformer2.verifiers.code.jail import NAMESPACES, Limits, confine, readable
 from transformer2.verifiers.code.selftest import CONTROLS, PROBES, self_test
 from transformer2.verifiers.code.values import Closed, receive
 from transformer2.verifiers.code.zygote import preload
 
-__all__ = ["SLACK", "Judge", "level_of", "main"]
+__all__ = ["SLACK", "Judge", "level_of", "main", "python_that_runs"]
 
-ROOT = str(Path(__file__).resolve().parents[3])  # the folder that holds the package
-BOOT = "import sys; sys.path.insert(0, {root!r}); from transformer2.verifiers.code.zygote import main; main({control})"
-CHECKER = Limits(cpu_seconds=6, memory=2 << 30, descriptors=16)
+PACKAGE = str(Path(__file__).resolve().parents[2])
+BOOT = """\
+import sys, importlib.util as util
+folder = {package!r}
+spec = util.spec_from_file_location("transformer2", folder + "/__init__.py", submodule_search_locations=[folder])
+sys.modules["transformer2"] = package = util.module_from_spec(spec)
+spec.loader.exec_module(package)
+from transformer2.verifiers.code.{module} import main
+main({argument!r})
+"""
+CHECKER = Limits(cpu_seconds=6, memory=2 << 30, descriptors=16, threads=None)
 SLACK = 4.0  # seconds that a checker may take beyond its candidate
 
 
@@ -49,8 +58,9 @@ class Judge:
         self.allow_unsafe = allow_unsafe
         self.missing: dict[str, str] = {}
         preload()
+        readable()  # listed once, for all checkers
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-S", "-s", "-c", BOOT.format(root=ROOT, control=theirs.fileno())]
+        command = python_that_runs("zygote", theirs.fileno(), "-S")
         with theirs:
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         self._zygote = ours
@@ -59,8 +69,8 @@ class Judge:
 
     def run(self, program: dict[str, Any]) -> dict[str, Any]:
         """Outcome, reason and missing layers of one program (fields of `Program`)."""
-        if any("numpy" in test for test in program["tests"]):
-            importlib.import_module("numpy")  # MBPP+ compares with it; before the fork, while files can be read
+        if any("numpy" in source for source in (program["setup"], *program["tests"])):
+            importlib.import_module("numpy.testing")  # MBPP+ compares with it; before the fork, while files can be read
         seconds = 3.0 * program["cpu_seconds"]  # of wall-clock time: cores are shared, and sleep costs no CPU time
         limits = asdict(Limits(cpu_seconds=program["cpu_seconds"]))
         ours, theirs = socket.socketpair()
@@ -83,21 +93,24 @@ class Judge:
                     supervisor.sendall(b"?")
                 supervisor.shutdown(socket.SHUT_WR)
             supervisor.settimeout(SLACK)
-            end = supervisor.recv(4096)
-        if not end:
-            return {"outcome": "infra_error", "reason": "the program's supervisor is gone"}
-        return _explained(result, json.loads(end))
+            try:
+                end = json.loads(supervisor.recv(4096))
+            except (OSError, ValueError):
+                return {"outcome": "infra_error", "reason": "the program's supervisor is gone"}
+        return _explained(result, end, program["cpu_seconds"])
 
     def _check(self, channel: int, report: int, program: dict[str, Any]) -> None:
+        judge = os.getppid()
         missing = confine([channel, report], CHECKER)
+        if os.getppid() != judge:  # it died before this process asked to die with it
+            return
         try:
             missing |= receive(channel)["layers"]
         except Closed:
             result: dict[str, Any] = {"outcome": "infra_error", "reason": "the candidate's process did not start"}
         else:
-            bare = [name for name in REQUIRED if name in missing]
-            if bare and not self.allow_unsafe:
-                result = {"outcome": "infra_error", "reason": f"no {' and no '.join(bare)}"}
+            if level_of(missing) == "unsafe" and not self.allow_unsafe:
+                result = {"outcome": "infra_error", "reason": f"without {', '.join(missing)}"}
             else:
                 fields = {key: program[key] for key in ("code", "names", "setup", "tests")}
                 result = check(channel, **fields)
@@ -107,23 +120,35 @@ class Judge:
         """What this judge can do: level, missing layers, and the outcome of the self-test."""
         self.missing |= self.run(CONTROLS[0]).get("missing", {})
         level = level_of(self.missing)
-        refused = level == "unsafe" and not self.allow_unsafe
-        failed = [] if refused else self_test(self.run, level)
+        # Without walls nothing hostile is tried, and where nothing will be run, nothing is.
+        failed = [] if level == "unsafe" and not self.allow_unsafe else self_test(self.run, level)
+        if failed:
+            level = "unsafe"
         return {
             "level": level,
             "missing": self.missing,
             "failed": failed,
-            "refused": refused or bool(failed and not self.allow_unsafe),
+            "refused": level == "unsafe" and not self.allow_unsafe,
             "controls": len(CONTROLS),
             "probes": len(PROBES),
         }
 
 
-def level_of(missing: dict[str, str]) -> str:
-    """`full`, `no-namespaces` (one or more of them are missing) or `unsafe` (a required layer is missing)."""
-    if any(layer in missing for layer in (*REQUIRED, "no_new_privs", "rlimits", "zygote")):
+def python_that_runs(module: str, argument: object, *options: str) -> list[str]:
+    """Command of a Python that runs `main(argument)` of a module beside this one.
+
+    The package is found by its file: a folder of this machine that came before the standard library on the import path
+    could replace any of its modules, in a process that has no walls around it.
+    """
+    code = BOOT.format(package=PACKAGE, module=module, argument=argument)
+    return [sys.executable, "-P", "-s", *options, "-c", code]
+
+
+def level_of(missing: Iterable[str]) -> str:
+    """`full`, `no-namespaces` (one or more of them are missing) or `unsafe` (anything else is missing)."""
+    if set(missing) - set(NAMESPACES):
         return "unsafe"
-    return "no-namespaces" if any(name in missing for name in NAMESPACES) else "full"
+    return "no-namespaces" if set(missing) else "full"
 
 
 def _wait_for(pid: int, reports: int, seconds: float) -> dict[str, Any]:
@@ -144,16 +169,23 @@ def _wait_for(pid: int, reports: int, seconds: float) -> dict[str, Any]:
     return {"outcome": "infra_error", "reason": f"the checker ended with status {status}"}
 
 
-def _explained(result: dict[str, Any], end: dict[str, Any]) -> dict[str, Any]:
+def _explained(result: dict[str, Any], end: dict[str, Any], cpu_seconds: int) -> dict[str, Any]:
     """A program that was lost on the way, by what ended it."""
     if result["outcome"] != "lost":
         return result
-    if end["timeout"] or (end["signal"] == signal.SIGKILL and not end["stopped"]):
+    killed = end["signal"] == signal.SIGKILL and not end["stopped"]
+    if end["timeout"] or (killed and end["cpu_seconds"] > 0.9 * cpu_seconds):
         return {**result, "outcome": "timeout", "reason": "out of time"}
-    how = (
-        f"killed by {signal.Signals(end['signal']).name}" if end["signal"] and not end["stopped"] else "it ended itself"
-    )
+    if killed:  # by none of us: the machine ran out of memory, or out of patience
+        return {**result, "outcome": "infra_error", "reason": "killed from outside"}
+    died = end["signal"] and not end["stopped"]
+    how = f"killed by signal {end['signal']} ({signal.strsignal(end['signal'])})" if died else "it ended itself"
     return {**result, "outcome": "crashed", "reason": how}
+
+
+def _plain(reason: str) -> str:
+    """A reason fit for a log: a candidate may have had a hand in it."""
+    return "".join(c if c.isprintable() else "?" for c in reason[:200])
 
 
 def main(allow_unsafe: bool = False) -> None:
@@ -168,6 +200,6 @@ def main(allow_unsafe: bool = False) -> None:
         if found["refused"]:
             return json.dumps({"outcome": "infra_error", "reason": "the sandbox refuses to run"}).encode()
         result = judge.run(json.loads(request))
-        return json.dumps({key: result[key] for key in ("outcome", "reason")}).encode()
+        return json.dumps({"outcome": result["outcome"], "reason": _plain(result["reason"])}).encode()
 
     serve(handle, channel=channel)

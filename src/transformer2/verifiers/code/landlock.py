@@ -25,8 +25,8 @@ def abi(libc: ctypes.CDLL) -> int:
     return max(0, int(libc.syscall(_CREATE_RULESET, None, 0, 1)))
 
 
-def restrict(libc: ctypes.CDLL, readable: Sequence[str]) -> None:
-    """Allow reading below `readable` and using /dev/null; forbid every other access. Needs no_new_privs.
+def restrict(libc: ctypes.CDLL, listed: Sequence[str], readable: Sequence[str]) -> None:
+    """Allow listing `listed` and below, reading `readable` and below, and /dev/null; nothing else. Needs no_new_privs.
 
     Raises:
         OSError: The kernel has no Landlock, or refuses.
@@ -39,8 +39,10 @@ def restrict(libc: ctypes.CDLL, readable: Sequence[str]) -> None:
     size = 8 if version < 4 else 16 if version < 6 else 24
     ruleset = _call(libc, _CREATE_RULESET, ctypes.create_string_buffer(attributes[:size], size), size, 0)
     try:
+        for path in listed:
+            _allow(libc, ruleset, path, _READ_DIR)
         for path in readable:
-            _allow(libc, ruleset, path, _READ_FILE | _READ_DIR)
+            _allow(libc, ruleset, path, _READ_FILE)
         _allow(libc, ruleset, os.devnull, _READ_FILE | _WRITE_FILE)
         _call(libc, _RESTRICT_SELF, ruleset, 0, 0)
     finally:

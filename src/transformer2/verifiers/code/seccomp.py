@@ -13,9 +13,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
-from collections.abc import Iterable
 
-__all__ = ["ARCHITECTURES", "NUMBERS", "allow_filter", "deny_filter", "install"]
+__all__ = ["ARCHITECTURES", "NUMBERS", "allow_filter", "install"]
 
 # machine -> (AUDIT_ARCH_* of linux/audit.h, column of NUMBERS)
 ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
@@ -107,7 +106,6 @@ _FCNTL, _PRLIMIT, _IOCTL = (72, 25), (302, 261), (16, 29)
 _CLONE_THREAD = 0x00010000
 # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC: F_SETOWN would let a file signal another process.
 _FCNTL_COMMANDS = (0, 1, 2, 3, 4, 1030)
-_O_ASYNC = 0o20000
 
 _LOAD, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _JUMP_IF_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _KILL, _ALLOW, _ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
@@ -138,14 +136,6 @@ def allow_filter(machine: str) -> bytes:
     program += _when(_PRLIMIT[column], [_load(0), _op(_JUMP_IF_EQUAL, 0, 0, 1), _return(_ALLOW), *refused])
     program += _when(_IOCTL[column], [_return(_ERRNO | errno.ENOTTY)])
     return b"".join([*program, *refused])
-
-
-def deny_filter(machine: str, numbers: Iterable[int], error: int) -> bytes:
-    """A filter that lets everything through but these calls, which fail with `error`: how a test takes a layer away."""
-    program = _prologue(machine)
-    for number in numbers:
-        program += _when(number, [_return(_ERRNO | error)])
-    return b"".join([*program, _return(_ALLOW)])
 
 
 def install(filter_: bytes, prctl: ctypes._CFuncPtr) -> None:  # type: ignore[name-defined]  # ctypes exports no name

@@ -19,13 +19,16 @@ def _program(code: str, *tests: str) -> dict[str, Any]:
 CONTROLS = [
     _program("def f(x):\n    return sorted(x)\n", "assert f([3, 1, 2]) == [1, 2, 3]"),
     _program(
-        "def f():\n    import colorsys, decimal, statistics, sched\n    return str(decimal.Decimal(1) / 7)\n",
-        "assert f().startswith('0.142857')",
+        "def f():\n    import colorsys, decimal, email.mime.image, logging.config, sched, xml.sax\n"
+        "    from concurrent.futures import ThreadPoolExecutor, ProcessPoolExecutor\n"
+        "    return str(decimal.Decimal(1) / 7) + str('é'.encode('cp1252'))\n",
+        "assert f().startswith('0.142857') and f().endswith(\"b'\\\\xe9'\")",
     ),
     _program(
         "import threading\n"
-        "def f(n):\n    done = []\n    ts = [threading.Thread(target=done.append, args=(i,)) for i in range(n)]\n"
-        "    [t.start() for t in ts]\n    [t.join() for t in ts]\n    return len(done)\n",
+        "def f(n):\n    all_here = threading.Barrier(n)\n"
+        "    ts = [threading.Thread(target=all_here.wait) for _ in range(n)]\n"
+        "    [t.start() for t in ts]\n    [t.join() for t in ts]\n    return n\n",
         "assert f(16) == 16",
     ),
     _program("def f():\n    return len(bytearray(100 << 20))\n", "assert f() == 100 << 20"),

@@ -7,8 +7,10 @@ checker. What is no plain data stays where it is and is spoken of by a handle.
     None True False "text"            themselves
     {"i": hex} {"f": hex} {"c": [re, im]} {"b": base64}
     {"l": [...]} {"t": [...]} {"s": [...]} {"z": [...]} {"d": [[key, value], ...]}     list tuple set frozenset dict
+    {"k": [...]} {"e": [...]} {"x": [...]}    the keys of a dict, its items; a deque
+    {"r": [start, stop, step]} {"q": [numerator, denominator]} {"n": text}    range Fraction Decimal
     {"y": name}                       a built-in type
-    {"h": number, "n": type name}     a handle
+    {"h": number or name, "n": type name}    a handle
 """
 
 from __future__ import annotations
@@ -17,14 +19,25 @@ import base64
 import json
 import os
 import struct
+from collections import deque
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 __all__ = ["MAX_FRAME", "Closed", "TooLarge", "Unreadable", "decode", "encode", "receive", "send"]
 
 MAX_FRAME = 1 << 20  # bytes of one message
 MAX_DEPTH = 64  # levels of containers in one value
-_SEQUENCES: dict[str, type] = {"l": list, "t": tuple, "s": set, "z": frozenset}
+_SEQUENCES: dict[str, type] = {
+    "l": list,
+    "t": tuple,
+    "s": set,
+    "z": frozenset,
+    "x": deque,
+    "k": type({}.keys()),
+    "e": type({}.items()),
+}
 _TYPES = {t.__name__: t for t in (bool, bytes, complex, dict, float, int, list, object, set, str, tuple)}
 _LENGTH = struct.Struct("<I")
 
@@ -72,6 +85,12 @@ def encode(value: Any, handle: Callable[[Any], dict[str, Any]], depth: int = MAX
         return {"b": base64.b64encode(value).decode("ascii")}
     if isinstance(value, dict):
         return {"d": [[part(k), part(v)] for k, v in dict.items(value)]}
+    if isinstance(value, range):
+        return {"r": [part(n) for n in (value.start, value.stop, value.step)]}
+    if isinstance(value, Fraction):
+        return {"q": [part(value.numerator), part(value.denominator)]}
+    if isinstance(value, Decimal):
+        return {"n": Decimal.__str__(value)}
     for tag, kind in _SEQUENCES.items():
         if isinstance(value, kind):
             return {tag: [part(v) for v in kind.__iter__(value)]}  # type: ignore[attr-defined]  # all four iterate
@@ -80,12 +99,12 @@ def encode(value: Any, handle: Callable[[Any], dict[str, Any]], depth: int = MAX
     return handle(value)
 
 
-def decode(form: Any, handle: Callable[[int, str], Any], depth: int = MAX_DEPTH) -> Any:
+def decode(form: Any, handle: Callable[[int | str, str], Any], depth: int = MAX_DEPTH) -> Any:
     """The value of a form, built from built-in types only.
 
     Args:
         form: What `json.loads` read.
-        handle: Makes a handle from its number and type name.
+        handle: Makes a handle from its number, or name, and its type's name.
         depth: Levels of containers that are left.
 
     Raises:
@@ -112,12 +131,22 @@ def decode(form: Any, handle: Callable[[int, str], Any], depth: int = MAX_DEPTH)
                 return base64.b64decode(content)
             case "d":
                 return {decode(k, handle, depth - 1): decode(v, handle, depth - 1) for k, v in content}
+            case "k":
+                return dict.fromkeys(decode(v, handle, depth - 1) for v in content).keys()
+            case "e":
+                return dict(decode(v, handle, depth - 1) for v in content).items()
+            case "r":
+                return range(*(decode(v, handle, depth - 1) for v in content))
+            case "q":
+                return Fraction(*(decode(v, handle, depth - 1) for v in content))
+            case "n":
+                return Decimal(content)
             case "y":
                 return _TYPES[content]
             case "h":
-                return handle(int(content), str(form["n"]))
+                return handle(content if type(content) is str else int(content), str(form["n"]))
         return _SEQUENCES[tag](decode(v, handle, depth - 1) for v in content)
-    except (TypeError, ValueError, KeyError, OverflowError) as e:  # unhashable members and malformed content alike
+    except (TypeError, ValueError, KeyError, ArithmeticError) as e:  # unhashable members and malformed content alike
         raise Unreadable(f"malformed {tag!r}") from e
 
 

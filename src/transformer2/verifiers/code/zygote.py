@@ -21,28 +21,34 @@ import signal
 import socket
 import sys
 import warnings
+from dataclasses import replace
 
 from transformer2.verifiers.code import candidate
-from transformer2.verifiers.code.jail import Limits, confine, new_pid_namespace, separate, standard_library
+from transformer2.verifiers.code.jail import Limits, confine, new_pid_namespace, readable, separate, standard_library
 
 __all__ = ["main", "preload"]
 
 # Modules that do something when imported, need a screen, or are for building Python itself.
 _SKIPPED = {"antigravity", "this", "idlelib", "tkinter", "turtle", "turtledemo", "lib2to3", "ensurepip", "test", "venv"}
-_SUBMODULES = (
-    "collections.abc", "concurrent.futures", "email.mime.text", "html.parser", "http.client", "importlib.metadata",
-    "json.tool", "logging.handlers", "multiprocessing.pool", "os.path", "unittest.mock", "urllib.parse",
-    "urllib.request", "xml.dom.minidom", "xml.etree.ElementTree",
+# Packages of which every module is imported too; of the others, what they import by themselves.
+_WHOLE = (
+    "asyncio", "collections", "concurrent", "ctypes", "email", "encodings", "html", "http", "importlib", "json",
+    "logging", "unittest", "urllib", "xml", "zoneinfo",
 )  # fmt: skip
 
 
 def preload() -> None:
     """Import the standard library, as far as it goes without side effects."""
     names = {m.name for folder in standard_library() for m in pkgutil.iter_modules([folder])} | sys.stdlib_module_names
+    wanted = [name for name in sorted(names) if not name.startswith("_") and name not in _SKIPPED]
+    for folder in standard_library():
+        for package in _WHOLE:
+            found = pkgutil.walk_packages([os.path.join(folder, package)], f"{package}.", onerror=lambda _: None)
+            wanted += [m.name for m in found if not m.name.rpartition(".")[2].startswith("__")]
     quiet = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
         warnings.simplefilter("ignore")
-        for name in (*sorted(n for n in names if not n.startswith("_") and n not in _SKIPPED), *_SUBMODULES):
+        for name in wanted:
             with contextlib.suppress(Exception, SystemExit):  # modules of other systems, or with a library missing
                 importlib.import_module(name)
 
@@ -54,8 +60,13 @@ def main(control: int) -> None:
     folders = [p for folder in standard_library() for p in (folder, os.path.join(folder, "lib-dynload"))]
     sys.path[:] = folders
     preload()
+    readable()  # listed once, while it can be
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as f:
+        f.write("1000")  # when memory runs out, the kernel is to take a candidate and not the trainer
     missing = separate()
-    judge.sendall(json.dumps({"missing": missing, "threads": len(sys._current_frames())}).encode() + b"\n")
+    # Without a user of their own, the limit on threads would count the trainer's.
+    shared_user = os.geteuid() != 0 and "mnt" in missing
+    judge.sendall(json.dumps({"missing": missing}).encode() + b"\n")
     gc.collect()
     gc.freeze()  # or every collection in a candidate would copy these pages
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors leave no zombies
@@ -65,16 +76,19 @@ def main(control: int) -> None:
             return
         if os.fork() == 0:
             judge.close()
-            _supervise(fds[0], fds[1], own_pids="pid" not in missing)
+            _supervise(fds[0], fds[1], own_pids="pid" not in missing, shared_user=shared_user)
             os._exit(0)
         for fd in fds:
             os.close(fd)
 
 
-def _supervise(channel: int, control: int, own_pids: bool) -> None:
+def _supervise(channel: int, control: int, own_pids: bool, shared_user: bool) -> None:
     """Fork the candidate, kill it at its deadline or when the judge has seen enough, and say how it ended."""
     judge = socket.socket(fileno=control)
     asked = json.loads(judge.recv(4096))
+    limits = Limits(**asked["limits"])
+    if shared_user:
+        limits = replace(limits, threads=None)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     ended, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -86,7 +100,7 @@ def _supervise(channel: int, control: int, own_pids: bool) -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
-            candidate.serve(channel, confine([channel], Limits(**asked["limits"])))
+            candidate.serve(channel, confine([channel], limits))
         finally:
             os._exit(0)
     os.close(channel)
@@ -96,10 +110,11 @@ def _supervise(channel: int, control: int, own_pids: bool) -> None:
         waiting += select.select([ended], [], [], 0.2)[0]
     if ended not in waiting:
         os.kill(pid, signal.SIGKILL)
-    status = os.waitpid(pid, 0)[1]
+    _, status, used = os.wait4(pid, 0)
     answer = {
         "timeout": not waiting,
         "stopped": ended not in waiting,  # by us
+        "cpu_seconds": used.ru_utime + used.ru_stime,
         "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
     }
     with contextlib.suppress(OSError):

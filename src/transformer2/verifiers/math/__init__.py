@@ -26,7 +26,7 @@ from transformer2.verifiers.math.parts import equal
 from transformer2.verifiers.math.scalars import compare_as_written
 from transformer2.verifiers.pool import Lost, WarmPool, cores, python_worker
 
-__all__ = ["SECONDS", "verify_math", "verify_math_many", "warm_up"]
+__all__ = ["SECONDS", "start_workers", "verify_math", "verify_math_many"]
 
 SECONDS = 2.0  # of one answer
 
@@ -59,11 +59,6 @@ def verify_math_many(golds: Sequence[str], completions: Sequence[str], deadline:
     return [verdict for verdict in verdicts if isinstance(verdict, Verdict)]
 
 
-def warm_up() -> None:
-    """Start the workers beside whatever comes next."""
-    _pool().start()
-
-
 def _without_algebra(gold: str, completion: str) -> Verdict | str:
     """The verdict of the first two stages; the answer as written when they leave it open."""
     found = final_answer(completion)
@@ -83,11 +78,16 @@ def _without_algebra(gold: str, completion: str) -> Verdict | str:
 
 
 def _with_algebra(gold: str, answer: str, found: bytes | Lost) -> Verdict:
-    if found is Lost.TIMEOUT:
-        return Verdict.of(False, answer, f"not checked within {SECONDS:g} s")
+    if found in (Lost.TIMEOUT, Lost.DIED):  # a model must not escape a verdict by an answer that kills its checker
+        return Verdict.of(False, answer, f"could not be compared: {found.value}")
     if isinstance(found, Lost):
         return failed(f"comparing {answer!r}: {found.value}")
     return Verdict.of(found == b"equal", answer, "equal" if found == b"equal" else f"expected {gold}")
+
+
+def start_workers() -> None:
+    """Start the processes that compare answers, without waiting for them."""
+    _pool().start()
 
 
 @cache

@@ -9,6 +9,7 @@ from transformer2.verifiers.math.limits import MAX_LENGTH
 
 __all__ = ["Found", "boxes", "final_answer"]
 
+MAX_SCANNED = 100_000  # characters from the end of a completion
 MAX_APART = 40  # characters between two boxes of one list
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -39,6 +40,7 @@ class Found:
 
 def final_answer(completion: str) -> Found:
     r"""The last box, or the list of the last boxes when nothing but a comma, "and" or "or" stands between them."""
+    completion = completion[-MAX_SCANNED:]
     opened = list(_BOX.finditer(completion))
     if not opened:
         return _said(completion)
@@ -69,11 +71,10 @@ def boxes(text: str) -> list[str]:
 
 
 def _said(completion: str) -> Found:
-    last = None
-    for last in _SAID.finditer(completion):
-        pass
-    if last is None:
+    said = list(_SAID.finditer(completion))
+    if not said:
         return Found(None, "no boxed answer")
+    last = said[-1]
     limit = last.end() + MAX_LENGTH + 1
     end = _SENTENCE_END.search(completion, last.end(), limit)
     place = completion[last.end() : end.start() if end else limit].strip()

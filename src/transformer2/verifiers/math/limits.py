@@ -20,16 +20,17 @@ MAX_FUNCTIONS = 8  # the same
 _ALLOWED = re.compile(r"[0-9A-Za-z+\-*/^_=<>()\[\]{}|!.,:;'&%$\\\s]*")
 _LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
 _TOWER = re.compile(r"\^\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\^|\}\^|!!|\^[^=,]*!")
-_COMMAND = re.compile(r"\\[A-Za-z]+")
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
 _EXPONENT = re.compile(r"\^\{[^\d{}]*(\d+)")
 _FUNCTION = re.compile(r"\\(?:sqrt|binom|(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp)(?![a-z])")
 _POWER_OF_SUM = re.compile(r"[)\]|]\^\{[^\d{}]*(\d+)")
-_KNOWN = frozenset(
-    r"\frac \sqrt \pi \text \cdot \times \div \infty \cup \cap \circ \pm \mp \in \le \ge \lt \gt \ne \emptyset"
-    r" \sin \cos \tan \cot \sec \csc \arcsin \arccos \arctan \sinh \cosh \tanh \log \ln \exp \overline \angle"
-    r" \begin \end \theta \alpha \beta \gamma \lambda \mu \omega \phi \mathbb \mathbf \vec \langle \rangle"
-    r" \triangle \binom".split()
-)
+# Without the backslash, which _COMMAND matches.
+_KNOWN = frozenset({
+    "frac", "sqrt", "pi", "text", "cdot", "times", "div", "infty", "cup", "cap", "circ", "pm", "mp", "in", "le", "ge",
+    "lt", "gt", "ne", "emptyset", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh",
+    "cosh", "tanh", "log", "ln", "exp", "overline", "angle", "begin", "end", "theta", "alpha", "beta", "gamma",
+    "lambda", "mu", "omega", "phi", "mathbb", "mathbf", "vec", "langle", "rangle", "triangle", "binom",
+})  # fmt: skip
 
 
 def unreadable(text: str) -> str:
@@ -56,7 +57,7 @@ def refusal(gold: str, answer: str) -> str:
     if "!" in answer and "!" not in gold:
         return "a factorial that is not worked out"
     if unknown := set(_COMMAND.findall(answer)) - _KNOWN - set(_COMMAND.findall(gold)):
-        return f"{min(unknown)} in a final answer"
+        return f"\\{min(unknown)} in a final answer"
     if len(_FUNCTION.findall(answer)) > max(MAX_FUNCTIONS, len(_FUNCTION.findall(gold))):
         return "too many roots and functions"
     if _largest(_EXPONENT, answer) > max(MAX_EXPONENT, _largest(_EXPONENT, gold)):

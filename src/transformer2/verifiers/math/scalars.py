@@ -31,11 +31,9 @@ _CANONICAL = {word: unit for unit, words in _UNITS.items() for word in (unit, *w
 _EXACT = re.compile(r"[-+]?(?:\d+|\d*\.\d+|\d+\.)(?:/\d+)?|[-+]?\d*\\frac\{[-+]?\d+\}\{\d+\}")
 # Numbers in a base, ratios, lists, rows: their spelling is what they are.
 _LITERAL = re.compile(r"(?<!\\log)_|[:,&;'|<>]|\\text|\\\\|\d \d|\\(?:le|ge|lt|gt|ne|in|overline)(?![a-z])")
-_LETTERS = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
-# What may stand in an answer though the gold one does without it.
-_FREE = frozenset(
-    r"\frac \sqrt \pi \cdot \times \div \circ \sin \cos \tan \cot \sec \csc \log \ln \binom i e".split()
-)  # fmt: skip
+_LETTERS = re.compile(r"(?<=\\)[A-Za-z]+|[A-Za-z]")
+# What may stand in an answer though the gold one does without it, without backslashes.
+_FREE = frozenset("frac sqrt pi cdot times div circ sin cos tan cot sec csc log ln binom i e".split())  # noqa: SIM905
 
 
 def compare_as_written(gold: str, answer: str) -> bool | None:

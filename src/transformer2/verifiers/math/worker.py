@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
 import resource
 import sys
@@ -27,12 +28,13 @@ from transformer2.verifiers.math.scalars import compare_as_written  # noqa: E402
 
 MEMORY = 2 << 30  # bytes of address space: a huge number ends in a MemoryError here, not in the machine's
 DIGITS = 100
-POINTS = (sympy.Rational(17, 13), sympy.Rational(29, 7), sympy.Rational(5, 19))
+LARGEST = sympy.Integer(10) ** 60
+NUM_POINTS = 3
 
 
 def main() -> None:
     """Serve comparisons."""
-    sys.setrecursionlimit(10_000)
+    sys.setrecursionlimit(3_000)  # more than 16 levels of brackets take the parser, less than the stack holds
     logging.disable(logging.CRITICAL)  # math-verify explains itself at length
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -73,38 +75,41 @@ def _mixed(match: re.Match[str]) -> str:
 def _same(gold: Any, answer: Any) -> bool:
     if isinstance(gold, sympy.Eq) and isinstance(answer, sympy.Eq):
         # The same equation, up to a factor.
-        ratios = [_ratio(gold.lhs - gold.rhs, answer.lhs - answer.rhs, point) for point in range(len(POINTS))]
-        if None not in ratios:
-            return all(_close(ratio, ratios[0]) for ratio in ratios) and not _close(ratios[0], 0)
+        sides = [(_at(gold.lhs - gold.rhs, p), _at(answer.lhs - answer.rhs, p)) for p in range(NUM_POINTS)]
+        if all(a is not None and b is not None for a, b in sides):
+            (a0, b0), *rest = sides
+            return a0 != 0 and b0 != 0 and all(_close(a * b0, b * a0) for a, b in rest)
     elif isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr):
-        if len(gold.free_symbols | answer.free_symbols) == 0:
-            values = [(_at(gold, 0), _at(answer, 0))]
-        else:
-            values = [(_at(gold, point), _at(answer, point)) for point in range(len(POINTS))]
+        exact = gold.doit(), answer.doit()
+        if all(value.is_Rational for value in exact):
+            return bool(exact[0] == exact[1])
+        points = range(NUM_POINTS if gold.free_symbols | answer.free_symbols else 1)
+        values = [(_at(gold, p), _at(answer, p)) for p in points]
         if all(a is not None and b is not None for a, b in values):
             return all(_close(a, b) for a, b in values)
-    elif isinstance(gold, sympy.Eq) != isinstance(answer, sympy.Eq):
+    elif isinstance(gold, sympy.Eq) or isinstance(answer, sympy.Eq):
         return False
     return bool(verify(gold, answer, timeout_seconds=None))
 
 
-def _ratio(gold: Any, answer: Any, point: int) -> Any:
-    a, b = _at(gold, point), _at(answer, point)
-    return None if a is None or b is None or _close(b, 0) else a / b
-
-
 def _at(expression: Any, point: int) -> Any:
-    """The value where the variables, in order of name, are fixed fractions; None when it has none."""
-    names = sorted(expression.free_symbols, key=str)
-    shift = POINTS[point]
-    value = expression.subs({name: shift + sympy.Rational(i, 11) for i, name in enumerate(names)}).evalf(DIGITS)
+    """The value where the variables are fixed fractions without a pattern; None when it has none."""
+    places = {name: _fraction(f"{point} {name}") for name in expression.free_symbols}
+    value = expression.subs(places).evalf(DIGITS)
     return value if value.is_number and value.is_finite else None
 
 
+def _fraction(seed: str) -> sympy.Rational:
+    return sympy.Rational(random.Random(seed).randint(10**6, 3 * 10**6), 1_000_003)
+
+
 def _close(a: Any, b: Any) -> bool:
-    """Equal in all but the last ten digits; with an exact 0, when nothing is left in that many places."""
+    """Equal in all but the last ten digits; with an exact 0, when nothing is left in that many places.
+
+    Of numbers so large that their digits before the point are not all there, nothing is said.
+    """
     scale = max(abs(a), abs(b)) if a != 0 and b != 0 else 1
-    return bool(abs(a - b) < scale * sympy.Float(10, DIGITS) ** (10 - DIGITS))
+    return bool(scale < LARGEST and abs(a - b) < scale * sympy.Float(10, DIGITS) ** (10 - DIGITS))
 
 
 if __name__ == "__main__":

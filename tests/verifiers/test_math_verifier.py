@@ -1,4 +1,4 @@
-"""The mathematical verifier: forms that are equal, changes that are not, attacks, threads, and what it leaves behind."""
+"""The mathematical verifier: forms that are equal, changes that are not, attacks from a thread."""
 
 from __future__ import annotations
 
@@ -98,6 +98,9 @@ DIFFERENT = [
     ("5", "4 = 5"),
     ("10x - 4y - 5z - 20 = 0", "10x-4y-5z+20=0"),
     ("10x - 4y - 5z - 20 = 0", "0 = 0"),
+    ("10x - 4y - 5z - 20 = 0", "0"),
+    ("x^2 + y^2 = 13", "13"),
+    ("y = 2x + 3", "x = 2x + 3"),
     ("(3,4]", "(3,4)"),
     ("(3,4]", "(4,3]"),
     ("(3,4)", "3,4"),
@@ -115,6 +118,11 @@ DIFFERENT = [
     ("3:1", "3"),
     ("3:1", "1:3"),
     ("x", "y"),
+    ("y = x+3", "y = x+4"),
+    ("y = x+3", "y = y+3"),
+    ("2^{2005}", "2^{2005} + 1"),
+    (r"10^{120} + \pi", r"10^{120} + \sqrt{2}"),
+    (r"\frac{1}{2004!}", r"\frac{1}{2005!}"),
     ("f(2) < f(1) < f(4)", "f(1) < f(2) < f(4)"),
 ]
 

@@ -1,0 +1,209 @@
+"""`plan`: what fits and how long it takes, before anything is downloaded or loaded; and the check that `fit` makes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformer2.cli.compose import compose, parse_flags
+from transformer2.errors import ConfigError, UserError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from transformer2.plan.job import Job, Strategy
+
+KEYS = ("name", "seed_everything", "model", "data", "trainer")
+OPTIONS = ("gpus", "gpu_memory", "nodes", "device", "quantisation", "prompt_tokens", "mean_completion")
+
+HELP = """\
+usage: transformer2 plan --config FILE [--gpus N] [--gpu-memory GB] [--nodes M] [--KEY.SUB VALUE ...]
+
+What a training run needs per device, part by part, for every strategy, from the model's config alone; the first change
+that would make it fit; seconds and bytes on the wire of a step. Works offline for the shapes of Llama 3, Mistral and
+Qwen2.5, and for any local folder with a config.json.
+
+  --config FILE          as for fit; any key can follow as a flag
+  --gpus N               devices of a node (default 1)
+  --gpu-memory GB        memory of one (default 24). GB = 1e9 bytes: what a "24 GB" card has beyond that, 7 %, is left
+                         to the driver's context and to fragmentation
+  --nodes M              nodes (default 1)
+  --device NAME          {devices}: whose figures the seconds use (default: by memory)
+  --quantisation KIND    none, int8 or nf4, instead of what the config says
+  --prompt_tokens N      longest prompt (default 256)
+  --mean_completion N    mean completion, for the seconds (default: half of the budget)
+  --explain              print every term of the chosen strategy as formula = numbers = value
+"""
+
+
+def plan(args: Sequence[str]) -> int:
+    """Print the table over strategies."""
+    # The one flag that people write with a hyphen, as cluster tools do.
+    words = [word.replace("--gpu-memory", "--gpu_memory") for word in args]
+    flags = parse_flags(words, OPTIONS, ("help", "explain"), KEYS)
+    if "help" in flags.switches or "-h" in words:
+        from transformer2.plan.seconds import DEVICES
+
+        print(HELP.format(devices=", ".join(DEVICES)), end="")
+        return 0
+    if not flags.configs:
+        raise ConfigError("plan needs --config; try --config conf/llama8b_gsm8k.yaml")
+    config = compose(flags.configs, flags.overrides, KEYS)
+
+    from transformer2.plan.advice import make_plan
+    from transformer2.plan.job import job_of
+    from transformer2.plan.seconds import DEVICES, device_for
+    from transformer2.plan.table import explanation, plan_table
+    from transformer2.plan.terms import total
+
+    given = flags.options
+    memory = _number(given, "gpu_memory", 24.0)
+    device = DEVICES.get(_one_of(given, "device", list(DEVICES)) or "", device_for(memory))
+    gpus, nodes = int(_number(given, "gpus", 1)), int(_number(given, "nodes", 1))
+    job = job_of(
+        *sections(config),
+        gpus=gpus,
+        nodes=nodes,
+        prompt_tokens=int(_number(given, "prompt_tokens", 0)) or None,
+        mean_completion=_number(given, "mean_completion", 0) or None,
+        quantisation=_one_of(given, "quantisation", ["none", "int8", "nf4"]),  # type: ignore[arg-type]
+    )
+    plans = [make_plan(job.with_(strategy=s), memory * 1e9, device) for s in strategies(job)]
+    wanted = strategy_of(config.get("trainer") or {})
+    fitting = [p for p in plans if p.fits] or [p for p in plans if p.advised] or plans
+    fastest = min(fitting, key=lambda p: total(p.seconds))
+    chosen = next((p for p in plans if p.job.strategy == wanted), fastest)
+    print(plan_table(plans, chosen, device))
+    if "explain" in flags.switches:
+        print(f"\n{explanation(chosen)}")
+    return 0
+
+
+def strategies(job: Job) -> tuple[Strategy, ...]:
+    """Those that make sense for a job; ZeRO-3 shards dense weights, not packed ones."""
+    whole: tuple[Strategy, ...] = ("single",) if job.gpus * job.nodes == 1 else ("single", "ddp", "zero2")
+    if job.quantisation != "none":
+        return whole
+    return (*whole, "zero3_offload") if len(whole) == 1 else (*whole, "zero3", "zero3_offload")
+
+
+def strategy_of(trainer: Mapping[str, Any]) -> Strategy | None:
+    """What `trainer.strategy` asks for, in the planner's words; None where it leaves the choice."""
+    asked = trainer.get("strategy")
+    text = str(asked).lower()
+    options = asked.get("init_args") or {} if isinstance(asked, Mapping) else {}
+    if "deepspeed" in text:
+        stage = options.get("stage", 3 if "stage_3" in text else 2)
+        offloaded = "offload" in text and options.get("offload_parameters", True)
+        return ("zero3_offload" if offloaded else "zero3") if stage == 3 else "zero2"
+    return "ddp" if "ddp" in text else None
+
+
+def sections(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`model` and `data` of a composed config, completed with their defaults.
+
+    Raises:
+        ConfigError: A key that the constructor does not take.
+    """
+    from transformer2.data import ExpertDataModule
+    from transformer2.module import SVFReinforceModule
+
+    return _complete("model", SVFReinforceModule, config), _complete("data", ExpertDataModule, config)
+
+
+def _complete(section: str, cls: type, config: Mapping[str, Any]) -> dict[str, Any]:
+    given = config.get(section) or {}
+    parameters = inspect.signature(cls).parameters
+    for key in given:
+        if key not in parameters:
+            raise ConfigError(f"unknown config key {section}.{key}{nearest(key, parameters)}")
+    return {name: p.default for name, p in parameters.items()} | dict(given)
+
+
+def _number(options: Mapping[str, str], name: str, default: float) -> float:
+    text = options.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if value <= 0 or (name in ("gpus", "nodes") and not value.is_integer()):
+        raise ConfigError(f"--{name} takes a positive number, not {text!r}")
+    return value
+
+
+def _one_of(options: Mapping[str, str], name: str, known: Sequence[str]) -> str | None:
+    value = options.get(name)
+    if value is not None and value not in known:
+        raise ConfigError(f"unknown --{name} {value!r}{nearest(value, known)} Known: {', '.join(known)}")
+    return value
+
+
+# ------------------------------------------------------------------ fit's own check
+
+
+def preflight(
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    trainer: Mapping[str, Any],
+    gpus: int,
+    nodes: int,
+    device: torch.device,
+    prompt_tokens: int,
+) -> None:
+    """Refuse a run that cannot fit the device, with the first change that would.
+
+    Args:
+        model: Arguments of SVFReinforceModule.
+        data: Arguments of ExpertDataModule.
+        trainer: Arguments of the Trainer.
+        gpus: Devices of a node.
+        nodes: Nodes.
+        device: The torch device of training.
+        prompt_tokens: Longest prompt of the data.
+
+    Raises:
+        ConfigError: It does not fit.
+    """
+    from transformer2.plan.advice import advise, changes
+    from transformer2.plan.job import job_of
+    from transformer2.plan.memory import memory
+
+    available = available_bytes(device)
+    if available is not None and device.type != "cuda":
+        available /= gpus  # processes of one machine share its memory
+    strategy = strategy_of(trainer) or ("single" if gpus * nodes == 1 else "ddp")
+    try:
+        job = job_of(model, data, strategy, gpus, nodes, prompt_tokens)
+    except UserError:
+        return  # what cannot be planned (another kind of adapter, an unknown base) is not refused for that
+    needed = memory(job).peak
+    if available is None or needed <= available or not job.shape.counted:
+        return
+    advised = advise(job, available)
+    remedy = f"use {' '.join(changes(job, advised))}" if advised else "use a larger device or a smaller model"
+    raise ConfigError(
+        f"this run needs about {needed / 1e9:.1f} GB on {device} and {available / 1e9:.1f} GB are there; {remedy} "
+        "(`transformer2 plan` shows the parts; --no_preflight tries all the same)"
+    )
+
+
+def available_bytes(device: torch.device) -> float | None:
+    """What a device has to give: a GPU's free memory, else the machine's or its cgroup's; None where unknown."""
+    if device.type == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return 0.95 * free  # the allocator's fragments
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None  # not Linux
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
+        free = min(free, int(text) - int(used.read_text(encoding="ascii")))
+    return float(free)

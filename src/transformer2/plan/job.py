@@ -1,0 +1,192 @@
+"""What is asked of the machine: a config's rows, tokens, form, quantisation and strategy, on so many devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from transformer2 import tasks
+from transformer2.errors import ConfigError
+from transformer2.plan.shape import ModelShape, model_shape
+from transformer2.svf.forms import choose_form
+
+__all__ = ["QUANTISED_BYTES", "STRATEGIES", "Job", "Strategy", "job_of"]
+
+Strategy = Literal["single", "ddp", "zero2", "zero3", "zero3_offload"]
+Quantisation = Literal["none", "int8", "nf4"]
+
+STRATEGIES: tuple[Strategy, ...] = ("single", "ddp", "zero2", "zero3", "zero3_offload")
+# nf4 with double quantisation: half a byte, an 8-bit scale per 64 weights, an fp32 one per 256 of those. int8: one
+# byte (and an fp32 scale per row, which is left out).
+QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
+LONG_PROMPT = 256  # tokens; the longest GSM8K question in a chat template has about 240
+FALLBACK_BUDGET = 512  # of a task that is not known here
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run as the planner sees it. Rows and tokens are per rank.
+
+    Attributes:
+        shape: The model and what is tuned in it.
+        svf: SVF, or else LoRA.
+        rank: LoRA's r; 0 for SVF.
+        form: `delta`, `factored` or `merged`: how z enters the forward pass of training.
+        quantisation: Of the base's linear layers.
+        strategy: Name of conf/strategy/.
+        gpus: Devices of a node.
+        nodes: Nodes.
+        global_rows: Completions of one optimizer step, over all ranks.
+        eval_rows: Prompts per batch of validation, over all ranks.
+        max_rollout_rows: Rows generated at a time; None means all.
+        prompt_tokens: Longest prompt.
+        completion_tokens: Completion budget.
+        mean_completion: Mean length, for the seconds; memory is counted for the budget.
+        micro_batch_tokens: Padded tokens of one forward and backward pass.
+        full_kl: Whether the KL goes over the whole vocabulary.
+        kl: Whether every step runs the reference model.
+        merge_rollouts: Whether rollouts run on composed weights.
+        checkpointing: Whether activations are computed again in the backward pass.
+    """
+
+    shape: ModelShape
+    svf: bool
+    rank: int
+    form: str
+    quantisation: Quantisation
+    strategy: Strategy
+    gpus: int
+    nodes: int
+    global_rows: int
+    eval_rows: int
+    max_rollout_rows: int | None
+    prompt_tokens: int
+    completion_tokens: int
+    mean_completion: float
+    micro_batch_tokens: int
+    full_kl: bool
+    kl: bool
+    merge_rollouts: bool
+    checkpointing: bool
+
+    @property
+    def ranks(self) -> int:
+        """Processes, one per device; `single` uses one device whatever there is."""
+        return 1 if self.strategy == "single" else self.gpus * self.nodes
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest row."""
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def rows(self) -> int:
+        """Completions that a rank draws in one step."""
+        return -(-self.global_rows // self.ranks)
+
+    @property
+    def rollout_rows(self) -> int:
+        """Rows of the largest batch that is generated at a time, validation included."""
+        drawn = max(self.rows, -(-self.eval_rows // self.ranks))
+        return min(drawn, self.max_rollout_rows or drawn)
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows of the longest kind in one micro-batch; one at least (rl/packing.py)."""
+        return min(self.rows, max(1, self.micro_batch_tokens // self.width))
+
+    @property
+    def micro_tokens(self) -> int:
+        """Padded tokens of one micro-batch: shorter rows fill it up to the bound; one row may exceed it."""
+        return min(self.rows * self.width, max(self.micro_batch_tokens, self.width))
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a rank holds a part of the weights only."""
+        return self.strategy in ("zero3", "zero3_offload")
+
+    @property
+    def merged_rollouts(self) -> bool:
+        """Whether rollouts really run merged: W must be whole and dense (svf.model.merged_for_rollout)."""
+        return self.svf and self.merge_rollouts and self.quantisation == "none" and not self.sharded
+
+    def with_(self, **changes: Any) -> Job:
+        """The same job with changes; a quantised base has the delta form only."""
+        job = replace(self, **changes)
+        return replace(job, form="delta") if job.quantisation != "none" and job.form != "delta" else job
+
+
+def job_of(
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    strategy: Strategy = "single",
+    gpus: int = 1,
+    nodes: int = 1,
+    prompt_tokens: int | None = None,
+    mean_completion: float | None = None,
+    quantisation: Quantisation | None = None,
+) -> Job:
+    """A job from complete `model` and `data` sections of a config.
+
+    Args:
+        model: Arguments of SVFReinforceModule, defaults included.
+        data: Arguments of ExpertDataModule, defaults included.
+        strategy: Name of conf/strategy/.
+        gpus: Devices of a node.
+        nodes: Nodes.
+        prompt_tokens: Longest prompt; None assumes 256, or what the context leaves.
+        mean_completion: Mean completion for the seconds; None assumes half of the budget.
+        quantisation: Instead of what `model.model_kwargs` says.
+
+    Raises:
+        UserError: A base, adapter or task that cannot be planned with.
+    """
+    adapter = dict(model.get("adapter") or {})
+    shape = model_shape(model["base"], adapter, model["dtype"])
+    svf = str(adapter.get("peft_type", "SVF")).upper() == "SVF"
+    budget = model.get("max_new_tokens") or _budget(data["task"])
+    prompt = prompt_tokens or min(LONG_PROMPT, max(1, shape.context - budget))
+    if prompt + budget > shape.context:
+        raise ConfigError(f"{prompt} + {budget} tokens exceed the context of {shape.context}; lower one of them")
+    packed = quantisation or quantisation_of(model.get("model_kwargs") or {})
+    form = adapter.get("form", "auto") if svf else "delta"
+    return Job(
+        shape=shape,
+        svf=svf,
+        rank=0 if svf else int(adapter.get("r", 8)),
+        form=choose_form() if form == "auto" else form,
+        quantisation=packed,
+        strategy=strategy,
+        gpus=gpus,
+        nodes=nodes,
+        global_rows=data["batch_size"] * model["num_completions"],
+        eval_rows=data["eval_batch_size"],
+        max_rollout_rows=model["max_rollout_rows"],
+        prompt_tokens=prompt,
+        completion_tokens=budget,
+        mean_completion=mean_completion or budget / 2,
+        micro_batch_tokens=model["micro_batch_tokens"],
+        full_kl=str(model["kl"]).startswith("full"),
+        kl=bool(model["kl_coef"]),
+        merge_rollouts=bool(model["merge_rollouts"]),
+        checkpointing=bool(model["activation_checkpointing"]),
+    ).with_()
+
+
+def quantisation_of(model_kwargs: Mapping[str, Any]) -> Quantisation:
+    """What `quantization_config` makes of the weights, by the words that bitsandbytes and torchao use for it."""
+    words = str(model_kwargs.get("quantization_config") or "").lower()
+    switches = {key: f"{key}': true" in words or f"{key}=true" in words for key in ("load_in_4bit", "load_in_8bit")}
+    if switches["load_in_4bit"] or "int4" in words:
+        return "nf4"
+    return "int8" if switches["load_in_8bit"] or "int8" in words else "none"
+
+
+def _budget(task: str) -> int:
+    try:
+        return tasks.get(task).max_new_tokens
+    except ConfigError:
+        if "." in task:
+            raise
+        return FALLBACK_BUDGET

@@ -1,0 +1,227 @@
+"""The shape of a base model and of what is tuned in it, from its config alone: nothing is downloaded, nothing loaded.
+
+The model is built on the meta device and asked by the same code that tunes it (svf/targets.py), so what is counted is
+what `fit` wraps. A Hub id works offline for the models of `KNOWN` (their published config.json) and for those that are
+in the local Hub cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from transformer2.errors import ConfigError, UserError, nearest
+from transformer2.svf.checkpoint import LocalCheckpoint, folder_on_disk, resolve_base
+from transformer2.svf.config import SVFConfig
+from transformer2.svf.targets import features_of, find_targets
+
+__all__ = ["KNOWN", "Matrix", "ModelShape", "model_shape"]
+
+
+def _llama(**own: Any) -> dict[str, Any]:
+    return {"model_type": "llama", "num_key_value_heads": 8, "head_dim": 128, **own}
+
+
+def _qwen(hidden: int, intermediate: int, layers: int, heads: int, kv: int, vocab: int, tied: bool) -> dict[str, Any]:
+    return {
+        "model_type": "qwen2", "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv, "vocab_size": vocab, "tie_word_embeddings": tied,
+        "max_position_embeddings": 32768,
+    }  # fmt: skip
+
+
+_LLAMA3_8B = _llama(
+    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, vocab_size=128256,
+    max_position_embeddings=8192, tie_word_embeddings=False,
+)  # fmt: skip
+_LLAMA3_70B = _LLAMA3_8B | {
+    "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+}  # fmt: skip
+_MISTRAL_7B = _LLAMA3_8B | {"model_type": "mistral", "vocab_size": 32768, "max_position_embeddings": 32768}
+_MISTRAL_7B |= {"sliding_window": None}
+
+# What these models' public config.json say of shapes; all are stored in bfloat16.
+KNOWN: dict[str, dict[str, Any]] = {
+    "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA3_8B,
+    "meta-llama/Llama-3.1-8B-Instruct": _LLAMA3_8B | {"max_position_embeddings": 131072},
+    "meta-llama/Meta-Llama-3-70B-Instruct": _LLAMA3_70B,
+    "meta-llama/Llama-3.1-70B-Instruct": _LLAMA3_70B | {"max_position_embeddings": 131072},
+    "mistralai/Mistral-7B-Instruct-v0.3": _MISTRAL_7B,
+    "Qwen/Qwen2.5-0.5B-Instruct": _qwen(896, 4864, 24, 14, 2, 151936, True),
+    "Qwen/Qwen2.5-1.5B-Instruct": _qwen(1536, 8960, 28, 12, 2, 151936, True),
+    "Qwen/Qwen2.5-3B-Instruct": _qwen(2048, 11008, 36, 16, 2, 151936, True),
+    "Qwen/Qwen2.5-7B-Instruct": _qwen(3584, 18944, 28, 28, 4, 152064, False),
+}
+
+# Decoder layers whose activations memory.py counts exactly: two RMS norms, rotary attention, a gated MLP.
+COUNTED = ("llama", "mistral", "qwen2")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One tuned matrix W (m x n).
+
+    Attributes:
+        name: Module path.
+        layer: Decoder layer.
+        m: Outputs.
+        n: Inputs.
+    """
+
+    name: str
+    layer: int
+    m: int
+    n: int
+
+    @property
+    def r(self) -> int:
+        """Number of singular values."""
+        return min(self.m, self.n)
+
+    @property
+    def leaf(self) -> str:
+        """`q_proj`, `down_proj`, ..."""
+        return self.name.rsplit(".", 1)[-1]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What memory and time depend on.
+
+    Attributes:
+        name: The base as the config names it.
+        model_type: transformers' word for the family.
+        counted: Whether its activations are counted exactly (a Llama-like decoder).
+        params: Parameters, a tied embedding once.
+        linear: Of these, in linear layers of decoder blocks: what a quantised base packs, and what a token multiplies.
+        biases: Of these, vectors: norms and biases.
+        V: Vocabulary.
+        D: Hidden size.
+        I: Intermediate size of the MLP.
+        A: heads x head_dim.
+        K: kv_heads x head_dim.
+        heads: Attention heads.
+        layers: Decoder layers.
+        context: Longest sequence.
+        dtype_bytes: Of the dtype that the weights are stored in.
+        tuned: The matrices that the adapter tunes.
+    """
+
+    name: str
+    model_type: str
+    counted: bool
+    params: int
+    linear: int
+    V: int
+    D: int
+    I: int  # noqa: E741  # the paper's letter, beside D and V
+    A: int
+    K: int
+    heads: int
+    layers: int
+    context: int
+    dtype_bytes: int
+    tuned: tuple[Matrix, ...]
+
+    @property
+    def num_z(self) -> int:
+        """Singular values of all tuned matrices: trainable numbers of SVF."""
+        return sum(matrix.r for matrix in self.tuned)
+
+    @property
+    def tuned_weights(self) -> int:
+        """Entries of all tuned matrices."""
+        return sum(matrix.m * matrix.n for matrix in self.tuned)
+
+    @property
+    def basis(self) -> int:
+        """Entries of all side bases P."""
+        return sum(matrix.r**2 for matrix in self.tuned)
+
+
+def model_shape(
+    base: str, adapter: Mapping[str, Any], dtype: str = "auto", source: Mapping[str, Any] | None = None
+) -> ModelShape:
+    """The shape of a base model under an adapter.
+
+    Args:
+        base: `tiny`, a folder, or a Hub id.
+        adapter: As in a config: `peft_type` (SVF or LORA), `target_modules`, `layers_to_transform`, ...
+        dtype: `auto` (as stored) or a torch dtype's name.
+        source: The content of a config.json, instead of looking for the base's.
+
+    Raises:
+        UserError: The base's config is not to be had, or the adapter matches nothing.
+    """
+    skeleton, config = _skeleton(base, source)
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    tuned = tuple(_matrix(skeleton, name) for name in find_targets(skeleton, _targets(adapter, text.model_type)))
+    blocks = [m for name, m in skeleton.named_modules() if features_of(m) and any(p.isdigit() for p in name.split("."))]
+    stored = dtype if dtype != "auto" else str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
+    try:
+        return ModelShape(
+            name=base,
+            model_type=text.model_type,
+            counted=text.model_type in COUNTED,
+            params=sum(p.numel() for p in skeleton.parameters()),
+            linear=sum(m.weight.numel() for m in blocks),
+            V=text.vocab_size,
+            D=text.hidden_size,
+            I=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+            A=heads * head_dim,
+            K=(getattr(text, "num_key_value_heads", None) or heads) * head_dim,
+            heads=heads,
+            layers=text.num_hidden_layers,
+            context=getattr(text, "max_position_embeddings", None) or 10**9,
+            dtype_bytes=getattr(torch, stored).itemsize,
+            tuned=tuned,
+        )
+    except AttributeError as e:
+        raise ConfigError(f"the config of {base} does not say what is needed to plan ({e})") from e
+
+
+def _skeleton(base: str, source: Mapping[str, Any] | None) -> tuple[Any, Any]:
+    """(model on the meta device, its config)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = resolve_base(base) if base == "tiny" else folder_on_disk(base)
+    if source is None and folder is not None:
+        checkpoint = LocalCheckpoint(folder)
+        return checkpoint.skeleton, checkpoint.config
+    if source is None and base not in KNOWN:
+        raise UserError(
+            f"no config.json for base {base!r} on this machine{nearest(base, KNOWN)} Give a local folder; a Hub id "
+            f"works offline for {', '.join(KNOWN)}"
+        )
+    options = dict(source or KNOWN[base])
+    config = AutoConfig.for_model(options.pop("model_type"), **options)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config), config
+
+
+def _targets(adapter: Mapping[str, Any], model_type: str) -> SVFConfig:
+    """A config that picks the adapter's modules: SVF's own rules cover PEFT's for lists, names and expressions."""
+    kind = str(adapter.get("peft_type", "SVF")).upper()
+    if kind not in ("SVF", "LORA"):
+        raise ConfigError(f"plan knows adapters of peft_type SVF and LORA, not {kind}")
+    keys = ("target_modules", "layers_to_transform", "layers_pattern", "exclude_modules")
+    options = {key: adapter[key] for key in keys if adapter.get(key) is not None}
+    if kind == "LORA" and "target_modules" not in options:
+        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+        if model_type not in DEFAULTS:
+            raise ConfigError(f"PEFT has no default LoRA targets for {model_type}; name adapter.target_modules")
+        options["target_modules"] = list(DEFAULTS[model_type])
+    return SVFConfig(**options)
+
+
+def _matrix(skeleton: nn.Module, name: str) -> Matrix:
+    features = features_of(skeleton.get_submodule(name))
+    assert features is not None, "find_targets gives linear layers"
+    return Matrix(name, next(int(part) for part in name.split(".") if part.isdigit()), features[1], features[0])

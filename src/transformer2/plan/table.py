@@ -1,0 +1,92 @@
+"""Plans as text: one column a strategy, one line a part; and the arithmetic of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformer2.plan.advice import Plan, changes
+from transformer2.plan.memory import PARTS
+from transformer2.plan.seconds import Device
+from transformer2.plan.terms import readable, total
+
+__all__ = ["explanation", "plan_table"]
+
+GB = 1e9
+
+
+def plan_table(plans: Sequence[Plan], chosen: Plan, device: Device) -> str:
+    """The table over strategies; a star marks the chosen one."""
+    rows: list[tuple[str, list[str]]] = [
+        ("GB per device", [f"{p.job.strategy}{'*' if p is chosen else ''}" for p in plans])
+    ]
+    for part in PARTS:
+        if any(p.memory.part(part) for p in plans):
+            rows.append((f"  {part}", [_number(p.memory.part(part) / GB) for p in plans]))
+    rows += [
+        ("  peak", [_number(p.memory.peak / GB) for p in plans]),
+        ("  peak is in", [p.memory.peak_phase for p in plans]),
+        ("  fits", ["yes" if p.fits else "no" for p in plans]),
+    ]
+    if any(p.memory.host for p in plans):
+        rows.append(("  host memory, GB a node", [_number(total(p.memory.host) / GB) for p in plans]))
+    rows.append(("seconds a step", [_number(total(p.seconds)) for p in plans]))
+    for part in ("rollout", "log-probs", "backward", "wire"):
+        values = [total(t for t in p.seconds if t.part == part) for p in plans]
+        if any(values):
+            rows.append((f"  {part}", [_number(v) for v in values]))
+    rows.append(("wire, GB a step", [_number(p.wire.value / GB) for p in plans]))
+    if any(p.decomposition for p in plans):
+        rows.append(("decomposition, seconds once", [_number(total(p.decomposition)) for p in plans]))
+    label = max(len(name) for name, _ in rows)
+    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(plans))]
+    lines = [
+        f"{name:<{label}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True))
+        for name, cells in rows
+    ]
+    return "\n".join([*_heading(chosen, device), "", *lines, "", *(_verdict(p) for p in plans)])
+
+
+def explanation(plan: Plan) -> str:
+    """Every term of one plan as formula = numbers = value."""
+    job = plan.job
+    lines = [f"resident ({job.strategy}): {_number(total(plan.memory.resident) / GB)} GB"]
+    lines += [f"  {term.explain()}" for term in plan.memory.resident]
+    for phase, terms in plan.memory.phases.items():
+        lines += [f"{phase}: + {_number(total(terms) / GB)} GB", *(f"  {term.explain()}" for term in terms)]
+    lines.append(f"peak: resident + {plan.memory.peak_phase} = {_number(plan.memory.peak / GB)} GB")
+    if plan.memory.host:
+        lines += ["host memory of a node", *(f"  {term.explain()}" for term in plan.memory.host)]
+    lines += ["seconds of a step", *(f"  {term.explain('s', 1)}" for term in plan.seconds)]
+    lines += [f"  {plan.wire.explain()}"]
+    lines += ["once", *(f"  {term.explain('s', 1)}" for term in plan.decomposition)] if plan.decomposition else []
+    return "\n".join(lines)
+
+
+def _heading(plan: Plan, device: Device) -> list[str]:
+    job, shape = plan.job, plan.job.shape
+    method = f"SVF, {readable(shape.num_z)} z, form {job.form}" if job.svf else f"LoRA r {job.rank}"
+    packed = "" if job.quantisation == "none" else f", {job.quantisation} base"
+    nodes = f"{job.nodes} x " if job.nodes > 1 else ""
+    lines = [
+        f"{shape.name} on {nodes}{job.gpus} x {plan.limit / GB:.3g} GB ({device.name})",
+        f"{shape.params / 1e9:.3g} G parameters of {shape.dtype_bytes} bytes{packed}; {method}, "
+        f"{len(shape.tuned)} matrices",
+        f"a step: {job.global_rows} rows of {job.prompt_tokens} + {job.completion_tokens} tokens over all devices, "
+        f"{job.micro_tokens} tokens a micro-batch, {job.rollout_rows} rows drawn at a time",
+    ]
+    if not shape.counted:
+        lines.append(f"{shape.model_type}: activations are estimated as those of a Llama of these sizes")
+    return lines
+
+
+def _verdict(plan: Plan) -> str:
+    name = plan.job.strategy
+    if plan.fits:
+        return f"{name}: fits"
+    if plan.advised is None:
+        return f"{name}: does not fit, whatever is changed on these devices"
+    return f"{name}: would fit with {' '.join(changes(plan.job, plan.advised))}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 0.1 and value else f"{value:.2f}" if value < 100 else f"{value:.0f}"

@@ -1,0 +1,127 @@
+"""`transformer2 test` on real ARC rows, with samples for pass@k, on two processes; and a task of somebody else's."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fakes import make_llama
+
+from transformer2.cli import main
+
+SMALL = ["--model.max_new_tokens", "6", "--model.dtype", "float32", "--trainer.accelerator", "cpu", "--quiet"]
+TASKS_PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
+
+
+def read(run):
+    records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    return json.loads((run / "report.json").read_text()), records
+
+
+def arc(task, base, data, run, *more):
+    config = ["--config", "conf/llama8b_gsm8k.yaml", "--data.task", task, "--model.base", str(base)]
+    return [
+        "test",
+        *config,
+        "--data.data_dir",
+        str(data),
+        "--data.test_limit",
+        "5",
+        *SMALL,
+        "--run_dir",
+        str(run),
+        *more,
+    ]
+
+
+@pytest.mark.parametrize("task", ["arc_easy", "arc_challenge"])
+def test_arc_from_the_command_to_the_files(task, llama_folder, real_data, tmp_path, capsys):
+    assert main(arc(task, llama_folder, real_data, tmp_path / "run")) == 0
+    report, records = read(tmp_path / "run")
+    assert report["task"] == task and report["n"] == 5 and report["protocol"] == "clean" and report["details"] == {}
+    assert [r["id"] for r in records] == [f"{task}/test/{i}" for i in range(5)]
+    assert all(r["answer"] in "ABCD" and isinstance(r["correct"], bool) for r in records)
+    assert f"{task}   test split, n = 5" in capsys.readouterr().out
+
+
+def test_samples_give_pass_at_k(tmp_path, capsys):
+    base = make_llama(tmp_path / "llama", init=0.25)
+    flags = ["--data.task", "toy_task.FirstLetter", "--model.base", str(base), "--model.test_samples", "5", *SMALL]
+    assert main(["test", *flags, "--run_dir", str(tmp_path / "run")]) == 0
+    report, records = read(tmp_path / "run")
+    scores = report["details"]["pass_at_k"]["result"]
+    assert set(scores) == {"1", "5"} and scores["1"]["n"] == len(records) == 16
+    assert scores["1"]["pass"] == pytest.approx(sum(r["right"] for r in records) / (5 * 16))
+    assert scores["5"]["pass"] == pytest.approx(sum(r["right"] > 0 for r in records) / 16)
+    assert 0 < scores["1"]["pass"] < scores["5"]["pass"] and all(r["samples"] == 5 for r in records)
+    assert report["details"]["pass_at_k"]["base"] == scores, "an untrained expert is the base, with the same seeds"
+    assert "pass@5" in capsys.readouterr().out
+
+
+def test_a_dispatch_task_reports_its_confusion(llama_folder, real_data, tmp_path, capsys):
+    options = "{experts: {math: gsm8k, reasoning: arc_easy}, protocol: paper, prompts_per_category: 40}"
+    flags = ["--data.task_options", options, "--data.test_limit", "12"]
+    assert main(arc("dispatch", llama_folder, real_data, tmp_path / "run", *flags)) == 0
+    report, _ = read(tmp_path / "run")
+    assert report["protocol"] == "paper" and report["n"] == 12
+    details = report["details"]
+    assert details["dispatch"]["with other"]["n"] == 12 > details["dispatch"]["without other"]["n"]
+    assert sum(sum(row.values()) for row in details["confusion"].values()) == 12
+    assert "dispatch, without other" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_report_what_one_does(llama_folder, real_data, tmp_path):
+    reports = []
+    distributed = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.eval_batch_size", "3"]
+    for name, more in (("one", []), ("two", distributed)):
+        command = [
+            sys.executable,
+            "-m",
+            "transformer2",
+            *arc("arc_easy", llama_folder, real_data, tmp_path / name, *more),
+        ]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        assert subprocess.run(command, env=env, timeout=300).returncode == 0
+        report, records = read(tmp_path / name)
+        del report["seconds"]
+        reports.append((report, records))
+    assert reports[0] == reports[1]
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A folder with the task of docs/tasks.md, its words, and nothing of ours."""
+    page = TASKS_PAGE.read_text()
+    (tmp_path / "mytasks.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    (tmp_path / "words").mkdir()
+    words = {"train": "stone river cloud house", "validation": "table", "test": "night bread"}
+    for split, text in words.items():
+        (tmp_path / "words" / f"{split}.txt").write_text(text)
+    return tmp_path
+
+
+def console(folder, *args):
+    """As the installed console script runs: the working directory is not on sys.path."""
+    script = "import sys; assert '' not in sys.path; from transformer2.cli import main; sys.exit(main())"
+    command = [sys.executable, "-P", "-c", script, *args]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p and Path(p).name != "tests")}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_a_task_beside_the_command_is_trained_on(outside, llama_folder):
+    task = "{task: mytasks.Reverse, data_dir: words, task_options: {ask: 'Write {!r} from its end.'}, batch_size: 4}"
+    (outside / "mine.yaml").write_text(f"_base_: conf/tiny.yaml\ndata: {task}\ntrainer: {{max_steps: 1}}\n")
+    command = ["fit", "--config", "mine.yaml", "--model.base", str(llama_folder), *SMALL, "--run_dir"]
+    done = console(outside, *command, "run")
+    assert done.returncode == 0, done.stderr
+    report, records = read(outside / "run")
+    assert report["task"] == "reverse" and {r["answer"] for r in records} == {"thgin", "daerb"}
+    assert "ask: Write {!r} from its end." in (outside / "run" / "config.yaml").read_text()
+    wrong = console(outside, *command, "other", "--data.task_options", "{aks: 1}")
+    assert wrong.returncode == 2
+    assert "task 'mytasks.Reverse' has no option 'aks'; did you mean 'ask'?" in wrong.stderr
+    missing = console(outside, *command, "other", "--data.task", "mytask.Reverse")
+    assert missing.returncode == 2 and "task 'mytask.Reverse' cannot be imported" in missing.stderr

@@ -1,0 +1,171 @@
+"""`transformer2 plan`: published sizes, open arithmetic, the first change that fits, and fit's own check."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import make_llama
+from measured import complete
+
+from transformer2.cli import main
+from transformer2.cli.plan import available_bytes, strategy_of
+from transformer2.data import ExpertDataModule
+from transformer2.errors import ConfigError, UserError
+from transformer2.module import SVFReinforceModule
+from transformer2.plan.advice import advise, changes
+from transformer2.plan.job import Job, job_of
+from transformer2.plan.memory import memory
+from transformer2.plan.seconds import DEVICES, step_seconds, wire
+from transformer2.plan.shape import KNOWN, model_shape
+from transformer2.plan.terms import Term, total
+
+LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
+LLAMA70 = "meta-llama/Meta-Llama-3-70B-Instruct"
+MLP = {"peft_type": "SVF", "target_modules": "mlp"}
+
+
+def job(base: str = LLAMA, **model: Any) -> Job:
+    given = {"base": base, "dtype": "bfloat16", "adapter": MLP, **model}
+    sections = complete(SVFReinforceModule, given), complete(ExpertDataModule, {"task": "gsm8k", "batch_size": 256})
+    return job_of(*sections)
+
+
+@pytest.mark.parametrize(
+    ("base", "billions"),
+    [
+        (LLAMA, 8.030),
+        (LLAMA70, 70.554),
+        ("mistralai/Mistral-7B-Instruct-v0.3", 7.248),
+        ("Qwen/Qwen2.5-0.5B-Instruct", 0.494),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1.544),
+        ("Qwen/Qwen2.5-3B-Instruct", 3.086),
+        ("Qwen/Qwen2.5-7B-Instruct", 7.616),
+    ],
+)
+def test_shipped_shapes_have_the_published_number_of_parameters(base: str, billions: float) -> None:
+    assert base in KNOWN
+    assert model_shape(base, MLP).params / 1e9 == pytest.approx(billions, abs=1e-3)
+
+
+def test_weights_and_basis_are_the_known_arithmetic() -> None:
+    """PERFORMANCE: MLP set, bf16: 8B 19.3 GB, on a 4-bit base 9.0; 70B 173 GB, 21.7 per GPU on 8."""
+
+    def held(job: Job) -> float:
+        return sum(t.value for t in memory(job).resident if t.part in ("weights", "basis")) / 1e9
+
+    assert held(job()) == pytest.approx(19.3, abs=0.05)
+    assert held(job().with_(quantisation="nf4")) == pytest.approx(9.0, abs=0.1)
+    whole = job(LLAMA70)
+    assert held(whole) == pytest.approx(173, abs=0.5)
+    sharded = memory(whole.with_(strategy="zero3", gpus=8)).resident
+    assert total(t for t in sharded if "ranks" in t.formula and t.part != "optimizer") / 1e9 == pytest.approx(
+        21.7, abs=0.1
+    )
+
+
+def test_the_arithmetic_is_open() -> None:
+    """The printed numbers, put together again, give the printed value."""
+    planned = memory(job().with_(strategy="zero3", gpus=8))
+    for term in [*planned.resident, *(t for terms in planned.phases.values() for t in terms)]:
+        _, _, filled, value = re.split(r": | = ", term.explain().split(" GB")[0])
+        assert eval(filled) / 1e9 == pytest.approx(float(value), rel=0.01, abs=1e-9)
+
+
+def test_the_first_change_that_fits_comes_in_order() -> None:
+    def first(limit: float, **model: Any) -> list[str]:
+        asked = job(**model)
+        advised = advise(asked, limit * 1e9)
+        assert advised is not None and memory(advised).peak <= limit * 1e9
+        return [word.split()[0].removeprefix("--model.") for word in changes(asked, advised)]
+
+    def staged(limit: float) -> list[str]:
+        asked = job(LLAMA70, micro_batch_tokens=768, max_rollout_rows=4).with_(strategy="ddp", gpus=8)
+        advised = advise(asked, limit * 1e9)
+        return [] if advised is None else changes(asked, advised)
+
+    assert first(80, max_rollout_rows=64) == []
+    assert first(40, max_rollout_rows=32) == ["micro_batch_tokens"]
+    assert first(35, max_rollout_rows=4) == ["micro_batch_tokens"]
+    assert first(24, max_rollout_rows=16, micro_batch_tokens=768) == ["activation_checkpointing", "merge_rollouts"]
+    assert "model_kwargs" in first(12, max_rollout_rows=16)
+    assert first(80, base=LLAMA70, micro_batch_tokens=768, max_rollout_rows=4)[-1] == "model_kwargs"
+    assert staged(35)[-1] == "--config conf/strategy/zero3.yaml"
+    assert staged(8)[-1] == "--config conf/strategy/zero3_offload.yaml"
+    assert advise(job(), 4e9) is None
+
+
+def test_lora_has_no_basis_and_never_merges() -> None:
+    planned = memory(job(adapter={"peft_type": "LORA", "r": 16}))  # PEFT's own targets: q_proj, v_proj
+    assert planned.part("basis") == 0 and planned.part("composed weights") == 0
+    trained = 32 * 16 * (2 * 4096 + 4096 + 1024)
+    assert planned.part("gradient") == 4 * trained
+
+
+def test_wires_and_ranks() -> None:
+    whole = job().with_(gpus=8)
+    assert wire(whole).value == 0
+    assert wire(whole.with_(strategy="ddp")).value == pytest.approx(2 * 7 / 8 * 4 * 393216)
+    assert wire(whole.with_(strategy="zero3")).value > 1e12
+    offloaded = memory(whole.with_(strategy="zero3_offload"))
+    assert total(offloaded.host) == pytest.approx(19.3e9, rel=0.01) and offloaded.part("basis") == 0
+    assert total(step_seconds(whole.with_(strategy="ddp"), DEVICES["h100"])) < total(
+        step_seconds(whole, DEVICES["h100"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("trainer", "strategy"),
+    [
+        ({}, None),
+        ({"strategy": "ddp"}, "ddp"),
+        ({"strategy": "deepspeed_stage_2"}, "zero2"),
+        ({"strategy": "deepspeed_stage_3_offload"}, "zero3_offload"),
+        ({"strategy": {"class_path": "lightning.pytorch.strategies.DeepSpeedStrategy", "init_args": {"stage": 3}}},
+         "zero3"),
+    ],
+)  # fmt: skip
+def test_the_config_s_strategy_is_recognised(trainer: dict[str, Any], strategy: str | None) -> None:
+    assert strategy_of(trainer) == strategy
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--gpus", "8", "--gpu-memory", "80", "--explain"]) == 0
+    out = capsys.readouterr().out
+    assert "ddp*" in out and "weights: params * b = 8.0303e9 * 2 = 16.1 GB" in out
+    folder = make_llama(tmp_path / "only_config")
+    (folder / "model.safetensors").unlink()
+    assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--model.base", str(folder)]) == 0  # no weights needed
+    for bad in (["--gpus", "0"], ["--device", "h1000"], ["--quantisation", "int3"], ["--model.bsae", "x"]):
+        assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", *bad]) == 2
+    assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--model.base", "meta-llama/Llama-9"]) == 2
+    assert all(len(line.splitlines()) == 1 for line in capsys.readouterr().err.strip().splitlines())
+
+
+def test_fit_refuses_what_cannot_fit(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ["fit", "--config", "conf/tiny_math.yaml", "--quiet", "--trainer.max_steps", "1", "--data.batch_size", "16"]
+    run += ["--data.validation_limit", "8", "--data.test_limit", "8", "--run_dir"]
+    monkeypatch.setattr("transformer2.cli.plan.available_bytes", lambda device: 30e6)
+    assert main([*run, str(tmp_path / "a")]) == 2
+    error = capsys.readouterr().err
+    assert "--model.micro_batch_tokens" in error and "--no_preflight" in error and error.count("\n") == 1
+    flags = re.findall(r"(--model\.\w+) (\S+)", error)
+    assert main([*run, str(tmp_path / "b"), *(word for flag in flags for word in flag)]) == 0  # the advice is right
+    assert main([*run, str(tmp_path / "c"), "--no_preflight"]) == 0
+
+
+def test_memory_of_this_machine() -> None:
+    import torch
+
+    available = available_bytes(torch.device("cpu"))
+    assert available is not None and available > 1e8
+
+
+def test_what_cannot_be_planned_is_said() -> None:
+    with pytest.raises(ConfigError, match="SVF and LORA"):
+        job(adapter={"peft_type": "IA3"})
+    with pytest.raises(UserError, match=r"config\.json"):
+        job("nobody/no-model")
+    assert Term("x", "min(a, b) / 2", {"a": 4, "b": 8}).value == 2

@@ -1,0 +1,71 @@
+"""Tasks are found by name and by class path, take options, and say what they are."""
+
+import importlib
+
+import pytest
+
+from transformer2 import tasks
+from transformer2.errors import ConfigError
+from transformer2.tasks import Task
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_every_shipped_task_says_what_it_is(name):
+    task = tasks.get(name)
+    assert task.name == name and task.max_new_tokens > 0 and task.protocol == "clean"
+    assert task.description and "\n" not in task.description and len(task.description) < 100
+    assert "test" in task.splits
+    page = importlib.import_module(f"transformer2.tasks.{name}").__doc__
+    assert "One row:" in page or "Example" in page
+
+
+class Half(Task):
+    name = "half"
+
+    def examples(self, split, data_dir=None):
+        return []
+
+
+class Sized(Half):
+    description = "takes options"
+
+    def __init__(self, size: int = 1):
+        self.size = size
+
+    def verify(self, example, completion):
+        raise NotImplementedError
+
+
+class Anything(Sized):
+    def __init__(self, **options):
+        super().__init__(options["size"])
+
+
+@pytest.mark.parametrize("cls", ["Sized", "Anything"])
+def test_options_reach_the_constructor(cls):
+    assert tasks.get(f"{__name__}.{cls}", size=3).size == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("gsm9k", {}, "unknown task 'gsm9k'; did you mean 'gsm8k'?"),
+        ("gsm8k", {"revison": None}, "task 'gsm8k' has no option 'revison'; did you mean 'revision'?"),
+        ("tiny_math", {"size": 1}, "task 'tiny_math' has no option 'size'; it takes none"),
+        (f"{__name__}.Sized", {"sizes": 1}, "did you mean 'size'?"),
+        (f"{__name__}.Half", {}, "lacks verify, description"),
+        (f"{__name__}.Nobody", {}, "cannot be imported"),
+        ("nowhere.Nobody", {}, "No module named 'nowhere'"),
+        ("json.JSONDecoder", {}, "is no class derived from transformer2.tasks.Task"),
+        ("json.dumps", {}, "is no class derived from transformer2.tasks.Task"),
+    ],
+)
+def test_what_cannot_be_used_is_named_in_one_line(name, options, message):
+    with pytest.raises(ConfigError) as e:
+        tasks.get(name, **options)
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "arc_easy", "arc_challenge"])
+def test_rows_of_the_hub_are_pinned(name):
+    assert len(tasks.get(name).revision) == 40 and tasks.get(name, revision=None).revision is None

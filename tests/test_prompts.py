@@ -1,0 +1,178 @@
+"""One way to build a prompt, for the chat templates of four model families and for tokenizers without one."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from fakes import byte_tokenizer, make_llama
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from toy_task import FirstLetter
+from transformers import PreTrainedTokenizerFast
+
+import transformer2
+from transformer2.callbacks.prompt import PromptEvaluator
+from transformer2.data import ExpertDataModule, UnseenTaskDataModule, collate, render
+from transformer2.errors import DataError
+from transformer2.types import Example
+
+SYSTEM, QUESTION = "Be brief.", "How many legs has a spider?"
+EXAMPLE = Example("t/0", ({"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}), "8")
+BARE = Example("t/1", ({"role": "user", "content": QUESTION},), "8")
+
+LLAMA = (
+    "{% for m in messages %}{{ (bos_token if loop.first else '') + '<|start_header_id|>' + m['role'] "
+    "+ '<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+# v0.3 puts the system text before the last user message and insists on alternating roles.
+MISTRAL = (
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}"
+    "{% else %}{% set turns = messages %}{% endif %}{{ bos_token }}{% for m in turns %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if m['role'] == 'user' %}{% if loop.last and system is defined %}{{ '[INST] ' + system + '\n\n' + m['content'] "
+    "+ '[/INST]' }}{% else %}{{ '[INST] ' + m['content'] + '[/INST]' }}{% endif %}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+QWEN = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    "{% endif %}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' "
+    "+ m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+FAMILIES = {  # template, BOS, EOS, other special tokens, the whole prompt
+    "llama": (
+        *(LLAMA, "<|begin_of_text|>", "<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>"]),
+        f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>"
+        f"<|start_header_id|>user<|end_header_id|>\n\n{QUESTION}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    "mistral": (MISTRAL, "<s>", "</s>", ["[INST]", "[/INST]"], f"<s>[INST] {SYSTEM}\n\n{QUESTION}[/INST]"),
+    "qwen": (
+        *(QWEN, None, "<|im_end|>", ["<|im_start|>"]),
+        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "gemma": (
+        *(GEMMA, "<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"]),
+        f"<bos><start_of_turn>user\n{SYSTEM}\n\n{QUESTION}<end_of_turn>\n<start_of_turn>model\n",
+    ),
+}
+
+
+def tokenizer_of(template, bos, eos, special, ends=False):
+    """A byte tokenizer that, like the family's own, puts a BOS before every text (and, with `ends`, an EOS after)."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [w for w in (bos, eos) if w]
+    vocab = {token: i for i, token in enumerate([*words, *special, *alphabet])}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    single = f"{bos or ''} $A {eos if ends else ''}".strip()
+    inner.post_processor = processors.TemplateProcessing(single=single, special_tokens=[(w, vocab[w]) for w in words])
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=bos, eos_token=eos)
+    fast.add_special_tokens({"additional_special_tokens": special})
+    fast.chat_template = template
+    return fast
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    *parts, expected = FAMILIES[request.param]
+    return tokenizer_of(*parts), expected
+
+
+def test_the_prompt_is_the_family_s_own_with_one_bos(family):
+    tokenizer, expected = family
+    ids = render(tokenizer, EXAMPLE)
+    assert tokenizer.decode(ids) == expected
+    if tokenizer.bos_token_id is not None:
+        assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
+        doubled = tokenizer(expected)["input_ids"]
+        assert doubled.count(tokenizer.bos_token_id) == 2, "the tokenizer would add its own"
+
+
+def test_special_tokens_are_single_ids(family):
+    tokenizer, expected = family
+    ids, specials = render(tokenizer, EXAMPLE), set(tokenizer.all_special_ids)
+    assert sum(i in specials for i in ids) == sum(expected.count(t) for t in tokenizer.all_special_tokens) > 0
+
+
+def test_without_a_system_message_none_is_made_up_by_us(family):
+    tokenizer, _ = family
+    direct = tokenizer.apply_chat_template([dict(m) for m in BARE.messages], tokenize=False, add_generation_prompt=True)
+    assert tokenizer.decode(render(tokenizer, BARE)) == direct and SYSTEM not in direct
+
+
+def test_a_template_that_drops_the_system_role_gets_it_with_the_question():
+    template, *rest, _ = FAMILIES["llama"]
+    silent = template.replace("for m in messages", "for m in messages if m['role'] != 'system'")
+    text = (tokenizer := tokenizer_of(silent, *rest)).decode(render(tokenizer, EXAMPLE))
+    assert f"{SYSTEM}\n\n{QUESTION}<|eot_id|>" in text and "system" not in text
+
+
+def test_a_template_that_refuses_a_plain_question_is_a_user_error():
+    template, *rest, _ = FAMILIES["llama"]
+    tokenizer = tokenizer_of("{{ raise_exception('no') }}" + template, *rest)
+    for example in (EXAMPLE, BARE):
+        with pytest.raises(DataError, match=r"refuses a prompt \(no\)"):
+            render(tokenizer, example)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("bos", ["<s>", None])
+def test_without_a_template_the_contents_are_read_after_one_bos(bos, ends):
+    tokenizer = tokenizer_of(None, bos, "</s>", [], ends)
+    assert tokenizer.decode(render(tokenizer, EXAMPLE)) == f"{bos or ''}{SYSTEM}\n\n{QUESTION}\n\n"
+
+
+def test_a_missing_template_is_refused_unless_chosen(tmp_path):
+    folder = make_llama(tmp_path / "bare")
+    (folder / "chat_template.jinja").unlink()
+    for make in (ExpertDataModule, UnseenTaskDataModule):
+        with pytest.raises(DataError, match=r"no chat template.*data.chat_template: none") as e:
+            make("toy_task.FirstLetter", str(folder)).setup("test")
+        assert "\n" not in str(e.value)
+        make("toy_task.FirstLetter", str(folder), chat_template="none").setup("test")
+
+
+class SameQuestions(FirstLetter):
+    """The same questions in every split."""
+
+    def examples(self, split, data_dir=None):
+        asked = [(EXAMPLE.messages[0], {"role": "user", "content": f"{QUESTION} ({i})"}) for i in range(8)]
+        return [Example(f"same/{split}/{i}", messages, "8") for i, messages in enumerate(asked)]
+
+
+def test_training_and_every_evaluation_read_the_same_ids(llama_folder):
+    name, base = f"{__name__}.SameQuestions", str(llama_folder)
+    data = ExpertDataModule(name, base, batch_size=8)
+    data.setup("fit")
+    data.setup("test")
+    batches = [
+        next(iter(loader)) for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    ]
+    unseen = UnseenTaskDataModule(name, base, few_shot=2)
+    unseen.setup("predict")
+    batches += [unseen.shots(), next(iter(unseen.predict_dataloader()))]
+    tokenizer = byte_tokenizer()
+    for batch in batches:
+        for example, ids, mask in zip(batch.examples, batch.input_ids_BP, batch.attention_mask_BP, strict=True):
+            assert ids[mask.bool()].tolist() == render(tokenizer, example)
+    assert len(unseen.shots()) == 2 and len(unseen.scored()) == 6, "a question that is a shot is not scored"
+    assert PromptEvaluator._choose.__globals__["render"] is render
+    assert PromptEvaluator._choose.__globals__["collate"] is collate
+
+
+def test_chat_templates_are_applied_in_one_place():
+    """No second route can build another prompt, as it does for MBPP in the reference code."""
+    package = Path(transformer2.__file__).parent
+    users = set()
+    for file in [*package.rglob("*.py"), *(package / "callbacks").glob("*.py")]:  # rglob follows no symlink
+        names = {n.attr for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Attribute)}
+        if "apply_chat_template" in names:
+            users.add(file.relative_to(package).as_posix())
+    assert users == {"data/prompts.py"}
