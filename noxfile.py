@@ -44,9 +44,24 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Whole runs: three experts on three seeds each, with the accuracy the README promises."""
+    """Whole runs: experts on three seeds with the accuracy the README promises, and what `proof` checks."""
     install(session, "dev")
-    session.run("pytest", "-n", "2", "-m", "slow", *session.posargs, env=ENV)
+    session.run("pytest", "-n", "2", "--dist", "loadfile", "-m", "slow", *session.posargs, env=ENV)
+
+
+@nox.session
+def proof(session: nox.Session) -> None:
+    """What self-adaptation promises, on experts of three RL seeds: 25 minutes, 10 of them training (PROOF_EXPERTS)."""
+    install(session, "dev")
+    session.run("pytest", "-m", "slow", "-v", "tests/adaptation/test_proof.py", *session.posargs, env=ENV)
+
+
+@nox.session
+def screenshot(session: nox.Session) -> None:
+    """TensorBoard in headless Chromium, as docs/tensorboard.png; says what it needs when there is no Chromium."""
+    install(session)
+    session.install("-c", "constraints.txt", "playwright")
+    session.run("python", "docs/screenshot.py", *session.posargs, env=ENV)
 
 
 @nox.session

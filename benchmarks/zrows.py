@@ -4,8 +4,9 @@
 
 1. 64 requests, 8 for each of 8 experts: one batch under `z_rows`, against eight resident models with merged weights
    that serve 8 requests each.
-2. A population of 32 mixtures scored on 8 prompts each: one batch of 256 rows, against W' = U diag(sigma z) V^T
-   composed for each member (all tuned matrices), which then answers its 8 prompts.
+2. A population of 32 mixtures scored on 8 prompts each: one batch of 256 rows, in the factored form as a search runs
+   it (`score_members`; changing the form is timed too) and in the delta form of mixed requests, against
+   W' = U diag(sigma z) V^T composed for each member (all tuned matrices), which then answers its 8 prompts.
 
 Both sides decode greedily through the same engine; their tokens are asserted to be the same, but for ties in fp32.
 """
@@ -28,7 +29,7 @@ from transformer2.policy import build_policy
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
 from transformer2.svf.config import SVFConfig
-from transformer2.svf.model import set_form, svf_layers
+from transformer2.svf.model import factored_for_choice, svf_layers
 from transformer2.types import PromptBatch
 
 EXPERTS = 8
@@ -108,17 +109,15 @@ def _rows(
     def keeping(name: str, run: Callable[[], list[Tensor]]) -> Callable[[], None]:
         return lambda: answers.update({name: run()})
 
-    def factored() -> list[Tensor]:
-        set_form(policy, "factored")
-        drawn = under_rows(population, weights_BK)
-        set_form(policy, "delta")
-        return drawn
+    def as_a_search_does() -> list[Tensor]:
+        with factored_for_choice(policy):
+            return under_rows(population, weights_BK)
 
     forms: dict[str, Callable[[], list[Tensor]]] = {
         "rows": lambda: under_rows(requests, one_hot_BK),
         "swapping": swapping,
-        "population": lambda: under_rows(population, weights_BK),
-        "population factored": factored,
+        "population": as_a_search_does,
+        "population delta": lambda: under_rows(population, weights_BK),
         "recompose": member_by_member,
     }
     times = interleave({form: keeping(form, run) for form, run in forms.items()}, rounds, warmup=0)
@@ -134,7 +133,7 @@ def _rows(
     return [
         row(f"{served}, swapping / one batch", "rows", "swapping", requests, one_hot_BK, 1.5),
         row(f"{scored}, recompose / one batch", "population", *of_population, POPULATION_GOAL),
-        row(f"{scored}, recompose / one batch, factored", "population factored", *of_population, None),
+        row(f"{scored}, recompose / one batch, delta", "population delta", *of_population, None),
     ]
 
 

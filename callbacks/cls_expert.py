@@ -10,6 +10,7 @@ from transformer2 import tiny
 from transformer2.adaptation.mixture import expert_rows
 from transformer2.adaptation.scoring import Scorer
 from transformer2.callbacks.prompt import PromptEvaluator
+from transformer2.callbacks.two_pass import refuse_missing
 from transformer2.errors import ConfigError
 from transformer2.experts import Expert, read_expert
 
@@ -28,6 +29,8 @@ class ClassifierEvaluator(PromptEvaluator):
 
     def __init__(self, classifier: str | None = None, **options: Any) -> None:
         super().__init__(**options)
+        if classifier is not None:
+            refuse_missing(classifier, "classifier")
         self.classifier = classifier
 
     def helpers(self) -> list[Expert]:

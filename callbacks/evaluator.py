@@ -110,6 +110,19 @@ class AdaptationEvaluator(TwoPass, L.Callback):
                 self.leave(batch, self.scorer.rows(batch, self.choice.weights, self.budget))
             self.finish(trainer)
 
+    @property
+    def state_key(self) -> str:
+        """Evaluators of several tasks may sit in one run."""
+        return f"{type(self).__qualname__}[{self.own_task}]"
+
+    def state_dict(self) -> dict[str, int]:
+        """How many validations there were, so that a resumed run evaluates after the same ones."""
+        return {"validations": self.validations}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from a checkpoint."""
+        self.validations = state_dict["validations"]
+
     def on_exception(self, *args: Any) -> None:
         """Take the adapters out again."""
         self.abort()

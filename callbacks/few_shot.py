@@ -1,16 +1,21 @@
-"""Few-shot adaptation as a callback: `transformer2 adapt --strategy cem`, or inside `fit`."""
+"""Few-shot adaptation as a callback: `transformer2 adapt --strategy cem`, or inside `fit`.
+
+Under the `clean` protocol the answer is where the search ends; under `paper` it is the iteration that scores best on
+the scored rows, as in the reference code, and the report says so.
+"""
 
 from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar, Literal
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from transformer2.adaptation.few_shot import Budget, run_search
@@ -59,6 +64,7 @@ class FewShotEvaluator(AdaptationEvaluator):
     """
 
     strategy: ClassVar[str] = "cem"
+    picture: ClassVar[str] = "cem/alpha"
 
     def __init__(
         self,
@@ -122,9 +128,32 @@ class FewShotEvaluator(AdaptationEvaluator):
                 self.bar.update()
                 if self.signal_name:
                     raise SearchInterrupted(self.signal_name)
-        found = self.search.best if self.answer == "best" else None
-        self.alpha_D = self.search.mean if found is None else found
+        ends_GD = torch.tensor([self._end(entry) for entry in self.trace])
+        self.selection: dict[str, Any] = {}
+        if self.data.protocol == "paper":
+            self._select_on_scored_rows(ends_GD)
+        self.alpha_D = ends_GD[self.selection.get("iteration", len(ends_GD)) - 1]
         self.weights_L1K = self.mixture.weights(self.alpha_D[None])
+
+    def _end(self, entry: Mapping[str, Any]) -> list[float]:
+        """Where the search would have ended after a generation."""
+        best = entry["best"] if self.answer == "best" else None
+        return list(entry["answer"] if best is None else best)
+
+    def _select_on_scored_rows(self, ends_GD: Tensor) -> None:
+        """Protocol `paper`: the iteration that scores best on the very rows that are reported (reference code).
+
+        The score that is reported is then the largest of G noisy ones; `clean` takes the last iteration unseen.
+        """
+        right = [0] * len(ends_GD)
+        for batch in self.data.predict_dataloader():
+            batch = batch.to(self.device)
+            for g, weights_L1K in enumerate(self.mixture.weights(ends_GD).split(1, dim=1)):
+                right[g] += sum(v.correct for v in self._verify(self.scorer.rows(batch, weights_L1K, self.budget)))
+        totals = [sum(column) for column in zip(*self.gather(right), strict=True)]
+        scores = [total / len(self.data.scored()) for total in totals]
+        first = scores.index(max(scores))
+        self.selection = {"iteration": first + 1, "scores": scores}
 
     def adapt_to_batch(self, batch: PromptBatch) -> Choice:
         """The same z for every row."""
@@ -132,7 +161,10 @@ class FewShotEvaluator(AdaptationEvaluator):
 
     def facts(self) -> dict[str, Any]:
         """Alpha and what it cost."""
-        details = {"rejected": self.search.rejected, "best_on_shots": self.search.best_score, "answer": self.answer}
+        details: dict[str, Any] = {"rejected": self.search.rejected, "best_on_shots": self.search.best_score}
+        details["answer"] = self.answer
+        if self.selection:
+            details["selected_on_scored_rows"] = self.selection
         settings = {"search": self.kind, **self.search_options, **self.mixture_options}
         return {
             "alpha": self._alpha(),
@@ -140,10 +172,10 @@ class FewShotEvaluator(AdaptationEvaluator):
             "details": {**details, "settings": settings},
         }
 
-    def figures(self) -> dict[str, Any]:
+    def figure(self) -> Any:
         """Alpha over the generations and by group."""
         last = {"mean": self.alpha_D.tolist(), "std": self.search.std.tolist(), "score": self.search.best_score}
-        return {"cem/alpha": alpha_figure(self.mixture.members, self.mixture.groups, [*self.trace, last])}
+        return alpha_figure(self.mixture.members, self.mixture.groups, [*self.trace, last])
 
     def _alpha(self) -> dict[str, Any]:
         """Member -> alpha, or group -> member -> alpha."""

@@ -36,6 +36,7 @@ class PromptEvaluator(AdaptationEvaluator):
     """
 
     strategy: ClassVar[str] = "prompt"
+    picture: ClassVar[str] = "dispatch/confusion"
 
     def __init__(
         self,
@@ -90,14 +91,14 @@ class PromptEvaluator(AdaptationEvaluator):
             details |= {"dispatch": self.measured.scores(), "confusion": self.measured.table()}
         return {"details": details}
 
-    def figures(self) -> dict[str, Any]:
+    def figure(self) -> Any:
         """The confusion of labelled requests, and what the scored task was taken for."""
         table = {} if self.measured is None else self.measured.table()
         table[self.data.task.name] = self._chosen()
         columns = [*self.dispatcher.categories, UNPARSED]
         if not any(UNPARSED in row for row in table.values()):
             columns.remove(UNPARSED)
-        return {"dispatch/confusion": confusion_figure(table, columns, f"dispatch by {self.strategy}")}
+        return confusion_figure(table, columns, f"dispatch by {self.strategy}")
 
     def _chosen(self) -> dict[str, int]:
         return dict(Counter(r["choice"] for r in self.records))

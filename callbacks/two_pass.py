@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,8 +73,11 @@ class TwoPass:
     """
 
     strategy: ClassVar[str] = "base"
+    picture: ClassVar[str] = ""  # TensorBoard tag of its figure
 
     def __init__(self, experts: list[str] | None, controls: bool, max_rows: int | None, seed: int) -> None:
+        for folder in experts or []:
+            refuse_missing(folder, "experts")
         self.experts_from, self.controls, self.max_rows, self.seed = experts, controls, max_rows, seed
         self.folder: Path | None = None
         self.progress = False
@@ -95,9 +99,8 @@ class TwoPass:
         """Fields of the report that the strategy knows (`alpha`, `evaluations`, `details`)."""
         return {}
 
-    def figures(self) -> dict[str, Any]:
-        """TensorBoard tag -> matplotlib figure; kept as figures/<last part of the tag>.png."""
-        return {}
+    def figure(self) -> Any:
+        """A matplotlib figure, where there is a `picture`; kept as figures/<last part of its tag>.png."""
 
     # ------------------------------------------------------------------ the evaluation
 
@@ -223,19 +226,26 @@ class TwoPass:
         return {"strategy": self.strategy, "experts": [e.name for e in self.experts], "few_shot": shots}
 
     def _write(self, trainer: L.Trainer, report: Report) -> None:
-        figures = self.figures()
+        figure = self.figure()
         if self.folder is not None:
             write_report(self.folder, report, self.records)
-            for tag, figure in figures.items():
-                save_figure(figure, self.folder / "figures" / f"{tag.rpartition('/')[2]}.png")
+            if figure is not None:
+                save_figure(figure, self.folder / "figures" / f"{self.picture.rpartition('/')[2]}.png")
         if trainer.logger is None:
             return
+        group = self._tag(trainer, f"adapt/{self.strategy}")
         scores = {"accuracy": report.result.accuracy, "accuracy_se": report.result.se, **report.seconds}
-        metrics = {f"adapt/{self.strategy}/{name}": float(value) for name, value in scores.items()}
+        metrics = {f"{group}/{name}": float(value) for name, value in scores.items()}
         trainer.logger.log_metrics(metrics, step=trainer.global_step)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            for tag, figure in figures.items():
-                trainer.logger.experiment.add_figure(tag, figure, trainer.global_step)
+        if figure is not None and isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.add_figure(self._tag(trainer, self.picture), figure, trainer.global_step)
+
+    def _tag(self, trainer: L.Trainer, tag: str) -> str:
+        """The tag, with strategy and task at its end where an evaluator before this one in the run has it already."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it at run time
+        before = takewhile(lambda c: c is not self, callbacks)
+        taken = {t for c in before if isinstance(c, TwoPass) for t in (f"adapt/{c.strategy}", c.picture)}
+        return f"{tag}_{self.strategy}_{self.data.task.name}" if tag in taken else tag
 
     # ------------------------------------------------------------------ helpers
 
@@ -258,3 +268,9 @@ class TwoPass:
             return run()
         finally:
             self.seconds[part] += time.perf_counter() - start
+
+
+def refuse_missing(folder: str, key: str) -> None:
+    """Say at once, not after the model has been loaded, that an expert is not there."""
+    if not Path(folder).expanduser().is_dir():
+        raise ConfigError(f"adapt.{key}: {folder} is no folder here; train that expert with fit, or name its folder")

@@ -15,6 +15,8 @@ from transformer2.experts import load_experts
 from transformer2.module import SVFReinforceModule
 from transformer2.policy import reference
 from transformer2.rollout.base import Sampling
+from transformer2.svf.model import set_form
+from transformer2.svf.rows import z_rows
 from transformer2.types import Example
 
 THREE = Dispatcher(("math", "code", "cooking"), ("counting things", "short programs", "recipes"))
@@ -83,6 +85,62 @@ def test_the_constrained_pass_takes_the_likeliest_category(world):
         written, said = first_pass(THREE, scorer, prompts, base_row(3))
     assert choices == [max(range(4), key=logs.__getitem__)] * 2 and texts == [THREE.categories[choices[0]]] * 2
     assert written == [None, None] and len(said) == 2  # random weights write no category
+
+
+def test_the_generated_prompt_reaches_a_model_and_its_written_answer_is_followed(world, monkeypatch):
+    """From the experts' names to the model's tokens to a z: random weights never write a category, so one is forced."""
+    module, _ = world
+    asked = []
+
+    def answer(self, prompts, weights_LBK, max_new_tokens):
+        asked.extend(self.tokenizer.batch_decode(prompts.input_ids_BP))
+        return RowsSaid(("code.", "cooking", "no idea"))
+
+    questions = [THREE.question(EXAMPLE)] * 3
+    prompts = collate(questions, [render(module.engine.tokenizer, q) for q in questions], 0)
+    monkeypatch.setattr(Scorer, "rows", answer)
+    choices, texts = first_pass(THREE, Scorer(module.policy, [], module.engine, module.head), prompts, base_row(3))
+    assert choices == [1, 2, None] and texts == ["code.", "cooking", "no idea"]
+    for part in ("- cooking: recipes", "2 + 2?", "<|start_header_id|>assistant"):
+        assert part in asked[0]
+    assert THREE.weights(choices).argmax(-1).tolist() == [1, 2, 3]
+
+
+class RowsSaid:
+    """Rollouts, as far as a first pass reads them."""
+
+    def __init__(self, completions):
+        self.completions = completions
+
+
+@pytest.mark.parametrize("form", ["delta", "merged"])
+def test_a_row_sent_to_the_base_has_the_base_s_logits_bit_for_bit(world, form):
+    """What is reported never runs factored, and beside whatever other rows "other" is the base exactly."""
+    module, experts = world
+    prompts = collate([EXAMPLE] * 3, [render(module.engine.tokenizer, EXAMPLE)] * 3, 0)
+    set_form(module.policy, form)
+    with torch.no_grad(), members(module.policy, experts) as names:
+        with z_rows(module.policy, THREE.weights([0, 3, None]), names, mix="raw"):
+            mixed = module.policy(prompts.input_ids_BP, attention_mask=prompts.attention_mask_BP).logits
+        with reference(module.policy):
+            base = module.policy(prompts.input_ids_BP, attention_mask=prompts.attention_mask_BP).logits
+    set_form(module.policy, "delta")
+    assert torch.equal(mixed[1:], base[1:]) and not torch.allclose(mixed[0], base[0], atol=1e-2)
+
+
+def test_the_number_of_forward_passes_does_not_depend_on_what_is_chosen(world):
+    module, experts = world
+    prompts = collate([EXAMPLE] * 4, [render(module.engine.tokenizer, EXAMPLE)] * 4, 0)
+    counts = []
+    hook = module.policy.register_forward_hook(lambda *args: counts.__setitem__(-1, counts[-1] + 1))
+    with torch.no_grad(), members(module.policy, experts) as names:
+        scorer = Scorer(module.policy, names, module.engine, module.head)
+        scorer.engine.eos_ids = [len(module.engine.tokenizer)]  # no completion ends early
+        for choices in ([3] * 4, [0] * 4, [0, 1, 2, None]):
+            counts.append(0)
+            scorer.rows(prompts, THREE.weights(choices), 6)
+    hook.remove()
+    assert counts == [6, 6, 6]
 
 
 def test_rows_sent_to_the_base_are_the_base(world):

@@ -71,11 +71,27 @@ def test_training_is_bit_equal_with_and_without(world, tmp_path):
     events = EventAccumulator(str(file), size_guidance={"images": 0}).Reload()
     scalars, images = events.Tags()["scalars"], events.Tags()["images"]
     for strategy in ("cem", "prompt", "cls", "base"):
-        assert {f"adapt/{strategy}/{name}" for name in ("accuracy", "accuracy_se", "second_pass")} <= set(scalars)
+        names = ("accuracy", "accuracy_se", "first_pass", "second_pass")
+        assert {f"adapt/{strategy}/{name}" for name in names} <= set(scalars)
     assert [e.step for e in events.Scalars("adapt/cem/accuracy")] == [2]
-    assert {"cem/alpha", "dispatch/confusion"} <= set(images)
+    # prompt comes first and has the plain tag
+    assert set(images) == {"cem/alpha", "dispatch/confusion", "dispatch/confusion_cls_first_letter"}
     left, right = (sorted(p.name for p in (tmp_path / w / "expert").iterdir()) for w in ("with", "without"))
     assert left == right
+
+
+def test_several_tasks_in_one_fit_and_a_resumed_count(world, tmp_path):
+    base, experts = world
+    options = {"experts": experts, "few_shot": 2, "test_limit": 2, "controls": False}
+    evaluators = [AdaptationEvaluator(task=task, **options) for task in (TASK, "toy_task.Broken")]
+    fit(base, tmp_path, evaluators)
+    (file,) = tmp_path.glob("events*")
+    scalars = EventAccumulator(str(file)).Reload().Tags()["scalars"]
+    assert {"adapt/base/accuracy", "adapt/base_base_first_letter/accuracy"} <= set(scalars)
+    assert evaluators[0].state_key != evaluators[1].state_key
+    again = AdaptationEvaluator(task=TASK, every_n_epochs=2, **options)
+    again.load_state_dict(evaluators[0].state_dict())
+    assert again.validations == 3
 
 
 def test_shots_and_scored_rows_are_disjoint():

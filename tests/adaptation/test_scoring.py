@@ -8,6 +8,7 @@ from fake_experts import ALL, make_experts
 from fakes import make_llama
 from toy_task import FirstLetter
 
+from transformer2 import tasks, tiny
 from transformer2.adaptation.few_shot import Budget, run_search, score_members
 from transformer2.adaptation.members import matrices, members
 from transformer2.adaptation.mixture import Mixture, base_row, constant_rows, expert_rows
@@ -15,10 +16,12 @@ from transformer2.adaptation.scoring import Scorer
 from transformer2.adaptation.search import CEM
 from transformer2.data import collate, render
 from transformer2.errors import ConfigError
-from transformer2.experts import load_experts
+from transformer2.experts import load_experts, save_expert
 from transformer2.module import SVFReinforceModule
-from transformer2.policy import export_merged, load_base, load_expert, reference
+from transformer2.policy import build_policy, export_merged, load_base, load_expert, reference
 from transformer2.rollout.base import Sampling
+from transformer2.svf.model import factored_for_choice, svf_layers
+from transformer2.tiny import words
 
 TASK = FirstLetter()
 GREEDY = Sampling(temperature=0.0, max_new_tokens=8)
@@ -71,6 +74,23 @@ def test_an_expert_s_row_is_the_expert_alone_and_merged(module, scorer, experts,
     assert module.engine.generate(merged, prompts, GREEDY, 0).completions == rows.completions
 
 
+@pytest.mark.parametrize(
+    ("granularity", "mix", "base_member"),
+    [("kind", "normalised", True), ("layer", "delta", False), ("matrix", "raw", False), ("matrix", "raw", True)],
+)
+def test_the_adapted_expert_answers_as_the_mixture_that_was_scored(
+    module, scorer, experts, prompts, tmp_path, granularity, mix, base_member
+):
+    mixture = Mixture(matrices(scorer.policy), ["math", "code", "reasoning"], granularity, mix, base_member)
+    alpha_D = torch.rand(mixture.dim, generator=torch.Generator().manual_seed(5))
+    scored = scorer.rows(prompts, mixture.weights(alpha_D[None]), 8).completions
+    folder = save_expert(mixture.expert(alpha_D, experts, "adapted"), tmp_path / "adapted")
+    alone = SVFReinforceModule(module.hparams["base"], adapter=ALL, dtype="float32")
+    alone.configure_model()
+    load_expert(alone.policy, folder)
+    assert alone.engine.generate(alone.policy, prompts, GREEDY, 0).completions == scored
+
+
 @pytest.mark.parametrize("max_rows", [None, 4])
 def test_a_population_in_one_batch_is_member_by_member(scorer, prompts, max_rows):
     scorer.engine.max_rows = max_rows
@@ -82,6 +102,50 @@ def test_a_population_in_one_batch_is_member_by_member(scorer, prompts, max_rows
         assert scorer.rows(prompts, weights_LMK[:, m : m + 1], 8).completions == together[m].completions
     alone_M = torch.cat([scorer.mean_log_likelihood(prompts, weights_LMK[:, m : m + 1]) for m in range(6)])
     torch.testing.assert_close(ties_M, alone_M, rtol=1e-4, atol=1e-4)
+
+
+def test_a_search_scores_in_the_factored_form_what_the_delta_form_answers(scorer, prompts):
+    mixture = Mixture(matrices(scorer.policy), ["math", "code", "reasoning"])
+    weights_LMK = mixture.weights(CEM(mixture.dim, population=6, mean=1 / 3).ask())
+    forms = []
+    answers = [r.completions for r in scorer.answers(prompts, weights_LMK, 8)]
+    ties_M = scorer.mean_log_likelihood(prompts, weights_LMK)
+    with factored_for_choice(scorer.policy):
+        forms += [layer.form for _, layer in svf_layers(scorer.policy)]
+        assert [r.completions for r in scorer.answers(prompts, weights_LMK, 8)] == answers
+        torch.testing.assert_close(scorer.mean_log_likelihood(prompts, weights_LMK), ties_M, rtol=1e-4, atol=1e-4)
+    assert set(forms) == {"factored"}
+    assert {layer.form for _, layer in svf_layers(scorer.policy)} == {"delta"}
+    assert not [n for n, _ in scorer.policy.named_parameters() if "svf_factor" in n]
+
+
+def test_half_precision_is_never_scored_factored(module):
+    half = build_policy(load_base(module.hparams["base"], "bfloat16"), ALL)
+    with factored_for_choice(half):
+        assert {layer.form for _, layer in svf_layers(half)} == {"delta"}
+
+
+def test_a_mixed_batch_of_shipped_experts_answers_as_each_row_alone():
+    """The embedded model, its three experts, the classification expert, the base: five rows of one batch, fp32."""
+    module = SVFReinforceModule("tiny", adapter=ALL)
+    module.configure_model()
+    names = (*tiny.EXPERTS, tiny.CLASSIFIER)
+    shipped = load_experts([tiny.expert_path(name) for name in names])
+    examples = [tasks.get(f"tiny_{name}").examples("test")[i] for i in range(3) for name in (*names, "code_math")]
+    ids = [render(module.engine.tokenizer, e) for e in examples]
+    prompts = collate(examples, ids, module.engine.pad_id)
+    weights_BK = torch.eye(5).repeat(3, 1)
+    with torch.no_grad(), members(module.policy, shipped) as adapters:
+        scorer = Scorer(module.policy, adapters, module.engine, module.head)
+        mixed = scorer.rows(prompts, weights_BK, 24)
+        for b, example in enumerate(examples):
+            one = scorer.rows(collate([example], [ids[b]], module.engine.pad_id), weights_BK[b : b + 1], 24)
+            length = int(one.completion_mask_BC.sum())
+            assert int(mixed.completion_mask_BC[b].sum()) == length
+            assert torch.equal(mixed.completion_ids_BC[b, :length], one.completion_ids_BC[0])
+        with reference(module.policy):
+            base = module.engine.generate(module.policy, prompts, Sampling(0.0, max_new_tokens=24), 0)
+    assert base.completions[4::5] == mixed.completions[4::5] and set(mixed.completions[3::5]) <= {*words.LABELS}
 
 
 def test_likelihood_is_the_model_s_own(module, scorer, prompts):

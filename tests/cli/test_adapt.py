@@ -137,6 +137,52 @@ def test_settings(adapt, tmp_path, more):
         assert set(report["alpha"]) >= {"mlp.up_proj"} and "base" in report["alpha"]["mlp.up_proj"]
 
 
+def test_protocol_paper_chooses_the_iteration_on_the_scored_rows_and_says_so(adapt, tmp_path, capsys):
+    more = ["--adapt.generations", "6", "--adapt.std", "0.6", "--adapt.controls", "false"]
+    assert adapt(tmp_path / "paper", "--data.protocol", "paper", *more) == 0
+    report = report_of(tmp_path / "paper")
+    shots, records = report["details"]["few_shot"], (tmp_path / "paper" / "records.jsonl").read_text()
+    assert report["protocol"] == "paper" and all("/test/" in shot and f'"{shot}"' not in records for shot in shots)
+    chosen = report["details"]["selected_on_scored_rows"]
+    assert len(chosen["scores"]) == 6 > chosen["iteration"] and len(set(chosen["scores"])) > 1
+    assert report["result"]["accuracy"] == max(chosen["scores"])
+    assert chosen["iteration"] == 1 + chosen["scores"].index(max(chosen["scores"]))
+    trace = json.loads((tmp_path / "paper" / "search.json").read_text())["trace"]
+    ends = trace[chosen["iteration"] - 1]["answer"]
+    assert list(report["alpha"].values()) == [round(a, 4) for a in ends]
+    assert "was chosen on the scored rows" in capsys.readouterr().out
+
+
+def test_the_clean_protocol_ends_where_the_search_ends(run):
+    trace = json.loads((run / "search.json").read_text())["trace"]
+    assert list(report_of(run)["alpha"].values()) == [round(a, 4) for a in trace[-1]["answer"]]
+    assert "selected_on_scored_rows" not in report_of(run)["details"]
+
+
+def test_the_answer_may_be_the_best_member(adapt, tmp_path):
+    more = ["--adapt.answer", "best", "--adapt.elite_ratio", "0.5", "--adapt.controls", "false"]
+    assert adapt(tmp_path / "best", *more) == 0
+    report, state = report_of(tmp_path / "best"), json.loads((tmp_path / "best" / "search.json").read_text())
+    assert list(report["alpha"].values()) == [round(a, 4) for a in state["search"]["best"]]
+    assert state["trace"][-1]["answer"] != state["search"]["best"] and report["details"]["answer"] == "best"
+
+
+def test_a_config_may_hold_the_settings_of_every_strategy(adapt, world, tmp_path):
+    config = tmp_path / "all.yaml"
+    config.write_text(f"adapt: {{population: 4, first_pass: constrained, classifier: {world[1][1]}}}\n")
+    assert adapt(tmp_path / "p", "--strategy", "prompt", "--config", str(config), "--adapt.controls", "false") == 0
+    details = report_of(tmp_path / "p")["details"]
+    assert details["first_pass"] == "constrained" and "dispatch" not in details  # random weights, no labelled requests
+
+
+def test_missing_experts_of_a_shipped_config_are_named_before_a_model_is_loaded(tmp_path, capfd):
+    flags = ["--data.task", "gsm8k", "--model.base", "/no/model", "--run_dir", str(tmp_path / "run"), "--quiet"]
+    for config in ("math", "humaneval", "arc_challenge"):
+        assert main(["adapt", "--config", f"conf/adapt_llama8b_{config}.yaml", *flags]) == 2
+        error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("transformer2:")]
+        assert len(error) == 1 and "adapt.experts: runs/math/expert is no folder here" in error[0]
+
+
 def test_dispatch_by_prompt_and_by_classifier(adapt, world, tmp_path):
     flags = ["--adapt.classifier", world[1][1], "--adapt.first_pass", "constrained"]
     assert adapt(tmp_path / "cls", "--strategy", "cls", *flags) == 0
@@ -176,6 +222,10 @@ def test_without_a_config_all_three_on_the_embedded_model(tmp_path, capsys):
         "prompt_confusion.png",
         "cls_confusion.png",
     }
+    for name, picture in (("cem", "cem/alpha"), ("prompt", "dispatch/confusion"), ("cls", "dispatch/confusion")):
+        (events,) = (tmp_path / "run" / name).glob("events*")
+        tags = EventAccumulator(str(events)).Reload().Tags()
+        assert tags["images"] == [picture] and f"adapt/{name}/second_pass" in tags["scalars"]
     assert main(["report", str(tmp_path / "run")]) == 0 and "dispatch, without other" in capsys.readouterr().out
     before = report_of(tmp_path / "run")
     assert main(["adapt", "--resume", str(tmp_path / "run"), "--quiet"]) == 0

@@ -2,7 +2,8 @@
 
     score of a member = share of right answers on the shots; ties by the mean log-likelihood of the right answers
 
-Departures from the reference code: a generation is scored in one batch with one z per row; ties are broken by the
+Departures from the reference code: a generation is scored in one batch with one z per row (in the factored form where
+that is exact to fp32 rounding: a score here chooses, it is not reported); ties are broken by the
 likelihood of the given right answers, which exist for every member, not of the member's own right samples; the budget
 is a limit on members, generations or minutes, whichever comes first.
 """
@@ -22,6 +23,7 @@ from transformer2.adaptation.mixture import Mixture
 from transformer2.adaptation.scoring import Scorer
 from transformer2.adaptation.search import Search
 from transformer2.errors import ConfigError
+from transformer2.svf.model import factored_for_choice
 from transformer2.tasks import Task
 from transformer2.types import PromptBatch
 from transformer2.verifiers import verify_all
@@ -64,7 +66,8 @@ def run_search(search: Search, mixture: Mixture, scores: Scores, budget: Budget)
     """Generation by generation until the budget is spent; between two of them everything is in `search`.
 
     Yields:
-        After each generation: `mean` and `std` before it (what was tried), and `score`, the best one so far.
+        After each generation: `mean` and `std` before it (what was tried), and after it `score` and `best`, the best
+        score and member so far, and `answer`, the mean that the search would end with.
     """
     start = time.monotonic()
     while search.generation < budget.total(search.population):
@@ -72,7 +75,8 @@ def run_search(search: Search, mixture: Mixture, scores: Scores, budget: Budget)
             return
         tried = {"mean": search.mean.tolist(), "std": search.std.tolist()}
         search.tell(*_finite_only(mixture.weights(search.ask()), scores))
-        yield {**tried, "score": search.best_score}
+        best = None if search.best is None else search.best.tolist()
+        yield {**tried, "score": search.best_score, "best": best, "answer": search.mean.tolist()}
 
 
 def _finite_only(weights_LNK: Tensor, scores: Scores) -> tuple[list[float], list[float]]:
@@ -103,8 +107,11 @@ def score_members(
         max_new_tokens: Completion budget.
         weights_LNK: (L, N, K + 1), or (N, K + 1).
     """
+    with factored_for_choice(scorer.policy):
+        answers = scorer.answers(shots, weights_LNK, max_new_tokens)
+        ties = scorer.mean_log_likelihood(shots, weights_LNK).tolist()
     shares = []
-    for rollouts in scorer.answers(shots, weights_LNK, max_new_tokens):
+    for rollouts in answers:
         judged = [v for v in verify_all(task, rollouts.examples, rollouts.completions) if v.reward is not None]
         shares.append(sum(v.correct for v in judged) / len(judged) if judged else math.nan)
-    return shares, scorer.mean_log_likelihood(shots, weights_LNK).tolist()
+    return shares, ties

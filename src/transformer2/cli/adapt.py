@@ -83,13 +83,16 @@ def adapt(args: Sequence[str]) -> int:
 
     quiet = "quiet" in flags.switches
     quieten(quiet)
-    return _run(config, list(STRATEGIES) if strategy == "all" else [strategy], folder, quiet, start)
+    strategies = list(STRATEGIES) if strategy == "all" else [strategy]
+    _check_keys(strategies, config, [key for key, _ in flags.overrides])
+    return _run(config, strategies, folder, quiet, start)
 
 
 def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet: bool, start: float) -> int:
     from transformer2.callbacks.few_shot import SearchInterrupted
     from transformer2.cli.experiment import Experiment
     from transformer2.data import UnseenTaskDataModule
+    from transformer2.report.adaptation import adaptation_table
 
     settings = dict(config.pop("adapt", None) or {})
     del config["strategy"]
@@ -114,13 +117,15 @@ def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet:
     if experiment.trainer.is_global_zero:
         if len(ours) > 1:
             _together(folder, ours)
+        print(adaptation_table({c.strategy: c.report for c in ours if c.report is not None}))
         print(f"  kept in {folder}, {time.perf_counter() - start:.0f} s after the command")
     return 0
 
 
 def _one(experiment: Experiment, evaluator: AdaptationEvaluator, ours: Sequence[AdaptationEvaluator]) -> None:
     """Run one strategy, unless an interrupted run has its report already."""
-    from transformer2.report.adaptation import adaptation_table
+    from lightning.pytorch.loggers import TensorBoardLogger
+
     from transformer2.report.table import read_report
 
     assert evaluator.folder is not None
@@ -130,13 +135,13 @@ def _one(experiment: Experiment, evaluator: AdaptationEvaluator, ours: Sequence[
         trainer: Any = experiment.trainer
         everything = list(trainer.callbacks)
         trainer.callbacks = [c for c in everything if c is evaluator or c not in ours]
+        if len(ours) > 1 and isinstance(trainer.logger, TensorBoardLogger):
+            # A run of TensorBoard for each strategy: they share tags.
+            trainer.logger = TensorBoardLogger(evaluator.folder, name="", version="")
         try:
             trainer.predict(experiment.module, experiment.data, return_predictions=False)
         finally:
             trainer.callbacks = everything
-    if experiment.trainer.is_global_zero:
-        assert evaluator.report is not None
-        print(adaptation_table(evaluator.strategy, evaluator.report))
 
 
 def _together(folder: Path, ours: Sequence[AdaptationEvaluator]) -> None:
@@ -164,29 +169,36 @@ def _base_class() -> type[AdaptationEvaluator]:
     return AdaptationEvaluator
 
 
-def _evaluators(strategies: Sequence[str], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One callback a strategy, as config entries, each with the settings that it takes.
+def _settings_of(strategy: str) -> set[str]:
+    """The keys under `adapt` that a strategy takes."""
+    import importlib
+
+    module, _, name = STRATEGIES[strategy].rpartition(".")
+    mro = getattr(importlib.import_module(module), name).__mro__
+    parameters = {p for cls in mro if "__init__" in vars(cls) for p in inspect.signature(cls).parameters}
+    in_fit = {"task", "task_options", "data_dir", "few_shot", "test_limit", "every_n_epochs"}  # the datamodule has them
+    return parameters - in_fit - {"options", "args", "kwargs"}
+
+
+def _check_keys(strategies: Sequence[str], config: Mapping[str, Any], flags: Sequence[str]) -> None:
+    """A config may hold the settings of every strategy; a flag must be of one that runs.
 
     Raises:
         ConfigError: A key that none of them takes, with the nearest one.
     """
-    import importlib
+    flagged = [key.split(".")[1] for key in flags if key.startswith("adapt.")]
+    for keys, takers in ((config.get("adapt") or {}, STRATEGIES), (flagged, strategies)):
+        known = sorted(set().union(*(_settings_of(s) for s in takers)))
+        for key in keys:
+            if key not in known:
+                near = get_close_matches(key, known, n=1, cutoff=0.0)[0]
+                raise ConfigError(f"unknown config key adapt.{key}; did you mean adapt.{near}?")
 
-    known = {}
-    for strategy in strategies:
-        module, _, name = STRATEGIES[strategy].rpartition(".")
-        mro = getattr(importlib.import_module(module), name).__mro__
-        parameters = [p for cls in mro if "__init__" in vars(cls) for p in inspect.signature(cls).parameters]
-        known[strategy] = set(parameters) - {"options", "args", "kwargs"}
-        # Inside fit only; here the datamodule has the task.
-        known[strategy] -= {"task", "task_options", "data_dir", "few_shot", "test_limit", "every_n_epochs"}
-    everything = sorted(set().union(*known.values()))
-    for key in settings:
-        if key not in everything:
-            near = get_close_matches(key, everything, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"unknown config key adapt.{key}; did you mean adapt.{near}?")
+
+def _evaluators(strategies: Sequence[str], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One callback a strategy, as config entries, each with the settings that it takes."""
     return [
-        {"class_path": STRATEGIES[s], "init_args": {k: v for k, v in settings.items() if k in known[s]}}
+        {"class_path": STRATEGIES[s], "init_args": {k: v for k, v in settings.items() if k in _settings_of(s)}}
         for s in strategies
     ]
 

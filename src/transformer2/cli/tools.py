@@ -145,12 +145,12 @@ def report(args: Sequence[str]) -> int:
     runs = list(_until_flag(args))
     out = parse_flags(args[len(runs) :], ("out",), (), ()).options.get("out")
 
-    from transformer2.report.adaptation import adaptation_tables
+    from transformer2.report.adaptation import table_of_run
     from transformer2.report.curve import draw_curve
     from transformer2.report.table import read_report, text_table
 
     for run in map(Path, runs):
-        if tables := adaptation_tables(run):
+        if tables := table_of_run(run):
             print(tables)
             continue
         picture = draw_curve(run, Path(out) if out else run / "figures" / "curve.png")

@@ -10,42 +10,56 @@ from typing import Any
 from transformer2.report.table import dispatch_lines, read_report
 from transformer2.types import Report
 
-__all__ = ["adaptation_table", "adaptation_tables", "alpha_figure", "confusion_figure", "save_figure"]
+__all__ = ["adaptation_table", "alpha_figure", "confusion_figure", "save_figure", "table_of_run"]
 
 
-def adaptation_tables(run: Path) -> str:
-    """The tables of a finished `adapt` run, one per strategy; empty for another run or an unfinished one."""
+def table_of_run(run: Path) -> str:
+    """The table of a finished `adapt` run; empty for another run or an unfinished one."""
     try:
         content = json.loads((run / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
     if "strategies" in content:
-        return "\n".join(adaptation_table(name, read_report(run / name)) for name in content["strategies"])
+        return adaptation_table({name: read_report(run / name) for name in content["strategies"]})
     strategy = content.get("details", {}).get("strategy")
-    return adaptation_table(strategy, read_report(run)) if strategy else ""
+    return adaptation_table({strategy: read_report(run)}) if strategy else ""
 
 
-def adaptation_table(strategy: str, report: Report) -> str:
-    """The result beside its controls, with standard errors and the paired test against the base."""
-    rows = [("base", report.base), *report.controls.items(), (strategy, report.result)]
-    width = max(len(name) for name, _ in rows)
-    seeds = ", ".join(map(str, report.seeds))
-    lines = [f"{report.task}   n = {report.n}, protocol {report.protocol}, seed {seeds}"]
-    lines += [f"  {name:<{width}} {score!s:>16}" for name, score in rows]
-    gain = 100 * (report.result.accuracy - report.base.accuracy)
-    lines.append(f"  {'gain':<{width}} {gain:>+6.1f} points   p = {report.paired_p:.2g} (exact McNemar against base)")
-    if report.alpha:
-        parts = [f"{name} {_number(value)}" for name, value in report.alpha.items()]
-        lines.append("  alpha: " + ", ".join(parts[:8]) + (f", ... ({len(parts)} groups)" if len(parts) > 8 else ""))
-    if chosen := report.details.get("chosen"):
-        lines.append("  chosen: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in chosen.items()))
-    lines += dispatch_lines(report)
+def adaptation_table(reports: Mapping[str, Report]) -> str:
+    """Strategies beside base and controls, on the same rows: standard errors, and the paired test against the base."""
+    first = next(iter(reports.values()))
+    width = max(map(len, ("base", *first.controls, *reports)))
+    seeds = ", ".join(map(str, first.seeds))
+    lines = [f"{first.task}   n = {first.n}, protocol {first.protocol}, seed {seeds}"]
+    lines += [f"  {name:<{width}} {score!s:>14}" for name, score in (("base", first.base), *first.controls.items())]
+    for name, report in reports.items():
+        gain = 100 * (report.result.accuracy - report.base.accuracy)
+        test = f"{gain:+.1f} points on base, p = {report.paired_p:.2g} (exact McNemar)"
+        lines.append(f"  {name:<{width}} {report.result!s:>14}   {test}")
+    return "\n".join([*lines, *(f"  {name}: {fact}" for name, report in reports.items() for fact in _facts(report))])
+
+
+def _facts(report: Report) -> list[str]:
+    """What a strategy has to say besides its score, in lines."""
+    search = []
     if report.evaluations is not None:
         rejected = report.details.get("rejected", 0)
-        lines.append(f"  {report.evaluations} mixtures tried{f', {rejected} rejected' if rejected else ''}")
+        search.append(f"{report.evaluations} mixtures tried{f', {rejected} rejected' if rejected else ''}")
+    if report.alpha:
+        parts = [f"{name} {_number(value)}" for name, value in report.alpha.items()]
+        more = f", ... ({len(parts)} groups)" if len(parts) > 8 else ""
+        search.append("alpha " + ", ".join(parts[:8]) + more)
+    found = [", ".join(search)] if search else []
+    if selection := report.details.get("selected_on_scored_rows"):
+        iteration, scores = selection["iteration"], selection["scores"]
+        last = f"the last one has {100 * scores[-1]:.1f} %"
+        found.append(f"iteration {iteration} of {len(scores)} was chosen on the scored rows ({last}): no unseen score")
+    if chosen := report.details.get("chosen"):
+        found.append("chose " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in chosen.items()))
+    found += dispatch_lines(report)[:2]  # with and without "other"; by category they are in the report
     if report.seconds:
-        lines.append("  " + ", ".join(f"{name} {value:.1f} s" for name, value in report.seconds.items()))
-    return "\n".join(lines)
+        found.append(", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in report.seconds.items()))
+    return found
 
 
 def _number(value: Any) -> str:
@@ -63,7 +77,8 @@ def alpha_figure(members: Sequence[str], groups: Sequence[str], trace: Sequence[
     Returns:
         A matplotlib figure.
     """
-    figure, (left, right) = _subplots(2, (10, 3.6))
+    # Not wider than a card of TensorBoard, which would scale it down, unless there are many groups to show.
+    figure, (left, right) = _subplots(2, (6 + 0.25 * max(0, min(len(groups), 24) - 4), 3.2))
     k = len(members)
     for i, name in enumerate(members):
         mean = [sum(entry["mean"][i::k]) / len(groups) for entry in trace]
@@ -75,7 +90,7 @@ def alpha_figure(members: Sequence[str], groups: Sequence[str], trace: Sequence[
         last = trace[-1]["mean"][i::k]
         places = [g + (i - (k - 1) / 2) * 0.8 / k for g in range(len(groups))]
         right.bar(places, last, width=0.8 / k, color=f"C{i}")
-    left.set(xlabel="generation", ylabel="alpha, mean ± std of the search", title="search")
+    left.set(xlabel="generation", ylabel="alpha, mean ± std", title="search")
     left.legend(fontsize=8)
     right.set(title="alpha by group of matrices", xticks=range(len(groups)) if len(groups) <= 24 else [])
     if len(groups) <= 24:
@@ -89,7 +104,7 @@ def confusion_figure(confusion: Mapping[str, Mapping[str, int]], columns: Sequen
     Returns:
         A matplotlib figure.
     """
-    figure, (axes,) = _subplots(1, (1.1 * len(columns) + 2.4, 0.7 * len(confusion) + 1.6))
+    figure, (axes,) = _subplots(1, (0.8 * len(columns) + 2.4, 0.45 * len(confusion) + 1.1))
     shares = []
     for counts in confusion.values():
         total = max(1, sum(counts.values()))

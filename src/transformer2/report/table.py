@@ -36,7 +36,7 @@ def text_table(report: Report) -> str:
     for who, scores in report.details.get("pass_at_k", {}).items():
         shown = ", ".join(f"pass@{k} {100 * s['pass']:.1f} ± {100 * s['pass_se']:.1f} %" for k, s in scores.items())
         lines.append(f"  {'expert' if who == 'result' else who:<12} {shown}")
-    lines += dispatch_lines(report)
+    lines += [f"  {line}" for line in dispatch_lines(report)]
     if report.seconds:
         lines.append("  " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items()))
     return "\n".join(lines)
@@ -45,7 +45,7 @@ def text_table(report: Report) -> str:
 def dispatch_lines(report: Report) -> list[str]:
     """The accuracies of a dispatch: with and without "other", and by category."""
     scores = report.details.get("dispatch", {}).items()
-    return [f"  dispatch, {name}: {Score(**score)} of {score['n']}" for name, score in scores]
+    return [f"dispatch, {name}: {Score(**score)} of {score['n']}" for name, score in scores]
 
 
 def write_report(folder: Path, report: Report, records: Sequence[Mapping[str, Any]] = ()) -> None:

@@ -248,6 +248,11 @@ class SVFLayer(nn.Module, BaseTunerLayer):
             return self._unmerged_weight.T if isinstance(self.base_layer, Conv1D) else self._unmerged_weight
         return weight
 
+    def is_dense_fp32(self) -> bool:
+        """Whether W is a plain fp32 matrix."""
+        weight = dense_weight(self.base_layer)
+        return weight is not None and weight.dtype == torch.float32
+
     def set_form(self, form: str) -> None:
         """Switch the form of the forward pass; "auto" takes the exact one.
 

@@ -308,6 +308,23 @@ def merged_for_rollout(model: nn.Module) -> Iterator[bool]:
             layer.unmerge()
 
 
+@contextmanager
+def factored_for_choice(model: nn.Module) -> Iterator[None]:
+    """Inside, rows of different z cost 1 + rho instead of 1 + 2 rho: fp32 layers in the delta form run factored.
+
+    For scores that choose something, not for those that are reported: z = 1 is then the base up to rounding. Layers of
+    lower precision (which would lose small z - 1) and quantised ones stay as they are.
+    """
+    layers = [layer for _, layer in svf_layers(model) if layer.form == "delta" and layer.is_dense_fp32()]
+    try:
+        for layer in layers:
+            layer.set_form("factored")
+        yield
+    finally:
+        for layer in layers:
+            layer.set_form("delta")
+
+
 def mixing_weights(weights: Sequence[float] | Tensor, count: int, mix: str) -> list[float]:
     """K checked weights, normalised where `mix` says so.
 
