@@ -34,6 +34,7 @@ from transformer2.module import SVFReinforceModule
 from transformer2.report.adaptation import save_figure
 from transformer2.report.statistics import mcnemar_p
 from transformer2.report.table import versions, write_report
+from transformer2.strategies import gather_objects
 from transformer2.svf.rows import z_rows
 from transformer2.types import PromptBatch, Report, Rollouts, Score, Verdict
 from transformer2.verifiers import verify_all
@@ -243,11 +244,7 @@ class TwoPass:
 
     def gather(self, mine: Any) -> list[Any]:
         """The objects of all ranks, in rank order."""
-        if self.world_size == 1:
-            return [mine]
-        everyone: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(everyone, mine)
-        return everyone
+        return gather_objects(mine)
 
     def _timed(self, part: str, run: Any) -> Any:
         start = time.perf_counter()

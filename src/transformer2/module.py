@@ -42,6 +42,7 @@ from transformer2.policy import (
     reference,
 )
 from transformer2.rl.advantages import Baseline, advantages
+from transformer2.rl.gradient import clipped, gradient_of, with_gradient
 from transformer2.rl.kl import KL, KL_KINDS
 from transformer2.rl.logprobs import chunk_tokens, score_tokens
 from transformer2.rl.loss import reinforce_loss, sum_by_row
@@ -49,6 +50,7 @@ from transformer2.rl.meter import StepMeter
 from transformer2.rl.packing import pack_rows
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
+from transformer2.strategies import gather_objects
 from transformer2.svf.model import merged_for_rollout
 from transformer2.tasks import Task
 from transformer2.types import PromptBatch, Rollouts, Verdict
@@ -56,6 +58,7 @@ from transformer2.verifiers import verify_all
 
 MAX_SKIPPED_IN_A_ROW = 3
 MAX_INFRA_SHARE = 0.05
+SUMMED = ("rows", "tokens", "finished", "loss", "entropy", "kl")  # over ranks, before a step is logged
 KL_MONITOR_EVERY = 10  # with kl_coef 0 the KL costs a forward pass and changes nothing, so it is only looked at
 
 
@@ -128,6 +131,7 @@ class SVFReinforceModule(L.LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not the base
         self.meter = StepMeter()
+        self.gradient_Z: Tensor | None = None  # of the step in progress, on this rank
         self.val_correct = Accuracy()
         self.last_answers: tuple[Rollouts, list[Verdict]] | None = None
         self.records: list[dict[str, Any]] = []
@@ -157,36 +161,44 @@ class SVFReinforceModule(L.LightningModule):
         for rows in self.micro_batches(rollouts):
             logprobs_b, kl_b = self.logprobs_and_kl(rollouts.rows(rows))
             self.backward_of(self.loss(logprobs_b, advantages_B[rows], kl_b))
-        self.update(rollouts, rewards_B)
+        self.update(rewards_B)
 
     def rollout(self, prompts: PromptBatch) -> Rollouts:
         """Completions of the whole batch under the current z, `num_completions` per prompt."""
-        seed = (self.hparams["seed"] * 1_000_003 + self.global_step) * 4096 + self.global_rank
+        seed = (self.hparams["seed"] * 1_000_003 + self.global_step) * 4096
         with self.meter.timed("rollout"):
             return self.sample(prompts.repeat(self.hparams["num_completions"]), self.hparams["temperature"], seed)
 
     def rewards(self, rollouts: Rollouts) -> Tensor:
-        """Rewards (B,); NaN where the verifier itself failed."""
+        """Rewards of the whole batch, of all ranks; NaN where the verifier itself failed."""
         with self.meter.timed("verify"):
             verdicts = self.verify(rollouts)
-        failed = [v.reason for v in verdicts if v.reward is None]
-        self.meter.add("infra_errors", len(failed))
-        if len(failed) > MAX_INFRA_SHARE * len(verdicts):
+        mine = torch.tensor([math.nan if v.reward is None else v.reward for v in verdicts], device=self.device)
+        # Prompt p of rank r is prompt p * world_size + r of the batch (data/loader.py); its completions are neighbours.
+        by_rank = self.trainer.strategy.all_gather(mine).view(
+            self.trainer.world_size, -1, self.hparams["num_completions"]
+        )
+        rewards_B = by_rank.transpose(0, 1).flatten()
+        failed = int(rewards_B.isnan().sum())
+        self.meter.add("infra_errors", failed)
+        if failed > MAX_INFRA_SHARE * len(rewards_B):
+            reasons = (v.reason for v in verdicts if v.reward is None)
             raise UserError(
-                f"{len(failed)} of {len(verdicts)} answers could not be verified ({failed[0]}); "
+                f"{failed} of {len(rewards_B)} answers could not be verified ({next(reasons, 'on another process')}); "
                 "mend the task's verifier: training on the rest would teach noise"
             )
-        return torch.tensor([math.nan if v.reward is None else v.reward for v in verdicts], device=self.device)
+        return rewards_B
 
     def advantages(self, rewards_B: Tensor) -> Tensor:
-        """Advantages (B,) against the baseline over the batch of all ranks."""
-        by_rank = self.trainer.strategy.all_gather(rewards_B).view(-1, len(rewards_B))
-        all_B = advantages(by_rank.flatten(), self.hparams["baseline"], self.hparams["num_completions"])
-        return all_B.view_as(by_rank)[self.global_rank]
+        """Advantages of this rank's rows, against the baseline over the whole batch."""
+        group = self.hparams["num_completions"]
+        all_B = advantages(rewards_B, self.hparams["baseline"], group)
+        return all_B.view(-1, self.trainer.world_size, group)[:, self.global_rank].flatten()
 
     def micro_batches(self, rollouts: Rollouts) -> list[list[int]]:
         """Rows in groups of similar length, each of at most `micro_batch_tokens` padded tokens."""
         self.meter.add("rows", len(rollouts))
+        self.meter.add("finished", float(rollouts.finished_B.sum()))
         return pack_rows(
             rollouts.prompt_mask_BP.sum(-1).tolist(),
             rollouts.completion_mask_BC.sum(-1).tolist(),
@@ -222,7 +234,7 @@ class SVFReinforceModule(L.LightningModule):
             advantages_B,
             kl_B,
             kl_coef=self.hparams["kl_coef"],
-            num_rows=int(self.meter.sums["rows"]),
+            num_rows=int(self.meter.sums["rows"]) * self.trainer.world_size,
             kl_in_reward=self.hparams["kl"] == "k1",
         )
         self.meter.add("loss", float(loss.detach()))
@@ -231,14 +243,14 @@ class SVFReinforceModule(L.LightningModule):
     def backward_of(self, loss: Tensor) -> None:
         """Add the gradient of one micro-batch to the step's."""
         with self.meter.timed("backward"):
-            self.manual_backward(loss)
+            gradient_Z = gradient_of(loss, self.trained())
+            self.gradient_Z = gradient_Z if self.gradient_Z is None else self.gradient_Z + gradient_Z
 
-    def update(self, rollouts: Rollouts, rewards_B: Tensor) -> None:
-        """Clip, step, decay the learning rate, log. A non-finite loss or gradient skips the step."""
+    def update(self, rewards_B: Tensor) -> None:
+        """Sum over ranks, clip, step, decay the learning rate, log. A non-finite loss or gradient skips the step."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         scheduler = cast(LRScheduler, self.lr_schedulers())
-        limit = self.hparams["max_grad_norm"]
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trained(), math.inf if limit is None else limit))
+        gradient_Z, norm = clipped(self._sum_over_ranks(), self.hparams["max_grad_norm"])
         finite = math.isfinite(norm) and math.isfinite(self.meter.sums["loss"])
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
@@ -248,31 +260,43 @@ class SVFReinforceModule(L.LightningModule):
             )
         if not finite:
             rank_zero_warn(f"step {self.global_step}: non-finite loss or gradient, step skipped")
-            optimizer.zero_grad()  # without gradients the optimizer changes nothing, and steps are still counted
-        optimizer.step()
+        else:
+            self.manual_backward(with_gradient(self.trained(), gradient_Z))
+        optimizer.step()  # without gradients it changes nothing, and steps are still counted
         optimizer.zero_grad()
         scheduler.step()
-        self._log_step(rollouts, rewards_B, norm, skipped=not finite)
+        self._log_step(rewards_B, norm, skipped=not finite)
 
-    def _log_step(self, rollouts: Rollouts, rewards_B: Tensor, grad_norm: float, skipped: bool) -> None:
+    def _sum_over_ranks(self) -> Tensor:
+        """The step's gradient over all ranks; the meter's sums become those of all ranks."""
+        assert self.gradient_Z is not None, "a step has at least one micro-batch"
+        strategy = self.trainer.strategy
+        with self.meter.timed("sync"):
+            gradient_Z = strategy.reduce(self.gradient_Z, reduce_op="sum")
+            sums = torch.tensor([self.meter.sums[name] for name in SUMMED], device=self.device)
+            self.meter.sums.update(zip(SUMMED, strategy.reduce(sums, reduce_op="sum").tolist(), strict=True))
+        self.gradient_Z = None
+        return gradient_Z
+
+    def _log_step(self, rewards_B: Tensor, grad_norm: float, skipped: bool) -> None:
         m = self.meter
         metrics = {
             "train/reward": float(rewards_B.nanmean()),
             "train/accuracy": float((rewards_B > 0).float().mean()),
             "train/loss": m.sums["loss"],
             "train/entropy": m.mean("entropy", per="tokens"),
-            "train/completion_length": m.sums["tokens"] / len(rollouts),
-            "train/finished": float(rollouts.finished_B.float().mean()),
+            "train/completion_length": m.mean("tokens", per="rows"),
+            "train/finished": m.mean("finished", per="rows"),
             "train/grad_norm": grad_norm,
             "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"],
             "train/skipped": float(skipped),
             "reward/zero_std": float(len(rewards_B) > 1 and float(rewards_B.nan_to_num().std()) == 0),
             "reward/infra_errors": m.sums["infra_errors"],
-            **{f"time/{name}": m.seconds[name] for name in ("rollout", "verify", "logprobs", "backward")},
+            **{f"time/{name}": m.seconds[name] for name in ("rollout", "verify", "logprobs", "backward", "sync")},
         }
         if math.isfinite(kl := m.mean("kl", per="tokens")):
             metrics["train/kl"] = kl  # nats per token
-        self.log_dict(metrics, batch_size=len(rollouts))
+        self.log_dict(metrics, batch_size=len(rewards_B))
         m.reset()
 
     # ------------------------------------------------------------------ sampling and verifying
@@ -322,6 +346,12 @@ class SVFReinforceModule(L.LightningModule):
         score = self.val_correct.compute()  # over all ranks
         self.val_correct.reset()
         return {f"val/{name}": value.float() for name, value in score.items()}
+
+    def on_test_epoch_end(self) -> None:
+        """The records of all ranks, in the order of the questions."""
+        order = {example.id: i for i, example in enumerate(self.trainer.test_dataloaders.examples)}
+        everyone = [record for records in gather_objects(self.records) for record in records]
+        self.records = sorted(everyone, key=lambda record: order[record["id"]])
 
     def on_test_start(self) -> None:
         """Start a fresh set of records."""

@@ -17,6 +17,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
@@ -30,6 +31,7 @@ from transformer2.policy import load_expert
 from transformer2.report.curve import draw_curve
 from transformer2.report.statistics import mcnemar_p
 from transformer2.report.table import text_table, versions, write_report, write_text
+from transformer2.strategies import check_strategy
 from transformer2.types import Report, Score
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -150,10 +152,9 @@ class Experiment:
         """Train; then score base and best expert on the test split.
 
         Raises:
-            ConfigError: More than one process: ranks with different numbers of micro-batches would wait for each other.
+            ConfigError: A strategy that training does not run under.
         """
-        if self.trainer.world_size > 1:
-            raise ConfigError("fit runs on one device for now; set trainer.devices: 1 and trainer.num_nodes: 1")
+        check_strategy(self.trainer.strategy)
         _check_checkpoint(ckpt_path)
         self._open(expert)
         setup = time.perf_counter() - start
@@ -189,8 +190,9 @@ class Experiment:
 
     def _open(self, expert: Path | None) -> None:
         """Write the resolved config, build the policy, put an expert into it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "config.yaml", self.yaml())
+        if rank_zero_only.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / "config.yaml", self.yaml())
         if expert is not None:
             self.module.configure_model()
             load_expert(self.module.policy, expert)

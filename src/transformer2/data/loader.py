@@ -53,8 +53,10 @@ class PromptLoader:
             rows = self._order(self.batches_seen // len(self))[i * self.batch_size : (i + 1) * self.batch_size]
             if self.shuffle_seed is not None:
                 self.batches_seen += 1
-            if rows := rows[self.rank :: self.world_size]:
-                yield collate([self.examples[r] for r in rows], [self.ids[r] for r in rows], self.pad_id)
+            mine = range(self.rank, len(rows), self.world_size)
+            if mine:
+                examples, ids = [self.examples[rows[i]] for i in mine], [self.ids[rows[i]] for i in mine]
+                yield collate(examples, ids, self.pad_id, mine)
 
     def _order(self, epoch: int) -> list[int]:
         if self.shuffle_seed is None:

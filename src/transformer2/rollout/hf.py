@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from transformer2.errors import UserError
-from transformer2.rollout.base import Sampling
+from transformer2.rollout.base import Sampling, uniforms
 from transformer2.svf.rows import batch_rows
 from transformer2.types import PromptBatch, Rollouts
 
@@ -49,8 +49,7 @@ class HFEngine:
     def generate(self, policy: nn.Module, prompts: PromptBatch, sampling: Sampling, seed: int) -> Rollouts:
         """See `RolloutEngine.generate`."""
         b = len(prompts)
-        uniforms_BC = torch.rand((b, sampling.max_new_tokens), generator=torch.Generator().manual_seed(seed))
-        uniforms_BC = uniforms_BC.to(prompts.input_ids_BP.device)
+        uniforms_BC = uniforms(prompts, sampling.max_new_tokens, seed).to(prompts.input_ids_BP.device)
         ids_BC = prompts.input_ids_BP.new_full((b, sampling.max_new_tokens), self.pad_id)
         count_B = prompts.attention_mask_BP.new_zeros(b)
         longest_first = torch.argsort(prompts.attention_mask_BP.sum(-1), descending=True, stable=True)
