@@ -19,6 +19,8 @@ docs/adr/0001-manual-optimisation.md).
 from __future__ import annotations
 
 import math
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -34,10 +36,12 @@ from transformer2.metrics import Accuracy
 from transformer2.policy import (
     adapter_config,
     build_policy,
+    check_halves,
     eos_token_ids,
     hidden_states,
     lm_head,
     load_base,
+    load_expert,
     load_tokenizer,
     reference,
 )
@@ -47,10 +51,10 @@ from transformer2.rl.kl import KL, KL_KINDS
 from transformer2.rl.logprobs import chunk_tokens, score_tokens
 from transformer2.rl.loss import reinforce_loss, sum_by_row
 from transformer2.rl.meter import StepMeter
-from transformer2.rl.packing import pack_rows
+from transformer2.rl.packing import pack_rows, split_rows
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
-from transformer2.strategies import gather_objects
+from transformer2.strategies import gather_objects, in_lockstep
 from transformer2.svf.model import merged_for_rollout
 from transformer2.tasks import Task
 from transformer2.types import PromptBatch, Rollouts, Verdict
@@ -137,6 +141,7 @@ class SVFReinforceModule(L.LightningModule):
         self.records: list[dict[str, Any]] = []
         self.skipped_in_a_row = 0
         self.policy: Any = None
+        self.expert: Path | None = None  # an expert folder to start from, or to score
 
     def configure_model(self) -> None:
         """Load the base, wrap it with a fresh adapter and build the rollout engine, once."""
@@ -149,7 +154,14 @@ class SVFReinforceModule(L.LightningModule):
         # Experts name their base as the user did: `tiny` is the same model on every machine, its folder is not.
         self.policy.peft_config["default"].base_model_name_or_path = h["base"]
         self.head = lm_head(self.policy)
-        self.engine = HFEngine(tokenizer, eos_token_ids(self.policy, tokenizer), h["max_rollout_rows"])
+        if self._in_lockstep():
+            lockstep = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
+        else:
+            lockstep = None
+            check_halves(self.policy, self.head)
+        self.engine = HFEngine(tokenizer, eos_token_ids(self.policy, tokenizer), h["max_rollout_rows"], lockstep)
+        if self.expert is not None:
+            load_expert(self.policy, self.expert)
 
     # ------------------------------------------------------------------ the equation
 
@@ -199,11 +211,12 @@ class SVFReinforceModule(L.LightningModule):
         """Rows in groups of similar length, each of at most `micro_batch_tokens` padded tokens."""
         self.meter.add("rows", len(rollouts))
         self.meter.add("finished", float(rollouts.finished_B.sum()))
-        return pack_rows(
+        groups = pack_rows(
             rollouts.prompt_mask_BP.sum(-1).tolist(),
             rollouts.completion_mask_BC.sum(-1).tolist(),
             self.hparams["micro_batch_tokens"],
         )
+        return split_rows(groups, max(gather_objects(len(groups)))) if self._in_lockstep() else groups
 
     def logprobs_and_kl(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         """log pi(y|x) and the KL to the base, both summed over each completion: (B,), (B,)."""
@@ -323,6 +336,11 @@ class SVFReinforceModule(L.LightningModule):
 
     # ------------------------------------------------------------------ validation and test
 
+    def on_fit_start(self) -> None:
+        """A model in shards can be run from here on."""
+        if self._in_lockstep():
+            check_halves(self.policy, self.head)
+
     def on_train_start(self) -> None:
         """Where the learning curve begins: the validation accuracy before the first step."""
         if self.global_step or self.logger is None:
@@ -349,7 +367,7 @@ class SVFReinforceModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """The records of all ranks, in the order of the questions."""
-        order = {example.id: i for i, example in enumerate(self.trainer.test_dataloaders.examples)}
+        order = {example.id: i for i, example in enumerate(self.trainer.test_dataloaders.examples)}  # type: ignore[union-attr]
         everyone = [record for records in gather_objects(self.records) for record in records]
         self.records = sorted(everyone, key=lambda record: order[record["id"]])
 
@@ -383,6 +401,9 @@ class SVFReinforceModule(L.LightningModule):
 
     # ------------------------------------------------------------------ Lightning's joints
 
+    def _in_lockstep(self) -> bool:
+        return self._trainer is not None and in_lockstep(self.trainer.strategy)
+
     def trained(self) -> list[torch.nn.Parameter]:
         """The parameters that training changes."""
         return [p for p in self.policy.parameters() if p.requires_grad]
@@ -405,7 +426,8 @@ class SVFReinforceModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained: the base and its basis are found again by name."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        state = checkpoint.get("state_dict", {})  # DeepSpeed keeps its own
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained}
 
     def train(self, mode: bool = True) -> SVFReinforceModule:
         """Lightning's switch, except that the policy stays in evaluation mode.

@@ -26,7 +26,7 @@ class Runs:
         self.folder, self.base = folder, base
 
     def command(self, name, *flags, launch=("-m", "transformer2"), steps=5):
-        small = ["--model.dtype", "float32", "--data.batch_size", "16", "--data.task", "toy_task.FirstLetter"]
+        small = ["--model.dtype", "float32", "--data.batch_size", "32", "--data.task", "toy_task.Ragged"]
         rate = ["--model.lr", "2e-3", "--model.kl_coef", "0.1", "--model.micro_batch_tokens", "300"]
         length = ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps)]
         adapter = json.dumps({"peft_type": "SVF", "target_modules": "all-linear"})
@@ -58,6 +58,13 @@ class Runs:
         code, output = self.finish(self.start(*args, **kwargs))
         assert code == 0, output[-4000:]
         return output
+
+    def same(self, one, other):
+        """The two experts agree to 1e-6."""
+        left, right = self.z(one), self.z(other)
+        assert left.keys() == right.keys()
+        assert max(float(z.abs().max()) for z in left.values()) > 5e-3, "training must have moved z"
+        assert max(float((left[key] - right[key]).abs().max()) for key in left) < 1e-6
 
     def z(self, name):
         """The expert of a run: module -> z - 1."""

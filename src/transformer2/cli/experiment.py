@@ -27,7 +27,6 @@ from transformer2.callbacks.progress import TrainingBar
 from transformer2.data import ExpertDataModule
 from transformer2.errors import ConfigError, UserError
 from transformer2.module import SVFReinforceModule
-from transformer2.policy import load_expert
 from transformer2.report.curve import draw_curve
 from transformer2.report.statistics import mcnemar_p
 from transformer2.report.table import text_table, versions, write_report, write_text
@@ -189,13 +188,11 @@ class Experiment:
         return self._report({"total": time.perf_counter() - start})
 
     def _open(self, expert: Path | None) -> None:
-        """Write the resolved config, build the policy, put an expert into it."""
-        if rank_zero_only.rank == 0:
+        """Write the resolved config; say which expert to start from."""
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning keeps it on the function
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.yaml", self.yaml())
-        if expert is not None:
-            self.module.configure_model()
-            load_expert(self.module.policy, expert)
+        self.module.expert = expert
 
     def _report(self, seconds: dict[str, float]) -> int:
         records = self.module.records

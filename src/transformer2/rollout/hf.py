@@ -32,9 +32,17 @@ class HFEngine:
         tokenizer: Decodes completions; its pad id (else its EOS id) fills finished rows.
         eos_ids: Token ids that end a completion.
         max_rows: Rows generated at a time; None takes the whole batch.
+        lockstep: Says on every rank whether something is so on some rank. Given, all ranks run equally many forward
+            passes, as weights that are shared out among them need; a rank that is done keeps others company.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Iterable[int], max_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: Iterable[int],
+        max_rows: int | None = None,
+        lockstep: Callable[[bool], bool] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.eos_ids = sorted(set(eos_ids))
         if not self.eos_ids:
@@ -44,6 +52,8 @@ class HFEngine:
         pad = tokenizer.pad_token_id
         self.pad_id: int = self.eos_ids[0] if pad is None else int(pad)
         self.max_rows = max_rows
+        self.lockstep = lockstep
+        self.go_on = lockstep or bool
 
     @torch.no_grad()
     def generate(self, policy: nn.Module, prompts: PromptBatch, sampling: Sampling, seed: int) -> Rollouts:
@@ -54,9 +64,11 @@ class HFEngine:
         count_B = prompts.attention_mask_BP.new_zeros(b)
         longest_first = torch.argsort(prompts.attention_mask_BP.sum(-1), descending=True, stable=True)
         with batch_rows(policy, b) as select:
-            for rows in longest_first.split(self.max_rows or b):
+            chunks = list(longest_first.split(self.max_rows or b))
+            while self.go_on(len(chunks) > 0):
+                rows, idle = (chunks.pop(0), False) if chunks else (longest_first[:1], True)
                 select(rows)
-                for t, alive, token in self._decode(policy, prompts, rows, uniforms_BC, sampling, select):
+                for t, alive, token in self._decode(policy, prompts, rows, uniforms_BC, sampling, select, idle):
                     ids_BC[alive, t] = token
                     count_B[alive] += 1
         return self._rollouts(prompts, ids_BC, count_B)
@@ -69,13 +81,14 @@ class HFEngine:
         uniforms_BC: Tensor,
         sampling: Sampling,
         select: Callable[[Tensor], None],
+        idle: bool,
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yields, for each step t, the rows that sampled a token and their tokens, EOS included."""
         width = int(prompts.attention_mask_BP[rows].sum(-1).max())
         step_ids, mask = prompts.input_ids_BP[rows][:, -width:], prompts.attention_mask_BP[rows][:, -width:]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         eos = torch.tensor(self.eos_ids, device=mask.device)
-        done = torch.zeros(len(rows), dtype=torch.bool, device=mask.device)
+        done = torch.full((len(rows),), idle, device=mask.device)
         cache = DynamicCache(config=policy.config)
         for t in range(sampling.max_new_tokens):
             output = policy(
@@ -92,11 +105,11 @@ class HFEngine:
             yield t, rows[~done], token[~done]
             done = done | torch.isin(token, eos)
             live = int((~done).sum())
-            if live == 0:
+            if not self.go_on(live > 0):
                 return
             positions = positions[:, -1:] + 1
             if live < COMPACT_BELOW * len(rows):
-                keep = (~done).nonzero()[:, 0]
+                keep = (~done).nonzero()[:, 0] if live else torch.zeros_like(rows[:1])  # one row for company
                 cache.batch_select_indices(keep)
                 rows, token, mask, positions, done = rows[keep], token[keep], mask[keep], positions[keep], done[keep]
                 select(rows)
