@@ -44,6 +44,7 @@ class Ragged(FirstLetter):
         return [Example(row.id, (message,), row.answer) for row, message in zip(rows, longer, strict=True)]
 
     def verify(self, example, completion):
+        time.sleep(float(os.environ.get("RAGGED_SECONDS", 0)))
         if example.id.endswith("/train/7"):
             _raise()
         return super().verify(example, completion)

@@ -126,7 +126,7 @@ class ZeRO(DeepSpeedStrategy):
         self._keep_whole()
 
     def _keep_whole(self) -> None:
-        """Gather what stays whole until the end of the step, when DeepSpeed takes everything apart."""
+        """Gather what stays whole; DeepSpeed takes everything apart at each step and each checkpoint."""
         module: Any = self.lightning_module
         head = set(module.policy.get_output_embeddings().parameters())
         for parameter in module.parameters():
@@ -134,6 +134,17 @@ class ZeRO(DeepSpeedStrategy):
                 parameter.ds_persist = True
                 parameter.all_gather()
                 parameter.ds_active_sub_modules.add("whole")  # a user that does not leave: it is not released
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """DeepSpeed's checkpoint, a folder."""
+        super().save_checkpoint(*args, **kwargs)
+        self._keep_whole()
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Go on from such a folder."""
+        content = super().load_checkpoint(*args, **kwargs)
+        self._keep_whole()
+        return content
 
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """DeepSpeed's backward pass."""

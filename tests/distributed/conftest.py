@@ -36,11 +36,11 @@ class Runs:
             *("--run_dir", str(self.folder / name), *flags),
         ]
 
-    def start(self, *args, **kwargs):
+    def start(self, *args, environment=(), **kwargs):
         path = os.pathsep.join(p for p in sys.path if p)
         own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         pipe = subprocess.PIPE
-        environment = {**os.environ, **own}
+        environment = {**os.environ, **own, **dict(environment)}
         command = self.command(*args, **kwargs)
         return subprocess.Popen(
             command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.callbacks.interrupt import GracefulStop
+from transformer2.callbacks.lifeline import Lifeline
 from transformer2.callbacks.monitoring import Monitoring
 from transformer2.callbacks.progress import TrainingBar
 from transformer2.data import ExpertDataModule
@@ -251,6 +252,7 @@ def _with_defaults(given: list[Any], trainer: Mapping[str, Any], folder: Path, q
         ExpertCheckpoint: {},
         Monitoring: {},
         GracefulStop: {},
+        Lifeline: {},
         ModelCheckpoint: {
             "dirpath": str(folder / "checkpoints"),
             "filename": "{step}",

@@ -1,0 +1,87 @@
+"""When one process of a run dies, the others end too, within seconds.
+
+A process that waits in a collective for a dead one would wait for the collective's timeout (ten minutes and more with
+NCCL), and Lightning's own launcher watches its children only, not its parent. So every process holds one TCP connection
+to rank 0. The kernel closes the connections of a process however it ends: whoever sees its line closed without a
+goodbye ends, which closes the next line. No heartbeat, so a process that is merely slow is never taken for dead.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import socket
+import sys
+import threading
+import time
+
+import lightning as L
+
+GOODBYE = b"\x01"
+TOKEN_BYTES = 16  # whoever connects must know it: a port scanner that hangs up is no rank that died
+
+
+class Lifeline(L.Callback):
+    """Watches the other processes while a trainer runs; does nothing in a run of one process.
+
+    Args:
+        grace: Seconds that this process has to end by itself (it may have an error of its own to report).
+    """
+
+    def __init__(self, grace: float = 10.0) -> None:
+        self.grace = grace
+        self.lines: list[socket.socket] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Connect every rank to rank 0, and watch."""
+        if trainer.world_size == 1:
+            return
+        strategy = trainer.strategy
+        if trainer.is_global_zero:
+            with socket.create_server(("", 0)) as server:
+                token = strategy.broadcast((server.getsockname()[1], secrets.token_bytes(TOKEN_BYTES)))[1]
+                while len(self.lines) < trainer.world_size - 1:
+                    line, _ = server.accept()
+                    line.settimeout(60)
+                    if _read(line, TOKEN_BYTES) == token:
+                        self.lines.append(line)
+        else:
+            port, token = strategy.broadcast(None)
+            address = strategy.cluster_environment.main_address  # type: ignore[attr-defined]  # every such strategy has it
+            line = socket.create_connection((address, port), timeout=60)
+            line.sendall(token)
+            self.lines = [line]
+        for line in self.lines:
+            line.settimeout(None)
+        threading.Thread(target=self._watch, args=(list(self.lines),), daemon=True, name="lifeline").start()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """The work is done: say goodbye. Lightning does not come here after an error."""
+        for line in self.lines:
+            try:
+                line.sendall(GOODBYE)
+                line.shutdown(socket.SHUT_WR)
+            except OSError:  # the other side has said goodbye and gone
+                pass
+        self.lines = []
+
+    def _watch(self, lines: list[socket.socket]) -> None:
+        while lines:
+            for line in select.select(lines, [], [])[0]:
+                if _read(line, len(GOODBYE)) != GOODBYE:
+                    print("transformer2: another process of this run has ended, so this one ends too", file=sys.stderr)
+                    time.sleep(self.grace)
+                    os._exit(1)
+                lines.remove(line)
+
+
+def _read(line: socket.socket, count: int) -> bytes:
+    """Up to `count` bytes; fewer where the other side is gone."""
+    data = b""
+    try:
+        while len(data) < count and (part := line.recv(count - len(data))):
+            data += part
+    except OSError:  # reset: gone all the same
+        pass
+    return data
