@@ -15,9 +15,13 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 
 import lightning as L
 
+from transformer2.errors import UserError
+
+ENDED = "another process of this run has ended"
 GOODBYE = b"\x01"
 TOKEN_BYTES = 16  # whoever connects must know it: a port scanner that hangs up is no rank that died
 
@@ -32,6 +36,7 @@ class Lifeline(L.Callback):
     def __init__(self, grace: float = 10.0) -> None:
         self.grace = grace
         self.lines: list[socket.socket] = []
+        self.broken = threading.Event()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Connect every rank to rank 0, and watch."""
@@ -56,6 +61,13 @@ class Lifeline(L.Callback):
             line.settimeout(None)
         threading.Thread(target=self._watch, args=(list(self.lines),), daemon=True, name="lifeline").start()
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """A collective that failed because a process has gone is no bug of this one."""
+        ours = isinstance(exception, UserError) or not isinstance(exception, RuntimeError)
+        if self.lines and not ours and self.broken.wait(timeout=2):
+            last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+            raise UserError(f"{ENDED}; mend what ended it, and resume with --ckpt_path {last}") from exception
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """The work is done: say goodbye. Lightning does not come here after an error."""
         for line in self.lines:
@@ -70,8 +82,9 @@ class Lifeline(L.Callback):
         while lines:
             for line in select.select(lines, [], [])[0]:
                 if _read(line, len(GOODBYE)) != GOODBYE:
-                    print("transformer2: another process of this run has ended, so this one ends too", file=sys.stderr)
+                    self.broken.set()
                     time.sleep(self.grace)
+                    print(f"transformer2: {ENDED}", file=sys.stderr)
                     os._exit(1)
                 lines.remove(line)
 

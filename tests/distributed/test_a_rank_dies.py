@@ -9,6 +9,8 @@ import pytest
 from test_ddp import DDP, TORCHRUN
 from test_zero import SHARDED
 
+pytestmark = pytest.mark.distributed
+
 ZERO3 = ("--config", "conf/strategy/zero3.yaml", "--trainer.devices", "2", *SHARDED[:2])
 OWN = ("-m", "transformer2")
 MINUTE = 60
@@ -70,3 +72,16 @@ def test_all_end_and_the_last_checkpoint_resumes(runs, one, launch, flags, victi
     assert code != 0
     runs.run(f"{name}-resumed", *flags, "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), launch=launch)
     runs.same(one, f"{name}-resumed")
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(runs, one):
+    folder = runs.folder / "signalled"
+    process = runs.start("signalled", *DDP, *every_step(folder), environment={"RAGGED_SECONDS": "0.2"})
+    while not (folder / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    code, output = runs.finish(process, MINUTE)
+    assert code == 143 and "resume with --ckpt_path" in output, output[-4000:]
+    runs.run("signalled-resumed", *DDP, "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"))
+    runs.same(one, "signalled-resumed")

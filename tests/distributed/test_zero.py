@@ -6,6 +6,8 @@ from safetensors.torch import load_file
 
 from transformer2.policy import build_policy, load_base, load_expert
 
+pytestmark = pytest.mark.distributed
+
 pytest.importorskip("deepspeed", reason="needs the extra: pip install -e '.[deepspeed]'")
 
 # Small enough a threshold that the matrices of a small model are shared out, and z (48 numbers) stays whole.
