@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import os
 import secrets
-import select
+import selectors
 import socket
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import cast
 
 import lightning as L
 
 from transformer2.errors import UserError
 
 ENDED = "another process of this run has ended"
+CONNECT_SECONDS = 60
 GOODBYE = b"\x01"
 TOKEN_BYTES = 16  # whoever connects must know it: a port scanner that hangs up is no rank that died
 
@@ -42,23 +44,14 @@ class Lifeline(L.Callback):
         """Connect every rank to rank 0, and watch."""
         if trainer.world_size == 1:
             return
-        strategy = trainer.strategy
-        if trainer.is_global_zero:
-            with socket.create_server(("", 0)) as server:
-                token = strategy.broadcast((server.getsockname()[1], secrets.token_bytes(TOKEN_BYTES)))[1]
-                while len(self.lines) < trainer.world_size - 1:
-                    line, _ = server.accept()
-                    line.settimeout(60)
-                    if _read(line, TOKEN_BYTES) == token:
-                        self.lines.append(line)
+        server = socket.create_server(("", 0)) if trainer.is_global_zero else None
+        invitation = (server.getsockname()[1], secrets.token_bytes(TOKEN_BYTES)) if server else (0, b"")
+        port, token = trainer.strategy.broadcast(invitation)
+        if server is not None:
+            self.lines = _accept(server, token, trainer.world_size - 1)
         else:
-            port, token = strategy.broadcast(None)
-            address = strategy.cluster_environment.main_address  # type: ignore[attr-defined]  # every such strategy has it
-            line = socket.create_connection((address, port), timeout=60)
-            line.sendall(token)
-            self.lines = [line]
-        for line in self.lines:
-            line.settimeout(None)
+            cluster = trainer.strategy.cluster_environment  # type: ignore[attr-defined]  # all of several processes have it
+            self.lines = [_connect((cluster.main_address, port), token)]
         threading.Thread(target=self._watch, args=(list(self.lines),), daemon=True, name="lifeline").start()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -79,14 +72,41 @@ class Lifeline(L.Callback):
         self.lines = []
 
     def _watch(self, lines: list[socket.socket]) -> None:
-        while lines:
-            for line in select.select(lines, [], [])[0]:
-                if _read(line, len(GOODBYE)) != GOODBYE:
-                    self.broken.set()
-                    time.sleep(self.grace)
-                    print(f"transformer2: {ENDED}", file=sys.stderr)
-                    os._exit(1)
-                lines.remove(line)
+        with selectors.DefaultSelector() as selector:
+            for line in lines:
+                selector.register(line, selectors.EVENT_READ)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    selector.unregister(key.fileobj)
+                    if _read(cast(socket.socket, key.fileobj), len(GOODBYE)) != GOODBYE:
+                        self._end()
+
+    def _end(self) -> None:
+        self.broken.set()
+        time.sleep(self.grace)
+        print(f"transformer2: {ENDED}", file=sys.stderr)
+        os._exit(1)
+
+
+def _accept(server: socket.socket, token: bytes, count: int) -> list[socket.socket]:
+    """Lines to `count` processes that know the token."""
+    server.settimeout(CONNECT_SECONDS)
+    lines: list[socket.socket] = []
+    with server:
+        while len(lines) < count:
+            line, _ = server.accept()
+            line.settimeout(CONNECT_SECONDS)
+            if _read(line, TOKEN_BYTES) == token:
+                line.settimeout(None)
+                lines.append(line)
+    return lines
+
+
+def _connect(address: tuple[str, int], token: bytes) -> socket.socket:
+    line = socket.create_connection(address, timeout=CONNECT_SECONDS)
+    line.sendall(token)
+    line.settimeout(None)
+    return line
 
 
 def _read(line: socket.socket, count: int) -> bytes:

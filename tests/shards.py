@@ -1,10 +1,22 @@
-"""A callback of the tests' own: under ZeRO-3 the matrices are shared out from the moment they are loaded."""
+"""Callbacks of the tests' own, named in runs of several processes."""
+
+import math
 
 import lightning as L
 
 
+class Poison(L.Callback):
+    """At the second step the loss of the last process is NaN."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == trainer.world_size - 1:
+            original = type(pl_module).loss
+            factor = math.nan if trainer.global_step == 1 else 1.0
+            pl_module.loss = lambda *args: original(pl_module, *args) * factor
+
+
 class Shards(L.Callback):
-    """Fails the run unless each process holds a part of every matrix, and the whole of z."""
+    """Under ZeRO-3 each process holds a part of every matrix from its loading on, and the whole of z."""
 
     def on_fit_start(self, trainer, pl_module):
         self.check(pl_module)

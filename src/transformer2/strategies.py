@@ -9,7 +9,7 @@ Departures from Lightning's DeepSpeedStrategy:
 
 1. Nothing is cast: the base keeps the dtype it was loaded in, z stays fp32 (bf16 would round it).
 2. The base is loaded into shards (transformers' zero.Init), each basis is shared out as it is made.
-3. What is small (z, norms, sigma) and the output head stay whole on every process: z is read and saved everywhere, and
+3. What is trained, what is small (norms, sigma) and the output head stay whole on every process: z is read and saved everywhere, and
    the head runs once per chunk of tokens, of which processes have different numbers.
 4. A step without a gradient (it was skipped) leaves the optimizer as it is.
 5. It runs on CPU processes with gloo, for tests, without the kernel that DeepSpeed would compile there for minutes.
@@ -51,7 +51,7 @@ class ZeRO(DeepSpeedStrategy):
     Args:
         stage: 2 or 3.
         offload: Keep the shards of stage 3 in host memory.
-        whole_below: Parameters with at most this many numbers stay whole on every process; z must be among them.
+        whole_below: Parameters with at most this many numbers stay whole on every process.
         prefetch: Numbers that stage 3 gathers ahead of the layer in progress.
         timeout_minutes: How long a process waits for the others before it gives up.
     """
@@ -128,9 +128,9 @@ class ZeRO(DeepSpeedStrategy):
     def _keep_whole(self) -> None:
         """Gather what stays whole; DeepSpeed takes everything apart at each step and each checkpoint."""
         module: Any = self.lightning_module
-        head = set(module.policy.get_output_embeddings().parameters())
+        always = {*module.trained(), *module.policy.get_output_embeddings().parameters()}
         for parameter in module.parameters():
-            if hasattr(parameter, "ds_id") and (parameter.ds_numel <= self.whole_below or parameter in head):
+            if hasattr(parameter, "ds_id") and (parameter.ds_numel <= self.whole_below or parameter in always):
                 parameter.ds_persist = True
                 parameter.all_gather()
                 parameter.ds_active_sub_modules.add("whole")  # a user that does not leave: it is not released
@@ -168,9 +168,10 @@ def check_strategy(strategy: Strategy) -> None:
         ConfigError: With the names of what works.
     """
     known = isinstance(strategy, ZeRO | SingleDeviceStrategy)
+    # Processes that multiprocessing spawned would keep what they learned to themselves.
     if not known and not (type(strategy) is DDPStrategy and strategy._start_method == "popen"):
         raise ConfigError(
-            f"fit does not run under {type(strategy).__name__}; use trainer.strategy: ddp, or add one of "
+            f"fit does not run under this {type(strategy).__name__}; use trainer.strategy: ddp, or add one of "
             "--config conf/strategy/{ddp,zero2,zero3,zero3_offload}.yaml"
         )
 

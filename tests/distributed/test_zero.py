@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from transformer2.policy import build_policy, load_base, load_expert
+from transformer2.report.curve import read_scalars
 
 pytestmark = pytest.mark.distributed
 
@@ -37,3 +38,13 @@ def test_the_expert_loads_on_one_device(runs, base, trained):
     assert len(loaded) == len(saved)
     for name, delta in loaded.items():
         assert torch.equal(delta, saved[name.replace(".default", "")])
+
+
+def test_a_loss_that_is_nan_on_one_process_skips_the_step_on_all(runs):
+    poison = ("--trainer.devices", "2", "--trainer.callbacks", "[shards.Poison]")
+    for name, flags in {"ddp": (), "zero2": (), "zero3": SHARDED[:2]}.items():
+        runs.run(f"{name}-nan", "--config", f"conf/strategy/{name}.yaml", *flags, *poison)
+        skipped = read_scalars(runs.folder / f"{name}-nan", ("train/skipped",))["train/skipped"]
+        assert [value for _, value in skipped] == [0, 1, 0, 0, 0]
+    runs.same("ddp-nan", "zero2-nan")
+    runs.same("ddp-nan", "zero3-nan")
