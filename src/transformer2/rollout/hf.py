@@ -52,7 +52,6 @@ class HFEngine:
         pad = tokenizer.pad_token_id
         self.pad_id: int = self.eos_ids[0] if pad is None else int(pad)
         self.max_rows = max_rows
-        self.lockstep = lockstep
         self.go_on = lockstep or bool
 
     @torch.no_grad()
