@@ -103,7 +103,7 @@ def test_every_rank_has_a_row_of_every_batch_that_is_scored(batch_size, world_si
     batches = [list(loader) for loader in ranks]
     assert {len(b) for b in batches} == {len(loader) for loader in ranks} == {len(ranks[0])}
     assert all(len(batch) for rank in batches for batch in rank)
-    assert sorted(sum(map(drawn, batches), [])) == sorted(e.id for e in EXAMPLES)
+    assert sorted(name for rank in batches for name in drawn(rank)) == sorted(e.id for e in EXAMPLES)
 
 
 def test_fewer_prompts_than_processes_are_refused():

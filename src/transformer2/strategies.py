@@ -9,8 +9,8 @@ Departures from Lightning's DeepSpeedStrategy:
 
 1. Nothing is cast: the base keeps the dtype it was loaded in, z stays fp32 (bf16 would round it).
 2. The base is loaded into shards (transformers' zero.Init), each basis is shared out as it is made.
-3. What is trained, what is small (norms, sigma) and the output head stay whole on every process: z is read and saved everywhere, and
-   the head runs once per chunk of tokens, of which processes have different numbers.
+3. What is trained, what is small (norms, sigma) and the output head stay whole on every process: z is read and saved
+   everywhere, and the head runs once per chunk of tokens, of which processes have different numbers.
 4. A step without a gradient (it was skipped) leaves the optimizer as it is.
 5. It runs on CPU processes with gloo, for tests, without the kernel that DeepSpeed would compile there for minutes.
 """
