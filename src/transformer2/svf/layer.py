@@ -241,8 +241,8 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         weight = dense_weight(self.base_layer)
         if weight is None:
             raise ConfigError(
-                f"{type(self.base_layer).__name__} is quantised, shared out or opaque: its weight cannot be factored or "
-                "merged; use form='delta', or load the base model unquantised"
+                f"{type(self.base_layer).__name__} is quantised, shared out or opaque: its weight cannot be factored "
+                "or merged; use form='delta', or load the base model unquantised"
             )
         if self._unmerged_weight is not None:
             return self._unmerged_weight.T if isinstance(self.base_layer, Conv1D) else self._unmerged_weight
