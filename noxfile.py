@@ -94,6 +94,13 @@ def integrations(session: nox.Session) -> None:
 
 
 @nox.session
+def distributed(session: nox.Session) -> None:
+    """Two CPU processes against one: DDP, DeepSpeed ZeRO-2 and ZeRO-3, a killed process, an interrupted run."""
+    install(session, "dev", "deepspeed")
+    session.run("pytest", "-m", "distributed", "-rsP", "tests/distributed", *session.posargs, env=ENV)
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """Tests that need a CUDA device."""
     install(session, "dev")

@@ -32,8 +32,10 @@ class GracefulStop(L.Callback):
         self.signal_name = signal.Signals(number).name
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """The step is whole: save and stop."""
-        if self.signal_name and not trainer.should_stop:
+        """The step is whole: save and stop, all ranks after the same step though the signal came to each at its own."""
+        asked = trainer.strategy.reduce_boolean_decision(bool(self.signal_name), all=False)
+        if asked and not trainer.should_stop:
+            self.signal_name = self.signal_name or signal.SIGTERM.name
             trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
             trainer.should_stop = True
 

@@ -35,6 +35,7 @@ from transformer2.module import SVFReinforceModule
 from transformer2.report.adaptation import save_figure
 from transformer2.report.statistics import mcnemar_p
 from transformer2.report.table import versions, write_report
+from transformer2.strategies import gather_objects, in_lockstep
 from transformer2.svf.rows import z_rows
 from transformer2.types import PromptBatch, Report, Rollouts, Score, Verdict
 from transformer2.verifiers import stop_if_unverified, verify_all
@@ -107,6 +108,8 @@ class TwoPass:
     def begin(self, trainer: L.Trainer, pl_module: L.LightningModule, data: UnseenTaskDataModule) -> None:
         """First pass over the task."""
         assert isinstance(pl_module, SVFReinforceModule)
+        if in_lockstep(trainer.strategy):
+            raise ConfigError("experts are not chosen or mixed under ZeRO-3 yet; adapt with trainer.strategy: ddp")
         pl_module.configure_model()
         self.data, self.rank, self.world_size = data, trainer.global_rank, trainer.world_size
         self.budget = pl_module.hparams["max_new_tokens"] or data.task.max_new_tokens
@@ -256,11 +259,7 @@ class TwoPass:
 
     def gather(self, mine: Any) -> list[Any]:
         """The objects of all ranks, in rank order."""
-        if self.world_size == 1:
-            return [mine]
-        everyone: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(everyone, mine)
-        return everyone
+        return gather_objects(mine)
 
     def _timed(self, part: str, run: Any) -> Any:
         start = time.perf_counter()

@@ -61,6 +61,25 @@ def test_ranks_share_each_batch():
     two = [list(loader(rank=r, world_size=2)) for r in (0, 1)]
     for whole, *parts in zip(one, *two, strict=True):
         assert sorted(e.id for e in whole.examples) == sorted(e.id for p in parts for e in p.examples)
+        for part in parts:
+            assert [whole.examples[row].id for row in part.row_ids] == [e.id for e in part.examples]
+            assert part.repeat(2).row_ids == tuple(2 * row + copy for row in part.row_ids for copy in (0, 1))
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 5, 10, 20])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_every_rank_has_a_row_of_every_batch_that_is_scored(batch_size, world_size):
+    ids = [[i] for i in range(10)]
+    ranks = [PromptLoader(EXAMPLES, ids, 0, batch_size, rank=r, world_size=world_size) for r in range(world_size)]
+    batches = [list(loader) for loader in ranks]
+    assert {len(b) for b in batches} == {len(loader) for loader in ranks} == {len(ranks[0])}
+    assert all(len(batch) for rank in batches for batch in rank)
+    assert sorted(name for rank in batches for name in drawn(rank)) == sorted(e.id for e in EXAMPLES)
+
+
+def test_fewer_prompts_than_processes_are_refused():
+    with pytest.raises(ConfigError, match="10 prompts are too few for 11 processes"):
+        PromptLoader(EXAMPLES, [[0]] * 10, 0, 4, rank=0, world_size=11)
 
 
 def test_a_batch_larger_than_the_data_is_refused():

@@ -33,6 +33,23 @@ class Never(FirstLetter):
         return Verdict.of(False, None, "")
 
 
+class Ragged(FirstLetter):
+    """Prompts of very different lengths, and one row that its verifier fails on: ranks are dealt unequal work."""
+
+    name: ClassVar[str] = "ragged"
+
+    def examples(self, split, data_dir=None):
+        rows = super().examples(split, data_dir)
+        longer = [{"role": "user", "content": "say" + " so" * (7 * i % 40)} for i in range(len(rows))]
+        return [Example(row.id, (message,), row.answer) for row, message in zip(rows, longer, strict=True)]
+
+    def verify(self, example, completion):
+        time.sleep(float(os.environ.get("RAGGED_SECONDS", 0)))
+        if example.id.endswith("/train/7"):
+            _raise()
+        return super().verify(example, completion)
+
+
 def _raise():
     raise RuntimeError("no answer key")
 

@@ -21,6 +21,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -36,29 +38,34 @@ from transformer2.metrics import Accuracy
 from transformer2.policy import (
     adapter_config,
     build_policy,
+    check_halves,
     checkpointed,
     eos_token_ids,
     hidden_states,
     lm_head,
     load_base,
+    load_expert,
     load_tokenizer,
     reference,
 )
 from transformer2.rl.advantages import Baseline, advantages
+from transformer2.rl.gradient import clipped, gradient_of, with_gradient
 from transformer2.rl.halving import run_or_halve
 from transformer2.rl.kl import KL, KL_KINDS
 from transformer2.rl.logprobs import chunk_tokens, score_tokens
 from transformer2.rl.loss import reinforce_loss, sum_by_row
 from transformer2.rl.meter import StepMeter
-from transformer2.rl.packing import pack_rows
+from transformer2.rl.packing import pack_rows, split_rows
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
+from transformer2.strategies import gather_objects, in_lockstep
 from transformer2.svf.model import merged_for_rollout
 from transformer2.tasks import Task
 from transformer2.types import PromptBatch, Rollouts, Verdict
 from transformer2.verifiers import stop_if_unverified, verify_all
 
 MAX_SKIPPED_IN_A_ROW = 3
+SUMMED = ("rows", "tokens", "finished", "loss", "entropy", "kl")  # over ranks, before a step is logged
 KL_MONITOR_EVERY = 10  # with kl_coef 0 the KL costs a forward pass and changes nothing, so it is only looked at
 
 
@@ -147,11 +154,13 @@ class SVFReinforceModule(L.LightningModule):
         self.strict_loading = False  # checkpoints hold what is trained, not the base
         self.micro_batch_tokens = micro_batch_tokens  # halved when memory does not suffice
         self.meter = StepMeter()
+        self.gradient_Z: Tensor | None = None  # of the step in progress, on this rank
         self.val_correct = Accuracy()
         self.last_answers: tuple[Rollouts, list[Verdict]] | None = None
         self.records: list[dict[str, Any]] = []
         self.skipped_in_a_row = 0
         self.policy: Any = None
+        self.expert: Path | None = None  # an expert folder to start from, or to score
 
     def configure_model(self) -> None:
         """Load the base, wrap it with a fresh adapter and build the rollout engine, once."""
@@ -164,7 +173,14 @@ class SVFReinforceModule(L.LightningModule):
         # Experts name their base as the user did: `tiny` is the same model on every machine, its folder is not.
         self.policy.peft_config["default"].base_model_name_or_path = h["base"]
         self.head = lm_head(self.policy)
-        self.engine = HFEngine(tokenizer, eos_token_ids(self.policy, tokenizer), h["max_rollout_rows"])
+        if self._in_lockstep():
+            lockstep = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
+        else:
+            lockstep = None
+            check_halves(self.policy, self.head)
+        self.engine = HFEngine(tokenizer, eos_token_ids(self.policy, tokenizer), h["max_rollout_rows"], lockstep)
+        if self.expert is not None:
+            load_expert(self.policy, self.expert)
 
     # ------------------------------------------------------------------ the equation
 
@@ -175,35 +191,43 @@ class SVFReinforceModule(L.LightningModule):
         advantages_B = self.advantages(rewards_B)
         for rows in self.micro_batches(rollouts):
             self.add_gradient(rollouts, advantages_B, rows)
-        self.update(rollouts, rewards_B)
+        self.update(rewards_B)
 
     def rollout(self, prompts: PromptBatch) -> Rollouts:
         """Completions of the whole batch under the current z, `num_completions` per prompt."""
-        seed = (self.hparams["seed"] * 1_000_003 + self.global_step) * 4096 + self.global_rank
+        seed = (self.hparams["seed"] * 1_000_003 + self.global_step) * 4096
         with self.meter.timed("rollout"):
             return self.sample(prompts.repeat(self.hparams["num_completions"]), self.hparams["temperature"], seed)
 
     def rewards(self, rollouts: Rollouts) -> Tensor:
-        """Rewards (B,); NaN where the verifier itself failed."""
+        """Rewards of the whole batch, of all ranks; NaN where the verifier itself failed."""
         with self.meter.timed("verify"):
             verdicts = self.verify(rollouts)
-        self.meter.add("infra_errors", sum(v.reward is None for v in verdicts))
-        return torch.tensor([math.nan if v.reward is None else v.reward for v in verdicts], device=self.device)
+        mine = torch.tensor([math.nan if v.reward is None else v.reward for v in verdicts], device=self.device)
+        # Prompt p of rank r is prompt p * world_size + r of the batch (data/loader.py); its completions are neighbours.
+        by_rank = self.trainer.strategy.all_gather(mine).view(
+            self.trainer.world_size, -1, self.hparams["num_completions"]
+        )
+        rewards_B = by_rank.transpose(0, 1).flatten()
+        self.meter.add("infra_errors", int(rewards_B.isnan().sum()))
+        return rewards_B
 
     def advantages(self, rewards_B: Tensor) -> Tensor:
-        """Advantages (B,) against the baseline over the batch of all ranks."""
-        by_rank = self.trainer.strategy.all_gather(rewards_B).view(-1, len(rewards_B))
-        all_B = advantages(by_rank.flatten(), self.hparams["baseline"], self.hparams["num_completions"])
-        return all_B.view_as(by_rank)[self.global_rank]
+        """Advantages of this rank's rows, against the baseline over the whole batch."""
+        group = self.hparams["num_completions"]
+        all_B = advantages(rewards_B, self.hparams["baseline"], group)
+        return all_B.view(-1, self.trainer.world_size, group)[:, self.global_rank].flatten()
 
     def micro_batches(self, rollouts: Rollouts) -> list[list[int]]:
         """Rows in groups of similar length, each of at most `micro_batch_tokens` padded tokens."""
         self.meter.add("rows", len(rollouts))
-        return pack_rows(
+        self.meter.add("finished", float(rollouts.finished_B.sum()))
+        groups = pack_rows(
             rollouts.prompt_mask_BP.sum(-1).tolist(),
             rollouts.completion_mask_BC.sum(-1).tolist(),
             self.micro_batch_tokens,
         )
+        return split_rows(groups, max(gather_objects(len(groups)))) if self._in_lockstep() else groups
 
     def add_gradient(self, rollouts: Rollouts, advantages_B: Tensor, rows: list[int]) -> None:
         """Add the gradient of one micro-batch to the step's; out of memory, of its two halves."""
@@ -212,17 +236,17 @@ class SVFReinforceModule(L.LightningModule):
             logprobs_b, kl_b = self.logprobs_and_kl(rollouts.rows(part))
             self.backward_of(self.loss(logprobs_b, advantages_B[part], kl_b))
 
-        if run_or_halve(forward_backward, rows, self._back_to_now(), "lower model.micro_batch_tokens"):
+        if self._in_lockstep():  # no rank may run forward passes of its own
+            forward_backward(rows)
+        elif run_or_halve(forward_backward, rows, self._back_to_now(), "lower model.micro_batch_tokens"):
             self.micro_batch_tokens = max(1, self.micro_batch_tokens // 2)
 
     def _back_to_now(self) -> Callable[[], None]:
-        """A function that puts the gradients and sums of the step back to what they are now."""
-        grads = [(p, None if p.grad is None else p.grad.clone()) for p in self.trained()]
-        sums = dict(self.meter.sums)
+        """A function that puts the gradient and the sums of the step back to what they are now."""
+        gradient_Z, sums = self.gradient_Z, dict(self.meter.sums)
 
         def undo() -> None:
-            for parameter, grad in grads:
-                parameter.grad = None if grad is None else grad.clone()
+            self.gradient_Z = gradient_Z
             self.meter.sums.clear()
             self.meter.sums.update(sums)
 
@@ -259,7 +283,7 @@ class SVFReinforceModule(L.LightningModule):
             advantages_B,
             kl_B,
             kl_coef=self.hparams["kl_coef"],
-            num_rows=int(self.meter.sums["rows"]),
+            num_rows=int(self.meter.sums["rows"]) * self.trainer.world_size,
             kl_in_reward=self.hparams["kl"] == "k1",
         )
         self.meter.add("loss", float(loss.detach()))
@@ -268,14 +292,14 @@ class SVFReinforceModule(L.LightningModule):
     def backward_of(self, loss: Tensor) -> None:
         """Add the gradient of one micro-batch to the step's."""
         with self.meter.timed("backward"):
-            self.manual_backward(loss)
+            gradient_Z = gradient_of(loss, self.trained())
+            self.gradient_Z = gradient_Z if self.gradient_Z is None else self.gradient_Z + gradient_Z
 
-    def update(self, rollouts: Rollouts, rewards_B: Tensor) -> None:
-        """Clip, step, decay the learning rate, log. A non-finite loss or gradient skips the step."""
+    def update(self, rewards_B: Tensor) -> None:
+        """Sum over ranks, clip, step, decay the learning rate, log. A non-finite loss or gradient skips the step."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         scheduler = cast(LRScheduler, self.lr_schedulers())
-        limit = self.hparams["max_grad_norm"]
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trained(), math.inf if limit is None else limit))
+        gradient_Z, norm = clipped(self._sum_over_ranks(), self.hparams["max_grad_norm"])
         finite = math.isfinite(norm) and math.isfinite(self.meter.sums["loss"])
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
@@ -285,31 +309,43 @@ class SVFReinforceModule(L.LightningModule):
             )
         if not finite:
             rank_zero_warn(f"step {self.global_step}: non-finite loss or gradient, step skipped")
-            optimizer.zero_grad()  # without gradients the optimizer changes nothing, and steps are still counted
-        optimizer.step()
+        else:
+            self.manual_backward(with_gradient(self.trained(), gradient_Z))
+        optimizer.step()  # without gradients it changes nothing, and steps are still counted
         optimizer.zero_grad()
         scheduler.step()
-        self._log_step(rollouts, rewards_B, norm, skipped=not finite)
+        self._log_step(rewards_B, norm, skipped=not finite)
 
-    def _log_step(self, rollouts: Rollouts, rewards_B: Tensor, grad_norm: float, skipped: bool) -> None:
+    def _sum_over_ranks(self) -> Tensor:
+        """The step's gradient over all ranks; the meter's sums become those of all ranks."""
+        assert self.gradient_Z is not None, "a step has at least one micro-batch"
+        strategy = self.trainer.strategy
+        with self.meter.timed("sync"):
+            gradient_Z = strategy.reduce(self.gradient_Z, reduce_op="sum")
+            sums = torch.tensor([self.meter.sums[name] for name in SUMMED], device=self.device)
+            self.meter.sums.update(zip(SUMMED, strategy.reduce(sums, reduce_op="sum").tolist(), strict=True))
+        self.gradient_Z = None
+        return gradient_Z
+
+    def _log_step(self, rewards_B: Tensor, grad_norm: float, skipped: bool) -> None:
         m = self.meter
         metrics = {
             "train/reward": float(rewards_B.nanmean()),
             "train/accuracy": float((rewards_B > 0).float().mean()),
             "train/loss": m.sums["loss"],
             "train/entropy": m.mean("entropy", per="tokens"),
-            "train/completion_length": m.sums["tokens"] / len(rollouts),
-            "train/finished": float(rollouts.finished_B.float().mean()),
+            "train/completion_length": m.mean("tokens", per="rows"),
+            "train/finished": m.mean("finished", per="rows"),
             "train/grad_norm": grad_norm,
             "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"],
             "train/skipped": float(skipped),
             "reward/zero_std": float(len(rewards_B) > 1 and float(rewards_B.nan_to_num().std()) == 0),
             "reward/infra_errors": m.sums["infra_errors"],
-            **{f"time/{name}": m.seconds[name] for name in ("rollout", "verify", "logprobs", "backward")},
+            **{f"time/{name}": m.seconds[name] for name in ("rollout", "verify", "logprobs", "backward", "sync")},
         }
         if math.isfinite(kl := m.mean("kl", per="tokens")):
             metrics["train/kl"] = kl  # nats per token
-        self.log_dict(metrics, batch_size=len(rollouts))
+        self.log_dict(metrics, batch_size=len(rewards_B))
         m.reset()
 
     # ------------------------------------------------------------------ sampling and verifying
@@ -328,7 +364,8 @@ class SVFReinforceModule(L.LightningModule):
     def verify(self, rollouts: Rollouts) -> list[Verdict]:
         """One verdict per completion; over 5 % without one stop the run."""
         verdicts = verify_all(self.task, rollouts.examples, rollouts.completions)
-        stop_if_unverified(verdicts)
+        # Over all ranks, which must decide alike.
+        stop_if_unverified([verdict for part in gather_objects(verdicts) for verdict in part])
         return verdicts
 
     def answer(self, prompts: PromptBatch) -> tuple[Rollouts, list[Verdict]]:
@@ -337,6 +374,11 @@ class SVFReinforceModule(L.LightningModule):
         return rollouts, self.verify(rollouts)
 
     # ------------------------------------------------------------------ validation and test
+
+    def on_fit_start(self) -> None:
+        """A model in shards can be run from here on."""
+        if self._in_lockstep():
+            check_halves(self.policy, self.head)
 
     def on_train_start(self) -> None:
         """Where the learning curve begins: the validation accuracy before the first step."""
@@ -365,6 +407,12 @@ class SVFReinforceModule(L.LightningModule):
         score = self.val_correct.compute()  # over all ranks
         self.val_correct.reset()
         return {f"val/{name}": value.float() for name, value in score.items()}
+
+    def on_test_epoch_end(self) -> None:
+        """The records of all ranks, in the order of the questions."""
+        order = {example.id: i for i, example in enumerate(self.trainer.test_dataloaders.examples)}  # type: ignore[union-attr]
+        everyone = [record for records in gather_objects(self.records) for record in records]
+        self.records = sorted(everyone, key=lambda record: order[record["id"]])
 
     def on_test_start(self) -> None:
         """Start a fresh set of records."""
@@ -399,24 +447,18 @@ class SVFReinforceModule(L.LightningModule):
         count = self.hparams["test_samples"]
         if not count:
             return []
-        seed = (self.hparams["seed"] * 1_000_003 + batch_idx) * 4096 + self.global_rank
+        seed = (self.hparams["seed"] * 1_000_003 + batch_idx) * 4096
         verdicts = self.verify(self.sample(prompts.repeat(count), self.hparams["test_temperature"], seed))
         return [sum(v.correct for v in verdicts[i : i + count]) for i in range(0, len(verdicts), count)]
-
-    def on_test_epoch_end(self) -> None:
-        """Records of all ranks, in the order of the questions."""
-        if self.trainer.world_size > 1:
-            parts: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, self.records)
-            questions = self.trainer.datamodule.test_dataloader().examples  # type: ignore[attr-defined]  # set at run time
-            places = {example.id: i for i, example in enumerate(questions)}
-            self.records = sorted((r for part in parts for r in part), key=lambda r: places[r["id"]])
 
     def predict_step(self, prompts: PromptBatch, batch_idx: int) -> Rollouts:
         """Greedy answers of one batch under whatever is active: the second pass, where a callback chose the z."""
         return self.sample(prompts, temperature=0.0, seed=0)
 
     # ------------------------------------------------------------------ Lightning's joints
+
+    def _in_lockstep(self) -> bool:
+        return self._trainer is not None and in_lockstep(self.trainer.strategy)
 
     def trained(self) -> list[torch.nn.Parameter]:
         """The parameters that training changes."""
@@ -440,7 +482,8 @@ class SVFReinforceModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained: the base and its basis are found again by name."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        state = checkpoint.get("state_dict", {})  # DeepSpeed keeps its own
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained}
 
     def train(self, mode: bool = True) -> SVFReinforceModule:
         """Lightning's switch, except that the policy stays in evaluation mode.

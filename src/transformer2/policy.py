@@ -21,7 +21,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from transformer2 import tiny
@@ -64,6 +64,14 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
     with _readable(base):
         model = AutoModelForCausalLM.from_pretrained(locate_base(base), dtype=dtype, **kwargs)
     return model.eval()
+
+
+def base_dtype(base: str, dtype: str = "auto") -> torch.dtype:
+    """The dtype `load_base` gives the weights, without loading them."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    with _readable(base):
+        return AutoConfig.from_pretrained(locate_base(base)).get_text_config().dtype or torch.float32
 
 
 @contextmanager
@@ -211,11 +219,7 @@ def checkpointed(policy: PeftModel, wanted: bool = True) -> Iterator[None]:
 def lm_head(policy: PeftModel) -> Callable[[Tensor], Tensor]:
     """The other half of the model: hidden states (..., D) -> logits (..., V), with the model's own scaling or soft cap.
 
-    The two halves are checked against the whole on one token, so a model that post-processes its logits in a way not
-    known here is refused instead of trained on wrong log-probabilities.
-
-    Raises:
-        ConfigError: The halves do not give the model's logits.
+    Calls of it run no hooks: under ZeRO-3 the head stays whole, and ranks call it different numbers of times.
     """
     model = policy.get_base_model()
     head: nn.Module = model.get_output_embeddings()
@@ -225,21 +229,33 @@ def lm_head(policy: PeftModel) -> Callable[[Tensor], Tensor]:
     divisor = getattr(config, "logits_scaling", None) or 1.0
 
     def logits(hidden_ND: Tensor) -> Tensor:
-        logits_NV = head(hidden_ND)
+        logits_NV = head.forward(hidden_ND)
         if scale != 1.0 or divisor != 1.0:
             logits_NV = logits_NV * (scale / divisor)
         return logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)
 
+    return logits
+
+
+def check_halves(policy: PeftModel, head: Callable[[Tensor], Tensor]) -> None:
+    """Compare the two halves with the whole on one token.
+
+    A model that post-processes its logits in a way not known here is refused instead of trained on wrong
+    log-probabilities.
+
+    Raises:
+        ConfigError: The halves do not give the model's logits.
+    """
+    model = policy.get_base_model()
     with torch.no_grad():
         ids_BT = torch.zeros((1, 1), dtype=torch.long, device=model.device)
         whole_BTV = model(input_ids=ids_BT, use_cache=False).logits
-        halves_BTV = logits(hidden_states(policy, ids_BT, torch.ones_like(ids_BT)))
+        halves_BTV = head(hidden_states(policy, ids_BT, torch.ones_like(ids_BT)))
     if not torch.allclose(whole_BTV.float(), halves_BTV.float(), rtol=1e-2, atol=1e-2):
         raise ConfigError(
             f"{type(model).__name__} changes its logits after lm_head in a way this trainer does not know; "
             "use another model family, or teach transformer2.policy.lm_head about it"
         )
-    return logits
 
 
 def eos_token_ids(policy: PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -73,11 +73,13 @@ class PromptBatch:
         examples: The B questions, in row order.
         input_ids_BP: int64, left-padded with the tokenizer's pad id.
         attention_mask_BP: int64, 1 on prompt tokens.
+        row_ids: Number of each row in the batch over all ranks; its random numbers follow from it. Empty: 0 to B - 1.
     """
 
     examples: tuple[Example, ...]
     input_ids_BP: Tensor
     attention_mask_BP: Tensor
+    row_ids: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -90,6 +92,7 @@ class PromptBatch:
             tuple(e for e in self.examples for _ in range(times)),
             self.input_ids_BP.repeat_interleave(times, dim=0),
             self.attention_mask_BP.repeat_interleave(times, dim=0),
+            tuple(row * times + copy for row in self.row_ids for copy in range(times)),
         )
 
     def to(self, device: torch.device | str) -> PromptBatch:

@@ -18,6 +18,8 @@ CONFIGS = sorted((PACKAGED / "conf").rglob("*.yaml"))
 def test_config(path: Path, tmp_path: Path) -> None:
     adapt = path.name.startswith("adapt_")
     config = compose([str(path)], [("trainer.accelerator", "cpu")], ADAPT_KEYS if adapt else KEYS)
+    if "ZeRO" in str(config.get("trainer")):
+        pytest.importorskip("deepspeed", reason="needs the extra: pip install -e '.[deepspeed]'")
     data_class = UnseenTaskDataModule if adapt else ExpertDataModule
     own = {key: value for key, value in config.items() if key not in ("adapt", "strategy")}
     experiment = Experiment.of(own, tmp_path, quiet=True, data_class=data_class)
@@ -36,6 +38,7 @@ def test_the_issue_s_configs_are_there() -> None:
         "llama8b_gsm8k.yaml",
         "llama8b_mbpp_pro.yaml",
         "llama8b_arc_easy.yaml",
+        "llama70b_gsm8k.yaml",
         "mistral7b_gsm8k.yaml",
         "adapt_llama8b_math.yaml",
         "adapt_llama8b_humaneval.yaml",

@@ -5,7 +5,7 @@ import torch
 
 from transformer2.rl.advantages import advantages
 from transformer2.rl.loss import reinforce_loss, sum_by_row
-from transformer2.rl.packing import pack_rows
+from transformer2.rl.packing import pack_rows, split_rows
 
 NAN = float("nan")
 
@@ -97,3 +97,12 @@ def test_packing_bounds_tokens_and_loses_no_row():
         tokens = len(group) * (max(prompts[r] for r in group) + max(completions[r] for r in group))
         assert tokens <= 40 or len(group) == 1
     assert len(pack_rows(prompts, completions, 10_000)) == 1
+
+
+def test_splitting_keeps_the_rows_and_reaches_the_count():
+    groups = [[0, 1, 2, 3], [4, 5], [6]]
+    for count in range(3, 8):
+        split = split_rows(groups, count)
+        assert len(split) == count
+        assert sorted(row for group in split for row in group) == list(range(7))
+    assert split_rows(groups, 2) == groups

@@ -1,6 +1,8 @@
 """The sampler: same tokens whatever the batch, ids and masks as sampled, errors that name the prompt."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -98,6 +100,52 @@ def test_bf16_does_not_copy_the_head_for_every_row(model, tokenizer, prompts):
     HFEngine(tokenizer, EOS).generate(half, prompts, Sampling(0, max_new_tokens=2), seed=0)
     hook.remove()
     assert seen and all(seen) and not half.lm_head._forward_pre_hooks
+
+
+def test_two_ranks_sample_what_one_process_does(model, tokenizer, prompts):
+    whole = completions(HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=3))
+    for rank in (0, 1):
+        rows = range(rank, len(prompts), 2)
+        ids = [prompts.input_ids_BP[b][prompts.attention_mask_BP[b] == 1].tolist() for b in rows]
+        mine = collate([prompts.examples[b] for b in rows], ids, tokenizer.pad_token_id, rows)
+        assert completions(HFEngine(tokenizer, EOS).generate(model, mine, SAMPLING, seed=3)) == whole[rank::2]
+
+
+@pytest.mark.parametrize("max_rows", [None, 2])
+def test_ranks_in_lockstep_run_equally_many_forward_passes(model, tokenizer, prompts, max_rows):
+    """Two ranks as threads with unequal work: what each samples is what it samples alone."""
+    parts = [(0, 3), (3, 8)]
+    meeting, said, forwards = threading.Barrier(2), [False, False], [0, 0]
+
+    def generate(rank, lockstep):
+        first, last = parts[rank]
+        rows = range(first, last)
+        ids = [prompts.input_ids_BP[b][prompts.attention_mask_BP[b] == 1].tolist() for b in rows]
+        mine = collate([prompts.examples[b] for b in rows], ids, tokenizer.pad_token_id, rows)
+
+        def policy(**kwargs):
+            forwards[rank] += 1
+            return model(**kwargs)
+
+        policy.config, policy.named_modules = model.config, model.named_modules
+
+        def any_rank(is_so):
+            said[rank] = is_so
+            meeting.wait(timeout=30)
+            either = any(said)
+            meeting.wait(timeout=30)
+            return either
+
+        engine = HFEngine(tokenizer, EOS, max_rows, any_rank if lockstep else None)
+        return completions(engine.generate(policy, mine, SAMPLING, seed=3))
+
+    alone = [generate(rank, lockstep=False) for rank in (0, 1)]
+    assert forwards[0] != forwards[1], "the work must be unequal for this test to mean anything"
+    forwards[:] = [0, 0]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda rank: generate(rank, lockstep=True), (0, 1)))
+    assert together == alone
+    assert forwards[0] == forwards[1] > 0
 
 
 def test_masks_cover_exactly_what_was_sampled_eos_included(model, tokenizer, prompts):

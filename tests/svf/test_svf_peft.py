@@ -451,7 +451,7 @@ def test_unknown_linear_layers_are_black_boxes():
     expected = net(x)
     model = get_peft_model(net, SVFConfig(target_modules=["0", "1"]))
     assert torch.equal(model(x), expected)
-    with pytest.raises(ConfigError, match="Scaled is quantised or opaque"):
+    with pytest.raises(ConfigError, match="Scaled is quantised, shared out or opaque"):
         set_form(model, "merged")
     layer = model.get_base_model()[0]
     assert isinstance(layer, SVFLayer)

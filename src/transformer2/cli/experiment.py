@@ -17,10 +17,12 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.callbacks.interrupt import GracefulStop
+from transformer2.callbacks.lifeline import Lifeline
 from transformer2.callbacks.monitoring import Monitoring
 from transformer2.callbacks.progress import TrainingBar
 from transformer2.cli.plan import preflight
@@ -28,10 +30,10 @@ from transformer2.data import ExpertDataModule
 from transformer2.errors import ConfigError, UserError
 from transformer2.metrics import Confusion, PassAtK
 from transformer2.module import SVFReinforceModule
-from transformer2.policy import load_expert
 from transformer2.report.curve import draw_curve
 from transformer2.report.statistics import mcnemar_p
 from transformer2.report.table import text_table, versions, write_report, write_text
+from transformer2.strategies import check_strategy
 from transformer2.types import Report, Score
 
 PASS_AT = (1, 5, 10, 100)  # the k of pass@k in the literature; those that test_samples allows
@@ -164,10 +166,9 @@ class Experiment:
         """Train; then score base and best expert on the test split.
 
         Raises:
-            ConfigError: More than one process: ranks with different numbers of micro-batches would wait for each other.
+            ConfigError: A strategy that training does not run under.
         """
-        if self.trainer.world_size > 1:
-            raise ConfigError("fit runs on one device for now; set trainer.devices: 1 and trainer.num_nodes: 1")
+        check_strategy(self.trainer.strategy)
         _check_checkpoint(ckpt_path)
         self._open(expert)
         setup = time.perf_counter() - start
@@ -202,12 +203,11 @@ class Experiment:
         return self._report({"total": time.perf_counter() - start})
 
     def _open(self, expert: Path | None) -> None:
-        """Write the resolved config, build the policy, put an expert into it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "config.yaml", self.yaml())
-        if expert is not None:
-            self.module.configure_model()
-            load_expert(self.module.policy, expert)
+        """Write the resolved config; say which expert to start from."""
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning keeps it on the function
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / "config.yaml", self.yaml())
+        self.module.expert = expert
 
     def _report(self, seconds: dict[str, float]) -> int:
         records = self.module.records
@@ -289,6 +289,7 @@ def _with_defaults(given: list[Any], trainer: Mapping[str, Any], folder: Path, q
         ExpertCheckpoint: {},
         Monitoring: {},
         GracefulStop: {},
+        Lifeline: {},
         ModelCheckpoint: {
             "dirpath": str(folder / "checkpoints"),
             "filename": "{step}",

@@ -161,6 +161,10 @@ def quieten(quiet: bool) -> None:
         ".*logging interval.*",
         ".*No positive class.*",
         ".*Checkpoint directory.*exists and is not empty.*",
+        ".*use torch.distributed.* instead.*",
+        ".*Please use `torch.distributed.*",
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # what is logged has been summed over ranks already
+        ".*When saving the DeepSpeed Stage 3 checkpoint.*",
     ):
         warnings.filterwarnings("ignore", message=message)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

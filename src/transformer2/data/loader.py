@@ -38,6 +38,8 @@ class PromptLoader:
     ) -> None:
         if shuffle_seed is not None and len(examples) < batch_size:
             raise ConfigError(f"data.batch_size {batch_size} exceeds the {len(examples)} prompts; lower it")
+        if len(examples) < world_size:
+            raise ConfigError(f"{len(examples)} prompts are too few for {world_size} processes; use fewer")
         self.examples, self.ids, self.pad_id = examples, ids, pad_id
         self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
         self.rank, self.world_size = rank, world_size
@@ -45,16 +47,22 @@ class PromptLoader:
 
     def __len__(self) -> int:
         n, b = len(self.examples), self.batch_size
-        return n // b if self.shuffle_seed is not None else -(-n // b)
+        if self.shuffle_seed is not None:
+            return n // b
+        return max(1, n // b + (n % b >= self.world_size))  # every rank has a row of every batch: see __iter__
 
     def __iter__(self) -> Iterator[PromptBatch]:
         first = self.batches_seen % len(self) if self.shuffle_seed is not None else 0
         for i in range(first, len(self)):
-            rows = self._order(self.batches_seen // len(self))[i * self.batch_size : (i + 1) * self.batch_size]
+            # What is left at the end and would not reach every rank is answered with the batch before it.
+            last = self.shuffle_seed is None and i == len(self) - 1
+            end = None if last else (i + 1) * self.batch_size
+            rows = self._order(self.batches_seen // len(self))[i * self.batch_size : end]
             if self.shuffle_seed is not None:
                 self.batches_seen += 1
-            if rows := rows[self.rank :: self.world_size]:
-                yield collate([self.examples[r] for r in rows], [self.ids[r] for r in rows], self.pad_id)
+            mine = range(self.rank, len(rows), self.world_size)
+            examples, ids = [self.examples[rows[j]] for j in mine], [self.ids[rows[j]] for j in mine]
+            yield collate(examples, ids, self.pad_id, mine)
 
     def _order(self, epoch: int) -> list[int]:
         if self.shuffle_seed is None:

@@ -116,7 +116,12 @@ class ExpertDataModule(L.LightningDataModule):
         return 0 if pad is None else int(pad)
 
     def train_dataloader(self) -> PromptLoader:
-        """Prompts of one optimizer step per batch."""
+        """Prompts of one optimizer step per batch, equally many for each rank."""
+        ranks = 1 if self.trainer is None else self.trainer.world_size
+        if self.batch_size % ranks:
+            raise ConfigError(
+                f"data.batch_size {self.batch_size} is no multiple of the {ranks} processes; change either"
+            )
         return self._loader("train", self.batch_size, self.seed)
 
     def val_dataloader(self) -> PromptLoader:

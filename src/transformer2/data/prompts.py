@@ -51,7 +51,9 @@ def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
     return _text(tokenizer, [{**first, "content": f"{system}\n\n{first['content']}"}, *rest])
 
 
-def collate(examples: Sequence[Example], ids: Sequence[list[int]], pad_id: int) -> PromptBatch:
+def collate(
+    examples: Sequence[Example], ids: Sequence[list[int]], pad_id: int, row_ids: Sequence[int] = ()
+) -> PromptBatch:
     """A left-padded batch of rendered prompts."""
     width = max(map(len, ids))
     input_ids_BP = torch.full((len(ids), width), pad_id, dtype=torch.long)
@@ -59,4 +61,4 @@ def collate(examples: Sequence[Example], ids: Sequence[list[int]], pad_id: int) 
     for row, prompt in enumerate(ids):
         input_ids_BP[row, width - len(prompt) :] = torch.tensor(prompt)
         mask_BP[row, width - len(prompt) :] = 1
-    return PromptBatch(tuple(examples), input_ids_BP, mask_BP)
+    return PromptBatch(tuple(examples), input_ids_BP, mask_BP, tuple(row_ids))

@@ -29,3 +29,14 @@ def pack_rows(prompt_tokens: Sequence[int], completion_tokens: Sequence[int], ma
             groups.append([row])
             width_p, width_c = prompt_tokens[row], completion_tokens[row]
     return groups
+
+
+def split_rows(groups: Sequence[list[int]], count: int) -> list[list[int]]:
+    """The same rows in `count` groups or more: the largest are halved until there are so many."""
+    groups = [list(group) for group in groups]
+    while len(groups) < count:
+        groups.sort(key=len)
+        largest = groups.pop()
+        assert len(largest) > 1, "there are at least as many rows as groups"
+        groups += [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
+    return groups

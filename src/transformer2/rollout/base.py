@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from transformer2.errors import ConfigError
 from transformer2.types import PromptBatch, Rollouts
@@ -41,5 +42,12 @@ class RolloutEngine(Protocol):
             policy: The model with its adapters (a PeftModel, or any transformers causal LM).
             prompts: B left-padded prompts.
             sampling: Temperature, nucleus and budget.
-            seed: Row b's randomness depends on (seed, b) only, not on the batch it is generated in.
+            seed: A row's randomness depends on (seed, its number over all ranks) only, not on the batch it is generated
+                in: `uniforms`.
         """
+
+
+def uniforms(prompts: PromptBatch, budget: int, seed: int) -> Tensor:
+    """One number in [0, 1) for every row and token, (B, budget), on the CPU."""
+    rows = list(prompts.row_ids or range(len(prompts)))
+    return torch.rand((1 + max(rows), budget), generator=torch.Generator().manual_seed(seed))[rows]

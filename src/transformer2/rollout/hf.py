@@ -22,7 +22,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from transformer2.errors import UserError
 from transformer2.rl.halving import run_or_halve
-from transformer2.rollout.base import Sampling
+from transformer2.rollout.base import Sampling, uniforms
 from transformer2.svf.rows import batch_rows
 from transformer2.types import PromptBatch, Rollouts
 
@@ -36,9 +36,18 @@ class HFEngine:
         tokenizer: Decodes completions; its pad id (else its EOS id) fills finished rows.
         eos_ids: Token ids that end a completion.
         max_rows: Rows generated at a time; None takes the whole batch. Halved when memory does not suffice.
+        lockstep: Says on every rank whether something is so on some rank. Given, all ranks run equally many forward
+            passes, as weights that are shared out among them need; a rank that is done keeps others company, and none
+            halves its rows by itself.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Iterable[int], max_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: Iterable[int],
+        max_rows: int | None = None,
+        lockstep: Callable[[bool], bool] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.eos_ids = sorted(set(eos_ids))
         if not self.eos_ids:
@@ -48,20 +57,21 @@ class HFEngine:
         pad = tokenizer.pad_token_id
         self.pad_id: int = self.eos_ids[0] if pad is None else int(pad)
         self.max_rows = max_rows
+        self.in_lockstep, self.go_on = lockstep is not None, lockstep or bool
 
     @torch.no_grad()
     def generate(self, policy: nn.Module, prompts: PromptBatch, sampling: Sampling, seed: int) -> Rollouts:
         """See `RolloutEngine.generate`."""
         b = len(prompts)
-        uniforms_BC = torch.rand((b, sampling.max_new_tokens), generator=torch.Generator().manual_seed(seed))
-        uniforms_BC = uniforms_BC.to(prompts.input_ids_BP.device)
+        uniforms_BC = uniforms(prompts, sampling.max_new_tokens, seed).to(prompts.input_ids_BP.device)
         ids_BC = prompts.input_ids_BP.new_full((b, sampling.max_new_tokens), self.pad_id)
         count_B = prompts.attention_mask_BP.new_zeros(b)
         longest_first = torch.argsort(prompts.attention_mask_BP.sum(-1), descending=True, stable=True)
+        anyone = longest_first[:1]
 
-        def draw(rows: Tensor) -> None:
+        def draw(rows: Tensor, idle: bool = False) -> None:
             select(rows)
-            for t, alive, token in self._decode(policy, prompts, rows, uniforms_BC, sampling, select):
+            for t, alive, token in self._decode(policy, prompts, rows, uniforms_BC, sampling, select, idle):
                 ids_BC[alive, t] = token
                 count_B[alive] += 1
 
@@ -70,9 +80,11 @@ class HFEngine:
             count_B[rows] = 0
 
         with batch_rows(policy, b) as select, _contiguous_head_input(policy):
-            while len(longest_first):
+            while self.go_on(len(longest_first) > 0):
                 rows, longest_first = longest_first.tensor_split([self.max_rows or b])
-                if run_or_halve(draw, rows, partial(forget, rows), "lower model.max_rollout_rows"):
+                if self.in_lockstep:
+                    draw(rows if len(rows) else anyone, idle=not len(rows))
+                elif run_or_halve(draw, rows, partial(forget, rows), "lower model.max_rollout_rows"):
                     self.max_rows = -(-len(rows) // 2)
         return self._rollouts(prompts, ids_BC, count_B)
 
@@ -84,13 +96,14 @@ class HFEngine:
         uniforms_BC: Tensor,
         sampling: Sampling,
         select: Callable[[Tensor], None],
+        idle: bool,
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yields, for each step t, the rows that sampled a token and their tokens, EOS included."""
         width = int(prompts.attention_mask_BP[rows].sum(-1).max())
         step_ids, mask = prompts.input_ids_BP[rows][:, -width:], prompts.attention_mask_BP[rows][:, -width:]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         eos = torch.tensor(self.eos_ids, device=mask.device)
-        done = torch.zeros(len(rows), dtype=torch.bool, device=mask.device)
+        done = torch.full((len(rows),), idle, device=mask.device)
         cache = DynamicCache(config=policy.config)
         for t in range(sampling.max_new_tokens):
             output = policy(
@@ -107,11 +120,11 @@ class HFEngine:
             yield t, rows[~done], token[~done]
             done = done | torch.isin(token, eos)
             live = int((~done).sum())
-            if live == 0:
+            if not self.go_on(live > 0):
                 return
             positions = positions[:, -1:] + 1
             if live < COMPACT_BELOW * len(rows):
-                keep = (~done).nonzero()[:, 0]
+                keep = (~done).nonzero()[:, 0] if live else torch.zeros_like(rows[:1])  # one row for company
                 cache.batch_select_indices(keep)
                 rows, token, mask, positions, done = rows[keep], token[keep], mask[keep], positions[keep], done[keep]
                 select(rows)

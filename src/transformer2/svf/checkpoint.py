@@ -103,7 +103,8 @@ class LocalCheckpoint:
         names = getattr(self.config, "architectures", None) or []
         cls = getattr(transformers, names[0], None) if names else None
         try:
-            with torch.device("meta"):
+            # The second says that zero.Init is at work already: a skeleton has no values to share out under ZeRO-3.
+            with torch.device("meta"), transformers.modeling_utils.set_zero3_state():
                 if cls is None:
                     return transformers.AutoModelForCausalLM.from_config(self.config)
                 return cls._from_config(self.config)

@@ -241,8 +241,8 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         weight = dense_weight(self.base_layer)
         if weight is None:
             raise ConfigError(
-                f"{type(self.base_layer).__name__} is quantised or opaque: its weight cannot be factored or merged; "
-                "use form='delta', or load the base model unquantised"
+                f"{type(self.base_layer).__name__} is quantised, shared out or opaque: its weight cannot be factored "
+                "or merged; use form='delta', or load the base model unquantised"
             )
         if self._unmerged_weight is not None:
             return self._unmerged_weight.T if isinstance(self.base_layer, Conv1D) else self._unmerged_weight
@@ -343,9 +343,12 @@ class SVFLayer(nn.Module, BaseTunerLayer):
 
 
 def dense_weight(layer: nn.Module) -> Tensor | None:
-    """W (m, n) of a layer that is x W^T + b with a plain floating W, as a view; None for quantised or other layers."""
+    """W (m, n) of a layer that is x W^T + b with a plain floating W, as a view; None for quantised or other layers.
+
+    Also None for a W that is shared out among processes and not gathered at the moment (ZeRO-3).
+    """
     weight = getattr(layer, "weight", None)
-    if not isinstance(weight, nn.Parameter) or type(weight.data) is not Tensor:
+    if not isinstance(weight, nn.Parameter) or type(weight.data) is not Tensor or weight.ndim != 2:
         return None
     if not weight.is_floating_point() or weight.element_size() < 2:
         return None

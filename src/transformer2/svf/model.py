@@ -89,6 +89,9 @@ class SVFModel(BaseTuner):
             target.update_layer(adapter_name, peft_config)
             return
         layer = SVFLayer(target, adapter_name, peft_config, self._basis(current_key, target))
+        share_out = getattr(next(target.parameters(), None), "convert_to_zero_parameters", None)
+        if share_out is not None:  # the base is shared out among processes (ZeRO-3): so is its basis, as it is made
+            share_out([layer.svf_basis])
         if adapter_name not in self.active_adapters:
             layer.svf_z.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -358,6 +361,8 @@ def mixed_delta(layer: SVFLayer, adapters: Sequence[str], mixing_K: Sequence[flo
 
 def _can_merge(layer: SVFLayer) -> bool:
     if layer.disable_adapters or layer.merged or layer._rows:
+        return False
+    if hasattr(layer.svf_basis, "ds_id"):
         return False
     try:
         weight_mn = layer.weight_mn()

@@ -1,0 +1,190 @@
+"""Under which of Lightning's strategies training runs, and DeepSpeed ZeRO for a frozen base.
+
+    ddp                          every process holds the model; z's gradient is summed once a step
+    ZeRO(stage=2)                the same, and the optimizer's state is shared out (z is small: there is little to gain)
+    ZeRO(stage=3)                the frozen weights and bases are shared out, and gathered layer by layer
+    ZeRO(stage=3, offload=True)  ... and kept in host memory
+
+Departures from Lightning's DeepSpeedStrategy:
+
+1. Nothing is cast: the base keeps the dtype it was loaded in, z stays fp32 (bf16 would round it).
+2. The base is loaded into shards (transformers' zero.Init), each basis is shared out as it is made.
+3. What is trained, what is small (norms, sigma) and the output head stay whole on every process: z is read and saved
+   everywhere, and the head runs once per chunk of tokens, of which processes have different numbers.
+4. A step without a gradient (it was skipped) leaves the optimizer as it is.
+5. It runs on CPU processes with gloo, for tests, without the kernel that DeepSpeed would compile there for minutes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from torch import Tensor
+
+from transformer2.errors import ConfigError
+from transformer2.policy import base_dtype
+
+
+class _AsLoaded(DeepSpeedPrecision):
+    """Neither the model nor a batch is cast (and a batch is a frozen dataclass, which Lightning would refuse)."""
+
+    def convert_module(self, module: torch.nn.Module) -> torch.nn.Module:
+        return module
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+class ZeRO(DeepSpeedStrategy):
+    """DeepSpeed ZeRO; see the module docstring.
+
+    Args:
+        stage: 2 or 3.
+        offload: Keep the shards of stage 3 in host memory.
+        whole_below: Parameters with at most this many numbers stay whole on every process.
+        prefetch: Numbers that stage 3 gathers ahead of the layer in progress.
+        timeout_minutes: How long a process waits for the others before it gives up.
+    """
+
+    def __init__(
+        self,
+        stage: Literal[2, 3] = 3,
+        offload: bool = False,
+        whole_below: int = 100_000,
+        prefetch: int = 50_000_000,
+        timeout_minutes: float = 30,
+    ) -> None:
+        if stage not in (2, 3) or (offload and stage != 3):
+            raise ConfigError(
+                f"ZeRO(stage={stage}, offload={offload}): stage is 2 or 3, and stage 3 alone can off-load"
+            )
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        zero: dict[str, Any] = {"stage": stage}
+        if stage == 3:
+            zero |= {
+                "stage3_param_persistence_threshold": whole_below,
+                "stage3_prefetch_bucket_size": prefetch,
+                "offload_param": {"device": "cpu" if offload else "none", "pin_memory": torch.cuda.is_available()},
+            }
+        config = {"zero_optimization": zero, "zero_allow_untested_optimizer": True}
+        try:
+            super().__init__(config=config, exclude_frozen_parameters=True, timeout=timedelta(minutes=timeout_minutes))
+        except ImportError as e:
+            raise ConfigError("ZeRO needs DeepSpeed: pip install -c constraints.txt -e '.[deepspeed]'") from e
+        self.stage, self.whole_below = stage, whole_below
+        self._has_gradient = False
+
+    # ------------------------------------------------------------------ Lightning's joints
+
+    def setup_environment(self) -> None:
+        """Join the other processes."""
+        if self.precision_plugin.precision != "32-true":
+            raise ConfigError("under ZeRO set model.dtype rather than trainer.precision: z must stay fp32")
+        self.precision_plugin = _AsLoaded("32-true")
+        if isinstance(self.accelerator, CUDAAccelerator):
+            super().setup_environment()
+            return
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        assert self.parallel_devices is not None
+        self.parallel_devices = [torch.device("cpu", i) for i in range(len(self.parallel_devices))]
+        DDPStrategy.setup_environment(self)
+
+    @contextmanager
+    def model_sharded_context(self) -> Generator[None, None, None]:
+        """Around `configure_model`: makes `from_pretrained` load into shards."""
+        if self.stage == 3:
+            from transformers.integrations import HfDeepSpeedConfig
+
+            self._init_config_if_needed()
+            assert isinstance(self.config, dict) and self.lightning_module is not None
+            h = self.lightning_module.hparams
+            dtypes = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+            half = dtypes.get(base_dtype(h["base"], h["dtype"]))
+            config = {**self.config, "train_micro_batch_size_per_gpu": 1, **({half: {"enabled": True}} if half else {})}
+            told = HfDeepSpeedConfig(config)  # transformers holds a weak reference: loading is over when it goes
+            yield
+            del told
+        else:
+            yield
+
+    def setup(self, trainer: L.Trainer) -> None:
+        """Hand the model to DeepSpeed as it is."""
+        super().setup(trainer)
+        self._keep_whole()
+
+    def _keep_whole(self) -> None:
+        """Gather what stays whole; DeepSpeed takes everything apart at each step and each checkpoint."""
+        module: Any = self.lightning_module
+        always = {*module.trained(), *module.policy.get_output_embeddings().parameters()}
+        for parameter in module.parameters():
+            if hasattr(parameter, "ds_id") and (parameter.ds_numel <= self.whole_below or parameter in always):
+                parameter.ds_persist = True
+                parameter.all_gather()
+                parameter.ds_active_sub_modules.add("whole")  # a user that does not leave: it is not released
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """DeepSpeed's checkpoint, a folder."""
+        super().save_checkpoint(*args, **kwargs)
+        self._keep_whole()
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Go on from such a folder."""
+        content = super().load_checkpoint(*args, **kwargs)
+        self._keep_whole()
+        return content
+
+    def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """DeepSpeed's backward pass."""
+        self._has_gradient = True
+        return super().backward(closure_loss, *args, **kwargs)
+
+    def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+        """DeepSpeed's step, if there is a gradient: it cannot step without one."""
+        if not self._has_gradient:
+            return closure()
+        self._has_gradient = False
+        result = super().optimizer_step(optimizer, closure, *args, **kwargs)
+        self._keep_whole()
+        return result
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse what training has not been seen to run under.
+
+    Raises:
+        ConfigError: With the names of what works.
+    """
+    known = isinstance(strategy, ZeRO | SingleDeviceStrategy)
+    # Processes that multiprocessing spawned would keep what they learned to themselves.
+    if not known and not (type(strategy) is DDPStrategy and strategy._start_method == "popen"):
+        raise ConfigError(
+            f"fit does not run under this {type(strategy).__name__}; use trainer.strategy: ddp, or add one of "
+            "--config conf/strategy/{ddp,zero2,zero3,zero3_offload}.yaml"
+        )
+
+
+def in_lockstep(strategy: Strategy) -> bool:
+    """Whether every forward pass needs all processes: the weights are shared out."""
+    return isinstance(strategy, ZeRO) and strategy.stage == 3
+
+
+def gather_objects(mine: Any) -> list[Any]:
+    """The objects of all ranks, in rank order."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [mine]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone

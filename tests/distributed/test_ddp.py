@@ -1,0 +1,24 @@
+"""Two processes train what one does: plain data parallelism."""
+
+import pytest
+
+from transformer2.report.curve import read_scalars
+
+pytestmark = pytest.mark.distributed
+
+DDP = ("--config", "conf/strategy/ddp.yaml", "--trainer.devices", "2")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "transformer2")
+SUMMED = ("reward", "accuracy", "kl", "entropy", "completion_length", "finished", "loss", "grad_norm")
+
+
+@pytest.mark.parametrize("launch", [("-m", "transformer2"), TORCHRUN], ids=["own launcher", "torchrun"])
+def test_ddp_trains_what_one_process_does(runs, one, launch):
+    name = f"ddp{len(launch)}"
+    runs.run(name, *DDP, launch=launch)
+    runs.same(one, name)
+    assert runs.report(one) == runs.report(name)
+    assert runs.records(one) == runs.records(name)
+    for tag in [f"train/{tag}" for tag in SUMMED] + ["reward/infra_errors", "val/accuracy"]:
+        here, there = (read_scalars(runs.folder / run, (tag,))[tag] for run in (one, name))
+        assert [step for step, _ in here] == [step for step, _ in there]
+        assert [v for _, v in here] == pytest.approx([v for _, v in there], rel=1e-4, abs=1e-6), tag
