@@ -69,7 +69,7 @@ def gold(session: nox.Session) -> None:
     """Every gold answer of the real data sets against its verifier; says loudly when ../shared/data is absent."""
     install(session, "dev")
     what = ("-m", "not gpu and not sandbox", "tests/tasks", "tests/verifiers")
-    session.run("pytest", "-n", "2", "-rA", *what, *session.posargs, env=ENV)
+    session.run("pytest", "-n", "2", "-rsP", *what, *session.posargs, env=ENV)
 
 
 @nox.session
