@@ -224,6 +224,8 @@ BOMBS = {
     + "1," * 100000
     + "]\n",
     "a parser bomb": "x = " + "(" * 5000 + ")" * 5000 + "\n",
+    "lowers its CPU limit to be killed early": "import resource\n"
+    "try: resource.setrlimit(resource.RLIMIT_CPU, (1, 1))\nexcept Exception: pass\nwhile True: pass\n",
     "alarm": "import signal\nsignal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)\ndef f(x):\n    while True: pass\n",
 }
 

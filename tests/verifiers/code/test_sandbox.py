@@ -140,7 +140,11 @@ def test_a_broken_test_is_nobodys_fault(sandbox: Sandbox) -> None:
 
 
 def test_no_answer_is_a_failure_of_ours(sandbox: Sandbox) -> None:
-    """An answer that breaks its reader would otherwise dodge its -1."""
+    """An answer that breaks its reader, or has itself killed, would otherwise dodge its -1."""
+    lowered = "import resource\ntry: resource.setrlimit(resource.RLIMIT_CPU, (1, 1))\nexcept Exception: pass\n"
+    assert outcome(sandbox, lowered + "while True: pass\n").outcome == "timeout"
+    stack = "import resource\nresource.setrlimit(resource.RLIMIT_STACK, resource.getrlimit(resource.RLIMIT_STACK))\n"
+    assert outcome(sandbox, stack + SQUARE.code).outcome == "passed"
     for test in ("assert f(7) == 1, f(7)", "{1: 2}[f(7)]", "raise ValueError(f(7))"):
         assert outcome(sandbox, "def f(x):\n    return 1 << (1 << 20)\n", test).outcome == "failed", test
     result = outcome(sandbox, "def f(x):\n    raise ValueError('\\x1b[2J\\n' * 100000)\n")
