@@ -132,10 +132,8 @@ def allow_filter(machine: str) -> bytes:
     for command in _FCNTL_COMMANDS:
         commands += [_op(_JUMP_IF_EQUAL, command, 0, 1), _return(_ALLOW)]
     program += _when(_FCNTL[column], [*commands, *refused])
-    # Limits of this process (pid 0) only, and not that of CPU time (0): who lowers it is killed too early for the judge
-    # to tell a program that ran out of time from one that the machine killed.
-    own = [_load(0), _op(_JUMP_IF_EQUAL, 0, 0, 3), _load(1), _op(_JUMP_IF_EQUAL, 0, 1, 0), _return(_ALLOW)]
-    program += _when(_PRLIMIT[column], [*own, *refused])
+    # Limits of this process (pid 0) only.
+    program += _when(_PRLIMIT[column], [_load(0), _op(_JUMP_IF_EQUAL, 0, 0, 1), _return(_ALLOW), *refused])
     program += _when(_IOCTL[column], [_return(_ERRNO | errno.ENOTTY)])
     return b"".join([*program, *refused])
 

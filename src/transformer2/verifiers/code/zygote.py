@@ -110,11 +110,10 @@ def _supervise(channel: int, control: int, own_pids: bool, shared_user: bool) ->
         waiting += select.select([ended], [], [], 0.2)[0]
     if ended not in waiting:
         os.kill(pid, signal.SIGKILL)
-    _, status, used = os.wait4(pid, 0)
+    status = os.waitpid(pid, 0)[1]
     answer = {
         "timeout": not waiting,
         "stopped": ended not in waiting,  # by us
-        "cpu_seconds": used.ru_utime + used.ru_stime,
         "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
     }
     with contextlib.suppress(OSError):
