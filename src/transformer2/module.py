@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -46,6 +45,7 @@ from transformer2.policy import (
     load_base,
     load_expert,
     load_tokenizer,
+    locate_base,
     reference,
 )
 from transformer2.rl.advantages import Baseline, advantages
@@ -53,19 +53,24 @@ from transformer2.rl.gradient import clipped, gradient_of, with_gradient
 from transformer2.rl.halving import run_or_halve
 from transformer2.rl.kl import KL, KL_KINDS
 from transformer2.rl.logprobs import chunk_tokens, score_tokens
-from transformer2.rl.loss import reinforce_loss, sum_by_row
+from transformer2.rl.loss import importance_weights, reinforce_loss, sum_by_row
 from transformer2.rl.meter import StepMeter
 from transformer2.rl.packing import pack_rows, split_rows
-from transformer2.rollout.base import Sampling
+from transformer2.rollout.base import EngineName, RolloutEngine, Sampling
 from transformer2.rollout.hf import HFEngine
+from transformer2.rollout.paged import PagedEngine
+from transformer2.rollout.server import VLLMOptions
+from transformer2.rollout.vllm import VLLMEngine
 from transformer2.strategies import gather_objects, in_lockstep
-from transformer2.svf.model import merged_for_rollout
+from transformer2.svf.rows import has_rows
 from transformer2.tasks import Task
 from transformer2.types import PromptBatch, Rollouts, Verdict
 from transformer2.verifiers import stop_if_unverified, verify_all
 
 MAX_SKIPPED_IN_A_ROW = 3
-SUMMED = ("rows", "tokens", "finished", "loss", "entropy", "kl")  # over ranks, before a step is logged
+TIMED = ("weight_sync", "rollout", "verify", "logprobs", "backward", "sync")
+# Over ranks, before a step is logged.
+SUMMED = ("rows", "tokens", "finished", "loss", "entropy", "kl", "mismatch", "capped")
 KL_MONITOR_EVERY = 10  # with kl_coef 0 the KL costs a forward pass and changes nothing, so it is only looked at
 
 
@@ -95,6 +100,11 @@ class SVFReinforceModule(L.LightningModule):
         max_rollout_rows: Rows generated at a time; None takes the whole batch.
         merge_rollouts: Compose W' for rollouts: they run at the base's speed and hold the tuned weights twice. False
             draws in the form of training, for cards that have no room for the copy.
+        rollout: What draws completions: `hf` (batches, everywhere), `paged` (transformers' continuous batching, one
+            GPU), `vllm` (a server of its own). Adaptation, whose rows differ in z, draws with `hf` always.
+        vllm: The vLLM server, with `rollout: vllm`.
+        importance_cap: Weigh each token's log-probability by its ratio to the sampler's, at most this (2.0 is usual).
+            None trains as if the sampler were the policy; the mismatch is logged either way.
         activation_checkpointing: Keep each decoder layer's input only and compute the rest again in the backward pass:
             a tenth of the activations for a third more seconds.
         test_samples: Also draw so many completions of each test question, for pass@k; 0 scores greedy answers alone.
@@ -124,6 +134,9 @@ class SVFReinforceModule(L.LightningModule):
         micro_batch_tokens: int = 8192,
         max_rollout_rows: int | None = None,
         merge_rollouts: bool = True,
+        rollout: EngineName = "hf",
+        vllm: VLLMOptions | None = None,
+        importance_cap: float | None = None,
         activation_checkpointing: bool = False,
         test_samples: int = 0,
         test_temperature: float = 0.8,
@@ -149,7 +162,10 @@ class SVFReinforceModule(L.LightningModule):
                 "use at least 0 samples and a temperature above 0"
             )
         adapter_config(adapter or {})  # a typo in it is refused before the model is loaded
-        self.save_hyperparameters(logger=False)
+        if importance_cap is not None and importance_cap <= 0:
+            raise ConfigError(f"model.importance_cap must be positive, not {importance_cap}")
+        self.save_hyperparameters(logger=False, ignore=["vllm"])
+        self.vllm = vllm or VLLMOptions()
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not the base
         self.micro_batch_tokens = micro_batch_tokens  # halved when memory does not suffice
@@ -178,9 +194,23 @@ class SVFReinforceModule(L.LightningModule):
         else:
             lockstep = None
             check_halves(self.policy, self.head)
-        self.engine = HFEngine(tokenizer, eos_token_ids(self.policy, tokenizer), h["max_rollout_rows"], lockstep)
+        eos, rows, merge = eos_token_ids(self.policy, tokenizer), h["max_rollout_rows"], h["merge_rollouts"]
+        self.engine = HFEngine(tokenizer, eos, rows, lockstep, merge)  # also what draws rows of different z
+        self.sampler = self._sampler(self.engine)
         if self.expert is not None:
             load_expert(self.policy, self.expert)
+
+    def _sampler(self, engine: HFEngine) -> RolloutEngine:
+        """The engine that draws completions under one z."""
+        h = self.hparams
+        if h["rollout"] == "hf":
+            return engine
+        if h["rollout"] == "vllm":
+            base, ranks = locate_base(h["base"]), (gather_objects, self.global_rank)
+            return VLLMEngine(engine.tokenizer, engine.eos_ids, base, self.policy, self.vllm, *ranks)
+        if engine.in_lockstep:
+            raise ConfigError("model.rollout: paged runs on whole weights; under ZeRO-3 use hf or vllm")
+        return PagedEngine(engine.tokenizer, engine.eos_ids, engine.max_rows, engine.merge)
 
     # ------------------------------------------------------------------ the equation
 
@@ -196,6 +226,8 @@ class SVFReinforceModule(L.LightningModule):
     def rollout(self, prompts: PromptBatch) -> Rollouts:
         """Completions of the whole batch under the current z, `num_completions` per prompt."""
         seed = (self.hparams["seed"] * 1_000_003 + self.global_step) * 4096
+        with self.meter.timed("weight_sync"):
+            self.sampler.sync(self.policy)
         with self.meter.timed("rollout"):
             return self.sample(prompts.repeat(self.hparams["num_completions"]), self.hparams["temperature"], seed)
 
@@ -274,7 +306,20 @@ class SVFReinforceModule(L.LightningModule):
         self.meter.add("tokens", len(scores.entropy_N))
         self.meter.add("entropy", float(scores.entropy_N.sum()))
         self.meter.add("kl", float(scores.kl_N.detach().sum()) if ref_hidden_ND is not None else math.nan)
-        return sum_by_row(scores.logprobs_N, sampled_BC), sum_by_row(scores.kl_N, sampled_BC)
+        logprobs_N = scores.logprobs_N
+        if rollouts.logprobs_BC is not None:
+            logprobs_N = logprobs_N * self.sampler_weights(logprobs_N, rollouts.logprobs_BC[sampled_BC])
+        return sum_by_row(logprobs_N, sampled_BC), sum_by_row(scores.kl_N, sampled_BC)
+
+    def sampler_weights(self, logprobs_N: Tensor, sampler_logprobs_N: Tensor) -> Tensor:
+        """Importance weights (N,) of the policy over the sampler, 1 without a cap; notes how far apart the two are."""
+        self.meter.add("mismatch", float((logprobs_N.detach() - sampler_logprobs_N).abs().sum()))
+        cap = self.hparams["importance_cap"]
+        if cap is None:
+            return torch.ones_like(sampler_logprobs_N)
+        weights_N = importance_weights(logprobs_N, sampler_logprobs_N, cap)
+        self.meter.add("capped", float((weights_N >= cap).sum()))
+        return weights_N
 
     def loss(self, logprobs_B: Tensor, advantages_B: Tensor, kl_B: Tensor) -> Tensor:
         """This micro-batch's part of the loss of the step."""
@@ -341,8 +386,11 @@ class SVFReinforceModule(L.LightningModule):
             "train/skipped": float(skipped),
             "reward/zero_std": float(len(rewards_B) > 1 and float(rewards_B.nan_to_num().std()) == 0),
             "reward/infra_errors": m.sums["infra_errors"],
-            **{f"time/{name}": m.seconds[name] for name in ("rollout", "verify", "logprobs", "backward", "sync")},
+            **{f"time/{name}": m.seconds[name] for name in TIMED},
         }
+        if self.sampler is not self.engine:
+            metrics["rollout/mismatch"] = m.mean("mismatch", per="tokens")  # |log pi - log mu|, nats per token
+            metrics["rollout/capped"] = m.mean("capped", per="tokens")  # share of tokens whose weight met the cap
         if math.isfinite(kl := m.mean("kl", per="tokens")):
             metrics["train/kl"] = kl  # nats per token
         self.log_dict(metrics, batch_size=len(rewards_B))
@@ -356,10 +404,10 @@ class SVFReinforceModule(L.LightningModule):
         return self.trainer.datamodule.task  # type: ignore[attr-defined]  # Lightning sets it at run time
 
     def sample(self, prompts: PromptBatch, temperature: float, seed: int) -> Rollouts:
-        """Completions under whatever adapter is active, as a rule merged into the weights while they are drawn."""
+        """Completions under whatever is active: an adapter, the base, or a z for each row."""
         budget = self.hparams["max_new_tokens"] or self.task.max_new_tokens
-        with merged_for_rollout(self.policy) if self.hparams["merge_rollouts"] else nullcontext():
-            return self.engine.generate(self.policy, prompts, Sampling(temperature, max_new_tokens=budget), seed)
+        engine = self.engine if has_rows(self.policy) else self.sampler
+        return engine.generate(self.policy, prompts, Sampling(temperature, max_new_tokens=budget), seed)
 
     def verify(self, rollouts: Rollouts) -> list[Verdict]:
         """One verdict per completion; over 5 % without one stop the run."""

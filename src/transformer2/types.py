@@ -114,6 +114,8 @@ class Rollouts:
         completion_mask_BC: int64, 1 on every sampled token, EOS included.
         completions: The B decoded texts, without special tokens.
         finished_B: bool, True where EOS was sampled before `max_new_tokens`.
+        logprobs_BC: The sampler's own log-probabilities of its tokens, fp32, where it is not the policy that is trained
+            (another process, other kernels) and says them; else None.
     """
 
     examples: tuple[Example, ...]
@@ -123,6 +125,7 @@ class Rollouts:
     completion_mask_BC: Tensor
     completions: tuple[str, ...]
     finished_B: Tensor
+    logprobs_BC: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -130,7 +133,7 @@ class Rollouts:
     def to(self, device: torch.device | str) -> Rollouts:
         """The same rollouts with every tensor on `device`."""
         moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith(("_BP", "_BC", "_B"))}
-        return replace(self, **{name: tensor.to(device) for name, tensor in moved.items()})
+        return replace(self, **{name: value.to(device) for name, value in moved.items() if value is not None})
 
     def rows(self, index: list[int]) -> Rollouts:
         """The rollouts of these rows, in this order, trimmed to their own longest prompt and completion."""
@@ -145,6 +148,7 @@ class Rollouts:
             completion_mask_BC=completion_mask_BC[:, :c],
             completions=tuple(self.completions[i] for i in index),
             finished_B=self.finished_B[index],
+            logprobs_BC=None if self.logprobs_BC is None else self.logprobs_BC[index][:, :c],
         )
 
 

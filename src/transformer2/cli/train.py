@@ -17,7 +17,7 @@ from transformer2.cli.compose import PACKAGED, compose, parse_flags
 from transformer2.errors import ConfigError
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
-OPTIONS = ("run_dir", "ckpt_path", "expert")
+OPTIONS = ("run_dir", "ckpt_path", "expert", "rollout")
 SWITCHES = ("help", "print_config", "quiet", "no_preflight")
 RUN_DIR_VARIABLE = "TRANSFORMER2_RUN_DIR"
 
@@ -30,6 +30,7 @@ usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE
                        shipped ones: {configs}
   --KEY.SUB VALUE      any key of the config, e.g. --model.lr 2e-3 --data.batch_size 32 --trainer.max_steps 50
   --seed_everything N  seed of everything (default 0)
+  --rollout ENGINE     what draws completions: hf (default), paged, vllm; short for --config conf/rollout/ENGINE.yaml
   --run_dir DIR        where the run is kept (default runs/<name>; a number is added rather than overwriting)
   --ckpt_path FILE     {ckpt}
   --expert DIR         start from, or score, this expert folder
@@ -78,7 +79,8 @@ def _run(command: str, args: Sequence[str]) -> int:
         raise ConfigError("fit needs --config; try --config conf/tiny_math.yaml")
     if command != "fit" and "expert" in flags.options and not flags.configs:
         flags.overrides[:0] = _facts(Path(flags.options["expert"]))
-    config = compose(flags.configs, flags.overrides, KEYS)
+    parts = [f"conf/rollout/{engine}.yaml"] if (engine := flags.options.get("rollout")) else []
+    config = compose([*flags.configs, *parts], flags.overrides, KEYS)
     name = str(config.pop("name", Path(flags.configs[-1]).stem if flags.configs else command))
     folder = run_folder(flags.options.get("run_dir"), name)
     start = time.perf_counter()

@@ -3,7 +3,8 @@
     J(z) = E_y~pi [ A(y) log pi(y|x) ] - lambda KL(pi || pi_0),    log pi(y|x) = sum_t log pi(y_t | x, y_<t)
     loss = -(1 / B) sum_b [ A_b sum_t log pi_bt - lambda sum_t KL_bt ]
 
-What it is not: no importance ratio, no clipping, no replay: every rollout was sampled after the last optimizer step.
+What it is not: no ratio to an older policy, no clipping, no replay: every rollout was sampled after the last optimizer
+step. A sampler with kernels of its own (vLLM) is still another policy by a little: `importance_weights`.
 `num_rows` is the number of rows of the whole global batch, so that micro-batches add up to the loss of the batch.
 """
 
@@ -25,6 +26,19 @@ def sum_by_row(values_N: Tensor, mask_BC: Tensor) -> Tensor:
     """
     rows_N = mask_BC.nonzero()[:, 0]
     return torch.zeros(len(mask_BC), dtype=values_N.dtype, device=values_N.device).index_add(0, rows_N, values_N)
+
+
+def importance_weights(logprobs_N: Tensor, sampler_logprobs_N: Tensor, cap: float) -> Tensor:
+    """min(pi / mu, cap) of each token, a constant: pi is trained, mu has sampled.
+
+    E_mu[(pi / mu) f] = E_pi[f]; the cap bounds the variance (truncated importance sampling, Ionides 2008).
+
+    Args:
+        logprobs_N: log pi, fp32 (N,).
+        sampler_logprobs_N: log mu, fp32 (N,).
+        cap: Largest weight.
+    """
+    return (logprobs_N.detach() - sampler_logprobs_N).exp().clamp(max=cap)
 
 
 def reinforce_loss(

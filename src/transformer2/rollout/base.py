@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from transformer2.errors import ConfigError
+from transformer2.errors import ConfigError, UserError
+from transformer2.svf.rows import has_rows
 from transformer2.types import PromptBatch, Rollouts
+
+EngineName = Literal["hf", "paged", "vllm"]
 
 
 @dataclass(frozen=True)
@@ -32,19 +38,89 @@ class Sampling:
             raise ConfigError(f"{self} cannot be sampled: need temperature >= 0, 0 < top_p <= 1, max_new_tokens >= 1")
 
 
-class RolloutEngine(Protocol):
-    """Draws completions. Ids and masks in the result are what was sampled, EOS included."""
+class RolloutEngine(ABC):
+    """Draws completions. Ids and masks in the result are what was sampled, EOS included.
 
+    Args:
+        tokenizer: Decodes completions; its pad id (else its EOS id) fills finished rows.
+        eos_ids: Token ids that end a completion.
+
+    Raises:
+        UserError: No EOS ids.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Iterable[int]) -> None:
+        self.tokenizer = tokenizer
+        self.eos_ids = sorted(set(eos_ids))
+        if not self.eos_ids:
+            raise UserError(
+                "the tokenizer names no EOS token, so no completion could ever end; set tokenizer.eos_token"
+            )
+        pad = tokenizer.pad_token_id
+        self.pad_id: int = self.eos_ids[0] if pad is None else int(pad)
+
+    @abstractmethod
     def generate(self, policy: nn.Module, prompts: PromptBatch, sampling: Sampling, seed: int) -> Rollouts:
-        """One completion per row, under the adapter (or z rows) active in `policy`.
+        """One completion per row, under the adapter active in `policy`.
 
         Args:
-            policy: The model with its adapters (a PeftModel, or any transformers causal LM).
+            policy: The model with its adapters (a PeftModel; HFEngine takes any transformers causal LM, and z rows).
             prompts: B left-padded prompts.
             sampling: Temperature, nucleus and budget.
-            seed: A row's randomness depends on (seed, its number over all ranks) only, not on the batch it is generated
-                in: `uniforms`.
+            seed: A row's randomness depends on (seed, its number over all ranks), not on the batch it is generated in;
+                PagedEngine alone draws one stream for all rows.
         """
+
+    def sync(self, policy: nn.Module) -> None:  # noqa: B027  # most engines draw from the policy itself
+        """Bring a sampler that has weights of its own to the policy's z; `generate` does so too, this can be timed."""
+
+    def _packed(self, prompts: PromptBatch, ids: Sequence[list[int]], logprobs: Sequence[list[float]]) -> Rollouts:
+        """Rollouts of B lists of sampled ids, EOS included, and of their log-probabilities."""
+        like = prompts.input_ids_BP
+        ids_BC = like.new_full((len(ids), max(map(len, ids))), self.pad_id)
+        logprobs_BC = torch.zeros(ids_BC.shape, device=like.device)
+        for row, (tokens, values) in enumerate(zip(ids, logprobs, strict=True)):
+            ids_BC[row, : len(tokens)] = like.new_tensor(tokens)
+            logprobs_BC[row, : len(values)] = torch.tensor(values, device=like.device)
+        return self._rollouts(prompts, ids_BC, like.new_tensor([len(tokens) for tokens in ids]), logprobs_BC)
+
+    def _rollouts(
+        self, prompts: PromptBatch, ids_BC: Tensor, count_B: Tensor, logprobs_BC: Tensor | None = None
+    ) -> Rollouts:
+        """Rollouts of right-padded sampled ids, of which the first `count_B` of each row count."""
+        width = int(count_B.max())
+        ids_BC = ids_BC[:, :width]
+        mask_BC = (torch.arange(width, device=ids_BC.device) < count_B[:, None]).long()
+        last_B = ids_BC.gather(1, (count_B - 1).clamp(min=0)[:, None])[:, 0]
+        finished_B = torch.isin(last_B, torch.tensor(self.eos_ids, device=ids_BC.device))
+        rows = zip(ids_BC.tolist(), count_B.tolist(), strict=True)
+        texts = self.tokenizer.batch_decode([ids[:n] for ids, n in rows], skip_special_tokens=True)
+        return Rollouts(
+            prompts.examples,
+            prompts.input_ids_BP,
+            prompts.attention_mask_BP,
+            ids_BC,
+            mask_BC,
+            tuple(texts),
+            finished_B,
+            logprobs_BC,
+        )
+
+
+def refuse_rows(policy: nn.Module) -> None:
+    """For engines that draw under one z.
+
+    Raises:
+        UserError: The policy is inside `z_rows`.
+    """
+    if has_rows(policy):
+        raise UserError("this engine has one z for all rows; rows of different z need model.rollout: hf")
+
+
+def prompt_ids(prompts: PromptBatch) -> list[list[int]]:
+    """The B prompts without padding."""
+    rows = zip(prompts.input_ids_BP.tolist(), prompts.attention_mask_BP.sum(-1).tolist(), strict=True)
+    return [ids[len(ids) - n :] for ids, n in rows]
 
 
 def uniforms(prompts: PromptBatch, budget: int, seed: int) -> Tensor:

@@ -13,7 +13,7 @@ Departures from `model.generate`, each measured in benchmarks/:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -22,23 +22,25 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from transformer2.errors import UserError
 from transformer2.rl.halving import run_or_halve
-from transformer2.rollout.base import Sampling, uniforms
+from transformer2.rollout.base import RolloutEngine, Sampling, uniforms
+from transformer2.svf.model import merged_for_rollout
 from transformer2.svf.rows import batch_rows
 from transformer2.types import PromptBatch, Rollouts
 
 COMPACT_BELOW = 0.8  # compact once the live rows are fewer than this share of the batch: copying the cache is not free
 
 
-class HFEngine:
+class HFEngine(RolloutEngine):
     """Batched sampling through the model's own forward.
 
     Args:
-        tokenizer: Decodes completions; its pad id (else its EOS id) fills finished rows.
-        eos_ids: Token ids that end a completion.
+        tokenizer: See RolloutEngine.
+        eos_ids: See RolloutEngine.
         max_rows: Rows generated at a time; None takes the whole batch. Halved when memory does not suffice.
         lockstep: Says on every rank whether something is so on some rank. Given, all ranks run equally many forward
             passes, as weights that are shared out among them need; a rank that is done keeps others company, and none
             halves its rows by itself.
+        merge: Draw under weights into which the active z is composed, where that is possible: the base model's speed.
     """
 
     def __init__(
@@ -47,16 +49,10 @@ class HFEngine:
         eos_ids: Iterable[int],
         max_rows: int | None = None,
         lockstep: Callable[[bool], bool] | None = None,
+        merge: bool = False,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.eos_ids = sorted(set(eos_ids))
-        if not self.eos_ids:
-            raise UserError(
-                "the tokenizer names no EOS token, so no completion could ever end; set tokenizer.eos_token"
-            )
-        pad = tokenizer.pad_token_id
-        self.pad_id: int = self.eos_ids[0] if pad is None else int(pad)
-        self.max_rows = max_rows
+        super().__init__(tokenizer, eos_ids)
+        self.max_rows, self.merge = max_rows, merge
         self.in_lockstep, self.go_on = lockstep is not None, lockstep or bool
 
     @torch.no_grad()
@@ -79,7 +75,8 @@ class HFEngine:
             ids_BC[rows] = self.pad_id
             count_B[rows] = 0
 
-        with batch_rows(policy, b) as select, _contiguous_head_input(policy):
+        weights = merged_for_rollout(policy) if self.merge else nullcontext()
+        with weights, batch_rows(policy, b) as select, _contiguous_head_input(policy):
             while self.go_on(len(longest_first) > 0):
                 rows, longest_first = longest_first.tensor_split([self.max_rows or b])
                 if self.in_lockstep:
@@ -130,24 +127,6 @@ class HFEngine:
                 select(rows)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
             step_ids = token[:, None]
-
-    def _rollouts(self, prompts: PromptBatch, ids_BC: Tensor, count_B: Tensor) -> Rollouts:
-        width = int(count_B.max())
-        ids_BC = ids_BC[:, :width]
-        mask_BC = (torch.arange(width, device=ids_BC.device) < count_B[:, None]).long()
-        last_B = ids_BC.gather(1, (count_B - 1).clamp(min=0)[:, None])[:, 0]
-        finished_B = torch.isin(last_B, torch.tensor(self.eos_ids, device=ids_BC.device))
-        rows = zip(ids_BC.tolist(), count_B.tolist(), strict=True)
-        texts = self.tokenizer.batch_decode([ids[:n] for ids, n in rows], skip_special_tokens=True)
-        return Rollouts(
-            prompts.examples,
-            prompts.input_ids_BP,
-            prompts.attention_mask_BP,
-            ids_BC,
-            mask_BC,
-            tuple(texts),
-            finished_B,
-        )
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from transformer2.svf.forms import spread_rows
 from transformer2.svf.layer import SVFLayer
 from transformer2.svf.model import svf_layers
 
-__all__ = ["batch_rows", "z_rows"]
+__all__ = ["batch_rows", "has_rows", "z_rows"]
 
 
 @contextmanager
@@ -61,6 +61,11 @@ def z_rows(
     finally:
         for layer in pushed:
             layer.pop_rows()
+
+
+def has_rows(model: nn.Module) -> bool:
+    """Whether the model is inside `z_rows`."""
+    return any(layer.rows is not None for _, layer in svf_layers(model))
 
 
 @contextmanager

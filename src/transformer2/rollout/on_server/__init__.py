@@ -1,0 +1,1 @@
+"""Put on a vLLM server's PYTHONPATH, as a folder: nothing in it imports the rest of the package."""

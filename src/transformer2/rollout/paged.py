@@ -1,0 +1,85 @@
+"""Rollouts by transformers' continuous batching: finished rows make room for waiting ones, the cache is in pages.
+
+Made for one GPU, where it spares the padding and the stragglers of a fixed batch; on a CPU it works, slowly. It runs
+the policy's own weights, into which the active z is composed while it draws. Its random numbers are one stream for all
+rows: the same seed and the same batch give the same completions, another batch gives others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedTokenizerBase
+
+from transformer2.errors import UserError
+from transformer2.rollout.base import RolloutEngine, Sampling, prompt_ids, refuse_rows
+from transformer2.svf.model import merged_for_rollout
+from transformer2.types import PromptBatch, Rollouts
+
+PAGE = 256  # tokens, the library's default
+
+
+class PagedEngine(RolloutEngine):
+    """Sampling by `model.generate_batch`.
+
+    Args:
+        tokenizer: See RolloutEngine.
+        eos_ids: See RolloutEngine.
+        max_rows: Rows under way at a time; None leaves it to memory.
+        merge: See HFEngine.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: Iterable[int],
+        max_rows: int | None = None,
+        merge: bool = False,
+    ) -> None:
+        super().__init__(tokenizer, eos_ids)
+        self.max_rows, self.merge = max_rows, merge
+
+    @torch.no_grad()
+    def generate(self, policy: nn.Module, prompts: PromptBatch, sampling: Sampling, seed: int) -> Rollouts:
+        """See `RolloutEngine.generate`.
+
+        Raises:
+            UserError: Rows have z of their own (`z_rows`), or a row was not finished.
+        """
+        refuse_rows(policy)
+        model: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+        ids = prompt_ids(prompts)
+        greedy = sampling.temperature == 0
+        how = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        generation = GenerationConfig(
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=not greedy,
+            eos_token_id=self.eos_ids,
+            pad_token_id=self.pad_id,
+            **how,
+        )
+        batching = ContinuousBatchingConfig(
+            return_logprobs=True,
+            seed=seed % 2**32,
+            max_requests_per_batch=self.max_rows,
+            # On a GPU the library sizes the cache by free memory; elsewhere it would take most of the machine's.
+            num_blocks=None if model.device.type == "cuda" else _pages(ids, sampling.max_new_tokens),
+        )
+        # It seeds torch's global generator.
+        with merged_for_rollout(policy) if self.merge else nullcontext(), torch.random.fork_rng():
+            drawn = model.generate_batch(ids, generation, batching)
+        rows = list(drawn.values())
+        if len(rows) < len(ids) or any(row.error for row in rows):
+            reason = next((row.error for row in rows if row.error), "its worker ended")
+            raise UserError(f"continuous batching failed ({reason}); lower model.max_rollout_rows, or use rollout: hf")
+        return self._packed(prompts, [row.generated_tokens for row in rows], [row.logprobs for row in rows])
+
+
+def _pages(prompts: list[list[int]], budget: int) -> int:
+    """Pages that all rows together can fill."""
+    return sum(-(-(len(ids) + budget) // PAGE) for ids in prompts) + 1

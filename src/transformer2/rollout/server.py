@@ -1,0 +1,234 @@
+"""A vLLM server: started beside the run, or somebody's, and spoken to over HTTP.
+
+vLLM pins other versions of torch and transformers than a trainer has, so it runs in an environment and a process of
+its own. What it needs of ours is one file (on_server/transformer2_worker.py).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from transformer2.errors import ConfigError, UserError
+
+ON_SERVER = Path(__file__).parent / "on_server"
+PYTHON_VARIABLE = "TRANSFORMER2_VLLM_PYTHON"
+# What a launcher tells the trainer's processes; vLLM would take it for its own.
+_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR")
+_ENDS_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
+
+
+@dataclass(frozen=True)
+class VLLMOptions:
+    """How rollouts by vLLM are set up (`model.vllm`).
+
+    Attributes:
+        url: A running server, e.g. `http://10.0.0.2:8000`; None starts one beside the run. docs/rollouts.md says how
+            to start one by hand.
+        python: The interpreter of the environment that vLLM is installed in; None takes $TRANSFORMER2_VLLM_PYTHON,
+            else the trainer's own.
+        args: Further arguments of the server that is started, e.g. `[--gpu-memory-utilization, "0.4"]`.
+        devices: CUDA_VISIBLE_DEVICES of the server that is started; None leaves it as it is.
+        sync: `z` sends z alone, 4 bytes per singular value, to a server that keeps W and the bases in host memory;
+            `merged` sends the composed weights.
+        shared_folder: Where large packets are passed as files: a folder that both sides see, memory-backed for speed.
+            None takes /dev/shm for a server that was started here, and sends packets over HTTP to one that was not.
+        bucket_mib: Largest packet.
+        concurrency: Requests under way at a time.
+        start_minutes: How long the server that is started may take until it answers.
+    """
+
+    url: str | None = None
+    python: str | None = None
+    args: list[str] = field(default_factory=list)
+    devices: str | None = None
+    sync: Literal["z", "merged"] = "z"
+    shared_folder: str | None = None
+    bucket_mib: int = 256
+    concurrency: int = 128
+    start_minutes: float = 15.0
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their ranges."""
+        if self.sync not in ("z", "merged"):
+            raise ConfigError(f"unknown model.vllm.sync {self.sync!r}; use z or merged")
+        if min(self.bucket_mib, self.concurrency) < 1 or self.start_minutes <= 0:
+            raise ConfigError("model.vllm.bucket_mib, concurrency and start_minutes must be positive")
+        if self.url is not None and urlsplit(self.url).scheme not in ("http", "https"):
+            raise ConfigError(f"model.vllm.url {self.url!r} is no URL; write http://HOST:PORT")
+
+
+class Client:
+    """JSON over HTTP, one connection for each thread.
+
+    Args:
+        url: `http://HOST:PORT`, with a path where the server has one.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._parts = urlsplit(self.url)
+        self._own = threading.local()
+
+    def get(self, path: str) -> Any:
+        """The answer of a GET request; None where it is empty."""
+        return self._ask("GET", path, None)
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The answer of a POST request; None where it is empty.
+
+        Raises:
+            UserError: The server does not answer, or refuses; the message has its words.
+        """
+        return self._ask("POST", path, None if body is None else json.dumps(body))
+
+    def _ask(self, method: str, path: str, body: str | None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("VLLM_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        for attempt in (1, 2):
+            try:
+                connection = self._connection()
+                connection.request(method, self._parts.path + path, body, headers)
+                answer = connection.getresponse()
+                text = answer.read()
+                break
+            except (OSError, http.client.HTTPException) as e:
+                self._own.connection = None
+                if attempt == 2 or not isinstance(e, http.client.RemoteDisconnected):  # an idle connection was closed
+                    raise UserError(
+                        f"the vLLM server at {self.url} does not answer ({type(e).__name__}: {e}); is it running, and "
+                        "is model.vllm.url right?"
+                    ) from e
+        if answer.status != 200:
+            raise UserError(f"the vLLM server refuses {path} ({answer.status}): {text.decode(errors='replace')[:300]}")
+        return json.loads(text) if text else None
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if getattr(self._own, "connection", None) is None:
+            kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+            self._own.connection = kind(self._parts.netloc)
+        return self._own.connection
+
+
+class Server:
+    """A vLLM server that lives as long as this process.
+
+    Args:
+        options: See VLLMOptions.
+        model: Folder or Hub id.
+        dtype: Its weights' dtype, `float32`, `bfloat16`, ...
+        on_gpu: Whether this machine's vLLM runs on a GPU.
+
+    Attributes:
+        url: Where it listens, on the loopback interface alone: whoever reaches it can change its weights.
+
+    Raises:
+        ConfigError: vLLM is not installed there, or the server ended; the message has its last words.
+    """
+
+    def __init__(self, options: VLLMOptions, model: str, dtype: str, on_gpu: bool) -> None:
+        python = options.python or os.environ.get(PYTHON_VARIABLE) or sys.executable
+        _refuse_without_vllm(python)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.folder = Path(tempfile.mkdtemp(prefix="transformer2-vllm-"))
+        self.log = self.folder / "server.log"
+        command = [python, "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--model", model, "--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)]
+        # The model's generation_config.json would change temperature and top_p; ours are said with each request.
+        command += ["--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"]
+        command += ["--worker-extension-cls", "transformer2_worker.SVFWorker"]
+        command += [] if on_gpu else ["--enforce-eager"]  # compiling takes minutes there, and a C++ compiler
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [*command, *options.args],
+                env=_environment(options, on_gpu, self.folder),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+        atexit.register(self.stop)
+        self._wait(time.monotonic() + 60 * options.start_minutes)
+
+    def _wait(self, until: float) -> None:
+        print(f"starting vLLM (its log: {self.log})", file=sys.stderr, flush=True)
+        while self.process.poll() is None and time.monotonic() < until:
+            with contextlib.suppress(UserError):
+                Client(self.url).get("/health")
+                return
+            time.sleep(0.5)
+        ended = self.process.poll() is not None
+        self.stop(keep_log=True)
+        what = "ended" if ended else "did not answer in time (model.vllm.start_minutes)"
+        raise ConfigError(f"the vLLM server {what}: {_last_words(self.log)}; its log is {self.log}")
+
+    def stop(self, keep_log: bool = False) -> None:
+        """End it and all of its processes."""
+        atexit.unregister(self.stop)
+        self.process.terminate()  # it ends its workers, which have shared memory to give back
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        if not keep_log:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _refuse_without_vllm(python: str) -> None:
+    probe = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    try:
+        found = subprocess.run([python, "-c", probe], capture_output=True).returncode == 0
+    except OSError as e:
+        raise ConfigError(f"model.vllm.python {python!r} cannot be run ({e.strerror})") from e
+    if not found:
+        raise ConfigError(
+            f"{python} has no vLLM; install it into an environment of its own (docs/rollouts.md) and name its "
+            f"interpreter with --model.vllm.python or ${PYTHON_VARIABLE}"
+        )
+
+
+def _environment(options: VLLMOptions, on_gpu: bool, folder: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key not in _LAUNCHER}
+    # PYTHONPATH is this folder alone: the trainer's packages are of other versions.
+    kept |= {"PYTHONPATH": str(ON_SERVER), "VLLM_SERVER_DEV_MODE": "1", "TMPDIR": str(folder)}
+    kept.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns of every weight that a partial update leaves alone
+    if not on_gpu:
+        kept.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    if options.devices is not None:
+        kept["CUDA_VISIBLE_DEVICES"] = options.devices
+    return kept
+
+
+def _end_with_parent() -> None:
+    """Between fork and exec: a trainer that is killed takes its server along (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_ENDS_WITH_PARENT, signal.SIGTERM)
+
+
+def _last_words(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line]
+    return ((errors or lines or ["it said nothing"])[-1])[-300:]

@@ -1,0 +1,19 @@
+"""A real vLLM server with the embedded model, one for all tests; see `nox -s vllm`."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from transformer2 import tiny
+from transformer2.rollout.server import PYTHON_VARIABLE, Server, VLLMOptions
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    if PYTHON_VARIABLE not in os.environ:
+        pytest.skip(f"${PYTHON_VARIABLE} names no interpreter with vLLM: nox -s vllm makes one")
+    running = Server(VLLMOptions(), str(tiny.model_path()), "float32", on_gpu=torch.cuda.is_available())
+    yield running
+    running.stop()
