@@ -127,10 +127,8 @@ def test_z_alone_is_sent_and_only_what_changed(server, prompts) -> None:
 def test_rows_of_different_z_are_refused(server, prompts) -> None:
     policy = policy_with("all-linear", seed=2)
     _, there = engines(policy, server)
-    with (
-        transformer2.z_rows(policy, [[1.0]] * len(prompts), ["default"]),
-        pytest.raises(UserError, match="rollout: hf"),
-    ):
+    rows = transformer2.z_rows(policy, [[1.0]] * len(prompts), ["default"])
+    with rows, pytest.raises(UserError, match="rollout: hf"):
         there.generate(policy, prompts, GREEDY, 0)
 
 
@@ -139,7 +137,7 @@ def test_what_cannot_serve_is_refused_in_one_line(server, tmp_path) -> None:
         Client("http://127.0.0.1:9").get("/health")
     with pytest.raises(ConfigError, match="has no vLLM; install it"):
         Server(VLLMOptions(python=sys.executable), "x", "float32", on_gpu=False)
-    with pytest.raises(ConfigError, match="the vLLM server ended: .*its log is"):
+    with pytest.raises(ConfigError, match=r"the vLLM server ended: .*its log is"):
         Server(VLLMOptions(args=["--max-model-len", "none"]), str(tiny.model_path()), "float32", on_gpu=False)
     lora = build_policy(load_base("tiny"), {"peft_type": "LORA", "target_modules": ["q_proj"]})
     with pytest.raises(ConfigError, match="need an SVF adapter"):

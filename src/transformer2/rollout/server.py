@@ -18,8 +18,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +77,7 @@ class VLLMOptions:
 
 
 class Client:
-    """JSON over HTTP, one connection for each thread.
+    """JSON over HTTP. Threads may share it: every request has a connection of its own, none is idle and closed on us.
 
     Args:
         url: `http://HOST:PORT`, with a path where the server has one.
@@ -84,48 +85,34 @@ class Client:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._parts = urlsplit(self.url)
-        self._own = threading.local()
+        key = os.environ.get("VLLM_API_KEY")
+        self.headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
 
     def get(self, path: str) -> Any:
         """The answer of a GET request; None where it is empty."""
-        return self._ask("GET", path, None)
+        return self._ask(path, None)
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The answer of a POST request; None where it is empty.
 
         Raises:
             UserError: The server does not answer, or refuses; the message has its words.
         """
-        return self._ask("POST", path, None if body is None else json.dumps(body))
+        return self._ask(path, json.dumps(body).encode())
 
-    def _ask(self, method: str, path: str, body: str | None) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("VLLM_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        for attempt in (1, 2):
-            try:
-                connection = self._connection()
-                connection.request(method, self._parts.path + path, body, headers)
-                answer = connection.getresponse()
+    def _ask(self, path: str, data: bytes | None) -> Any:
+        request = urllib.request.Request(self.url + path, data, self.headers)
+        try:
+            with urllib.request.urlopen(request) as answer:
                 text = answer.read()
-                break
-            except (OSError, http.client.HTTPException) as e:
-                self._own.connection = None
-                if attempt == 2 or not isinstance(e, http.client.RemoteDisconnected):  # an idle connection was closed
-                    raise UserError(
-                        f"the vLLM server at {self.url} does not answer ({type(e).__name__}: {e}); is it running, and "
-                        "is model.vllm.url right?"
-                    ) from e
-        if answer.status != 200:
-            raise UserError(f"the vLLM server refuses {path} ({answer.status}): {text.decode(errors='replace')[:300]}")
+        except urllib.error.HTTPError as e:
+            words = e.read().decode(errors="replace")[:300]
+            raise UserError(f"the vLLM server refuses {path} ({e.code}): {words}") from e
+        except (OSError, http.client.HTTPException) as e:
+            raise UserError(
+                f"the vLLM server at {self.url} does not answer ({e}); is it running, and is model.vllm.url right?"
+            ) from e
         return json.loads(text) if text else None
-
-    def _connection(self) -> http.client.HTTPConnection:
-        if getattr(self._own, "connection", None) is None:
-            kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
-            self._own.connection = kind(self._parts.netloc)
-        return self._own.connection
 
 
 class Server:

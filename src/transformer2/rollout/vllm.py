@@ -135,7 +135,7 @@ class VLLMEngine(RolloutEngine):
                     self._kept = True
                 self._send("svf_set", iter([changed]))
             if self.is_sender and "/reset_prefix_cache" in self.paths:  # what it caches follows from the old weights
-                self.client.post("/reset_prefix_cache")
+                self.client.post("/reset_prefix_cache", {})
             self._sent.update(changed)
         self.share(None)  # no rank samples before the weights are there
 
