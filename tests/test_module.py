@@ -1,6 +1,7 @@
 """The training step on a real small model: it learns, it samples from the current policy, it survives faults."""
 
 import math
+from dataclasses import replace
 
 import lightning as L
 import pytest
@@ -306,3 +307,37 @@ def test_checkpointed_activations_give_the_same_gradient_and_no_dropout(make):
         runs[wanted] = [p.detach().clone() for p in module.trained()], rewards(trainer)
     assert runs[True][1] == runs[False][1]
     assert all(torch.equal(a, b) for a, b in zip(runs[True][0], runs[False][0], strict=True))
+
+
+def test_continuous_batching_trains_as_batches_do(make):
+    """Another sampler of the same policy: it says log-probabilities, and they are the policy's."""
+    trainer, module, data = make(max_steps=3, rollout="paged", importance_cap=2.0)
+    trainer.fit(module, data)
+    for step in trainer.callbacks[0].steps:
+        assert step["rollout/mismatch"] < 1e-4 and step["rollout/capped"] == 0
+        assert step["time/rollout"] > 0 and step["train/grad_norm"] > 0
+    assert rewards(trainer)[0] != rewards(trainer)[-1]
+
+
+def test_tokens_weigh_what_the_policy_says_over_what_the_sampler_said(make):
+    """A sampler that says half the probability: weights 2 double the gradient, a cap of 1 leaves it as it is."""
+    gradients = {}
+    for cap in (None, 4.0, 1.0):
+        trainer, module, data = make(max_steps=1, importance_cap=cap)
+        sample = module.sample
+
+        def says_half(prompts, temperature, seed, sample=sample, module=module):
+            drawn = sample(prompts, temperature, seed)
+            mask_BC = drawn.completion_mask_BC.bool()
+            hidden_ND = predicting_states(module.policy, drawn)
+            logprobs_NV = module.head(hidden_ND).log_softmax(-1)
+            said_BC = torch.zeros(mask_BC.shape)
+            said_BC[mask_BC] = logprobs_NV.gather(-1, drawn.completion_ids_BC[mask_BC][:, None])[:, 0] - math.log(2)
+            return replace(drawn, logprobs_BC=said_BC.detach())
+
+        module.sample = says_half
+        trainer.fit(module, data)
+        (step,) = trainer.callbacks[0].steps
+        gradients[cap] = step["train/grad_norm"]
+    assert gradients[4.0] == pytest.approx(2 * gradients[None], rel=1e-4)
+    assert gradients[1.0] == pytest.approx(gradients[None], rel=1e-4)

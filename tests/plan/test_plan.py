@@ -102,6 +102,16 @@ def test_lora_has_no_basis_and_never_merges() -> None:
     assert planned.part("gradient") == 4 * trained
 
 
+def test_rollouts_of_a_server_are_not_counted() -> None:
+    here, there = job(), job(rollout="vllm")
+    assert set(memory(there).phases) == {"update"} and memory(there).part("composed weights") == 0
+    assert memory(there).peak_of("update") == memory(here).peak_of("update")
+    seconds = step_seconds(there, DEVICES["h100"])
+    assert seconds and not any(term.part == "rollout" for term in seconds)
+    sharded = there.with_(strategy="zero3", gpus=8)
+    assert wire(sharded).value < wire(here.with_(strategy="zero3", gpus=8)).value / 10  # no gathers for each token
+
+
 def test_wires_and_ranks() -> None:
     whole = job().with_(gpus=8)
     assert wire(whole).value == 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from transformer2.rl.advantages import advantages
-from transformer2.rl.loss import reinforce_loss, sum_by_row
+from transformer2.rl.loss import importance_weights, reinforce_loss, sum_by_row
 from transformer2.rl.packing import pack_rows, split_rows
 
 NAN = float("nan")
@@ -20,6 +20,24 @@ def test_expected_gradient_is_the_gradient_of_expected_reward():
     weighted_V = reward_V * logprobs_V.exp().detach()
     loss, _ = reinforce_loss(logprobs_V, weighted_V, torch.zeros(5, dtype=torch.float64), kl_coef=0.0, num_rows=1)
     assert torch.allclose(torch.autograd.grad(loss, logits_V)[0], exact, atol=1e-12)
+
+
+def test_importance_weights_give_the_policys_gradient_from_another_sampler():
+    g = torch.Generator().manual_seed(1)
+    logits_V, sampler_V = (torch.randn(5, generator=g, dtype=torch.float64) for _ in range(2))
+    logits_V.requires_grad_()
+    reward_V = torch.tensor([1.0, -1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    exact = torch.autograd.grad(-(logits_V.softmax(-1) * reward_V).sum(), logits_V)[0]
+    logprobs_V, sampled_V = logits_V.log_softmax(-1), sampler_V.log_softmax(-1)
+
+    def gradient(weights_V: torch.Tensor) -> torch.Tensor:
+        expected_V = reward_V * sampled_V.exp()  # every action once, as often as the sampler draws it
+        loss, _ = reinforce_loss(weights_V * logprobs_V, expected_V, torch.zeros(5), kl_coef=0.0, num_rows=1)
+        return torch.autograd.grad(loss, logits_V, retain_graph=True)[0]
+
+    assert torch.allclose(gradient(importance_weights(logprobs_V, sampled_V, cap=1e9)), exact, atol=1e-12)
+    assert not torch.allclose(gradient(torch.ones(5)), exact, atol=1e-2)
+    assert importance_weights(logprobs_V, sampled_V, cap=1.5).max() == 1.5
 
 
 def test_micro_batches_add_up():

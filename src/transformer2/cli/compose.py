@@ -36,6 +36,11 @@ class Flags:
     switches: set[str] = field(default_factory=set)
     options: dict[str, str] = field(default_factory=dict)
 
+    def files(self) -> list[str]:
+        """The config files to merge: `--rollout ENGINE` is one more, on top."""
+        engine = self.options.get("rollout")
+        return [*self.configs, *([f"conf/rollout/{engine}.yaml"] if engine else [])]
+
 
 def parse_flags(args: Sequence[str], options: Sequence[str], switches: Sequence[str], keys: Sequence[str]) -> Flags:
     """Take arguments apart; abbreviations are refused rather than guessed.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformer2.plan.job import Job, Strategy
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
-OPTIONS = ("gpus", "gpu_memory", "nodes", "device", "quantisation", "prompt_tokens", "mean_completion")
+OPTIONS = ("gpus", "gpu_memory", "nodes", "device", "quantisation", "rollout", "prompt_tokens", "mean_completion")
 
 HELP = """\
 usage: transformer2 plan --config FILE [--gpus N] [--gpu-memory GB] [--nodes M] [--KEY.SUB VALUE ...]
@@ -32,6 +32,7 @@ Qwen2.5, and for any local folder with a config.json.
   --nodes M              nodes (default 1)
   --device NAME          {devices}: whose figures the seconds use (default: by memory)
   --quantisation KIND    none, int8 or nf4, instead of what the config says
+  --rollout ENGINE       what draws completions, as for fit: with vllm that is not counted, it has devices of its own
   --prompt_tokens N      longest prompt (default 256)
   --mean_completion N    mean completion, for the seconds (default: half of the budget)
   --explain              print every term of the chosen strategy as formula = numbers = value
@@ -50,7 +51,7 @@ def plan(args: Sequence[str]) -> int:
         return 0
     if not flags.configs:
         raise ConfigError("plan needs --config; try --config conf/llama8b_gsm8k.yaml")
-    config = compose(flags.configs, flags.overrides, KEYS)
+    config = compose(flags.files(), flags.overrides, KEYS)
 
     from transformer2.plan.advice import make_plan
     from transformer2.plan.job import job_of

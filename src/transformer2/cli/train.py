@@ -79,8 +79,7 @@ def _run(command: str, args: Sequence[str]) -> int:
         raise ConfigError("fit needs --config; try --config conf/tiny_math.yaml")
     if command != "fit" and "expert" in flags.options and not flags.configs:
         flags.overrides[:0] = _facts(Path(flags.options["expert"]))
-    parts = [f"conf/rollout/{engine}.yaml"] if (engine := flags.options.get("rollout")) else []
-    config = compose([*flags.configs, *parts], flags.overrides, KEYS)
+    config = compose(flags.files(), flags.overrides, KEYS)
     name = str(config.pop("name", Path(flags.configs[-1]).stem if flags.configs else command))
     folder = run_folder(flags.options.get("run_dir"), name)
     start = time.perf_counter()

@@ -47,6 +47,7 @@ class Job:
         full_kl: Whether the KL goes over the whole vocabulary.
         kl: Whether every step runs the reference model.
         merge_rollouts: Whether rollouts run on composed weights.
+        elsewhere: Whether a server draws the rollouts, on devices of its own.
         checkpointing: Whether activations are computed again in the backward pass.
     """
 
@@ -68,6 +69,7 @@ class Job:
     full_kl: bool
     kl: bool
     merge_rollouts: bool
+    elsewhere: bool
     checkpointing: bool
 
     @property
@@ -109,7 +111,7 @@ class Job:
     @property
     def merged_rollouts(self) -> bool:
         """Whether rollouts really run merged: W must be whole and dense (svf.model.merged_for_rollout)."""
-        return self.svf and self.merge_rollouts and self.quantisation == "none" and not self.sharded
+        return self.svf and self.merge_rollouts and self.quantisation == "none" and not (self.sharded or self.elsewhere)
 
     def with_(self, **changes: Any) -> Job:
         """The same job with changes; a quantised base has the delta form only."""
@@ -170,6 +172,7 @@ def job_of(
         full_kl=str(model["kl"]).startswith("full"),
         kl=bool(model["kl_coef"]),
         merge_rollouts=bool(model["merge_rollouts"]),
+        elsewhere=model["rollout"] == "vllm",
         checkpointing=bool(model["activation_checkpointing"]),
     ).with_()
 

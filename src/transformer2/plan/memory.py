@@ -74,11 +74,9 @@ def memory(job: Job) -> Memory:
     if job.sharded:
         resident.append(_gathered(job))
     copies = _composed(job)
-    phases: dict[str, Sequence[Term]] = {
-        "prefill": (*copies, *_prefill(job)),
-        "decode": (*copies, *_decode(job)),
-        "update": _update(job),
-    }
+    phases: dict[str, Sequence[Term]] = {"update": _update(job)}
+    if not job.elsewhere:
+        phases = {"prefill": (*copies, *_prefill(job)), "decode": (*copies, *_decode(job)), **phases}
     if copies:
         phases["compose"] = (*copies, _composing(job))
     return Memory(resident, phases, host=frozen if offloaded else ())

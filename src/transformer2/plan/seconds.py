@@ -83,7 +83,10 @@ def decomposition(job: Job, device: Device) -> list[Term]:
 
 
 def step_seconds(job: Job, device: Device) -> list[Term]:
-    """Parts `rollout`, `log-probs`, `backward` and, where weights travel, `wire` (not overlapped)."""
+    """Parts `rollout`, `log-probs`, `backward` and, where weights travel, `wire` (not overlapped).
+
+    Without `rollout` where a server draws: its seconds are its devices'.
+    """
     s = job.shape
     forward = _forward(job, job.form)
     merged = "merged" if job.merged_rollouts else "factored" if job.form == "factored" else "delta"
@@ -95,7 +98,7 @@ def step_seconds(job: Job, device: Device) -> list[Term]:
     fraction = (s.layers - min(m.layer for m in s.tuned)) / s.layers
     models = 2 if job.kl else 1
     share = {"peak": device.flops, "share": device.share}
-    terms = [
+    drawn = [
         _flops("rollout", "rows * prompt * forward", device.flops, device.share, "prefill", rows=rows,
                prompt=job.prompt_tokens, forward=drawing),
         Term(
@@ -109,6 +112,9 @@ def step_seconds(job: Job, device: Device) -> list[Term]:
             },
             "decode: bytes, FLOPs or launches, whichever takes longest",
         ),
+    ]  # fmt: skip
+    terms = [
+        *([] if job.elsewhere else drawn),
         _flops("log-probs", "models * (rows * width * forward + sampled * head)", device.flops, device.share,
                "policy, and the reference with a KL", models=models, rows=rows, width=width, forward=forward,
                sampled=sampled, head=2 * s.D * s.V),
@@ -151,7 +157,7 @@ def _gathers(job: Job) -> tuple[str, dict[str, float]]:
         "micro": -(-job.rows // job.micro_rows),
         "passes": 2 + job.kl + job.checkpointing,
         "groups": -(-job.rows // job.rollout_rows),
-        "steps": job.completion_tokens,
+        "steps": 0 if job.elsewhere else job.completion_tokens,
     }
 
 

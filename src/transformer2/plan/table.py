@@ -67,12 +67,13 @@ def _heading(plan: Plan, device: Device) -> list[str]:
     method = f"SVF, {readable(shape.num_z)} z, form {job.form}" if job.svf else f"LoRA r {job.rank}"
     packed = "" if job.quantisation == "none" else f", {job.quantisation} base"
     nodes = f"{job.nodes} x " if job.nodes > 1 else ""
+    drawn = "rows drawn by a server (not counted)" if job.elsewhere else f"{job.rollout_rows} rows drawn at a time"
     lines = [
         f"{shape.name} on {nodes}{job.gpus} x {plan.limit / GB:.3g} GB ({device.name})",
         f"{shape.params / 1e9:.3g} G parameters of {shape.dtype_bytes} bytes{packed}; {method}, "
         f"{len(shape.tuned)} matrices",
         f"a step: {job.global_rows} rows of {job.prompt_tokens} + {job.completion_tokens} tokens over all devices, "
-        f"{job.micro_tokens} tokens a micro-batch, {job.rollout_rows} rows drawn at a time",
+        f"{job.micro_tokens} tokens a micro-batch, {drawn}",
     ]
     if not shape.counted:
         lines.append(f"{shape.model_type}: activations are estimated as those of a Llama of these sizes")

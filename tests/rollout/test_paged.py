@@ -1,0 +1,78 @@
+"""transformers' continuous batching as a rollout engine, on the embedded model."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+import transformer2
+from transformer2 import tasks
+from transformer2.data.prompts import collate, render
+from transformer2.errors import UserError
+from transformer2.policy import build_policy, load_base, load_tokenizer, reference
+from transformer2.rollout.base import Sampling
+from transformer2.rollout.hf import HFEngine
+from transformer2.rollout.paged import PagedEngine
+from transformer2.svf.model import svf_layers
+from transformer2.types import PromptBatch
+
+EOS = [3]
+TOKENIZER = load_tokenizer("tiny")
+
+
+def questions(count: int) -> PromptBatch:
+    examples = [e for name in ("tiny_math", "tiny_code") for e in tasks.get(name).examples("validation")[: count // 2]]
+    return collate(examples, [render(TOKENIZER, e) for e in examples], 0)
+
+
+def trained():
+    policy = build_policy(load_base("tiny"), {"target_modules": "all-linear", "basis_cache": "off"})
+    torch.manual_seed(0)
+    for _, layer in svf_layers(policy):
+        layer.parameters_of("default")[0].data.normal_(0, 0.2)
+    return policy
+
+
+def test_greedy_completions_are_those_of_the_default_engine_under_expert_and_base() -> None:
+    policy, prompts, greedy = trained(), questions(12), Sampling(0.0, max_new_tokens=24)
+    here, paged = HFEngine(TOKENIZER, EOS, merge=True), PagedEngine(TOKENIZER, EOS, merge=True)
+    logits = policy(prompts.input_ids_BP, attention_mask=prompts.attention_mask_BP).logits
+    expected, drawn = here.generate(policy, prompts, greedy, 0), paged.generate(policy, prompts, greedy, 0)
+    assert torch.equal(drawn.completion_ids_BC, expected.completion_ids_BC), "EOS included"
+    assert torch.equal(drawn.completion_mask_BC, expected.completion_mask_BC)
+    assert torch.equal(drawn.finished_B, expected.finished_B) and expected.finished_B.any()
+    with reference(policy):
+        base = paged.generate(policy, prompts, greedy, 0)
+        assert base.completions == here.generate(policy, prompts, greedy, 0).completions != drawn.completions
+    assert torch.equal(policy(prompts.input_ids_BP, attention_mask=prompts.attention_mask_BP).logits, logits)
+
+
+def test_first_tokens_follow_the_policys_distribution_and_say_their_logprobs() -> None:
+    model, one = load_base("tiny"), questions(2)
+    copies = PromptBatch(one.examples[:1], one.input_ids_BP[:1], one.attention_mask_BP[:1], (0,)).repeat(512)
+    state = torch.random.get_rng_state()
+    drawn = PagedEngine(TOKENIZER, EOS, max_rows=256).generate(model, copies, Sampling(1.0, max_new_tokens=1), seed=3)
+    assert torch.equal(torch.random.get_rng_state(), state), "training's own random numbers are left alone"
+    logprobs_V = model(one.input_ids_BP[:1], attention_mask=one.attention_mask_BP[:1]).logits[0, -1].log_softmax(-1)
+    first_B = drawn.completion_ids_BC[:, 0]
+    assert torch.allclose(drawn.logprobs_BC[:, 0], logprobs_V[first_B], atol=1e-4)
+    counts = Counter(first_B.tolist())
+    for token in logprobs_V.topk(5).indices.tolist():
+        p = float(logprobs_V[token].exp())
+        assert abs(counts[token] - 512 * p) < 4 * math.sqrt(512 * p * (1 - p)) + 1
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    model, prompts, sampling = load_base("tiny"), questions(8), Sampling(1.0, max_new_tokens=8)
+    engine = PagedEngine(TOKENIZER, EOS)
+    first = engine.generate(model, prompts, sampling, seed=1).completions
+    assert engine.generate(model, prompts, sampling, seed=1).completions == first
+    assert engine.generate(model, prompts, sampling, seed=2).completions != first
+
+
+def test_rows_of_different_z_are_refused() -> None:
+    policy, prompts = trained(), questions(2)
+    rows = transformer2.z_rows(policy, [[1.0]] * len(prompts), ["default"])
+    with rows, pytest.raises(UserError, match="rollout: hf"):
+        PagedEngine(TOKENIZER, EOS).generate(policy, prompts, Sampling(), 0)
