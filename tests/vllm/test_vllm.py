@@ -176,6 +176,27 @@ def test_fit_improves_as_with_the_default_engine(tmp_path) -> None:
     assert max(logged(tmp_path / "vllm", "time/weight_sync")) > 0
 
 
+STRATEGIES = {
+    "ddp": ("--config", "conf/strategy/ddp.yaml"),
+    "zero3, z": ("--config", "conf/strategy/zero3.yaml", "--trainer.strategy.init_args.whole_below", "0"),
+}
+STRATEGIES["zero3, merged"] = (*STRATEGIES["zero3, z"], "--model.vllm.sync", "merged")
+
+
+@pytest.mark.parametrize("flags", STRATEGIES.values(), ids=STRATEGIES)
+def test_two_processes_share_one_server(server, tmp_path, flags) -> None:
+    """Rank 0 sends the weights, shards included; the rewards are those of one process."""
+    if "zero3" in flags[1]:
+        pytest.importorskip("deepspeed")
+    short = ("--trainer.max_steps", "3", "--data.validation_limit", "16", "--data.test_limit", "32")
+    short += ("--rollout", "vllm", "--model.vllm.url", server.url)
+    one = fit(tmp_path / "one", *short)
+    two = fit(tmp_path / "two", *short, *flags, "--trainer.devices", "2")
+    assert two["base"] == one["base"] and two["result"] == one["result"]
+    rewards = [logged(tmp_path / name, "train/reward") for name in ("one", "two")]
+    assert rewards[0] == pytest.approx(rewards[1], abs=2 / 64), "but for a token at a tie"
+
+
 def logged(folder: Path, tag: str) -> list[float]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -16,12 +16,12 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.utils.integrations import gather_params_ctx
 from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -147,7 +147,7 @@ class VLLMEngine(RolloutEngine):
             if bucket and _bytes(bucket) + _bytes(part) > limit:
                 self._post(method, bucket)
                 bucket = {}
-            bucket |= {name: value.to("cpu") for name, value in part.items()} if self.is_sender else {}
+            bucket |= part if self.is_sender else {}
         if bucket:
             self._post(method, bucket)
 
@@ -216,8 +216,8 @@ def _weights_and_bases(policy: Any, layers: Mapping[str, SVFLayer]) -> Iterator[
     """What `svf_set` composes from: one part for each parent module."""
     for parent, parameters in _neighbours(policy, layers):
         bases = {f"{name}.svf_basis": layer.svf_basis for name, layer in layers.items() if _parent(name) == parent}
-        with gather_params_ctx([*parameters.values(), *bases.values()], modifier_rank=None):
-            yield {name: p.detach().to("cpu") for name, p in (parameters | bases).items()}
+        with _gathered([*parameters.values(), *bases.values()]):
+            yield {name: p.detach().to("cpu", copy=True) for name, p in (parameters | bases).items()}
 
 
 def _composed(
@@ -226,14 +226,25 @@ def _composed(
     """Parameters of the parents of changed modules, with z composed into the tuned ones."""
     for parent, parameters in _neighbours(policy, changed):
         tuned = {name: layer for name, layer in layers.items() if _parent(name) == parent}
-        with gather_params_ctx(
-            [*parameters.values(), *(layer.svf_basis for layer in tuned.values())], modifier_rank=None
-        ):
+        with _gathered([*parameters.values(), *(layer.svf_basis for layer in tuned.values())]):
             values = {name: p.detach() for name, p in parameters.items()}
             for name, layer in tuned.items():
                 delta_R = deltas[name].to(layer.svf_basis.device)
                 values[f"{name}.weight"] = compose_weight(layer.weight_mn(), layer.svf_basis, delta_R, layer.side)
-            yield {name: value.to("cpu") for name, value in values.items()}
+            yield {name: value.to("cpu", copy=True) for name, value in values.items()}
+
+
+@contextmanager
+def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Inside, parameters that DeepSpeed shares out are whole on every rank; what is whole anyway stays so after it."""
+    shards = [p for p in parameters if hasattr(p, "ds_status") and p.ds_status.name != "AVAILABLE"]
+    if not shards:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(shards):
+        yield
 
 
 def _parent(module: str) -> str:
