@@ -67,11 +67,14 @@ class VLLMEngine(RolloutEngine):
     ) -> None:
         super().__init__(tokenizer, eos_ids)
         self.options, self.share, self.is_sender = options, share, rank == 0
-        if not _tuned(policy):
+        layers = _tuned(policy)
+        if not layers:
             raise ConfigError("rollouts by vLLM need an SVF adapter; use model.rollout: hf for other adapters")
+        if options.sync == "merged" and any(hasattr(layer.svf_basis, "ds_id") for layer in layers.values()):
+            raise ConfigError("model.vllm.sync: merged would gather every weight for every step; under ZeRO-3 use z")
         url = options.url
         if url is None and self.is_sender:
-            server = Server(options, base, str(policy.dtype).removeprefix("torch."), policy.device.type == "cuda")
+            server = Server(options, base, str(policy.dtype).removeprefix("torch."), torch.cuda.is_available())
             url = server.url
             weakref.finalize(self, server.stop)
         self.client = Client(str(self.share(url)[0]))
@@ -80,7 +83,9 @@ class VLLMEngine(RolloutEngine):
         self.model = self.client.get("/v1/models")["data"][0]["id"]
         self._pool = ThreadPoolExecutor(options.concurrency)
         self._sent: dict[str, Tensor] = {}  # z - 1 by module, as the server has it
-        self._kept = False  # whether the server has W and P
+        if options.sync == "z":
+            with torch.no_grad():  # now: later on DeepSpeed has shards under way that cannot be gathered
+                self._send("svf_keep", _weights_and_bases(policy, layers))
 
     def generate(self, policy: nn.Module, prompts: PromptBatch, sampling: Sampling, seed: int) -> Rollouts:
         """See `RolloutEngine.generate`.
@@ -130,9 +135,6 @@ class VLLMEngine(RolloutEngine):
             if self.options.sync == "merged":
                 self._send("svf_load", _composed(policy, layers, now, changed))
             else:
-                if not self._kept:
-                    self._send("svf_keep", _weights_and_bases(policy, layers))
-                    self._kept = True
                 self._send("svf_set", iter([changed]))
             if self.is_sender and "/reset_prefix_cache" in self.paths:  # what it caches follows from the old weights
                 self.client.post("/reset_prefix_cache", {})
@@ -152,7 +154,7 @@ class VLLMEngine(RolloutEngine):
             self._post(method, bucket)
 
     def _post(self, method: str, bucket: dict[str, Tensor]) -> None:
-        data = save({name: value.contiguous() for name, value in bucket.items()})
+        data = save({name: value.to("cpu").contiguous() for name, value in bucket.items()})
         folder = self.options.shared_folder or (None if self.options.url else _memory_backed())
         if folder is None or method == "svf_set":
             self._call(method, base64.b64encode(data).decode(), "data")
@@ -226,17 +228,16 @@ def _composed(
     """Parameters of the parents of changed modules, with z composed into the tuned ones."""
     for parent, parameters in _neighbours(policy, changed):
         tuned = {name: layer for name, layer in layers.items() if _parent(name) == parent}
-        with _gathered([*parameters.values(), *(layer.svf_basis for layer in tuned.values())]):
-            values = {name: p.detach() for name, p in parameters.items()}
-            for name, layer in tuned.items():
-                delta_R = deltas[name].to(layer.svf_basis.device)
-                values[f"{name}.weight"] = compose_weight(layer.weight_mn(), layer.svf_basis, delta_R, layer.side)
-            yield {name: value.to("cpu", copy=True) for name, value in values.items()}
+        values = {name: p.detach() for name, p in parameters.items()}
+        for name, layer in tuned.items():
+            delta_R = deltas[name].to(layer.svf_basis.device)
+            values[f"{name}.weight"] = compose_weight(layer.weight_mn(), layer.svf_basis, delta_R, layer.side)
+        yield values
 
 
 @contextmanager
 def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Inside, parameters that DeepSpeed shares out are whole on every rank; what is whole anyway stays so after it."""
+    """Inside, parameters that DeepSpeed shares out are whole on every rank."""
     shards = [p for p in parameters if hasattr(p, "ds_status") and p.ds_status.name != "AVAILABLE"]
     if not shards:
         yield
