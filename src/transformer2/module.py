@@ -60,6 +60,7 @@ from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
 from transformer2.strategies import gather_objects, in_lockstep
 from transformer2.svf.model import merged_for_rollout
+from transformer2.svf.quantised import check_gradient
 from transformer2.tasks import Task
 from transformer2.types import PromptBatch, Rollouts, Verdict
 from transformer2.verifiers import stop_if_unverified, verify_all
@@ -77,7 +78,8 @@ class SVFReinforceModule(L.LightningModule):
         adapter: What is trained, written like an adapter_config.json: `peft_type` (SVF by default; LORA, IA3, ... are
             baselines through the same step) and the options of its PEFT config.
         dtype: The base's dtype: `auto` (as stored), `float32`, `bfloat16`, ...
-        model_kwargs: Passed to `from_pretrained` (`attn_implementation`, `device_map`, ...).
+        model_kwargs: Passed to `from_pretrained` (`attn_implementation`, `device_map`, ...; `quantization_config` as in
+            conf/quantisation/).
         lr: Peak learning rate of AdamW (paper: 2e-3).
         lr_schedule: `cosine` decays to 0 over the run; `constant`.
         warmup_steps: Linear warm-up.
@@ -376,9 +378,10 @@ class SVFReinforceModule(L.LightningModule):
     # ------------------------------------------------------------------ validation and test
 
     def on_fit_start(self) -> None:
-        """A model in shards can be run from here on."""
+        """A model in shards can be run from here on; a quantised one must let gradients through."""
         if self._in_lockstep():
             check_halves(self.policy, self.head)
+        check_gradient(self.policy)
 
     def on_train_start(self) -> None:
         """Where the learning curve begins: the validation accuracy before the first step."""
