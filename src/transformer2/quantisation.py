@@ -75,5 +75,7 @@ def _torchao_type(given: Any) -> Any:
         if inspect.isclass(cls) and issubclass(cls, AOBaseConfig) and cls is not AOBaseConfig
     }
     if given not in classes:
-        raise ConfigError(f"{_KEY}.quant_type {given!r} is no config of torchao.quantization{nearest(str(given), classes)}")
+        raise ConfigError(
+            f"{_KEY}.quant_type {given!r} is no config of torchao.quantization{nearest(str(given), classes)}"
+        )
     return {"default": config_to_dict(classes[given]())}

@@ -111,6 +111,11 @@ class ZeRO(DeepSpeedStrategy):
             self._init_config_if_needed()
             assert isinstance(self.config, dict) and self.lightning_module is not None
             h = self.lightning_module.hparams
+            if (h["model_kwargs"] or {}).get("quantization_config"):
+                raise ConfigError(
+                    "ZeRO-3 shares out dense weights, not packed ones; use conf/strategy/ddp.yaml (every process holds "
+                    "the packed model), or load the base without quantization_config"
+                )
             dtypes = {torch.bfloat16: "bf16", torch.float16: "fp16"}
             half = dtypes.get(base_dtype(h["base"], h["dtype"]))
             config = {**self.config, "train_micro_batch_size_per_gpu": 1, **({half: {"enabled": True}} if half else {})}

@@ -137,7 +137,7 @@ def job_of(
         nodes: Nodes.
         prompt_tokens: Longest prompt; None assumes 256, or what the context leaves.
         mean_completion: Mean completion for the seconds; None assumes half of the budget.
-        quantisation: Instead of what `model.model_kwargs` says.
+        quantisation: Instead of what `model.model_kwargs` or a quantised checkpoint says.
 
     Raises:
         UserError: A base, adapter or task that cannot be planned with.
@@ -149,7 +149,7 @@ def job_of(
     prompt = prompt_tokens or min(LONG_PROMPT, max(1, shape.context - budget))
     if prompt + budget > shape.context:
         raise ConfigError(f"{prompt} + {budget} tokens exceed the context of {shape.context}; lower one of them")
-    packed = quantisation or quantisation_of(model.get("model_kwargs") or {})
+    packed = quantisation or quantisation_of({"quantization_config": shape.packed, **(model.get("model_kwargs") or {})})
     form = adapter.get("form", "auto") if svf else "delta"
     return Job(
         shape=shape,

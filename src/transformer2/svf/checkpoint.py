@@ -178,7 +178,7 @@ class LocalCheckpoint:
 
     @property
     def complete(self) -> bool:
-        """Whether every parameter of the model has a tensor of its own; not so where transformers fuses some at load."""
+        """Whether every parameter of the model has its own tensor; not so where transformers fuses some at load."""
         return all(self._key(name) is not None for name, _ in self.skeleton.named_parameters())
 
     def read_rows(self, key: str, choose: Callable[[int], Sequence[int]]) -> Tensor:

@@ -127,7 +127,9 @@ class SVFLayer(nn.Module, BaseTunerLayer):
             vectors, sigma = basis.vectors_RR.to(device), basis.sigma_R.to(device)
         # Past nn.Module.__setattr__: under low_cpu_mem_usage PEFT patches register_parameter to build on the meta
         # device, where a frozen basis would stay for ever. (A buffer would be broadcast by DDP and whole under ZeRO-3.)
-        self._parameters["svf_basis"] = nn.Parameter(vectors.to(dtype or compute_dtype).contiguous(), requires_grad=False)
+        self._parameters["svf_basis"] = nn.Parameter(
+            vectors.to(dtype or compute_dtype).contiguous(), requires_grad=False
+        )
         self._parameters["svf_sigma"] = None
         self._parameters["svf_factor"] = None
         self._sigma_R = sigma
