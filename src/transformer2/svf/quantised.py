@@ -18,7 +18,6 @@ from torch import nn
 
 from transformer2.errors import ConfigError
 from transformer2.svf.checkpoint import LocalCheckpoint, folder_on_disk
-from transformer2.svf.targets import features_of
 
 __all__ = [
     "base_model",
@@ -103,11 +102,10 @@ def check_gradient(model: nn.Module) -> None:
     if _quantization_config(model) is None:
         return
     for name, layer in model.named_modules():
-        features = features_of(layer)
-        if features is None or not _is_packed(layer):
+        if not _is_packed_linear(layer):
             continue
         weight: Any = layer.weight
-        x_1n = torch.ones(1, features[0], device=weight.device, dtype=base_model(model).dtype, requires_grad=True)
+        x_1n = torch.ones(1, layer.in_features, device=weight.device, dtype=base_model(model).dtype, requires_grad=True)
         with torch.enable_grad():
             total = layer(x_1n).float().sum()
         grad = torch.autograd.grad(total, x_1n, allow_unused=True)[0] if total.requires_grad else None
@@ -119,11 +117,12 @@ def check_gradient(model: nn.Module) -> None:
             )
 
 
-def _is_packed(layer: nn.Module) -> bool:
+def _is_packed_linear(layer: nn.Module) -> bool:
     weight = getattr(layer, "weight", None)
-    return isinstance(weight, nn.Parameter) and (
-        not weight.is_floating_point() or type(weight.data) is not torch.Tensor
-    )
+    wraps = hasattr(layer, "base_layer")  # a tuner's layer shows the weight of the one inside
+    if wraps or not isinstance(weight, nn.Parameter) or not isinstance(getattr(layer, "in_features", None), int):
+        return False
+    return not weight.is_floating_point() or type(weight.data) is not torch.Tensor
 
 
 def _quantization_config(model: nn.Module) -> Any:
