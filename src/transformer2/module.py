@@ -58,7 +58,7 @@ from transformer2.rl.meter import StepMeter
 from transformer2.rl.packing import pack_rows, split_rows
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
-from transformer2.strategies import gather_objects, in_lockstep
+from transformer2.strategies import check_packed, gather_objects, in_lockstep
 from transformer2.svf.model import merged_for_rollout
 from transformer2.svf.quantised import check_gradient
 from transformer2.tasks import Task
@@ -169,6 +169,8 @@ class SVFReinforceModule(L.LightningModule):
         if self.policy is not None:
             return
         h = self.hparams
+        if self._trainer is not None:
+            check_packed(self.trainer.strategy, h["model_kwargs"])
         tokenizer = load_tokenizer(h["base"])
         base = load_base(h["base"], h["dtype"], **(h["model_kwargs"] or {}))
         self.policy = build_policy(base, h["adapter"] or {})

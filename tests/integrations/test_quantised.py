@@ -15,6 +15,9 @@ from transformer2.cli import main
 from transformer2.cli.compose import compose
 from transformer2.cli.train import KEYS
 from transformer2.errors import ConfigError, UserError
+from transformer2.plan.job import job_of, quantisation_of
+from transformer2.plan.memory import memory
+from transformer2.plan.shape import model_shape
 from transformer2.policy import build_policy, load_base, load_tokenizer
 from transformer2.svf.decompose import decompose
 from transformer2.svf.fingerprint import fingerprint
@@ -237,13 +240,17 @@ def test_adapt_runs_on_it(tmp_path, capsys):
     assert "prompt" in capsys.readouterr().out
 
 
-def test_a_checkpoint_that_exists_only_quantised_is_probed_and_says_so(tmp_path):
+@every_kind
+def test_a_checkpoint_that_exists_only_quantised_is_probed_and_says_so(kind, tmp_path):
     folder, packed = make_llama(tmp_path / "llama"), tmp_path / "packed"
-    base = quantised("nf4", folder)
+    base = quantised(kind, folder)
     base.save_pretrained(packed)
     load_tokenizer(str(folder)).save_pretrained(packed)
     with pytest.raises(UserError, match="quantised checkpoint"):
         decompose(packed)
+    shape = model_shape(str(packed), ALL)
+    assert shape.params == model_shape(str(folder), ALL).params
+    assert quantisation_of({"quantization_config": shape.packed}) == kind.removeprefix("torchao_")
     with pytest.warns(UserWarning, match="bases are those of the quantised weights"):
         policy = build_policy(load_base(str(packed)), ALL)
     with warnings.catch_warnings():
@@ -301,9 +308,6 @@ def test_mistakes_are_one_line():
 
 @every_kind
 def test_the_plan_counts_what_is_held(kind, tmp_path):
-    from transformer2.plan.job import job_of
-    from transformer2.plan.memory import memory
-
     folder = make_llama(tmp_path / "llama", hidden=256)
     model = {"base": str(folder), "adapter": ALL}
     defaults = {"dtype": "auto", "num_completions": 1, "max_rollout_rows": None, "micro_batch_tokens": 64, "kl": "k1"}

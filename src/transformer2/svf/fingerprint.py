@@ -146,8 +146,8 @@ def _weights(items: Iterable[tuple[str, Any]], sample: Callable[[Any], Tensor]) 
 
 def _sample(tensor: Tensor) -> Tensor:
     """Values spread over a tensor: up to 64 of each of up to 8 rows, 1-D."""
-    if hasattr(tensor, "dequantize") and type(tensor) not in (Tensor, nn.Parameter):
-        tensor = tensor.dequantize()  # torchao's packed tensors cannot be reshaped
+    if type(tensor) is not Tensor and tensor.is_floating_point():
+        tensor = tensor.dequantize()  # torchao's packed tensors cannot be indexed
     rows = tensor.reshape(tensor.shape[0] if tensor.ndim else 1, -1)
     row_S = torch.tensor(_spread(rows.shape[0], _ROWS), device=rows.device, dtype=torch.long)
     column_S = torch.tensor(_spread(rows.shape[1], _COLUMNS), device=rows.device, dtype=torch.long)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from transformer2.errors import ConfigError
+from transformer2.errors import BasisError, ConfigError
 from transformer2.svf.checkpoint import LocalCheckpoint, folder_on_disk
 
 __all__ = [
@@ -51,8 +51,8 @@ def unquantised_checkpoint(model: nn.Module) -> LocalCheckpoint | None:
         model: A transformers model without adapters.
 
     Returns:
-        None for a dense model, and where there are no such files: a checkpoint that is quantised itself or is not on
-        this machine, or whose weights transformers fuses or renames at load.
+        None for a dense model, and where there are no such files: a checkpoint that is quantised itself, is not on this
+        machine or not in safetensors, or whose weights transformers fuses or renames at load.
     """
     if _quantization_config(model) is None:
         return None
@@ -60,7 +60,10 @@ def unquantised_checkpoint(model: nn.Module) -> LocalCheckpoint | None:
     if folder is None:
         return None
     checkpoint = LocalCheckpoint(folder, model.dtype)  # type: ignore[arg-type]  # a transformers model has one
-    return None if checkpoint.quantised or not checkpoint.complete else checkpoint
+    try:
+        return checkpoint if checkpoint.complete and not checkpoint.quantised else None
+    except BasisError:  # not in safetensors, or a class that only its own code can build
+        return None
 
 
 def warn_of_another_precision(trained_on: Mapping[str, str | None], model: nn.Module) -> None:
