@@ -87,7 +87,9 @@ def matrix(scores: dict[tuple[str, str], Score]) -> str:
     rows, columns = dict.fromkeys(name for name, _ in scores), dict.fromkeys(of for _, of in scores)
     lines = [f"| base | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name in rows:
-        cells = (f"{100 * s.accuracy:.1f} ± {100 * s.se:.1f}" if (s := scores.get((name, of))) else "" for of in columns)
+        cells = (
+            f"{100 * s.accuracy:.1f} ± {100 * s.se:.1f}" if (s := scores.get((name, of))) else "" for of in columns
+        )
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

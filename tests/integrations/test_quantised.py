@@ -2,7 +2,9 @@
 
 import json
 import logging
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,12 +27,16 @@ from transformer2.svf.layer import probe_weight
 from transformer2.svf.model import merged_for_rollout, svf_layers
 from transformer2.svf.quantised import check_gradient, quantisation_name
 
+sys.path.append(str(Path(__file__).parents[1] / "plan"))
+from measured import inner_tensors, measured_and_planned, small_model
+
 pytestmark = pytest.mark.integration
 pytest.importorskip("bitsandbytes", reason="needs the extra: pip install -e '.[quantised]'")
 pytest.importorskip("torchao", reason="needs the extra: pip install -e '.[quantised]'")
 
 KINDS = {"nf4": "nf4", "int8": "int8", "torchao_int8": "torchao Int8WeightOnlyConfig"}
 ALL = {"peft_type": "SVF", "target_modules": "all-linear"}
+MLP = {"peft_type": "SVF", "target_modules": "mlp"}
 EXPERTS = transformer2.tiny.model_path().parent / "experts"
 DYNAMIC = "{quantization_config: {quant_method: torchao, quant_type: Int8DynamicActivationInt8WeightConfig}}"
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -250,7 +256,7 @@ def test_a_checkpoint_that_exists_only_quantised_is_probed_and_says_so(kind, tmp
         decompose(packed)
     shape = model_shape(str(packed), ALL)
     assert shape.params == model_shape(str(folder), ALL).params
-    assert quantisation_of({"quantization_config": shape.packed}) == kind.removeprefix("torchao_")
+    assert quantisation_of({"quantization_config": shape.packed}) == kind
     with pytest.warns(UserWarning, match="bases are those of the quantised weights"):
         policy = build_policy(load_base(str(packed)), ALL)
     with warnings.catch_warnings():
@@ -291,6 +297,13 @@ def test_a_layer_that_was_repacked_before_it_was_wrapped_is_refused():
             check_gradient(policy)
 
 
+def test_packed_weights_stay_in_their_process(tmp_path, capsys):
+    command = ["fit", "--config", "conf/tiny_math.yaml", "--config", "conf/quantisation/torchao_int8.yaml", "--quiet"]
+    command += ["--trainer.strategy", "ddp", "--run_dir", str(tmp_path / "run")]
+    assert main(command) == 2
+    assert "torchao's packed weights cannot be sent to other processes" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line():
     def refused(options):
         with pytest.raises(ConfigError) as e:
@@ -307,6 +320,17 @@ def test_mistakes_are_one_line():
 
 
 @every_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_plan_counts_a_real_step(kind, dtype, tmp_path):
+    base = small_model(tmp_path / "base", dtype)
+    config = compose([f"conf/quantisation/{kind}.yaml"], [], KEYS)["model"]
+    model = {"base": base, "adapter": MLP, "micro_batch_tokens": 2048, "max_new_tokens": 24, "kl_coef": 0.1}
+    data = {"task": "tiny_math", "base": base, "batch_size": 16, "max_new_tokens": 24}
+    module, planned = measured_and_planned(tmp_path, model | config, data)
+    assert planned.peak == pytest.approx(module.peak, rel=0.1)
+
+
+@every_kind
 def test_the_plan_counts_what_is_held(kind, tmp_path):
     folder = make_llama(tmp_path / "llama", hidden=256)
     model = {"base": str(folder), "adapter": ALL}
@@ -315,9 +339,8 @@ def test_the_plan_counts_what_is_held(kind, tmp_path):
     config = compose([f"conf/quantisation/{kind}.yaml"], [], KEYS)["model"]
     job = job_of(defaults | model | config, {"task": "tiny_math", "batch_size": 4, "eval_batch_size": 4})
     planned = sum(t.value for t in memory(job).resident if t.part == "weights" and t.note != "z and sigma, fp32")
-    held = 0
-    for tensor in quantised(kind, folder).state_dict().values():
-        inner = getattr(tensor, "__tensor_flatten__", None)
-        tensors = [getattr(tensor, n) for n in inner()[0]] if inner else [tensor]
-        held += sum(t.nbytes for t in tensors)
+    # The state dict names the scales of bitsandbytes too, which are neither parameters nor buffers.
+    held = sum(
+        part.nbytes for tensor in quantised(kind, folder).state_dict().values() for part in inner_tensors(tensor)
+    )
     assert planned == pytest.approx(held, rel=0.03)
