@@ -82,7 +82,7 @@ def plan(args: Sequence[str]) -> int:
 
 
 def strategies(job: Job) -> tuple[Strategy, ...]:
-    """Those that make sense for a job; ZeRO-3 shards dense weights, not packed ones, and torchao's stay in a process."""
+    """Those that make sense for a job; ZeRO-3 shards dense weights only, and torchao's stay in a process."""
     alone = job.gpus * job.nodes == 1 or job.quantisation == "torchao_int8"
     whole: tuple[Strategy, ...] = ("single",) if alone else ("single", "ddp", "zero2")
     if job.quantisation != "none":
