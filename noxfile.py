@@ -88,8 +88,8 @@ def golden(session: nox.Session) -> None:
 
 @nox.session
 def integrations(session: nox.Session) -> None:
-    """TRL's GRPOTrainer, transformers' load_adapter and lm-eval, with the real libraries."""
-    install(session, "dev", "trl", "lm-eval")
+    """TRL's GRPOTrainer, transformers' load_adapter, lm-eval, bitsandbytes and torchao, with the real libraries."""
+    install(session, "dev", "trl", "lm-eval", "quantised")
     session.run("pytest", "-m", "integration", *session.posargs, env=ENV)
 
 
@@ -141,7 +141,7 @@ def build(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Speed and memory as ratios in one run; prints tables and writes JSON under benchmarks/results/."""
-    install(session, "dev", "trl")
+    install(session, "dev", "trl", "quantised")
     session.run("python", "benchmarks/run.py", *session.posargs, env=ENV)
 
 

@@ -24,7 +24,19 @@ import torch
 from _common import Row, machine, machine_kind
 
 HERE = Path(__file__).parent
-NAMES = ("layer", "train_step", "decomposition", "kl", "zrows", "share", "startup", "rl_step", "verify_math", "sandbox")
+NAMES = (
+    "layer",
+    "train_step",
+    "decomposition",
+    "kl",
+    "zrows",
+    "share",
+    "startup",
+    "rl_step",
+    "verify_math",
+    "sandbox",
+    "quantised",
+)
 
 
 def main() -> None:

@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("layer", "train_step", "decomposition", "kl", "zrows", "share", "startup", "verify_math", "sandbox")
+NAMES = (
+    "layer",
+    "train_step",
+    "decomposition",
+    "kl",
+    "zrows",
+    "share",
+    "startup",
+    "verify_math",
+    "sandbox",
+    "quantised",
+)
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/tasks.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/tasks.md", "docs/quantised.md"]
+)
 def test_links_and_paths(page: str) -> None:
     text = (ROOT / page).read_text()
     assert "{TABLE}" not in text

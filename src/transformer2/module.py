@@ -61,7 +61,8 @@ from transformer2.rollout.hf import HFEngine
 from transformer2.rollout.paged import PagedEngine
 from transformer2.rollout.server import VLLMOptions
 from transformer2.rollout.vllm import VLLMEngine
-from transformer2.strategies import gather_objects, in_lockstep
+from transformer2.strategies import check_packed, gather_objects, in_lockstep
+from transformer2.svf.quantised import check_gradient
 from transformer2.svf.rows import has_rows
 from transformer2.tasks import Task
 from transformer2.types import PromptBatch, Rollouts, Verdict
@@ -82,7 +83,8 @@ class SVFReinforceModule(L.LightningModule):
         adapter: What is trained, written like an adapter_config.json: `peft_type` (SVF by default; LORA, IA3, ... are
             baselines through the same step) and the options of its PEFT config.
         dtype: The base's dtype: `auto` (as stored), `float32`, `bfloat16`, ...
-        model_kwargs: Passed to `from_pretrained` (`attn_implementation`, `device_map`, ...).
+        model_kwargs: Passed to `from_pretrained` (`attn_implementation`, `device_map`, ...; `quantization_config` as in
+            conf/quantisation/).
         lr: Peak learning rate of AdamW (paper: 2e-3).
         lr_schedule: `cosine` decays to 0 over the run; `constant`.
         warmup_steps: Linear warm-up.
@@ -183,6 +185,8 @@ class SVFReinforceModule(L.LightningModule):
         if self.policy is not None:
             return
         h = self.hparams
+        if self._trainer is not None:
+            check_packed(self.trainer.strategy, h["model_kwargs"])
         tokenizer = load_tokenizer(h["base"])
         base = load_base(h["base"], h["dtype"], **(h["model_kwargs"] or {}))
         self.policy = build_policy(base, h["adapter"] or {})
@@ -424,9 +428,10 @@ class SVFReinforceModule(L.LightningModule):
     # ------------------------------------------------------------------ validation and test
 
     def on_fit_start(self) -> None:
-        """A model in shards can be run from here on."""
+        """A model in shards can be run from here on; a quantised one must let gradients through."""
         if self._in_lockstep():
             check_halves(self.policy, self.head)
+        check_gradient(self.policy)
 
     def on_train_start(self) -> None:
         """Where the learning curve begins: the validation accuracy before the first step."""

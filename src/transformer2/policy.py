@@ -27,7 +27,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformer2 import tiny
 from transformer2.errors import ConfigError, DataError, ExpertError, UserError, nearest
 from transformer2.experts import read_expert
+from transformer2.quantisation import quantization_config
 from transformer2.svf.config import SVFConfig
+from transformer2.svf.quantised import keep_differentiable, warn_of_another_precision
 
 
 def locate_base(base: str) -> str:
@@ -61,8 +63,16 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
     """
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ConfigError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
+    if quantised := kwargs.get("quantization_config") is not None:
+        kwargs["quantization_config"] = quantization_config(kwargs["quantization_config"], base_dtype(base, dtype))
     with _readable(base):
-        model = AutoModelForCausalLM.from_pretrained(locate_base(base), dtype=dtype, **kwargs)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(locate_base(base), dtype=dtype, **kwargs)
+        except RuntimeError as e:
+            if not quantised or isinstance(e, torch.OutOfMemoryError):
+                raise
+            raise ConfigError(f"base {base!r} cannot be quantised so: the report above says why") from e
+    keep_differentiable(model)
     return model.eval()
 
 
@@ -79,6 +89,8 @@ def _readable(base: str) -> Iterator[None]:
     """Turn "cannot reach the Hub" and "no such folder" into one line with the remedy."""
     try:
         yield
+    except ImportError as e:  # a checkpoint that is quantised itself names the package it needs
+        raise ConfigError(f"base {base!r} needs a package that is not here: {' '.join(str(e).split())}") from e
     except (OSError, ValueError) as e:
         if isinstance(e, ConfigError):
             raise
@@ -126,6 +138,7 @@ def load_expert(policy: PeftModel, folder: Path) -> None:
     """
     if isinstance(policy.peft_config["default"], SVFConfig):
         expert = read_expert(folder, name="expert")
+        warn_of_another_precision({"the expert": expert.base_quantisation}, policy)
         state = {f"base_model.model.{module}.svf_z.delta": delta_R for module, delta_R in expert.deltas.items()}
     elif (folder / "adapter_config.json").is_file():
         state = load_peft_weights(str(folder), device="cpu")

@@ -18,7 +18,7 @@ Departures from Lightning's DeepSpeedStrategy:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal
@@ -173,6 +173,25 @@ def check_strategy(strategy: Strategy) -> None:
         raise ConfigError(
             f"fit does not run under this {type(strategy).__name__}; use trainer.strategy: ddp, or add one of "
             "--config conf/strategy/{ddp,zero2,zero3,zero3_offload}.yaml"
+        )
+
+
+def check_packed(strategy: Strategy, model_kwargs: Mapping[str, Any] | None) -> None:
+    """Refuse a quantised base where its weights would have to leave their process.
+
+    Raises:
+        ConfigError: With what works instead.
+    """
+    words = str((model_kwargs or {}).get("quantization_config") or "")
+    if words and in_lockstep(strategy):
+        raise ConfigError(
+            "ZeRO-3 shares out dense weights, not packed ones; use conf/strategy/ddp.yaml (every process holds the "
+            "packed model), or load the base without quantization_config"
+        )
+    if "torchao" in words and isinstance(strategy, DDPStrategy):
+        raise ConfigError(
+            f"torchao's packed weights cannot be sent to other processes, as {type(strategy).__name__} does at the "
+            "start; use conf/quantisation/nf4.yaml or int8.yaml, or one process"
         )
 
 

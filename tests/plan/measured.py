@@ -37,9 +37,16 @@ class Measured(SVFReinforceModule):
     def training_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         tensors = [*self.policy.parameters(), *self.policy.buffers()]
         tensors += [module._sigma_R for module in self.modules() if hasattr(module, "_sigma_R")]
-        held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        plain = [part for tensor in tensors for part in inner_tensors(tensor)]
+        held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in plain}
         self.resident = sum(held.values())
         self.peak = self.resident + peak_bytes(lambda: super(Measured, self).training_step(prompts, batch_idx))
+
+
+def inner_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """What a tensor is made of: itself, or the codes and scales of one that torchao packed."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    return [getattr(tensor, name) for name in flatten()[0]] if flatten else [tensor]
 
 
 def complete(cls: type, given: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from transformer2.experts import Expert
 from transformer2.svf.cache import fingerprint
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.model import svf_layers
+from transformer2.svf.quantised import warn_of_another_precision
 
 __all__ = ["matrices", "members"]
 
@@ -65,3 +66,4 @@ def _warn_of_another_base(policy: PeftModel, experts: Sequence[Expert]) -> None:
     others = [e.name for e in experts if e.base_fingerprint and e.base_fingerprint != ours]
     if others:
         warnings.warn(f"{', '.join(others)}: trained on other weights (or another dtype) than this base", stacklevel=3)
+    warn_of_another_precision({e.name: e.base_quantisation for e in experts}, policy)

@@ -6,7 +6,7 @@ Order, later wins: `_base_` files of a config, the config, further configs, dott
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,24 @@ def parse_flags(args: Sequence[str], options: Sequence[str], switches: Sequence[
     return flags
 
 
-def compose(configs: Sequence[str], overrides: Sequence[tuple[str, str]], keys: Sequence[str]) -> dict[str, Any]:
+def compose(
+    configs: Sequence[str],
+    overrides: Sequence[tuple[str, str]],
+    keys: Sequence[str],
+    below: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Merge, resolve and check the top-level keys.
+
+    Args:
+        configs: Config files.
+        overrides: Dotted keys and their text.
+        keys: The known top-level keys.
+        below: What holds where no file and no flag says otherwise.
 
     Raises:
         ConfigError: A missing or unreadable file, an unknown top-level key, an unresolvable `${...}`.
     """
-    merged = OmegaConf.create({})
+    merged = OmegaConf.create(dict(below or {}))
     for name in configs:
         merged = _merge(merged, _load(find_config(name), ()))
     try:

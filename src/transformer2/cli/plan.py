@@ -31,7 +31,7 @@ Qwen2.5, and for any local folder with a config.json.
                          to the driver's context and to fragmentation
   --nodes M              nodes (default 1)
   --device NAME          {devices}: whose figures the seconds use (default: by memory)
-  --quantisation KIND    none, int8 or nf4, instead of what the config says
+  --quantisation KIND    none, nf4, int8 or torchao_int8, instead of what the config says
   --rollout ENGINE       what draws completions, as for fit: with vllm that is not counted, it has devices of its own
   --prompt_tokens N      longest prompt (default 256)
   --mean_completion N    mean completion, for the seconds (default: half of the budget)
@@ -54,7 +54,7 @@ def plan(args: Sequence[str]) -> int:
     config = compose(flags.files(), flags.overrides, KEYS)
 
     from transformer2.plan.advice import make_plan
-    from transformer2.plan.job import job_of
+    from transformer2.plan.job import QUANTISED_BYTES, job_of
     from transformer2.plan.seconds import DEVICES, device_for
     from transformer2.plan.table import explanation, plan_table
     from transformer2.plan.terms import total
@@ -69,7 +69,7 @@ def plan(args: Sequence[str]) -> int:
         nodes=nodes,
         prompt_tokens=int(_number(given, "prompt_tokens", 0)) or None,
         mean_completion=_number(given, "mean_completion", 0) or None,
-        quantisation=_one_of(given, "quantisation", ["none", "int8", "nf4"]),  # type: ignore[arg-type]
+        quantisation=_one_of(given, "quantisation", ["none", *QUANTISED_BYTES]),  # type: ignore[arg-type]
     )
     plans = [make_plan(job.with_(strategy=s), memory * 1e9, device) for s in strategies(job)]
     wanted = strategy_of(config.get("trainer") or {})
@@ -83,8 +83,9 @@ def plan(args: Sequence[str]) -> int:
 
 
 def strategies(job: Job) -> tuple[Strategy, ...]:
-    """Those that make sense for a job; ZeRO-3 shards dense weights, not packed ones."""
-    whole: tuple[Strategy, ...] = ("single",) if job.gpus * job.nodes == 1 else ("single", "ddp", "zero2")
+    """Those that make sense for a job; ZeRO-3 shards dense weights only, and torchao's stay in a process."""
+    alone = job.gpus * job.nodes == 1 or job.quantisation == "torchao_int8"
+    whole: tuple[Strategy, ...] = ("single",) if alone else ("single", "ddp", "zero2")
     if job.quantisation != "none":
         return whole
     return (*whole, "zero3_offload") if len(whole) == 1 else (*whole, "zero3", "zero3_offload")

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformer2.cli.compose import PACKAGED, compose, parse_flags
 from transformer2.errors import ConfigError
@@ -77,9 +78,9 @@ def _run(command: str, args: Sequence[str]) -> int:
         return 0
     if not flags.configs and command == "fit":
         raise ConfigError("fit needs --config; try --config conf/tiny_math.yaml")
-    if command != "fit" and "expert" in flags.options and not flags.configs:
-        flags.overrides[:0] = _facts(Path(flags.options["expert"]))
-    config = compose(flags.files(), flags.overrides, KEYS)
+    scored = command != "fit" and "expert" in flags.options
+    facts = _facts(Path(flags.options["expert"])) if scored else {}
+    config = compose(flags.files(), flags.overrides, KEYS, facts)
     name = str(config.pop("name", Path(flags.configs[-1]).stem if flags.configs else command))
     folder = run_folder(flags.options.get("run_dir"), name)
     start = time.perf_counter()
@@ -98,7 +99,7 @@ def _run(command: str, args: Sequence[str]) -> int:
     return verb(Path(p) if (p := flags.options.get("expert")) else None, flags.options.get("ckpt_path"), start)
 
 
-def _facts(expert: Path) -> list[tuple[str, str]]:
+def _facts(expert: Path) -> dict[str, Any]:
     """Base, targets and task as the expert's own config has them: what it is scored with unless a config says more."""
     try:
         saved = json.loads((expert / "adapter_config.json").read_text(encoding="utf-8"))
@@ -106,8 +107,12 @@ def _facts(expert: Path) -> list[tuple[str, str]]:
         raise ConfigError(f"--expert {expert} is no expert folder: its adapter_config.json cannot be read") from e
     adapter = {key: saved.get(key) for key in ("peft_type", "target_modules", "layers_to_transform")}
     known = {key: value for key, value in adapter.items() if value is not None}
-    facts = [("model.base", saved.get("base_model_name_or_path")), ("data.task", saved.get("task"))]
-    return [("model.adapter", json.dumps(known)), *((key, str(value)) for key, value in facts if value)]
+    facts: dict[str, Any] = {"model": {"adapter": known}}
+    if base := saved.get("base_model_name_or_path"):
+        facts["model"]["base"] = str(base)
+    if task := saved.get("task"):
+        facts["data"] = {"task": str(task)}
+    return facts
 
 
 def help_text(command: str) -> str:
@@ -154,6 +159,9 @@ def quieten(quiet: bool) -> None:
     importlib.import_module("lightning.pytorch")  # sets the levels below when it is imported, so it goes first
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Kernels that are not on this machine, and the cast of every product in 8 bits.
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",

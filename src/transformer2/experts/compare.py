@@ -90,6 +90,7 @@ def show_expert(path: str | Path) -> str:
         "validation accuracy": None if expert.score is None else f"{100 * expert.score:.1f} %",
         "base model": expert.base,
         "base fingerprint": expert.base_fingerprint,
+        "base quantised as": expert.base_quantisation or "not at all",
         "sha256": expert.sha256,
         "tuned matrices": len(expert.deltas),
         "numbers": z.numel(),

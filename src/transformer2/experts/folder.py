@@ -53,6 +53,7 @@ class Expert:
         base_fingerprint: "<arch>:<weights>" of the base model.
         deltas: Module path -> effective z - 1, fp32 (r,), on the CPU; entry i is of the i-th largest singular value.
         sha256: Of the weights file.
+        base_quantisation: How its base was quantised in training; None means not at all.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Expert:
     base_fingerprint: str | None
     deltas: Mapping[str, Tensor] = field(repr=False)
     sha256: str | None = field(default=None, repr=False)
+    base_quantisation: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -104,6 +106,7 @@ def read_expert(folder: str | Path, name: str | None = None) -> Expert:
         score=config["score"],
         base=config["base_model_name_or_path"],
         base_fingerprint=config["base_fingerprint"],
+        base_quantisation=config["base_quantisation"],
         deltas=deltas,
         sha256=sha256,
     )
@@ -165,6 +168,7 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
         step=expert.step,
         score=expert.score,
         base_fingerprint=expert.base_fingerprint,
+        base_quantisation=expert.base_quantisation,
         inference_mode=True,
     )
     temp: Path | None = None
@@ -264,6 +268,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "score": (float, int),
     "base_model_name_or_path": (str,),
     "base_fingerprint": (str,),
+    "base_quantisation": (str,),
     "sha256": (str,),
     "expert_format_version": (int,),
 }

@@ -64,11 +64,7 @@ def changes(asked: Job, advised: Job) -> list[str]:
     if advised.checkpointing and not asked.checkpointing:
         words.append("--model.activation_checkpointing true")
     if advised.quantisation != asked.quantisation:
-        flag = {"int8": "load_in_8bit: true", "nf4": "load_in_4bit: true, bnb_4bit_quant_type: nf4"}
-        packed = flag[advised.quantisation]
-        if advised.quantisation == "nf4":
-            packed += ", bnb_4bit_use_double_quant: true, bnb_4bit_compute_dtype: bfloat16"
-        words.append(f"--model.model_kwargs '{{quantization_config: {{{packed}}}}}'")
+        words.append(f"--config conf/quantisation/{advised.quantisation}.yaml")
     else:
         if advised.form != asked.form:
             words.append(f"--model.adapter.form {advised.form}")

@@ -14,12 +14,12 @@ from transformer2.svf.forms import choose_form
 __all__ = ["QUANTISED_BYTES", "STRATEGIES", "Job", "Strategy", "job_of"]
 
 Strategy = Literal["single", "ddp", "zero2", "zero3", "zero3_offload"]
-Quantisation = Literal["none", "int8", "nf4"]
+Quantisation = Literal["none", "nf4", "int8", "torchao_int8"]  # names of conf/quantisation/
 
 STRATEGIES: tuple[Strategy, ...] = ("single", "ddp", "zero2", "zero3", "zero3_offload")
 # nf4 with double quantisation: half a byte, an 8-bit scale per 64 weights, an fp32 one per 256 of those. int8: one
 # byte (and an fp32 scale per row, which is left out).
-QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
+QUANTISED_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0, "torchao_int8": 1.0}
 LONG_PROMPT = 256  # tokens; the longest GSM8K question in a chat template has about 240
 FALLBACK_BUDGET = 512  # of a task that is not known here
 
@@ -139,7 +139,7 @@ def job_of(
         nodes: Nodes.
         prompt_tokens: Longest prompt; None assumes 256, or what the context leaves.
         mean_completion: Mean completion for the seconds; None assumes half of the budget.
-        quantisation: Instead of what `model.model_kwargs` says.
+        quantisation: Instead of what `model.model_kwargs` or a quantised checkpoint says.
 
     Raises:
         UserError: A base, adapter or task that cannot be planned with.
@@ -151,7 +151,7 @@ def job_of(
     prompt = prompt_tokens or min(LONG_PROMPT, max(1, shape.context - budget))
     if prompt + budget > shape.context:
         raise ConfigError(f"{prompt} + {budget} tokens exceed the context of {shape.context}; lower one of them")
-    packed = quantisation or quantisation_of(model.get("model_kwargs") or {})
+    packed = quantisation or quantisation_of({"quantization_config": shape.packed, **(model.get("model_kwargs") or {})})
     form = adapter.get("form", "auto") if svf else "delta"
     return Job(
         shape=shape,
@@ -183,7 +183,9 @@ def quantisation_of(model_kwargs: Mapping[str, Any]) -> Quantisation:
     switches = {key: f"{key}': true" in words or f"{key}=true" in words for key in ("load_in_4bit", "load_in_8bit")}
     if switches["load_in_4bit"] or "int4" in words:
         return "nf4"
-    return "int8" if switches["load_in_8bit"] or "int8" in words else "none"
+    if switches["load_in_8bit"]:
+        return "int8"
+    return "torchao_int8" if "int8" in words else "none"
 
 
 def _budget(task: str) -> int:

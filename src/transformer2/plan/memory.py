@@ -235,7 +235,18 @@ def _activations(job: Job) -> list[Term]:
             "MLP: gate, its activation, up",
         ),
         *_adapter_activations(job),
+        *([_inputs_of_int8(job)] if job.quantisation == "int8" else []),
     ]
+
+
+def _inputs_of_int8(job: Job) -> Term:
+    """bitsandbytes' int8 layers keep their inputs though W is frozen: x of gate and of up (each its own where both are
+    tuned), the product before down, and x of q, k and v; o_proj's is kept anyway."""
+    s = job.shape
+    _, attention, mlp = _layers_with_gradient(job)
+    numbers = {"tokens": job.micro_tokens, "attention": attention, "mlp": mlp, "D": s.D, "I": s.I, "b": s.dtype_bytes}
+    formula = "tokens * (attention * D + mlp * (2 * D + I)) * b"
+    return Term("activations", formula, numbers, "int8: inputs of its layers")
 
 
 def _layers_with_gradient(job: Job) -> tuple[int, int, int]:

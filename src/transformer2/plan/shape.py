@@ -109,6 +109,7 @@ class ModelShape:
         context: Longest sequence.
         dtype_bytes: Of the dtype that the weights are stored in.
         tuned: The matrices that the adapter tunes.
+        packed: The `quantization_config` of a checkpoint that is quantised itself.
     """
 
     name: str
@@ -126,6 +127,7 @@ class ModelShape:
     context: int
     dtype_bytes: int
     tuned: tuple[Matrix, ...]
+    packed: Mapping[str, Any] | None = None
 
     @property
     def num_z(self) -> int:
@@ -181,6 +183,7 @@ def model_shape(
             context=getattr(text, "max_position_embeddings", None) or 10**9,
             dtype_bytes=getattr(torch, stored).itemsize,
             tuned=tuned,
+            packed=getattr(config, "quantization_config", None),
         )
     except AttributeError as e:
         raise ConfigError(f"the config of {base} does not say what is needed to plan ({e})") from e

@@ -45,6 +45,7 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     facts = {
         "base model": config.get("base_model_name_or_path"),
         "base fingerprint": config.get("base_fingerprint"),
+        "base quantised as": config.get("base_quantisation"),
         "task": config.get("task"),
         "step": config.get("step"),
         "validation accuracy": None if score is None else f"{100 * score:.1f} %",

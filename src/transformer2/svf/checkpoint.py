@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from transformer2.errors import BasisError, UserError
 
@@ -156,16 +157,29 @@ class LocalCheckpoint:
         Raises:
             BasisError: No such key; the message says the nearest one.
         """
-        prefix = getattr(self.skeleton, "base_model_prefix", "") + "."
-        candidates = [parameter, parameter.removeprefix(prefix), prefix + parameter]
-        for key in candidates:
-            if key in self.shard_of:
-                return key
+        key = self._key(parameter)
+        if key is not None:
+            return key
         near = get_close_matches(parameter, self.shard_of, n=1, cutoff=0.0)
         raise BasisError(
             f"{self.folder} has no tensor for {parameter!r} (nearest: {near[0] if near else 'none'}); "
             "transformers renames or fuses it at load, so load the model and let SVF compute its bases there"
         )
+
+    def _key(self, parameter: str) -> str | None:
+        prefix = getattr(self.skeleton, "base_model_prefix", "") + "."
+        candidates = (parameter, parameter.removeprefix(prefix), prefix + parameter)
+        return next((key for key in candidates if key in self.shard_of), None)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the weights in the files are packed ones."""
+        return getattr(self.config, "quantization_config", None) is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every parameter of the model has its own tensor; not so where transformers fuses some at load."""
+        return all(self._key(name) is not None for name, _ in self.skeleton.named_parameters())
 
     def read_rows(self, key: str, choose: Callable[[int], Sequence[int]]) -> Tensor:
         """Some rows of the tensor under a checkpoint key, stacked, in the file's dtype; a scalar has one row.
@@ -201,3 +215,8 @@ class LocalCheckpoint:
                 f"{self.shard_of[key]}: tensor {key!r} is unreadable ({e}); download the shard again"
             ) from e
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def matrix(self, module: str) -> Tensor:
+        """W (m, n) of a linear layer of the model, in `dtype`."""
+        weight = self.read(f"{module}.weight")
+        return weight.T if isinstance(self.skeleton.get_submodule(module), Conv1D) else weight

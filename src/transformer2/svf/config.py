@@ -51,6 +51,7 @@ class SVFConfig(PeftConfig):
         step: Optimizer step of the saved weights.
         score: Validation accuracy at that step, in [0, 1].
         base_fingerprint: "<arch>:<weights>" of the base model; stamped when the adapter is saved.
+        base_quantisation: How the base was quantised in training (`nf4`, `int8`, ...); None means not at all.
         trained_parametrization: How a saved expert was trained.
         expert_format_version: Version of the folder's format.
         sha256: Of adapter_model.safetensors; stamped when the adapter is saved.
@@ -72,6 +73,7 @@ class SVFConfig(PeftConfig):
     step: int | None = None
     score: float | None = None
     base_fingerprint: str | None = None
+    base_quantisation: str | None = None
     trained_parametrization: Parametrization | None = None
     expert_format_version: int = FORMAT_VERSION
     sha256: str | None = field(default=None, repr=False)

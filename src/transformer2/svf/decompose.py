@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers.pytorch_utils import Conv1D
 
 from transformer2.errors import ConfigError, UserError
 from transformer2.svf.basis import Basis
@@ -70,7 +69,7 @@ def decompose(
     """
     start = time.monotonic()
     checkpoint = LocalCheckpoint(resolve_base(base), _dtype(dtype))
-    if getattr(checkpoint.config, "quantization_config", None):
+    if checkpoint.quantised:
         raise UserError(
             f"{checkpoint.folder} is a quantised checkpoint; decompose the model it was made from, or let SVF compute "
             "the bases when it wraps the loaded model"
@@ -126,12 +125,11 @@ def _bases(
     # The bar counts arithmetic, so that the time left holds for matrices of unlike sizes.
     costs = {name: _cost(tuple(module.weight.shape)) for name, module in modules.items()}
     with tqdm(total=sum(costs.values()), unit="flop", unit_scale=True, disable=not progress, desc="decompose") as bar:
-        for done, (name, module) in enumerate(modules.items()):
+        for done, name in enumerate(modules):
             bar.set_postfix_str(f"{done}/{len(names)} {name}")
 
-            def weight(name: str = name, transposed: bool = isinstance(module, Conv1D)) -> Tensor:
-                weight_mn = checkpoint.read(f"{name}.weight").to(place)
-                return weight_mn.T if transposed else weight_mn
+            def weight(name: str = name) -> Tensor:
+                return checkpoint.matrix(name).to(place)
 
             yield name, cache.get(name, weight, verify=True)
             bar.update(costs[name])

@@ -1,11 +1,13 @@
 """Which base model is this? "<arch>:<weights>", the same for the same weights whatever their folder is called.
 
-* arch: model type, attention geometry, and the name and logical shape of every weight. A quantised copy of a model
-  has the same arch part (packed 4-bit weights count with their logical shape), so an expert can say "right model,
-  other rounding".
+* arch: model type, attention geometry, and the name and logical shape of every weight (packed 4-bit weights count with
+  their logical shape).
 * weights: a hash over up to 8 x 64 values of every parameter, in the dtype they were loaded in. The same model loaded
   in another dtype has another weights part. A hash of a sample cannot see a single changed weight; any training step
   it does.
+
+A model that was quantised as it was loaded has the fingerprint of the model it was made from, read from its files: the
+same experts and bases belong to both. One that exists only quantised has its packed weights' own.
 
 Adapters do not count: their own parameters are skipped, and wrapped layers are read through. A *merged* adapter has
 changed the base weights themselves, so take the fingerprint before merging.
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from transformer2.errors import BasisError
 from transformer2.svf.checkpoint import LocalCheckpoint, folder_on_disk
+from transformer2.svf.quantised import base_model, unquantised_checkpoint
 
 __all__ = ["fingerprint", "fingerprint_folder"]
 
@@ -44,7 +47,10 @@ def fingerprint(model: nn.Module) -> str:
     Raises:
         BasisError: The weights cannot be read here (meta device, sharded) and the model does not know its folder.
     """
-    base = _base_model(model)
+    base = base_model(model)
+    checkpoint = unquantised_checkpoint(base)
+    if checkpoint is not None:
+        return _fingerprint_files(checkpoint)
     config = getattr(base, "config", None)
     named = list(_base_parameters(base))
     arch = _arch(config, ((name, shape) for name, _, shape in named))
@@ -76,7 +82,10 @@ def fingerprint_folder(path: str | Path, dtype: torch.dtype | None = None) -> st
     Raises:
         BasisError: Unreadable folder, or a parameter without a tensor in the checkpoint.
     """
-    checkpoint = LocalCheckpoint(path, dtype)
+    return _fingerprint_files(LocalCheckpoint(path, dtype))
+
+
+def _fingerprint_files(checkpoint: LocalCheckpoint) -> str:
     named = list(_base_parameters(checkpoint.skeleton))
     arch = _arch(checkpoint.config, ((name, shape) for name, _, shape in named))
 
@@ -86,12 +95,6 @@ def fingerprint_folder(path: str | Path, dtype: torch.dtype | None = None) -> st
 
     keys = [(name, checkpoint.key_of(name)) for name, parameter, _ in named if parameter is not None]
     return f"{arch}:{_weights(keys, sample)}"
-
-
-def _base_model(model: nn.Module) -> nn.Module:
-    """The transformers model inside a PeftModel; any other module is its own base."""
-    get_base_model = getattr(model, "get_base_model", None)
-    return get_base_model() if callable(get_base_model) else model
 
 
 def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor | None, tuple[int, ...]]]:
@@ -143,6 +146,8 @@ def _weights(items: Iterable[tuple[str, Any]], sample: Callable[[Any], Tensor]) 
 
 def _sample(tensor: Tensor) -> Tensor:
     """Values spread over a tensor: up to 64 of each of up to 8 rows, 1-D."""
+    if type(tensor) is not Tensor and tensor.is_floating_point():
+        tensor = tensor.dequantize()  # torchao's packed tensors cannot be indexed
     rows = tensor.reshape(tensor.shape[0] if tensor.ndim else 1, -1)
     row_S = torch.tensor(_spread(rows.shape[0], _ROWS), device=rows.device, dtype=torch.long)
     column_S = torch.tensor(_spread(rows.shape[1], _COLUMNS), device=rows.device, dtype=torch.long)

@@ -89,6 +89,7 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         adapter_name: Name of its first adapter.
         config: Of that adapter; its `form` is the layer's (see `set_form`).
         basis: Gives the layer's basis; None where the weight has no values yet (meta device).
+        dtype: Of P; None means that of the layer's weight. Packed weights do not always say what they multiply in.
     """
 
     adapter_layer_names = ("svf_z",)
@@ -99,7 +100,14 @@ class SVFLayer(nn.Module, BaseTunerLayer):
     svf_sigma: nn.Parameter | None
     svf_factor: nn.Parameter | None
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: SVFConfig, basis: Basis | None):
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: SVFConfig,
+        basis: Basis | None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         features = features_of(base_layer)
         assert features is not None
@@ -111,7 +119,7 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         self._rows: list[Tensor] = []
         self._composed: tuple[tuple[int, int], Tensor, Tensor, bool] | None = None
         self._unmerged_weight: Tensor | None = None  # W as stored, while adapters are merged into the base layer
-        device, dtype = _compute_device_and_dtype(base_layer)
+        device, compute_dtype = _compute_device_and_dtype(base_layer)
         r = min(features)
         if basis is None:
             vectors, sigma = torch.empty(r, r, device="meta"), torch.empty(r, device="meta")
@@ -119,7 +127,9 @@ class SVFLayer(nn.Module, BaseTunerLayer):
             vectors, sigma = basis.vectors_RR.to(device), basis.sigma_R.to(device)
         # Past nn.Module.__setattr__: under low_cpu_mem_usage PEFT patches register_parameter to build on the meta
         # device, where a frozen basis would stay for ever. (A buffer would be broadcast by DDP and whole under ZeRO-3.)
-        self._parameters["svf_basis"] = nn.Parameter(vectors.to(dtype).contiguous(), requires_grad=False)
+        self._parameters["svf_basis"] = nn.Parameter(
+            vectors.to(dtype or compute_dtype).contiguous(), requires_grad=False
+        )
         self._parameters["svf_sigma"] = None
         self._parameters["svf_factor"] = None
         self._sigma_R = sigma

@@ -26,12 +26,20 @@ from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
 from peft.utils.integrations import gather_params_ctx
 from peft.utils.peft_types import register_peft_method
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from transformer2.errors import BasisError, ConfigError, ExpertError, UserError
 from transformer2.svf.basis import Basis, compute_basis
 from transformer2.svf.cache import BasisCache, default_cache_root, fingerprint
+from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.layer import DirectScale, RenormScale, SVFLayer, probe_weight, renorm_decode, renorm_encode
+from transformer2.svf.quantised import (
+    keep_differentiable,
+    quantisation_name,
+    unquantised_checkpoint,
+    warn_of_another_precision,
+)
 from transformer2.svf.targets import features_of, find_targets, is_excluded
 
 __all__ = ["SVFModel", "merged_for_rollout", "set_form", "svf_layers"]
@@ -66,7 +74,9 @@ class SVFModel(BaseTuner):
         # The first hook that sees both: everything that can be refused is refused here, before a module is touched.
         targets = find_targets(model, peft_config)
         peft_config._svf_targets = frozenset(targets)
-        _warn_of_another_architecture(peft_config, model)
+        _warn_of_another_base(peft_config, model)
+        keep_differentiable(model)
+        self._dtype, self._checkpoint = _source(model)
         self._basis_cache = _open_cache(peft_config, model, targets)
 
     @staticmethod
@@ -88,7 +98,7 @@ class SVFModel(BaseTuner):
         if isinstance(target, SVFLayer):
             target.update_layer(adapter_name, peft_config)
             return
-        layer = SVFLayer(target, adapter_name, peft_config, self._basis(current_key, target))
+        layer = SVFLayer(target, adapter_name, peft_config, self._basis(current_key, target), self._dtype)
         share_out = getattr(next(target.parameters(), None), "convert_to_zero_parameters", None)
         if share_out is not None:  # the base is shared out among processes (ZeRO-3): so is its basis, as it is made
             share_out([layer.svf_basis])
@@ -105,7 +115,9 @@ class SVFModel(BaseTuner):
             return None
 
         def weight() -> Tensor:
-            return probe_weight(target)
+            if self._checkpoint is None:
+                return probe_weight(target)
+            return self._checkpoint.matrix(name).to(next(target.parameters()).device)
 
         with gather_params_ctx(list(target.parameters()), modifier_rank=None):
             try:
@@ -148,7 +160,7 @@ class SVFModel(BaseTuner):
         if any(layer.merged for layer in layers) or (config.base_fingerprint and (stamped or not trained)):
             return
         try:
-            config.base_fingerprint = fingerprint(model)
+            config.base_fingerprint, config.base_quantisation = fingerprint(model), quantisation_name(model)
             config._svf_stamped = True
         except BasisError as e:  # sharded or on the meta device, from an unknown folder
             warnings.warn(f"the expert is saved without its base model's fingerprint: {e}", stacklevel=2)
@@ -371,7 +383,7 @@ def _can_merge(layer: SVFLayer) -> bool:
     return weight_mn.shape == (layer.out_features, layer.in_features) and not weight_mn.is_meta
 
 
-def _warn_of_another_architecture(config: SVFConfig, model: nn.Module) -> None:
+def _warn_of_another_base(config: SVFConfig, model: nn.Module) -> None:
     """Other weights of the same architecture are an experiment (paper, Table 5); another architecture is a mistake."""
     if config.base_fingerprint is None or any(p.is_meta for p in model.parameters()):
         return
@@ -381,6 +393,23 @@ def _warn_of_another_architecture(config: SVFConfig, model: nn.Module) -> None:
             f"the expert was trained on a base model of another architecture ({theirs}, this one is {ours})",
             stacklevel=2,
         )
+    warn_of_another_precision({"the expert": config.base_quantisation}, model)
+
+
+def _source(model: nn.Module) -> tuple[torch.dtype | None, LocalCheckpoint | None]:
+    """The dtype of P where the packed weights do not say it, and the files that its W is read from; None where the
+    model itself has both."""
+    quantisation = quantisation_name(model)
+    if quantisation is None:
+        return None, None
+    checkpoint = unquantised_checkpoint(model)
+    if checkpoint is None:
+        warnings.warn(
+            f"the unquantised weights of this {quantisation} base are not to be had as plain files, so its bases are "
+            "those of the quantised weights: experts of the unquantised model fit it in part only (docs/quantised.md)",
+            stacklevel=2,
+        )
+    return cast(PreTrainedModel, model).dtype, checkpoint
 
 
 def _open_cache(config: SVFConfig, model: nn.Module, targets: Sequence[str]) -> BasisCache | None:
