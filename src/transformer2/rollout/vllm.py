@@ -32,6 +32,7 @@ from transformer2.rollout.server import Client, Server, VLLMOptions
 from transformer2.svf.forms import compose_weight
 from transformer2.svf.layer import SVFLayer
 from transformer2.svf.model import svf_layers
+from transformer2.svf.quantised import quantisation_name
 from transformer2.types import PromptBatch, Rollouts
 
 VERSION = 1  # of on_server/transformer2_worker.py
@@ -51,7 +52,7 @@ class VLLMEngine(RolloutEngine):
         rank: This process.
 
     Raises:
-        ConfigError: Another adapter, or no vLLM to start.
+        ConfigError: Another adapter, a quantised base, or no vLLM to start.
         UserError: The server does not answer, or does not know the worker extension.
     """
 
@@ -70,6 +71,10 @@ class VLLMEngine(RolloutEngine):
         layers = _tuned(policy)
         if not layers:
             raise ConfigError("rollouts by vLLM need an SVF adapter; use model.rollout: hf for other adapters")
+        if (name := quantisation_name(policy)) is not None:
+            raise ConfigError(
+                f"rollouts by vLLM need the base's own weights, and this one is {name}; use model.rollout: hf"
+            )
         if options.sync == "merged" and any(hasattr(layer.svf_basis, "ds_id") for layer in layers.values()):
             raise ConfigError("model.vllm.sync: merged would gather every weight for every step; under ZeRO-3 use z")
         url = options.url
