@@ -55,7 +55,7 @@ def measure(toy: bool) -> Iterator[tuple[str, float, str]]:
     def row(key: str, job: Job, phases: tuple[str, ...], measured: float) -> tuple[str, float, str]:
         counted = memory(job)
         expected = total(counted.resident) + max(total(counted.phases[phase]) for phase in phases)
-        note = f"{expected / 1e9:.2f} GB said, {measured / 1e9:.2f} GB measured; {layers} layers, {rows} rows"
+        note = f"{expected / 1e9:.2f} GB said, {measured / 1e9:.2f} GB measured; {layers} layers, {job.rows} rows"
         return key, 100 * abs(expected / measured - 1), note
 
     policy = svf_policy(model(layers, toy))
