@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from _common import DEVICE
-from _models import MLP
+from _models import MLP, rollouts
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
@@ -26,9 +26,10 @@ from transformer2.svf.basis import Basis
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.layer import SVFLayer
 from transformer2.svf.targets import find_targets
+from transformer2.types import Rollouts
 
 __all__ = ["DTYPE", "HIDDEN", "INTERMEDIATE", "NEVER", "llama_config", "model", "num_layers", "random_factors",
-           "svf_policy"]  # fmt: skip
+           "svf_policy", "training_batch"]  # fmt: skip
 
 DTYPE = torch.bfloat16
 NEVER = 10**6  # a token id that no model has: completions run to their budget
@@ -62,6 +63,11 @@ def model(layers: int, toy: bool, seed: int = 0) -> PreTrainedModel:
     with DEVICE:
         made = AutoModelForCausalLM.from_config(LlamaConfig(**config, pad_token_id=0, eos_token_id=None), dtype=DTYPE)
     return made.requires_grad_(False).eval()
+
+
+def training_batch(toy: bool) -> Rollouts:
+    """Completions of one length: 8 rows of 256 + 256 tokens."""
+    return rollouts(*((2, 8, 24) if toy else (8, 256, 256)), llama_config(1, toy)["vocab_size"])
 
 
 def svf_policy(base: PreTrainedModel, form: str = "delta") -> Any:

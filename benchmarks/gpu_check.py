@@ -27,7 +27,8 @@ from typing import Any
 
 from _results import Row, keep, table
 
-# Seconds of each part, in order of importance; imports and the start of CUDA are the first one's. Together 9 minutes.
+# Seconds of each part, in order of importance; imports and the start of CUDA are the first one's. Together under 9
+# minutes, with room for ending the last one.
 SHARES = {
     "correctness": 75,
     "train_step": 120,
@@ -35,9 +36,10 @@ SHARES = {
     "population": 75,
     "engines": 65,
     "nf4": 45,
-    "decomposition": 90,
+    "decomposition": 80,
 }
 GRACE = 2  # seconds in which a process that has nothing left to do ends by itself
+LATE = "its time was up"
 LEAKED = 2**30  # bytes that a part may leave on the GPU; beyond, the next one starts in a fresh process
 
 
@@ -88,7 +90,7 @@ def main() -> int:
     finally:
         if check.rows:
             print(table([row for rows in check.rows.values() for row in rows.values()]), flush=True)
-    return 1 if check.errors else 0
+    return 1 if set(check.errors.values()) - {LATE} else 0
 
 
 class Check:
@@ -101,7 +103,7 @@ class Check:
 
     Attributes:
         rows: Rows of every part by key, filled in as figures come.
-        errors: One line for every part that failed.
+        errors: One line for every part that failed; `LATE` for one that was ended.
     """
 
     def __init__(self, shares: Mapping[str, float], toy: bool, folder: str = "on_gpu") -> None:
@@ -143,7 +145,7 @@ class Check:
             else:
                 row = self.rows[message.part][message.key]
                 self._fill(message.part, message.key, replace(row, measured=message.figure, note=message.note))
-        return Ended(part, f"ended after its share of {self.shares[part]:.0f} s")
+        return Ended(part, LATE)
 
     def _start(self, started: Started) -> None:
         self.machine = started.machine

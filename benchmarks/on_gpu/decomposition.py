@@ -69,7 +69,7 @@ def _weight(m: int, n: int) -> Tensor:
 
 def _basis_seconds(weight_mn: Tensor, toy: bool) -> float:
     run = {"basis": lambda: compute_basis(weight_mn)}
-    return interleave(run, rounds=1 if toy else 3, warmup=1).median("basis")
+    return interleave(run, rounds=1 if toy else 2, warmup=1).median("basis")
 
 
 def _against_svd(weight_mn: Tensor, basis_seconds: float) -> tuple[float, str]:

@@ -103,4 +103,4 @@ def _flash() -> bool:
 
 
 def _attention() -> str:
-    return "flash attention" if _flash() else "sdpa, flash_attn is not installed"
+    return f"its set-up included, {'flash attention' if _flash() else 'sdpa, flash_attn is not installed'}"

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 from _common import DEVICE, Row, allocated, free_memory, interleave, peak_bytes
-from _llama8b import DTYPE, model, num_layers, svf_policy
-from _models import rollouts
+from _llama8b import DTYPE, model, num_layers, svf_policy, training_batch
 from _steps import KL_COEF, step_of
 from torch import nn
 
@@ -32,7 +31,7 @@ def measure(toy: bool) -> Iterator[tuple[str, float | None, str]]:
             yield key, None, "not measured: bitsandbytes is not installed"
         return
     layers = num_layers(toy)
-    batch = rollouts(*((2, 8, 24) if toy else (8, 256, 256)), 512 if toy else 128256)
+    batch = training_batch(toy)
     advantages_B = torch.linspace(-1, 1, len(batch), device=DEVICE)
     empty = allocated()
     policy = svf_policy(model(layers, toy))
@@ -47,7 +46,7 @@ def measure(toy: bool) -> Iterator[tuple[str, float | None, str]]:
     _to_nf4(policy)
     free_memory()
     nf4_seconds, nf4_resident, nf4_peak = cost()
-    note = f"{1e3 * nf4_seconds:.0f} of {1e3 * seconds:.0f} ms; {layers} layers, {len(batch)} x 512 tokens"
+    note = f"{1e3 * nf4_seconds:.0f} of {1e3 * seconds:.0f} ms; {layers} layers, {len(batch)} rows"
     yield "seconds", nf4_seconds / seconds, note
     both, nf4_both = resident + peak, nf4_resident + nf4_peak
     yield "memory", nf4_both / both, f"{nf4_both / 1e9:.1f} of {both / 1e9:.1f} GB"

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from _common import DEVICE, Row, free_memory, peak_bytes
-from _llama8b import NEVER, llama_config, model, num_layers, svf_policy
+from _llama8b import NEVER, llama_config, model, num_layers, svf_policy, training_batch
 from _models import MLP, SilentTokenizer, rollouts
 from _steps import KL_COEF, step_of
 from peft import LoraConfig
@@ -48,9 +48,8 @@ def planned(toy: bool) -> dict[str, Row]:
 
 def measure(toy: bool) -> Iterator[tuple[str, float, str]]:
     layers = num_layers(toy)
-    rows, prompt, completion = (2, 8, 24) if toy else (8, 256, 256)
-    batch = _padded(rollouts(rows, prompt, completion, 512 if toy else 128256))
-    job = _job(layers, rows, prompt, completion, toy)
+    batch = _padded(training_batch(toy))
+    job = _job(layers, batch, toy)
 
     def row(key: str, job: Job, phases: tuple[str, ...], measured: float) -> tuple[str, float, str]:
         counted = memory(job)
@@ -73,7 +72,8 @@ def measure(toy: bool) -> Iterator[tuple[str, float, str]]:
     yield row("lora", job.with_(svf=False, rank=16), ("update",), _peak_of_step(lora, batch))
 
 
-def _job(layers: int, rows: int, prompt: int, completion: int, toy: bool) -> Job:
+def _job(layers: int, batch: Rollouts, toy: bool) -> Job:
+    rows, prompt, completion = len(batch), batch.prompt_ids_BP.shape[1], batch.completion_ids_BC.shape[1]
     adapter = {"peft_type": "SVF", "target_modules": list(MLP)}
     return Job(
         shape=model_shape("Llama-3-8B", adapter, "bfloat16", llama_config(layers, toy)),
@@ -119,10 +119,8 @@ def _peak_of_step(policy: Any, batch: Rollouts, again: bool = False) -> float:
 
 
 def _draw(policy: Any, job: Job) -> None:
-    batch = rollouts(job.rollout_rows, job.prompt_tokens, 1, job.shape.V)
-    mask_BP = batch.prompt_mask_BP.clone()
-    mask_BP[0, 0] = 0
+    batch = _padded(rollouts(job.rollout_rows, job.prompt_tokens, 1, job.shape.V))
     engine = HFEngine(SilentTokenizer(), eos_ids=[NEVER])  # type: ignore[arg-type]  # all it uses
     with merged_for_rollout(policy):
-        prompts = PromptBatch(batch.examples, batch.prompt_ids_BP, mask_BP)
+        prompts = PromptBatch(batch.examples, batch.prompt_ids_BP, batch.prompt_mask_BP)
         engine.generate(policy, prompts, Sampling(max_new_tokens=job.completion_tokens), seed=0)

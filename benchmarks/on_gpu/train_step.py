@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from _common import DEVICE, Row, allocated, free_memory, interleave, peak_bytes
-from _llama8b import model, num_layers, random_factors, svf_policy
-from _models import MLP, rollouts
+from _llama8b import model, num_layers, random_factors, svf_policy, training_batch
+from _models import MLP
 from _reference import recomposed
 from _steps import KL_COEF, reference_step_of, step_of
 from peft import LoraConfig
@@ -40,7 +40,7 @@ def planned(toy: bool) -> dict[str, Row]:
 
 def measure(toy: bool) -> Iterator[tuple[str, float, str]]:
     layers, fewer = num_layers(toy), num_layers(toy, of=8)
-    batch = rollouts(*((2, 8, 24) if toy else (8, 256, 256)), 512 if toy else 128256)
+    batch = training_batch(toy)
     advantages_B = torch.linspace(-1, 1, len(batch), device=DEVICE)
     size = f"{len(batch)} x {batch.prompt_ids_BP.shape[1] + batch.completion_ids_BC.shape[1]} tokens"
 
