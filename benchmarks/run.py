@@ -19,7 +19,10 @@ import torch
 from _common import machine
 from _results import keep, table
 
-NAMES = ("layer", "train_step", "decomposition", "kl", "zrows", "share", "startup", "rl_step", "verify_math", "sandbox")
+NAMES = (
+    "layer", "train_step", "decomposition", "kl", "zrows", "share", "startup", "rl_step", "to_accuracy", "verify_math",
+    "sandbox",
+)  # fmt: skip
 
 
 def main() -> None:
