@@ -215,7 +215,7 @@ def work(channel: Connection, parts: list[str], toy: bool, folder: str) -> None:
 
 
 def _one_line(e: Exception) -> str:
-    words = " ".join(str(e).split())
+    words = " ".join(str(e).replace("|", "/").split())  # a bar would end a cell of the table
     return f"{type(e).__name__}: {words[:200]}"
 
 
