@@ -13,9 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FOLDER", "Row", "keep", "table"]
+__all__ = ["FOLDER", "NAMES", "Row", "keep", "table"]
 
 FOLDER = Path(__file__).parent / "results"
+# Benchmarks of run.py, in the order of the file; those of other commands follow.
+NAMES = (
+    "layer", "train_step", "decomposition", "kl", "zrows", "share", "startup", "rl_step", "to_accuracy", "verify_math",
+    "sandbox",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,9 @@ def _markdown(found: Mapping[str, Any]) -> str:
         processor = f"{m['gpu']} ({m['gpu_memory']}, driver {m['driver']}, CUDA {m['cuda']}), {processor}"
     versions = ", ".join(f"{key} {m[key]}" for key in ("python", "torch", "transformers", "peft", "lightning"))
     text = [f"# Benchmarks on {processor}", "", f"{versions}. Made by `python benchmarks/run.py`{_also(found)}."]
-    for name, kept in found["benchmarks"].items():
+    benchmarks = found["benchmarks"]
+    for name in [*(n for n in NAMES if n in benchmarks), *(n for n in benchmarks if n not in NAMES)]:
+        kept = benchmarks[name]
         rows = [Row(**{k: v for k, v in row.items() if k not in ("target", "holds")}) for row in kept["rows"]]
         text += ["", f"## {name} ({kept['date']})", "", table(rows)]
     return "\n".join(text) + "\n"

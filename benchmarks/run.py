@@ -17,12 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from _common import machine
-from _results import keep, table
-
-NAMES = (
-    "layer", "train_step", "decomposition", "kl", "zrows", "share", "startup", "rl_step", "to_accuracy", "verify_math",
-    "sandbox",
-)  # fmt: skip
+from _results import NAMES, keep, table
 
 
 def main() -> None:
