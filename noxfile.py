@@ -118,9 +118,10 @@ def vllm(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Tests that need a CUDA device."""
+    """On a CUDA device: the tests marked gpu, then every GPU goal in one table (9 minutes, benchmarks/results/)."""
     install(session, "dev")
     session.run("pytest", "-m", "gpu", *session.posargs)
+    session.run("python", "benchmarks/gpu_check.py")
 
 
 @nox.session

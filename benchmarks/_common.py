@@ -1,4 +1,4 @@
-"""What every benchmark shares: rows, interleaved timing, peak and saved memory, the machine's description.
+"""What every benchmark shares: interleaved timing, peak and saved memory, the machine's description.
 
 Timing: all forms run in turn within one round, rounds repeat, and what is reported is the median over rounds of the
 ratio within a round, so that a slow minute of a shared machine hits every form alike. On the CPU a time is the
@@ -7,59 +7,39 @@ process's CPU seconds under one thread; on a GPU it is wall-clock seconds around
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
+import re
+import shutil
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from _results import Row
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MIB = 2**20
 
-__all__ = ["DEVICE", "MIB", "Row", "Times", "interleave", "machine", "machine_kind", "peak_bytes", "saved_bytes"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Attributes:
-        what: What was measured.
-        measured: The figure; None when it was not measured, and `note` says why.
-        unit: `x` for ratios, `s`, `%`, ...
-        at_most: The target is at most this.
-        at_least: The target is at least this.
-        note: Shapes, absolute figures.
-    """
-
-    what: str
-    measured: float | None
-    unit: str = "x"
-    at_most: float | None = None
-    at_least: float | None = None
-    note: str = ""
-
-    @property
-    def target(self) -> str:
-        """The target in words, empty where there is none."""
-        if self.at_most is not None:
-            return f"<= {self.at_most:g} {self.unit}"
-        return "" if self.at_least is None else f">= {self.at_least:g} {self.unit}"
-
-    @property
-    def holds(self) -> bool | None:
-        """Whether the target is met; None without target or figure."""
-        if self.measured is None or not self.target:
-            return None
-        return self.measured <= self.at_most if self.at_most is not None else self.measured >= (self.at_least or 0)
+__all__ = [
+    "DEVICE",
+    "MIB",
+    "Row",
+    "Times",
+    "allocated",
+    "free_memory",
+    "interleave",
+    "machine",
+    "peak_bytes",
+    "saved_bytes",
+]
 
 
 class Times:
@@ -156,23 +136,48 @@ def saved_bytes(forward: Callable[[], object], resident: Iterable[Tensor]) -> in
     return sum(kept.values())
 
 
-def machine_kind() -> str:
-    """A short name for files: `cpu2`, or the GPU's name."""
+def allocated() -> int:
+    """Bytes of tensors on the GPU; 0 on the CPU, where nobody counts them."""
+    return torch.cuda.memory_allocated() if DEVICE.type == "cuda" else 0
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more; PEFT's models hold themselves in cycles."""
+    gc.collect()
     if DEVICE.type == "cuda":
-        return torch.cuda.get_device_name().lower().replace(" ", "-")
-    return f"cpu{os.cpu_count()}"
+        torch.cuda.empty_cache()
 
 
 def machine() -> dict[str, str | int]:
-    """The machine and the versions, without a host's name."""
+    """The machine and the versions, without a host's name; `kind` is a short name for files: `cpu2`, or the GPU's."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "kind": machine_kind(),
+        "kind": f"cpu{os.cpu_count()}",
         "processor": models[0] if models else platform.machine(),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "peft", "lightning")},
+        **(_gpu() if DEVICE.type == "cuda" else {}),
     }
+
+
+def _gpu() -> dict[str, str | int]:
+    name = torch.cuda.get_device_name()
+    return {
+        "kind": re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
+        "gpu": name,
+        "gpu_memory": f"{torch.cuda.get_device_properties(DEVICE).total_memory / 2**30:.0f} GiB",
+        "driver": _driver(),
+        "cuda": torch.version.cuda or "none",
+    }
+
+
+def _driver() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "unknown"
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(asked, capture_output=True, text=True).stdout.splitlines()
+    return lines[0].strip() if lines else "unknown"

@@ -16,9 +16,19 @@ from transformer2.types import Example, PromptBatch, Rollouts
 transformers_logging.disable_progress_bar()
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
 
-__all__ = ["MLP", "embedded_model", "prompts", "random_llama", "rollouts"]
+__all__ = ["MLP", "SilentTokenizer", "embedded_model", "prompts", "random_llama", "rollouts"]
 
 MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+class SilentTokenizer:
+    """What a rollout engine needs of a tokenizer, without texts."""
+
+    pad_token_id = 0
+
+    def batch_decode(self, ids: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        """No text for every row."""
+        return [""] * len(ids)
 
 
 def random_llama(hidden: int = 512, layers: int = 4, vocab: int = 8192, seed: int = 0) -> PreTrainedModel:

@@ -116,6 +116,7 @@ class Stepper:
 
     def __init__(self, loop: Callable[[Stepper], object]) -> None:
         self.closing = False
+        self.policy: Any = None  # from the first step on
         self.lengths: list[float] = []  # tokens of every completion
         self._failure: BaseException | None = None
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
@@ -148,7 +149,16 @@ class Stepper:
         self()
 
 
-def ours(base: Path, adapter: dict[str, Any], completions: int, budget: int, kl_coef: float, scratch: Path) -> Stepper:
+def ours(
+    base: Path,
+    adapter: dict[str, Any],
+    completions: int,
+    budget: int,
+    kl_coef: float,
+    scratch: Path,
+    lr: float = LR,
+    group: int = GROUP,
+) -> Stepper:
     """SVFReinforceModule under the Lightning Trainer."""
 
     class Pause(L.Callback):
@@ -156,6 +166,7 @@ def ours(base: Path, adapter: dict[str, Any], completions: int, budget: int, kl_
             self.stepper = stepper
 
         def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            self.stepper.policy = trainer.lightning_module.policy
             self.stepper.lengths.append(float(trainer.callback_metrics["train/completion_length"]))
             self.stepper.pause()
             trainer.should_stop = self.stepper.closing
@@ -167,15 +178,23 @@ def ours(base: Path, adapter: dict[str, Any], completions: int, budget: int, kl_
             default_root_dir=scratch, callbacks=[Pause(stepper)],
         )  # fmt: skip
         module = SVFReinforceModule(
-            str(base), adapter, "float32", lr=LR, baseline="group_norm", num_completions=GROUP, kl_coef=kl_coef,
-            max_new_tokens=budget,
+            str(base), adapter, "float32", lr=lr, baseline="group_norm" if group > 1 else "batch_mean",
+            num_completions=group, kl_coef=kl_coef, max_new_tokens=budget,
         )  # fmt: skip
-        trainer.fit(module, ExpertDataModule(TASK, str(base), batch_size=completions // GROUP))
+        trainer.fit(module, ExpertDataModule(TASK, str(base), batch_size=completions // group))
 
     return Stepper(loop)
 
 
-def trls(base: Path, adapter: dict[str, Any], completions: int, budget: int, kl_coef: float, scratch: Path) -> Stepper:
+def trls(
+    base: Path,
+    adapter: dict[str, Any],
+    completions: int,
+    budget: int,
+    kl_coef: float,
+    scratch: Path,
+    lr: float = LR,
+) -> Stepper:
     """TRL's GRPOTrainer."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -193,6 +212,9 @@ def trls(base: Path, adapter: dict[str, Any], completions: int, budget: int, kl_
             self.stepper.pause()
             control.should_training_stop = self.stepper.closing
 
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            self.stepper.policy = model
+
     def loop(stepper: Stepper) -> None:
         def reward(completions: Any, completion_ids: Any, row: list[int], **_: Any) -> list[float | None]:
             stepper.lengths.extend(map(len, completion_ids))
@@ -204,7 +226,7 @@ def trls(base: Path, adapter: dict[str, Any], completions: int, budget: int, kl_
             reward_funcs=reward,
             args=GRPOConfig(
                 output_dir=str(scratch), per_device_train_batch_size=completions, num_generations=GROUP,
-                max_completion_length=budget, beta=kl_coef, learning_rate=LR, max_steps=100_000, use_cpu=True,
+                max_completion_length=budget, beta=kl_coef, learning_rate=lr, max_steps=100_000, use_cpu=True,
                 bf16=False, activation_checkpointing=False, logging_strategy="no", save_strategy="no",
                 report_to=[], disable_tqdm=True,
             ),

@@ -136,7 +136,7 @@ def basis_error(basis: Basis, weight_mn: Tensor | None = None, columns: int = 8)
     sample_S = torch.tensor(random.SystemRandom().sample(range(r), min(columns, r)), device=basis.sigma_R.device)
     picked_RS = basis.vectors_RR[:, sample_S]
     overlap_RS = basis.vectors_RR.T @ picked_RS
-    overlap_RS[sample_S, torch.arange(len(sample_S))] -= 1
+    overlap_RS[sample_S, torch.arange(len(sample_S), device=sample_S.device)] -= 1
     orthogonality = float(overlap_RS.abs().max())
     if weight_mn is None:
         return orthogonality, None

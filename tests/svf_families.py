@@ -76,7 +76,7 @@ def randomize(model: nn.Module, adapter: str = "default", std: float = 0.3, seed
         for _, layer in svf_layers(model):
             if adapter in layer.svf_z:
                 parameter = next(layer.svf_z[adapter].parameters())
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * std)
+                parameter.add_((torch.randn(parameter.shape, generator=generator) * std).to(parameter.device))
 
 
 def svd_weight(weight: Tensor, delta_R: Tensor, transposed: bool) -> Tensor:
