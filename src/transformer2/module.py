@@ -69,6 +69,8 @@ from transformer2.types import PromptBatch, Rollouts, Verdict
 from transformer2.verifiers import stop_if_unverified, verify_all
 
 MAX_SKIPPED_IN_A_ROW = 3
+VLLM_DEFAULTS = VLLMOptions()
+MISMATCH_TO_WARN_OF = 0.1  # nats a token; bf16 kernels of other libraries differ by some hundredths
 TIMED = ("weight_sync", "rollout", "verify", "logprobs", "backward", "sync")
 # Over ranks, before a step is logged.
 SUMMED = ("rows", "tokens", "finished", "loss", "entropy", "kl", "mismatch", "capped")
@@ -137,7 +139,7 @@ class SVFReinforceModule(L.LightningModule):
         max_rollout_rows: int | None = None,
         merge_rollouts: bool = True,
         rollout: EngineName = "hf",
-        vllm: VLLMOptions | None = None,
+        vllm: VLLMOptions = VLLM_DEFAULTS,
         importance_cap: float | None = None,
         activation_checkpointing: bool = False,
         test_samples: int = 0,
@@ -167,7 +169,7 @@ class SVFReinforceModule(L.LightningModule):
         if importance_cap is not None and importance_cap <= 0:
             raise ConfigError(f"model.importance_cap must be positive, not {importance_cap}")
         self.save_hyperparameters(logger=False, ignore=["vllm"])
-        self.vllm = vllm or VLLMOptions()
+        self.vllm = vllm
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not the base
         self.micro_batch_tokens = micro_batch_tokens  # halved when memory does not suffice
@@ -210,8 +212,15 @@ class SVFReinforceModule(L.LightningModule):
         if h["rollout"] == "hf":
             return engine
         if h["rollout"] == "vllm":
-            base, ranks = locate_base(h["base"]), (gather_objects, self.global_rank)
-            return VLLMEngine(engine.tokenizer, engine.eos_ids, base, self.policy, self.vllm, *ranks)
+            return VLLMEngine(
+                engine.tokenizer,
+                engine.eos_ids,
+                locate_base(h["base"]),
+                self.policy,
+                self.vllm,
+                share=gather_objects,
+                rank=self.global_rank,
+            )
         if engine.in_lockstep:
             raise ConfigError("model.rollout: paged runs on whole weights; under ZeRO-3 use hf or vllm")
         return PagedEngine(engine.tokenizer, engine.eos_ids, engine.max_rows, engine.merge)
@@ -289,7 +298,7 @@ class SVFReinforceModule(L.LightningModule):
         return undo
 
     def logprobs_and_kl(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-        """log pi(y|x) and the KL to the base, both summed over each completion: (B,), (B,)."""
+        """log pi(y|x), its tokens weighed (`sampler_weights`), and the KL to the base, summed per completion: 2 x (B,)."""
         sampled_BC = rollouts.completion_mask_BC.bool()
         with self.meter.timed("logprobs"):
             ref_hidden_ND = None
@@ -397,6 +406,11 @@ class SVFReinforceModule(L.LightningModule):
             metrics["rollout/capped"] = m.mean("capped", per="tokens")  # share of tokens whose weight met the cap
         if math.isfinite(kl := m.mean("kl", per="tokens")):
             metrics["train/kl"] = kl  # nats per token
+        if metrics.get("rollout/mismatch", 0.0) > MISMATCH_TO_WARN_OF:
+            rank_zero_warn(
+                f"step {self.global_step}: the sampler's log-probabilities are {metrics['rollout/mismatch']:.2f} nats "
+                "a token off; does the server hold this base, and was it started as docs/rollouts.md says?"
+            )
         self.log_dict(metrics, batch_size=len(rewards_B))
         m.reset()
 

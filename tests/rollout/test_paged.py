@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_first_tokens_follow_the_policys_distribution_and_say_their_logprobs() -
     assert torch.allclose(drawn.logprobs_BC[:, 0], logprobs_V[first_B], atol=1e-4)
     counts = Counter(first_B.tolist())
     for token in logprobs_V.topk(5).indices.tolist():
-        p = float(logprobs_V[token].exp())
+        p = logprobs_V[token].exp().item()
         assert abs(counts[token] - 512 * p) < 4 * math.sqrt(512 * p * (1 - p)) + 1
 
 
@@ -69,6 +70,8 @@ def test_the_same_seed_draws_the_same() -> None:
     first = engine.generate(model, prompts, sampling, seed=1).completions
     assert engine.generate(model, prompts, sampling, seed=1).completions == first
     assert engine.generate(model, prompts, sampling, seed=2).completions != first
+    other_rank = replace(prompts, row_ids=tuple(range(1, 16, 2)))
+    assert engine.generate(model, other_rank, sampling, seed=1).completions != first
 
 
 def test_rows_of_different_z_are_refused() -> None:

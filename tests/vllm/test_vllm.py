@@ -107,6 +107,17 @@ def test_rows_draw_for_themselves_and_again_alike(server, prompts) -> None:
     assert sum(len(set(first[i : i + 4])) for i in range(0, 32, 4)) > 16, "copies of a prompt are different samples"
 
 
+@pytest.mark.parametrize("sync", ["z", "merged"])
+def test_a_run_does_not_see_the_one_before_it(server, prompts, sync) -> None:
+    """Narrow targets after wide ones: what the first run tuned and the second does not is the base again."""
+    wide = policy_with("all-linear", seed=0)
+    engines(wide, server)[1].generate(wide, prompts, GREEDY, 0)
+    narrow = policy_with(["q_proj"], seed=1)
+    here, there = engines(narrow, server, sync=sync)
+    expected = here.generate(narrow, prompts, GREEDY, 0)
+    assert there.generate(narrow, prompts, GREEDY, 0).completions == expected.completions
+
+
 def test_z_alone_is_sent_and_only_what_changed(server, prompts) -> None:
     policy = policy_with("all-linear", seed=2)
     _, there = engines(policy, server)
@@ -134,7 +145,7 @@ def test_rows_of_different_z_are_refused(server, prompts) -> None:
 
 def test_what_cannot_serve_is_refused_in_one_line(server, tmp_path) -> None:
     with pytest.raises(UserError, match=r"does not answer .*is model\.vllm\.url right"):
-        Client("http://127.0.0.1:9").get("/health")
+        Client("http://127.0.0.1:9", 1).get("/health")
     with pytest.raises(ConfigError, match="has no vLLM; install it"):
         Server(VLLMOptions(python=sys.executable), "x", "float32", on_gpu=False)
     with pytest.raises(ConfigError, match=r"the vLLM server ended: .*its log is"):

@@ -7,7 +7,7 @@ Order, later wins: `_base_` files of a config, the config, further configs, dott
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,12 @@ class Flags:
     switches: set[str] = field(default_factory=set)
     options: dict[str, str] = field(default_factory=dict)
 
-    def files(self) -> list[str]:
-        """The config files to merge: `--rollout ENGINE` is one more, on top."""
-        engine = self.options.get("rollout")
-        return [*self.configs, *([f"conf/rollout/{engine}.yaml"] if engine else [])]
+    def with_engine(self) -> Flags:
+        """`--rollout ENGINE` as a config below the others, whose other keys may differ, and an override."""
+        if (engine := self.options.get("rollout")) is None:
+            return self
+        files = [f"conf/rollout/{engine}.yaml", *self.configs]
+        return replace(self, configs=files, overrides=[("model.rollout", engine), *self.overrides])
 
 
 def parse_flags(args: Sequence[str], options: Sequence[str], switches: Sequence[str], keys: Sequence[str]) -> Flags:

@@ -51,7 +51,8 @@ def plan(args: Sequence[str]) -> int:
         return 0
     if not flags.configs:
         raise ConfigError("plan needs --config; try --config conf/llama8b_gsm8k.yaml")
-    config = compose(flags.files(), flags.overrides, KEYS)
+    whole = flags.with_engine()
+    config = compose(whole.configs, whole.overrides, KEYS)
 
     from transformer2.plan.advice import make_plan
     from transformer2.plan.job import QUANTISED_BYTES, job_of

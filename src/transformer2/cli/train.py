@@ -80,7 +80,8 @@ def _run(command: str, args: Sequence[str]) -> int:
         raise ConfigError("fit needs --config; try --config conf/tiny_math.yaml")
     scored = command != "fit" and "expert" in flags.options
     facts = _facts(Path(flags.options["expert"])) if scored else {}
-    config = compose(flags.files(), flags.overrides, KEYS, facts)
+    whole = flags.with_engine()
+    config = compose(whole.configs, whole.overrides, KEYS, facts)
     name = str(config.pop("name", Path(flags.configs[-1]).stem if flags.configs else command))
     folder = run_folder(flags.options.get("run_dir"), name)
     start = time.perf_counter()

@@ -2,7 +2,7 @@
 
 Made for one GPU, where it spares the padding and the stragglers of a fixed batch; on a CPU it works, slowly. It runs
 the policy's own weights, into which the active z is composed while it draws. Its random numbers are one stream for all
-rows: the same seed and the same batch give the same completions, another batch gives others.
+rows of a process: the same seed and the same batch give the same completions, another batch gives others.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class PagedEngine(RolloutEngine):
         )
         batching = ContinuousBatchingConfig(
             return_logprobs=True,
-            seed=seed % 2**32,
+            seed=(seed + (prompts.row_ids or (0,))[0]) % 2**32,  # every rank begins with another row
             max_requests_per_batch=self.max_rows,
             # On a GPU the library sizes the cache by free memory; elsewhere it would take most of the machine's.
             num_blocks=None if model.device.type == "cuda" else _pages(ids, sampling.max_new_tokens),

@@ -34,6 +34,7 @@ PYTHON_VARIABLE = "TRANSFORMER2_VLLM_PYTHON"
 # What a launcher tells the trainer's processes; vLLM would take it for its own.
 _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR")
 _ENDS_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # now: not between fork and exec
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,10 @@ class VLLMOptions:
             `merged` sends the composed weights.
         shared_folder: Where large packets are passed as files: a folder that both sides see, memory-backed for speed.
             None takes /dev/shm for a server that was started here, and sends packets over HTTP to one that was not.
-        bucket_mib: Largest packet.
+        bucket_mib: Size of a packet; one module's weights are not divided.
         concurrency: Requests under way at a time.
         start_minutes: How long the server that is started may take until it answers.
+        timeout_minutes: How long it may take over one request: the longest completion, or loading weights.
     """
 
     url: str | None = None
@@ -65,15 +67,20 @@ class VLLMOptions:
     bucket_mib: int = 256
     concurrency: int = 128
     start_minutes: float = 15.0
+    timeout_minutes: float = 30.0
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
         if self.sync not in ("z", "merged"):
             raise ConfigError(f"unknown model.vllm.sync {self.sync!r}; use z or merged")
-        if min(self.bucket_mib, self.concurrency) < 1 or self.start_minutes <= 0:
-            raise ConfigError("model.vllm.bucket_mib, concurrency and start_minutes must be positive")
+        if min(self.bucket_mib, self.concurrency) < 1 or min(self.start_minutes, self.timeout_minutes) <= 0:
+            raise ConfigError("model.vllm: bucket_mib, concurrency, start_minutes and timeout_minutes must be positive")
         if self.url is not None and urlsplit(self.url).scheme not in ("http", "https"):
             raise ConfigError(f"model.vllm.url {self.url!r} is no URL; write http://HOST:PORT")
+
+
+class Refused(UserError):
+    """The server answered, and said no."""
 
 
 class Client:
@@ -81,10 +88,12 @@ class Client:
 
     Args:
         url: `http://HOST:PORT`, with a path where the server has one.
+        timeout_minutes: For each request.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, timeout_minutes: float) -> None:
+        self.url, self.seconds = url.rstrip("/"), 60 * timeout_minutes
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows our loopback
         key = os.environ.get("VLLM_API_KEY")
         self.headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
 
@@ -96,23 +105,26 @@ class Client:
         """The answer of a POST request; None where it is empty.
 
         Raises:
-            UserError: The server does not answer, or refuses; the message has its words.
+            Refused: With the server's words.
+            UserError: It does not answer, or it is no such server.
         """
         return self._ask(path, json.dumps(body).encode())
 
     def _ask(self, path: str, data: bytes | None) -> Any:
         request = urllib.request.Request(self.url + path, data, self.headers)
         try:
-            with urllib.request.urlopen(request) as answer:
+            with self._opener.open(request, timeout=self.seconds) as answer:
                 text = answer.read()
+            return json.loads(text) if text else None
         except urllib.error.HTTPError as e:
             words = e.read().decode(errors="replace")[:300]
-            raise UserError(f"the vLLM server refuses {path} ({e.code}): {words}") from e
+            raise Refused(f"the vLLM server refuses {path} ({e.code}): {words}") from e
         except (OSError, http.client.HTTPException) as e:
             raise UserError(
                 f"the vLLM server at {self.url} does not answer ({e}); is it running, and is model.vllm.url right?"
             ) from e
-        return json.loads(text) if text else None
+        except ValueError as e:
+            raise UserError(f"what answers at {self.url} is no vLLM server: {path} gives no JSON") from e
 
 
 class Server:
@@ -163,25 +175,38 @@ class Server:
         print(f"starting vLLM (its log: {self.log})", file=sys.stderr, flush=True)
         while self.process.poll() is None and time.monotonic() < until:
             with contextlib.suppress(UserError):
-                Client(self.url).get("/health")
+                Client(self.url, timeout_minutes=5 / 60).get("/health")
                 return
             time.sleep(0.5)
         ended = self.process.poll() is not None
-        self.stop(keep_log=True)
+        said = self.stop(keep_log=True)
         what = "ended" if ended else "did not answer in time (model.vllm.start_minutes)"
-        raise ConfigError(f"the vLLM server {what}: {_last_words(self.log)}; its log is {self.log}")
+        raise ConfigError(f"the vLLM server {what}: {said}; its log is {self.log}")
 
-    def stop(self, keep_log: bool = False) -> None:
-        """End it and all of its processes."""
+    def stop(self, keep_log: bool = False) -> str:
+        """End it and all of its processes; its last words."""
         atexit.unregister(self.stop)
-        self.process.terminate()  # it ends its workers, which have shared memory to give back
+        self._signal(signal.SIGTERM)
+        deadline = time.monotonic() + 20
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        # Python's resource tracker is the last of its group to end: it gives shared memory back.
+        while self._signal(0) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self._signal(signal.SIGKILL)
         self.process.wait()
+        said = _last_words(self.log) if self.log.exists() else ""
         if not keep_log:
             shutil.rmtree(self.folder, ignore_errors=True)
+        return said
+
+    def _signal(self, number: int) -> bool:
+        """Send a signal to the group; whether there is one."""
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
 
 
 def _refuse_without_vllm(python: str) -> None:
@@ -211,8 +236,8 @@ def _environment(options: VLLMOptions, on_gpu: bool, folder: Path) -> dict[str, 
 
 def _end_with_parent() -> None:
     """Between fork and exec: a trainer that is killed takes its server along (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_ENDS_WITH_PARENT, signal.SIGTERM)
+    if _LIBC is not None:
+        _LIBC.prctl(_ENDS_WITH_PARENT, signal.SIGTERM)
 
 
 def _last_words(log: Path) -> str:

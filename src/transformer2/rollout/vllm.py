@@ -11,12 +11,13 @@ own is logged, and can be corrected for (rl/loss.py, `importance_weights`).
 from __future__ import annotations
 
 import base64
+import os
+import socket
 import tempfile
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,12 @@ from transformers import PreTrainedTokenizerBase
 
 from transformer2.errors import ConfigError, UserError
 from transformer2.rollout.base import RolloutEngine, Sampling, prompt_ids, refuse_rows
-from transformer2.rollout.server import Client, Server, VLLMOptions
-from transformer2.svf.forms import compose_weight
-from transformer2.svf.layer import SVFLayer
-from transformer2.svf.model import svf_layers
+from transformer2.rollout.server import Client, Refused, Server, VLLMOptions
+from transformer2.rollout.weights import active_deltas, composed, tuned, weights_and_bases
 from transformer2.svf.quantised import quantisation_name
 from transformer2.types import PromptBatch, Rollouts
 
-VERSION = 1  # of on_server/transformer2_worker.py
+VERSION = 2  # of on_server/transformer2_worker.py
 MEMORY_BACKED = Path("/dev/shm")
 
 
@@ -68,29 +67,28 @@ class VLLMEngine(RolloutEngine):
     ) -> None:
         super().__init__(tokenizer, eos_ids)
         self.options, self.share, self.is_sender = options, share, rank == 0
-        layers = _tuned(policy)
-        if not layers:
-            raise ConfigError("rollouts by vLLM need an SVF adapter; use model.rollout: hf for other adapters")
-        if (name := quantisation_name(policy)) is not None:
+        _refuse_what_cannot_be_sent(policy, options)
+        if options.url is None and len(set(share(socket.gethostname()))) > 1:
             raise ConfigError(
-                f"rollouts by vLLM need the base's own weights, and this one is {name}; use model.rollout: hf"
+                "several machines need one vLLM server that all of them reach: name it with model.vllm.url"
             )
-        if options.sync == "merged" and any(hasattr(layer.svf_basis, "ds_id") for layer in layers.values()):
-            raise ConfigError("model.vllm.sync: merged would gather every weight for every step; under ZeRO-3 use z")
-        url = options.url
-        if url is None and self.is_sender:
-            server = Server(options, base, str(policy.dtype).removeprefix("torch."), torch.cuda.is_available())
-            url = server.url
-            weakref.finalize(self, server.stop)
-        self.client = Client(str(self.share(url)[0]))
-        self.paths = set(self.client.get("/openapi.json")["paths"])
+        self.server = None
+        if options.url is None and self.is_sender:
+            dtype = str(policy.dtype).removeprefix("torch.")
+            self.server = Server(options, base, dtype, on_gpu=torch.cuda.is_available())
+            weakref.finalize(self, self.server.stop)
+        url = self.server.url if self.server else options.url
+        self.client = Client(str(share(url)[0]), options.timeout_minutes)
         self._check()
         self.model = self.client.get("/v1/models")["data"][0]["id"]
         self._pool = ThreadPoolExecutor(options.concurrency)
         self._sent: dict[str, Tensor] = {}  # z - 1 by module, as the server has it
+        self._salt = ""  # of the server's prefix cache; another one for other weights
+        if self.is_sender:
+            self._call("svf_start")
         if options.sync == "z":
             with torch.no_grad():  # now: later on DeepSpeed has shards under way that cannot be gathered
-                self._send("svf_keep", _weights_and_bases(policy, layers))
+                self._send("svf_keep", weights_and_bases(policy, tuned(policy), wanted=self.is_sender))
 
     def generate(self, policy: nn.Module, prompts: PromptBatch, sampling: Sampling, seed: int) -> Rollouts:
         """See `RolloutEngine.generate`.
@@ -105,16 +103,31 @@ class VLLMEngine(RolloutEngine):
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            # A server may have defaults for what is not said, from the model's generation_config.json.
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
             "stop_token_ids": self.eos_ids,
             "logprobs": 0,  # of the sampled token alone
             "return_token_ids": True,
+            "cache_salt": self._salt,
         }
         # A request for each row: rows of one request would share their random numbers.
         requests = [
             {**common, "prompt": ids, "seed": (seed * 1_000_003 + row) % 2**63}
             for ids, row in zip(prompt_ids(prompts), row_ids, strict=True)
         ]
-        answers = list(self._pool.map(self._complete, requests))
+        try:
+            answers = list(self._pool.map(self._complete, requests))
+        except BaseException as e:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            if self.server is None:
+                raise
+            # Its end is also that of the threads that wait for it.
+            said = self.server.stop(keep_log=isinstance(e, UserError))
+            if isinstance(e, UserError):
+                raise UserError(f"vLLM failed: {said}; its log is {self.server.log}") from e
+            raise
         return self._packed(prompts, [ids for ids, _ in answers], [logprobs for _, logprobs in answers])
 
     def _complete(self, request: Mapping[str, Any]) -> tuple[list[int], list[float]]:
@@ -133,29 +146,28 @@ class VLLMEngine(RolloutEngine):
             UserError: Rows have z of their own (`z_rows`), or the server refuses.
         """
         refuse_rows(policy)
-        layers = _tuned(policy)
-        now = _active_deltas(layers)
+        layers = tuned(policy)
+        now = active_deltas(layers)
         changed = {name: d for name, d in now.items() if name not in self._sent or not torch.equal(d, self._sent[name])}
         if changed:
-            if self.options.sync == "merged":
-                self._send("svf_load", _composed(policy, layers, now, changed))
-            else:
+            if self.options.sync == "z":
                 self._send("svf_set", iter([changed]))
-            if self.is_sender and "/reset_prefix_cache" in self.paths:  # what it caches follows from the old weights
-                self.client.post("/reset_prefix_cache", {})
+            elif self.is_sender:
+                self._send("svf_load", composed(policy, layers, now, changed))
             self._sent.update(changed)
+            self._salt = uuid.uuid4().hex
         self.share(None)  # no rank samples before the weights are there
 
     def _send(self, method: str, parts: Iterator[dict[str, Tensor]]) -> None:
-        """Pass on parts in packets of about `bucket_mib`; every rank goes through them, as gathering shards needs."""
+        """Pass on parts in packets of about `bucket_mib`; a part is not divided, since what is loaded comes whole."""
         bucket: dict[str, Tensor] = {}
         limit = self.options.bucket_mib * 2**20
         for part in parts:
             if bucket and _bytes(bucket) + _bytes(part) > limit:
                 self._post(method, bucket)
                 bucket = {}
-            bucket |= part if self.is_sender else {}
-        if bucket:
+            bucket |= part
+        if bucket and self.is_sender:
             self._post(method, bucket)
 
     def _post(self, method: str, bucket: dict[str, Tensor]) -> None:
@@ -164,9 +176,10 @@ class VLLMEngine(RolloutEngine):
         if folder is None or method == "svf_set":
             self._call(method, base64.b64encode(data).decode(), "data")
             return
-        path = Path(folder) / f"transformer2-{uuid.uuid4().hex}.safetensors"
+        path = Path(folder).resolve() / f"transformer2-{uuid.uuid4().hex}.safetensors"
         try:
-            path.write_bytes(data)
+            with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as f:
+                f.write(data)
             self._call(method, str(path), "file")
         except OSError as e:
             raise UserError(
@@ -185,76 +198,22 @@ class VLLMEngine(RolloutEngine):
             f"start the server at {self.client.url} with VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls "
             "transformer2_worker.SVFWorker (docs/rollouts.md)"
         )
-        if "/collective_rpc" not in self.paths:
-            raise UserError(f"the server takes no new weights; {how}")
         try:
             versions = self._call("svf_version")["results"]
-        except UserError as e:
-            raise UserError(f"the server's workers do not know SVF; {how}") from e
+        except Refused as e:
+            raise UserError(f"the server takes no new z; {how}") from e
         if any(version != [VERSION] for version in versions):
             raise UserError(f"the server's worker extension is of another version; {how}")
 
 
-def _tuned(policy: nn.Module) -> dict[str, SVFLayer]:
-    """SVF layers by their module's path in the base model, which is also its path in the checkpoint."""
-    return {name.removeprefix("base_model.model."): layer for name, layer in svf_layers(policy)}
-
-
-def _active_deltas(layers: Mapping[str, SVFLayer]) -> dict[str, Tensor]:
-    """z - 1, fp32 (r,) on the CPU, that each layer runs under; 0 where adapters are off."""
-    deltas = []
-    for layer in layers.values():
-        delta_R = None if layer.disable_adapters else layer.delta(layer.active_adapters)
-        r = min(layer.in_features, layer.out_features)
-        deltas.append(torch.zeros(r) if delta_R is None else delta_R.detach().float())
-    whole = torch.cat([d.to(deltas[-1].device) for d in deltas]).cpu()  # one transfer
-    return dict(zip(layers, whole.split([len(d) for d in deltas]), strict=True))
-
-
-def _neighbours(policy: Any, modules: Iterable[str]) -> Iterator[tuple[str, dict[str, nn.Parameter]]]:
-    """For each parent of these modules, all of its parameters by checkpoint name, without the adapters'."""
-    base = policy.get_base_model()
-    for parent in dict.fromkeys(name.rpartition(".")[0] for name in modules):
-        named = base.get_submodule(parent).named_parameters(prefix=parent)
-        yield parent, {name.replace(".base_layer.", "."): p for name, p in named if ".svf_" not in name}
-
-
-def _weights_and_bases(policy: Any, layers: Mapping[str, SVFLayer]) -> Iterator[dict[str, Tensor]]:
-    """What `svf_set` composes from: one part for each parent module."""
-    for parent, parameters in _neighbours(policy, layers):
-        bases = {f"{name}.svf_basis": layer.svf_basis for name, layer in layers.items() if _parent(name) == parent}
-        with _gathered([*parameters.values(), *bases.values()]):
-            yield {name: p.detach().to("cpu", copy=True) for name, p in (parameters | bases).items()}
-
-
-def _composed(
-    policy: Any, layers: Mapping[str, SVFLayer], deltas: Mapping[str, Tensor], changed: Iterable[str]
-) -> Iterator[dict[str, Tensor]]:
-    """Parameters of the parents of changed modules, with z composed into the tuned ones."""
-    for parent, parameters in _neighbours(policy, changed):
-        tuned = {name: layer for name, layer in layers.items() if _parent(name) == parent}
-        values = {name: p.detach() for name, p in parameters.items()}
-        for name, layer in tuned.items():
-            delta_R = deltas[name].to(layer.svf_basis.device)
-            values[f"{name}.weight"] = compose_weight(layer.weight_mn(), layer.svf_basis, delta_R, layer.side)
-        yield values
-
-
-@contextmanager
-def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Inside, parameters that DeepSpeed shares out are whole on every rank."""
-    shards = [p for p in parameters if hasattr(p, "ds_status") and p.ds_status.name != "AVAILABLE"]
-    if not shards:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(shards):
-        yield
-
-
-def _parent(module: str) -> str:
-    return module.rpartition(".")[0]
+def _refuse_what_cannot_be_sent(policy: PeftModel, options: VLLMOptions) -> None:
+    layers = tuned(policy)
+    if not layers:
+        raise ConfigError("rollouts by vLLM need an SVF adapter; use model.rollout: hf for other adapters")
+    if (name := quantisation_name(policy)) is not None:
+        raise ConfigError(f"rollouts by vLLM need an unquantised base, and this one is {name}; use model.rollout: hf")
+    if options.sync == "merged" and any(hasattr(layer.svf_basis, "ds_id") for layer in layers.values()):
+        raise ConfigError("model.vllm.sync: merged would gather every weight for every step; under ZeRO-3 use z")
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:

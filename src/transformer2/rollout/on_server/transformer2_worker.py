@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load, load_file
 from torch import Tensor
 
-VERSION = 1  # of these methods; the other side asks for it
+VERSION = 2  # of these methods; the other side asks for it
 
 
 class SVFWorker:
@@ -35,45 +35,59 @@ class SVFWorker:
         """What this side speaks."""
         return [VERSION]
 
+    def svf_start(self) -> None:
+        """Forget the run before this one: its z, what it kept, and the weights that follow from them."""
+        if self.__dict__.get("svf_changed"):
+            self.reload_weights()  # from where they were loaded
+        self.svf_kept: dict[str, Tensor] = {}
+        self.svf_deltas: dict[str, Tensor] = {}
+        self.svf_changed = False
+
     def svf_keep(self, content: str, kind: str) -> None:
-        """Keep, in host memory, parameters (their checkpoint names) and bases (`<module>.svf_basis`) for `svf_set`.
+        """Keep, in host memory, parameters (their checkpoint names) and bases for `svf_set`.
 
         Args:
             content: A safetensors file's path, or its bytes in base64.
             kind: `file` or `data`.
         """
-        self._svf("kept").update(_read(content, kind))
+        # Copies: a file is mapped, and would stay in the memory-backed file system for as long as it is read.
+        self.svf_kept.update({name: value.clone() for name, value in _read(content, kind).items()})
 
     def svf_set(self, content: str, kind: str) -> None:
-        """Compose W' = W + W P diag(z - 1) P^T in fp32 for the modules named, and load them with their neighbours.
+        """Compose W' in fp32 for the modules named, and load it with its neighbours.
 
         Args:
             content: z - 1, fp32 (r,), by module path; as in `svf_keep`.
             kind: See `svf_keep`.
         """
         changed = _read(content, kind)
-        self._svf("delta").update(changed)
-        self._load(self._composed({name.rpartition(".")[0] for name in changed}))
+        self.svf_deltas.update(changed)
+        self._svf_load(self._svf_composed({_parent(module) for module in changed}))
 
     def svf_load(self, content: str, kind: str) -> None:
         """Load parameters as they are, by checkpoint name; they come with their neighbours."""
-        self._load(iter(_read(content, kind).items()))
-
-    def _svf(self, what: str) -> dict[str, Tensor]:
-        return self.__dict__.setdefault(f"svf_{what}", {})
+        self._svf_load(iter(_read(content, kind).items()))
 
     @torch.no_grad()
-    def _composed(self, parents: set[str]) -> Iterator[tuple[str, Tensor]]:
-        kept, deltas = self._svf("kept"), self._svf("delta")
-        for name, value in kept.items():
+    def _svf_composed(self, parents: set[str]) -> Iterator[tuple[str, Tensor]]:
+        for name, value in self.svf_kept.items():
             module, _, kind = name.rpartition(".")
-            if module.rpartition(".")[0] not in parents or kind == "svf_basis":
+            if _parent(module) not in parents or kind.startswith("svf_"):
                 continue
-            if kind == "weight" and module in deltas:
-                value = _compose(*(t.to(self.device) for t in (value, kept[f"{module}.svf_basis"], deltas[module])))
+            if kind == "weight" and module in self.svf_deltas:
+                value = self._svf_compose(module, value)
             yield name, value
 
-    def _load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+    def _svf_compose(self, module: str, weight: Tensor) -> Tensor:
+        """W' as transformer2.svf.forms.compose_weight has it, in the orientation W is stored in."""
+        from_right = f"{module}.svf_right" in self.svf_kept
+        basis = self.svf_kept[f"{module}.svf_{'right' if from_right else 'left'}"].to(self.device).float()
+        step_RR = (basis * self.svf_deltas[module].to(self.device)) @ basis.T
+        w = weight.to(self.device).float()
+        return (torch.addmm(w, w, step_RR) if from_right else torch.addmm(w, step_RR, w)).to(weight.dtype)
+
+    def _svf_load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        self.svf_changed = True
         # Before vLLM could reload by layer, weights were kept as they were loaded, so that loading again is enough.
         if find_spec("vllm.model_executor.model_loader.reload") is None:
             self.get_model().load_weights(weights)
@@ -85,10 +99,5 @@ def _read(content: str, kind: str) -> dict[str, Tensor]:
     return load_file(content) if kind == "file" else load(base64.b64decode(content))
 
 
-def _compose(weight_mn: Tensor, basis_RR: Tensor, delta_R: Tensor) -> Tensor:
-    """W' as transformer2.svf.forms.compose_weight has it: P is on the side of the smaller dimension."""
-    weight, basis = weight_mn.float(), basis_RR.float()
-    step_RR = (basis * delta_R) @ basis.T
-    m, n = weight.shape
-    product = torch.addmm(weight, weight, step_RR) if n <= m else torch.addmm(weight, step_RR, weight)
-    return product.to(weight_mn.dtype)
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
