@@ -94,6 +94,7 @@ def _job(layers: int, batch: Rollouts, toy: bool) -> Job:
         full_kl=True,
         kl=True,
         merge_rollouts=True,
+        elsewhere=False,
         checkpointing=False,
     )
 

@@ -298,7 +298,7 @@ class SVFReinforceModule(L.LightningModule):
         return undo
 
     def logprobs_and_kl(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-        """log pi(y|x), its tokens weighed (`sampler_weights`), and the KL to the base, summed per completion: 2 x (B,)."""
+        """log pi(y|x), its tokens weighed (`sampler_weights`), and the KL to the base, summed per completion."""
         sampled_BC = rollouts.completion_mask_BC.bool()
         with self.meter.timed("logprobs"):
             ref_hidden_ND = None
