@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 __all__ = ["next_logits", "prefill", "rows_at_a_time"]
 
-PREFILL_TOKENS = 1024
+PREFILL_TOKENS = 2048
 
 
 def rows_at_a_time(width: int) -> int:
