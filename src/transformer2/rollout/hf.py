@@ -108,14 +108,12 @@ class HFEngine:
             policy, ids, mask, positions, lambda part: select(rows[part]), whole=self.in_lockstep
         )
         for t in range(sampling.max_new_tokens):
-            if t > 0:
-                logits_BV = next_logits(policy, token[:, None], mask, positions, cache)
             _refuse_non_finite(logits_BV, rows, prompts)
             token = _choose(logits_BV, uniforms_BC[rows, t], sampling).masked_fill(done, self.pad_id)
             yield t, rows[~done], token[~done]
             done = done | torch.isin(token, eos)
             live = int((~done).sum())
-            if not self.go_on(live > 0):
+            if not self.go_on(live > 0) or t + 1 == sampling.max_new_tokens:
                 return
             positions = positions[:, -1:] + 1
             if live < COMPACT_BELOW * len(rows):
@@ -124,6 +122,7 @@ class HFEngine:
                 rows, token, mask, positions, done = rows[keep], token[keep], mask[keep], positions[keep], done[keep]
                 select(rows)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
+            logits_BV = next_logits(policy, token[:, None], mask, positions, cache)
 
     def _rollouts(self, prompts: PromptBatch, ids_BC: Tensor, count_B: Tensor) -> Rollouts:
         width = int(count_B.max())

@@ -1,9 +1,9 @@
 """The forward pass over the prompts: no more of it than the first token needs.
 
-    1. A few rows at a time. What a layer holds for a moment is bounded by PREFILL_TOKENS, not by the batch, and on a
-       CPU stays in cache and in memory that the allocator keeps; rows of one pass give the same numbers in several.
-    2. Of the last layer's MLP and of the output head only the last position. Nobody reads the others: the last keys
-       and values are taken before that MLP.
+1. A few rows at a time. What a layer holds for a moment is bounded by PREFILL_TOKENS, not by the batch, and on a
+   CPU stays in cache and in memory that the allocator keeps; rows of one pass give the same numbers in several.
+2. Of the last layer's MLP and of the output head only the last position. Nobody reads the others: the last keys
+   and values are taken before that MLP.
 """
 
 from __future__ import annotations
@@ -62,8 +62,10 @@ def prefill(
     return torch.cat(logits), _join(pieces)
 
 
-def next_logits(policy: nn.Module, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: DynamicCache) -> Tensor:
-    """Logits after the last of these tokens, fp32 (B, V); the tokens join the cache. The mask is of cache and tokens."""
+def next_logits(
+    policy: nn.Module, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: DynamicCache
+) -> Tensor:
+    """Logits after the last of these tokens, fp32 (B, V). The tokens join the cache; the mask is of both."""
     output = policy(
         input_ids=ids_BT,
         attention_mask=mask_BT,
