@@ -92,14 +92,15 @@ def test_out_of_memory_halves_the_rows_and_draws_the_same(model, tokenizer, prom
         memory.hook.remove()
 
 
-def test_bf16_does_not_copy_the_head_for_every_row(model, tokenizer, prompts):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_head_is_not_multiplied_row_by_row(model, tokenizer, prompts, dtype):
     """Strided last positions made torch expand the head to (rows, D, V) on the CPU."""
-    half = copy.deepcopy(model).to(torch.bfloat16)
+    policy = copy.deepcopy(model).to(dtype)
     seen = []
-    hook = half.lm_head.register_forward_hook(lambda module, args, out: seen.append(args[0].is_contiguous()))
-    HFEngine(tokenizer, EOS).generate(half, prompts, Sampling(0, max_new_tokens=2), seed=0)
+    hook = policy.lm_head.register_forward_hook(lambda module, args, out: seen.append(args[0].is_contiguous()))
+    HFEngine(tokenizer, EOS).generate(policy, prompts, Sampling(0, max_new_tokens=2), seed=0)
     hook.remove()
-    assert seen and all(seen) and not half.lm_head._forward_pre_hooks
+    assert seen and all(seen)
 
 
 def test_two_ranks_sample_what_one_process_does(model, tokenizer, prompts):

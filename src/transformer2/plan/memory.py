@@ -19,6 +19,7 @@ from itertools import groupby
 from transformer2.plan.job import QUANTISED_BYTES, Job
 from transformer2.plan.terms import Term, total
 from transformer2.rl.logprobs import chunk_tokens
+from transformer2.rollout.prefill import rows_at_a_time
 
 __all__ = ["PARTS", "Memory", "memory"]
 
@@ -163,7 +164,8 @@ def _cache(job: Job, tokens: int, note: str) -> Term:
 def _prefill(job: Job) -> list[Term]:
     """One layer at a time without gradients; the widest moments are the MLP's product and masked attention."""
     s, p = job.shape, job.prompt_tokens
-    numbers = {"tokens": job.rollout_rows * p, "D": s.D, "I": s.I, "A": s.A, "b": s.dtype_bytes, "width": p}
+    rows = job.rollout_rows if job.sharded else min(job.rollout_rows, rows_at_a_time(p))
+    numbers = {"tokens": rows * p, "D": s.D, "I": s.I, "A": s.A, "b": s.dtype_bytes, "width": p}
     numbers["heads"] = s.heads
     formula = "tokens * ((max(3 * I, 4 * A) + 3 * D + 2 * A / heads) * b + width * (b + 1))"
     return [_cache(job, p, "prompts"), Term("activations", formula, numbers, "one layer")]

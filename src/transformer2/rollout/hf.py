@@ -8,21 +8,23 @@ Departures from `model.generate`, each measured in benchmarks/:
     4. Sampling inverts the cumulative distribution at one uniform number per token.
     5. A non-finite logit is an error that names the prompt, not a device assert.
     6. Out of memory halves the rows generated at a time, for the rest of the run, and draws the same completions.
+    7. Prompts run a few rows at a time, and only as far as the first token needs: prefill.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from transformer2.errors import UserError
 from transformer2.rl.halving import run_or_halve
 from transformer2.rollout.base import RolloutEngine, Sampling, uniforms
+from transformer2.rollout.prefill import next_logits, prefill
 from transformer2.svf.model import merged_for_rollout
 from transformer2.svf.rows import batch_rows
 from transformer2.types import PromptBatch, Rollouts
@@ -66,7 +68,6 @@ class HFEngine(RolloutEngine):
         anyone = longest_first[:1]
 
         def draw(rows: Tensor, idle: bool = False) -> None:
-            select(rows)
             for t, alive, token in self._decode(policy, prompts, rows, uniforms_BC, sampling, select, idle):
                 ids_BC[alive, t] = token
                 count_B[alive] += 1
@@ -76,7 +77,7 @@ class HFEngine(RolloutEngine):
             count_B[rows] = 0
 
         weights = merged_for_rollout(policy) if self.merge else nullcontext()
-        with weights, batch_rows(policy, b) as select, _contiguous_head_input(policy):
+        with weights, batch_rows(policy, b) as select:
             while self.go_on(len(longest_first) > 0):
                 rows, longest_first = longest_first.tensor_split([self.max_rows or b])
                 if self.in_lockstep:
@@ -97,27 +98,20 @@ class HFEngine(RolloutEngine):
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yields, for each step t, the rows that sampled a token and their tokens, EOS included."""
         width = int(prompts.attention_mask_BP[rows].sum(-1).max())
-        step_ids, mask = prompts.input_ids_BP[rows][:, -width:], prompts.attention_mask_BP[rows][:, -width:]
+        ids, mask = prompts.input_ids_BP[rows][:, -width:], prompts.attention_mask_BP[rows][:, -width:]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         eos = torch.tensor(self.eos_ids, device=mask.device)
         done = torch.full((len(rows),), idle, device=mask.device)
-        cache = DynamicCache(config=policy.config)
+        logits_BV, cache = prefill(
+            policy, ids, mask, positions, lambda part: select(rows[part]), whole=self.in_lockstep
+        )
         for t in range(sampling.max_new_tokens):
-            output = policy(
-                input_ids=step_ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            logits_BV = output.logits[:, -1].float()
             _refuse_non_finite(logits_BV, rows, prompts)
             token = _choose(logits_BV, uniforms_BC[rows, t], sampling).masked_fill(done, self.pad_id)
             yield t, rows[~done], token[~done]
             done = done | torch.isin(token, eos)
             live = int((~done).sum())
-            if not self.go_on(live > 0):
+            if not self.go_on(live > 0) or t + 1 == sampling.max_new_tokens:
                 return
             positions = positions[:, -1:] + 1
             if live < COMPACT_BELOW * len(rows):
@@ -126,27 +120,7 @@ class HFEngine(RolloutEngine):
                 rows, token, mask, positions, done = rows[keep], token[keep], mask[keep], positions[keep], done[keep]
                 select(rows)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-            step_ids = token[:, None]
-
-
-@contextmanager
-def _contiguous_head_input(policy: nn.Module) -> Iterator[None]:
-    """Give the output head its last positions as contiguous rows.
-
-    `logits_to_keep` hands it a strided slice, which torch multiplies as one matrix product per row; in bf16 on the CPU
-    that copies the whole head for every row (0.27 GB a row for Qwen2.5-0.5B). fp32 copies nothing and is left alone.
-    """
-    head = getattr(policy, "get_output_embeddings", lambda: None)()
-    if head is None:
-        yield
-        return
-    hook = head.register_forward_pre_hook(
-        lambda module, args: (args[0].contiguous() if args[0].element_size() < 4 else args[0], *args[1:])
-    )
-    try:
-        yield
-    finally:
-        hook.remove()
+            logits_BV = next_logits(policy, token[:, None], mask, positions, cache)
 
 
 def _refuse_non_finite(logits_BV: Tensor, rows: Tensor, prompts: PromptBatch) -> None:

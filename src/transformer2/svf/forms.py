@@ -117,7 +117,8 @@ def forward_factored(
     """y = B (z * P^T x) with B = W P (m, r), or P (z * B x) with B = P^T W (r, n)."""
     u = x @ basis_RR if side == "in" else F.linear(x, factor)
     # u + u d, not u times a rounded 1 + d: in bf16 1.003 is 1, which would lose z for every token alike.
-    u = torch.addcmul(u, u, delta_R)
+    # Without gradients in place: u is a fresh product that nobody else reads.
+    u = torch.addcmul(u, u, delta_R, out=None if torch.is_grad_enabled() else u)
     return F.linear(u, factor if side == "in" else basis_RR, bias_m)
 
 
