@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/tasks.md", "docs/quantised.md"]
+    "page",
+    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/tasks.md", "docs/quantised.md", "docs/rollouts.md"],
 )
 def test_links_and_paths(page: str) -> None:
     text = (ROOT / page).read_text()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from svf.svf_families import FAMILIES, build, prompt
+from svf_families import FAMILIES, build, prompt
 from transformers import DynamicCache
 
 from transformer2.rollout import prefill as module
