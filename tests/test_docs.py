@@ -8,10 +8,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(
-    "page",
-    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/tasks.md", "docs/quantised.md", "docs/rollouts.md"],
-)
+PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/tasks.md", "docs/quantised.md", "docs/rollouts.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_and_paths(page: str) -> None:
     text = (ROOT / page).read_text()
     assert "{TABLE}" not in text
