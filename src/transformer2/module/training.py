@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -33,7 +32,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from transformer2.errors import ConfigError, UserError
-from transformer2.metrics import Accuracy
+from transformer2.module.answering import Answering
 from transformer2.policy import (
     adapter_config,
     build_policy,
@@ -56,17 +55,14 @@ from transformer2.rl.logprobs import chunk_tokens, score_tokens
 from transformer2.rl.loss import importance_weights, reinforce_loss, sum_by_row
 from transformer2.rl.meter import StepMeter
 from transformer2.rl.packing import pack_rows, split_rows
-from transformer2.rollout.base import EngineName, RolloutEngine, Sampling
+from transformer2.rollout.base import EngineName, RolloutEngine
 from transformer2.rollout.hf import HFEngine
 from transformer2.rollout.paged import PagedEngine
 from transformer2.rollout.server import VLLMOptions
 from transformer2.rollout.vllm import VLLMEngine
 from transformer2.strategies import check_packed, gather_objects, in_lockstep
 from transformer2.svf.quantised import check_gradient
-from transformer2.svf.rows import has_rows
-from transformer2.tasks import Task
-from transformer2.types import PromptBatch, Rollouts, Verdict
-from transformer2.verifiers import stop_if_unverified, verify_all
+from transformer2.types import PromptBatch, Rollouts
 
 MAX_SKIPPED_IN_A_ROW = 3
 VLLM_DEFAULTS = VLLMOptions()
@@ -77,7 +73,7 @@ SUMMED = ("rows", "tokens", "finished", "loss", "entropy", "kl", "mismatch", "ca
 KL_MONITOR_EVERY = 10  # with kl_coef 0 the KL costs a forward pass and changes nothing, so it is only looked at
 
 
-class SVFReinforceModule(L.LightningModule):
+class SVFReinforceModule(Answering):
     """Trains one expert on verifiable rewards.
 
     Args:
@@ -175,11 +171,7 @@ class SVFReinforceModule(L.LightningModule):
         self.micro_batch_tokens = micro_batch_tokens  # halved when memory does not suffice
         self.meter = StepMeter()
         self.gradient_Z: Tensor | None = None  # of the step in progress, on this rank
-        self.val_correct = Accuracy()
-        self.last_answers: tuple[Rollouts, list[Verdict]] | None = None
-        self.records: list[dict[str, Any]] = []
         self.skipped_in_a_row = 0
-        self.policy: Any = None
         self.expert: Path | None = None  # an expert folder to start from, or to score
 
     def configure_model(self) -> None:
@@ -414,115 +406,13 @@ class SVFReinforceModule(L.LightningModule):
         self.log_dict(metrics, batch_size=len(rewards_B))
         m.reset()
 
-    # ------------------------------------------------------------------ sampling and verifying
-
-    @property
-    def task(self) -> Task:
-        """The task of the datamodule in use: what verifies answers."""
-        return self.trainer.datamodule.task  # type: ignore[attr-defined]  # Lightning sets it at run time
-
-    def sample(self, prompts: PromptBatch, temperature: float, seed: int) -> Rollouts:
-        """Completions under whatever is active: an adapter, the base, or a z for each row."""
-        budget = self.hparams["max_new_tokens"] or self.task.max_new_tokens
-        engine = self.engine if has_rows(self.policy) else self.sampler
-        return engine.generate(self.policy, prompts, Sampling(temperature, max_new_tokens=budget), seed)
-
-    def verify(self, rollouts: Rollouts) -> list[Verdict]:
-        """One verdict per completion; over 5 % without one stop the run."""
-        verdicts = verify_all(self.task, rollouts.examples, rollouts.completions)
-        # Over all ranks, which must decide alike.
-        stop_if_unverified([verdict for part in gather_objects(verdicts) for verdict in part])
-        return verdicts
-
-    def answer(self, prompts: PromptBatch) -> tuple[Rollouts, list[Verdict]]:
-        """Greedy answers and their verdicts: what validation and test score."""
-        rollouts = self.sample(prompts, temperature=0.0, seed=0)
-        return rollouts, self.verify(rollouts)
-
-    # ------------------------------------------------------------------ validation and test
+    # ------------------------------------------------------------------ Lightning's joints
 
     def on_fit_start(self) -> None:
         """A model in shards can be run from here on; a quantised one must let gradients through."""
         if self._in_lockstep():
             check_halves(self.policy, self.head)
         check_gradient(self.policy)
-
-    def on_train_start(self) -> None:
-        """Where the learning curve begins: the validation accuracy before the first step."""
-        if self.global_step or self.logger is None:
-            return
-        for batch in self.trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]  # set at run time
-            _, verdicts = self.answer(batch.to(self.device))
-            self._count(verdicts)
-        metrics = self._val_score()
-        self.logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=0)
-
-    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
-        """Score one batch of validation questions."""
-        self.last_answers = _, verdicts = self.answer(prompts)
-        self._count(verdicts)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log accuracy and its standard error."""
-        self.log_dict(self._val_score())
-
-    def _count(self, verdicts: list[Verdict]) -> None:
-        """Count answers for the validation score; one that could not be verified is no wrong one."""
-        self.val_correct.update([v.correct for v in verdicts if v.reward is not None])
-
-    def _val_score(self) -> dict[str, Tensor]:
-        score = self.val_correct.compute()  # over all ranks
-        self.val_correct.reset()
-        return {f"val/{name}": value.float() for name, value in score.items()}
-
-    def on_test_epoch_end(self) -> None:
-        """The records of all ranks, in the order of the questions."""
-        order = {example.id: i for i, example in enumerate(self.trainer.test_dataloaders.examples)}  # type: ignore[union-attr]
-        everyone = [record for records in gather_objects(self.records) for record in records]
-        self.records = sorted(everyone, key=lambda record: order[record["id"]])
-
-    def on_test_start(self) -> None:
-        """Start a fresh set of records."""
-        self.records = []
-
-    def test_step(self, prompts: PromptBatch, batch_idx: int) -> None:
-        """Answer one batch with the base and with the expert."""
-        with reference(self.policy):
-            base, base_verdicts = self.answer(prompts)
-            base_right = self.right_samples(prompts, batch_idx)
-        expert, verdicts = self.answer(prompts)
-        right = self.right_samples(prompts, batch_idx)
-        columns = zip(prompts.examples, base.completions, base_verdicts, expert.completions, verdicts, strict=True)
-        self.records += [
-            {
-                "id": example.id,
-                "answer": example.answer,
-                "base_completion": base_text,
-                "base_correct": base_verdict.correct,
-                "completion": text,
-                "correct": verdict.correct,
-                "extracted": verdict.extracted,
-                "reason": verdict.reason,
-            }
-            for example, base_text, base_verdict, text, verdict in columns
-        ]
-        for record, *counts in zip(self.records[-len(prompts) :], base_right, right, strict=False):
-            record["samples"], record["base_right"], record["right"] = self.hparams["test_samples"], *counts
-
-    def right_samples(self, prompts: PromptBatch, batch_idx: int) -> list[int]:
-        """How many of `test_samples` completions of each prompt are right; nothing where none are drawn."""
-        count = self.hparams["test_samples"]
-        if not count:
-            return []
-        seed = (self.hparams["seed"] * 1_000_003 + batch_idx) * 4096
-        verdicts = self.verify(self.sample(prompts.repeat(count), self.hparams["test_temperature"], seed))
-        return [sum(v.correct for v in verdicts[i : i + count]) for i in range(0, len(verdicts), count)]
-
-    def predict_step(self, prompts: PromptBatch, batch_idx: int) -> Rollouts:
-        """Greedy answers of one batch under whatever is active: the second pass, where a callback chose the z."""
-        return self.sample(prompts, temperature=0.0, seed=0)
-
-    # ------------------------------------------------------------------ Lightning's joints
 
     def _in_lockstep(self) -> bool:
         return self._trainer is not None and in_lockstep(self.trainer.strategy)
