@@ -43,6 +43,8 @@ def test_greedy_completions_are_those_of_the_default_engine_under_expert_and_bas
     assert torch.equal(drawn.completion_ids_BC, expected.completion_ids_BC), "EOS included"
     assert torch.equal(drawn.completion_mask_BC, expected.completion_mask_BC)
     assert torch.equal(drawn.finished_B, expected.finished_B) and expected.finished_B.any()
+    with torch.inference_mode():  # as Lightning tests
+        assert paged.generate(policy, prompts, greedy, 0).completions == drawn.completions
     with reference(policy):
         base = paged.generate(policy, prompts, greedy, 0)
         assert base.completions == here.generate(policy, prompts, greedy, 0).completions != drawn.completions

@@ -33,6 +33,7 @@ from transformer2.module import SVFReinforceModule
 from transformer2.report.curve import draw_curve
 from transformer2.report.statistics import mcnemar_p
 from transformer2.report.table import text_table, versions, write_report, write_text
+from transformer2.rollout.server import VLLMOptions
 from transformer2.strategies import check_strategy
 from transformer2.types import Report, Score
 
@@ -307,12 +308,13 @@ def _one_line(message: str, data_class: type[ExpertDataModule]) -> str:
     """jsonargparse's error as one line, with the nearest valid key."""
     text = " ".join(message.split())
     if match := re.search(r"(?:Group '(?P<group>\w+)' does not accept option|Option) '(?P<key>[\w.]+)'", text):
-        group, key = match["group"], match["key"].rpartition(".")[2]
-        owner = {"model": SVFReinforceModule, "data": data_class, "trainer": L.Trainer}.get(group or "")
+        path, _, key = ".".join(filter(None, (match["group"], match["key"]))).rpartition(".")
+        owners = {"model": SVFReinforceModule, "model.vllm": VLLMOptions, "data": data_class, "trainer": L.Trainer}
+        owner = owners.get(path)
         if owner is not None:
             import inspect
 
             known = [n for n in inspect.signature(owner.__init__).parameters if n != "self"]  # type: ignore[misc]
             near = get_close_matches(key, known, n=1, cutoff=0.0)
-            return f"unknown config key {group}.{key}; did you mean {group}.{near[0]}?"
+            return f"unknown config key {path}.{key}; did you mean {path}.{near[0]}?"
     return text[:400]

@@ -44,6 +44,7 @@ class PagedEngine(RolloutEngine):
         super().__init__(tokenizer, eos_ids)
         self.max_rows, self.merge = max_rows, merge
 
+    @torch.inference_mode(False)  # the library's worker thread writes into tensors that are made here
     @torch.no_grad()
     def generate(self, policy: nn.Module, prompts: PromptBatch, sampling: Sampling, seed: int) -> Rollouts:
         """See `RolloutEngine.generate`.
