@@ -102,8 +102,8 @@ def distributed(session: nox.Session) -> None:
 
 @nox.session
 def vllm(session: nox.Session) -> None:
-    """Rollouts by a real vLLM server (CPU build), which gets an environment of its own: 3 GB, 6 minutes."""
-    install(session, "dev")
+    """Rollouts by a real vLLM server (CPU build), which gets an environment of its own: 3 GB, 11 minutes."""
+    install(session, "dev", "deepspeed")
     server = Path(session.create_tmp()) / "vllm"
     python = str(server / "bin" / "python")
     if not Path(python).exists():
