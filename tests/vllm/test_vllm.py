@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -155,6 +157,18 @@ def test_what_cannot_serve_is_refused_in_one_line(server, tmp_path) -> None:
         VLLMEngine(load_tokenizer("tiny"), [3], "tiny", lora, VLLMOptions(url=server.url))
 
 
+def test_a_server_that_dies_is_said_and_its_log_is_kept(prompts) -> None:
+    policy = policy_with("all-linear", seed=2)
+    there = VLLMEngine(load_tokenizer("tiny"), [3], str(tiny.model_path()), policy, VLLMOptions())
+    os.kill(there.server.process.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"vLLM failed: .*its log is ") as failure:
+        there.generate(policy, prompts, GREEDY, 0)
+    log = Path(str(failure.value).rpartition("its log is ")[2])
+    there.server.stop()
+    assert log.exists()
+    shutil.rmtree(log.parent)
+
+
 def fit(tmp_path: Path, *flags: str) -> dict:
     command = [
         sys.executable,
@@ -173,8 +187,6 @@ def fit(tmp_path: Path, *flags: str) -> dict:
 
 def test_fit_improves_as_with_the_default_engine(tmp_path) -> None:
     """The README's run, 40 steps of it, with rollouts by a server that `fit` itself starts and ends."""
-    if "TRANSFORMER2_VLLM_PYTHON" not in os.environ:
-        pytest.skip("no vLLM: nox -s vllm")
     steps = ("--trainer.max_steps", "40", "--trainer.val_check_interval", "10")
     report = fit(tmp_path / "vllm", "--rollout", "vllm", *steps)
     default = fit(tmp_path / "hf", *steps)
@@ -216,8 +228,6 @@ def logged(folder: Path, tag: str) -> list[float]:
 
 
 def test_a_killed_trainer_takes_its_server_along(tmp_path) -> None:
-    if "TRANSFORMER2_VLLM_PYTHON" not in os.environ:
-        pytest.skip("no vLLM: nox -s vllm")
     code = (
         "import sys, time; from transformer2.rollout.server import Server, VLLMOptions; from transformer2 import tiny\n"
         "s = Server(VLLMOptions(), str(tiny.model_path()), 'float32', on_gpu=False)\n"

@@ -168,6 +168,7 @@ class Server:
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
+        self.stopped = False
         atexit.register(self.stop)
         self._wait(time.monotonic() + 60 * options.start_minutes)
 
@@ -184,7 +185,10 @@ class Server:
         raise ConfigError(f"the vLLM server {what}: {said}; its log is {self.log}")
 
     def stop(self, keep_log: bool = False) -> str:
-        """End it and all of its processes; its last words."""
+        """End it and all of its processes; its last words. Once: a log that was kept stays."""
+        if self.stopped:
+            return ""
+        self.stopped = True
         atexit.unregister(self.stop)
         self._signal(signal.SIGTERM)
         deadline = time.monotonic() + 20

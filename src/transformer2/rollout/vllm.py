@@ -18,6 +18,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,17 +118,8 @@ class VLLMEngine(RolloutEngine):
             {**common, "prompt": ids, "seed": (seed * 1_000_003 + row) % 2**63}
             for ids, row in zip(prompt_ids(prompts), row_ids, strict=True)
         ]
-        try:
+        with self._last_words():
             answers = list(self._pool.map(self._complete, requests))
-        except BaseException as e:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            if self.server is None:
-                raise
-            # Its end is also that of the threads that wait for it.
-            said = self.server.stop(keep_log=isinstance(e, UserError))
-            if isinstance(e, UserError):
-                raise UserError(f"vLLM failed: {said}; its log is {self.server.log}") from e
-            raise
         return self._packed(prompts, [ids for ids, _ in answers], [logprobs for _, logprobs in answers])
 
     def _complete(self, request: Mapping[str, Any]) -> tuple[list[int], list[float]]:
@@ -135,6 +127,21 @@ class VLLMEngine(RolloutEngine):
         if choice.get("token_ids") is None:
             raise UserError("this vLLM server returns no token ids; it needs vLLM >= 0.11")
         return choice["token_ids"], choice["logprobs"]["token_logprobs"]
+
+    @contextmanager
+    def _last_words(self) -> Iterator[None]:
+        """Whatever ends the run ends the server, and with it the threads that wait for it; a failure quotes its log."""
+        try:
+            yield
+        except BaseException as e:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            if self.server is None:
+                raise
+            failed = isinstance(e, UserError)
+            said = self.server.stop(keep_log=failed)
+            if failed:
+                raise UserError(f"vLLM failed: {said}; its log is {self.server.log}") from e
+            raise
 
     # ------------------------------------------------------------------ weights
 
@@ -150,10 +157,11 @@ class VLLMEngine(RolloutEngine):
         now = active_deltas(layers)
         changed = {name: d for name, d in now.items() if name not in self._sent or not torch.equal(d, self._sent[name])}
         if changed:
-            if self.options.sync == "z":
-                self._send("svf_set", iter([changed]))
-            elif self.is_sender:
-                self._send("svf_load", composed(policy, layers, now, changed))
+            with self._last_words():
+                if self.options.sync == "z":
+                    self._send("svf_set", iter([changed]))
+                elif self.is_sender:
+                    self._send("svf_load", composed(policy, layers, now, changed))
             self._sent.update(changed)
             self._salt = uuid.uuid4().hex
         self.share(None)  # no rank samples before the weights are there
