@@ -1,6 +1,6 @@
 """A real vLLM server with the embedded model, one for all tests; see `nox -s vllm`.
 
-The folder is not called vllm: on the path of the tests it would pass for the package, and TRL would look for its version.
+The folder is not called vllm: on the path of the tests it would pass for the package (TRL looks for its version).
 """
 
 import os
