@@ -335,7 +335,13 @@ def test_the_plan_counts_what_is_held(kind, tmp_path):
     folder = make_llama(tmp_path / "llama", hidden=256)
     model = {"base": str(folder), "adapter": ALL}
     defaults = {"dtype": "auto", "num_completions": 1, "max_rollout_rows": None, "micro_batch_tokens": 64, "kl": "k1"}
-    defaults |= {"kl_coef": 0, "merge_rollouts": True, "activation_checkpointing": False, "max_new_tokens": 8}
+    defaults |= {
+        "kl_coef": 0,
+        "merge_rollouts": True,
+        "activation_checkpointing": False,
+        "max_new_tokens": 8,
+        "rollout": "hf",
+    }
     config = compose([f"conf/quantisation/{kind}.yaml"], [], KEYS)["model"]
     job = job_of(defaults | model | config, {"task": "tiny_math", "batch_size": 4, "eval_batch_size": 4})
     planned = sum(t.value for t in memory(job).resident if t.part == "weights" and t.note != "z and sigma, fp32")
