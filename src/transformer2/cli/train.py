@@ -31,7 +31,7 @@ usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE
                        shipped ones: {configs}
   --KEY.SUB VALUE      any key of the config, e.g. --model.lr 2e-3 --data.batch_size 32 --trainer.max_steps 50
   --seed_everything N  seed of everything (default 0)
-  --rollout ENGINE     what draws completions: hf (default), paged, vllm; short for --config conf/rollout/ENGINE.yaml
+  --rollout ENGINE     what draws completions: hf (default), paged, vllm; your configs win over conf/rollout/ENGINE.yaml
   --run_dir DIR        where the run is kept (default runs/<name>; a number is added rather than overwriting)
   --ckpt_path FILE     {ckpt}
   --expert DIR         start from, or score, this expert folder
