@@ -23,7 +23,7 @@ from transformer2.verifiers.math.final import final_answer
 from transformer2.verifiers.math.latex import normal
 from transformer2.verifiers.math.limits import refusal, unreadable
 from transformer2.verifiers.math.parts import equal
-from transformer2.verifiers.math.scalars import compare_as_written
+from transformer2.verifiers.math.scalars import compare_scalars
 from transformer2.verifiers.pool import Lost, WarmPool, cores, python_worker
 
 __all__ = ["SECONDS", "start_workers", "verify_math", "verify_math_many"]
@@ -71,7 +71,7 @@ def _without_algebra(gold: str, completion: str) -> Verdict | str:
         return Verdict.of(True, found.text, "equal as written")
     if reason := refusal(expected, answer):
         return Verdict.of(False, found.text[:80], f"refused: {reason}")
-    same = equal(expected, answer, compare_as_written)
+    same = equal(expected, answer, compare_scalars)
     if same is None:
         return found.text
     return Verdict.of(same, found.text, "equal" if same else f"expected {gold}")

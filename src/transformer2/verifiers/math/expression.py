@@ -30,7 +30,8 @@ DIGITS = 100
 LARGEST = 10**60
 MAX_BITS = 1 << 16  # of an exact number
 MAX_FACTORIAL = 5_000
-SIZES = (Fraction(1), Fraction(-1), Fraction(1, 7), Fraction(250), Fraction(-250), None)  # None: a sign of its own for each
+SIZES = (Fraction(1), Fraction(-1), Fraction(1, 7), Fraction(250), Fraction(-250))
+NUM_POINTS = len(SIZES) + 5  # at the last ones, letters differ in sign: those of one case in the last five bits
 
 _TOKEN = re.compile(r"\d+\.?\d*|\.\d+|\\[A-Za-z]+|\S")
 _INVERSE = {"sin": "asin", "cos": "acos", "tan": "atan", "cot": "acot", "sec": "asec", "csc": "acsc"}
@@ -51,7 +52,7 @@ def same(gold: str, answer: str) -> bool:
         sides = [text.split("=") for text in (gold, answer)]
         if len(sides[0]) != len(sides[1]) or len(sides[0]) > 2:
             return False
-        pairs = [(_at(sides[0], point), _at(sides[1], point)) for point in range(len(SIZES))]
+        pairs = [(_at(sides[0], point), _at(sides[1], point)) for point in range(NUM_POINTS)]
         pairs = [pair for pair in pairs if None not in pair]
         real = [pair for pair in pairs if all(map(_is_real, pair))]
         if real and "i" not in re.sub(r"\\[a-z]+", "", gold):  # a variable outside the domain of a root or a logarithm
@@ -282,5 +283,6 @@ class _Reader:
         if name in ("f", "g") and self.tokens[self.next] == "(":
             name += mpmath.nstr(_inexact(self._group("(")), 30)
         draw = random.Random(f"{self.point} {name}")
-        size = SIZES[self.point] or Fraction(draw.choice((-1, 1)))
+        bit = self.point - len(SIZES)
+        size = SIZES[self.point] if bit < 0 else 1 - 2 * (ord(name[-1]) >> bit & 1)
         return size * Fraction(draw.randint(10**6, 3 * 10**6), 1_000_003)

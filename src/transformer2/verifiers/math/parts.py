@@ -21,6 +21,7 @@ _NAME = re.compile(rf"{_VARIABLE}'?(?:\^\{{-1\}})?(?:\([a-z](?:,[a-z])*\))?")
 _MEMBER = re.compile(r"\A(?:[A-Za-z]|\([a-z](?:,[a-z])*\))\\in(?![a-z])")
 _SUCH_THAT = re.compile(r"\A[a-z](?:\\in\\mathbb\{R\})?[|:](?=.*[<>\\])")
 _RELATION = re.compile(r"(<|>|\\[lgn]e(?![a-z]))")
+_WHOLE = {r"\mathbb{R}": r"(-\infty,\infty)", r"\{\}": r"\emptyset"}
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
 _MATRIX = re.compile(r"(-?[^|+-]*)\\begin\{matrix\}(.*)\\end\{matrix\}([^|]*)", re.DOTALL)
 _CHOICE = re.compile(r"(?:\\text\{\(([A-E])\) ?\}|\(\\text\{([A-E])\}\)|\(([A-E])\) ?)(?=[^(,]*\Z)(.+)")
@@ -40,6 +41,10 @@ def equal(gold: str, answer: str, leaf: Leaf) -> bool | None:
         answers = list(_elements(unwrapped(answer.replace("{,}", ","))))
     if golds == answers:
         return True
+    if len(answers) == 1:
+        value, claims = _claims(golds[0] if len(golds) == 1 else gold, answers[0])
+        if claims != answers or value != (golds[0] if len(golds) == 1 else gold):  # what is behind a name may be a list
+            return _all(equal(value, claim, leaf) for claim in claims)
     if len(golds) == 1 and len(answers) > 1 and _is_tuple(gold):  # x = 3, y = 4 for (3, 4)
         named = [_split(element, "=") for element in answers]
         names = [sides[0] for sides in named]
@@ -49,10 +54,7 @@ def equal(gold: str, answer: str, leaf: Leaf) -> bool | None:
         return False
     if len(golds) != 1 or len(answers) != 1:
         return _same_set(golds, answers, leaf)
-    gold, claims = _claims(golds[0], answers[0])
-    if claims != answers or gold != golds[0]:  # what was behind a name may be a list again
-        return _all(equal(gold, claim, leaf) for claim in claims)
-    answer = answers[0]
+    gold, answer = golds[0], answers[0]
     unions = _split(gold, r"\cup"), _split(answer, r"\cup")
     if len(unions[0]) > 1 or len(unions[1]) > 1:
         return _same_set(*unions, leaf)
@@ -104,9 +106,7 @@ def _without_choice(gold: str, answer: str) -> str:
 
 def _solved(text: str) -> str:
     r"""`1 < x \le 2` as (1,2], `x < 1 or x > 2` as a union, `x \ne 1` as two rays; > in a chain turned round to <."""
-    text = _SUCH_THAT.sub("", text)
-    if text == r"\mathbb{R}":
-        return r"(-\infty,\infty)"
+    text = _WHOLE.get(text, _SUCH_THAT.sub("", text))
     if not _RELATION.search(text):
         return text.replace(r"+\infty", r"\infty")
     rays = [_interval(part.strip()) for part in _OR.split(text)]
@@ -115,8 +115,8 @@ def _solved(text: str) -> str:
 
 def _interval(text: str) -> str:
     """The interval that an inequality with one name describes, a chain in rising order, or ""."""
-    parts = _RELATION.split(text)
-    if len(parts) < 3 or "" in parts or len({mark[-1:] in (">", "g") for mark in parts[1::2]}) > 1:
+    parts = [part.strip() for part in _RELATION.split(text)]
+    if len(parts) < 3 or "" in parts or len({mark in (">", r"\ge") for mark in parts[1::2]}) > 1:
         return ""
     if _MEMBER.match(text) or "," in text:
         return ""
@@ -195,7 +195,7 @@ def _is_name(side: str, others: Sequence[str]) -> bool:
         return not any(re.search(rf"(?<![A-Za-z\\]){re.escape(side)}(?![A-Za-z])", other) for other in others)
     if r"\text" in side or re.search(r"\\(?:sin|cos|tan|log|ln|angle)", side):
         return re.search("[A-Za-z]", re.sub(r"\\(?!text|angle)[a-z]+", "", side)) is not None
-    bare = re.sub(r"_\{[^{}]*\}|(?<=[A-Za-z])\([\d.,]*\)|\\[a-z]+", "", side)
+    bare = re.sub(r"_\{[^{}]*\}|\^\{-1\}|(?<=[A-Za-z}])\([\d.,]*\)|\\[a-z]+", "", side)
     letters = set(re.findall("[A-Za-z]", bare)) - {"e", "i"}
     return len(letters) > (re.search(r"\d", bare) is not None)
 

@@ -3,11 +3,12 @@ r"""Two scalars, as far as spelling, units and exact numbers tell whether they a
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 
 from transformer2.verifiers.math.parts import unwrapped
 
-__all__ = ["compare_as_written"]
+__all__ = ["compare_scalars"]
 
 _TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _DOLLARS = re.compile(r"([-+]?)(?:\\\$|\\text\{(?:\\\$|euro|pound|USD|US\\\$) ?\})(?=[-+.\d\\])")
@@ -21,7 +22,7 @@ _NO_UNIT = re.compile(
     r"\b(?:or|and|not|no|about|approx\w*|(?:ten |hundred )?(?:thousand|million|billion|trillion|hundred|ten)(?:s|ths?)?"
     r"|dozens?|score|gross|half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|ths|plus"
     r"|minus|times|pi|maybe|to|base|factorial|over|sqrt|root|[ap]\.?m|is|are|was|isn't|wrong|if|but|than|less|more|mod"
-    r"|modulo|choose|one|two|three|four|five|six|seven|eight|nine|zero|point|[a-gijkn-rt-z])\b",
+    r"|modulo|choose|one|two|three|four|five|six|seven|eight|nine|zero|point|[a-fijkn-rt-z])\b",
     re.IGNORECASE,
 )
 _MEASURES = {
@@ -36,6 +37,7 @@ _MEASURES = {
 _CANONICAL = {word: unit for unit, words in _MEASURES.items() for word in (unit, *words.split())}
 _POWERS = {"square": "^2", "sq": "^2", "squared": "^2", "cubic": "^3", "cu": "^3", "cubed": "^3"}
 _NUMBER = re.compile(r"([-+]?)(?:(?=\.?\d)(\d*\.?\d*)(?:/(\d+))?|\\frac\{(\d+)\}\{(\d+)\})")
+_SEGMENT = re.compile(r"\A\\overline\{([A-Z]{2})\}\Z")
 _BASE = re.compile(r"([-+]?)\(?([0-9A-Z.]+)\)?_\{(?:base ?)?\(?(\w+)\)?\}")
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"}
 _LETTERS = re.compile(r"(?<=\\)[A-Za-z]+|[A-Za-z]")
@@ -45,10 +47,15 @@ _FREE = frozenset(
 )
 
 
-def compare_as_written(gold: str, answer: str) -> bool | None:
-    """Whether two scalars in normal form are equal; None when only their values can tell.
+def compare_scalars(gold: str, answer: str, by_value: Callable[[str, str], bool] | None = None) -> bool | None:
+    """Whether two scalars in normal form are equal.
 
     A unit may be left out or added, but not exchanged for another one.
+
+    Args:
+        gold: The gold one.
+        answer: The other.
+        by_value: Compares expressions without units; None gives None where only their values can tell.
     """
     (gold, gold_unit), (answer, answer_unit) = _with_unit(gold), _with_unit(answer)
     if gold_unit and answer_unit and not _agree(gold_unit, answer_unit):
@@ -61,11 +68,11 @@ def compare_as_written(gold: str, answer: str) -> bool | None:
     if _is_words(gold) or _is_words(answer):
         return _words(gold) == _words(answer)
     bases = _base(gold), _base(answer)
-    if not gold or not answer or bases != (None, None):
-        return gold != "" and bases[0] == bases[1]
-    if set(_LETTERS.findall(answer)) - set(_LETTERS.findall(gold)) - _FREE:
+    if bases != (None, None):
+        return bases[0] == bases[1]
+    if not gold or not answer or set(_LETTERS.findall(answer)) - set(_LETTERS.findall(gold)) - _FREE:
         return False
-    return None
+    return by_value and by_value(gold, answer)
 
 
 def _with_unit(text: str) -> tuple[str, list[str]]:
@@ -78,7 +85,7 @@ def _with_unit(text: str) -> tuple[str, list[str]]:
         if not words or (found[0][0].isalpha() or found[0][0] == " ") and not set(re.split(r"[\^/]", "/".join(words))) & set(_MEASURES):
             break
         text, units = text[: found.start()].rstrip(), sorted(units + words)
-    return unwrapped(text), units
+    return unwrapped(_SEGMENT.sub(r"\1", text)), units
 
 
 def _unit(text: str) -> list[str]:
@@ -98,7 +105,7 @@ def _unit(text: str) -> list[str]:
                 return []
             found[-1] += _POWERS[name]
         else:
-            found.append(slash + (_CANONICAL.get(name) or name.removesuffix("s")) + (power or prefix))
+            found.append(slash + (_CANONICAL.get(name) or name.removesuffix("s").removesuffix("'")) + (power or prefix))
             prefix = ""
     return found
 

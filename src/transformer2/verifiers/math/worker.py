@@ -15,7 +15,7 @@ CHANNEL = Channel() if __name__ == "__main__" else None  # before the imports be
 
 from transformer2.verifiers.math.expression import same  # noqa: E402
 from transformer2.verifiers.math.parts import equal  # noqa: E402
-from transformer2.verifiers.math.scalars import compare_as_written  # noqa: E402
+from transformer2.verifiers.math.scalars import compare_scalars  # noqa: E402
 
 MEMORY = 2 << 30  # bytes of address space: a huge number ends in a MemoryError here, not in the machine's
 
@@ -34,10 +34,11 @@ def compare(request: bytes) -> bytes:
     return b"equal" if equal(gold, answer, _leaf) else b"different"
 
 
-def _leaf(gold: str, answer: str) -> bool:
-    found = compare_as_written(gold, answer)
-    if found is not None:
-        return found
+def _leaf(gold: str, answer: str) -> bool | None:
+    return compare_scalars(gold, answer, _same)
+
+
+def _same(gold: str, answer: str) -> bool:
     try:
         return same(gold, answer)
     except Exception:  # whatever the reader and mpmath raise: what cannot be read is not equal
