@@ -47,6 +47,7 @@ _MATRIX = re.compile(r"(?<=\\begin)\{(?:[bp]?(?:small)?matrix|array\}\{[lcr|]+)\
 
 def normal(text: str) -> str:
     """The one spelling of an answer. The text is short and not nested deeply (`limits.unreadable`)."""
+    text = re.sub(r"(?<=\\\\)\s*\[[\d.]+\w\w\]", "", text)  # room between the rows of a matrix
     text = _THOUSANDS.sub(_grouped, _GROUPING.sub("", text)).strip("* ")
     text = re.sub(r"\u221a(\d+)", r"\\sqrt{\1}", text).translate(_UNICODE).replace("**", "^")
     read = (_RENAMED.get(token, token) for token in _TOKEN.findall(text.replace(r"\degree", r"^{\circ}")))
@@ -93,7 +94,7 @@ def _piece(token: str, tokens: deque[str]) -> str:
             _argument(tokens)
         inside = _argument(tokens)
         return inside if inside.isalnum() else "{" + inside + "}"
-    if token == r"\color":
+    if token in (r"\color", r"\hspace"):
         _argument(tokens)
         return ""
     option = ""

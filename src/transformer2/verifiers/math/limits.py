@@ -30,7 +30,7 @@ _KNOWN = frozenset({
     "lt", "gt", "ne", "emptyset", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh",
     "cosh", "tanh", "log", "ln", "exp", "overline", "angle", "begin", "end", "theta", "alpha", "beta", "gamma",
     "lambda", "mu", "omega", "phi", "rho", "sigma", "delta", "mathbb", "vec", "langle", "rangle", "triangle", "binom", "approx",
-    "max", "min", "gcd", "det", "lfloor", "rfloor", "lceil", "rceil",
+    "overrightarrow", "max", "min", "gcd", "det", "lfloor", "rfloor", "lceil", "rceil",
 })  # fmt: skip
 
 

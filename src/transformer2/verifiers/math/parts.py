@@ -50,6 +50,8 @@ def equal(gold: str, answer: str, leaf: Leaf) -> bool | None:
         names = [sides[0] for sides in named]
         if all(len(sides) == 2 and _NAME.fullmatch(sides[0]) for sides in named) and names == sorted(set(names)):
             answers = ["(" + ",".join(sides[1] for sides in named) + ")"]
+    if r"\cup" in gold and len(golds) == 1 and all(map(_is_tuple, answers)):
+        answers = [r"\cup".join(answers)]
     if len(answers) > 2 * len(golds):  # nobody says the same thing three times
         return False
     if len(golds) != 1 or len(answers) != 1:
@@ -173,18 +175,20 @@ def _claims(gold: str, answer: str) -> tuple[str, list[str]]:
     """
     gold, answer = _MEMBER.sub("", gold), _MEMBER.sub("", answer)
     sides = _split(answer.replace(":=", "="), "=")
-    if len(sides) == 1 and (about := _split(answer, r"\approx"))[1:] and _NAME.fullmatch(about[0]):
-        sides = about
+    if len(sides) == 1 and (about := _split(answer, r"\approx"))[1:] and (not about[0] or _NAME.fullmatch(about[0])):
+        sides = about[1:]
     named = _split(gold, "=")
     if len(named) > 1:
         if not (len(named) == 2 and _NAME.fullmatch(named[0])):
             return gold, [answer]
-        if len(sides) > 1 and named[0] not in (sides[0], sides[-1]):
+        of_same = named[0] in (sides[0], sides[-1]) or ("(" in named[0] + sides[0] and _NAME.fullmatch(sides[0]))
+        if len(sides) > 1 and not of_same:
             return gold, [answer]
         gold = named[1]
-    if len(sides) > 1 and _is_name(sides[0], sides[1:]):
+    first = sides
+    while len(sides) > 1 and _is_name(sides[0], sides[1:]):
         sides = sides[1:]
-    elif len(sides) > 1 and _NAME.fullmatch(sides[-1]):
+    if sides is first and len(sides) > 1 and _NAME.fullmatch(sides[-1]):
         sides = sides[:-1]
     return gold, sides
 
@@ -193,8 +197,8 @@ def _is_name(side: str, others: Sequence[str]) -> bool:
     """Whether a side names the quantity that the others are the value of."""
     if _NAME.fullmatch(side):
         return not any(re.search(rf"(?<![A-Za-z\\]){re.escape(side)}(?![A-Za-z])", other) for other in others)
-    if r"\text" in side or re.search(r"\\(?:sin|cos|tan|log|ln|angle)", side):
-        return re.search("[A-Za-z]", re.sub(r"\\(?!text|angle)[a-z]+", "", side)) is not None
+    if r"\text" in side or re.search(r"\\(?:sin|cos|tan|log|ln|angle|gcd|max|min|det)", side):
+        return re.search("[A-Za-z]", re.sub(r"\\(?!text|angle|gcd|max|min|det)[a-z]+", "", side)) is not None
     bare = re.sub(r"_\{[^{}]*\}|\^\{-1\}|(?<=[A-Za-z}])\([\d.,]*\)|\\[a-z]+", "", side)
     letters = set(re.findall("[A-Za-z]", bare)) - {"e", "i"}
     return len(letters) > (re.search(r"\d", bare) is not None)

@@ -13,7 +13,7 @@ __all__ = ["compare_scalars"]
 _TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _DOLLARS = re.compile(r"([-+]?)(?:\\\$|\\text\{(?:\\\$|euro|pound|USD|US\\\$) ?\})(?=[-+.\d\\])")
 _UNIT = re.compile(
-    r"(?:\\\$|%|\^\{\\circ\}|(?:\\text\{[A-Za-z][A-Za-z. /'^{}\d-]*\}(?:\^\{-?\d\})?(?:/|\\cdot)?)+)\Z"
+    r"(?:\\\$|%|\^\{\\circ\}[CF]?|(?:\\text\{[A-Za-z][A-Za-z. /'^{}\d-]*\}(?:\^\{-?\d\})?(?:/|\\cdot)?)+)\Z"
     r"|(?<=[\d})])(?: ?[A-Za-z]{2,}(?:\^\{[23]\})?)+(?:/[A-Za-z]+(?:\^\{[23]\})?)?\Z"
 )
 _ORDINAL = re.compile(r"(?<=\d)(?:\^\{(?:\\text\{)?(?:st|nd|rd|th)\}?\}|\\text\{(?:st|nd|rd|th)\}|(?:st|nd|rd|th))\Z")
@@ -22,7 +22,7 @@ _NO_UNIT = re.compile(
     r"\b(?:or|and|not|no|about|approx\w*|(?:ten |hundred )?(?:thousand|million|billion|trillion|hundred|ten)(?:s|ths?)?"
     r"|dozens?|score|gross|half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|ths|plus"
     r"|minus|times|pi|maybe|to|base|factorial|over|sqrt|root|[ap]\.?m|is|are|was|isn't|wrong|if|but|than|less|more|mod"
-    r"|modulo|choose|one|two|three|four|five|six|seven|eight|nine|zero|point|[a-fijkn-rt-z])\b",
+    r"|modulo|choose|one|two|three|four|five|six|seven|eight|nine|zero|point|ish|(?-i:(?![msghlLNJWVCF]\b)[A-Za-z]))\b",
     re.IGNORECASE,
 )
 _MEASURES = {
@@ -38,7 +38,7 @@ _CANONICAL = {word: unit for unit, words in _MEASURES.items() for word in (unit,
 _POWERS = {"square": "^2", "sq": "^2", "squared": "^2", "cubic": "^3", "cu": "^3", "cubed": "^3"}
 _NUMBER = re.compile(r"([-+]?)(?:(?=\.?\d)(\d*\.?\d*)(?:/(\d+))?|\\frac\{(\d+)\}\{(\d+)\})")
 _SEGMENT = re.compile(r"\A\\overline\{([A-Z]{2})\}\Z")
-_BASE = re.compile(r"([-+]?)\(?([0-9A-Z.]+)\)?_\{(?:base ?)?\(?(\w+)\)?\}")
+_BASE = re.compile(r"([-+]?)\(?([0-9A-Z.]+)\)?(?:_\{(?:base ?)?| ?\(?base ?)\(?(\w+)\)?\}?")
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"}
 _LETTERS = re.compile(r"(?<=\\)[A-Za-z]+|[A-Za-z]")
 # What may stand in an answer though the gold one does without it, without backslashes.
@@ -90,14 +90,16 @@ def _with_unit(text: str) -> tuple[str, list[str]]:
 
 def _unit(text: str) -> list[str]:
     r"""The words of a unit, [] when it is none."""
-    text = re.sub(r"\\\$|%|\^\{\\circ\}", lambda m: {"%": "percent"}.get(m[0], "dollar" if "$" in m[0] else "degree"), text)
-    words = re.sub(r"\\text|\\cdot|[{}.]", " ", text.replace("^{", "^").replace("mph", "miles/hour")).lower()
+    text = re.sub(r"\\\$|%|\^\{\\circ\}[CF]?", lambda m: {"%": "percent"}.get(m[0], "dollar" if "$" in m[0] else "degree"), text)
+    words = re.sub(r"\\text|\\cdot|[{}.]", " ", text.replace("^{", "^").replace("mph", "miles/hour").replace("milesper", "miles/"))
     words = re.sub(r"\bper\b", "/", re.sub(r" *([/^]) *", r"\1", words))
-    if _NO_UNIT.search(re.sub(r"/", " ", words)):
+    if _NO_UNIT.search(words.replace("/", " ")):
         return []
     found, prefix = [], ""
-    for word in re.findall(r"/? ?[a-z']+(?:\^-?\d)?", words):
+    for word in re.findall(r"/? ?[a-z']+(?:\^-?\d)?", words.lower()):
         slash, name, power = re.fullmatch(r"(/?) ?([a-z']+)((?:\^-?\d)?)", word).groups()
+        if (joined := re.match(r"(square|sq|cubic)(?=[a-z])", name)) and name[joined.end() :] in _CANONICAL:
+            prefix, name = _POWERS[joined[1]], name[joined.end() :]
         if name in ("square", "sq", "cubic", "cu"):
             prefix = _POWERS[name]
         elif name in ("squared", "cubed"):
@@ -136,11 +138,11 @@ def _base(text: str) -> tuple[str, ...] | None:
 def _is_words(text: str) -> bool:
     bare = re.sub(r"\\text|[{}]", "", text)
     return (
-        re.fullmatch(r"\(?[A-Z]\)?|[A-Za-z][A-Za-z. ]{2,}|[\d:]+ ?(?i:[ap]\.?m\.?)|[A-Z][a-z]+ ?\d+", bare) is not None
+        re.fullmatch(r"\(?[A-Z]\)?|[A-Za-z][A-Za-z. ]{2,}|[\d:]+ ?(?i:[ap]\.?m\.?)|[A-Z][a-z]+ ?\d+|(?i:option|choice) \(?[A-Z]\)?", bare) is not None
     )
 
 
 def _words(text: str) -> str:
-    bare = re.sub(r"\A(?:an?|the) ", "", re.sub(r"\\text|[.{}]", "", text))
+    bare = re.sub(r"(?i)\A(?:an?|the|option|choice) ", "", re.sub(r"\\text|[.{}]", "", text))
     letter = re.fullmatch(r"\(?([A-Za-z])\)?", bare)
     return letter[1] if letter else bare.replace(" ", "").lower()
