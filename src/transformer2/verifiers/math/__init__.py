@@ -61,6 +61,8 @@ def verify_math_many(golds: Sequence[str], completions: Sequence[str], deadline:
 
 def _without_algebra(gold: str, completion: str) -> Verdict | str:
     """The verdict of the first two stages; the answer as written when they leave it open."""
+    if reason := unreadable(gold):
+        return failed(f"the gold answer {gold[:40]!r} cannot be read: {reason}")
     found = final_answer(completion)
     if found.text is None:
         return Verdict.of(False, None, found.reason)

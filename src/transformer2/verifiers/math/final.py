@@ -17,7 +17,7 @@ MAX_APART = 40  # characters between two boxes of one list
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
-_SAID = re.compile(r"\banswer[\s*]*(?:is\b\s*:?|:|=)[\s*:]*|^\W*final answer\W*\n[\s*]*", re.IGNORECASE | re.MULTILINE)
+_SAID = re.compile(r"\banswer[\s*]*(?:is\b\s*:?|:|=)[\s*:]*|^\W{0,9}final answer\W{0,9}\n[\s*]*", re.IGNORECASE | re.MULTILINE)
 _REASON = re.compile(r",?\s+(?:because|since|which|as|so|where)\b.*", re.DOTALL)
 _WRONG = re.compile(
     r"\b(?:scratch that|never ?mind|oops|my mistake|i (?:made|was|am) (?:an? )?(?:mistake|error|wrong|mistaken)"

@@ -24,7 +24,7 @@ _RELATION = re.compile(r"(<|>|\\[lgn]e(?![a-z]))")
 _WHOLE = {r"\mathbb{R}": r"(-\infty,\infty)", r"\{\}": r"\emptyset"}
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
 _MATRIX = re.compile(r"(-?[^|+-]*)\\begin\{matrix\}(.*)\\end\{matrix\}([^|]*)", re.DOTALL)
-_CHOICE = re.compile(r"(?:\\text\{\(([A-E])\) ?\}|\(\\text\{([A-E])\}\)|\(([A-E])\) ?)(?=[^(,]*\Z)(.+)")
+_CHOICE = re.compile(r"(?:\\text\{\(([A-E])\) ?\}|\(\\text\{([A-E])\}\)|\(([A-E])\) ?)(-?(?:\\\$)?(?:[\d.]|\\frac|\\sqrt)[^(,]*)")
 
 
 def equal(gold: str, answer: str, leaf: Leaf) -> bool | None:
@@ -146,7 +146,7 @@ def _elements(text: str) -> Iterator[str]:
     parts = [part.strip() for part in _split(_AND.sub(",", text), ",")]
     for part in parts if len(parts) == 1 else filter(None, parts):
         mark = r"\pm" if r"\pm" in part else r"\mp"
-        if part.count(mark) == 1:
+        if part.count(mark) == 1 and r"\{" not in part:
             yield from (part.replace(mark, sign).removeprefix("+") for sign in "+-")
         else:
             yield part
@@ -201,7 +201,9 @@ def _is_name(side: str, others: Sequence[str]) -> bool:
         return re.search("[A-Za-z]", re.sub(r"\\(?!text|angle|gcd|max|min|det)[a-z]+", "", side)) is not None
     bare = re.sub(r"_\{[^{}]*\}|\^\{-1\}|(?<=[A-Za-z}])\([\d.,]*\)|\\[a-z]+", "", side)
     letters = set(re.findall("[A-Za-z]", bare)) - {"e", "i"}
-    return len(letters) > (re.search(r"\d", bare) is not None)
+    if not re.search(r"\d", bare):
+        return len(letters) > 0
+    return len(letters) > 1 and "0" not in others and not re.search(r"(?:\A|[+-])[\d.]+(?:[+-]|\Z)", bare)
 
 
 def _is_tuple(text: str) -> bool:

@@ -13,8 +13,8 @@ __all__ = ["compare_scalars"]
 _TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _DOLLARS = re.compile(r"([-+]?)(?:\\\$|\\text\{(?:\\\$|euro|pound|USD|US\\\$) ?\})(?=[-+.\d\\])")
 _UNIT = re.compile(
-    r"(?:\\\$|%|\^\{\\circ\}[CF]?|(?:\\text\{[A-Za-z][A-Za-z. /'^{}\d-]*\}(?:\^\{-?\d\})?(?:/|\\cdot)?)+)\Z"
-    r"|(?<=[\d})])(?: ?[A-Za-z]{2,}(?:\^\{[23]\})?)+(?:/[A-Za-z]+(?:\^\{[23]\})?)?\Z"
+    r"(?:\\\$|%|\^\{\\circ\}[CF]?|(?:\\text\{[A-Za-z][A-Za-z. /'^\d-]*+(?:\{-?\d\}[A-Za-z. /'^-]*+)?\}(?:\^\{-?\d\})?(?:/|\\cdot)?)+)\Z"
+    r"|(?<=[\d})])(?: ?[A-Za-z]{2,}+(?:\^\{[23]\})?)+(?:/[A-Za-z]+(?:\^\{[23]\})?)?\Z"
 )
 _ORDINAL = re.compile(r"(?<=\d)(?:\^\{(?:\\text\{)?(?:st|nd|rd|th)\}?\}|\\text\{(?:st|nd|rd|th)\}|(?:st|nd|rd|th))\Z")
 # Words behind a number that change what it says, or say nothing of what is counted.
