@@ -4,7 +4,16 @@ The labels follow `transformer2.verifiers.math`: a value counts however it is wr
 says something else does not. Every kind has near misses: what a model might write to be marked right by a careless reader.
 """
 
+# ruff: noqa: E501  # a row of answers is a row
+
 from __future__ import annotations
+
+# Kinds whose right answers may take the place of the gold one.
+SYMMETRIC = {
+    "implied products", "mixed numbers", "units", "currency and percent", "equations", "fonts", "matrices", "absolute values",
+    "intervals", "inequalities", "sets, tuples, lists", "plus-minus", "infinity and words", "complex numbers", "polynomials",
+    "bases", "ratios", "spelling",
+}  # fmt: skip
 
 Row = tuple[str, list[str], list[str]]  # gold, right, wrong
 

@@ -1,14 +1,15 @@
 r"""The value of an expression in normal form (`latex.normal`), to compare two of them by.
 
-A reader of its own, and a strict one: what a reward rests on must mean one thing. Parsers that make something of everything
-read `4(6)` as the mixed number 10, `10'` as 10 and `1.5.2` as 3/10 (latex2sympy2_extended 1.11). Here
+A reader of its own, and a strict one: what a reward rests on must mean one thing. Parsers that make something of
+everything read `4(6)` as the mixed number 10, `10'` as 10 and `1.5.2` as 3/10 (latex2sympy2_extended 1.11). Here
 
-- what stands side by side is a product, but for a whole number before a proper fraction (`3\frac{1}{2}`, `3 1/2`), a sum;
+- what stands side by side is a product, but for a whole number before a proper fraction (`3\frac{1}{2}`, `3 1/2`), a
+  sum;
 - a number after a factor (`x2`, `4 6`), an operator without an operand, or a slash that two people read differently
   (`a/bc`, `\cos\pi/3`) has no value: ValueError.
 
-Two expressions are equal when they have one value: exactly where both are rational, else to 90 digits, more than an answer
-may have; with variables, at a handful of points of either sign and several sizes (|x| is not x). That takes
+Two expressions are equal when they have one value: exactly where both are rational, else to 90 digits, more than an
+answer may have; with variables, at a handful of points of either sign and several sizes (|x| is not x). That takes
 milliseconds, where symbolic simplification may take minutes.
 """
 
@@ -63,7 +64,11 @@ def same(gold: str, answer: str) -> bool:
             return False
         if len(sides[0]) == 2:
             a0, b0 = pairs[0]
-            return a0 != 0 and b0 != 0 and all(_close(_apply(operator.mul, a, b0), _apply(operator.mul, b, a0)) for a, b in pairs)
+            return (
+                a0 != 0
+                and b0 != 0
+                and all(_close(_apply(operator.mul, a, b0), _apply(operator.mul, b, a0)) for a, b in pairs)
+            )
         return all(_close(a, b) for a, b in pairs)
 
 
@@ -267,10 +272,7 @@ class _Reader:
         if power == -1:
             name, power = _INVERSE[name], Fraction(1)
         x = _inexact(argument)
-        if name == "log":
-            found = mpmath.log(x, 10 if base is None else _inexact(base))
-        else:
-            found = getattr(mpmath, name)(x)
+        found = mpmath.log(x, 10 if base is None else _inexact(base)) if name == "log" else getattr(mpmath, name)(x)
         return found if power == 1 else _power(found, power)
 
     def _symbol(self, name: str) -> Fraction:

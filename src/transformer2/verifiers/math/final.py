@@ -17,14 +17,18 @@ MAX_APART = 40  # characters between two boxes of one list
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
-_SAID = re.compile(r"\banswer[\s*]*(?:is\b\s*:?|:|=)[\s*:]*|^\W{0,9}final answer\W{0,9}\n[\s*]*", re.IGNORECASE | re.MULTILINE)
+_SAID = re.compile(
+    r"\banswer[\s*]*(?:is\b\s*:?|:|=)[\s*:]*|^\W{0,9}final answer\W{0,9}\n[\s*]*", re.IGNORECASE | re.MULTILINE
+)
 _REASON = re.compile(r",?\s+(?:because|since|which|as|so|where)\b.*", re.DOTALL)
 _WRONG = re.compile(
     r"\b(?:scratch that|never ?mind|oops|my mistake|i (?:made|was|am) (?:an? )?(?:mistake|error|wrong|mistaken)"
     r"|(?:this|that|it|the (?:above|answer|result))(?:'s| is| was) (?:wrong|incorrect|not (?:right|correct)))\b",
     re.IGNORECASE,
 )
-_DOUBT = re.compile(rf"{_WRONG.pattern}|\b(?:wait|actually|correction|hmm|on second thought)\b|\bno\b[,.:]", re.IGNORECASE)
+_DOUBT = re.compile(
+    rf"{_WRONG.pattern}|\b(?:wait|actually|correction|hmm|on second thought)\b|\bno\b[,.:]", re.IGNORECASE
+)
 _INSTEAD = re.compile(
     r"\b(?:it|that|answer|result|value|correction)(?:'s| is| should be| must be|:)[\s*:]*(?:actually |really )?"
     r"(?=[$\\\d(+-]|[A-Z]\b)",

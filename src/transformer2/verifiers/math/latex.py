@@ -27,8 +27,8 @@ _DROPPED = frozenset({
     r"\bf", r"\large", r"\Large", r"\huge", r"\Huge", r"\small",
 })  # fmt: skip
 _FONTS = frozenset({
-    r"\mathbf", r"\mathit", r"\mathsf", r"\mathtt", r"\mathnormal", r"\bm", r"\boldsymbol", r"\pmb", r"\underline", r"\boxed",
-    r"\fbox",
+    r"\mathbf", r"\mathit", r"\mathsf", r"\mathtt", r"\mathnormal", r"\bm", r"\boldsymbol", r"\pmb", r"\underline",
+    r"\boxed", r"\fbox",
 })  # fmt: skip
 _RENAMED = {
     r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\mbox": r"\text", r"\mathrm": r"\text",
@@ -42,7 +42,9 @@ _RENAMED = {
 }  # fmt: skip
 _ARGUMENTS = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1, r"\overline": 1, "^": 1, "_": 1}
 _COMMAND_AT_END = re.compile(r"\\[A-Za-z]+\Z")
-_MATRIX = re.compile(r"(?<=\\begin)\{(?:[bp]?(?:small)?matrix|array\}\{[lcr|]+)\}|(?<=\\end)\{(?:[bp]?(?:small)?matrix|array)\}")
+_MATRIX = re.compile(
+    r"(?<=\\begin)\{(?:[bp]?(?:small)?matrix|array\}\{[lcr|]+)\}|(?<=\\end)\{(?:[bp]?(?:small)?matrix|array)\}"
+)
 
 
 def normal(text: str) -> str:

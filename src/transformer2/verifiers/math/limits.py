@@ -29,8 +29,8 @@ _KNOWN = frozenset({
     "frac", "sqrt", "pi", "text", "cdot", "times", "div", "infty", "cup", "cap", "circ", "pm", "mp", "in", "le", "ge",
     "lt", "gt", "ne", "emptyset", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh",
     "cosh", "tanh", "log", "ln", "exp", "overline", "angle", "begin", "end", "theta", "alpha", "beta", "gamma",
-    "lambda", "mu", "omega", "phi", "rho", "sigma", "delta", "mathbb", "vec", "langle", "rangle", "triangle", "binom", "approx",
-    "overrightarrow", "max", "min", "gcd", "det", "lfloor", "rfloor", "lceil", "rceil",
+    "lambda", "mu", "omega", "phi", "rho", "sigma", "delta", "mathbb", "vec", "langle", "rangle", "triangle", "binom",
+    "approx", "overrightarrow", "max", "min", "gcd", "det", "lfloor", "rfloor", "lceil", "rceil",
 })  # fmt: skip
 
 

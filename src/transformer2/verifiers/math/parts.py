@@ -24,7 +24,9 @@ _RELATION = re.compile(r"(<|>|\\[lgn]e(?![a-z]))")
 _WHOLE = {r"\mathbb{R}": r"(-\infty,\infty)", r"\{\}": r"\emptyset"}
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
 _MATRIX = re.compile(r"(-?[^|+-]*)\\begin\{matrix\}(.*)\\end\{matrix\}([^|]*)", re.DOTALL)
-_CHOICE = re.compile(r"(?:\\text\{\(([A-E])\) ?\}|\(\\text\{([A-E])\}\)|\(([A-E])\) ?)(-?(?:\\\$)?(?:[\d.]|\\frac|\\sqrt)[^(,]*)")
+_CHOICE = re.compile(
+    r"(?:\\text\{\(([A-E])\) ?\}|\(\\text\{([A-E])\}\)|\(([A-E])\) ?)(-?(?:\\\$)?(?:[\d.]|\\frac|\\sqrt)[^(,]*)"
+)
 
 
 def equal(gold: str, answer: str, leaf: Leaf) -> bool | None:
@@ -168,10 +170,9 @@ def _split(text: str, mark: str) -> list[str]:
 def _claims(gold: str, answer: str) -> tuple[str, list[str]]:
     r"""What an answer says the value is: `x = 5`, `5 = x`, `f(x) = 5`, `x + y = 5` and `x = 2 + 3 = 5` say 5.
 
-    Every side that is not a name must equal the gold answer, so that `x = 4 = 5` and `4 = 5` say nothing. An equation that
-    is still to be solved (`2x = 5`, `x = 5 + y`) does not name a value. As in the data set's own checker, `y = 2x` and
-    `2x` are one answer; of a gold equation such as x + y = 5, the 5 alone is not. An equation against an equation is left
-    to the comparison.
+    Every side that is not a name must equal the gold answer, so that `x = 4 = 5` and `4 = 5` say nothing. An equation
+    still to be solved (`2x = 5`, `x = 5 + y`) does not name a value. As in the data set's own checker, `y = 2x` and
+    `2x` are one answer; of a gold equation such as x + y = 5, the 5 alone is not. Two equations are left to `leaf`.
     """
     gold, answer = _MEMBER.sub("", gold), _MEMBER.sub("", answer)
     sides = _split(answer.replace(":=", "="), "=")
@@ -231,7 +232,9 @@ def _same_set(golds: list[str], answers: list[str], leaf: Leaf) -> bool | None:
     if not lines or any(all(found is False for found in line) for line in lines):
         return False
     if len(set(golds)) < len(golds):  # roots with their multiplicity
-        counts = _all(None if None in row else row.count(True) == golds.count(g) for g, row in zip(golds, pairs, strict=True))
+        counts = _all(
+            None if None in row else row.count(True) == golds.count(g) for g, row in zip(golds, pairs, strict=True)
+        )
         if counts is not True:
             return counts
     return True if all(True in line for line in lines) else None

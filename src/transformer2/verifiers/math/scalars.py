@@ -13,7 +13,8 @@ __all__ = ["compare_scalars"]
 _TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _DOLLARS = re.compile(r"([-+]?)(?:\\\$|\\text\{(?:\\\$|euro|pound|USD|US\\\$) ?\})(?=[-+.\d\\])")
 _UNIT = re.compile(
-    r"(?:\\\$|%|\^\{\\circ\}[CF]?|(?:\\text\{[A-Za-z][A-Za-z. /'^\d-]*+(?:\{-?\d\}[A-Za-z. /'^-]*+)?\}(?:\^\{-?\d\})?(?:/|\\cdot)?)+)\Z"
+    r"(?:\\\$|%|\^\{\\circ\}[CF]?"
+    r"|(?:\\text\{[A-Za-z][A-Za-z. /'^\d-]*+(?:\{-?\d\}[A-Za-z. /'^-]*+)?\}(?:\^\{-?\d\})?(?:/|\\cdot)?)+)\Z"
     r"|(?<=[\d})])(?: ?[A-Za-z]{2,}+(?:\^\{[23]\})?)+(?:/[A-Za-z]+(?:\^\{[23]\})?)?\Z"
 )
 _ORDINAL = re.compile(r"(?<=\d)(?:\^\{(?:\\text\{)?(?:st|nd|rd|th)\}?\}|\\text\{(?:st|nd|rd|th)\}|(?:st|nd|rd|th))\Z")
@@ -32,19 +33,29 @@ _MEASURES = {
     "kilometer": "kilometers kilometre kilometres km", "second": "seconds sec s", "minute": "minutes min",
     "hour": "hours hr hrs h", "day": "days", "week": "weeks", "month": "months", "year": "years",
     "gram": "grams g gm", "kilogram": "kilograms kg", "pound": "pounds lb lbs", "ounce": "ounces oz",
-    "liter": "liters litre litres l", "gallon": "gallons gal", "unit": "units", "milliliter": "ml milliliters", "euro": "euros",
+    "liter": "liters litre litres l", "gallon": "gallons gal", "unit": "units", "milliliter": "ml milliliters",
+    "euro": "euros",
 }  # fmt: skip
 _CANONICAL = {word: unit for unit, words in _MEASURES.items() for word in (unit, *words.split())}
+_MARKS = {
+    r"\$": " dollar ", "%": " percent ", r"^{\circ}C": " degree ", r"^{\circ}F": " degree ", r"^{\circ}": " degree ",
+    "^{": "^", "mph": "miles/hour", "milesper": "miles/", r"\text": " ", r"\cdot": " ", "{": " ", "}": " ", ".": " ",
+}  # fmt: skip
 _POWERS = {"square": "^2", "sq": "^2", "squared": "^2", "cubic": "^3", "cu": "^3", "cubed": "^3"}
 _NUMBER = re.compile(r"([-+]?)(?:(?=\.?\d)(\d*\.?\d*)(?:/(\d+))?|\\frac\{(\d+)\}\{(\d+)\})")
 _SEGMENT = re.compile(r"\A\\overline\{([A-Z]{2})\}\Z")
 _BASE = re.compile(r"([-+]?)\(?([0-9A-Z.]+)\)?(?:_\{(?:base ?)?| ?\(?base ?)\(?(\w+)\)?\}?")
-_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"}
+_BASES = dict(zip("two three four five six seven eight nine".split(), "23456789", strict=True))  # noqa: SIM905
+# A choice, words, a time of day, a date.
+_WORDS = re.compile(
+    r"(?:(?i:option|choice) )?\(?[A-Z]\)?|[A-Za-z][A-Za-z. ]{2,}|[\d:]+ ?(?i:[ap]\.?m\.?)|[A-Z][a-z]+ ?\d+"
+)
 _LETTERS = re.compile(r"(?<=\\)[A-Za-z]+|[A-Za-z]")
 # What may stand in an answer though the gold one does without it, without backslashes.
-_FREE = frozenset(
-    "frac sqrt pi cdot times div circ overline sin cos tan cot sec csc arcsin arccos arctan log ln exp binom i e".split()  # noqa: SIM905
-)
+_FREE = frozenset({
+    "frac", "sqrt", "pi", "cdot", "times", "div", "circ", "overline", "sin", "cos", "tan", "cot", "sec", "csc",
+    "arcsin", "arccos", "arctan", "log", "ln", "exp", "binom", "i", "e",
+})  # fmt: skip
 
 
 def compare_scalars(gold: str, answer: str, by_value: Callable[[str, str], bool] | None = None) -> bool | None:
@@ -76,13 +87,14 @@ def compare_scalars(gold: str, answer: str, by_value: Callable[[str, str], bool]
 
 
 def _with_unit(text: str) -> tuple[str, list[str]]:
-    """A scalar without what it is counted in, and the sorted words of that: "square inch" and "in^{2}" are ["inch^2"]."""
+    """A scalar without what it is counted in, and the sorted words of that: "square inch" and "in^{2}": inch^2."""
     text, units = _ORDINAL.sub("", text), []
     if money := _DOLLARS.match(text):
         text, units = money[1] + text[money.end() :], ["dollar"]
     while (found := _UNIT.search(text)) and found.start() and not (found[0][0] == "^" and _TRIG.search(text)):
-        words = _unit(found[0])
-        if not words or (found[0][0].isalpha() or found[0][0] == " ") and not set(re.split(r"[\^/]", "/".join(words))) & set(_MEASURES):
+        words, written_plain = _unit(found[0]), found[0][0].isalpha() or found[0][0] == " "
+        measures = [word for word in words if re.sub(r"[/^\d-]", "", word) in _MEASURES]
+        if not words or (written_plain and not measures):
             break
         text, units = text[: found.start()].rstrip(), sorted(units + words)
     return unwrapped(_SEGMENT.sub(r"\1", text)), units
@@ -90,14 +102,15 @@ def _with_unit(text: str) -> tuple[str, list[str]]:
 
 def _unit(text: str) -> list[str]:
     r"""The words of a unit, [] when it is none."""
-    text = re.sub(r"\\\$|%|\^\{\\circ\}[CF]?", lambda m: {"%": "percent"}.get(m[0], "dollar" if "$" in m[0] else "degree"), text)
-    words = re.sub(r"\\text|\\cdot|[{}.]", " ", text.replace("^{", "^").replace("mph", "miles/hour").replace("milesper", "miles/"))
+    words = text
+    for mark, word in _MARKS.items():
+        words = words.replace(mark, word)
     words = re.sub(r"\bper\b", "/", re.sub(r" *([/^]) *", r"\1", words))
     if _NO_UNIT.search(words.replace("/", " ")):
         return []
-    found, prefix = [], ""
-    for word in re.findall(r"/? ?[a-z']+(?:\^-?\d)?", words.lower()):
-        slash, name, power = re.fullmatch(r"(/?) ?([a-z']+)((?:\^-?\d)?)", word).groups()
+    found: list[str] = []
+    prefix = ""
+    for slash, name, power in re.findall(r"(/?) ?([a-z']+)((?:\^-?\d)?)", words.lower()):
         if (joined := re.match(r"(square|sq|cubic)(?=[a-z])", name)) and name[joined.end() :] in _CANONICAL:
             prefix, name = _POWERS[joined[1]], name[joined.end() :]
         if name in ("square", "sq", "cubic", "cu"):
@@ -136,10 +149,7 @@ def _base(text: str) -> tuple[str, ...] | None:
 
 
 def _is_words(text: str) -> bool:
-    bare = re.sub(r"\\text|[{}]", "", text)
-    return (
-        re.fullmatch(r"\(?[A-Z]\)?|[A-Za-z][A-Za-z. ]{2,}|[\d:]+ ?(?i:[ap]\.?m\.?)|[A-Z][a-z]+ ?\d+|(?i:option|choice) \(?[A-Z]\)?", bare) is not None
-    )
+    return _WORDS.fullmatch(re.sub(r"\\text|[{}]", "", text)) is not None
 
 
 def _words(text: str) -> str:

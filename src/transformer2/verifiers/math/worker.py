@@ -1,4 +1,4 @@
-"""A worker that compares answers by value: `python -m transformer2.verifiers.math.worker`.
+"""A worker that compares answers part by part and by value: `python -m transformer2.verifiers.math.worker`.
 
 The owner kills a worker that takes too long.
 """
