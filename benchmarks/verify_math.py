@@ -4,7 +4,7 @@
 
 The answers are those of tests/hostile_answers.py, each of which tries to hold the verifier up or to be accepted. The
 heartbeat is a thread that wakes every 10 ms, as a trainer's would; its largest gap is how long verifying held the
-interpreter. Honest answers are equal to their gold in another form, so that each goes through sympy.
+interpreter. Honest answers are equal to their gold in another form, so that each goes through a worker.
 """
 
 from __future__ import annotations

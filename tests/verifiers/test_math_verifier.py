@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from hostile_answers import HOSTILE, boxed
+from math_answers import ANSWERS, SYMMETRIC
 
 from transformer2.verifiers.math import verify_math, verify_math_many
 from transformer2.verifiers.math.final import final_answer
@@ -137,6 +138,23 @@ def test_different_answers_are_refused():
     assert [(e, v.reason) for e, v in zip(DIFFERENT, verdicts, strict=True) if v.reward != -1.0] == []
 
 
+def judged(pairs: list[tuple[str, str]]) -> list[bool]:
+    verdicts = verify_math_many([gold for gold, _ in pairs], [boxed(answer) for _, answer in pairs])
+    assert {v.reward for v in verdicts} <= {1.0, -1.0}  # no infra error
+    return [v.correct for v in verdicts]
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_kinds_of_answers(kind):
+    right = [(gold, answer) for gold, answers, _ in ANSWERS[kind] for answer in answers]
+    wrong = [(gold, answer) for gold, _, answers in ANSWERS[kind] for answer in answers]
+    assert [pair for pair, correct in zip(right, judged(right), strict=True) if not correct] == []
+    assert [pair for pair, correct in zip(wrong, judged(wrong), strict=True) if correct] == []
+    if kind in SYMMETRIC:
+        swapped = [(answer, gold) for gold, answer in right]
+        assert [pair for pair, correct in zip(swapped, judged(swapped), strict=True) if not correct] == []
+
+
 @pytest.mark.parametrize(
     ("completion", "text"),
     [
@@ -151,6 +169,20 @@ def test_different_answers_are_refused():
         ("The answer is 3.5.", "3.5"),
         (r"The answer is 3, but \boxed{4}", "4"),
         (r"$N = \boxed{6}$, $30N + 7 = 187$", "6"),
+        (r"\boxed{5}. Wait, that's wrong; the answer is 6.", "6"),
+        (r"\boxed{5}. Actually, it's 6.", "6"),
+        (r"\boxed{5}. No, it should be $6$.", "$6$"),
+        (r"\boxed{5}. Correction: 6.", "6"),
+        (r"\boxed{5}. However, that is incorrect. The correct answer is $7$.", "$7$"),
+        (r"\boxed{5}. Wait, let me verify: 2 + 3 = 5. Yes.", "5"),
+        (r"The final answer is $\boxed{5}$. I hope it is correct.", "5"),
+        (r"\boxed{5} works, no other value, e.g. 6, does.", "5"),
+        ("The answer is 5. Actually, it's 6.", "6"),
+        ("The answer is (C). Actually, it's D.", "D"),
+        ("The answer is 5 because 2 + 3 = 5.", "5"),
+        ("The answer is $5$, since it is prime.", "$5$"),
+        ("**Final Answer**\n\n$5$", "$5$"),
+        ("The answer is $90\\text{ square\nunits}$.", "$90\\text{ square\nunits}$"),
     ],
 )
 def test_the_last_box_counts_then_what_is_said(completion, text):
@@ -167,6 +199,9 @@ def test_the_last_box_counts_then_what_is_said(completion, text):
         (r"\boxed{" + "1+" * 300 + "1}", "the box is not closed within 512 characters"),
         (r"$\boxed{4}$ or $5$", "several answers"),
         (r"\boxed{4}, 5", "several answers"),
+        (r"\boxed{4}. That is wrong.", "taken back"),
+        (r"\boxed{4}. Oops, I made a mistake.", "taken back"),
+        ("The answer is 4. Wait, that was incorrect.", "taken back"),
     ],
 )
 def test_no_answer_is_wrong_and_says_why(completion, reason):
@@ -197,6 +232,16 @@ def test_one_spelling():
     assert one == r"(\frac{1}{2},\sqrt{2})" == normal(one)
     assert normal(r"\frac\pi4+x^2_1") == r"\frac{\pi}{4}+x^{2}_{1}"
     assert normal(r"\sqrt[3]2 \sin x") == r"\sqrt[3]{2}\sin x"
+
+
+@pytest.mark.parametrize("gold", ["9" * 10_000, "{" * 20_000 + "5" + "}" * 20_000, "5+" * 300 + "5"])
+def test_a_gold_answer_that_cannot_be_read_is_no_verdict_on_the_model(gold):
+    verdict = verify_math(gold, boxed("5"))
+    assert verdict.reward is None and "the gold answer" in verdict.reason
+
+
+def test_a_lone_surrogate_is_read_like_any_other_character():
+    assert [verify_math("5\ud800", boxed(a)).reward for a in ("5", "5\ud800", "6\ud800")] == [-1.0, 1.0, -1.0]
 
 
 def test_there_are_enough_attacks():

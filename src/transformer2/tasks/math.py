@@ -95,7 +95,7 @@ class MATH(Task):
         return [row for rows in by_subject for row in rows]
 
     def warm_up(self) -> None:
-        """Start the processes that compare answers: importing sympy takes them a second."""
+        """Start the processes that compare answers: each imports mpmath."""
         start_workers()
 
     def verify(self, example: Example, completion: str) -> Verdict:

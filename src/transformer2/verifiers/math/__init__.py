@@ -1,14 +1,35 @@
 r"""Mathematical answers: is the one answer that a completion ends on the gold one, however it is written?
 
-What counts is the last `\boxed{...}` (or `\fbox`), or, without any box, what the last "answer is" says. One answer is
-demanded: a list is refused unless the gold answer is one. Answers are compared in three stages, each only with what the
-one before left open:
+What counts is the last `\boxed{...}` (or `\fbox`), or, without any box, what the last "answer is" says, unless it is
+taken back behind that. One answer is demanded: a list is refused unless the gold answer is one. Answers are compared in
+three stages, each only with what the one before left open:
 
 1. spelling: LaTeX brought to one form, units, and exact numbers (text work in linear time, in this process);
-2. a refusal of what no final answer needs and a computer algebra system may choke on: length, nesting, long numbers,
-   towers of exponents, anything not worked out, variables that the gold answer does not have;
-3. math-verify and sympy, in worker processes that are killed after two seconds. Running out of time is a wrong answer:
+2. a refusal of what no final answer needs and a reader may choke on: length, nesting, long numbers, towers of
+   exponents, anything not worked out, variables that the gold answer does not have;
+3. values (`expression`), in worker processes that are killed after two seconds. Running out of time is a wrong answer:
    the model chose to write what cannot be checked.
+
+What is decided for each kind, beside what the graders of MATH (Hendrycks et al. 2021), PRM800K, Minerva (Lewkowycz et
+al. 2022, appendix) and math-verify 0.9 do; where they differ, the stricter reading holds, since a reward rests on it:
+
+- Numbers are equal exactly: 0.5 is 1/2 and 0.\overline{3} is 1/3, but 0.333 is not (PRM800K; math-verify rounds). A
+  mixed number is a sum, anything else side by side a product. Any form of an expression is accepted, factored or not
+  (all four).
+- Thousands: `2,100` and `2{,}100` are 2100, `2, 100` is a list; where the gold answer is a list, `2,100` may be one
+  too.
+- Units may be left out or added, but not exchanged, nor one power of them for another (Hendrycks drops them). A percent
+  sign, a degree, a currency is a unit: 20% is 20, not 0.2. Words that change a number ("dozen", "thirds") are no units.
+- Left-hand sides name the value (Minerva): `x =`, `f(2) =`, `(x,y) =`, `x + y =`, `x \in`, `x \approx`. `2x = 5` does
+  not say 5, and all sides of `2 + 3 = 5` must be equal. A gold `y = 2x` is `2x` too; other equations hold up to a
+  factor.
+- Lists and sets have no order; points, intervals and matrices do, and their brackets count. A gold list that repeats a
+  root wants it as often. `3 < x \le 4` is (3,4], an "or" of inequalities a union; `\pm` is two answers.
+- pmatrix, bmatrix, matrix and array in brackets are one matrix; vmatrix is a determinant, Vmatrix a norm: another
+  thing.
+- Functions of real variables are equal where both are real: |x| is \sqrt{x^2}, and not x.
+- A number in a base is its digits and its base: 52_8 is neither 52 nor 42. So is a ratio; 6:2 is not 3:1.
+- `\text{(C)}`, `C` and `(C)\ 12` are the choice C; words are equal but for case, fonts and articles.
 """
 
 from __future__ import annotations
@@ -23,7 +44,7 @@ from transformer2.verifiers.math.final import final_answer
 from transformer2.verifiers.math.latex import normal
 from transformer2.verifiers.math.limits import refusal, unreadable
 from transformer2.verifiers.math.parts import equal
-from transformer2.verifiers.math.scalars import compare_as_written
+from transformer2.verifiers.math.scalars import compare_scalars
 from transformer2.verifiers.pool import Lost, WarmPool, cores, python_worker
 
 __all__ = ["SECONDS", "start_workers", "verify_math", "verify_math_many"]
@@ -61,6 +82,8 @@ def verify_math_many(golds: Sequence[str], completions: Sequence[str], deadline:
 
 def _without_algebra(gold: str, completion: str) -> Verdict | str:
     """The verdict of the first two stages; the answer as written when they leave it open."""
+    if reason := unreadable(gold):
+        return failed(f"the gold answer {gold[:40]!r} cannot be read: {reason}")
     found = final_answer(completion)
     if found.text is None:
         return Verdict.of(False, None, found.reason)
@@ -71,7 +94,7 @@ def _without_algebra(gold: str, completion: str) -> Verdict | str:
         return Verdict.of(True, found.text, "equal as written")
     if reason := refusal(expected, answer):
         return Verdict.of(False, found.text[:80], f"refused: {reason}")
-    same = equal(expected, answer, compare_as_written)
+    same = equal(expected, answer, compare_scalars)
     if same is None:
         return found.text
     return Verdict.of(same, found.text, "equal" if same else f"expected {gold}")

@@ -1,4 +1,7 @@
-r"""Where the final answer of a completion stands: the last `\boxed{...}`, or what the last "answer is" says."""
+r"""Where the final answer of a completion stands: the last `\boxed{...}`, or what the last "answer is" says.
+
+What is taken back afterwards does not count: "Wait, it should be 6." puts 6 in its place, "That is wrong." nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,23 @@ MAX_APART = 40  # characters between two boxes of one list
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
-_SAID = re.compile(r"\banswer[\s*]*(?:is\b\s*:?|:|=)[\s*:]*", re.IGNORECASE)
+_SAID = re.compile(
+    r"\banswer[\s*]*(?:is\b\s*:?|:|=)[\s*:]*|^\W{0,9}final answer\W{0,9}\n[\s*]*", re.IGNORECASE | re.MULTILINE
+)
+_REASON = re.compile(r",?\s+(?:because|since|which|as|so|where)\b.*", re.DOTALL)
+_WRONG = re.compile(
+    r"\b(?:scratch that|never ?mind|oops|my mistake|i (?:made|was|am) (?:an? )?(?:mistake|error|wrong|mistaken)"
+    r"|(?:this|that|it|the (?:above|answer|result))(?:'s| is| was) (?:wrong|incorrect|not (?:right|correct)))\b",
+    re.IGNORECASE,
+)
+_DOUBT = re.compile(
+    rf"{_WRONG.pattern}|\b(?:wait|actually|correction|hmm|on second thought)\b|\bno\b[,.:]", re.IGNORECASE
+)
+_INSTEAD = re.compile(
+    r"\b(?:it|that|answer|result|value|correction)(?:'s| is| should be| must be|:)[\s*:]*(?:actually |really )?"
+    r"(?=[$\\\d(+-]|[A-Z]\b)",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"(?<!\\)[.!?;](?=\s|\*|\"|\Z)|\n")
 _FILLER = re.compile(r"\A(?:therefore|thus|simply|just)\b|\\[()\[\]]|\*\*|\.\Z")
 _LINK = re.compile(r"[\s$,;.*)\]\\(/|]*(?:(?:\\text\s*\{\s*)?\b(?:or|and)\b[\s$*(\\}\]]*)?", re.IGNORECASE)
@@ -43,7 +62,8 @@ def final_answer(completion: str) -> Found:
     completion = completion[-MAX_SCANNED:]
     opened = list(_BOX.finditer(completion))
     if not opened:
-        return _said(completion)
+        said = list(_SAID.finditer(completion))
+        return _stated(completion, said[-1]) if said else Found(None, "no boxed answer")
     stop = _closing(completion, opened[-1].end())
     if stop is None:
         return Found(None, f"the box is not closed within {MAX_LENGTH} characters")
@@ -57,7 +77,9 @@ def final_answer(completion: str) -> Found:
         if not _LINK.fullmatch(completion, end + 1, following.start()):
             break
         listed.insert(0, completion[box.end() : end].strip())
-    return Found(", ".join(listed)) if all(listed) else Found(None, "the box is empty")
+    if not all(listed):
+        return Found(None, "the box is empty")
+    return _instead(completion, stop) or Found(", ".join(listed))
 
 
 def boxes(text: str) -> list[str]:
@@ -70,16 +92,27 @@ def boxes(text: str) -> list[str]:
     return found
 
 
-def _said(completion: str) -> Found:
-    said = list(_SAID.finditer(completion))
-    if not said:
-        return Found(None, "no boxed answer")
-    last = said[-1]
-    limit = last.end() + MAX_LENGTH + 1
-    end = _SENTENCE_END.search(completion, last.end(), limit)
-    place = completion[last.end() : end.start() if end else limit].strip()
+def _stated(completion: str, mark: re.Match[str]) -> Found:
+    """What stands between a mark and the end of its sentence, unless it is taken back behind that."""
+    limit = stop = mark.end() + MAX_LENGTH + 1
+    for end in _SENTENCE_END.finditer(completion, mark.end(), limit):
+        if completion.count("$", mark.end(), end.start()) % 2 == 0:
+            stop = end.start()
+            break
+    place = _REASON.sub("", completion[mark.end() : stop].strip())
     place = _FILLER.sub(" ", place).strip()
-    return Found(place) if place else Found(None, "no boxed answer")
+    return _instead(completion, stop) or (Found(place) if place else Found(None, "no boxed answer"))
+
+
+def _instead(completion: str, start: int) -> Found | None:
+    """What takes the place of an answer that ends at `start`; None when it stands."""
+    doubt = _DOUBT.search(completion, start)
+    if not doubt:
+        return None
+    said = list(_INSTEAD.finditer(completion, doubt.start()))
+    if said:
+        return _stated(completion, said[-1])
+    return Found(None, "taken back") if _WRONG.search(completion, start) else None
 
 
 def _closing(text: str, start: int) -> int | None:

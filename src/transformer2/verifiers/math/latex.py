@@ -1,6 +1,7 @@
 r"""One spelling for LaTeX: `\dfrac12`, `\frac {1}{2}` and `\tfrac{1}{2}` all become `\frac{1}{2}`.
 
-Commands that only move ink are dropped, synonyms renamed, every argument put in braces, thousands ungrouped.
+Commands that only move ink and fonts are dropped, synonyms renamed, every argument put in braces, thousands ungrouped.
+A comma that may group thousands or part a list (`2,100`, but neither `2, 100` nor `(2,100)`) becomes `{,}`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections import deque
 __all__ = ["normal"]
 
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
-_GROUPING = re.compile(r"(?<=\d)(?:\{,\}|,?\s*\\[!,]\s*)(?=\d{3}(?!\d))")
+_GROUPING = re.compile(r"(?<=\d)(?:\{,\}|(?:,?\s*\\!|\\,)\s*)(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 _UNICODE = str.maketrans(
     {"\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u00f7": "/", "\u03c0": r"\pi ",
      "\u221a": r"\sqrt ", "\u00b0": r"^{\circ}", "\u221e": r"\infty ", "\u222a": r"\cup ", "\u00b1": r"\pm ",
@@ -21,11 +23,18 @@ _UNICODE = str.maketrans(
 _SPACE = frozenset({r"\,", r"\;", r"\:", r"\ ", r"\quad", r"\qquad", "~"})
 _DROPPED = frozenset({
     r"\left", r"\right", r"\big", r"\Big", r"\bigl", r"\bigr", r"\Bigl", r"\Bigr", r"\bigg", r"\Bigg", r"\!",
-    r"\displaystyle", r"\textstyle", r"\limits", r"\(", r"\)", r"\[", r"\]", "$", r"\rm", r"\it", r"\bf",
+    r"\biggl", r"\biggr", r"\displaystyle", r"\textstyle", r"\limits", r"\(", r"\)", r"\[", r"\]", "$", r"\rm", r"\it",
+    r"\bf", r"\large", r"\Large", r"\huge", r"\Huge", r"\small",
+})  # fmt: skip
+_FONTS = frozenset({
+    r"\mathbf", r"\mathit", r"\mathsf", r"\mathtt", r"\mathnormal", r"\bm", r"\boldsymbol", r"\pmb", r"\underline",
+    r"\boxed", r"\fbox",
 })  # fmt: skip
 _RENAMED = {
     r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\mbox": r"\text", r"\mathrm": r"\text",
     r"\textbf": r"\text", r"\textrm": r"\text", r"\textit": r"\text", r"\operatorname": r"\text", r"\hbox": r"\text",
+    r"\textsf": r"\text", r"\texttt": r"\text", r"\textnormal": r"\text", r"\emph": r"\text", r"\lor": r"\text{or}",
+    r"\vee": r"\text{or}", r"\land": r"\text{and}", r"\wedge": r"\text{and}", r"\mid": "|",
     r"\leq": r"\le", r"\leqslant": r"\le", r"\geq": r"\ge", r"\geqslant": r"\ge", r"\neq": r"\ne",
     r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\lparen": "(", r"\rparen": ")",
     r"\ast": r"\cdot", "*": r"\cdot", r"\varnothing": r"\emptyset", r"\colon": ":", r"\infin": r"\infty",
@@ -33,16 +42,29 @@ _RENAMED = {
 }  # fmt: skip
 _ARGUMENTS = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1, r"\overline": 1, "^": 1, "_": 1}
 _COMMAND_AT_END = re.compile(r"\\[A-Za-z]+\Z")
-_MATRIX = re.compile(r"(\\begin|\\end)\{[bpv]?(?:small)?matrix\}")
+_MATRIX = re.compile(
+    r"(?<=\\begin)\{(?:[bp]?(?:small)?matrix|array\}\{[lcr|]+)\}|(?<=\\end)\{(?:[bp]?(?:small)?matrix|array)\}"
+)
 
 
 def normal(text: str) -> str:
     """The one spelling of an answer. The text is short and not nested deeply (`limits.unreadable`)."""
-    text = _GROUPING.sub("", text.translate(_UNICODE).replace("**", "^").replace(r"\degree", r"^{\circ}"))
-    read = (_RENAMED.get(token, token) for token in _TOKEN.findall(text))
+    text = re.sub(r"(?<=\\\\)\s*\[[\d.]+\w\w\]", "", text)  # room between the rows of a matrix
+    text = _THOUSANDS.sub(_grouped, _GROUPING.sub("", text)).strip("* ")
+    text = re.sub(r"\u221a(\d+)", r"\\sqrt{\1}", text).translate(_UNICODE).replace("**", "^")
+    read = (_RENAMED.get(token, token) for token in _TOKEN.findall(text.replace(r"\degree", r"^{\circ}")))
     tokens = deque(" " if t in _SPACE or t.isspace() else t for t in read if t not in _DROPPED)
-    spelled = _MATRIX.sub(r"\1{matrix}", _sequence(tokens)).strip()
-    return spelled if spelled.endswith(".m.") else spelled.rstrip(". ")
+    spelled = _MATRIX.sub("{matrix}", _sequence(tokens)).strip()
+    return spelled if spelled.endswith(".m.") else spelled.rstrip(". \\")
+
+
+def _grouped(match: re.Match[str]) -> str:
+    """Without its commas when a group starts with 0, which no number in a list does; in brackets they part a list."""
+    if re.search(",0", match[0]):
+        return match[0].replace(",", "")
+    before = match.string[: match.start()]
+    inside = sum(before.count(c) for c in ("(", "[", r"\{")) - sum(before.count(c) for c in (")", "]", r"\}"))
+    return match[0] if inside > 0 else match[0].replace(",", "{,}")
 
 
 def _sequence(tokens: deque[str], end: str = "") -> str:
@@ -66,7 +88,17 @@ def _piece(token: str, tokens: deque[str]) -> str:
     if token == "{":
         return "{" + _sequence(tokens, "}") + "}"
     if token == r"\text":
-        return r"\text{" + _words(tokens) + "}"
+        words = _words(tokens)
+        # \mathrm{i} and \text{13} are mathematics; \text{m} and \text{A} are a unit and a choice.
+        return f"\\text{{{words}}}" if re.search("[A-Z]|[a-z]{2}|[msghl]", words) else words
+    if token in _FONTS or token == r"\textcolor":
+        if token == r"\textcolor":
+            _argument(tokens)
+        inside = _argument(tokens)
+        return inside if inside.isalnum() else "{" + inside + "}"
+    if token in (r"\color", r"\hspace"):
+        _argument(tokens)
+        return ""
     option = ""
     if token == r"\sqrt" and _next(tokens) == "[":
         tokens.popleft()
@@ -80,6 +112,8 @@ def _argument(tokens: deque[str]) -> str:
     token = tokens.popleft()
     if token in "^_":
         return token  # ^^^: nothing is meant, and a long row of them must not become a deep recursion
+    if token == "-" and _next(tokens).isdigit():
+        return token + tokens.popleft()
     return _sequence(tokens, "}") if token == "{" else _piece(token, tokens)
 
 

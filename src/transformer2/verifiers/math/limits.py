@@ -19,7 +19,7 @@ MAX_FUNCTIONS = 8  # the same
 
 _ALLOWED = re.compile(r"[0-9A-Za-z+\-*/^_=<>()\[\]{}|!.,:;'&%$\\\s]*")
 _LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
-_TOWER = re.compile(r"\^\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\^|\}\^|!!|\^[^=,]*!")
+_TOWER = re.compile(r"\^\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\^|!!|\^[^=,]*!")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _EXPONENT = re.compile(r"\^\{[^\d{}]*(\d+)")
 _FUNCTION = re.compile(r"\\(?:sqrt|binom|(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp)(?![a-z])")
@@ -29,7 +29,8 @@ _KNOWN = frozenset({
     "frac", "sqrt", "pi", "text", "cdot", "times", "div", "infty", "cup", "cap", "circ", "pm", "mp", "in", "le", "ge",
     "lt", "gt", "ne", "emptyset", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh",
     "cosh", "tanh", "log", "ln", "exp", "overline", "angle", "begin", "end", "theta", "alpha", "beta", "gamma",
-    "lambda", "mu", "omega", "phi", "mathbb", "mathbf", "vec", "langle", "rangle", "triangle", "binom",
+    "lambda", "mu", "omega", "phi", "rho", "sigma", "delta", "mathbb", "vec", "langle", "rangle", "triangle", "binom",
+    "approx", "overrightarrow", "max", "min", "gcd", "det", "lfloor", "rfloor", "lceil", "rceil",
 })  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-r"""What an answer consists of: lists, sets, unions, points, intervals, matrices, and the scalars in them.
+r"""What an answer consists of: lists, sets, unions, points, intervals, matrices, what is said of names, and scalars.
 
 Works on normal form (`latex.normal`) and leaves the comparison of two scalars to its caller.
 """
@@ -6,7 +6,7 @@ Works on normal form (`latex.normal`) and leaves the comparison of two scalars t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = ["Leaf", "equal", "unwrapped"]
 
@@ -14,36 +14,57 @@ __all__ = ["Leaf", "equal", "unwrapped"]
 Leaf = Callable[[str, str], bool | None]
 
 _OPENING, _CLOSING = "([{", ")]}"
-_AND = re.compile(r"\\text\{,? ?(?:and|or)\}|(?<=[\d })\]])(?:and|or)(?=[ \d\\(\[{-])|;")
-_THOUSANDS = re.compile(r"[-+]?(?:\\\$)?[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,])")
-_NAME = re.compile(r"\A(?:[A-Za-z](?:_\{\w{1,3}\})?(?:\([a-z]\))?|[a-z]\^\{-1\}\([a-z]\)|\\[a-z]+)=")
-_MEMBER = re.compile(r"\A[a-z]\\in(?![a-z])")
-_STATED = re.compile(r"[^=<>,;&]*[A-Za-z][^=<>,;&]*=")
-_MATRIX = re.compile(r"\\begin\{matrix\}(.*)\\end\{matrix\}(.*)", re.DOTALL)
+_AND = re.compile(r"\\text\{,? ?(?:and|or)\}|(?<=[\d })\]])(?:and|or)(?=[ \d\\(\[{-]|[A-Za-z]=)|;")
+_OR = re.compile(r"\\text\{or\}|(?<=[\d })\]])or(?=[ \d\\(\[{-]|[a-z][<>\\])|\\cup(?![a-z])")
+_VARIABLE = r"(?:[A-Za-z]|\\(?!le|ge|ne|in|pi|cdot|times|infty)[a-z]+)(?:_\{\w{1,3}\})?"
+_NAME = re.compile(rf"{_VARIABLE}'?(?:\^\{{-1\}})?(?:\([a-z](?:,[a-z])*\))?")
+_MEMBER = re.compile(r"\A(?:[A-Za-z]|\([a-z](?:,[a-z])*\))\\in(?![a-z])")
+_SUCH_THAT = re.compile(r"\A[a-z](?:\\in\\mathbb\{R\})?[|:](?=.*[<>\\])")
+_RELATION = re.compile(r"(<|>|\\[lgn]e(?![a-z]))")
+_WHOLE = {r"\mathbb{R}": r"(-\infty,\infty)", r"\{\}": r"\emptyset"}
+_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
+_MATRIX = re.compile(r"(-?[^|+-]*)\\begin\{matrix\}(.*)\\end\{matrix\}([^|]*)", re.DOTALL)
+_CHOICE = re.compile(
+    r"(?:\\text\{\(([A-E])\) ?\}|\(\\text\{([A-E])\}\)|\(([A-E])\) ?)(-?(?:\\\$)?(?:[\d.]|\\frac|\\sqrt)[^(,]*)"
+)
 
 
 def equal(gold: str, answer: str, leaf: Leaf) -> bool | None:
     """Whether two answers are equal, part by part; None while `leaf` leaves it open.
 
-    A list is a set: each of its elements must equal one of the other's. A single gold answer is a list of one, so a
-    second, different answer is refused, and the same one in another form is not. Points, intervals and matrices must
-    have equal entries in place.
+    A list is a set: each of its elements must equal one of the other's, as often as a gold list repeats it. A single
+    gold answer is a list of one, so a second, different answer is refused, and the same one in another form is not.
+    Points, intervals and matrices must have equal entries in place.
     """
-    gold, answer = unwrapped(gold), unwrapped(answer)
-    if gold == answer:
+    gold, answer = _solved(unwrapped(gold.replace("{,}", ""))), _without_choice(gold, answer)
+    golds = list(_elements(gold))
+    answers = list(_elements(_solved(unwrapped(answer.replace("{,}", "")))))
+    if "{,}" in answer and len(golds) > 1 and len(answers) != len(golds):  # 2,100 is one number, or two if two are due
+        answers = list(_elements(unwrapped(answer.replace("{,}", ","))))
+    if golds == answers:
         return True
-    golds, answers = list(_elements(gold)), list(_elements(answer))
+    if len(answers) == 1:
+        value, claims = _claims(golds[0] if len(golds) == 1 else gold, answers[0])
+        if claims != answers or value != (golds[0] if len(golds) == 1 else gold):  # what is behind a name may be a list
+            return _all(equal(value, claim, leaf) for claim in claims)
+    if len(golds) == 1 and len(answers) > 1 and _is_tuple(gold):  # x = 3, y = 4 for (3, 4)
+        named = [_split(element, "=") for element in answers]
+        names = [sides[0] for sides in named]
+        if all(len(sides) == 2 and _NAME.fullmatch(sides[0]) for sides in named) and names == sorted(set(names)):
+            answers = ["(" + ",".join(sides[1] for sides in named) + ")"]
+    if r"\cup" in gold and len(golds) == 1 and all(map(_is_tuple, answers)):
+        answers = [r"\cup".join(answers)]
     if len(answers) > 2 * len(golds):  # nobody says the same thing three times
         return False
     if len(golds) != 1 or len(answers) != 1:
         return _same_set(golds, answers, leaf)
-    gold, answer = _without_names(golds[0], answers[0])
+    gold, answer = golds[0], answers[0]
     unions = _split(gold, r"\cup"), _split(answer, r"\cup")
     if len(unions[0]) > 1 or len(unions[1]) > 1:
         return _same_set(*unions, leaf)
     matrix, other = _MATRIX.fullmatch(gold), _MATRIX.fullmatch(answer)
     if matrix and other:
-        return matrix[2] == other[2] and _in_place(_cells(matrix[1]), _cells(other[1]), leaf)
+        return matrix[3] == other[3] and _in_place(_cells(matrix), _cells(other), leaf)
     if _is_tuple(gold) or _is_tuple(answer):
         same_ends = (gold[:1], gold[-1:]) == (answer[:1], answer[-1:])
         return same_ends and _in_place(_split(gold[1:-1], ","), _split(answer[1:-1], ","), leaf)
@@ -51,16 +72,18 @@ def equal(gold: str, answer: str, leaf: Leaf) -> bool | None:
 
 
 def unwrapped(text: str) -> str:
-    r"""Without the `\text{...}`, the set braces or the plain braces around the whole."""
+    r"""Without the `\text{...}`, the set braces or the plain braces around the whole, or brackets around a matrix."""
     while True:
         inside = text
-        for opening, closing in ((r"\text{", "}"), (r"\{", r"\}"), ("{", "}")):
+        for opening, closing in ((r"\text{", "}"), (r"\{", r"\}"), ("{", "}"), ("(", ")"), ("[", "]")):
             if text.startswith(opening) and text.endswith(closing) and not text.endswith("\\" + closing):
                 middle = text[len(opening) : len(text) - len(closing)]
+                if opening in "([" and not _MATRIX.fullmatch(middle):
+                    continue
                 if _is_balanced(middle):
                     inside = middle.strip()
                     break
-        if inside == text:
+        if inside == text or not inside:  # {} is the empty set
             return text
         text = inside
 
@@ -74,14 +97,59 @@ def _is_balanced(text: str) -> bool:
     return True
 
 
+def _without_choice(gold: str, answer: str) -> str:
+    """`(C) 12` as the letter where the gold answer is one, else as what stands behind it."""
+    choice = _CHOICE.fullmatch(unwrapped(answer))
+    if not choice:
+        return answer
+    of_letter = re.fullmatch(r"\(?[A-Z]\)?", re.sub(r"\\text|[{}]", "", gold))
+    if of_letter:
+        return answer if re.search(r"[A-Z]|or|and", choice[4]) else choice[1] or choice[2] or choice[3]
+    return choice[4]
+
+
+def _solved(text: str) -> str:
+    r"""`1 < x \le 2` as (1,2], `x < 1 or x > 2` as a union, `x \ne 1` as two rays; > in a chain turned round to <."""
+    text = _WHOLE.get(text, _SUCH_THAT.sub("", text))
+    if not _RELATION.search(text):
+        return text.replace(r"+\infty", r"\infty")
+    rays = [_interval(part.strip()) for part in _OR.split(text)]
+    return text if "" in rays else r"\cup".join(rays)
+
+
+def _interval(text: str) -> str:
+    """The interval that an inequality with one name describes, a chain in rising order, or ""."""
+    parts = [part.strip() for part in _RELATION.split(text)]
+    if len(parts) < 3 or "" in parts or len({mark in (">", r"\ge") for mark in parts[1::2]}) > 1:
+        return ""
+    if _MEMBER.match(text) or "," in text:
+        return ""
+    if parts[1] in (">", r"\ge"):
+        parts = [_FLIPPED.get(part, part) for part in reversed(parts)]
+    if set(parts[1::2]) - {"<", r"\le", r"\ne"}:
+        return ""
+    left, right = ("(" if mark != r"\le" else "[" for mark in (parts[1], parts[-2]))
+    right = {"(": ")", "[": "]"}[right]
+    if len(parts) == 5 and _NAME.fullmatch(parts[2]):
+        return f"{left}{parts[0]},{parts[4]}{right}"
+    if len(parts) == 3:
+        low, mark, high = parts
+        if mark == r"\ne" and _NAME.fullmatch(low):
+            return rf"(-\infty,{high})\cup({high},\infty)"
+        if mark != r"\ne" and _NAME.fullmatch(low):
+            return rf"(-\infty,{high}{right}"
+        if mark != r"\ne" and _NAME.fullmatch(high):
+            return rf"{left}{low},\infty)"
+    return "".join(parts)
+
+
 def _elements(text: str) -> Iterator[str]:
     """The answers in a list of answers, `a ± b` as two."""
-    if whole := _THOUSANDS.match(text):
-        text = whole.group().replace(",", "") + text[whole.end() :]
     parts = [part.strip() for part in _split(_AND.sub(",", text), ",")]
     for part in parts if len(parts) == 1 else filter(None, parts):
-        if part.count(r"\pm") == 1:
-            yield from (part.replace(r"\pm", sign).removeprefix("+") for sign in "+-")
+        mark = r"\pm" if r"\pm" in part else r"\mp"
+        if part.count(mark) == 1 and r"\{" not in part:
+            yield from (part.replace(mark, sign).removeprefix("+") for sign in "+-")
         else:
             yield part
 
@@ -99,22 +167,44 @@ def _split(text: str, mark: str) -> list[str]:
     return [*parts, text[start:]]
 
 
-def _without_names(gold: str, answer: str) -> tuple[str, str]:
-    r"""`x = 5`, `f(x) = 5` and `x + y = 5` say 5, `x \in [0, 1]` says [0, 1]; two equations stay equations.
+def _claims(gold: str, answer: str) -> tuple[str, list[str]]:
+    r"""What an answer says the value is: `x = 5`, `5 = x`, `f(x) = 5`, `x + y = 5` and `x = 2 + 3 = 5` say 5.
 
-    As in the data set's own checker, `y = 2x` and `2x` are one answer.
+    Every side that is not a name must equal the gold answer, so that `x = 4 = 5` and `4 = 5` say nothing. An equation
+    still to be solved (`2x = 5`, `x = 5 + y`) does not name a value. As in the data set's own checker, `y = 2x` and
+    `2x` are one answer; of a gold equation such as x + y = 5, the 5 alone is not. Two equations are left to `leaf`.
     """
     gold, answer = _MEMBER.sub("", gold), _MEMBER.sub("", answer)
-    if "=" in gold and "=" not in answer:
-        return _NAME.sub("", gold), answer  # of x + y = 5, the 5 alone is not the answer
-    return gold, answer if "=" in gold else _value(answer)
+    sides = _split(answer.replace(":=", "="), "=")
+    if len(sides) == 1 and (about := _split(answer, r"\approx"))[1:] and (not about[0] or _NAME.fullmatch(about[0])):
+        sides = about[1:]
+    named = _split(gold, "=")
+    if len(named) > 1:
+        if not (len(named) == 2 and _NAME.fullmatch(named[0])):
+            return gold, [answer]
+        of_same = named[0] in (sides[0], sides[-1]) or ("(" in named[0] + sides[0] and _NAME.fullmatch(sides[0]))
+        if len(sides) > 1 and not of_same:
+            return gold, [answer]
+        gold = named[1]
+    first = sides
+    while len(sides) > 1 and _is_name(sides[0], sides[1:]):
+        sides = sides[1:]
+    if sides is first and len(sides) > 1 and _NAME.fullmatch(sides[-1]):
+        sides = sides[:-1]
+    return gold, sides
 
 
-def _value(text: str) -> str:
-    """What stands behind the equals signs; `4 = 5` says nothing and stays."""
-    while match := _NAME.match(text) or _STATED.match(text):
-        text = text[match.end() :]
-    return text
+def _is_name(side: str, others: Sequence[str]) -> bool:
+    """Whether a side names the quantity that the others are the value of."""
+    if _NAME.fullmatch(side):
+        return not any(re.search(rf"(?<![A-Za-z\\]){re.escape(side)}(?![A-Za-z])", other) for other in others)
+    if r"\text" in side or re.search(r"\\(?:sin|cos|tan|log|ln|angle|gcd|max|min|det)", side):
+        return re.search("[A-Za-z]", re.sub(r"\\(?!text|angle|gcd|max|min|det)[a-z]+", "", side)) is not None
+    bare = re.sub(r"_\{[^{}]*\}|\^\{-1\}|(?<=[A-Za-z}])\([\d.,]*\)|\\[a-z]+", "", side)
+    letters = set(re.findall("[A-Za-z]", bare)) - {"e", "i"}
+    if not re.search(r"\d", bare):
+        return len(letters) > 0
+    return len(letters) > 1 and "0" not in others and not re.search(r"(?:\A|[+-])[\d.]+(?:[+-]|\Z)", bare)
 
 
 def _is_tuple(text: str) -> bool:
@@ -123,16 +213,17 @@ def _is_tuple(text: str) -> bool:
     return text[:1] in ("(", "[") and text[-1:] in (")", "]") and _is_balanced(inside) and len(_split(inside, ",")) > 1
 
 
-def _cells(matrix: str) -> list[str]:
-    rows = [row for row in matrix.split(r"\\") if row.strip()]
-    return [cell for row in rows for cell in (*row.split("&"), "\n")]  # row ends keep 2 x 3 apart from 3 x 2
+def _cells(matrix: re.Match[str]) -> list[str]:
+    """The entries, times what stands before the matrix; row ends keep 2 x 3 apart from 3 x 2."""
+    rows = [row for row in matrix[2].split(r"\\") if row.strip()]
+    cells = ([f"{matrix[1]}({cell})" if matrix[1] else cell for cell in row.split("&")] for row in rows)
+    return [cell for row in cells for cell in (*row, "\n")]
 
 
 def _in_place(golds: list[str], answers: list[str], leaf: Leaf) -> bool | None:
     if len(golds) != len(answers):
         return False
-    found = [g == a or leaf(unwrapped(g), unwrapped(a)) for g, a in zip(golds, answers, strict=True)]
-    return False if False in found else None if None in found else True
+    return _all(g == a or leaf(unwrapped(g), unwrapped(a)) for g, a in zip(golds, answers, strict=True))
 
 
 def _same_set(golds: list[str], answers: list[str], leaf: Leaf) -> bool | None:
@@ -140,4 +231,16 @@ def _same_set(golds: list[str], answers: list[str], leaf: Leaf) -> bool | None:
     lines = [*pairs, *zip(*pairs, strict=True)]
     if not lines or any(all(found is False for found in line) for line in lines):
         return False
+    if len(set(golds)) < len(golds):  # roots with their multiplicity
+        counts = _all(
+            None if None in row else row.count(True) == golds.count(g) for g, row in zip(golds, pairs, strict=True)
+        )
+        if counts is not True:
+            return counts
     return True if all(True in line for line in lines) else None
+
+
+def _all(found: Iterable[bool | None]) -> bool | None:
+    """False if any is, None if any is open."""
+    verdicts = list(found)
+    return False if False in verdicts else None if None in verdicts else True
