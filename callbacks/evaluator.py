@@ -70,6 +70,11 @@ class AdaptationEvaluator(TwoPass, L.Callback):
 
     # ------------------------------------------------------------------ Lightning's hooks
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Open the task of its own: what is wrong with it must not be found hours later."""
+        if self.own_task is not None and stage == "fit":
+            self._data(trainer, pl_module).predict_dataloader()
+
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """First pass over the task."""
         data = getattr(trainer, "datamodule", None)
@@ -130,9 +135,11 @@ class AdaptationEvaluator(TwoPass, L.Callback):
     def _data(self, trainer: L.Trainer, pl_module: L.LightningModule) -> UnseenTaskDataModule:
         if self.own_data is None:
             assert self.own_task is not None
-            base = pl_module.hparams["base"]
-            rows = {"few_shot": self.few_shot, "test_limit": self.test_limit, "seed": self.seed}
-            self.own_data = UnseenTaskDataModule(self.own_task, base, self.data_dir, self.task_options, **rows)  # type: ignore[arg-type]
+            options = {key: pl_module.hparams[key] for key in ("base", "max_new_tokens")}
+            options |= {"few_shot": self.few_shot, "test_limit": self.test_limit, "seed": self.seed}
+            options |= getattr(getattr(trainer, "datamodule", None), "prompting", {})  # prompts are the run's
+            options |= {"data_dir": self.data_dir, "task_options": self.task_options}
+            self.own_data = UnseenTaskDataModule(self.own_task, **options)
             self.own_data.setup("predict")
             self.own_data.trainer = trainer
         return self.own_data
