@@ -66,7 +66,7 @@ class ARC(Task):
         gold = field_of(row, "answerKey", where).strip()
         if gold not in labels:
             known = ", ".join(labels)
-            raise DataError(f"{where}: field 'answerKey' is {gold!r}, none of {known}; correct or drop the row")
+            raise DataError(f"{where}: field 'answerKey' is {gold!r:.60}, none of {known:.60}; correct or drop the row")
         options = dict(zip(letters, texts, strict=True))
         keys = {label: letter for label, letter in zip(labels, letters, strict=True) if label.isdigit()}
         lines = "\n".join(f"({letter}) {text}" for letter, text in options.items())
@@ -84,7 +84,7 @@ def _choices(row: Row, where: str) -> tuple[list[str], list[str]]:
     labels, texts = ([value.strip() for value in values] for values in (labels, texts))
     if len(labels) != len(texts) or not 2 <= len(labels) <= len(_LETTERS) or len(set(labels)) < len(labels):
         raise DataError(
-            f"{where}: field 'choices' has labels {', '.join(labels)} for {len(texts)} texts; "
+            f"{where}: field 'choices' has labels {', '.join(labels):.60} for {len(texts)} texts; "
             f"2 to {len(_LETTERS)} options with a label each are expected"
         )
     return labels, texts

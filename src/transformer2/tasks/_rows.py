@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import logging
 import os
@@ -108,7 +109,8 @@ def field_of(row: Mapping[str, Any], field: str, where: str, kind: type | tuple[
         DataError: Missing field, another type, or blank text; the message names the row and the field.
     """
     if field not in row:
-        raise DataError(f"{where}: field {field!r} is missing; the row has {', '.join(map(repr, row)) or 'no fields'}")
+        has = ", ".join(repr(key)[:40] for key in list(row)[:12]) or "no fields"
+        raise DataError(f"{where}: field {field!r} is missing; the row has {has}")
     value = row[field]
     if not isinstance(value, kind) or (isinstance(value, str) and not value.strip()):
         shown = repr(value)
@@ -144,9 +146,9 @@ def _files_of(split: str, folders: Sequence[Path], seen: list[str]) -> list[Path
             raise DataError(f"{odd[0]} is no shard of {files[0]}; keep one set of shards")
         files.sort(key=lambda file: int(shards[file][1]))
         have = [int(shards[file][1]) for file in files]
-        first = int(have[-1] == number)  # some count from 1
-        if len(have) != number or have != list(range(first, first + number)):
-            missing = [str(i) for i in range(first, first + min(number, 10**5)) if i not in have]
+        start = int(have[-1] == number)  # some count from 1
+        if len(have) != number or have != list(range(start, start + number)):
+            missing = [str(i) for i in range(start, start + min(number, 10**5)) if i not in have]
             what = f"{', '.join(missing[:5])} is missing" if missing else "one is there twice"
             raise DataError(f"{files[0]}: of the {number} shards of {split!r}, {what}; copy the whole set again")
     return files
@@ -156,11 +158,13 @@ def _check_number(rows: Sequence[Row], split: str, folders: Sequence[Path], conf
     """Compare with `num_examples`, where a `dataset_info` lies beside the rows (JSON, or in the data card)."""
     for folder in dict.fromkeys([*folders, *(f / split for f in folders)]):
         for name in ("dataset_info.json", "dataset_infos.json", "README.md"):
+            if not (folder / name).is_file():
+                continue
             try:
                 text = (folder / name).read_text(encoding="utf-8")
                 info = yaml.safe_load(text.split("---")[1]) if name == "README.md" else json.loads(text)
             except (OSError, ValueError, IndexError, yaml.YAMLError, RecursionError):
-                continue  # not there, or somebody else's
+                continue  # somebody else's
             numbers = set(_numbers(info, split, config))
             if len(numbers) == 1 and numbers != {len(rows)}:
                 raise DataError(
@@ -198,16 +202,15 @@ def _file_rows(file: Path) -> list[Row]:
 
 def _table_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        import pyarrow.ipc
-        import pyarrow.parquet
+        arrow, parquet = (importlib.import_module(f"pyarrow{part}") for part in ("", ".parquet"))
     except ImportError as e:
         raise DataError(f"{file}: reading {file.suffix} needs the package pyarrow; install it, or give .jsonl") from e
     try:
         if file.suffix == ".parquet":
-            table = pyarrow.parquet.read_table(file)
+            table = parquet.read_table(file)
         else:
-            with pyarrow.memory_map(str(file)) as source:
-                table = pyarrow.ipc.open_stream(source).read_all()
+            with arrow.memory_map(str(file)) as source:
+                table = arrow.ipc.open_stream(source).read_all()
         rows = table.to_pylist()
     except Exception as e:  # Arrow's errors share no class with each other
         raise DataError(f"{file}: unreadable ({' '.join(str(e).split())[:120]}); copy it again") from e
@@ -253,7 +256,7 @@ def _json_row(text: str, where: str) -> dict[str, Any]:
 
 
 def _hub_rows(name: str, split: str, hub_id: str, config: str | None, revision: str | None) -> list[Row]:
-    remedy = f"give --data.data_dir, a folder with {name}/{split}.jsonl (rows of {hub_id})"
+    remedy = f"give data_dir (--data.data_dir), a folder with {name}/{split}.jsonl (rows of {hub_id})"
     try:
         import datasets
     except ImportError as e:

@@ -32,7 +32,7 @@ class Wording:
     ) -> None:
         if not isinstance(prompt, str) or not isinstance(system, str | None):
             raise ConfigError(
-                f"task {task!r}: system and prompt are texts (system may be null), not {system or prompt!r}"
+                f"task {task!r}: prompt {prompt!r} or system {system!r} is no text; only system may be null"
             )
         shown = [name for name in _FIELD.findall(prompt) if name]
         for name in shown:

@@ -52,7 +52,7 @@ class HumanEval(CodeTask):
     def _example(self, row: Row, where: str) -> Example:
         prompt, entry, test = (field_of(row, key, where) for key in ("prompt", "entry_point", "test"))
         if f"def {entry}(" not in prompt:
-            raise DataError(f"{where}: field 'prompt' does not begin {entry!r}; correct or drop the row")
+            raise DataError(f"{where}: field 'prompt' does not begin {entry!r:.60}; correct or drop the row")
         ast.parse(prompt), ast.parse(test)  # under tests that are no Python every answer would be wrong
         solution = field_of(row, "canonical_solution", where) if "canonical_solution" in row else ""
         messages = self.wording.messages(question=prompt.strip())

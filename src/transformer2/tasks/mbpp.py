@@ -104,5 +104,5 @@ def _number(row: Row, where: str) -> int:
     value = field_of(row, "task_id", where, (int, str))
     digits = str(value).rpartition("/")[2]  # MBPP+ says "Mbpp/2"
     if not digits.isdigit():
-        raise DataError(f"{where}: field 'task_id' is {value!r}, which holds no number; correct or drop the row")
+        raise DataError(f"{where}: field 'task_id' is {value!r:.60}, which holds no number; correct or drop the row")
     return int(digits)
