@@ -111,7 +111,7 @@ class PromptEvaluator(AdaptationEvaluator):
 
     def _choose(self, questions: list[Example]) -> tuple[list[int | None], list[str]]:
         scorer, weights_1K = self.first_scorer()
-        ids = [render(scorer.tokenizer, question, self.data.template_variables) for question in questions]
+        ids = [render(scorer.tokenizer, question, self.data.template) for question in questions]
         prompts = collate(questions, ids, scorer.engine.pad_id).to(self.device)
         return first_pass(self.dispatcher, scorer, prompts, weights_1K, self.constrained)
 

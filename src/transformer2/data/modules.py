@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
@@ -12,7 +13,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from transformer2 import tasks
 from transformer2.data.loader import PromptLoader
-from transformer2.data.prompts import DATE, render, template_variables
+from transformer2.data.prompts import DATE, ChatTemplate, render
 from transformer2.errors import ConfigError, DataError
 from transformer2.policy import load_tokenizer, locate_base
 from transformer2.types import Example, PromptBatch
@@ -78,8 +79,8 @@ class ExpertDataModule(L.LightningDataModule):
             "chat_template_kwargs": chat_template_kwargs,
             "template_date": template_date,
         }
-        variables = template_variables(chat_template_kwargs, template_date)
-        self.template_variables = None if chat_template == "none" else variables
+        template = ChatTemplate(chat_template_kwargs or {}, template_date)
+        self.template = None if chat_template == "none" else template
         self.keep_prompts, self.max_new_tokens = keep_prompts, max_new_tokens or self.task.max_new_tokens
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._rows: dict[str, tuple[list[Example], list[list[int]]]] = {}
@@ -130,12 +131,12 @@ class ExpertDataModule(L.LightningDataModule):
             raise DataError(f"{self.task.name}/{split} cannot be read ({e}); check data.data_dir") from e
         self._name_repeats(split, examples)
         self.tokenizer = self.tokenizer or load_tokenizer(self.base)
-        if self.tokenizer.chat_template is None and self.template_variables is not None:
+        if self.tokenizer.chat_template is None and self.template is not None:
             raise DataError(
                 f"the tokenizer of {self.base!r} has no chat template; use an instruct model, or say "
                 "data.chat_template: none to prompt with the bare text"
             )
-        ids = [render(self.tokenizer, e, self.template_variables) for e in examples]
+        ids = [render(self.tokenizer, e, self.template) for e in examples]
         self._name_unread_variables(examples[:1])
         config = AutoConfig.from_pretrained(locate_base(self.base)).get_text_config()
         context = getattr(config, "max_position_embeddings", None)
@@ -165,12 +166,10 @@ class ExpertDataModule(L.LightningDataModule):
 
     def _name_unread_variables(self, examples: list[Example]) -> None:
         """Warn of variables that the chat template ignores, as it does with any that it does not know."""
-        assert self.tokenizer is not None
-        for name in self.prompting["chat_template_kwargs"] or {}:
-            less = {key: value for key, value in (self.template_variables or {}).items() if key != name}
-            if all(
-                render(self.tokenizer, e, less) == render(self.tokenizer, e, self.template_variables) for e in examples
-            ):
+        template = self.template
+        for name in () if template is None else template.variables:
+            without = replace(template, variables={k: v for k, v in template.variables.items() if k != name})
+            if all(render(self.tokenizer, e, without) == render(self.tokenizer, e, template) for e in examples):
                 rank_zero_warn(
                     f"data.chat_template_kwargs.{name} changes no prompt: the chat template of {self.base!r} does not "
                     "know it, or does so by itself"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -23,35 +24,55 @@ Messages = list[dict[str, str]]
 DATE = "2024-07-26"
 
 
-def template_variables(given: Mapping[str, Any] | None = None, date: str = DATE) -> dict[str, Any]:
-    """What a chat template is given beside the messages.
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a tokenizer's chat template is applied.
 
     Args:
-        given: `data.chat_template_kwargs`.
-        date: What the template takes for today, YYYY-MM-DD.
+        variables: What it is given beside the messages (`data.chat_template_kwargs`).
+        date: What it takes for today, YYYY-MM-DD.
 
     Raises:
-        ConfigError: No such date, or a variable that `render` sets itself.
+        ConfigError: No such date, or a variable that is set here.
     """
-    try:
-        today = datetime.strptime(date, "%Y-%m-%d")
-    except (TypeError, ValueError) as e:
-        raise ConfigError(f"data.template_date {date!r} is no date of the form {DATE}") from e
-    ours = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {"tools", "documents"}
-    for name in given or {}:
-        if name in ours | {"messages", "strftime_now"}:
-            raise ConfigError(
-                f"data.chat_template_kwargs.{name} cannot be set: prompts are built in one way; leave it out"
-            )
-    return {"strftime_now": today.strftime, **(given or {})}
+
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    date: str = DATE
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be applied."""
+        try:
+            datetime.strptime(self.date, "%Y-%m-%d")
+        except (TypeError, ValueError) as e:
+            raise ConfigError(f"data.template_date {self.date!r} is no date of the form {DATE}") from e
+        ours = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {"tools", "documents"}
+        for name in self.variables:
+            if name in ours | {"messages", "strftime_now"}:
+                raise ConfigError(
+                    f"data.chat_template_kwargs.{name} cannot be set: prompts are built in one way; leave it out"
+                )
+
+    def text(self, tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
+        """The prompt as text, up to where the model is to answer."""
+        template = tokenizer.get_chat_template(tools=self.variables.get("tools"))
+        if "strftime_now" in template:
+            template = self._clock() + template
+        options = {"chat_template": template, "tokenize": False, "add_generation_prompt": True}
+        return str(tokenizer.apply_chat_template(messages, **options, **self.variables))
+
+    def _clock(self) -> str:
+        """A macro in place of transformers' `strftime_now`: functions do not pass into its templates."""
+        today, replaced = datetime.strptime(self.date, "%Y-%m-%d"), ""
+        for letter in "aAbBcdfFGHIjmMpSTuUVwWxXyY":
+            value = today.strftime(f"%{letter}")
+            replaced += f"|replace('%{letter}', '{value}')|replace('%-{letter}', '{value.lstrip('0') or 0}')"
+        return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n"
 
 
-_DEFAULTS = template_variables()
+_PINNED = ChatTemplate()
 
 
-def render(
-    tokenizer: PreTrainedTokenizerBase, example: Example, variables: Mapping[str, Any] | None = _DEFAULTS
-) -> list[int]:
+def render(tokenizer: PreTrainedTokenizerBase, example: Example, template: ChatTemplate | None = _PINNED) -> list[int]:
     """Token ids of one prompt, ending where the model is to answer.
 
     The template's text carries its own BOS, so it is tokenised without special tokens. Base models without a chat
@@ -60,25 +81,25 @@ def render(
     Args:
         tokenizer: The base model's.
         example: The question.
-        variables: See `template_variables`; None leaves the chat template out.
+        template: How the chat template is applied; None leaves it out.
 
     Raises:
         DataError: The chat template refuses the messages.
     """
     messages = [dict(m) for m in example.messages]
-    if tokenizer.chat_template is None or variables is None:
+    if tokenizer.chat_template is None or template is None:
         ids = list(tokenizer("\n\n".join(m["content"] for m in messages) + "\n\n")["input_ids"])
         while ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text; a prompt goes on
             ids.pop()
         return ids
-    return list(tokenizer(_text(tokenizer, messages, variables), add_special_tokens=False)["input_ids"])
+    return list(tokenizer(_text(tokenizer, messages, template), add_special_tokens=False)["input_ids"])
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages, variables: Mapping[str, Any]) -> str:
+def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: ChatTemplate) -> str:
     """The prompt as text. Where a template knows no system role, its text goes before the first user message."""
     system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
     try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables))
+        text = template.text(tokenizer, messages)
     except (TemplateError, TypeError, ValueError) as e:  # Gemma's template refuses a system role
         if not system:
             raise DataError(f"the tokenizer's chat template refuses a prompt ({e}); correct the template") from e
@@ -86,7 +107,7 @@ def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages, variables: Map
     if system.strip() in text:  # other templates leave it out without a word
         return text
     first, *rest = [m for m in messages if m["role"] != "system"]
-    return _text(tokenizer, [{**first, "content": f"{system}\n\n{first['content']}"}, *rest], variables)
+    return _text(tokenizer, [{**first, "content": f"{system}\n\n{first['content']}"}, *rest], template)
 
 
 def collate(
