@@ -48,7 +48,7 @@ class AdaptationEvaluator(TwoPass, L.Callback):
         self,
         experts: list[str] | None = None,
         task: str | None = None,
-        task_options: dict[str, Any] | None = None,
+        task_options: dict | None = None,
         data_dir: str | None = None,
         few_shot: int = 20,
         test_limit: int | None = None,

@@ -42,7 +42,7 @@ class PromptEvaluator(AdaptationEvaluator):
         self,
         first_pass: Literal["generate", "constrained"] = "generate",
         dispatch_task: str | None = None,
-        dispatch_options: dict[str, Any] | None = None,
+        dispatch_options: dict | None = None,
         dispatch_limit: int | None = None,
         **options: Any,
     ) -> None:

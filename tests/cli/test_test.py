@@ -86,6 +86,21 @@ def test_rows_that_share_one_id_are_told_apart(verb, llama_folder, tmp_path):
     assert records[3]["prompt"].endswith("say 83<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
 
 
+@pytest.mark.parametrize("options", ["task_options", "task_options.prompt"])
+def test_a_prompt_of_one_s_own_reaches_the_model_and_the_records(options, llama_folder, real_data, tmp_path, capsys):
+    prompt = "Q: {question} \\boxed{}"
+    value = json.dumps({"system": None, "prompt": prompt} if options == "task_options" else prompt)
+    flags = [f"--data.{options}", value, "--data.keep_prompts", "true", "--data.drop_long_prompts", "true"]
+    assert main(arc("gsm8k", llama_folder, real_data, tmp_path / "run", *flags)) == 0
+    for record in read(tmp_path / "run")[1]:
+        assert record["question"].startswith("Q: ") and record["question"].endswith(" \\boxed{}")
+        assert record["question"] in record["prompt"] and ("system" in record["prompt"]) == (options != "task_options")
+    again = ["test", "--config", str(tmp_path / "run" / "config.yaml"), "--quiet", "--run_dir", str(tmp_path / "again")]
+    assert main(again) == 0 and read(tmp_path / "again")[1] == read(tmp_path / "run")[1]
+    assert main(arc("gsm8k", llama_folder, real_data, tmp_path / "no", "--data.task_options.prompt", "{question}")) == 2
+    assert "prompt {'question': None} is no text; YAML wants it in quotes" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["arc_easy", "toy_task.SameIds"])
 def test_two_processes_report_what_one_does(task, llama_folder, real_data, tmp_path):

@@ -18,6 +18,8 @@ from transformer2.errors import ConfigError, DataError
 from transformer2.policy import load_tokenizer, locate_base
 from transformer2.types import Example, PromptBatch
 
+# Options are bare dicts: jsonargparse would read a text inside dict[str, Any] as YAML, `Q: {question}` as a mapping.
+
 
 class ExpertDataModule(L.LightningDataModule):
     """Prompts of one expert task. The test split is read by `test` alone and cannot be reached during `fit`.
@@ -45,14 +47,14 @@ class ExpertDataModule(L.LightningDataModule):
         task: str = "tiny_math",
         base: str = "tiny",
         data_dir: str | None = None,
-        task_options: dict[str, Any] | None = None,
+        task_options: dict | None = None,
         batch_size: int = 64,
         eval_batch_size: int = 256,
         validation_limit: int | None = None,
         test_limit: int | None = None,
         drop_long_prompts: bool = False,
         chat_template: Literal["model", "none"] = "model",
-        chat_template_kwargs: dict[str, Any] | None = None,
+        chat_template_kwargs: dict | None = None,
         template_date: str = DATE,
         keep_prompts: bool = False,
         max_new_tokens: int | None = None,
@@ -166,8 +168,9 @@ class ExpertDataModule(L.LightningDataModule):
 
     def _name_unread_variables(self, examples: list[Example]) -> None:
         """Warn of variables that the chat template ignores, as it does with any that it does not know."""
-        template = self.template
-        for name in () if template is None else template.variables:
+        if (template := self.template) is None:
+            return
+        for name in template.variables:
             without = replace(template, variables={k: v for k, v in template.variables.items() if k != name})
             if all(render(self.tokenizer, e, without) == render(self.tokenizer, e, template) for e in examples):
                 rank_zero_warn(
@@ -251,14 +254,14 @@ class UnseenTaskDataModule(ExpertDataModule):
         task: str = "tiny_code_math",
         base: str = "tiny",
         data_dir: str | None = None,
-        task_options: dict[str, Any] | None = None,
+        task_options: dict | None = None,
         few_shot: int = 20,
         protocol: Literal["clean", "paper"] = "clean",
         eval_batch_size: int = 128,
         test_limit: int | None = None,
         drop_long_prompts: bool = False,
         chat_template: Literal["model", "none"] = "model",
-        chat_template_kwargs: dict[str, Any] | None = None,
+        chat_template_kwargs: dict | None = None,
         template_date: str = DATE,
         keep_prompts: bool = False,
         max_new_tokens: int | None = None,

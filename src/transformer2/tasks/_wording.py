@@ -31,9 +31,8 @@ class Wording:
         self, task: str, system: str | None, prompt: str, fields: Sequence[str], optional: Sequence[str] = ()
     ) -> None:
         if not isinstance(prompt, str) or not isinstance(system, str | None):
-            raise ConfigError(
-                f"task {task!r}: prompt {prompt!r} or system {system!r} is no text; only system may be null"
-            )
+            name, value = ("system", system) if isinstance(prompt, str) else ("prompt", prompt)
+            raise ConfigError(f"task {task!r}: {name} {value!r:.60} is no text; YAML wants it in quotes of its own")
         shown = [name for name in _FIELD.findall(prompt) if name]
         for name in shown:
             if name not in (*fields, *optional):
