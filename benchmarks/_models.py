@@ -26,7 +26,7 @@ class SilentTokenizer:
 
     pad_token_id = 0
 
-    def batch_decode(self, ids: list[list[int]], skip_special_tokens: bool) -> list[str]:
+    def batch_decode(self, ids: list[list[int]], **options: bool) -> list[str]:
         """No text for every row."""
         return [""] * len(ids)
 

@@ -48,7 +48,7 @@ class AdaptationEvaluator(TwoPass, L.Callback):
         self,
         experts: list[str] | None = None,
         task: str | None = None,
-        task_options: dict[str, Any] | None = None,
+        task_options: dict | None = None,
         data_dir: str | None = None,
         few_shot: int = 20,
         test_limit: int | None = None,
@@ -69,6 +69,11 @@ class AdaptationEvaluator(TwoPass, L.Callback):
         self.own_data: UnseenTaskDataModule | None = None
 
     # ------------------------------------------------------------------ Lightning's hooks
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Open the task of its own: what is wrong with it must not be found hours later."""
+        if self.own_task is not None and stage == "fit":
+            self._data(trainer, pl_module).predict_dataloader()
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """First pass over the task."""
@@ -130,9 +135,11 @@ class AdaptationEvaluator(TwoPass, L.Callback):
     def _data(self, trainer: L.Trainer, pl_module: L.LightningModule) -> UnseenTaskDataModule:
         if self.own_data is None:
             assert self.own_task is not None
-            base = pl_module.hparams["base"]
-            rows = {"few_shot": self.few_shot, "test_limit": self.test_limit, "seed": self.seed}
-            self.own_data = UnseenTaskDataModule(self.own_task, base, self.data_dir, self.task_options, **rows)  # type: ignore[arg-type]
+            options = {key: pl_module.hparams[key] for key in ("base", "max_new_tokens")}
+            options |= {"few_shot": self.few_shot, "test_limit": self.test_limit, "seed": self.seed}
+            options |= getattr(getattr(trainer, "datamodule", None), "prompting", {})  # prompts are the run's
+            options |= {"data_dir": self.data_dir, "task_options": self.task_options}
+            self.own_data = UnseenTaskDataModule(self.own_task, **options)
             self.own_data.setup("predict")
             self.own_data.trainer = trainer
         return self.own_data

@@ -42,7 +42,7 @@ class PromptEvaluator(AdaptationEvaluator):
         self,
         first_pass: Literal["generate", "constrained"] = "generate",
         dispatch_task: str | None = None,
-        dispatch_options: dict[str, Any] | None = None,
+        dispatch_options: dict | None = None,
         dispatch_limit: int | None = None,
         **options: Any,
     ) -> None:
@@ -59,8 +59,11 @@ class PromptEvaluator(AdaptationEvaluator):
         """Needs no shots; measures the dispatch where there are labelled requests."""
         labelled: Any = self.dispatch_task or (tasks.get("tiny_dispatch") if self.on_tiny else None)
         names, descriptions = zip(*(self._category(e, labelled) for e in self.experts), strict=True)
-        prompt = None if labelled is None else labelled.prompt
-        self.dispatcher = Dispatcher(names, descriptions, prompt, 8 if labelled is None else labelled.max_new_tokens)
+        asked: dict[str, Any] = {}
+        if labelled is not None:
+            system = getattr(getattr(labelled, "wording", None), "system", None)
+            asked = {"prompt": labelled.prompt, "max_new_tokens": labelled.max_new_tokens, "system": system}
+        self.dispatcher = Dispatcher(names, descriptions, **asked)
         self.measured: Confusion | None = None
         if labelled is None:
             return
@@ -108,7 +111,7 @@ class PromptEvaluator(AdaptationEvaluator):
 
     def _choose(self, questions: list[Example]) -> tuple[list[int | None], list[str]]:
         scorer, weights_1K = self.first_scorer()
-        ids = [render(scorer.tokenizer, question) for question in questions]
+        ids = [render(scorer.tokenizer, question, self.data.template) for question in questions]
         prompts = collate(questions, ids, scorer.engine.pad_id).to(self.device)
         return first_pass(self.dispatcher, scorer, prompts, weights_1K, self.constrained)
 

@@ -83,7 +83,7 @@ class TwoPass:
         self.folder: Path | None = None
         self.progress = False
         self.report: Report | None = None
-        self.cache: dict[Any, dict[str, dict[str, Any]]] = {}
+        self.cache: dict[Any, dict[int, dict[str, Any]]] = {}
         self.running = False
         self._open = ExitStack()
 
@@ -123,7 +123,7 @@ class TwoPass:
         self.matrices = matrices(pl_module.policy)
         self.records: list[dict[str, Any]] = []
         key = (data.task.name, data.protocol, data.seed, data.few_shot, *(e.sha256 for e in self.experts))
-        self.judged = self.cache.setdefault(key, {})  # example id -> columns of its record
+        self.judged = self.cache.setdefault(key, {})  # position among the scored rows -> columns of its record
         self.seconds = {"first_pass": 0.0, "second_pass": 0.0, "controls": 0.0}
         self.running = True
         self.bar = tqdm(desc=f"adapt {self.strategy}", disable=not (self.progress and self.rank == 0), unit="step")
@@ -156,18 +156,17 @@ class TwoPass:
         self._batch.close()
         self._timed("controls", lambda: self._judge_controls(batch))
         verdicts = self._verify(answers)
-        for b, example in enumerate(batch.examples):
+        for b, question in enumerate(self.data.asked(batch)):
             self.records.append(
                 {
-                    "id": example.id,
+                    **question,
                     "strategy": self.strategy,
-                    "answer": example.answer,
                     **(self.choice.columns[b] if self.choice.columns else {}),
                     "completion": answers.completions[b],
                     "correct": verdicts[b].correct,
                     "extracted": verdicts[b].extracted,
                     "reason": verdicts[b].reason,
-                    **self.judged[example.id],
+                    **self.judged[question["row"]],
                 }
             )
         self.bar.update()
@@ -181,12 +180,12 @@ class TwoPass:
         return score_members(self.scorer, shots, self.data.task, self.budget, weights_LNK)
 
     def _judge_controls(self, batch: PromptBatch) -> None:
-        if all(example.id in self.judged for example in batch.examples):
+        if all(row in self.judged for row in batch.positions):
             return
         rollouts = self.scorer.answers(batch, torch.cat(list(self.arms.values())), self.budget)
         verdicts = {name: self._verify(r) for name, r in zip(self.arms, rollouts, strict=True)}
-        for b, example in enumerate(batch.examples):
-            self.judged[example.id] = {
+        for b, row in enumerate(batch.positions):
+            self.judged[row] = {
                 "base_completion": rollouts[0].completions[b],
                 "base_correct": verdicts["base"][b].correct,
                 "controls_correct": {name: v[b].correct for name, v in verdicts.items() if name != "base"},
@@ -201,9 +200,8 @@ class TwoPass:
         """Report."""
         self.abort()
         self.bar.close()
-        order = {example.id: i for i, example in enumerate(self.data.scored())}
         gathered = [record for part in self.gather(self.records) for record in part]
-        self.records = sorted(gathered, key=lambda record: order[record["id"]])
+        self.records = sorted(gathered, key=lambda record: record["row"])
         base, result = ([bool(r[key]) for r in self.records] for key in ("base_correct", "correct"))
         controls = list(self.records[0]["controls_correct"])
         facts = self.facts()

@@ -1,14 +1,17 @@
 """Prompts as the model reads them, batches as the trainer asks for them."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fakes import make_llama
+from toy_task import SameIds
 
 from transformer2 import tasks
 from transformer2.data import ExpertDataModule, PromptLoader, UnseenTaskDataModule, collate
-from transformer2.errors import ConfigError, DataError
+from transformer2.errors import ConfigError, DataError, UserError
 from transformer2.types import Example
 
 EXAMPLES = [Example(f"t/{i}", ({"role": "user", "content": "x" * (i + 1)},), str(i)) for i in range(10)]
@@ -136,6 +139,89 @@ def test_options_reach_the_task_and_typos_say_the_nearest():
     for make in (ExpertDataModule, UnseenTaskDataModule):
         with pytest.raises(ConfigError, match="no option 'revison'; did you mean 'revision'"):
             make("gsm8k", task_options={"revison": None})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"task_options": {"splits": ["train", "validation"]}}, "splits has no test split, only train, validation"),
+        ({"task_options": {"splits": ["train", "test"]}}, "has no validation split"),
+        ({"task_options": {"test": 0}}, "splits/test holds no prompt"),
+        ({"task_options": {"validation": 0}}, "splits/validation holds no prompt"),
+        ({"data_dir": "rows"}, r"splits/test cannot be read .*rows/test\.txt.*check data\.data_dir"),
+        ({"test_limit": 0}, "data.test_limit must be at least 1, or null for all rows, not 0"),
+        ({"test_limit": -1}, "data.test_limit must be at least 1"),
+        ({"validation_limit": 0}, "data.validation_limit must be at least 1"),
+    ],
+)
+def test_what_would_be_found_after_training_is_found_before(llama_folder, tmp_path, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "validation"):
+        (tmp_path / "rows").mkdir(exist_ok=True)
+        (tmp_path / "rows" / f"{split}.txt").write_text("")
+    with pytest.raises(UserError, match=said) as e:
+        ExpertDataModule("toy_task.Splits", str(llama_folder), batch_size=4, **options).setup("fit")
+    assert "\n" not in str(e.value)
+
+
+def test_too_few_scored_rows_for_the_processes_are_found_before_training(llama_folder):
+    data = ExpertDataModule("toy_task.Splits", str(llama_folder), batch_size=4, test_limit=1)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=2)
+    with pytest.raises(ConfigError, match="1 prompts are too few for 2 processes"):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_positions_are_those_of_the_split_on_every_rank(world_size):
+    for seed in (None, 0):
+        ranks = [loader(seed, rank=r, world_size=world_size) for r in range(world_size)]
+        for batch in [batch for rank in ranks for batch in rank]:
+            assert [EXAMPLES[p].id for p in batch.positions] == [e.id for e in batch.examples]
+            assert batch.repeat(2).positions == tuple(p for p in batch.positions for _ in (0, 1))
+
+
+class Shared(SameIds):
+    """Its test rows ask what its first train rows ask, under other ids."""
+
+    def examples(self, split, data_dir=None):
+        rows = [replace(e, id=f"{split}/{i}") for i, e in enumerate(super().examples(split, data_dir))]
+        asked = super().examples("train", data_dir)
+        return [replace(e, messages=a.messages) for e, a in zip(rows, asked, strict=False)] if split == "test" else rows
+
+
+def test_questions_that_are_trained_on_and_scored_are_named(llama_folder):
+    name, base = f"{__name__}.Shared", str(llama_folder)
+    data = ExpertDataModule(name, base, batch_size=4)
+    with pytest.warns(
+        UserWarning, match=r"16 of 16 questions of same_ids/test are in train too \(first: row 0 is row 0"
+    ):
+        data.setup("fit")
+    unseen = UnseenTaskDataModule(name, base, few_shot=48)
+    with pytest.warns(
+        UserWarning, match=r"\d+ rows of same_ids/test ask what a few-shot row asks; they are not scored"
+    ):
+        unseen.setup("predict")
+    shots, scored = unseen.shots().examples, unseen.scored()
+    assert scored and not {e.question for e in shots} & {e.question for e in scored}
+    with pytest.raises(DataError, match="there is none to score"):
+        UnseenTaskDataModule(name, base, few_shot=63).setup("predict")
+
+
+@pytest.mark.parametrize("protocol", ["clean", "paper"])
+def test_shots_are_disjoint_from_scored_rows_by_position(llama_folder, protocol):
+    data = UnseenTaskDataModule("toy_task.SameIds", str(llama_folder), few_shot=4, protocol=protocol)
+    with pytest.warns(UserWarning, match="repeat an earlier id"):
+        data.setup("predict")
+    assert len(data.shots()) == 4 and len(data.scored()) == (16 if protocol == "clean" else 12)
+    assert not {e.question for e in data.shots().examples} & {e.question for e in data.scored()}
+
+
+def test_a_home_folder_means_the_same_to_every_task(llama_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "größe und mehr").mkdir()
+    for split in ("train", "validation", "test"):
+        (tmp_path / "größe und mehr" / f"{split}.txt").write_text("")
+    ExpertDataModule("toy_task.Splits", str(llama_folder), "~/größe und mehr", batch_size=4).setup("fit")
 
 
 def test_unknown_tasks_say_the_nearest():

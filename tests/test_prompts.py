@@ -1,7 +1,9 @@
 """One way to build a prompt, for the chat templates of four model families and for tokenizers without one."""
 
 import ast
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakes import byte_tokenizer, make_llama
@@ -10,9 +12,12 @@ from toy_task import FirstLetter
 from transformers import PreTrainedTokenizerFast
 
 import transformer2
+from transformer2.callbacks.evaluator import AdaptationEvaluator
 from transformer2.callbacks.prompt import PromptEvaluator
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule, collate, render
-from transformer2.errors import DataError
+from transformer2.data.prompts import ChatTemplate
+from transformer2.errors import ConfigError, DataError
+from transformer2.policy import load_tokenizer
 from transformer2.types import Example
 
 SYSTEM, QUESTION = "Be brief.", "How many legs has a spider?"
@@ -137,6 +142,103 @@ def test_a_missing_template_is_refused_unless_chosen(tmp_path):
             make("toy_task.FirstLetter", str(folder)).setup("test")
         assert "\n" not in str(e.value)
         make("toy_task.FirstLetter", str(folder), chat_template="none").setup("test")
+
+
+def test_a_template_that_is_there_is_left_out_where_none_is_wanted(llama_folder):
+    for make in (ExpertDataModule, UnseenTaskDataModule):
+        data = make("toy_task.FirstLetter", str(llama_folder), chat_template="none")
+        data.setup("test")
+        loader = data.test_dataloader() if make is ExpertDataModule else data.predict_dataloader()
+        (prompt, *_) = data.asked(next(iter(loader)))
+        data.keep_prompts = True
+        (prompt, *_) = data.asked(next(iter(loader)))
+        assert prompt["prompt"] == f"{prompt['question']}\n\n"
+    with pytest.raises(ConfigError, match=r"data\.chat_template is none"):
+        ExpertDataModule(chat_template="none", chat_template_kwargs={"enable_thinking": False})
+    with pytest.raises(ConfigError, match=r"unknown data\.chat_template 'no'"):
+        ExpertDataModule(chat_template="no")
+
+
+THINKING = QWEN.removesuffix("{% endif %}") + (
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{% endif %}"
+)
+
+
+def folder_of(template, folder):
+    make_llama(folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return str(folder)
+
+
+def first_prompt(base, **options):
+    data = ExpertDataModule("toy_task.FirstLetter", base, keep_prompts=True, **options)
+    data.setup("test")
+    return data.asked(next(iter(data.test_dataloader())))[0]["prompt"]
+
+
+def test_variables_reach_the_template_and_those_without_effect_are_named(tmp_path, recwarn):
+    base = folder_of(THINKING, tmp_path / "llama")
+    plain = first_prompt(base)
+    assert first_prompt(base, chat_template_kwargs={"enable_thinking": False}) == plain + "<think>\n\n</think>\n\n"
+    assert not [w for w in recwarn if "chat_template_kwargs" in str(w.message)]
+    with pytest.warns(UserWarning, match=r"chat_template_kwargs\.enable_thinkin changes no prompt"):
+        assert first_prompt(base, chat_template_kwargs={"enable_thinkin": False}) == plain
+
+
+@pytest.mark.parametrize("name", ["tokenize", "add_generation_prompt", "chat_template", "return_dict", "messages"])
+def test_variables_that_are_ours_are_refused_by_name(name):
+    with pytest.raises(ConfigError, match=f"data.chat_template_kwargs.{name} cannot be set"):
+        ExpertDataModule(chat_template_kwargs={name: True})
+
+
+DATED = {  # Llama 3.2, Llama 3.1, SmolLM3, gpt-oss
+    "fallback": "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = 'old' %}{% endif %}{% endif %}",
+    "constant": "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}",
+    "direct": "{% set date_string = strftime_now('%d %b %Y') %}",
+    "macro": "{% macro today() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}{% set date_string = today() %}",
+}
+
+
+@pytest.mark.parametrize("kind", DATED)
+def test_a_prompt_with_a_date_is_the_same_tomorrow(kind, tmp_path):
+    base = folder_of(DATED[kind] + "Today is {{ date_string }}. " + QWEN, tmp_path / "llama")
+    assert first_prompt(base).startswith("Today is 26 Jul 2024. ")
+    given = first_prompt(base, template_date="2031-02-03")
+    assert given.startswith("Today is 26 Jul 2024. " if kind == "constant" else "Today is 03 Feb 2031. ")
+    if kind in ("fallback", "constant"):
+        given = first_prompt(base, chat_template_kwargs={"date_string": "1 Jan 2000"})
+        assert given.startswith("Today is 1 Jan 2000. ")
+
+
+@pytest.mark.parametrize("form", ["%d %b %Y", "%-d %B %Y", "%A, %m/%d/%y", "%Y-%m-%dT%H:%M:%S", "%j %U", "today"])
+@pytest.mark.parametrize("head", ["", "\n", "  {% if true %}\nx{% endif %}", "{#- a -#}\n", "  y"])
+def test_a_pinned_date_is_written_as_python_writes_it_and_changes_nothing_else(form, head, llama_folder):
+    tokenizer = load_tokenizer(str(llama_folder))
+    tokenizer.chat_template = head + "{{ '" + datetime(2031, 2, 3).strftime(form) + "' }} " + QWEN
+    expected = render(tokenizer, BARE)
+    tokenizer.chat_template = head + "{{ strftime_now('" + form + "') }} " + QWEN
+    assert render(tokenizer, BARE, ChatTemplate(date="2031-02-03")) == expected
+
+
+@pytest.mark.parametrize("date", ["26 Jul 2024", "2024-02-30", "", 5])
+def test_a_date_that_is_none_is_refused(date):
+    with pytest.raises(ConfigError, match="is no date of the form 2024-07-26"):
+        ExpertDataModule(template_date=date)
+
+
+def test_an_evaluator_inside_fit_builds_prompts_as_the_run_does(tmp_path):
+    base = folder_of(THINKING, tmp_path / "llama")
+    data = ExpertDataModule("toy_task.FirstLetter", base, chat_template_kwargs={"enable_thinking": False})
+    trainer = SimpleNamespace(datamodule=data, global_rank=0, world_size=1)
+    module = SimpleNamespace(hparams={"base": base, "max_new_tokens": None})
+    evaluator = AdaptationEvaluator(experts=[], task="toy_task.FirstLetter", few_shot=2)
+    evaluator.setup(trainer, module, "fit")
+    ids = evaluator.own_data.shots().input_ids_BP[0].tolist()
+    assert evaluator.own_data.tokenizer.decode(ids).endswith("<think>\n\n</think>\n\n")
+    with pytest.raises(ConfigError, match="leaves nothing"):  # before training, not after the first validation
+        AdaptationEvaluator(experts=[], task="toy_task.FirstLetter", few_shot=64).setup(trainer, module, "fit")
 
 
 class SameQuestions(FirstLetter):

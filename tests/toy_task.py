@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from dataclasses import replace
 from typing import ClassVar
 
 from transformer2.tasks import Task
@@ -24,6 +25,33 @@ class FirstLetter(Task):
 
     def verify(self, example, completion):
         return Verdict.of(bool(completion) and ord(completion[0]) < ord("h"), completion[:1], "first letter")
+
+
+class SameIds(FirstLetter):
+    """Every row has the same id. Every second one is right, whatever is answered: no strategy gains anything."""
+
+    name: ClassVar[str] = "same_ids"
+
+    def examples(self, split, data_dir=None):
+        return [replace(example, id="row") for example in super().examples(split, data_dir)]
+
+    def verify(self, example, completion):
+        return Verdict.of(int(example.question.split()[-1]) % 2 == 0, completion, "even")
+
+
+class Splits(FirstLetter):
+    """As many rows as asked for; a split that is not named does not exist."""
+
+    name: ClassVar[str] = "splits"
+
+    def __init__(self, train: int = 8, validation: int = 8, test: int = 8, splits=("train", "validation", "test")):
+        self.sizes, self.splits = {"train": train, "validation": validation, "test": test}, tuple(splits)
+
+    def examples(self, split, data_dir=None):
+        if data_dir is not None:
+            open(os.path.join(data_dir, f"{split}.txt")).close()
+        rows = range(self.sizes[split])
+        return [Example(f"splits/{split}/{i}", ({"role": "user", "content": f"{split} {i}"},), "early") for i in rows]
 
 
 class Never(FirstLetter):

@@ -30,7 +30,7 @@ class Example:
     """One question of a task.
 
     Attributes:
-        id: Stable identifier, `<task>/<split>/<row>`.
+        id: Stable identifier, `<task>/<split>/<row>`. A task's own ids may repeat: rows are told apart by position.
         messages: Chat messages (`role`, `content`) up to, not including, the answer.
         answer: Gold answer, as the task's verifier reads it.
         fields: What the verifier needs besides the answer (tests, entry point, option letters).
@@ -40,6 +40,11 @@ class Example:
     messages: tuple[Message, ...]
     answer: str
     fields: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def question(self) -> str:
+        """What was asked: the last user message."""
+        return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,14 @@ class PromptBatch:
         input_ids_BP: int64, left-padded with the tokenizer's pad id.
         attention_mask_BP: int64, 1 on prompt tokens.
         row_ids: Number of each row in the batch over all ranks; its random numbers follow from it. Empty: 0 to B - 1.
+        positions: Position of each row in its split, which tells rows apart whatever their ids. Empty: 0 to B - 1.
     """
 
     examples: tuple[Example, ...]
     input_ids_BP: Tensor
     attention_mask_BP: Tensor
     row_ids: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -93,6 +100,7 @@ class PromptBatch:
             self.input_ids_BP.repeat_interleave(times, dim=0),
             self.attention_mask_BP.repeat_interleave(times, dim=0),
             tuple(row * times + copy for row in self.row_ids for copy in range(times)),
+            tuple(position for position in self.positions for _ in range(times)),
         )
 
     def to(self, device: torch.device | str) -> PromptBatch:

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformer2.callbacks.few_shot import FewShotEvaluator
 from transformer2.cli import main
 from transformer2.experts import read_expert
+from transformer2.rollout.hf import HFEngine
 
 SEARCH = ["--adapt.population", "6", "--adapt.generations", "3"]
 SMALL = [*SEARCH, "--data.few_shot", "4", "--quiet"]
@@ -232,6 +233,52 @@ def test_without_a_config_all_three_on_the_embedded_model(tmp_path, capsys):
     assert report_of(tmp_path / "run") == before  # nothing is done twice
 
 
+def test_rows_that_share_one_id_are_told_apart(adapt, world, tmp_path):
+    few = ["--adapt.population", "2", "--adapt.generations", "1", "--adapt.classifier", world[1][1]]
+    with pytest.warns(
+        UserWarning, match=r"15 rows of same_ids/test repeat an earlier id \(first: 'row' in rows 0 and 1"
+    ):
+        assert adapt(tmp_path / "run", "--strategy", "all", "--data.task", "toy_task.SameIds", *few) == 0
+    for strategy, report in report_of(tmp_path / "run")["strategies"].items():
+        assert report["n"] == 16 and report["base"] == report["result"] and report["paired_p"] == 1, strategy
+        assert {score["accuracy"] for score in report["controls"].values()} == {report["base"]["accuracy"]} == {0.5}
+    records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
+    assert [r["row"] for r in records] == 3 * list(range(16))
+    assert [r["question"] for r in records] == 3 * [f"say {i}" for i in range(80, 96)]
+    assert all(r["base_correct"] == r["correct"] == (r["row"] % 2 == 0) for r in records)
+
+
+def test_records_hold_the_question_and_the_prompt_where_wanted(run, adapt, tmp_path):
+    records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    assert [r["question"] for r in records] == [f"say {i}" for i in range(80, 96)] and "prompt" not in records[0]
+    flags = ["--data.keep_prompts", "true", "--data.test_limit", "2", "--adapt.controls", "false"]
+    assert adapt(tmp_path / "run", *flags) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
+    assert [r["prompt"] for r in records] == [prompt_of("say 80"), prompt_of("say 81")]
+    assert "template_date: '2024-07-26'" in (tmp_path / "run" / "config.yaml").read_text()
+    assert adapt(tmp_path / "other", *flags, "--data.template_date", "2031-02-03") == 0
+    assert "template_date: '2031-02-03'" in (tmp_path / "other" / "config.yaml").read_text()
+
+
+def prompt_of(question):
+    parts = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"
+    return parts[0] + question + parts[1] + "<|start_header_id|>assistant<|end_header_id|>\n\n"
+
+
+def test_both_passes_read_the_bare_contents_where_no_template_is_wanted(adapt, tmp_path, monkeypatch):
+    asked = []
+    generate = HFEngine.generate
+
+    def listen(self, policy, prompts, *rest):
+        asked.extend(self.tokenizer.batch_decode(prompts.input_ids_BP))
+        return generate(self, policy, prompts, *rest)
+
+    monkeypatch.setattr(HFEngine, "generate", listen)
+    flags = ["--strategy", "prompt", "--data.test_limit", "2", "--adapt.controls", "false"]
+    assert adapt(tmp_path / "run", *flags, "--data.chat_template", "none") == 0
+    assert len(asked) >= 4 and not any("header" in text for text in asked), asked
+
+
 def test_a_dispatch_task_of_real_rows_measures_the_dispatch(adapt, real_data, tmp_path):
     options = "{experts: {math: gsm8k, code: tiny_code, reasoning: arc_easy}, prompts_per_category: 10}"
     task = ["--data.task", "arc_challenge", "--data.data_dir", str(real_data), "--data.test_limit", "3"]
@@ -250,6 +297,11 @@ def test_a_dispatch_task_of_real_rows_measures_the_dispatch(adapt, real_data, tm
         (["--adapt.populatoin", "8"], "unknown config key adapt.populatoin; did you mean adapt.population?"),
         (["--data.few_shots", "8"], "did you mean data.few_shot?"),
         (["--data.few_shot", "64"], "leaves nothing"),
+        (["--data.test_limit", "0"], "data.test_limit must be at least 1"),
+        (["--data.chat_template_kwargs", "{tokenize: true}"], "data.chat_template_kwargs.tokenize cannot be set"),
+        (["--data.template_date", "tomorrow"], "'tomorrow' is no date of the form 2024-07-26"),
+        (["--data.task", "../.."], "unknown task '../..'"),
+        (["--data.task", "gsm8k", "--data.data_dir", "/no/rows"], "data_dir '/no/rows' does not exist"),
         (["--data.protocol", "dirty"], "protocol"),
         (["--data.task", "tiny_code_mth"], "did you mean 'tiny_code_math'"),
         (["--adapt.experts", "[/no/expert]"], "/no/expert"),

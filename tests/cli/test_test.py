@@ -72,8 +72,38 @@ def test_a_dispatch_task_reports_its_confusion(llama_folder, real_data, tmp_path
     assert "dispatch, without other" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("verb", ["fit", "test"])
+def test_rows_that_share_one_id_are_told_apart(verb, llama_folder, tmp_path):
+    flags = ["--config", "conf/base.yaml", "--data.task", "toy_task.SameIds", "--model.base", str(llama_folder), *SMALL]
+    short = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--data.batch_size", "4"]
+    with pytest.warns(UserWarning, match="15 rows of same_ids/test repeat an earlier id"):
+        command = [verb, *flags, *short, "--data.keep_prompts", "true", "--data.eval_batch_size", "5"]
+        assert main([*command, "--run_dir", str(tmp_path / "run")]) == 0
+    report, records = read(tmp_path / "run")
+    assert report["base"]["accuracy"] == report["result"]["accuracy"] == 0.5 and report["paired_p"] == 1
+    assert [(r["row"], r["question"]) for r in records] == [(i, f"say {80 + i}") for i in range(16)]
+    assert all(r["correct"] == r["base_correct"] == (r["row"] % 2 == 0) for r in records)
+    assert records[3]["prompt"].endswith("say 83<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+
+
+@pytest.mark.parametrize("options", ["task_options", "task_options.prompt"])
+def test_a_prompt_of_one_s_own_reaches_the_model_and_the_records(options, llama_folder, real_data, tmp_path, capsys):
+    prompt = "Q: {question} \\boxed{}"
+    value = json.dumps({"system": None, "prompt": prompt} if options == "task_options" else prompt)
+    flags = [f"--data.{options}", value, "--data.keep_prompts", "true", "--data.drop_long_prompts", "true"]
+    assert main(arc("gsm8k", llama_folder, real_data, tmp_path / "run", *flags)) == 0
+    for record in read(tmp_path / "run")[1]:
+        assert record["question"].startswith("Q: ") and record["question"].endswith(" \\boxed{}")
+        assert record["question"] in record["prompt"] and ("system" in record["prompt"]) == (options != "task_options")
+    again = ["test", "--config", str(tmp_path / "run" / "config.yaml"), "--quiet", "--run_dir", str(tmp_path / "again")]
+    assert main(again) == 0 and read(tmp_path / "again")[1] == read(tmp_path / "run")[1]
+    assert main(arc("gsm8k", llama_folder, real_data, tmp_path / "no", "--data.task_options.prompt", "{question}")) == 2
+    assert "prompt {'question': None} is no text; YAML wants it in quotes" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-def test_two_processes_report_what_one_does(llama_folder, real_data, tmp_path):
+@pytest.mark.parametrize("task", ["arc_easy", "toy_task.SameIds"])
+def test_two_processes_report_what_one_does(task, llama_folder, real_data, tmp_path):
     reports = []
     distributed = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.eval_batch_size", "3"]
     for name, more in (("one", []), ("two", distributed)):
@@ -81,7 +111,7 @@ def test_two_processes_report_what_one_does(llama_folder, real_data, tmp_path):
             sys.executable,
             "-m",
             "transformer2",
-            *arc("arc_easy", llama_folder, real_data, tmp_path / name, *more),
+            *arc(task, llama_folder, real_data, tmp_path / name, *more),
         ]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         assert subprocess.run(command, env=env, timeout=300).returncode == 0

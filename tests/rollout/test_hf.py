@@ -245,3 +245,16 @@ def test_no_eos_is_refused():
     tokenizer = byte_tokenizer()
     with pytest.raises(UserError, match="eos_token"):
         HFEngine(tokenizer, [])
+
+
+def test_no_tokenizer_eats_spaces_that_were_sampled(tokenizer, prompts):
+    """transformers 5.0 cleans up whatever its tokenizer says; later ones where they are told to, as here."""
+    cleaning = copy.deepcopy(tokenizer)
+    cleaning.clean_up_tokenization_spaces = True
+    cleaning.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    text = "if x != 3 : return ( 'a' , b ) . # do n't"
+    ids = cleaning(text, add_special_tokens=False)["input_ids"]
+    assert cleaning.decode(ids) != text
+    rows = [[*ids, EOS[1]]] * len(prompts)
+    rollouts = HFEngine(cleaning, EOS)._packed(prompts, rows, [[0.0] * len(row) for row in rows])
+    assert set(rollouts.completions) == {text}

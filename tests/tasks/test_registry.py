@@ -1,8 +1,10 @@
 """Tasks are found by name and by class path, take options, and say what they are."""
 
 import importlib
+import json
 
 import pytest
+from rows import ROWS, SPLITS
 
 from transformer2 import tasks
 from transformer2.errors import ConfigError
@@ -36,6 +38,11 @@ class Sized(Half):
         raise NotImplementedError
 
 
+class Needs(Sized):
+    def __init__(self, size: int):
+        self.size = size
+
+
 class Anything(Sized):
     def __init__(self, **options):
         super().__init__(options["size"])
@@ -56,6 +63,8 @@ def test_options_reach_the_constructor(cls):
         (f"{__name__}.Half", {}, "lacks verify, description"),
         (f"{__name__}.Nobody", {}, "cannot be imported"),
         ("nowhere.Nobody", {}, "No module named 'nowhere'"),
+        *((odd, {}, f"unknown task {odd!r}") for odd in ("../..", ".", "..x", "a/b.c", "a..b", "", "gsm8k.", "a b.c")),
+        (f"{__name__}.Needs", {}, "missing a required argument: 'size'; give it in task_options"),
         ("json.JSONDecoder", {}, "is no class derived from transformer2.tasks.Task"),
         ("json.dumps", {}, "is no class derived from transformer2.tasks.Task"),
     ],
@@ -69,3 +78,47 @@ def test_what_cannot_be_used_is_named_in_one_line(name, options, message):
 @pytest.mark.parametrize("name", ["gsm8k", "arc_easy", "arc_challenge"])
 def test_rows_of_the_hub_are_pinned(name):
     assert len(tasks.get(name).revision) == 40 and tasks.get(name, revision=None).revision is None
+
+
+def rows_of(name, folder):
+    """The options of a task whose one row, where it reads any, is put into a folder."""
+    if name in ROWS:
+        file, row = ROWS[name]
+        (folder / f"{file}.jsonl").write_text(json.dumps(row) + "\n")
+    return {"experts": {"math": "tiny_math"}, "prompts_per_category": 10} if name == "dispatch" else {}
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_every_task_takes_a_system_message_and_a_prompt(name, tmp_path):
+    options, split = rows_of(name, tmp_path), SPLITS.get(name, "test")
+    plain = tasks.get(name, **options).examples(split, str(tmp_path))[0]
+    fields = {"mbpp": ["question", "test"], "arc_": ["question", "options"], "disp": ["request"]}.get(name[:4])
+    shown = " | ".join(f"{{{field}}}" for field in fields or ["question"])
+    task = tasks.get(name, system="Be \\boxed{}.", prompt=f"<< {shown} >> \\frac{{1}}{{2}} {{{{x}}}}", **options)
+    (system, user) = task.examples(split, str(tmp_path))[0].messages
+    assert system == {"role": "system", "content": "Be \\boxed{}."}
+    head = user["content"].partition(" | ")[0]
+    assert user["content"].startswith("<< ") and user["content"].endswith(" >> \\frac{1}{2} {x}")
+    assert head[3:].partition(" >> ")[0] in plain.question or name == "dispatch"
+    assert [m["role"] for m in tasks.get(name, system=None, **options).examples(split, str(tmp_path))[0].messages] == [
+        "user"
+    ]
+    assert [m["role"] for m in tasks.get(name, system=" ", **options).examples(split, str(tmp_path))[0].messages] == [
+        "user"
+    ]
+
+
+@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"prompt": "Answer."}, r"prompt lacks \{(question|request)\}"),
+        ({"prompt": "{question} {request} {qestion}"}, r"unknown field \{\w+\}; did you mean '\w+'\?"),
+        ({"prompt": 5}, "is no text"),
+        ({"system": ["Be brief."]}, "is no text"),
+    ],
+)
+def test_what_a_prompt_cannot_show_is_refused_by_name(name, options, said):
+    with pytest.raises(ConfigError, match=said) as e:
+        tasks.get(name, **options)
+    assert name in str(e.value) and "\n" not in str(e.value)

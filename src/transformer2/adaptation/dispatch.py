@@ -32,12 +32,14 @@ class Dispatcher:
         descriptions: One line each.
         prompt: Request -> content of the user message; None generates it from names and descriptions.
         max_new_tokens: Budget of a written answer.
+        system: System message of the question; None sends none.
     """
 
     names: tuple[str, ...]
     descriptions: tuple[str, ...]
     prompt: Callable[[str], str] | None = None
     max_new_tokens: int = 8
+    system: str | None = None
 
     def __post_init__(self) -> None:
         """Categories must tell apart."""
@@ -55,7 +57,8 @@ class Dispatcher:
             content = self.prompt(request)
         else:
             content = category_prompt(dict(zip(self.names, self.descriptions, strict=True)), request)
-        return replace(example, messages=({"role": "user", "content": content},))
+        system = () if self.system is None else ({"role": "system", "content": self.system},)
+        return replace(example, messages=(*system, {"role": "user", "content": content}))
 
     def parse(self, text: str) -> int | None:
         """Index of the category that the answer is, whole and alone, else None."""

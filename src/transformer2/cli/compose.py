@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,8 @@ def _value(key: str, text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError as e:
         raise ConfigError(f"--{key}: {text!r} is no YAML value") from e
+    if isinstance(value, date):
+        return text  # a date is a text like any other to a constructor
     if isinstance(value, str):
         try:
             return float(value)

@@ -61,8 +61,9 @@ class PromptLoader:
             if self.shuffle_seed is not None:
                 self.batches_seen += 1
             mine = range(self.rank, len(rows), self.world_size)
-            examples, ids = [self.examples[rows[j]] for j in mine], [self.ids[rows[j]] for j in mine]
-            yield collate(examples, ids, self.pad_id, mine)
+            positions = [rows[j] for j in mine]
+            examples, ids = [self.examples[p] for p in positions], [self.ids[p] for p in positions]
+            yield collate(examples, ids, self.pad_id, mine, positions)
 
     def _order(self, epoch: int) -> list[int]:
         if self.shuffle_seed is None:

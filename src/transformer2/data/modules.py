@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from transformer2 import tasks
 from transformer2.data.loader import PromptLoader
-from transformer2.data.prompts import render
+from transformer2.data.prompts import DATE, ChatTemplate, render
 from transformer2.errors import ConfigError, DataError
 from transformer2.policy import load_tokenizer, locate_base
 from transformer2.types import Example, PromptBatch
+
+# Options are bare dicts: jsonargparse would read a text inside dict[str, Any] as YAML, `Q: {question}` as a mapping.
 
 
 class ExpertDataModule(L.LightningDataModule):
@@ -23,13 +28,16 @@ class ExpertDataModule(L.LightningDataModule):
         task: A task's name, or the class path of your own (`mypackage.mytask.MyTask`).
         base: `tiny`, a folder or a Hub id: whose tokenizer renders the prompts (linked to `model.base`).
         data_dir: Folder with local copies of the rows; None reads the Hub (embedded tasks make their own).
-        task_options: Options of the task's constructor, e.g. `{revision: null}`.
+        task_options: Options of the task's constructor, e.g. `{system: null, prompt: "Q: {question}"}`.
         batch_size: Prompts per optimizer step, over all ranks (paper: 256).
         eval_batch_size: Prompts per batch of validation and test.
         validation_limit: Score at most this many validation questions; None scores all.
         test_limit: The same for the test split.
         drop_long_prompts: Leave out prompts that do not fit the model's context instead of refusing them.
-        chat_template: `model` demands one; `none` reads the messages' contents where the tokenizer has no template.
+        chat_template: `model` takes the tokenizer's and demands one; `none` prompts with the messages' contents alone.
+        chat_template_kwargs: Variables of the chat template, e.g. `{enable_thinking: false}`.
+        template_date: What a chat template that prints today's date is told, so that prompts are the same tomorrow.
+        keep_prompts: Keep the rendered prompts in records.jsonl.
         max_new_tokens: Completion budget (linked to `model.max_new_tokens`); None takes the task's.
         seed: Seed of the order of prompts (linked to `seed_everything`).
     """
@@ -39,35 +47,75 @@ class ExpertDataModule(L.LightningDataModule):
         task: str = "tiny_math",
         base: str = "tiny",
         data_dir: str | None = None,
-        task_options: dict[str, Any] | None = None,
+        task_options: dict | None = None,
         batch_size: int = 64,
         eval_batch_size: int = 256,
         validation_limit: int | None = None,
         test_limit: int | None = None,
         drop_long_prompts: bool = False,
         chat_template: Literal["model", "none"] = "model",
+        chat_template_kwargs: dict | None = None,
+        template_date: str = DATE,
+        keep_prompts: bool = False,
         max_new_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1:
             raise ConfigError(f"batch sizes must be >= 1, not {batch_size} and {eval_batch_size}")
+        for name, limit in {"data.validation_limit": validation_limit, "data.test_limit": test_limit}.items():
+            if limit is not None and limit < 1:
+                raise ConfigError(f"{name} must be at least 1, or null for all rows, not {limit}")
+        if chat_template not in ("model", "none"):
+            raise ConfigError(f"unknown data.chat_template {chat_template!r}; use model or none")
+        if chat_template == "none" and chat_template_kwargs:
+            raise ConfigError("data.chat_template_kwargs are for a chat template, and data.chat_template is none")
         self.task = tasks.get(task, **(task_options or {}))
-        self.base, self.data_dir, self.seed = base, data_dir, seed
+        self.base, self.seed = base, seed
+        self.data_dir = None if data_dir is None else os.path.expanduser(data_dir)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.limits = {"validation": validation_limit, "test": test_limit}
-        self.drop_long_prompts = drop_long_prompts
-        self.chat_template, self.max_new_tokens = chat_template, max_new_tokens or self.task.max_new_tokens
+        self.prompting: dict[str, Any] = {  # for another task in the same run
+            "drop_long_prompts": drop_long_prompts,
+            "chat_template": chat_template,
+            "chat_template_kwargs": chat_template_kwargs,
+            "template_date": template_date,
+        }
+        template = ChatTemplate(chat_template_kwargs or {}, template_date)
+        self.template = None if chat_template == "none" else template
+        self.keep_prompts, self.max_new_tokens = keep_prompts, max_new_tokens or self.task.max_new_tokens
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._rows: dict[str, tuple[list[Example], list[list[int]]]] = {}
 
     def setup(self, stage: str) -> None:
-        """Read and render the splits that the stage may see."""
+        """Read and render the splits that the stage may see.
+
+        Raises:
+            UserError: A split cannot be used; before training, this holds of the test split too.
+        """
         self.task.warm_up()
         wanted = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"]}.get(stage, [])
         for split in wanted:
             if split not in self._rows:
                 self._rows[split] = self._read(split)
+        if stage == "fit":
+            self._name_shared("validation", self._rows["validation"][1])
+            self._rows["test"] = self._read("test")  # what is wrong with it must not be found after hours of training
+            try:
+                self.test_dataloader()
+                self._name_shared("test", self._rows["test"][1])
+            finally:
+                del self._rows["test"]
+
+    def _name_shared(self, split: str, prompts: list[list[int]]) -> None:
+        """Warn of questions that are trained on and scored."""
+        trained = {tuple(ids): i for i, ids in reversed(list(enumerate(self._rows["train"][1])))}
+        shared = [(i, trained[tuple(ids)]) for i, ids in enumerate(prompts) if tuple(ids) in trained]
+        if shared:
+            rank_zero_warn(
+                f"{len(shared)} of {len(prompts)} questions of {self.task.name}/{split} are in train too (first: row "
+                f"{shared[0][0]} is row {shared[0][1]} of train); what is scored on them was trained on"
+            )
 
     def teardown(self, stage: str) -> None:
         """Forget the test split once it has been scored."""
@@ -75,19 +123,28 @@ class ExpertDataModule(L.LightningDataModule):
             self._rows.pop("test", None)
 
     def _read(self, split: str) -> tuple[list[Example], list[list[int]]]:
-        examples = self.task.examples(split, self.data_dir)[: self.limits.get(split)]
+        if split not in self.task.splits:
+            raise DataError(
+                f"task {self.task.name} has no {split} split, only {', '.join(self.task.splits)}; choose another task"
+            )
+        try:
+            examples = self.task.examples(split, self.data_dir)[: self.limits.get(split)]
+        except OSError as e:  # of a task of the user's own
+            raise DataError(f"{self.task.name}/{split} cannot be read ({e}); check data.data_dir") from e
+        self._name_repeats(split, examples)
         self.tokenizer = self.tokenizer or load_tokenizer(self.base)
-        if self.tokenizer.chat_template is None and self.chat_template == "model":
+        if self.tokenizer.chat_template is None and self.template is not None:
             raise DataError(
                 f"the tokenizer of {self.base!r} has no chat template; use an instruct model, or say "
                 "data.chat_template: none to prompt with the bare text"
             )
-        ids = [render(self.tokenizer, e) for e in examples]
+        ids = [render(self.tokenizer, e, self.template) for e in examples]
+        self._name_unread_variables(examples[:1])
         config = AutoConfig.from_pretrained(locate_base(self.base)).get_text_config()
         context = getattr(config, "max_position_embeddings", None)
         room = (context or 10**9) - self.max_new_tokens
         long = [e.id for e, prompt in zip(examples, ids, strict=True) if len(prompt) > room]
-        if long and not self.drop_long_prompts:
+        if long and not self.prompting["drop_long_prompts"]:
             raise DataError(
                 f"{len(long)} prompts of {self.task.name}/{split} leave no room for {self.max_new_tokens} new "
                 f"tokens in a context of {context} ({', '.join(long[:5])}{', ...' if len(long) > 5 else ''}); "
@@ -97,6 +154,40 @@ class ExpertDataModule(L.LightningDataModule):
         if not kept:
             raise DataError(f"{self.task.name}/{split} holds no prompt; check data.data_dir and the limits")
         return [e for e, _ in kept], [prompt for _, prompt in kept]
+
+    def _name_repeats(self, split: str, examples: list[Example]) -> None:
+        """Warn of ids that tell no rows apart; positions do."""
+        first: dict[str, int] = {}
+        again = [i for i, e in enumerate(examples) if first.setdefault(e.id, i) != i]
+        if again:
+            name = examples[again[0]].id
+            rank_zero_warn(
+                f"{len(again)} rows of {self.task.name}/{split} repeat an earlier id (first: {name!r} in rows "
+                f"{first[name]} and {again[0]}); they are told apart by their position"
+            )
+
+    def _name_unread_variables(self, examples: list[Example]) -> None:
+        """Warn of variables that the chat template ignores, as it does with any that it does not know."""
+        if (template := self.template) is None:
+            return
+        for name in template.variables:
+            without = replace(template, variables={k: v for k, v in template.variables.items() if k != name})
+            if all(render(self.tokenizer, e, without) == render(self.tokenizer, e, template) for e in examples):
+                rank_zero_warn(
+                    f"data.chat_template_kwargs.{name} changes no prompt: the chat template of {self.base!r} does not "
+                    "know it, or does so by itself"
+                )
+
+    def asked(self, batch: PromptBatch) -> list[dict[str, Any]]:
+        """What records say of the B questions of a batch, whoever answers them."""
+        assert self.tokenizer is not None
+        columns: list[dict[str, Any]] = []
+        for b, (row, e) in enumerate(zip(batch.positions or range(len(batch)), batch.examples, strict=True)):
+            columns.append({"row": row, "id": e.id, "question": e.question, "answer": e.answer})
+            if self.keep_prompts:
+                ids = batch.input_ids_BP[b][batch.attention_mask_BP[b].bool()]
+                columns[b]["prompt"] = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return columns
 
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt of the splits that are open."""
@@ -134,7 +225,7 @@ class ExpertDataModule(L.LightningDataModule):
 
 
 class UnseenTaskDataModule(ExpertDataModule):
-    """A few rows to adapt with and other rows to score: disjoint by id and by prompt, whatever the task's splits are.
+    """A few rows to adapt with and other rows to score: no row and no prompt is both, whatever the task's splits are.
 
     Shots come from the task's `few_shot`, `train` or `validation` split, the first that it has (`clean`); a task with
     nothing but a test split is divided. `paper` takes the shots from the test split, as the reference code does; they
@@ -151,6 +242,9 @@ class UnseenTaskDataModule(ExpertDataModule):
         test_limit: Score at most this many rows.
         drop_long_prompts: See `ExpertDataModule`.
         chat_template: See `ExpertDataModule`.
+        chat_template_kwargs: See `ExpertDataModule`.
+        template_date: See `ExpertDataModule`.
+        keep_prompts: See `ExpertDataModule`.
         max_new_tokens: See `ExpertDataModule`.
         seed: Seed of the choice of shots.
     """
@@ -160,13 +254,16 @@ class UnseenTaskDataModule(ExpertDataModule):
         task: str = "tiny_code_math",
         base: str = "tiny",
         data_dir: str | None = None,
-        task_options: dict[str, Any] | None = None,
+        task_options: dict | None = None,
         few_shot: int = 20,
         protocol: Literal["clean", "paper"] = "clean",
         eval_batch_size: int = 128,
         test_limit: int | None = None,
         drop_long_prompts: bool = False,
         chat_template: Literal["model", "none"] = "model",
+        chat_template_kwargs: dict | None = None,
+        template_date: str = DATE,
+        keep_prompts: bool = False,
         max_new_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -176,8 +273,12 @@ class UnseenTaskDataModule(ExpertDataModule):
             data_dir,
             task_options,
             eval_batch_size=eval_batch_size,
+            test_limit=test_limit,
             drop_long_prompts=drop_long_prompts,
             chat_template=chat_template,
+            chat_template_kwargs=chat_template_kwargs,
+            template_date=template_date,
+            keep_prompts=keep_prompts,
             max_new_tokens=max_new_tokens,
             seed=seed,
         )
@@ -185,7 +286,8 @@ class UnseenTaskDataModule(ExpertDataModule):
             raise ConfigError(f"data.few_shot must be at least 1, not {few_shot}")
         if protocol not in ("clean", "paper"):
             raise ConfigError(f"unknown data.protocol {protocol!r}; use clean or paper")
-        self.few_shot, self.protocol, self.test_limit = few_shot, protocol, test_limit
+        self.few_shot, self.protocol = few_shot, protocol
+        self.test_limit = self.limits.pop("test")  # counts what is left of the split without the shots
 
     def setup(self, stage: str) -> None:
         """Choose the shots; what is left of the test split is scored."""
@@ -202,10 +304,16 @@ class UnseenTaskDataModule(ExpertDataModule):
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(self.seed)).tolist()
         shots = order[: self.few_shot]
         self._rows["few_shot"] = [examples[i] for i in shots], [ids[i] for i in shots]
-        names, prompts = {examples[i].id for i in shots}, {tuple(ids[i]) for i in shots}
-        rows = zip(*((examples, ids) if source == "test" else self._read("test")), strict=True)
-        scored = [(e, p) for e, p in rows if e.id not in names and tuple(p) not in prompts][: self.test_limit]
-        self._rows["test"] = [e for e, _ in scored], [p for _, p in scored]
+        prompts = {tuple(ids[i]) for i in shots}
+        if source != "test":
+            examples, ids = self._read("test")
+        kept = [i for i, prompt in enumerate(ids) if tuple(prompt) not in prompts]
+        if (same := len(ids) - len(kept) - (self.few_shot if source == "test" else 0)) > 0:
+            rank_zero_warn(f"{same} rows of {self.task.name}/test ask what a few-shot row asks; they are not scored")
+        if not kept:
+            raise DataError(f"every row of {self.task.name}/test asks what a few-shot row asks; there is none to score")
+        kept = kept[: self.test_limit]
+        self._rows["test"] = [examples[i] for i in kept], [ids[i] for i in kept]
 
     def teardown(self, stage: str) -> None:
         """Nothing is hidden from an adaptation but by the split itself."""

@@ -6,59 +6,122 @@ are the ones that are sampled from and scored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from transformer2.errors import DataError
+from transformer2.errors import ConfigError, DataError
 from transformer2.types import Example, PromptBatch
 
 Messages = list[dict[str, str]]
+# Some templates print today's date: prompts would differ tomorrow. This is the date that Llama 3.1's falls back to.
+DATE = "2024-07-26"
 
 
-def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a tokenizer's chat template is applied.
+
+    Args:
+        variables: What it is given beside the messages (`data.chat_template_kwargs`).
+        date: What it takes for today, YYYY-MM-DD.
+
+    Raises:
+        ConfigError: No such date, or a variable that is set here.
+    """
+
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    date: str = DATE
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be applied."""
+        try:
+            datetime.strptime(self.date, "%Y-%m-%d")
+        except (TypeError, ValueError) as e:
+            raise ConfigError(f"data.template_date {self.date!r} is no date of the form {DATE}") from e
+        ours = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {"tools", "documents"}
+        for name in self.variables:
+            if name in ours | {"messages", "strftime_now"}:
+                raise ConfigError(
+                    f"data.chat_template_kwargs.{name} cannot be set: prompts are built in one way; leave it out"
+                )
+
+    def text(self, tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
+        """The prompt as text, up to where the model is to answer."""
+        template = tokenizer.get_chat_template(tools=self.variables.get("tools"))
+        if "strftime_now" in template:
+            template = self._clock() + template
+        options = {"chat_template": template, "tokenize": False, "add_generation_prompt": True}
+        return str(tokenizer.apply_chat_template(messages, **options, **self.variables))
+
+    def _clock(self) -> str:
+        """A macro in place of transformers' `strftime_now`: functions do not pass into its templates."""
+        today, replaced = datetime.strptime(self.date, "%Y-%m-%d"), ""
+        for letter in "aAbBcdfFGHIjmMpSTuUVwWxXyY":
+            value = today.strftime(f"%{letter}")
+            replaced += f"|replace('%{letter}', '{value}')|replace('%-{letter}', '{value.lstrip('0') or 0}')"
+        return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n"
+
+
+_PINNED = ChatTemplate()
+
+
+def render(tokenizer: PreTrainedTokenizerBase, example: Example, template: ChatTemplate | None = _PINNED) -> list[int]:
     """Token ids of one prompt, ending where the model is to answer.
 
     The template's text carries its own BOS, so it is tokenised without special tokens. Base models without a chat
     template read the messages' contents, separated by blank lines, after the BOS that their tokenizer adds, if any.
 
+    Args:
+        tokenizer: The base model's.
+        example: The question.
+        template: How the chat template is applied; None leaves it out.
+
     Raises:
         DataError: The chat template refuses the messages.
     """
     messages = [dict(m) for m in example.messages]
-    if tokenizer.chat_template is None:
+    if tokenizer.chat_template is None or template is None:
         ids = list(tokenizer("\n\n".join(m["content"] for m in messages) + "\n\n")["input_ids"])
         while ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text; a prompt goes on
             ids.pop()
         return ids
-    return list(tokenizer(_text(tokenizer, messages), add_special_tokens=False)["input_ids"])
+    return list(tokenizer(_text(tokenizer, messages, template), add_special_tokens=False)["input_ids"])
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
+def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: ChatTemplate) -> str:
     """The prompt as text. Where a template knows no system role, its text goes before the first user message."""
     system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
     try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except TemplateError as e:  # Gemma's template refuses a system role
+        text = template.text(tokenizer, messages)
+    except (TemplateError, TypeError, ValueError) as e:  # Gemma's template refuses a system role
         if not system:
-            raise DataError(f"the tokenizer's chat template refuses a prompt ({e}); mend the template") from e
+            raise DataError(f"the tokenizer's chat template refuses a prompt ({e}); correct the template") from e
         text = ""
     if system.strip() in text:  # other templates leave it out without a word
         return text
     first, *rest = [m for m in messages if m["role"] != "system"]
-    return _text(tokenizer, [{**first, "content": f"{system}\n\n{first['content']}"}, *rest])
+    return _text(tokenizer, [{**first, "content": f"{system}\n\n{first['content']}"}, *rest], template)
 
 
 def collate(
-    examples: Sequence[Example], ids: Sequence[list[int]], pad_id: int, row_ids: Sequence[int] = ()
+    examples: Sequence[Example],
+    ids: Sequence[list[int]],
+    pad_id: int,
+    row_ids: Sequence[int] = (),
+    positions: Sequence[int] = (),
 ) -> PromptBatch:
-    """A left-padded batch of rendered prompts."""
+    """A left-padded batch of rendered prompts; see `PromptBatch` for the numbers."""
     width = max(map(len, ids))
     input_ids_BP = torch.full((len(ids), width), pad_id, dtype=torch.long)
     mask_BP = torch.zeros_like(input_ids_BP)
     for row, prompt in enumerate(ids):
         input_ids_BP[row, width - len(prompt) :] = torch.tensor(prompt)
         mask_BP[row, width - len(prompt) :] = 1
-    return PromptBatch(tuple(examples), input_ids_BP, mask_BP, tuple(row_ids))
+    return PromptBatch(tuple(examples), input_ids_BP, mask_BP, tuple(row_ids), tuple(positions))

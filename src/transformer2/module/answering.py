@@ -97,9 +97,8 @@ class Answering(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """The records of all ranks, in the order of the questions."""
-        order = {example.id: i for i, example in enumerate(self.trainer.test_dataloaders.examples)}  # type: ignore[union-attr]
         everyone = [record for records in gather_objects(self.records) for record in records]
-        self.records = sorted(everyone, key=lambda record: order[record["id"]])
+        self.records = sorted(everyone, key=lambda record: record["row"])
 
     def on_test_start(self) -> None:
         """Start a fresh set of records."""
@@ -112,11 +111,11 @@ class Answering(L.LightningModule):
             base_right = self.right_samples(prompts, batch_idx)
         expert, verdicts = self.answer(prompts)
         right = self.right_samples(prompts, batch_idx)
-        columns = zip(prompts.examples, base.completions, base_verdicts, expert.completions, verdicts, strict=True)
+        asked = self.trainer.datamodule.asked(prompts)  # type: ignore[attr-defined]  # Lightning sets it at run time
+        columns = zip(asked, base.completions, base_verdicts, expert.completions, verdicts, strict=True)
         self.records += [
             {
-                "id": example.id,
-                "answer": example.answer,
+                **question,
                 "base_completion": base_text,
                 "base_correct": base_verdict.correct,
                 "completion": text,
@@ -124,7 +123,7 @@ class Answering(L.LightningModule):
                 "extracted": verdict.extracted,
                 "reason": verdict.reason,
             }
-            for example, base_text, base_verdict, text, verdict in columns
+            for question, base_text, base_verdict, text, verdict in columns
         ]
         for record, *counts in zip(self.records[-len(prompts) :], base_right, right, strict=False):
             record["samples"], record["base_right"], record["right"] = self.hparams["test_samples"], *counts

@@ -94,7 +94,10 @@ class RolloutEngine(ABC):
         last_B = ids_BC.gather(1, (count_B - 1).clamp(min=0)[:, None])[:, 0]
         finished_B = torch.isin(last_B, torch.tensor(self.eos_ids, device=ids_BC.device))
         rows = zip(ids_BC.tolist(), count_B.tolist(), strict=True)
-        texts = self.tokenizer.batch_decode([ids[:n] for ids, n in rows], skip_special_tokens=True)
+        # A tokenizer that cleans up would eat spaces that were sampled: `x != 3` would be verified as `x!= 3`.
+        texts = self.tokenizer.batch_decode(
+            [ids[:n] for ids, n in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return Rollouts(
             prompts.examples,
             prompts.input_ids_BP,

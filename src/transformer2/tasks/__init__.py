@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,18 @@ def get(name: str, **options: Any) -> Task:
         ConfigError: Unknown name or option (the message says the nearest one), or a class that is no whole task.
     """
     cls = _find(name)
-    parameters = inspect.signature(cls).parameters.values()
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        known = [p.name for p in parameters]
+    signature = inspect.signature(cls)
+    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        known = list(signature.parameters)
         for option in options:
             if option not in known:
-                raise ConfigError(
-                    f"task {name!r} has no option {option!r}{nearest(option, known) or '; it takes none'}"
-                )
+                most = "; it takes none" if not known else "; it takes none but system and prompt"
+                hint = most if set(known) <= {"system", "prompt"} else nearest(option, known)
+                raise ConfigError(f"task {name!r} has no option {option!r}{hint}")
+    try:
+        signature.bind(**options)
+    except TypeError as e:
+        raise ConfigError(f"task {name!r}: {e}; give it in task_options") from e
     return cls(**options)
 
 
@@ -45,12 +50,12 @@ def _find(name: str) -> type[Task]:
     if name in names():
         cls: type[Task] = importlib.import_module(f"transformer2.tasks.{name}").TASK
         return cls
-    if "." not in name:
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name):
         raise ConfigError(f"unknown task {name!r}{nearest(name, names())} Known: {', '.join(names())}")
     module, _, attribute = name.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as e:
+    except (ImportError, AttributeError, SyntaxError, ValueError) as e:
         raise ConfigError(f"task {name!r} cannot be imported ({e}); give the full path of a Task class") from e
     if not (isinstance(cls, type) and issubclass(cls, Task)):
         raise ConfigError(f"{name!r} is no class derived from transformer2.tasks.Task; docs/tasks.md shows one")

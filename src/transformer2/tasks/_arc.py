@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from transformer2.errors import DataError
-from transformer2.tasks._rows import Row, field_of, load_rows
+from transformer2.tasks._rows import Row, examples_of, field_of, load_rows
+from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
 from transformer2.verifiers.choice import verify_choice
@@ -31,39 +32,47 @@ class ARC(Task):
 
     Args:
         revision: Commit of the Hub data set; None takes the newest.
+        system: System message; None sends none.
+        prompt: Template of the user message, with `{question}` and `{options}`, one lettered option a line.
     """
 
     config: ClassVar[str]
     max_new_tokens: ClassVar[int] = 512
 
-    def __init__(self, revision: str | None = REVISION) -> None:
+    def __init__(
+        self,
+        revision: str | None = REVISION,
+        system: str | None = SYSTEM,
+        prompt: str = "{question}\n\n{options}",
+    ) -> None:
         self.revision = revision
+        self.wording = Wording(self.name, system, prompt, ("question", "options"))
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """All questions of a split, in the order of the source."""
         if split not in self.splits:
             raise DataError(f"{self.name} has no split {split!r}; its splits are {', '.join(self.splits)}")
         rows = load_rows(self.name, split, data_dir, HUB_ID, config=self.config, revision=self.revision)
-        return [_example(row, f"{self.name}/{split}/{i}") for i, row in enumerate(rows)]
+        return examples_of(rows, lambda i, row: self._example(row, f"{self.name}/{split}/{i}"))
 
     def verify(self, example: Example, completion: str) -> Verdict:
         """+1 when the last final answer of the completion is the gold option."""
         return verify_choice(example.answer, example.fields["options"], completion, example.fields["keys"])
 
-
-def _example(row: Row, where: str) -> Example:
-    question = field_of(row, "question", where).strip()
-    labels, texts = _choices(row, where)
-    letters = _LETTERS[: len(labels)]
-    gold = field_of(row, "answerKey", where).strip()
-    if gold not in labels:
-        raise DataError(f"{where}: field 'answerKey' is {gold!r}, none of {', '.join(labels)}; correct or drop the row")
-    options = dict(zip(letters, texts, strict=True))
-    keys = {label: letter for label, letter in zip(labels, letters, strict=True) if label.isdigit()}
-    content = "\n".join([question, "", *(f"({letter}) {text}" for letter, text in options.items())])
-    messages = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": content})
-    fields = {"options": MappingProxyType(options), "keys": MappingProxyType(keys)}
-    return Example(where, messages, letters[labels.index(gold)], MappingProxyType(fields))
+    def _example(self, row: Row, where: str) -> Example:
+        question = field_of(row, "question", where).strip()
+        labels, texts = _choices(row, where)
+        letters = _LETTERS[: len(labels)]
+        gold = field_of(row, "answerKey", where).strip()
+        if gold not in labels:
+            known = ", ".join(labels)
+            raise DataError(f"{where}: field 'answerKey' is {gold!r:.60}, none of {known:.60}; correct or drop the row")
+        options = dict(zip(letters, texts, strict=True))
+        keys = {label: letter for label, letter in zip(labels, letters, strict=True) if label.isdigit()}
+        lines = "\n".join(f"({letter}) {text}" for letter, text in options.items())
+        messages = self.wording.messages(question=question, options=lines)
+        fields = {"options": MappingProxyType(options), "keys": MappingProxyType(keys)}
+        return Example(where, messages, letters[labels.index(gold)], MappingProxyType(fields))
 
 
 def _choices(row: Row, where: str) -> tuple[list[str], list[str]]:
@@ -75,7 +84,7 @@ def _choices(row: Row, where: str) -> tuple[list[str], list[str]]:
     labels, texts = ([value.strip() for value in values] for values in (labels, texts))
     if len(labels) != len(texts) or not 2 <= len(labels) <= len(_LETTERS) or len(set(labels)) < len(labels):
         raise DataError(
-            f"{where}: field 'choices' has labels {', '.join(labels)} for {len(texts)} texts; "
+            f"{where}: field 'choices' has labels {', '.join(labels):.60} for {len(texts)} texts; "
             f"2 to {len(_LETTERS)} options with a label each are expected"
         )
     return labels, texts

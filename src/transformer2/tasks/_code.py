@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from transformer2.errors import DataError
+from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
 from transformer2.verifiers.code import Outcome, Program, Sandbox, shared
@@ -30,20 +31,33 @@ class CodeTask(Task):
         hub_id: Hub data set.
         pinned: The commit of it that public code pins.
         cpu_seconds: CPU time of one answer over all its tests.
+        wording_fields: Fields of the template of the user message.
+        user: That template, where no option says otherwise.
 
     Args:
         revision: Commit of the Hub data set; None takes the pinned one.
         allow_unsafe_code_execution: Run answers even where this system cannot wall them in. They could then read and
             change whatever you can.
+        system: System message; None sends none.
+        prompt: Template of the user message; None takes the task's own.
     """
 
     hub_id: ClassVar[str]
     pinned: ClassVar[str]
     cpu_seconds: ClassVar[int] = 2
+    wording_fields: ClassVar[tuple[str, ...]] = ("question",)
+    user: ClassVar[str]
 
-    def __init__(self, revision: str | None = None, allow_unsafe_code_execution: bool = False):
+    def __init__(
+        self,
+        revision: str | None = None,
+        allow_unsafe_code_execution: bool = False,
+        system: str | None = SYSTEM,
+        prompt: str | None = None,
+    ) -> None:
         self.revision = revision or self.pinned
         self.allow_unsafe_code_execution = allow_unsafe_code_execution
+        self.wording = Wording(self.name, system, self.user if prompt is None else prompt, self.wording_fields)
 
     @property
     def sandbox(self) -> Sandbox:

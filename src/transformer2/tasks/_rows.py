@@ -5,16 +5,32 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer2.errors import DataError
+import yaml
 
-__all__ = ["Row", "field_of", "load_rows"]
+from transformer2.errors import DataError, UserError
+from transformer2.types import Example
 
-Row = Mapping[str, Any]
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", "-*.parquet")
+__all__ = ["Row", "examples_of", "field_of", "load_rows"]
+
+LONGEST_LINE = 2**26  # bytes; a row of MBPP+ has some 10^5, and what holds no line break must not fill the memory
+_SUFFIXES = ("jsonl", "jsonl.gz", "parquet", "arrow")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.")
+# What comes of a stranger's row: nested too deep, a number too long, a list where text should be, code that is none.
+_ODD = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError)
+
+
+class Row(dict[str, Any]):
+    """One row, and where it stands (`/data/gsm8k/test.jsonl, line 7`)."""
+
+    source = ""
 
 
 def load_rows(
@@ -29,30 +45,58 @@ def load_rows(
 
     Args:
         name: Folder name of the task's rows inside `data_dir`.
-        split: Name of the split: a file `<split>.jsonl`, `.jsonl.gz` or `.parquet`, and the Hub's split.
+        split: Name of the split: a file `<split>.jsonl`, `.jsonl.gz`, `.parquet` or `.arrow`, or its shards
+            (`<split>-00000-of-00002.parquet`; `<split>/data-00000-of-00002.arrow` as `save_to_disk` writes them).
         data_dir: A folder with those files, or one that holds such a folder called `name`; None reads the Hub.
         hub_id: Hub data set.
         config: Configuration of the Hub data set.
         revision: Commit or tag of the Hub data set; None takes the newest.
 
     Raises:
-        DataError: Nothing there, unreadable, or the Hub is out of reach; the message names the file or the remedy.
+        DataError: Nothing there, not all of it there, unreadable, or the Hub is out of reach; the message names the
+            file or the remedy.
     """
     if data_dir is None:
         return _hub_rows(name, split, hub_id, config, revision)
-    root = Path(data_dir).expanduser()
-    folders = [root / name, root / name / (config or ""), root, root / (config or "")]
-    for folder in dict.fromkeys(folders):
-        for suffix in _SUFFIXES:
-            files = sorted(folder.glob(split + suffix))
-            if files:
-                return [row for file in files for row in _file_rows(file)]
+    root = Path(os.path.expanduser(data_dir))
+    if not root.is_dir():
+        what = "is no folder" if root.exists() else "does not exist"
+        raise DataError(f"data_dir {data_dir!r} {what}; give a folder with {name}/{split}.jsonl, rows of {hub_id}")
+    seen: list[str] = []
+    for folder in (root / name, root):
+        folders = list(dict.fromkeys([folder, folder / (config or "")]))
+        if files := _files_of(split, folders, seen):
+            rows = [row for file in files for row in _file_rows(file)]
+            _check_number(rows, split, folders, config)
+            return rows
+    found = f" (there is {', '.join(seen[:3])})" if seen else ""
     raise DataError(
-        f"data_dir {data_dir!r} has no {name}/{split}.jsonl, .jsonl.gz or .parquet; put a copy of {hub_id} there"
+        f"data_dir {data_dir!r} has no {name}/{split}.jsonl, .jsonl.gz, .parquet or .arrow{found}; "
+        f"put a copy of {hub_id} there"
     )
 
 
-def field_of(row: Row, field: str, where: str, kind: type | tuple[type, ...] = str) -> Any:
+def examples_of(rows: Sequence[Row], make: Callable[[int, Row], Example | None]) -> list[Example]:
+    """What `make` builds of each row and its number; None leaves the row out.
+
+    Raises:
+        DataError: A row cannot be used; the message names its file and line.
+    """
+    examples = []
+    for i, row in enumerate(rows):
+        try:
+            example = make(i, row)
+        except UserError as e:
+            raise DataError(f"{e} ({row.source})") from e
+        except _ODD as e:
+            reason = f"{type(e).__name__}: {' '.join(str(e).split())[:120]}"
+            raise DataError(f"{row.source}: the row cannot be used ({reason}); correct or drop it") from e
+        if example is not None:
+            examples.append(example)
+    return examples
+
+
+def field_of(row: Mapping[str, Any], field: str, where: str, kind: type | tuple[type, ...] = str) -> Any:
     """A field of a row.
 
     Args:
@@ -65,7 +109,8 @@ def field_of(row: Row, field: str, where: str, kind: type | tuple[type, ...] = s
         DataError: Missing field, another type, or blank text; the message names the row and the field.
     """
     if field not in row:
-        raise DataError(f"{where}: field {field!r} is missing; the row has {', '.join(map(repr, row)) or 'no fields'}")
+        has = ", ".join(repr(key)[:40] for key in list(row)[:12]) or "no fields"
+        raise DataError(f"{where}: field {field!r} is missing; the row has {has}")
     value = row[field]
     if not isinstance(value, kind) or (isinstance(value, str) and not value.strip()):
         shown = repr(value)
@@ -73,43 +118,158 @@ def field_of(row: Row, field: str, where: str, kind: type | tuple[type, ...] = s
     return value
 
 
-def _file_rows(file: Path) -> Sequence[Row]:
-    if file.suffix == ".parquet":
-        try:
-            parquet = importlib.import_module("pyarrow.parquet")
-        except ImportError as e:
-            raise DataError(f"{file}: reading parquet needs pyarrow; install transformer2[hub] or give .jsonl") from e
-        try:
-            rows: list[Row] = parquet.read_table(file).to_pylist()
-        except (OSError, ValueError) as e:
-            raise DataError(f"{file}: unreadable ({e}); copy it again") from e
-        return rows
-    rows, number = [], 0
-    try:
-        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8") as f:
-            for number, line in enumerate(f, 1):
-                if line.strip():
-                    rows.append(json.loads(line))
-                    if not isinstance(rows[-1], dict):
-                        raise DataError(f"{file}: line {number} is not a JSON object")
-    except json.JSONDecodeError as e:
-        raise DataError(f"{file}: line {number} is not JSON ({e.msg}); one object a line is expected") from e
-    except (OSError, EOFError, UnicodeDecodeError) as e:  # BadGzipFile is an OSError, a cut file an EOFError
-        raise DataError(f"{file}: unreadable after line {number} ({e}); copy it again") from e
+def _files_of(split: str, folders: Sequence[Path], seen: list[str]) -> list[Path]:
+    """The file of a split in one of some folders, or all its shards; what only looks like one is added to `seen`.
+
+    Raises:
+        DataError: Two candidates, or shards that are missing.
+    """
+    candidates: dict[str, list[Path]] = {}
+    for folder in folders:
+        for file in sorted([*folder.glob(f"{split}[-.]*"), *(folder / split).glob("data-*")]):
+            suffix = next((s for s in _SUFFIXES if file.name.endswith(f".{s}")), None)
+            whole = file.name == f"{split}.{suffix}"
+            if suffix is None or not file.is_file() or not (whole or suffix == "parquet" or _SHARD.search(file.name)):
+                seen.append(file.name)
+            else:
+                candidates.setdefault(str(file if whole else file.parent / f"*.{suffix}"), []).append(file)
+    if len(candidates) > 1:
+        first, second = (files[0] for files in list(candidates.values())[:2])
+        raise DataError(f"{first} and {second} are both the split {split!r}; keep one of them")
+    files = next(iter(candidates.values()), [])
+    shards = {file: match for file in files if (match := _SHARD.search(file.name))}
+    if shards:
+        last = next(iter(shards.values()))
+        number = int(last[2])
+        odd = [file for file in files if file not in shards or int(shards[file][2]) != number]
+        if odd:
+            raise DataError(f"{odd[0]} is no shard of {files[0]}; keep one set of shards")
+        files.sort(key=lambda file: int(shards[file][1]))
+        have = [int(shards[file][1]) for file in files]
+        start = int(have[-1] == number)  # some count from 1
+        if len(have) != number or have != list(range(start, start + number)):
+            missing = [str(i) for i in range(start, start + min(number, 10**5)) if i not in have]
+            what = f"{', '.join(missing[:5])} is missing" if missing else "one is there twice"
+            raise DataError(f"{files[0]}: of the {number} shards of {split!r}, {what}; copy the whole set again")
+    return files
+
+
+def _check_number(rows: Sequence[Row], split: str, folders: Sequence[Path], config: str | None) -> None:
+    """Compare with `num_examples`, where a `dataset_info` lies beside the rows (JSON, or in the data card)."""
+    for folder in dict.fromkeys([*folders, *(f / split for f in folders)]):
+        for name in ("dataset_info.json", "dataset_infos.json", "README.md"):
+            if not (folder / name).is_file():
+                continue
+            try:
+                text = (folder / name).read_text(encoding="utf-8")
+                info = yaml.safe_load(text.split("---")[1]) if name == "README.md" else json.loads(text)
+            except (OSError, ValueError, IndexError, yaml.YAMLError, RecursionError):
+                continue  # somebody else's
+            numbers = set(_numbers(info, split, config))
+            if len(numbers) == 1 and numbers != {len(rows)}:
+                raise DataError(
+                    f"{rows[0].source.rpartition(', ')[0]}: {len(rows)} rows of {split!r} where {folder / name} says "
+                    f"{numbers.pop()}; copy the whole set again"
+                )
+
+
+def _numbers(info: Any, split: str, config: str | None) -> Iterator[int]:
+    """`num_examples` of a split in a `dataset_info`, of one configuration or by configuration."""
+    if isinstance(info, list):
+        for part in info:
+            if isinstance(part, Mapping) and part.get("config_name") in (None, "default", config):
+                yield from _numbers(part, split, config)
+    if not isinstance(info, Mapping):
+        return
+    for key in ("dataset_info", config):
+        yield from _numbers(info.get(key), split, config)
+    splits = info.get("splits")
+    for part in splits.values() if isinstance(splits, Mapping) else splits if isinstance(splits, list) else ():
+        if isinstance(part, Mapping) and part.get("name") == split and isinstance(part.get("num_examples"), int):
+            yield part["num_examples"]
+
+
+def _file_rows(file: Path) -> list[Row]:
+    reads = _table_rows if file.suffix in (".parquet", ".arrow") else _json_rows
+    rows = []
+    for number, value in reads(file):
+        rows.append(Row(value))
+        rows[-1].source = f"{file}, {number}"
     if not rows:
         raise DataError(f"{file}: no rows; copy it again")
     return rows
 
 
+def _table_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        arrow, parquet = (importlib.import_module(f"pyarrow{part}") for part in ("", ".parquet"))
+    except ImportError as e:
+        raise DataError(f"{file}: reading {file.suffix} needs the package pyarrow; install it, or give .jsonl") from e
+    try:
+        if file.suffix == ".parquet":
+            table = parquet.read_table(file)
+        else:
+            with arrow.memory_map(str(file)) as source:
+                table = arrow.ipc.open_stream(source).read_all()
+        rows = table.to_pylist()
+    except Exception as e:  # Arrow's errors share no class with each other
+        raise DataError(f"{file}: unreadable ({' '.join(str(e).split())[:120]}); copy it again") from e
+    yield from ((f"row {i}", row) for i, row in enumerate(rows))
+
+
+def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as f:
+            while line := f.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    raise DataError(
+                        f"{file}: line {number} is longer than {LONGEST_LINE >> 20} MiB; one row a line is expected"
+                    )
+                text = line.removeprefix(b"\xef\xbb\xbf").decode("utf-8")  # Windows marks UTF-8 so
+                if text.strip():
+                    yield f"line {number}", _json_row(text, f"{file}: line {number}")
+    except UnicodeDecodeError as e:
+        raise DataError(
+            f"{file}: line {number} is no UTF-8 ({e.reason} at byte {e.start}); save the file as UTF-8"
+        ) from e
+    except (OSError, EOFError, zlib.error) as e:  # BadGzipFile is an OSError, a cut file an EOFError
+        raise DataError(f"{file}: unreadable after line {number} ({e}); copy it again") from e
+
+
+def _json_row(text: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise DataError(f"{where} is not JSON ({e.msg}); one object a line is expected") from e
+    except (ValueError, RecursionError) as e:  # a number of thousands of digits, brackets in brackets
+        raise DataError(f"{where} is no usable JSON ({' '.join(str(e).split())[:80]}); correct or drop the row") from e
+    if not isinstance(row, dict):
+        raise DataError(f"{where} is not a JSON object; one object a line is expected")
+    if "\\u" in text:
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as e:
+            raise DataError(f"{where} holds half a character ({e.object[e.start]!a}); correct or drop the row") from e
+    return row
+
+
 def _hub_rows(name: str, split: str, hub_id: str, config: str | None, revision: str | None) -> list[Row]:
-    remedy = f"give data_dir, a folder with {name}/{split}.jsonl (rows of {hub_id})"
+    remedy = f"give data_dir (--data.data_dir), a folder with {name}/{split}.jsonl (rows of {hub_id})"
     try:
         import datasets
     except ImportError as e:
-        raise DataError(
-            f"reading {hub_id} from the Hub needs the extra transformer2[hub]; install it or {remedy}"
-        ) from e
+        raise DataError(f"reading {hub_id} from the Hub needs the package datasets; install it, or {remedy}") from e
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # five retries with two lines each: the end is said below
     try:
-        return list(datasets.load_dataset(hub_id, config, split=split, revision=revision))
+        rows = [Row(row) for row in datasets.load_dataset(hub_id, config, split=split, revision=revision)]
+    except ConnectionError as e:
+        raise DataError(f"the Hub could not be reached for {hub_id}; {remedy}") from e
     except Exception as e:  # network, Hub and format errors have no common base class
         raise DataError(f"{hub_id} cannot be read from the Hub ({type(e).__name__}); {remedy}") from e
+    for i, row in enumerate(rows):
+        row.source = f"{hub_id}, {split} row {i}"
+    return rows

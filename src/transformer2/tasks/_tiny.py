@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from transformer2.errors import DataError
 from transformer2.tasks import _tiny_program
+from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.tiny import world
 from transformer2.types import Example, Verdict
@@ -29,11 +30,18 @@ class TinyTask(Task):
     """A task whose questions are drawn from the embedded world, the same ones on every machine.
 
     Bounded: the verifiers split and match text in linear time, and `_tiny_program` limits length, depth and values.
+
+    Args:
+        system: System message; None sends none.
+        prompt: Template of the user message, with `{question}`. The embedded model knows few words besides its own.
     """
 
     max_new_tokens: ClassVar[int] = 40
     bounded: ClassVar[bool] = True
     sources: ClassVar[dict[str, tuple[str, int]]] = SPLITS
+
+    def __init__(self, system: str | None = None, prompt: str = "{question}") -> None:
+        self.wording = Wording(self.name, system, prompt, ("question",))
 
     def question(self, rng: random.Random, split: str) -> world.Question:
         """One question, as drawn for a split."""
@@ -52,7 +60,7 @@ class TinyTask(Task):
         return [self.example(question, f"{self.name}/{split}/{row}") for row, question in enumerate(drawn)]
 
     def _example(self, question: world.Question, id: str, answer: str, **fields: str) -> Example:
-        messages = (MappingProxyType({"role": "user", "content": question.text}),)
+        messages = self.wording.messages(question=question.text)
         return Example(id, messages, answer, MappingProxyType({"solution": question.gold(), **fields}))
 
 

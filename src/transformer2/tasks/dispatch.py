@@ -23,7 +23,7 @@ in the reference code: every fifth is for `test`, the rest is halved between `tr
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
@@ -31,6 +31,7 @@ from typing import ClassVar, NamedTuple
 from transformer2 import tasks
 from transformer2.errors import ConfigError, DataError
 from transformer2.tasks import _other
+from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
 from transformer2.verifiers.label import verify_label
@@ -49,12 +50,12 @@ Request:
 Which kind of request is it? Answer with one word of this list and nothing else: {names}."""
 
 
-def category_prompt(descriptions: Mapping[str, str], request: str) -> str:
+def category_prompt(descriptions: Mapping[str, str], request: str, fill: Callable[..., str] = PROMPT.format) -> str:
     """The user message that asks for the category of a request, among those described and "other"."""
     lines = [f"- {name}: {text}" for name, text in descriptions.items()]
     lines.append(f"- {OTHER}: anything else")
     names = f"{', '.join(descriptions)} or {OTHER}"
-    return PROMPT.format(categories="\n".join(lines), request=request, names=names)
+    return fill(categories="\n".join(lines), request=request, names=names)
 
 
 def request_of(example: Example) -> str:
@@ -88,6 +89,9 @@ class Dispatch(Task):
         protocol: `clean` or `paper`: whose rows (see above).
         prompts_per_category: Rows of each category, over all splits; fewer where a task has fewer.
         seed: Of the choice of rows and of their order.
+        system: System message; None sends none.
+        prompt: Template of the user message, with `{request}` and, where wanted, `{categories}` (described, one a line)
+            and `{names}` (in a row).
     """
 
     name: ClassVar[str] = "dispatch"
@@ -101,7 +105,10 @@ class Dispatch(Task):
         protocol: str = "clean",
         prompts_per_category: int = 399,
         seed: int = 0,
+        system: str | None = None,
+        prompt: str = PROMPT,
     ) -> None:
+        self.wording = Wording(self.name, system, prompt, ("request",), ("categories", "names"))
         if protocol not in ("clean", "paper"):
             raise ConfigError(f"unknown protocol {protocol!r} of task dispatch; use clean or paper")
         if not isinstance(prompts_per_category, int) or prompts_per_category < 5:
@@ -133,7 +140,7 @@ class Dispatch(Task):
 
     def prompt(self, request: str) -> str:
         """The content of the user message that asks for the category of a request."""
-        return category_prompt(self._descriptions, request)
+        return category_prompt(self._descriptions, request, self.wording.fill)
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """The rows of a split, categories mixed, in a fixed order; `data_dir` holds the rows of all tasks."""
@@ -144,7 +151,7 @@ class Dispatch(Task):
         return [
             Example(
                 f"dispatch/{split}/{i}",
-                ({"role": "user", "content": self.prompt(request.text)},),
+                self.wording.around(self.prompt(request.text)),
                 label,
                 MappingProxyType({"source": request.source, "held_out": "yes" if request.held_out else "no"}),
             )

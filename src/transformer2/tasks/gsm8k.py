@@ -16,7 +16,8 @@ import hashlib
 from typing import ClassVar
 
 from transformer2.errors import DataError
-from transformer2.tasks._rows import field_of, load_rows
+from transformer2.tasks._rows import Row, examples_of, field_of, load_rows
+from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
 from transformer2.verifiers.numeric import parse_number, verify_number
@@ -40,6 +41,8 @@ class GSM8K(Task):
 
     Args:
         revision: Commit of the Hub data set; None takes the newest.
+        system: System message; None sends none.
+        prompt: Template of the user message, with `{question}`.
     """
 
     name: ClassVar[str] = "gsm8k"
@@ -47,8 +50,11 @@ class GSM8K(Task):
     max_new_tokens: ClassVar[int] = 512
     bounded: ClassVar[bool] = True
 
-    def __init__(self, revision: str | None = REVISION) -> None:
+    def __init__(
+        self, revision: str | None = REVISION, system: str | None = _SYSTEM, prompt: str = "{question}"
+    ) -> None:
         self.revision = revision
+        self.wording = Wording(self.name, system, prompt, ("question",))
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """All questions of a split, in the order of the source."""
@@ -56,15 +62,16 @@ class GSM8K(Task):
             raise DataError(f"gsm8k has no split {split!r}; its splits are {', '.join(self.splits)}")
         source = "test" if split == "test" else "train"
         rows = load_rows("gsm8k", source, data_dir, "openai/gsm8k", config="main", revision=self.revision)
-        examples = []
-        for i, row in enumerate(rows):
+
+        def example(i: int, row: Row) -> Example | None:
             where = f"gsm8k/{source}/{i}"
             question = field_of(row, "question", where).strip()
-            if split == "test" or (split == "validation") == _is_validation(question):
-                answer = _gold(field_of(row, "answer", where), where)
-                messages = ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": question})
-                examples.append(Example(f"gsm8k/{split}/{i}", messages, answer))
-        return examples
+            if split != "test" and (split == "validation") != _is_validation(question):
+                return None
+            answer = _gold(field_of(row, "answer", where), where)
+            return Example(f"gsm8k/{split}/{i}", self.wording.messages(question=question), answer)
+
+        return examples_of(rows, example)
 
     def verify(self, example: Example, completion: str) -> Verdict:
         """+1 when the last final answer of the completion equals the gold number."""

@@ -17,19 +17,15 @@ An unseen task of the paper, with a test split alone: the datamodule takes the f
 
 from __future__ import annotations
 
+import ast
 from typing import ClassVar
 
 from transformer2.errors import DataError
-from transformer2.tasks._code import SYSTEM, CodeTask
-from transformer2.tasks._rows import Row, field_of, load_rows
+from transformer2.tasks._code import CodeTask
+from transformer2.tasks._rows import Row, examples_of, field_of, load_rows
 from transformer2.types import Example
 
 __all__ = ["TASK", "HumanEval"]
-
-_USER = (
-    "Complete this Python function. Answer with the whole function, and the imports that it needs, "
-    "in one Markdown code block.\n\n```python\n{}\n```"
-)
 
 
 class HumanEval(CodeTask):
@@ -41,22 +37,25 @@ class HumanEval(CodeTask):
     max_new_tokens: ClassVar[int] = 512
     hub_id: ClassVar[str] = "openai/openai_humaneval"
     pinned: ClassVar[str] = "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544"
+    user: ClassVar[str] = (
+        "Complete this Python function. Answer with the whole function, and the imports that it needs, "
+        "in one Markdown code block.\n\n```python\n{question}\n```"
+    )
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """All functions, in the order of the source."""
         if split not in self.splits:
             raise DataError(f"{self.name} has no split {split!r}; its only split is test")
         rows = load_rows(self.name, split, data_dir, self.hub_id, revision=self.revision)
-        return [self._example(row, f"{self.name}/{split}/{i}") for i, row in enumerate(rows)]
+        return examples_of(rows, lambda i, row: self._example(row, f"{self.name}/{split}/{i}"))
 
     def _example(self, row: Row, where: str) -> Example:
         prompt, entry, test = (field_of(row, key, where) for key in ("prompt", "entry_point", "test"))
         if f"def {entry}(" not in prompt:
-            raise DataError(f"{where}: field 'prompt' does not begin {entry!r}; correct or drop the row")
-        messages = (
-            {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": _USER.format(prompt.strip())},
-        )
+            raise DataError(f"{where}: field 'prompt' does not begin {entry!r:.60}; correct or drop the row")
+        ast.parse(prompt), ast.parse(test)  # under tests that are no Python every answer would be wrong
+        solution = field_of(row, "canonical_solution", where) if "canonical_solution" in row else ""
+        messages = self.wording.messages(question=prompt.strip())
         fields = {
             # Helpers of the prompt belong to the tests too (three rows use them), which call the function by its name.
             "setup": prompt,
@@ -65,7 +64,7 @@ class HumanEval(CodeTask):
             "prompt": prompt,
             "cpu_seconds": self.cpu_seconds,
         }
-        return Example(where, messages, str(row.get("canonical_solution", "")), fields)
+        return Example(where, messages, solution, fields)
 
 
 TASK = HumanEval

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from transformer2.errors import DataError
-from transformer2.tasks._rows import Row, field_of, load_rows
+from transformer2.tasks._rows import Row, examples_of, field_of, load_rows
+from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
 from transformer2.verifiers.math import start_workers, verify_math, verify_math_many
@@ -63,30 +64,40 @@ class MATH(Task):
         hub: Hub data set: `DigitalLearningGmbH/MATH-lighteval`, or `EleutherAI/hendrycks_math` with one
             configuration per subject.
         revision: Commit of the Hub data set; None takes the pinned one of the two above, of another set the newest.
+        system: System message; None sends none.
+        prompt: Template of the user message, with `{question}`.
     """
 
     name: ClassVar[str] = "math"
     description: ClassVar[str] = "competition mathematics: problems answered with a mathematical expression"
     max_new_tokens: ClassVar[int] = 1024
 
-    def __init__(self, hub: str = HUB, revision: str | None = None):
+    def __init__(
+        self,
+        hub: str = HUB,
+        revision: str | None = None,
+        system: str | None = _SYSTEM,
+        prompt: str = "{question}",
+    ) -> None:
         self.hub, self.revision = hub, revision or REVISIONS.get(hub)
+        self.wording = Wording(self.name, system, prompt, ("question",))
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """All problems of a split, in the order of the source."""
         if split not in self.splits:
             raise DataError(f"math has no split {split!r}; its splits are {', '.join(self.splits)}")
         source = "test" if split == "test" else "train"
-        examples = []
-        for i, row in enumerate(self._rows(source, data_dir)):
+
+        def example(i: int, row: Row) -> Example | None:
             where = f"math/{source}/{i}"
             problem = field_of(row, "problem", where).strip()
-            if split == "test" or (split == "validation") == _is_validation(problem):
-                gold = _gold(problem, field_of(row, "solution", where), where)
-                messages = ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": problem})
-                fields = {key: field_of(row, key, where) for key in ("level", "type")}
-                examples.append(Example(f"math/{split}/{i}", messages, gold, fields))
-        return examples
+            if split != "test" and (split == "validation") != _is_validation(problem):
+                return None
+            gold = _gold(problem, field_of(row, "solution", where), where)
+            fields = {key: field_of(row, key, where) for key in ("level", "type")}
+            return Example(f"math/{split}/{i}", self.wording.messages(question=problem), gold, fields)
+
+        return examples_of(self._rows(source, data_dir), example)
 
     def _rows(self, source: str, data_dir: str | None) -> list[Row]:
         if data_dir is not None or self.hub != BY_SUBJECT:

@@ -19,16 +19,12 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from transformer2.errors import DataError
-from transformer2.tasks._code import SYSTEM, CodeTask, used_names
-from transformer2.tasks._rows import Row, field_of, load_rows
+from transformer2.tasks._code import CodeTask, used_names
+from transformer2.tasks._rows import Row, examples_of, field_of, load_rows
 from transformer2.types import Example
 
 __all__ = ["MBPP", "TASK"]
 
-_USER = (
-    "{text}\nYour code should pass this test, and others like it:\n\n```python\n{test}\n```\n\n"
-    "Answer with Python code in one Markdown code block."
-)
 # The data set's own splits, by task number (1 to 10 are meant for few-shot prompts).
 SPLITS = {"few_shot": range(1, 11), "test": range(11, 511), "validation": range(511, 601), "train": range(601, 975)}
 _SLOW = {123: 10}  # CPU seconds where the reference solution itself needs more than two
@@ -45,15 +41,21 @@ class MBPP(CodeTask):
     pinned: ClassVar[str] = "4bb6404fdc6cacfda99d4ac4205087b89d32030c"
     config: ClassVar[str | None] = "full"
     hub_splits: ClassVar[tuple[str, ...]] = ("prompt", "test", "validation", "train")
+    wording_fields: ClassVar[tuple[str, ...]] = ("question", "test")
+    user: ClassVar[str] = (
+        "{question}\nYour code should pass this test, and others like it:\n\n```python\n{test}\n```\n\n"
+        "Answer with Python code in one Markdown code block."
+    )
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """All functions of a split, in the order of the source."""
         if split not in self.splits:
             raise DataError(f"{self.name} has no split {split!r}; its splits are {', '.join(self.splits)}")
         rows = self._rows(data_dir)
-        numbers = [_number(row, f"{self.name}/{i}") for i, row in enumerate(rows)]
+        numbers: list[int] = []
+        examples_of(rows, lambda i, row: numbers.append(_number(row, f"{self.name}/{i}")))
         chosen = self._split(numbers)[split]
-        return [self._example(row, n, split) for row, n in zip(rows, numbers, strict=True) if n in chosen]
+        return examples_of(rows, lambda i, row: self._example(row, numbers[i], split) if numbers[i] in chosen else None)
 
     def _rows(self, data_dir: str | None) -> list[Row]:
         """All rows: one local file (`mbpp/full.jsonl`), or the Hub's splits together."""
@@ -75,13 +77,13 @@ class MBPP(CodeTask):
         shown = field_of(row, "test_list", where, list)
         if not shown:
             raise DataError(f"{where}: field 'test_list' is empty; correct or drop the row")
+        imports = row.get("test_imports") or []
+        if not all(isinstance(line, str) for line in (*shown, *imports)):
+            raise DataError(f"{where}: 'test_list' or 'test_imports' holds what is no text; correct or drop the row")
         tests = self._tests(row, shown, where)
-        messages = (
-            {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": _USER.format(text=text.strip(), test=shown[0].strip())},
-        )
+        messages = self.wording.messages(question=text.strip(), test=shown[0].strip())
         fields = {
-            "setup": "\n".join(["import math, sys", *(row.get("test_imports") or [])]),
+            "setup": "\n".join(["import math, sys", *imports]),
             "tests": tests,
             "names": used_names(tests, code, where),
             "prompt": "",
@@ -102,5 +104,5 @@ def _number(row: Row, where: str) -> int:
     value = field_of(row, "task_id", where, (int, str))
     digits = str(value).rpartition("/")[2]  # MBPP+ says "Mbpp/2"
     if not digits.isdigit():
-        raise DataError(f"{where}: field 'task_id' is {value!r}, which holds no number; correct or drop the row")
+        raise DataError(f"{where}: field 'task_id' is {value!r:.60}, which holds no number; correct or drop the row")
     return int(digits)

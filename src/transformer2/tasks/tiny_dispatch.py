@@ -25,10 +25,9 @@ class TinyDispatch(TinyTask):
     labels = words.LABELS
     max_new_tokens = 4
 
-    @staticmethod
-    def prompt(request: str) -> str:
+    def prompt(self, request: str) -> str:
         """The content of the user message that asks for the category of a request."""
-        return world.dispatch_text(request)
+        return self.wording.fill(question=world.dispatch_text(request))
 
     @staticmethod
     def label_of(task: str | None) -> str | None:
