@@ -28,6 +28,7 @@ class ExpertCheckpoint(L.Callback):
         self.dirpath, self.monitor = dirpath, monitor
         self.best_score: float | None = None
         self.best_step = 0
+        self.finished = False
         self.best_weights: dict[str, torch.Tensor] = {}  # of what is trained: a few KB, so a resumed run has them too
 
     def folder(self, trainer: L.Trainer) -> Path:
@@ -46,6 +47,7 @@ class ExpertCheckpoint(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A run shorter than one validation interval keeps its last z; otherwise the best one is loaded again."""
+        self.finished = True
         if self.best_score is None:
             self.best_step = trainer.global_step
         else:
@@ -54,6 +56,11 @@ class ExpertCheckpoint(L.Callback):
                     parameter.copy_(self.best_weights[name])
         # Also where a run was resumed into another folder and never beat the score that it came with.
         self._save(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The same for a run that was resumed with all its steps done, where Lightning has nothing to train or end."""
+        if not self.finished and trainer.global_step:
+            self.on_train_end(trainer, pl_module)
 
     @rank_zero_only
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

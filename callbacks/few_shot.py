@@ -7,11 +7,8 @@ the scored rows, as in the reference code, and the report says so.
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -28,17 +25,13 @@ from transformer2.report.adaptation import alpha_figure
 from transformer2.report.table import write_text
 from transformer2.types import PromptBatch
 
-__all__ = ["FewShotEvaluator", "SearchInterrupted"]
+__all__ = ["FewShotEvaluator"]
 
 # What the presets say beyond the search itself: the paper's z' = sum alpha_k z_k, and the code's one alpha per matrix.
 PRESET_MIXTURES: dict[str, dict[str, Any]] = {
     "paper": {"mix": "raw", "granularity": "expert", "generations": 100},
     "reference": {"mix": "raw", "granularity": "matrix", "generations": 50},
 }
-
-
-class SearchInterrupted(Exception):
-    """Ctrl-C or SIGTERM ended a search between two generations; its state is in the run folder."""
 
 
 class FewShotEvaluator(AdaptationEvaluator):
@@ -105,7 +98,6 @@ class FewShotEvaluator(AdaptationEvaluator):
         self.limits = Budget(generations, max_evaluations, max_minutes)
         Mixture(["m"], ["e"], **self.mixture_options)  # refuses what does not go together
         make_search(search, 2, **self.search_options)
-        self.signal_name = ""
 
     def adapt_to_task(self, few_shot: PromptBatch) -> None:
         """Search."""
@@ -120,14 +112,11 @@ class FewShotEvaluator(AdaptationEvaluator):
         def scores(weights_LNK: Tensor) -> tuple[list[float], list[float]]:
             return self._shared(weights_LNK, few_shot)
 
-        with self._listening():
-            for entry in run_search(self.search, self.mixture, scores, self.limits):
-                self.trace.append(entry)
-                self._save()
-                self.bar.set_postfix(shots=f"{entry['score']:.2f}", refresh=False)
-                self.bar.update()
-                if self.signal_name:
-                    raise SearchInterrupted(self.signal_name)
+        for entry in run_search(self.search, self.mixture, scores, self.limits):
+            self.trace.append(entry)
+            self._save()  # so a signal has nothing to save: what it cuts is one generation
+            self.bar.set_postfix(shots=f"{entry['score']:.2f}", refresh=False)
+            self.bar.update()
         ends_GD = torch.tensor([self._end(entry) for entry in self.trace])
         self.selection: dict[str, Any] = {}
         if self.data.protocol == "paper":
@@ -216,22 +205,3 @@ class FewShotEvaluator(AdaptationEvaluator):
             state = json.loads(self._file.read_text(encoding="utf-8"))
             self.search.load_state_dict(state["search"])
             self.trace = state["trace"]
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """In a run of its own the first signal ends the search after the generation in progress."""
-        if self.folder is None:
-            yield
-            return
-
-        def asked(number: int, frame: FrameType | None) -> None:
-            if self.signal_name:
-                raise KeyboardInterrupt(self.signal_name)
-            self.signal_name = signal.Signals(number).name
-
-        previous = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)

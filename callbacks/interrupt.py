@@ -1,50 +1,143 @@
-"""Ctrl-C and SIGTERM end the run after the step in progress, with a checkpoint that resumes."""
+"""Ctrl-C, SIGTERM and SIGHUP: what there is to save is saved at once, and the process is gone within seconds.
+
+The kernel's signal reaches Python twice. A thread reads it from `set_wakeup_fd` whatever the main thread is doing (a
+backward pass is one call of minutes, and no Python handler runs before it returns): it runs the farewell, which saves
+and says how to go on. The main thread raises `Interrupted` as soon as it can, cleans up and ends the command. Where it
+has not done so in time, or a second signal comes, the thread ends the process.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
-from pathlib import Path
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
-import lightning as L
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+GRACE = 6.0  # seconds that the main thread has to end by itself once all is saved
+
+Farewell = Callable[[int], str | None]
 
 
-class GracefulStop(L.Callback):
-    """The first signal asks for the end, the second one forces it.
+class Interrupted(BaseException):
+    """A signal asked for the end. No KeyboardInterrupt, which Lightning turns into exit code 1 without a word."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+
+
+class Listener:
+    """Signals while a command runs; does nothing in a thread, where Python takes none.
 
     Attributes:
-        signal_name: `SIGINT` or `SIGTERM` once one has come, else empty.
+        number: The first signal that came; 0 before.
+        farewell: Called with it, in a thread: saves, and returns how to go on (None where another rank says it).
+        grace: Seconds that saving and the main thread have; then the process is ended.
     """
 
     def __init__(self) -> None:
-        self.signal_name = ""
-        self.previous: dict[signal.Signals, Any] = {}
+        self.number = 0
+        self.farewell: Farewell = lambda number: "run the command again"
+        self.grace = GRACE
+        self._hint: str | None = "what there was to save could not be saved in time"
+        self._raised = False
+        self._said = threading.Event()
+        self._last_word = threading.Lock()
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self._asked)
+    def take(self) -> None:
+        """Handle the signals; also once Lightning has put a handler that waits for all ranks in our place."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays in force
+                    signal.signal(number, self._raise)
 
-    def _asked(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_name:
-            raise KeyboardInterrupt(self.signal_name)
-        self.signal_name = signal.Signals(number).name
+    def deliver(self, number: int) -> None:
+        """Act on another rank's signal, unless one has come here too."""
+        if not self.number:
+            os.kill(os.getpid(), number)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """The step is whole: save and stop, all ranks after the same step though the signal came to each at its own."""
-        asked = trainer.strategy.reduce_boolean_decision(bool(self.signal_name), all=False)
-        if asked and not trainer.should_stop:
-            self.signal_name = self.signal_name or signal.SIGTERM.name
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
-            trainer.should_stop = True
+    def end(self) -> int:
+        """Say how to go on, once; the exit code."""
+        self._said.wait(self.grace)
+        if self._last_word.acquire(blocking=False) and self._hint is not None:
+            print(f"transformer2: interrupted; {self._hint}", file=sys.stderr, flush=True)
+        return 128 + self.number
 
-    def on_train_end(self, *args: Any) -> None:
-        """Stop listening."""
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous = {}
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        if not self._raised:
+            self._raised, self.number = True, number
+            raise Interrupted(number)
 
-    def on_exception(self, *args: Any) -> None:
-        """Stop listening."""
-        self.on_train_end()
+    def _watch(self) -> None:
+        if (number := self._next()) is None:
+            return
+        self.number = number
+        threading.Thread(target=self._save, daemon=True, name="farewell").start()
+        self._reader.settimeout(self.grace)
+        try:
+            if self._next() is None:
+                return
+        except TimeoutError:
+            pass
+        os._exit(self.end())
+
+    def _next(self) -> int | None:
+        """The next of our signals; None once the command is over."""
+        while came := self._reader.recv(1):
+            if came[0] in SIGNALS:
+                return came[0]
+        return None
+
+    def _save(self) -> None:
+        try:
+            self._hint = self.farewell(self.number)
+        except Exception as e:
+            self._hint = f"nothing could be saved: {e}"
+        self._said.set()
+
+
+@contextmanager
+def listening() -> Iterator[Listener]:
+    """Listen to signals while a command runs."""
+    global _current
+    listener, before = Listener(), _current
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    wakeup = -1
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main:
+        wakeup = signal.set_wakeup_fd(listener._writer.fileno(), warn_on_full_buffer=False)
+        listener.take()
+        threading.Thread(target=listener._watch, daemon=True, name="signals").start()
+    _current = listener
+    try:
+        yield listener
+    finally:
+        _current = before
+        if in_main:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in handlers.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        listener._writer.close()
+
+
+def current() -> Listener | None:
+    """The listener of the command that runs; None where our code is used without the command line."""
+    return _current
+
+
+def _after_fork() -> None:
+    """A child that never execs is no command: a signal to it is not one to its parent, whose socket it holds."""
+    if _current is not None and signal.set_wakeup_fd(-1) == _current._writer.fileno():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+
+_current: Listener | None = None
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

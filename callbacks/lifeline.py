@@ -4,10 +4,12 @@ A process that waits in a collective for a dead one would wait for the collectiv
 NCCL), and Lightning's own launcher watches its children only, not its parent. So every process holds one TCP connection
 to rank 0. The kernel closes the connections of a process however it ends: whoever sees its line closed without a
 goodbye ends, which closes the next line. No heartbeat, so a process that is merely slow is never taken for dead.
+A signal that reached one process goes down the lines too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import selectors
@@ -20,11 +22,12 @@ from typing import cast
 
 import lightning as L
 
+from transformer2.callbacks import interrupt
 from transformer2.errors import UserError
 
 ENDED = "another process of this run has ended"
 CONNECT_SECONDS = 60
-GOODBYE = b"\x01"
+GOODBYE = b"\xff"  # any other byte is the number of a signal
 TOKEN_BYTES = 16  # whoever connects must know it: a port scanner that hangs up is no rank that died
 
 
@@ -38,12 +41,16 @@ class Lifeline(L.Callback):
     def __init__(self, grace: float = 10.0) -> None:
         self.grace = grace
         self.lines: list[socket.socket] = []
+        self.is_first = True
         self.broken = threading.Event()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Connect every rank to rank 0, and watch."""
         if trainer.world_size == 1:
             return
+        self.is_first = trainer.is_global_zero
+        if (listener := interrupt.current()) is not None and not self.is_first:
+            listener.grace = interrupt.GRACE + 2  # it goes after rank 0
         server = socket.create_server(("", 0)) if trainer.is_global_zero else None
         invitation = (server.getsockname()[1], secrets.token_bytes(TOKEN_BYTES)) if server else (0, b"")
         port, token = trainer.strategy.broadcast(invitation)
@@ -54,12 +61,20 @@ class Lifeline(L.Callback):
             self.lines = [_connect((cluster.main_address, port), token)]
         threading.Thread(target=self._watch, args=(list(self.lines),), daemon=True, name="lifeline").start()
 
+    def pass_on(self, number: int) -> None:
+        """Tell the others of a signal; but rank 0, wait for it to save: when a child ends, Lightning kills its parent."""
+        for line in self.lines:
+            with contextlib.suppress(OSError):
+                line.sendall(bytes([number]))
+        if self.lines and not self.is_first:
+            self.broken.wait()
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """A collective that failed because a process has gone is no bug of this one."""
         ours = isinstance(exception, UserError) or not isinstance(exception, RuntimeError)
         if self.lines and not ours and self.broken.wait(timeout=2):
             last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-            raise UserError(f"{ENDED}; mend what ended it, and resume with --ckpt_path {last}") from exception
+            raise UserError(f"{ENDED}; resolve what ended it, and resume with --ckpt_path {last}") from exception
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """The work is done: say goodbye. Lightning does not come here after an error."""
@@ -77,9 +92,13 @@ class Lifeline(L.Callback):
                 selector.register(line, selectors.EVENT_READ)
             while selector.get_map():
                 for key, _ in selector.select():
-                    selector.unregister(key.fileobj)
-                    if _read(cast(socket.socket, key.fileobj), len(GOODBYE)) != GOODBYE:
+                    said = _read(cast(socket.socket, key.fileobj), len(GOODBYE))
+                    if said in (GOODBYE, b""):
+                        selector.unregister(key.fileobj)
+                    if not said:
                         self._end()
+                    elif said != GOODBYE and (listener := interrupt.current()) is not None:
+                        listener.deliver(said[0])
 
     def _end(self) -> None:
         self.broken.set()

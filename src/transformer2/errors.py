@@ -20,6 +20,10 @@ class ExpertError(UserError, ValueError):
     """An expert folder that is damaged, foreign, or does not fit the model."""
 
 
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that is damaged, foreign, does not fit the run, or cannot be written."""
+
+
 class BasisError(UserError, ValueError):
     """A basis that cannot be computed or read."""
 

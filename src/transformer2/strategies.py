@@ -18,9 +18,11 @@ Departures from Lightning's DeepSpeedStrategy:
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -31,7 +33,9 @@ from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
+from transformer2.checkpoints import read_checkpoint, seal_folder
 from transformer2.errors import ConfigError
+from transformer2.experts import replace_folder
 from transformer2.policy import base_dtype
 
 
@@ -135,14 +139,28 @@ class ZeRO(DeepSpeedStrategy):
                 parameter.all_gather()
                 parameter.ds_active_sub_modules.add("whole")  # a user that does not leave: it is not released
 
-    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """DeepSpeed's checkpoint, a folder."""
-        super().save_checkpoint(*args, **kwargs)
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """DeepSpeed's checkpoint, a folder that is whole or absent."""
+        filepath = Path(self.broadcast(filepath))
+        fresh = filepath.with_name(f".{filepath.name}.fresh")
+        if self.is_global_zero:
+            shutil.rmtree(fresh, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, fresh, storage_options=storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            seal_folder(fresh)
+            replace_folder(fresh, filepath)
         self._keep_whole()
 
-    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Go on from such a folder."""
-        content = super().load_checkpoint(*args, **kwargs)
+    def load_checkpoint(self, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Go on from such a folder.
+
+        Raises:
+            CheckpointError: It is damaged, or holds what DeepSpeed should not unpickle.
+        """
+        read_checkpoint(checkpoint_path)
+        content = super().load_checkpoint(checkpoint_path, *args, **kwargs)
         self._keep_whole()
         return content
 

@@ -1,18 +1,18 @@
 """The command line: a light front that imports nothing until it knows what was asked for.
 
-Exit codes: 0 done, 1 a bug, 2 a user error (one line; `--debug` shows the traceback), 130 / 143 interrupted after
-saving.
+Exit codes: 0 done, 1 a bug, 2 a user error (one line; `--debug` shows the traceback), 129 / 130 / 143 interrupted by
+SIGHUP / SIGINT / SIGTERM after saving.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
-import signal
 import sys
 import traceback
-from types import FrameType
 
+from transformer2.callbacks.interrupt import listening
 from transformer2.errors import UserError, nearest
 
 COMMANDS = {
@@ -29,6 +29,9 @@ COMMANDS = {
     "sandbox": ("say how well model-written code is walled in here", "transformer2.cli.sandbox:sandbox"),
     "experts": ("show, compare and mix expert folders", "transformer2.cli.tools:experts"),
 }
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+REMEDY = "free some space, check permissions, or give another --run_dir"
 
 HELP = """\
 usage: transformer2 COMMAND [options]
@@ -79,31 +82,30 @@ def help_text() -> str:
 
 
 def _guarded(command: str, args: list[str], debug: bool) -> int:
-    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return _find(command)(args)
+        with listening() as listener:
+            try:
+                code = _find(command)(args)
+            except BaseException:
+                if not listener.number:
+                    raise
+                if debug:
+                    traceback.print_exc()
+            return listener.end() if listener.number else code
     except UserError as e:
         if debug:
             traceback.print_exc()
         print(f"transformer2: {e}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as e:
-        print(f"transformer2: interrupted{_hint(e)}", file=sys.stderr)
-        return 143 if e.args[:1] == ("SIGTERM",) else 130
     except BrokenPipeError:
         # The reader of our output (head, less) left: nothing went wrong here.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt("SIGTERM")
-
-
-def _hint(error: KeyboardInterrupt) -> str:
-    return f"; {error.args[1]}" if len(error.args) > 1 else ""
+    except OSError as e:
+        if debug or e.errno not in NO_ROOM:
+            raise
+        print(f"transformer2: {e.filename or 'a file'} cannot be used ({e.strerror}); {REMEDY}", file=sys.stderr)
+        return 2
 
 
 def _find(command: str):  # type: ignore[no-untyped-def]

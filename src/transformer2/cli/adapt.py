@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer2.cli.compose import compose, parse_flags
-from transformer2.cli.train import run_folder
+from transformer2.cli.folder import run_folder
 from transformer2.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,7 +76,6 @@ def adapt(args: Sequence[str]) -> int:
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return 0
     name = str(config.pop("name", f"adapt_{strategy}"))
-    folder = Path(resumed) if resumed else run_folder(flags.options.get("run_dir"), name)
     start = time.perf_counter()
 
     # From here on the heavy libraries are needed.
@@ -86,11 +85,11 @@ def adapt(args: Sequence[str]) -> int:
     quieten(quiet)
     strategies = list(STRATEGIES) if strategy == "all" else [strategy]
     _check_keys(strategies, config, [key for key, _ in flags.overrides])
-    return _run(config, strategies, folder, quiet, start)
+    with run_folder(resumed or flags.options.get("run_dir"), name, resumed=resumed is not None) as folder:
+        return _run(config, strategies, folder, quiet, start)
 
 
 def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet: bool, start: float) -> int:
-    from transformer2.callbacks.few_shot import SearchInterrupted
     from transformer2.cli.experiment import Experiment
     from transformer2.data import UnseenTaskDataModule
     from transformer2.report.adaptation import adaptation_table
@@ -109,12 +108,10 @@ def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet:
     for evaluator in ours:
         evaluator.folder = folder if len(ours) == 1 else folder / evaluator.strategy
         evaluator.progress = not quiet
-    try:
-        for evaluator in ours:
-            evaluator.cache = ours[0].cache  # base and controls are the same for all: answered once
-            _one(experiment, evaluator, ours)
-    except SearchInterrupted as e:
-        raise KeyboardInterrupt(str(e), f"go on with transformer2 adapt --resume {folder}") from e
+    experiment.hint = f"go on with transformer2 adapt --resume {folder}"
+    for evaluator in ours:
+        evaluator.cache = ours[0].cache  # base and controls are the same for all: answered once
+        _one(experiment, evaluator, ours)
     if experiment.trainer.is_global_zero:
         if len(ours) > 1:
             _together(folder, ours)

@@ -14,17 +14,18 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from transformer2.callbacks import interrupt
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
-from transformer2.callbacks.interrupt import GracefulStop
+from transformer2.callbacks.last_checkpoint import LastCheckpoint
 from transformer2.callbacks.lifeline import Lifeline
 from transformer2.callbacks.monitoring import Monitoring
 from transformer2.callbacks.progress import TrainingBar
+from transformer2.checkpoints import read_checkpoint
 from transformer2.cli.plan import preflight
 from transformer2.data import ExpertDataModule
 from transformer2.errors import ConfigError, UserError
@@ -90,6 +91,10 @@ class Experiment:
         self.data: ExpertDataModule = cli.datamodule
         self.trainer: L.Trainer = cli.trainer
         self.seed = int(cli.config.seed_everything)
+        self.hint = "nothing was changed; run the command again"  # what to say when a signal ends the command
+        self.trained = False
+        if (listener := interrupt.current()) is not None:
+            listener.farewell = self.farewell
 
     @classmethod
     def of(
@@ -118,7 +123,7 @@ class Experiment:
         trainer = {**TRAINER_DEFAULTS, **given}
         trainer.setdefault("default_root_dir", str(folder))
         trainer.setdefault("logger", _tensorboard(folder))
-        trainer["callbacks"] = _with_defaults(given.get("callbacks") or [], trainer, folder, quiet)
+        trainer["callbacks"] = _with_defaults(given.get("callbacks") or [], trainer, quiet)
         trainer.setdefault("enable_progress_bar", not quiet)
         try:
             cli = _CLI(
@@ -170,13 +175,15 @@ class Experiment:
             ConfigError: A strategy that training does not run under.
         """
         check_strategy(self.trainer.strategy)
-        _check_checkpoint(ckpt_path)
-        self._open(expert)
+        self._open(expert, ckpt_path)
+        self.hint = f"nothing was trained{f', resume with --ckpt_path {ckpt_path}' if ckpt_path else ' yet'}"
+        # What a test would be refused for after hours of training is found now; the split is closed again.
+        self.data.setup("test")
+        self.data.teardown("test")
         setup = time.perf_counter() - start
         self.trainer.fit(self.module, self.data, ckpt_path=ckpt_path)
-        if (stop := self._callback(GracefulStop)) is not None and stop.signal_name:
-            checkpoint = self.folder / "checkpoints" / "last.ckpt"
-            raise KeyboardInterrupt(stop.signal_name, f"resume with --ckpt_path {checkpoint}")
+        self.trained = True
+        self.hint = f"the trained expert is in {self.folder / 'expert'}: transformer2 test --expert scores it"
         trained = time.perf_counter() - start
         self.trainer.test(self.module, self.data, verbose=False)
         now = time.perf_counter() - start
@@ -188,8 +195,7 @@ class Experiment:
 
     def validate(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
         """Score on the validation split."""
-        _check_checkpoint(ckpt_path)
-        self._open(expert)
+        self._open(expert, ckpt_path)
         self.trainer.validate(self.module, self.data, ckpt_path=ckpt_path, verbose=False)
         metrics = self.trainer.callback_metrics
         score = Score(float(metrics["val/accuracy"]), float(metrics["val/accuracy_se"]), int(metrics["val/n"]))
@@ -198,13 +204,14 @@ class Experiment:
 
     def test(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
         """Score base and expert on the test split."""
-        _check_checkpoint(ckpt_path)
-        self._open(expert)
+        self._open(expert, ckpt_path)
         self.trainer.test(self.module, self.data, ckpt_path=ckpt_path, verbose=False)
         return self._report({"total": time.perf_counter() - start})
 
-    def _open(self, expert: Path | None) -> None:
-        """Write the resolved config; say which expert to start from."""
+    def _open(self, expert: Path | None, ckpt_path: str | None) -> None:
+        """Refuse a bad checkpoint before anything is loaded; write the resolved config; say where to start from."""
+        if ckpt_path is not None:
+            read_checkpoint(ckpt_path)
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning keeps it on the function
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.yaml", self.yaml())
@@ -231,6 +238,19 @@ class Experiment:
             print(text_table(report))
             print(f"  kept in {self.folder}")
         return 0
+
+    def farewell(self, number: int) -> str | None:
+        """On a signal: tell the other processes, save, and say how to go on. Called in a thread of its own."""
+        if hasattr(launcher := self.trainer.strategy.launcher, "procs"):
+            launcher.kill(number)
+        if (lifeline := self._callback(Lifeline)) is not None:
+            lifeline.pass_on(number)
+        if not self.trainer.is_global_zero:
+            return None
+        if (last := self._callback(LastCheckpoint)) is not None and last.path is not None and not self.trained:
+            last.write()
+            return f"resume with --ckpt_path {last.path}"
+        return self.hint
 
     def callbacks_of(self, kind: type) -> list[Any]:
         """The trainer's callbacks of a class."""
@@ -261,20 +281,6 @@ def _pass_at_k(records: Sequence[Mapping[str, Any]], key: str, k: int) -> dict[s
     return {name: value.item() for name, value in metric.compute().items()}
 
 
-def _check_checkpoint(path: str | None) -> None:
-    """Refuse, before anything is loaded, a checkpoint that is none."""
-    if path is None:
-        return
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=False) if Path(path).is_file() else None
-    except Exception as e:  # torch reports damage as one of half a dozen types
-        raise ConfigError(f"--ckpt_path {path} is damaged or no checkpoint ({type(e).__name__})") from e
-    if not Path(path).exists():
-        raise ConfigError(f"--ckpt_path {path} does not exist; a run keeps checkpoints/last.ckpt")
-    if content is not None and "state_dict" not in content:
-        raise ConfigError(f"--ckpt_path {path} is no Lightning checkpoint; a run keeps checkpoints/last.ckpt")
-
-
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
@@ -284,22 +290,22 @@ def _tensorboard(folder: Path) -> dict[str, Any]:
     return {"class_path": path, "init_args": {"save_dir": str(folder), "name": "", "version": ""}}
 
 
-def _with_defaults(given: list[Any], trainer: Mapping[str, Any], folder: Path, quiet: bool) -> list[Any]:
+def _with_defaults(given: list[Any], trainer: Mapping[str, Any], quiet: bool) -> list[Any]:
     """The user's callbacks, and ours where the user named none of their class."""
     ours: dict[type, dict[str, Any]] = {
         ExpertCheckpoint: {},
         Monitoring: {},
-        GracefulStop: {},
         Lifeline: {},
-        ModelCheckpoint: {
-            "dirpath": str(folder / "checkpoints"),
-            "filename": "{step}",
-            "save_last": True,
-        },
     }
+    if trainer.get("enable_checkpointing") is not False:
+        ours[LastCheckpoint] = {}
     if not quiet and trainer.get("enable_progress_bar", True):
         ours[TrainingBar] = {}
     named = [c.get("class_path", "") if isinstance(c, Mapping) else str(c) for c in given]
+    for entry, name in zip(given, named, strict=True):
+        if isinstance(entry, dict) and name.rpartition(".")[2] == "ModelCheckpoint":
+            # The folder is this run's alone: a second last.ckpt beside ours would be called last-v1.ckpt.
+            entry.setdefault("init_args", {}).setdefault("enable_version_counter", False)
     missing = [kind for kind in ours if not any(n.rpartition(".")[2] == kind.__name__ for n in named)]
     return [*given, *({"class_path": f"{k.__module__}.{k.__qualname__}", "init_args": ours[k]} for k in missing)]
 

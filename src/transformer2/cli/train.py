@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from transformer2.cli.compose import PACKAGED, compose, parse_flags
+from transformer2.cli.folder import run_folder
 from transformer2.errors import ConfigError
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
 OPTIONS = ("run_dir", "ckpt_path", "expert", "rollout")
 SWITCHES = ("help", "print_config", "quiet", "no_preflight")
-RUN_DIR_VARIABLE = "TRANSFORMER2_RUN_DIR"
 
 HELP = """\
 usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE ...]
@@ -83,21 +83,21 @@ def _run(command: str, args: Sequence[str]) -> int:
     whole = flags.with_engine()
     config = compose(whole.configs, whole.overrides, KEYS, facts)
     name = str(config.pop("name", Path(flags.configs[-1]).stem if flags.configs else command))
-    folder = run_folder(flags.options.get("run_dir"), name)
     start = time.perf_counter()
 
     # From here on the heavy libraries are needed.
     quieten("quiet" in flags.switches)
     from transformer2.cli.experiment import Experiment
 
-    experiment = Experiment.of(config, folder, quiet="quiet" in flags.switches)
     if "print_config" in flags.switches:
-        print(experiment.yaml(), end="")
+        print(Experiment.of(config, Path("runs") / name).yaml(), end="")
         return 0
-    if command == "fit" and "no_preflight" not in flags.switches:
-        experiment.preflight()
-    verb = {"fit": experiment.fit, "validate": experiment.validate, "test": experiment.test}[command]
-    return verb(Path(p) if (p := flags.options.get("expert")) else None, flags.options.get("ckpt_path"), start)
+    with run_folder(flags.options.get("run_dir"), name) as folder:
+        experiment = Experiment.of(config, folder, quiet="quiet" in flags.switches)
+        if command == "fit" and "no_preflight" not in flags.switches:
+            experiment.preflight()
+        verb = {"fit": experiment.fit, "validate": experiment.validate, "test": experiment.test}[command]
+        return verb(Path(p) if (p := flags.options.get("expert")) else None, flags.options.get("ckpt_path"), start)
 
 
 def _facts(expert: Path) -> dict[str, Any]:
@@ -121,38 +121,6 @@ def help_text(command: str) -> str:
     shipped = ", ".join(sorted(str(p.relative_to(PACKAGED)) for p in (PACKAGED / "conf").glob("*.yaml")))
     wrapped = textwrap.fill(shipped, 118, initial_indent=" " * 23, subsequent_indent=" " * 23).strip()
     return HELP.format(command=command, what=WHAT[command], configs=wrapped, ckpt=CKPT[command])
-
-
-def run_folder(given: str | None, name: str) -> Path:
-    """Where the run is kept: a folder that holds no other run. Rank 0 chooses; the processes it starts inherit it.
-
-    Raises:
-        ConfigError: `--run_dir` names a folder that already holds a run.
-    """
-    if _rank():
-        chosen = given or os.environ.get(RUN_DIR_VARIABLE)
-        if chosen is None:
-            raise ConfigError("processes started by torchrun or SLURM need --run_dir, so that they agree on the folder")
-        return Path(chosen)
-    folder = _free_folder(given, name)
-    os.environ[RUN_DIR_VARIABLE] = str(folder)
-    return folder
-
-
-def _rank() -> int:
-    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # the first that is set counts, as in Lightning
-    return next((int(os.environ[name]) for name in names if name in os.environ), 0)
-
-
-def _free_folder(given: str | None, name: str) -> Path:
-    if given is not None:
-        if (Path(given) / "config.yaml").exists():
-            raise ConfigError(f"--run_dir {given} already holds a run; give another folder or remove it")
-        return Path(given)
-    folder, number = Path("runs") / name, 2
-    while (folder / "config.yaml").exists():
-        folder, number = Path("runs") / f"{name}-{number}", number + 1
-    return folder
 
 
 def quieten(quiet: bool) -> None:

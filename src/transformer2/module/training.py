@@ -33,6 +33,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from transformer2.errors import ConfigError, UserError
 from transformer2.module.answering import Answering
+from transformer2.module.identity import KEY, OPTIMIZER, check_identity, identity
 from transformer2.policy import (
     adapter_config,
     build_policy,
@@ -172,6 +173,8 @@ class SVFReinforceModule(Answering):
         self.meter = StepMeter()
         self.gradient_Z: Tensor | None = None  # of the step in progress, on this rank
         self.skipped_in_a_row = 0
+        self.changed: set[str] = set()  # settings that a resumed run does not share with its checkpoint
+        self.base_fingerprint: str | None = None
         self.expert: Path | None = None  # an expert folder to start from, or to score
 
     def configure_model(self) -> None:
@@ -441,6 +444,21 @@ class SVFReinforceModule(Answering):
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         state = checkpoint.get("state_dict", {})  # DeepSpeed keeps its own
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained}
+        checkpoint[KEY] = identity(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another policy or task (module/identity.py)."""
+        self.changed = check_identity(self, checkpoint)
+
+    def on_train_start(self) -> None:
+        """A resumed run whose rate is another one trains at that, not at the one in the optimizer's state."""
+        super().on_train_start()
+        if self.changed & {*OPTIMIZER, "trainer.max_steps"}:
+            h, scheduler = self.hparams, cast(LambdaLR, self.lr_schedulers())
+            scheduler.base_lrs = [h["lr"]]
+            now = {"lr": h["lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch), "initial_lr": h["lr"]}
+            for group in self.trainer.optimizers[0].param_groups:
+                group.update(now, betas=tuple(h["betas"]), eps=h["eps"], weight_decay=h["weight_decay"])
 
     def train(self, mode: bool = True) -> SVFReinforceModule:
         """Lightning's switch, except that the policy stays in evaluation mode.

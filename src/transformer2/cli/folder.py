@@ -1,0 +1,115 @@
+"""The run folder: one run each, whoever starts two at once, and none left behind by a command that did nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from transformer2.errors import ConfigError
+
+RUN_DIR_VARIABLE = "TRANSFORMER2_RUN_DIR"
+
+
+@contextmanager
+def run_folder(given: str | None, name: str, resumed: bool = False) -> Iterator[Path]:
+    """Where the run is kept: a folder that holds no other run, claimed until the command ends.
+
+    Rank 0 chooses; the processes it starts inherit its choice. A command that fails before its first step, or before
+    anything else that a run is for, takes away what it wrote.
+
+    Args:
+        given: `--run_dir`; None takes runs/<name>, with a number where that holds a run already.
+        name: The run's name.
+        resumed: The folder holds a run, which goes on.
+
+    Raises:
+        ConfigError: `--run_dir` holds a run, or is another command's, or no folder can be made there.
+    """
+    if _rank():
+        chosen = given or os.environ.get(RUN_DIR_VARIABLE)
+        if chosen is None:
+            raise ConfigError("processes started by torchrun or SLURM need --run_dir, so that they agree on the folder")
+        yield Path(chosen)
+        return
+    number, before = 1, os.environ.get(RUN_DIR_VARIABLE)
+    while True:
+        folder = Path(given or f"runs/{name}{f'-{number}' * (number > 1)}")
+        fresh = _make(folder)
+        lock = _lock(folder)
+        if lock is not None and (resumed or fresh or not holds_run(folder)):
+            break
+        if lock is not None:
+            os.close(lock)
+        if given is not None:
+            why = "is in use by another command" if lock is None else "already holds a run"
+            raise ConfigError(f"--run_dir {given} {why}; give another folder{'' if lock is None else ' or remove it'}")
+        number += 1
+    os.environ[RUN_DIR_VARIABLE] = str(folder)
+    try:
+        yield folder
+    except BaseException:
+        if not resumed and not holds_run(folder):
+            _clear(folder)
+            with suppress(OSError):
+                if fresh:
+                    folder.rmdir()
+        raise
+    finally:
+        os.close(lock)
+        os.environ.pop(RUN_DIR_VARIABLE)
+        if before is not None:
+            os.environ[RUN_DIR_VARIABLE] = before
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is more in a folder than what a command writes before it has anything to show."""
+    return (folder / "config.yaml").exists() and any(not _is_preliminary(p) for p in folder.iterdir())
+
+
+def _is_preliminary(path: Path) -> bool:
+    if path.is_dir():
+        return not any(path.iterdir())
+    return path.name in ("config.yaml", "hparams.yaml") or path.name.startswith(("events.out.tfevents", ".config.yaml."))
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if _is_preliminary(path):
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _make(folder: Path) -> bool:
+    """Make a folder; whether it is new."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+        return True
+    except FileExistsError:
+        if folder.is_dir():
+            return False
+        raise ConfigError(f"the run folder {folder} is a file; give another --run_dir") from None
+    except OSError as e:
+        raise ConfigError(f"the run folder {folder} cannot be made ({e.strerror}); give another --run_dir") from e
+
+
+def _lock(folder: Path) -> int | None:
+    """Claim a folder, as long as the descriptor is open; None where another command has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
+
+
+def _rank() -> int:
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # the first that is set counts, as in Lightning
+    return next((int(os.environ[name]) for name in names if name in os.environ), 0)

@@ -1,0 +1,94 @@
+"""What a checkpoint says of itself: it is scored or resumed with the policy and the task that wrote it, or refused.
+
+The policy (method, options of the adapter, base, task, names of the weights) must be the run's. Settings may change on
+resume (a longer run, another rate): they are named, and hold from there on.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from transformer2.errors import BasisError, CheckpointError
+from transformer2.svf.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from transformer2.module.training import SVFReinforceModule
+
+KEY = "transformer2"
+# Of an adapter's config: what is not what was trained, but bookkeeping, speed, or the start that a checkpoint replaces.
+NOT_TRAINED = {
+    *("task", "step", "score", "sha256", "base_fingerprint", "base_quantisation", "base_model_name_or_path"),
+    *("inference_mode", "peft_version", "auto_mapping", "revision", "task_type", "expert_format_version"),
+    *("form", "basis_cache", "init_std", "init_lora_weights", "trained_parametrization"),
+}
+OPTIMIZER = {"model.lr", "model.betas", "model.eps", "model.weight_decay", "model.lr_schedule", "model.warmup_steps"}
+
+
+def identity(module: SVFReinforceModule) -> dict[str, Any]:
+    """The policy, and the settings it is trained with, as plain values."""
+    h, data, trainer = dict(module.hparams), getattr(module.trainer, "datamodule", None), module.trainer
+    if module.base_fingerprint is None:
+        try:
+            module.base_fingerprint = fingerprint(module.policy)
+        except BasisError:  # shards of a base from the Hub
+            module.base_fingerprint = ""
+    adapter = module.policy.peft_config["default"].to_dict()
+    policy = {
+        "task": data.task.name if data is not None else None,
+        "base": h.pop("base"),
+        "fingerprint": module.base_fingerprint,
+        "dtype": str(next(p.dtype for p in module.policy.parameters() if not p.requires_grad)),
+        **{f"adapter.{key}": value for key, value in adapter.items() if key not in NOT_TRAINED},
+    }
+    h.pop("adapter")
+    names = ("batch_size", "seed", "data_dir", "limits", "chat_template", "max_new_tokens")
+    settings = {f"model.{key}": value for key, value in h.items()}
+    settings |= {f"data.{name}": getattr(data, name) for name in names if hasattr(data, name)}
+    settings |= {"trainer.max_steps": trainer.max_steps}
+    return json.loads(json.dumps({"policy": policy, "settings": settings}, default=_plain))
+
+
+def check_identity(module: SVFReinforceModule, checkpoint: dict[str, Any]) -> set[str]:
+    """The settings that a resumed run changes.
+
+    Raises:
+        CheckpointError: The checkpoint is of another policy or task; with its word and the run's.
+    """
+    if KEY not in checkpoint:
+        raise CheckpointError("--ckpt_path does not say what it trained; it was not written by this transformer2")
+    whole, fitting = identity(module), module.trainer.state.fn == "fit"
+    theirs, ours = checkpoint[KEY]["policy"], whole["policy"]
+    if theirs["task"] != ours["task"]:
+        verb = "start from" if fitting else "score"
+        raise CheckpointError(
+            f"--ckpt_path is a run of task {theirs['task']}, this is one of {ours['task']}; to {verb} what it trained, "
+            "give the expert folder of that run: --expert"
+        )
+    # Another dtype rounds the weights: only the architecture can be compared then.
+    parts = 2 if theirs["dtype"] == ours["dtype"] else 1
+    mine, other = (who["fingerprint"].split(":")[:parts] for who in (ours, theirs))
+    if all(mine + other) and mine != other:
+        raise CheckpointError(f"--ckpt_path was trained on another base: {theirs['base']}, not this run's {ours['base']}")
+    for key in sorted({*theirs, *ours} - {"task", "base", "dtype", "fingerprint"}):
+        if theirs.get(key) != ours.get(key):
+            raise CheckpointError(f"--ckpt_path was trained with {key} {theirs.get(key)}, this run has {ours.get(key)}")
+    state = checkpoint.get("state_dict")  # DeepSpeed keeps its own
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    if state is not None and state.keys() != trained:
+        name = sorted(state.keys() ^ trained)[0]
+        raise CheckpointError(f"--ckpt_path does not fit: only the {'checkpoint' if name in state else 'run'} has {name}")
+    old, new = checkpoint[KEY]["settings"], whole["settings"]
+    changed = {key for key in new if old.get(key) != new[key]} if fitting else set()
+    if theirs["dtype"] != ours["dtype"]:
+        changed.add("model.dtype")
+    if changed:
+        words = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in sorted(changed))
+        rank_zero_warn(f"other settings than the checkpoint's hold from here on: {words}")
+    return changed
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else str(getattr(value, "value", value))
