@@ -19,6 +19,7 @@ KEYS = {"1": "A", "2": "B", "3": "C", "4": "D"}
         "B",
         "(B)",
         "(b)",
+        "the answer is b",
         "The answer is (b) animal cells",
         "**B**",
         "B.",
@@ -67,7 +68,7 @@ def test_right_final_answers_are_accepted(completion: str) -> None:
         ("", "no final answer"),
         ("A plant cell has a wall.", "no final answer"),
         ("The answer is a plant.", "no final answer"),
-        ("the answer is b", "no final answer"),
+        ("the answer is b plant", "no final answer"),
         ("Animal cells have no walls, so B fits.", "no final answer"),
         ("I don't think B is correct.", "no final answer"),
         ("Neither A nor B is correct.", "no final answer"),
@@ -129,13 +130,13 @@ def test_anything_else_is_refused_with_its_reason(completion: str, reason: str) 
 def test_numbers_name_options_only_where_the_row_numbers_them(
     text: str, with_keys: str | None, without: str | None
 ) -> None:
-    assert final_choice(NUMBERED, text, KEYS).label == with_keys
-    assert final_choice(NUMBERED, text).label == without
+    assert final_choice(NUMBERED, text, KEYS).value == with_keys
+    assert final_choice(NUMBERED, text).value == without
 
 
 def test_case_tells_options_apart_where_only_case_does() -> None:
     genes = {"A": "RR", "B": "Rr", "C": "rr"}
-    assert [final_choice(genes, f"The answer is {g}").label for g in ("RR", "Rr", "rr", "rR")] == ["A", "B", "C", None]
+    assert [final_choice(genes, f"The answer is {g}").value for g in ("RR", "Rr", "rr", "rR")] == ["A", "B", "C", None]
 
 
 def test_a_gold_that_is_no_option_is_an_error_not_a_reward() -> None:

@@ -1,4 +1,8 @@
-"""Labels: the whole answer or nothing."""
+"""Labels: exactly one category named is that category; none or two is no answer."""
+
+from __future__ import annotations
+
+import time
 
 import pytest
 
@@ -6,37 +10,144 @@ from transformer2.verifiers.label import find_label, verify_label
 
 LABELS = ("math", "code", "other")
 
+NAMED = {
+    "math": [
+        "math",
+        " Math.\n",
+        "MATH",
+        "math\n",
+        "Math!",
+        "**math**",
+        "*Math*",
+        "__math__",
+        "_math_",
+        "`math`",
+        "- math",
+        "* math",
+        "1. math",
+        "> math",
+        "# Math",
+        "(math)",
+        "[math]",
+        "<math>",
+        '"math"',
+        "'math'.",
+        "“math”",
+        "«math»",
+        "「math」",
+        "ｍａｔｈ",
+        "math。",
+        "math?",
+        "math:",
+        "It is math",
+        "It's math.",
+        "The request is math.",
+        "The request is **math**.",
+        'The answer is "math"',
+        "Category: math",
+        "category = math",
+        "Answer:\nmath",
+        r"\boxed{math}",
+        r"\boxed{\text{math}}",
+        "This request belongs to the category math, since it asks for a number.",
+        "I would say this is a math problem.",
+        "Math-related",
+        "math math math",
+        "math\n\nMath is the right category.",
+        "No doubt it is math.",
+        "No, it is math.",
+        "<think>Is it code? No, not code.</think>\n\nmath",
+        "code or other? Hmm.\n</think>\nmath",
+        '{"category": "math"}',
+    ],
+    "code": ["Category: code", "It is a code request.", "code: a short function", "Code,"],
+    "other": ["other", "Other.", "None of them, so other", "This is something other."],
+    None: [
+        "",
+        " ",
+        "I do not know.",
+        "mathematics",
+        "mat",
+        "maths",
+        "aftermath",
+        "tiny_math",
+        "math2",
+        "coding",
+        "I would say this is a coding problem",
+        "others",
+        "another",
+        "math code",
+        "math, code, other",
+        "math\ncode",
+        "math or code",
+        "math/code",
+        "math-code",
+        "math, code or other",
+        "It is math. It is code.",
+        "not math but code",
+        "not math",
+        "This is not a math problem.",
+        "It isn't math.",
+        "I don't think that it is math",
+        "non-math",
+        "It cannot be math",
+        "no math here",
+        "neither math",
+        "math is not the category",
+        "math isn't it",
+        "math is wrong",
+        "<think>It could be math",
+        "<think>math</think>",
+    ],
+}
 
-@pytest.mark.parametrize("text", ["math", " Math.\n", "MATH"])
-def test_the_label_alone_is_accepted(text):
-    assert verify_label("math", LABELS, text).reward == 1.0
+
+@pytest.mark.parametrize(("label", "text"), [(label, text) for label, texts in NAMED.items() for text in texts])
+def test_exactly_one_label_named_is_that_label(label: str | None, text: str) -> None:
+    assert find_label(LABELS, text) == label
+    if label is None:
+        assert verify_label("math", LABELS, text).reason == "not a category"
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("labels", "text", "found"),
     [
-        ("code", "expected math"),
-        ("", "not a category"),
-        ("It is math", "not a category"),
-        ("math code", "not a category"),
-        ("math, code, other", "not a category"),
-        ("math\ncode", "not a category"),
-        ("not math", "not a category"),
-        ("mathematics", "not a category"),
-        ("mat", "not a category"),
-        ("maths", "not a category"),
-        ("math or code", "not a category"),
+        (("Math",), "math", "Math"),
+        (("math", "math proofs"), "It is math proofs.", "math proofs"),
+        (("math", "math proofs"), "It is math.", "math"),
+        (("math", "math proofs"), "math, and math proofs", None),
+        (("math", "code", "code math"), "code math", "code math"),
+        (("math", "code", "code math"), "code, math", None),
+        (("arc_easy", "arc_challenge", "gsm8k"), "arc easy", "arc_easy"),
+        (("arc_easy", "arc_challenge", "gsm8k"), "**ARC-Easy**", "arc_easy"),
+        (("arc_easy", "arc_challenge", "gsm8k"), "__arc_easy__", "arc_easy"),
+        (("arc_easy", "arc_challenge", "gsm8k"), "arc", None),
+        (("tiny_math", "math"), "tiny_math", "tiny_math"),
+        (("tiny_math", "math"), "tiny math", "tiny_math"),
+        (("tiny_math", "math"), "math", "math"),
+        (("math", "math-hard"), "math-hard", "math-hard"),
+        (("c", "c++", "c#"), "It is c++.", "c++"),
+        (("c", "c++", "c#"), "c", "c"),
+        (("Übersetzung", "math"), "übersetzung", "Übersetzung"),
     ],
 )
-def test_anything_else_is_refused(text, reason):
-    verdict = verify_label("math", LABELS, text)
-    assert verdict.reward == -1.0 and verdict.reason == reason
+def test_labels_within_labels(labels: tuple[str, ...], text: str, found: str | None) -> None:
+    assert find_label(labels, text) == found
 
 
-def test_a_found_label_is_spelled_as_given():
-    assert find_label(("Math",), "math") == "Math"
+def test_the_reward_follows_the_label() -> None:
+    assert verify_label("math", LABELS, "The request is math.").reward == 1.0
+    verdict = verify_label("math", LABELS, "- code")
+    assert (verdict.reward, verdict.extracted, verdict.reason) == (-1.0, "code", "expected math")
 
 
-def test_a_gold_that_is_no_label_is_an_error_not_a_reward():
+def test_a_gold_that_is_no_label_is_an_error_not_a_reward() -> None:
     with pytest.raises(ValueError, match="gold label 'maths'"):
         verify_label("maths", LABELS, "maths")
+
+
+@pytest.mark.parametrize("unit", ["math ", "not ", "_", "not math ", "- ", "math_"])
+def test_no_text_holds_it_up(unit: str) -> None:
+    start = time.process_time()
+    find_label(LABELS, unit * (40_000 // len(unit)))
+    assert time.process_time() - start < 2

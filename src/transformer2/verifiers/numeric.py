@@ -1,12 +1,7 @@
 r"""Numeric answers: is the one number that a completion ends on equal to the gold one?
 
-What counts as the final answer, in this order:
-
-1. the last marker: `#### N`, `\boxed{N}`, or "the answer is N" / "answer: N";
-2. a last line that is nothing but a number with its unit, where no `####` or `\boxed` stands and no words come later.
-
-A number in the reasoning never counts, and neither does a choice of numbers: when the final place lists several, the
-completion is refused, whichever of them is right, and so is a sum or a guess that nobody worked out ("5 + 5", "5!",
+Where the final answer stands, `final` says; this module reads a number there. One number, with its unit: a choice of
+numbers is refused, whichever of them is right, and so is a sum or a guess that nobody worked out ("5 + 5", "5!",
 "> 18", "maybe 18", "A18"). Values are compared exactly, as fractions.
 """
 
@@ -14,12 +9,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from fractions import Fraction
 
 from transformer2.types import Verdict
+from transformer2.verifiers.final import BECAUSE, Final, final_answer
 
-__all__ = ["FinalAnswer", "final_number", "parse_number", "verify_number"]
+__all__ = ["final_number", "parse_number", "verify_number"]
 
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"), "-")
 _DIGITS = re.compile("[0-9]")
@@ -29,11 +24,6 @@ _NUMBER = re.compile(
     rf"(?P<sign>(?<![0-9A-Za-z)])[-+]\s*)?(?:(?P<whole>[0-9]+)\s+(?=[0-9]+\s*/))?(?P<top>{_UNSIGNED})"
     rf"(?:\s*/\s*(?P<bottom>{_UNSIGNED}))?"
     r"(?P<scale>[kK]\b|\s*(?:hundred|thousand|million|billion|trillion)\b)?",
-    re.IGNORECASE,
-)
-_MARKER = re.compile(
-    r"(?P<hash>(?<!#)####(?!#))|(?P<boxed>\\(?:boxed|fbox)\s*\{)"
-    r"|(?P<said>\banswer(?:[\s*]*(?:is\b\s*:?|:|=)|[ \t*]*\n))",
     re.IGNORECASE,
 )
 _GROUPING = re.compile(r"(?<=[0-9])(?:\{,\}|\\,|[\u00a0\u2009\u202f])(?=[0-9]{3}(?![0-9]))")
@@ -47,7 +37,7 @@ _BEFORE = re.compile(
     r"|\b[B-HJ-Zb-hj-z]\s+\Z|\b(?:over|under|above|below)\s+\Z",
 )
 _HEDGE = re.compile(
-    r"\b(?:no|nor|never|neither|maybe|perhaps|possibly|probably|might|could|at (?:least|most)|up to|than|about|around"
+    r"\b(?:no|nor|never|neither|maybe|perhaps|possibly|might|could|at (?:least|most)|up to|than|about|around"
     r"|approx|approximately|roughly|nearly|almost|minus|negative|plus|twice|thrice|double|triple|half|root|sqrt|log|ln"
     r"|(?:square|cube|third|quarter|factorial) of)\b|[<>~!]\s?=",
     re.IGNORECASE,
@@ -61,27 +51,11 @@ _CHANGED = re.compile(
     re.IGNORECASE,
 )
 _UNIT_EXPONENT = re.compile(r"(?<=[A-Za-z])(?<![0-9][eE])(?:\s*\^)?[23²³](?!\.?[0-9,/])")  # m^2, cm3
-_BRACE = re.compile(r"[{}]")
-_LINE_END = re.compile(r"\n")
-_SENTENCE_END = re.compile(r"[.!?;](?=\s|\*|\"|$)|\n")
-_ALSO = re.compile(r"[\s$)*]*(?:,|/|\bor\b|\band\b)[\s\\(*$]*[-+]?\.?[0-9]", re.IGNORECASE)
-_MAX_BOX = 512  # characters of a box: beyond it nobody gives one number
+_SENTENCE_END = re.compile(r"[.!;](?=\s|\*|\"|$)")
+_SENTENCE = re.compile(r"[.!](?=\s+[A-Z])")  # on the line of a marker, which may also hold "5!"
+_BARE = re.compile(r"\s*#\s*%?\s*[A-Za-z]*\s*\.?\s*")
+_RESTATES = re.compile(r"\s*#\s*%?(?:\s*(?!of\b|than\b|more\b|less\b|times\b|is\b|are\b|was\b|were\b)[A-Za-z/]+){0,4}[\s.!*,)]*")
 _MAX_DIGITS = 64  # of one number: no answer is longer, and a gigantic one is an attack on the checker
-
-
-@dataclass(frozen=True)
-class FinalAnswer:
-    """What a text ends on.
-
-    Attributes:
-        value: The number; None when there is none, or more than one.
-        text: The place it was read from; None when there is no such place.
-        reason: "" with a value, else why there is none.
-    """
-
-    value: Fraction | None
-    text: str | None
-    reason: str = ""
 
 
 def verify_number(gold: str, completion: str) -> Verdict:
@@ -112,75 +86,40 @@ def parse_number(text: str) -> Fraction | None:
     return _only_number(text).value
 
 
-def final_number(text: str) -> FinalAnswer:
+def final_number(text: str) -> Final[Fraction]:
     """The number that a completion gives as its final answer."""
-    text = re.sub(r"<<[^<>\n]*>>", "", text).translate(_DASHES)  # the data set's calculator annotations
-    markers = list(_MARKER.finditer(text))
-    answers: list[tuple[int, int, FinalAnswer]] = []  # (start of the marker, end of the place, what stands there)
-    softly = False  # the last marker is mere words
-    for marker, following in zip(markers, [*markers[1:], None], strict=False):
-        limit = following.start() if following else len(text)
-        start, stop = _place(text, marker, limit)
-        answer = _only_number(text[start:stop])
-        if answer.value is not None and marker["boxed"] and _ALSO.match(text, min(stop + 1, len(text)), limit):
-            answer = FinalAnswer(None, text[start:stop], "several answers")
-        # "I hope this answer is helpful", a heading, or a marker that another one follows at once: no answer yet.
-        if answer.value is None and not _DIGITS.search(text[start:stop]):
-            if marker["said"] or (following and not text[start:limit].strip(" \t\n*:$\\([")):
-                continue
-            if marker["hash"] and following:
-                continue
-        answers.append((marker.start(), stop, answer))
-        softly = marker["said"] is not None
-    if not answers or (softly and _last_line(text[answers[-1][1] :]).value is not None):
-        return _last_line(text)
-    _, _, last = answers[-1]
-    if len(answers) > 1 and last.value is not None:
-        (_, before_stop, before), (start, _, _) = answers[-2:]
-        other = before.value not in (None, last.value) or re.search(r"\bor\b", before.text or "", re.IGNORECASE)
-        if other and _is_listing(text[before_stop + 1 : start]):
-            return FinalAnswer(None, text[answers[-2][0] :], "several answers")
-    return last
+    return final_answer(re.sub(r"<<[^<>\n]*>>", "", text), _Numbers())  # the data set's calculator annotations
 
 
-def _is_listing(between: str) -> bool:
-    """Whether two answers with this text between them are one list of answers."""
-    return between.strip(" \t\n,;.*$").lower() in {"", "or", "and", "/", "|"}
+class _Numbers:
+    """Reads one number in one place; see `final.Reader`."""
+
+    strict = False
+    unusable = "not a usable number"
+    listed = "several answers"
+
+    def read(self, place: str, kind: str) -> Final[Fraction]:
+        """The number in a place, with or without words by kind."""
+        if kind == "line":
+            return _only_number(place) if _BARE.fullmatch(_NUMBER.sub("#", _plain(place))) else Final(None)
+        if kind == "back":
+            place = _until_reason(place, _SENTENCE_END)
+            return _only_number(place) if _RESTATES.fullmatch(_NUMBER.sub("#", _plain(place))) else Final(None)
+        if kind != "boxed":
+            place = _until_reason(place, _SENTENCE_END if kind == "said" else _SENTENCE)
+        if kind == "said" and not re.search("[0-9]", place):
+            return Final(None)  # "I hope this answer is helpful"
+        return _only_number(place)
 
 
-def _place(text: str, marker: re.Match[str], limit: int) -> tuple[int, int]:
-    """Where the answer of a marker starts and stops: its braces, its line, or its sentence."""
-    start = marker.end()
-    if marker["boxed"]:
-        depth = 1
-        for brace in _BRACE.finditer(text, start, start + _MAX_BOX):
-            depth += 1 if brace.group() == "{" else -1
-            if depth == 0:
-                return start, brace.start()
-        return start, start  # never closed, or no answer any more
-    while start < limit and (text[start].isspace() or text[start] in "*:"):
-        start += 1
-    end = (_LINE_END if marker["hash"] else _SENTENCE_END).search(text, start, limit)
-    return start, end.start() if end else limit
+def _until_reason(place: str, end: re.Pattern[str]) -> str:
+    for pattern in (end, BECAUSE):
+        if found := pattern.search(place):
+            place = place[: found.start()]
+    return place
 
 
-def _last_line(text: str) -> FinalAnswer:
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    values = [_only_number(line) if _is_bare(line) else FinalAnswer(None, None) for line in lines[-2:]]
-    if not values or values[-1].value is None:
-        return FinalAnswer(None, None, "no final answer")
-    if len(values) == 2 and values[0].value not in (None, values[1].value):
-        return FinalAnswer(None, "\n".join(lines[-2:]), "several answers")
-    return values[-1]
-
-
-def _is_bare(line: str) -> bool:
-    """Whether a line is a number with at most one word of unit: "72", "**$1,200.**", "18 dollars"."""
-    left, count = _NUMBER.subn("#", _plain(line))
-    return count == 1 and re.fullmatch(r"\s*#\s*%?\s*[A-Za-z]*\s*\.?\s*", left) is not None
-
-
-def _only_number(place: str) -> FinalAnswer:
+def _only_number(place: str) -> Final[Fraction]:
     """The number in a place where only one may stand."""
     plain = _plain(place)
     head, equals, tail = plain.rpartition("=")
@@ -189,7 +128,7 @@ def _only_number(place: str) -> FinalAnswer:
         plain = tail
     matches = list(_NUMBER.finditer(plain))
     if not matches:
-        return FinalAnswer(None, place, "no number in the final answer")
+        return Final(None, "no number in the final answer")
     first = matches[0]
     value = _value(first)
     before, after = plain[: first.start()], plain[first.end() :]
@@ -197,10 +136,10 @@ def _only_number(place: str) -> FinalAnswer:
         again = matches[1]
         rest = plain[first.end() : again.start()] + "#" + plain[again.end() :]
         if len(matches) > 2 or _value(again) != value or not _RESTATED.fullmatch(rest.rstrip()):
-            return FinalAnswer(None, place, "several answers")
+            return Final(None, "several answers")
     if value is None or re.search(r"\bnot\b|n't\b|≠", plain, re.IGNORECASE) or _is_unfinished(before, first, after):
-        return FinalAnswer(None, place, "not a usable number")
-    return FinalAnswer(value, place)
+        return Final(None, "not a usable number")
+    return Final(value)
 
 
 def _is_unfinished(before: str, number: re.Match[str], after: str) -> bool:

@@ -149,6 +149,86 @@ BREAKOUTS = {
     "connect": _attempt("socket.create_connection(('127.0.0.1', 22), timeout=1)"),
     "netlink": _attempt("socket.socket(16, socket.SOCK_RAW, 0)"),
     "send a descriptor away": _attempt("a, b = socket.socketpair()\nsocket.send_fds(a, [b'x'], [0])"),
+    "receive a descriptor": _attempt("a, b = socket.socketpair()\nb.settimeout(1)\nsocket.recv_fds(b, 1, 1)"),
+    "send a descriptor by the checker's channel": _attempt(
+        "done = 0\nfor fd in range(3, 32):\n    try:\n        s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)\n"
+        "        socket.send_fds(s, [b'x'], [0]); done = 1\n    except OSError: pass\nif not done: raise OSError"
+    ),
+    "raw sendmsg": _attempt(
+        "a, b = socket.socketpair()\nif libc.syscall(46, a.fileno(), ctypes.create_string_buffer(56), 0) < 0: raise OSError"
+    ),
+    "raw sendmmsg": _attempt(
+        "a, b = socket.socketpair()\n"
+        "if libc.syscall(307, a.fileno(), ctypes.create_string_buffer(64), 1, 0) < 0: raise OSError"
+    ),
+    "pair of internet sockets": _attempt("socket.socketpair(socket.AF_INET)"),
+    "pair of datagram sockets": _attempt("socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)"),
+    "pair of sequenced sockets": _attempt("socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)"),
+    "pair of TIPC sockets": _call(53, 30, 1, 0, 0),
+    "pair of another protocol": _attempt("socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM, 1)"),
+    "a pair that sends to an address": _attempt("a, b = socket.socketpair()\na.sendto(b'x', '\\0left-behind')"),
+    "a pair that sends urgent data": _attempt("a, b = socket.socketpair()\na.send(b'x', socket.MSG_OOB)"),
+    "a pair that receives urgent data": _attempt(
+        "a, b = socket.socketpair()\nb.setblocking(False)\nb.recv(1, socket.MSG_OOB)"
+    ),
+    "a pair that connects": _attempt("a, b = socket.socketpair()\na.connect('\\0left-behind')"),
+    "a pair that binds": _attempt("a, b = socket.socketpair()\na.bind('/tmp/left-behind-pair')"),
+    "a pair that listens": _attempt("a, b = socket.socketpair()\na.listen()"),
+    "a pair that accepts": _attempt("a, b = socket.socketpair()\na.setblocking(False)\na.accept()"),
+    "options of a pair": _attempt("a, b = socket.socketpair()\na.setsockopt(1, 8, 1 << 24)"),
+    "credentials of the checker": _attempt(
+        "done = 0\nfor fd in range(3, 32):\n    try:\n        s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)\n"
+        "        s.getsockopt(1, 17, 12); done = 1\n    except OSError: pass\nif not done: raise OSError"
+    ),
+    "the checker's socket by its name": _attempt(
+        "names = []\nfor fd in range(3, 32):\n    try: names.append(socket.socket(1, 1, 0, fd).getsockname())\n"
+        "    except OSError: pass\nif not any(names): raise OSError"  # a pair has no name that could be connected to
+    ),
+    "epoll on what is not open": _attempt(
+        "import select\ne, done = select.epoll(), 0\nfor fd in range(64):\n    try: e.register(fd); done += fd > 3\n"
+        "    except OSError: pass\nif not done: raise OSError"
+    ),
+    "epoll on a file": _attempt(f"import select\nselect.epoll().register(open({_STDLIB}))"),
+    "epoll on the parent": _attempt("import select\nselect.epoll().register(os.pidfd_open(os.getppid() or 1))"),
+    "asyncio: connect": _attempt(
+        "import asyncio\nasyncio.run(asyncio.wait_for(asyncio.open_connection('127.0.0.1', 22), 1))"
+    ),
+    "asyncio: unix connect": _attempt(
+        "import asyncio\nasyncio.run(asyncio.wait_for(asyncio.open_unix_connection('\\0left-behind'), 1))"
+    ),
+    "asyncio: listen": _attempt(  # start_server passes over sockets that it cannot make
+        "import asyncio\nasync def g():\n    s = await asyncio.start_server(lambda r, w: None, '127.0.0.1', 0)\n"
+        "    if not s.sockets: raise OSError\nasyncio.run(g())"
+    ),
+    "asyncio: unix listen": _attempt(
+        "import asyncio\nasync def g(): return await asyncio.start_unix_server(lambda r, w: None, '/tmp/left-behind-aio')\n"
+        "asyncio.run(g())"
+    ),
+    "asyncio: datagrams": _attempt(
+        "import asyncio\nasync def g():\n    l = asyncio.get_running_loop()\n"
+        "    return await l.create_datagram_endpoint(asyncio.DatagramProtocol, remote_addr=('127.0.0.1', 9))\nasyncio.run(g())"
+    ),
+    "asyncio: subprocess": _attempt(
+        "import asyncio\nasync def g(): return await asyncio.create_subprocess_exec('sleep', '300')\nasyncio.run(g())"
+    ),
+    "asyncio: shell": _attempt(
+        "import asyncio\nasync def g(): return await asyncio.create_subprocess_shell('sleep 300')\nasyncio.run(g())"
+    ),
+    "asyncio: process pool": _attempt(
+        "import asyncio, concurrent.futures\nasync def g():\n    with concurrent.futures.ProcessPoolExecutor(1) as p:\n"
+        "        return await asyncio.get_running_loop().run_in_executor(p, abs, 1)\nasyncio.run(asyncio.wait_for(g(), 1))"
+    ),
+    "event descriptor": _attempt("os.eventfd(0)"),
+    "signal descriptor": _attempt("if libc.syscall(289, -1, ctypes.create_string_buffer(8), 8, 0) < 0: raise OSError"),
+    "timer descriptor": _attempt("if libc.syscall(283, 1, 0) < 0: raise OSError"),
+    "process descriptor": _attempt("os.pidfd_open(os.getppid() or 1)"),
+    "signals from a pair": _attempt("import fcntl\na, b = socket.socketpair()\nfcntl.fcntl(a, 8, os.getppid() or 1)"),
+    "signals from a pair by ioctl": _attempt(
+        "import fcntl\na, b = socket.socketpair()\nfcntl.ioctl(a, 0x8901, b'1234')"
+    ),
+    "interfaces by a pair's ioctl": _attempt(
+        "import fcntl\na, b = socket.socketpair()\nfcntl.ioctl(a, 0x8912, b'x' * 16)"
+    ),
     "kill everybody": _attempt("os.kill(-1, signal.SIGKILL)"),
     "kill the parent": _attempt("os.kill(os.getppid() or 1, signal.SIGKILL)"),
     "kill by thread": _call(200, 1, 9),
@@ -215,6 +295,15 @@ BOMBS = {
     "segmentation fault": "import ctypes\ndef f(x):\n    return ctypes.string_at(0)\n",
     "abort": "import os\ndef f(x):\n    os.abort()\n",
     "descriptors": "import os\ndef f(x):\n    while True: os.dup(3)\n",
+    "pairs of sockets": "import socket\na = []\ndef f(x):\n    while True: a.append(socket.socketpair())\n",
+    "full pairs of sockets": "import socket\na = []\ntry:\n    while True: a.append(socket.socketpair())\n"
+    "except OSError: pass\nfor p in a:\n    for s in p:\n        s.setblocking(False)\n        try:\n"
+    "            while True: s.send(b'x' * (1 << 16))\n        except OSError: pass\ndef f(x):\n    while True: pass\n",
+    "epoll sets in each other": "import select\na = [select.epoll() for _ in range(20)]\nfor e in a:\n    for g in a:\n"
+    "        try: e.register(g)\n        except (OSError, ValueError): pass\ndef f(x):\n    while True: a[0].poll()\n",
+    "an event loop without end": "import asyncio\nasync def g():\n    while True: await asyncio.sleep(0)\n"
+    "def f(x):\n    return asyncio.run(g())\n",
+    "an event loop that sleeps": "import asyncio\ndef f(x):\n    return asyncio.run(asyncio.sleep(10 ** 6))\n",
     "a large literal": "def f(x):\n    return 0\nx = "
     + "(" * 90
     + "1"
@@ -249,4 +338,11 @@ HONEST = {
     "    return x * x if 'def dedent' in inspect.getsource(textwrap) else None\n",
     "uses /dev/null and time": "import os, time, contextlib\ndef f(x):\n    time.sleep(0.01)\n"
     "    with open(os.devnull, 'w') as n, contextlib.redirect_stdout(n): print('x')\n    return x * x\n",
+    "asyncio": "import asyncio\nasync def g(x):\n    await asyncio.sleep(0.001)\n    return await asyncio.to_thread(abs, x)\n"
+    "async def h(x):\n    q = asyncio.Queue()\n    async with asyncio.Lock():\n"
+    "        for y in await asyncio.gather(g(x), asyncio.wait_for(g(x), 1)): await q.put(y)\n"
+    "    return await q.get() * await q.get()\ndef f(x):\n    return asyncio.run(h(x))\n",
+    "selectors": "import selectors, socket\ndef f(x):\n    a, b = socket.socketpair()\n"
+    "    with selectors.DefaultSelector() as s:\n        s.register(b, selectors.EVENT_READ)\n        a.send(str(x * x).encode())\n"
+    "        assert s.select(1)\n        return int(b.recv(9))\n",
 }

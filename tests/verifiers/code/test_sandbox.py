@@ -174,6 +174,17 @@ def test_candidates_do_not_share_their_threads(sandbox: Sandbox) -> None:
     assert {o.outcome for o in sandbox.run([Program(code, ("assert f(32) == 32",), ("f",))] * 6)} == {"passed"}
 
 
+def test_event_loops_run_and_reach_nothing(sandbox: Sandbox) -> None:
+    code = (
+        "import asyncio\nasync def f(x):\n    await asyncio.sleep(0)\n    return await asyncio.to_thread(pow, x, 2)\n"
+        "def g(x):\n    return asyncio.run(f(x))\n"
+        "def h():\n    async def go():\n        return await asyncio.open_connection('127.0.0.1', 22)\n"
+        "    try:\n        asyncio.run(go())\n    except OSError as e:\n        return e.errno\n"
+    )
+    tests = ("assert [g(7), g(-2)] == [49, 4]", "assert h() == 1")  # EPERM
+    assert sandbox.run([Program(code, tests, ("g", "h"))])[0].reason == "2 of 2 tests"
+
+
 def test_the_current_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sched.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.chdir(tmp_path)

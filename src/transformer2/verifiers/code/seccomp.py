@@ -5,6 +5,11 @@ No fork or exec, no sockets, no signals to others, nothing that creates, changes
 bpf, io_uring, memfd, keys or timers that signal others. A refused call returns EPERM, so honest code goes on; a call
 of a foreign architecture (32-bit or x32 numbers mean other calls) kills the process.
 
+asyncio's event loop waits on an epoll set and wakes itself through a pair of connected unix stream sockets: a pipe
+within the process. Only that pair can be made. Nothing names another socket: no socket, bind, connect or accept, no
+address in sendto, and no sendmsg or recvmsg, which pass descriptors. No flags either: MSG_OOB has been a way into the
+kernel (CVE-2025-38236).
+
 Sources: seccomp(2), linux/seccomp.h, linux/filter.h; numbers from asm/unistd_64.h and asm-generic/unistd.h.
 """
 
@@ -13,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
+from collections.abc import Mapping, Sequence
 
 __all__ = ["ARCHITECTURES", "NUMBERS", "allow_filter", "install"]
 
@@ -43,6 +49,11 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "ppoll": (271, 73),
     "select": (23, None),
     "pselect6": (270, 72),
+    "epoll_create1": (291, 20),
+    "epoll_ctl": (233, 21),
+    "epoll_wait": (232, None),
+    "epoll_pwait": (281, 22),
+    "getsockname": (51, 204),
     # files by name: Landlock says which
     "open": (2, None),
     "openat": (257, 56),
@@ -102,10 +113,13 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
 # Allowed or answered by their arguments below.
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _FCNTL, _PRLIMIT, _IOCTL = (72, 25), (302, 261), (16, 29)
+_SOCKETPAIR, _SENDTO, _RECVFROM = (53, 199), (44, 206), (45, 207)
 
 _CLONE_THREAD = 0x00010000
 # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC: F_SETOWN would let a file signal another process.
 _FCNTL_COMMANDS = (0, 1, 2, 3, 4, 1030)
+_FIONBIO = 0x5421  # what F_SETFL can do as well
+_AF_UNIX, _SOCK_STREAM, _SOCK_NONBLOCK, _SOCK_CLOEXEC = 1, 1, 0x800, 0x80000
 
 _LOAD, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _JUMP_IF_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _KILL, _ALLOW, _ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
@@ -125,16 +139,19 @@ def allow_filter(machine: str) -> bytes:
         if (number := pair[column]) is not None:
             program += _when(number, [_return(_ALLOW)])
     refused = [_return(_ERRNO | errno.EPERM)]
-    program += _when(_CLONE[column], [_load(0), _op(_JUMP_IF_SET, _CLONE_THREAD, 0, 1), _return(_ALLOW), *refused])
+    program += _when(
+        _CLONE[column], [_op(_LOAD, _low(0)), _op(_JUMP_IF_SET, _CLONE_THREAD, 0, 1), _return(_ALLOW), *refused]
+    )
     # glibc falls back to clone, whose flags can be read here, when clone3 does not exist.
     program += _when(_CLONE3[column], [_return(_ERRNO | errno.ENOSYS)])
-    commands = [_load(1)]
-    for command in _FCNTL_COMMANDS:
-        commands += [_op(_JUMP_IF_EQUAL, command, 0, 1), _return(_ALLOW)]
-    program += _when(_FCNTL[column], [*commands, *refused])
+    program += _when(_FCNTL[column], _only({_low(1): _FCNTL_COMMANDS}))
     # Limits of this process (pid 0) only.
-    program += _when(_PRLIMIT[column], [_load(0), _op(_JUMP_IF_EQUAL, 0, 0, 1), _return(_ALLOW), *refused])
-    program += _when(_IOCTL[column], [_return(_ERRNO | errno.ENOTTY)])
+    program += _when(_PRLIMIT[column], _only({_low(0): (0,)}))
+    program += _when(_IOCTL[column], _only({_low(1): (_FIONBIO,)}, errno.ENOTTY))
+    stream = [_SOCK_STREAM | flags for flags in (0, _SOCK_NONBLOCK, _SOCK_CLOEXEC, _SOCK_NONBLOCK | _SOCK_CLOEXEC)]
+    program += _when(_SOCKETPAIR[column], _only({_low(0): (_AF_UNIX,), _low(1): stream, _low(2): (0,)}))
+    program += _when(_SENDTO[column], _only({_low(3): (0,), _low(4): (0,), _low(4) + 4: (0,)}))  # NULL for the address
+    program += _when(_RECVFROM[column], _only({_low(3): (0,)}))
     return b"".join([*program, *refused])
 
 
@@ -163,8 +180,20 @@ def _when(number: int, then: list[bytes]) -> list[bytes]:
     return [_op(_JUMP_IF_EQUAL, number, 0, len(then)), *then]
 
 
-def _load(argument: int) -> bytes:
-    return _op(_LOAD, _FIRST_ARGUMENT + 8 * argument)
+def _only(allowed: Mapping[int, Sequence[int]], error: int = errno.EPERM) -> list[bytes]:
+    """Allow a call where each word (by its offset in struct seccomp_data) has one of its values, else refuse it."""
+    program: list[bytes] = []
+    for offset, values in allowed.items():
+        program.append(_op(_LOAD, offset))
+        # Any of the values jumps over what refuses.
+        program += [_op(_JUMP_IF_EQUAL, value, len(values) - i, 0) for i, value in enumerate(values)]
+        program.append(_return(_ERRNO | error))
+    return [*program, _return(_ALLOW)]
+
+
+def _low(argument: int) -> int:
+    """Offset of the low word of an argument; the high word follows it."""
+    return _FIRST_ARGUMENT + 8 * argument
 
 
 def _return(action: int) -> bytes:

@@ -37,8 +37,15 @@ CONTROLS = [
         "def f(x):\n    print('noise')\n    return (y for y in (x.a, None, 1.5, {2: b'b'}))\n",
         "p = Pair(3)\np.a = (4,)\nassert list(f(p)) == [(4,), None, 1.5, {2: b'b'}]",
     ),
+    _program(
+        "import asyncio\n"
+        "async def g(x):\n    await asyncio.sleep(0.001)\n    return await asyncio.to_thread(abs, x)\n"
+        "async def h():\n    return await asyncio.gather(g(-1), asyncio.wait_for(g(-2), 1))\n"
+        "def f():\n    return asyncio.run(h())\n",
+        "assert f() == [1, 2]",
+    ),
 ]
-CONTROLS[-1]["names"] = ["f", "Pair"]
+CONTROLS[4]["names"] = ["f", "Pair"]
 
 # Each tries one thing and returns whether it worked. None must, at any level but `unsafe`.
 PROBES = {
@@ -49,7 +56,11 @@ PROBES = {
     "fork": "os._exit(0) if os.fork() == 0 else True",
     "start a program": "os.posix_spawn('/bin/true', ['true'], {})",
     "open a socket": "socket.socket()",
-    "open a pair of sockets": "socket.socketpair()",
+    "open a pair of datagram sockets": "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",
+    "open a pair of internet sockets": "socket.socketpair(socket.AF_INET)",
+    "pass a descriptor": "socket.send_fds(socket.socketpair()[0], [b'x'], [0])",
+    "send to an address": "socket.socketpair()[0].sendto(b'x', '/tmp/x')",
+    "connect": "socket.socketpair()[0].connect('/tmp/x')",
     "signal another process": "os.kill(os.getppid() or 1, 0)",
     "trace": "libc.ptrace(0, 0, 0, 0) == 0",
     "make a file in memory": "os.memfd_create('x')",

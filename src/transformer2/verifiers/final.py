@@ -1,0 +1,278 @@
+r"""Final answers: what does a completion end on, whatever its answers are made of?
+
+    statements       `\boxed{18}`, `#### 18`, "the answer is 18", "answer: 18", "18 is the correct answer"
+    lines            a last line that is nothing but an answer
+    second thoughts  "Wait, no" and "that's wrong" take back what was stated, "Actually, it's 20" replaces it, "Yes, that's
+                     right" restores it; "not 18" and "18 is wrong" state nothing
+
+The last statement counts, up to its reason ("18 because 9 x 2 = 18"). Statements side by side are a list and no answer,
+whichever of them is right; for a strict reader (letters) so are any two that differ without a second thought between
+them. What an answer looks like, `numeric` and `choice` say: they read one place at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+__all__ = ["BECAUSE", "Final", "Reader", "final_answer", "readable"]
+
+T = TypeVar("T", bound=Hashable)
+
+MAX_PLACE = 1000  # characters of one place: no answer is longer
+_READABLE = (
+    {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width forms
+    | dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63"), "-")
+    | dict.fromkeys(map(ord, "“”„‟«»‹›「」『』"), '"')
+    | dict.fromkeys(map(ord, "‘’‚‛"), "'")
+    | {ord(c): plain for c, plain in zip("。、【】〔〕\u3000\u00a0", ".,[][]  ", strict=True)}
+)
+_STATED = re.compile(
+    r"(?P<hash>(?<!#)####(?!#))|(?P<boxed>\\(?:boxed|fbox)\s*\{)"
+    r"|(?P<heading>^[ \t>*#]*(?:the[ \t]+)?(?:final[ \t]+|correct[ \t]+)?answer[ \t*]*\n)"
+    r"|(?P<said>(?:\bthe\s+)?(?:\b(?:correct|final|right|best)\s+(?:answer|option|choice)"
+    r"|(?<!\bwrong )(?<!\bincorrect )(?<!\bother )\banswer)\b"
+    r"(?:\s+(?:to|for|of|here)\b[^.:\n]{0,80}?)?[\s*]*(?:\b(?:is|would be|must be|should be)\b\s*:?|:|=))",
+    re.IGNORECASE | re.MULTILINE,
+)
+_IT = (
+    r"(?:it|that|this|(?:the|my)\s+(?:(?:correct|right|real|actual|final|true)\s+)?"
+    r"(?:answer|one|option|choice|value|number|result|total))"
+    r"(?:'s|\s+(?:is|was|should\s+(?:be|have\s+been)|must\s+be|has\s+to\s+be|would\s+be))\b"
+)
+_WRONG = r"(?:wrong|incorrect|mistaken|false|not\s+(?:right|correct)|a\s+mistake|an\s+error)\b"
+_WITHDRAWN = (
+    r"wait\b(?=\s*(?:[,.!;:\u2014\u2026*-]|$)|\s+(?:no|actually|that|this|let|I|it|sorry)\b)"
+    r"|no(?:pe)?\b(?=\s*[,.!;:\u2014\u2026*-]|\s+(?:wait|sorry|actually|it|that|I)\b)|(?:wh)?oops\b|(?:hold|hang)\s+on\b"
+    r"|never\s*mind\b|(?:scratch|strike|ignore|forget|disregard)\s+that\b|correction\b|on\s+(?:second\s+thoughts?|reflection)\b"
+    rf"|my\s+(?:mistake|bad|apologies|error)\b|(?:that|this|it|which)(?:'s|\s+(?:is|was|seems|looks))\s+{_WRONG}"
+    r"|(?:that|this|it)\s+(?:isn't|wasn't|can't\s+be|cannot\s+be)\s+(?:right|correct)\b"
+    rf"|my\s+(?:first|previous|earlier|last)\s+answer\s+(?:is|was)\s+{_WRONG}"
+    r"|I\s+(?:made\s+an?\s+(?:\w+\s+)?(?:mistake|error)|was\s+(?:wrong|mistaken)|mis[a-z]{4,}|take\s+(?:that|it)\s+back"
+    r"|apologi[sz]e|messed\s+up)\b|let\s+me\s+(?:re-?(?:calculate|compute|consider|do|think|count|vise)|correct|fix"
+    r"|start\s+over|(?:try|think)\s+again)\b"
+)
+_CHANGED = (
+    r"actually\b|sorry\b|apologies\b|(?:or\s+)?rather\b(?!\s+than)|I\s+(?:really\s+)?meant?\b|edit\s*:|make\s+(?:that|it)\b"
+    r"|(?:I(?:'ll|\s+will)?\s+)?chang(?:e|ing)\s+(?:that|it|my\s+(?:final\s+)?answer)\s+to\b|instead,"
+    rf"|(?:however|but|in\s+fact|looking\s+again|on\s+closer\s+\w+)\b(?=,?\s*{_IT})|(?:it|that|this)\s+should\s+(?=be\b|have\b)"
+    r"|let\s+me\s+(?:double[\s-]check|check|verify|re-?(?:check|examine|evaluate))\b"
+)
+_ALSO = r"(?:it|that|the\s+answer)\s+(?:could|might|may|can)\s+(?:also\s+|equally\s+)?be\b|alternatively\b|(?:maybe|perhaps|possibly)\b"
+_KEPT = (
+    r"ye(?:s|p|ah)\b|(?:so\s+)?(?:that|this|it|which|(?:the|my)\s+(?:\w+\s+)?answer)(?:'s|\s+is|\s+was)?\s+(?:indeed\s+|still\s+)?"
+    r"(?:right|correct|fine|stands|holds)\b"
+)
+_SECOND_THOUGHT = re.compile(
+    r"(?:^|(?<=[.!?,;:(\u2014\u2026-])|\b(?:oh|ah|hm+|um|uh|but|or|and|so|then|no)\b,?)[\s*_\"(]*"
+    rf"(?:(?P<withdrawn>{_WITHDRAWN})|(?P<changed>{_CHANGED})|(?P<also>{_ALSO})|(?P<kept>{_KEPT}))",
+    re.IGNORECASE | re.MULTILINE,
+)
+_FILLER = re.compile(
+    rf"(?:[\s,.:;!*\u2014\u2026-]*(?:{_IT}|(?:should\s+)?(?:be|have\s+been)\b|I\s+(?:meant?|think)\b|go(?:ing)?\s+with\b))*"
+    r"(?:[\s,:;!*\u2014\u2026]|\.(?!\d))*",
+    re.IGNORECASE,
+)
+# "B is the correct answer", "B is wrong", "it can't be B"
+_JUDGED = re.compile(
+    r"\bis\s+(?:therefore\s+|indeed\s+)?(?:(?P<right>(?:the\s+)?(?:(?:most\s+likely\s+)?(?:correct|right|best|final)"
+    r"(?:\s+(?:answer|option|choice|one))?|answer))(?=\s*(?:[.,:;!*]|$|because\b|since\b))"
+    rf"|{_WRONG}|not\s+the\b)|\b(?:isn't|can't\s+be|cannot\s+be|is\s+not)\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SENTENCE_START = re.compile(r".*(?:[.!?:;](?=\s)|\b(?:so|thus|hence|therefore|actually|indeed|yes|no|but)\b,?|\n)", re.DOTALL | re.IGNORECASE)
+_SUPPOSED = re.compile(
+    r"(?:(?P<denied>(?:\bnot|n't|\bnever)\s+(?:think|believe|say|mean))|\b(?:if|whether|unless|doubt|suppose|assum\w+)"
+    r"|\b(?:might|may|could|would)\s+(?:\w+\s+)?(?:think|say|believe|guess))\s+(?:that\s+)?\Z",
+    re.IGNORECASE,
+)
+_NOT = re.compile(r"(?:(?:definitely|certainly)\s+)?(?:not|never)\b\s*", re.IGNORECASE)
+_LISTED = re.compile(r"[\s$)*.]*(?:[,/;&]|\bor\b|\band\b)", re.IGNORECASE)
+_CONJUNCTION = re.compile(r"[\s,;]*\b(?:or|and|so|but)\s*\Z", re.IGNORECASE)
+_BRACE = re.compile(r"[{}]")
+BECAUSE = re.compile(
+    r"(?:[,;]\s*|\s)\(?(?:because|since|as(?!\s+(?:well|many|much|follows))|where|given\s+that|due\s+to|thanks\s+to|i\.e\.|namely"
+    r"|which(?!\s+(?:rounds|is\s+(?:about|approximately|roughly|not)|isn't))|obtained|(?:and\s+)?not(?=\s+(?-i:[^a-z\s]))"
+    r"|rather\s+than|instead\s+of|as\s+opposed\s+to)\b|\u2014\s*(?=[A-Za-z])",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Final(Generic[T]):
+    """What a place, or a whole text, gives as its answer.
+
+    Attributes:
+        value: The answer; None when there is none, or more than one.
+        reason: Why there is none; "" with a value, and for a place that has nothing to do with an answer.
+    """
+
+    value: T | None
+    reason: str = ""
+
+
+class Reader(Protocol[T]):
+    """Reads the answer in one place.
+
+    Attributes:
+        strict: Whether two statements that differ are no answer, however far apart.
+        unusable: Reason for a place that denies, doubts or is cut off.
+        listed: Reason for a box that another answer follows.
+    """
+
+    strict: bool
+    unusable: str
+    listed: str
+
+    def read(self, place: str, kind: str) -> Final[T]:
+        """The answer in a place: `hash`, `boxed`, `said`, `back` (a second thought), `line`, or `first` (line)."""
+
+
+@dataclass(frozen=True)
+class _Step(Generic[T]):
+    start: int
+    stop: int
+    role: str  # stated, withdrawn, changed, also, kept or denied
+    kind: str
+    answer: Final[T]
+
+
+def readable(text: str) -> str:
+    """A text without thoughts (`<think>`), and with full-width and typographic characters in their plain forms."""
+    return text.rpartition("</think>")[2].partition("<think>")[0].translate(_READABLE)
+
+
+def final_answer(text: str, reader: Reader[T]) -> Final[T]:
+    """The answer that a completion gives in the end."""
+    text = readable(text)
+    steps = sorted([*_statements(text, reader), *_judgements(text, reader)], key=lambda s: s.start)
+    stated = any(step.role == "stated" for step in steps)
+    now, taken_back, reason = None, None, "no final answer"
+    given: set[T] = set()  # since the last second thought
+    last: _Step[T] | None = None
+    for step in sorted([*steps, *_lines(text, reader, stated)], key=lambda s: s.start):
+        value = step.answer.value
+        if step.role == "stated":
+            if last and step.kind == "line" and last.kind in ("hash", "boxed") and reason != "taken back" and not reader.strict:
+                continue
+            if not reader.strict and not (last and _is_list(text[last.stop : step.start], last.kind, step.kind)):
+                given = set()
+            given |= set() if value is None else {value}
+            now, reason = (value, "") if value is not None and len(given) == 1 else (None, step.answer.reason or "several answers")
+            last = step
+        elif step.role == "denied":
+            if value is not None and value == now:
+                taken_back, now, reason, given = None, None, "taken back", set()
+            elif last is None and step.kind == "said":
+                reason = reader.unusable
+        elif last is None:
+            continue
+        elif step.role == "kept":
+            now = taken_back if reason == "taken back" else now
+        elif step.role == "also":
+            if value not in (None, now):
+                now, reason = None, "several answers"
+        else:
+            given = set()
+            if step.role == "withdrawn" and now is not None:
+                taken_back, now, reason = now, None, "taken back"
+            if value is not None:
+                now, given = value, {value}
+            elif step.answer.reason and now is not None:
+                now, reason = None, step.answer.reason
+    return Final(now) if now is not None else Final(None, reason)
+
+
+def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
+    """What is stated, and second thoughts, in order."""
+    marks = sorted([*_STATED.finditer(text), *_SECOND_THOUGHT.finditer(text)], key=lambda m: m.start())
+    for mark, following in zip(marks, [*marks[1:], None], strict=False):
+        kind, start = mark.lastgroup or "", mark.end()
+        limit = following.start() if following else len(text)
+        if kind == "boxed":
+            stop = _closing_brace(text, start)
+            answer = reader.read(text[start : stop or start], kind)
+            if stop is None:
+                answer = Final(None, answer.reason or reader.unusable)
+            elif (also := _LISTED.match(text, stop + 1)) and reader.read(_rest(text, also.end(), len(text)), "back").value is not None:
+                answer = Final(None, reader.listed)
+            role, stop = "stated", (stop or start) + 1
+        elif kind in ("hash", "heading", "said"):
+            while start < limit and (text[start].isspace() or text[start] in "*:"):
+                start += 1
+            place = _rest(text, start, limit)
+            stop = start + len(place)
+            supposed = _SUPPOSED.search(text, max(0, mark.start() - 60), mark.start())
+            denied = _NOT.match(place)
+            place = _CONJUNCTION.sub("", place[denied.end() if denied else 0 :]) if following or denied else place
+            answer = reader.read(place, "said" if kind == "heading" else kind)
+            if supposed and not supposed["denied"]:
+                answer = Final(None, answer.reason or "supposed")
+            role = "denied" if supposed or denied else "stated"
+        else:
+            start = _FILLER.match(text, start, limit).end()  # type: ignore[union-attr]  # it matches nothing as well
+            place = _rest(text, start, limit)
+            denied = _NOT.match(place)
+            answer = reader.read(place[denied.end() if denied else 0 :], "back")
+            role, kind, stop = ("denied" if denied and kind != "withdrawn" else kind), "back", start + len(place)
+            if denied and role == "withdrawn":
+                answer = Final(None)
+        if role in ("withdrawn", "changed", "kept", "also") or answer != Final(None):
+            yield _Step(mark.start(), stop, role, kind, answer)
+
+
+def _rest(text: str, start: int, limit: int) -> str:
+    """What is left of a line, up to `limit`."""
+    end = text.find("\n", start, limit)
+    return text[start : min(limit if end < 0 else end, start + MAX_PLACE)]
+
+
+def _judgements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
+    """What is said of an answer that stands before: "B is the correct answer", "B is wrong", or "it can't be B"."""
+    for mark in _JUDGED.finditer(text):
+        before = text[max(0, mark.start() - 200) : mark.start()]
+        began = _SENTENCE_START.match(before)
+        answer = reader.read(before[began.end() if began else 0 :], "line")
+        if mark["right"]:
+            if answer.value is not None and (reader.strict or "answer" in mark["right"].lower()):
+                yield _Step(mark.start(), mark.end(), "stated", "judged", answer)
+            continue
+        answer = answer if answer.value is not None else reader.read(_rest(text, mark.end(), len(text)).lstrip(), "back")
+        yield _Step(mark.start(), mark.end(), "denied", "judged", answer)
+
+
+def _lines(text: str, reader: Reader[T], stated: bool) -> Iterator[_Step[T]]:
+    """Lines that are nothing but an answer: the last ones, those before a second thought, and else the first line."""
+    lines, start = [], 0
+    for line in text.splitlines(keepends=True):
+        if line.strip():
+            lines.append((start, line if len(line) <= MAX_PLACE else ""))
+        start += len(line)
+    found, ends = [], True
+    for start, line in reversed(lines):
+        answer = reader.read(line, "line") if ends else Final[T](None)
+        if answer.value is not None:
+            found.append(_Step(start, start + len(line.rstrip()), "stated", "line", answer))
+        ends = answer.value is not None or _SECOND_THOUGHT.match(text, start) is not None
+    if reader.strict and not stated and not found and lines:
+        answers = [reader.read(line, "first") for _, line in lines]
+        if answers[0].value is not None and len({a.value for a in answers} - {None}) == 1:
+            found.append(_Step(0, lines[0][0] + len(lines[0][1].rstrip()), "stated", "line", answers[0]))
+    yield from found
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    depth = 1
+    for brace in _BRACE.finditer(text, start, start + MAX_PLACE):
+        depth += 1 if brace.group() == "{" else -1
+        if depth == 0:
+            return brace.start()
+    return None
+
+
+def _is_list(between: str, before: str, after: str) -> bool:
+    """Whether two statements with this text between them are one list of answers."""
+    between = between.strip(" \t\n,;.*$)(").lower()
+    return between in ("or", "and", "/", "|", "&") or (between == "" and (before == after or after == "line"))
