@@ -28,6 +28,7 @@ from transformer2 import tiny
 from transformer2.errors import ConfigError, DataError, ExpertError, UserError, nearest
 from transformer2.experts import read_expert
 from transformer2.quantisation import quantization_config
+from transformer2.rollout.probe import probe
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.quantised import keep_differentiable, warn_of_another_precision
 
@@ -196,7 +197,8 @@ def hidden_states(policy: PeftModel, input_ids_BT: Tensor, attention_mask_BT: Te
         input_ids_BT: int64, left-padded prompts followed by right-padded completions.
         attention_mask_BT: int64, 1 on real tokens. Positions count real tokens, as in generation.
     """
-    backbone = policy.get_base_model().base_model
+    model = policy.get_base_model()
+    backbone = model.base_model if model.base_model is not model else model.model  # Llama 4's prefix names nothing
     positions_BT = (attention_mask_BT.cumsum(-1) - 1).clamp(min=0)
     output = backbone(
         input_ids=input_ids_BT, attention_mask=attention_mask_BT, position_ids=positions_BT, use_cache=False
@@ -242,7 +244,7 @@ def lm_head(policy: PeftModel) -> Callable[[Tensor], Tensor]:
     divisor = getattr(config, "logits_scaling", None) or 1.0
 
     def logits(hidden_ND: Tensor) -> Tensor:
-        logits_NV = head.forward(hidden_ND)
+        logits_NV = head.forward(hidden_ND.to(head.weight.dtype) if head.weight.is_floating_point() else hidden_ND)
         if scale != 1.0 or divisor != 1.0:
             logits_NV = logits_NV * (scale / divisor)
         return logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)
@@ -251,23 +253,28 @@ def lm_head(policy: PeftModel) -> Callable[[Tensor], Tensor]:
 
 
 def check_halves(policy: PeftModel, head: Callable[[Tensor], Tensor]) -> None:
-    """Compare the two halves with the whole on one token.
+    """Compare the two halves, on left-padded rows, with the whole model on the same rows without padding.
 
-    A model that post-processes its logits in a way not known here is refused instead of trained on wrong
-    log-probabilities.
+    A model that changes its logits in a way not known here, or that sees what is under the padding, is refused instead
+    of trained on wrong log-probabilities.
 
     Raises:
         ConfigError: The halves do not give the model's logits.
     """
-    model = policy.get_base_model()
     with torch.no_grad():
-        ids_BT = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-        whole_BTV = model(input_ids=ids_BT, use_cache=False).logits
-        halves_BTV = head(hidden_states(policy, ids_BT, torch.ones_like(ids_BT)))
-    if not torch.allclose(whole_BTV.float(), halves_BTV.float(), rtol=1e-2, atol=1e-2):
+        p = probe(policy, policy.device)
+        halves_BPV = head(hidden_states(policy, p.ids_BP, p.mask_BP))
+        other_BPV = head(hidden_states(policy, torch.where(p.mask_BP == 1, p.ids_BP, p.ids_BP.flip(-1)), p.mask_BP))
+    if p.differs(halves_BPV, other_BPV, p.leak_tolerance):
         raise ConfigError(
-            f"{type(model).__name__} changes its logits after lm_head in a way this trainer does not know; "
-            "use another model family, or teach transformer2.policy.lm_head about it"
+            f"{p.name} sees what is under the padding of a batch, so its log-probabilities depend on which rows share "
+            "one; use another base"
+        )
+    if p.differs(halves_BPV, p.logits_BPV, p.tolerance):
+        raise ConfigError(
+            f"{p.name} gives other logits by halves on left-padded rows than as a whole on each row (positions of its "
+            "own, or a change of logits after lm_head that this trainer does not know); use another base, or teach "
+            "transformer2.policy about it"
         )
 
 

@@ -86,7 +86,11 @@ def test_out_of_memory_halves_the_rows_and_draws_the_same(model, tokenizer, prom
         assert completions(engine.generate(model, prompts, SAMPLING, seed=3)) == whole
         assert len(memory.refused) == 1, "the smaller number holds for the rest of the run"
         memory.rows = 1
-        with pytest.warns(UserWarning), pytest.raises(UserError, match=r"model\.max_rollout_rows"):
+        with pytest.warns(UserWarning, match="going on with 1 at a time"):
+            assert completions(engine.generate(model, prompts, SAMPLING, seed=3)) == whole
+        assert engine.max_rows == 1
+        memory.rows = 0
+        with pytest.raises(UserError, match=r"model\.max_rollout_rows"):
             engine.generate(model, prompts, SAMPLING, seed=3)
     finally:
         memory.hook.remove()
@@ -128,7 +132,7 @@ def test_ranks_in_lockstep_run_equally_many_forward_passes(model, tokenizer, pro
             forwards[rank] += 1
             return model(**kwargs)
 
-        policy.config, policy.named_modules = model.config, model.named_modules
+        policy.config, policy.named_modules, policy.parameters = model.config, model.named_modules, model.parameters
 
         def any_rank(is_so):
             said[rank] = is_so

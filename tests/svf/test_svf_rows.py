@@ -10,6 +10,7 @@ from svf_families import build, prompt, randomize
 from transformer2 import SVFConfig, set_form, z_rows
 from transformer2.errors import UserError
 from transformer2.svf.model import svf_layers
+from transformer2.svf.rows import has_rows
 
 GENERATE = dict(max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
 
@@ -105,7 +106,7 @@ def test_nesting_and_exceptions_restore_what_was_there(model):
         with pytest.raises(RuntimeError, match="boom"), z_rows(model, twos, experts=["math"]):
             raise RuntimeError("boom")
         assert torch.equal(model(prompt()).logits, outer)
-    assert not any(layer._rows for _, layer in svf_layers(model))
+    assert not has_rows(model)
     assert torch.equal(model(prompt()).logits, alone(model, [0.0, 0.0]))
 
 

@@ -194,10 +194,11 @@ class SVFReinforceModule(Answering):
             lockstep = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
         else:
             lockstep = None
-            check_halves(self.policy, self.head)
         eos, rows, merge = eos_token_ids(self.policy, tokenizer), h["max_rollout_rows"], h["merge_rollouts"]
         self.engine = HFEngine(tokenizer, eos, rows, lockstep, merge)  # also what draws rows of different z
         self.sampler = self._sampler(self.engine)
+        if lockstep is None:
+            self._check_model()
         if self.expert is not None:
             load_expert(self.policy, self.expert)
 
@@ -270,7 +271,7 @@ class SVFReinforceModule(Answering):
         return split_rows(groups, max(gather_objects(len(groups)))) if self._in_lockstep() else groups
 
     def add_gradient(self, rollouts: Rollouts, advantages_B: Tensor, rows: list[int]) -> None:
-        """Add the gradient of one micro-batch to the step's; out of memory, of its two halves."""
+        """Add the gradient of one micro-batch to the step's; out of memory, of its parts."""
 
         def forward_backward(part: list[int]) -> None:
             logprobs_b, kl_b = self.logprobs_and_kl(rollouts.rows(part))
@@ -278,8 +279,10 @@ class SVFReinforceModule(Answering):
 
         if self._in_lockstep():  # no rank may run forward passes of its own
             forward_backward(rows)
-        elif run_or_halve(forward_backward, rows, self._back_to_now(), "lower model.micro_batch_tokens"):
-            self.micro_batch_tokens = max(1, self.micro_batch_tokens // 2)
+            return
+        size = run_or_halve(forward_backward, rows, self._back_to_now(), "lower model.micro_batch_tokens")
+        if size < len(rows):
+            self.micro_batch_tokens = max(1, self.micro_batch_tokens * size // len(rows))
 
     def _back_to_now(self) -> Callable[[], None]:
         """A function that puts the gradient and the sums of the step back to what they are now."""
@@ -414,8 +417,14 @@ class SVFReinforceModule(Answering):
     def on_fit_start(self) -> None:
         """A model in shards can be run from here on; a quantised one must let gradients through."""
         if self._in_lockstep():
-            check_halves(self.policy, self.head)
+            self._check_model()
         check_gradient(self.policy)
+
+    def _check_model(self) -> None:
+        """Refuse a base that decodes or scores otherwise than it should."""
+        check_halves(self.policy, self.head)
+        if self.sampler is self.engine:  # else it draws for some adaptations only, and checks by itself
+            self.engine.check(self.policy, self.policy.device)
 
     def _in_lockstep(self) -> bool:
         return self._trainer is not None and in_lockstep(self.trainer.strategy)

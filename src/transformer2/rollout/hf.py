@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from contextvars import Context
 from functools import partial
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +27,14 @@ from transformer2.errors import UserError
 from transformer2.rl.halving import run_or_halve
 from transformer2.rollout.base import RolloutEngine, Sampling, uniforms
 from transformer2.rollout.prefill import next_logits, prefill
+from transformer2.rollout.probe import check_decoding
 from transformer2.svf.model import merged_for_rollout
 from transformer2.svf.rows import batch_rows
 from transformer2.types import PromptBatch, Rollouts
 
 COMPACT_BELOW = 0.8  # compact once the live rows are fewer than this share of the batch: copying the cache is not free
+
+_checked: WeakSet[nn.Module] = WeakSet()
 
 
 class HFEngine(RolloutEngine):
@@ -57,9 +62,21 @@ class HFEngine(RolloutEngine):
         self.max_rows, self.merge = max_rows, merge
         self.in_lockstep, self.go_on = lockstep is not None, lockstep or bool
 
+    def check(self, policy: nn.Module, device: torch.device) -> None:
+        """Try the policy's cache and masks, once per model (see probe.py); `generate` does so too.
+
+        Raises:
+            ConfigError: This engine would draw another model's completions.
+        """
+        if policy not in _checked:
+            # In a context of its own: the probe's rows are not those of an open `z_rows`.
+            Context().run(check_decoding, policy, device, whole=self.in_lockstep)
+            _checked.add(policy)
+
     @torch.no_grad()
     def generate(self, policy: nn.Module, prompts: PromptBatch, sampling: Sampling, seed: int) -> Rollouts:
         """See `RolloutEngine.generate`."""
+        self.check(policy, prompts.input_ids_BP.device)
         b = len(prompts)
         uniforms_BC = uniforms(prompts, sampling.max_new_tokens, seed).to(prompts.input_ids_BP.device)
         ids_BC = prompts.input_ids_BP.new_full((b, sampling.max_new_tokens), self.pad_id)
@@ -82,8 +99,10 @@ class HFEngine(RolloutEngine):
                 rows, longest_first = longest_first.tensor_split([self.max_rows or b])
                 if self.in_lockstep:
                     draw(rows if len(rows) else anyone, idle=not len(rows))
-                elif run_or_halve(draw, rows, partial(forget, rows), "lower model.max_rollout_rows"):
-                    self.max_rows = -(-len(rows) // 2)
+                else:
+                    size = run_or_halve(draw, rows, partial(forget, rows), "lower model.max_rollout_rows")
+                    if size < len(rows):
+                        self.max_rows = size
         return self._rollouts(prompts, ids_BC, count_B)
 
     def _decode(
@@ -116,7 +135,7 @@ class HFEngine(RolloutEngine):
             positions = positions[:, -1:] + 1
             if live < COMPACT_BELOW * len(rows):
                 keep = (~done).nonzero()[:, 0] if live else torch.zeros_like(rows[:1])  # one row for company
-                cache.batch_select_indices(keep)
+                cache.reorder_cache(keep)  # of fewer rows: the one selection that every kind of layer has
                 rows, token, mask, positions, done = rows[keep], token[keep], mask[keep], positions[keep], done[keep]
                 select(rows)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from transformer2.svf.quantised import base_model
 
 __all__ = ["next_logits", "prefill", "rows_at_a_time"]
 
@@ -63,18 +66,25 @@ def prefill(
 
 
 def next_logits(
-    policy: nn.Module, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: DynamicCache
+    policy: nn.Module, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, past: DynamicCache
 ) -> Tensor:
     """Logits after the last of these tokens, fp32 (B, V). The tokens join the cache; the mask is of both."""
+    # State-space models call their cache otherwise, and their masks are of the new tokens alone.
+    is_state = _keeps_a_state(type(base_model(policy)))
     output = policy(
         input_ids=ids_BT,
-        attention_mask=mask_BT,
+        attention_mask=mask_BT[:, -ids_BT.shape[1] :] if is_state else mask_BT,
         position_ids=positions_BT,
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **{"cache_params" if is_state else "past_key_values": past},
     )
     return output.logits[:, -1].float()
+
+
+@cache
+def _keeps_a_state(model: type) -> bool:
+    return "cache_params" in signature(getattr(model, "forward", model)).parameters
 
 
 def _can_join(cache: DynamicCache) -> bool:

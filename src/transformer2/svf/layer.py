@@ -9,6 +9,8 @@ Departures from the paper and from the reference code:
    its normalisation depends on sigma, so W need not be decomposed again.
 3. Several active adapters add up: z = 1 + sum_k (z_k - 1).
 4. W stays resident in every form: `disable_adapter()` is the exact base (docs/adr/0002-factored-keeps-w.md).
+5. Merging puts a new parameter in W's place instead of writing over W, so weights that several modules share stay the
+   others' own, and unmerging restores the very parameter, ties included.
 
 Names: `svf_z.<adapter>.delta` (trainable, fp32), `svf_basis` (P, frozen, in the base layer's compute dtype),
 `svf_sigma` (frozen, fp32, only for sigmoid_renorm), `svf_factor` (B, frozen, only in the factored form).
@@ -18,7 +20,10 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, cast
+import threading
+import warnings
+from contextvars import ContextVar
+from typing import Any, ClassVar, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -31,7 +36,16 @@ from transformer2.svf.basis import Basis
 from transformer2.svf.config import FORMS, SVFConfig
 from transformer2.svf.targets import features_of
 
-__all__ = ["DirectScale", "RenormScale", "SVFLayer", "dense_weight", "probe_weight", "renorm_decode", "renorm_encode"]
+__all__ = [
+    "DirectScale",
+    "RenormScale",
+    "Rows",
+    "SVFLayer",
+    "dense_weight",
+    "probe_weight",
+    "renorm_decode",
+    "renorm_encode",
+]
 
 
 class DirectScale(nn.Module):
@@ -81,6 +95,58 @@ def renorm_encode(delta_R: Tensor, sigma_R: Tensor) -> Tensor:
     return torch.log(m_R / (1 - m_R)).float()
 
 
+class Rows:
+    """z - 1 for every row of the batch, (B, r) by layer, between `open` and `close`, for the code that opened it.
+
+    Each thread and each asyncio task sees its own, as with torch.no_grad().
+    """
+
+    _of_this_code: ContextVar[tuple[Rows, ...]] = ContextVar("svf_rows", default=())
+    everywhere: ClassVar[set[Rows]] = set()  # all that are open
+
+    def __init__(self, deltas: dict[SVFLayer, Tensor]):
+        self.deltas, self.thread = deltas, threading.get_ident()
+
+    def open(self) -> None:
+        """From now on this code runs under these rows."""
+        self.everywhere.add(self)
+        self._of_this_code.set((*self._of_this_code.get(), self))
+
+    def close(self) -> None:
+        """Back to the rows of before.
+
+        Raises:
+            UserError: Others were opened since and are still open, so what ran in between ran under those.
+        """
+        mine = self._of_this_code.get()
+        self.everywhere.discard(self)
+        self._of_this_code.set(tuple(rows for rows in mine if rows is not self))
+        if mine[-1:] != (self,):
+            raise UserError(
+                "z_rows was left in another order, thread or task than it was entered (a generator that was suspended "
+                "inside?), so rows ran under z that are not theirs; leave it before you yield"
+            )
+
+    @classmethod
+    def of(cls, layer: SVFLayer) -> Tensor | None:
+        """The layer's rows in this code; None outside `z_rows`."""
+        for rows in reversed(cls._of_this_code.get()):
+            if layer in rows.deltas and rows in cls.everywhere:
+                return rows.deltas[layer]
+        if any(rows.thread != threading.get_ident() for rows in cls.open_anywhere(layer)):
+            warnings.warn(
+                "z_rows is open in another thread and not in this one, which runs under the active adapter; a thread "
+                "opens z_rows itself, or passes adapter_names",
+                stacklevel=2,
+            )
+        return None
+
+    @classmethod
+    def open_anywhere(cls, layer: SVFLayer) -> list[Rows]:
+        """All that are open for this layer, in whatever thread."""
+        return [rows for rows in tuple(cls.everywhere) if layer in rows.deltas]
+
+
 class SVFLayer(nn.Module, BaseTunerLayer):
     """A linear layer under SVF.
 
@@ -116,9 +182,9 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         self.side: forms.Side = "in" if self.in_features <= self.out_features else "out"
         self.merged_adapters: list[str] = []
         self.svf_z = nn.ModuleDict()
-        self._rows: list[Tensor] = []
         self._composed: tuple[tuple[int, int], Tensor, Tensor, bool] | None = None
-        self._unmerged_weight: Tensor | None = None  # W as stored, while adapters are merged into the base layer
+        self._unmerged_weight: nn.Parameter | None = None  # W as stored, while adapters are merged into the base layer
+        self.weight_was_read = False
         device, compute_dtype = _compute_device_and_dtype(base_layer)
         r = min(features)
         if basis is None:
@@ -169,19 +235,6 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         """The trainable parameter of an adapter, if the layer has that adapter."""
         return list(self.svf_z[adapter_name].parameters()) if adapter_name in self.svf_z else []
 
-    @property
-    def rows(self) -> Tensor | None:
-        """z - 1 per row of the batch, (B, r), inside `z_rows`; else None."""
-        return self._rows[-1] if self._rows else None
-
-    def push_rows(self, delta_BR: Tensor) -> None:
-        """Use one z - 1 per row of the batch, (B, r), instead of the active adapters', until `pop_rows`."""
-        self._rows.append(delta_BR.to(self.svf_basis.device))
-
-    def pop_rows(self) -> None:
-        """Undo the last `push_rows`."""
-        self._rows.pop()
-
     # Forward
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -192,7 +245,10 @@ class SVFLayer(nn.Module, BaseTunerLayer):
             return self.base_layer(x, *args, **kwargs)
         if self.merged_adapters:
             return self.base_layer(x, *args, **kwargs)
-        delta = self._rows[-1] if self._rows else self.delta(self.active_adapters)
+        # torch.compile reads through an empty set, not through a context variable.
+        delta = Rows.of(self) if Rows.everywhere else None
+        if delta is None:
+            delta = self.delta(self.active_adapters)
         if delta is None:
             return self.base_layer(x, *args, **kwargs)
         if self.form == "delta" or (delta.ndim == 2 and self.form == "merged"):
@@ -258,6 +314,12 @@ class SVFLayer(nn.Module, BaseTunerLayer):
             return self._unmerged_weight.T if isinstance(self.base_layer, Conv1D) else self._unmerged_weight
         return weight
 
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's weight, for models that look at it: at its dtype mostly, see SVFModel for the others."""
+        self.weight_was_read = True
+        return super().weight
+
     def is_dense_fp32(self) -> bool:
         """Whether W is a plain fp32 matrix."""
         weight = dense_weight(self.base_layer)
@@ -286,7 +348,7 @@ class SVFLayer(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Write W' over W; W itself is kept, so `unmerge` is exact.
+        """Put W' in the place of W; W itself is kept, so `unmerge` is exact.
 
         Args:
             safe_merge: Accepted for PEFT; the result is always checked before W is touched.
@@ -296,8 +358,8 @@ class SVFLayer(nn.Module, BaseTunerLayer):
             ConfigError: The base layer is quantised or opaque.
             UserError: Inside `z_rows`, or W' has non-finite entries.
         """
-        if self._rows:
-            raise UserError("adapters cannot be merged inside z_rows; leave it first")
+        if Rows.open_anywhere(self):
+            raise UserError("adapters cannot be merged inside z_rows, of whatever thread; leave it first")
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.svf_z]
         if not names:
             return
@@ -313,8 +375,9 @@ class SVFLayer(nn.Module, BaseTunerLayer):
             )
         stored = cast(nn.Parameter, self.base_layer.weight)
         if self._unmerged_weight is None:
-            self._unmerged_weight = stored.data
-        stored.data = composed_mn.T.contiguous() if isinstance(self.base_layer, Conv1D) else composed_mn
+            self.__dict__["_unmerged_weight"] = stored  # past nn.Module, which would make it a parameter of this one
+        composed = composed_mn.T.contiguous() if isinstance(self.base_layer, Conv1D) else composed_mn
+        self.base_layer.weight = nn.Parameter(composed, requires_grad=stored.requires_grad)
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
@@ -322,8 +385,10 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         self.__dict__.pop("forward", None)
         if self._unmerged_weight is None:
             return
-        stored = cast(nn.Parameter, self.base_layer.weight)
-        stored.data = self._unmerged_weight.to(stored.device)
+        stored, device = self._unmerged_weight, cast(nn.Parameter, self.base_layer.weight).device
+        if stored.device != device:  # the model was moved in the meantime
+            stored.data = stored.data.to(device)
+        self.base_layer.weight = stored
         self._unmerged_weight = None
         self.merged_adapters.clear()
 

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
+from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.integrations import gather_params_ctx
 from peft.utils.peft_types import register_peft_method
 from torch import Tensor, nn
@@ -30,10 +32,11 @@ from transformers import PreTrainedModel
 
 from transformer2.errors import BasisError, ConfigError, ExpertError, UserError
 from transformer2.svf.basis import Basis, compute_basis
+from transformer2.svf.bypassed import refuse_bypassed
 from transformer2.svf.cache import BasisCache, default_cache_root, fingerprint
 from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig
-from transformer2.svf.layer import DirectScale, RenormScale, SVFLayer, probe_weight, renorm_decode, renorm_encode
+from transformer2.svf.layer import DirectScale, RenormScale, Rows, SVFLayer, probe_weight, renorm_decode, renorm_encode
 from transformer2.svf.quantised import (
     keep_differentiable,
     quantisation_name,
@@ -78,6 +81,13 @@ class SVFModel(BaseTuner):
         keep_differentiable(model)
         self._dtype, self._checkpoint = _source(model)
         self._basis_cache = _open_cache(peft_config, model, targets)
+        self._watched_once = False  # what the model does with its layers
+        # Some models have one layer under several names.
+        self._places: defaultdict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
+        for module in model.modules():
+            for name, child in module._modules.items():
+                if child is not None:
+                    self._places[child].append((module, name))
 
     @staticmethod
     def _check_target_module_exists(config: SVFConfig, key: str) -> bool | _ExcludedModule:
@@ -108,7 +118,10 @@ class SVFModel(BaseTuner):
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # A new SVFLayer is on its base layer's device already, and an unloaded base layer never left it.
-        setattr(parent, child_name, new_module)
+        places = self._places.pop(child, [(parent, child_name)])
+        for holder, name in places:
+            setattr(holder, name, new_module)
+        self._places[new_module] = places
 
     def _basis(self, name: str, target: nn.Module) -> Basis | None:
         if self._basis_cache is None and any(p.is_meta for p in target.parameters()):
@@ -125,6 +138,71 @@ class SVFModel(BaseTuner):
             except BasisError as e:
                 raise BasisError(f"{name}: {e}" if name not in str(e) else str(e)) from e
 
+    # Forward
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT's joint around forward and `generate`: `adapter_names`, one per row, `__base__` for the base model.
+
+        Raises:
+            ConfigError: As PEFT refuses them for LoRA: unknown names, too many or too few, training mode.
+            UserError: Adapters are merged.
+        """
+        names = kwargs.pop("adapter_names", None)
+        with ExitStack() as stack:
+            if names is not None:
+                self._use_rows_of(names, stack, args, kwargs)
+            watch = not (self._watched_once or torch.compiler.is_compiling())
+            if watch and not any(layer.merged for _, layer in svf_layers(self.model)):
+                stack.enter_context(refuse_bypassed(dict(svf_layers(self.model))))
+                stack.callback(setattr, self, "_watched_once", True)
+            yield
+
+    def _use_rows_of(
+        self, names: Sequence[str], stack: ExitStack, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        from transformer2.svf.rows import z_rows
+
+        if self.training:
+            raise ConfigError("Cannot pass `adapter_names` when the model is in training mode; call eval() first")
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"adapter_names={names!r} must be a list of names, one per row of the batch")
+        unknown = sorted(set(names) - {*self.peft_config, "__base__"})
+        if unknown:
+            raise ConfigError(
+                f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; loaded: "
+                f"{', '.join(self.peft_config)} (and __base__)"
+            )
+
+        def check(tensors: Iterable[Any]) -> bool:
+            rows = next((len(t) for t in tensors if isinstance(t, Tensor)), None)
+            if rows not in (None, len(names)):
+                raise ConfigError(
+                    f"Length of `adapter_names` should be the same as the number of inputs, but got {len(names)} and "
+                    f"{rows} respectively."
+                )
+            return rows is not None
+
+        def given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterable[Any]:
+            return (*args[:1], *(kwargs.get(key) for key in ("inputs", "input_ids", "inputs_embeds")))
+
+        def check_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            check(given(args, kwargs))
+
+        # PEFT keeps the inputs of a forward pass to itself: then the model sees them first.
+        if not check(given(args, kwargs)):
+            stack.callback(self.model.register_forward_pre_hook(check_forward, with_kwargs=True).remove)
+        experts = sorted({*names} - {"__base__"}) or [next(iter(self.peft_config))]
+        stack.enter_context(z_rows(self.model, [[float(name == e) for e in experts] for name in names], experts))
+        for module in self.model.modules():  # what is trained whole beside z
+            if isinstance(module, AuxiliaryTrainingWrapper):
+
+                def pass_on(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                    repeats = len(args[0]) // len(names)
+                    return args, kwargs | {"adapter_names": [name for name in names for _ in range(repeats)]}
+
+                stack.callback(module.register_forward_pre_hook(pass_on, with_kwargs=True).remove)
+
     # Adapter files
 
     @classmethod
@@ -136,10 +214,13 @@ class SVFModel(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
+        layers = {name for name, _ in svf_layers(model)}
+        # A layer that the model has under several names is saved under the first.
+        aliases = {name for name, layer in model.named_modules(remove_duplicate=False) if isinstance(layer, SVFLayer)} - layers
         saved: dict[str, Tensor] = {}
         for key, value in state_dict.items():
             match = _SAVED_KEY.match(key)
-            if match is None or match["adapter"] != adapter_name:
+            if match is None or match["adapter"] != adapter_name or match["layer"] in aliases:
                 continue
             if match["what"] == "logit":
                 sigma_R = state_dict.get(f"{match['layer']}.svf_sigma")
@@ -372,7 +453,7 @@ def mixed_delta(layer: SVFLayer, adapters: Sequence[str], mixing_K: Sequence[flo
 
 
 def _can_merge(layer: SVFLayer) -> bool:
-    if layer.disable_adapters or layer.merged or layer._rows:
+    if layer.disable_adapters or layer.merged or Rows.open_anywhere(layer):
         return False
     if hasattr(layer.svf_basis, "ds_id"):
         return False

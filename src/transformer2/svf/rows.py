@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from transformer2.errors import UserError
 from transformer2.svf.forms import spread_rows
-from transformer2.svf.layer import SVFLayer
+from transformer2.svf.layer import Rows, SVFLayer
 from transformer2.svf.model import svf_layers
 
 __all__ = ["batch_rows", "has_rows", "z_rows"]
@@ -34,6 +34,9 @@ def z_rows(
 ) -> Iterator[None]:
     """Inside, row b of every batch runs under its own mixture of experts. May be nested; the inner one counts.
 
+    It holds for the thread and the asyncio task that opened it, as torch.no_grad() does: a thread that is started
+    inside opens its own (or calls `policy.generate(adapter_names=[...])`), and several may serve one model at once.
+
     Works with `generate`: where a batch is a multiple of B (several sequences or beams per prompt), every row's z
     serves its run of repeats. Layers in the merged form run as delta inside. With `disable_adapter()` inside, every
     row is the base model.
@@ -46,26 +49,27 @@ def z_rows(
 
     Raises:
         UserError: Unknown expert or mix, weights of another shape or non-finite, adapters merged into the weights;
-            inside, a batch whose size is no multiple of B.
+            inside, a batch whose size is no multiple of B; at the end, another `z_rows` that is still open inside.
     """
     layers = [layer for _, layer in svf_layers(model)]
     weights = torch.as_tensor(weights_BK, dtype=torch.float32)
     _check(layers, weights, experts, mix)
-    pushed: list[SVFLayer] = []
+    rows = Rows(
+        {
+            layer: _rows_delta(layer, weights[i] if weights.ndim == 3 else weights, experts, mix)
+            for i, layer in enumerate(layers)
+        }
+    )
+    rows.open()
     try:
-        for index, layer in enumerate(layers):
-            weights_bk = weights[index] if weights.ndim == 3 else weights
-            layer.push_rows(_rows_delta(layer, weights_bk, experts, mix))
-            pushed.append(layer)
         yield
     finally:
-        for layer in pushed:
-            layer.pop_rows()
+        rows.close()
 
 
 def has_rows(model: nn.Module) -> bool:
     """Whether the model is inside `z_rows`."""
-    return any(layer.rows is not None for _, layer in svf_layers(model))
+    return any(Rows.of(layer) is not None for _, layer in svf_layers(model))
 
 
 @contextmanager
@@ -82,23 +86,18 @@ def batch_rows(model: nn.Module, size: int) -> Iterator[Callable[[Tensor], None]
     Raises:
         UserError: The batch is no multiple of the rows of `z_rows`.
     """
-    open_layers = [layer for _, layer in svf_layers(model) if layer.rows is not None]
-    whole = [
-        spread_rows(rows_BR, rows_BR.new_empty(size, 1)) for layer in open_layers if (rows_BR := layer.rows) is not None
-    ]
+    outer = {layer: rows_BR for _, layer in svf_layers(model) if (rows_BR := Rows.of(layer)) is not None}
+    whole = {layer: spread_rows(rows_BR, rows_BR.new_empty(size, 1)) for layer, rows_BR in outer.items()}
+    rows = Rows(whole)
 
     def select(index: Tensor) -> None:
-        for layer, rows_BR in zip(open_layers, whole, strict=True):
-            layer.pop_rows()
-            layer.push_rows(rows_BR[index.to(rows_BR.device)])
+        rows.deltas = {layer: rows_BR[index.to(rows_BR.device)] for layer, rows_BR in whole.items()}
 
-    for layer, rows_BR in zip(open_layers, whole, strict=True):
-        layer.push_rows(rows_BR)
+    rows.open()
     try:
         yield select
     finally:
-        for layer in open_layers:
-            layer.pop_rows()
+        rows.close()
 
 
 def _rows_delta(layer: SVFLayer, weights_BK: Tensor, experts: Sequence[str], mix: str) -> Tensor:

@@ -1,8 +1,8 @@
 """Which modules are tuned: roles ("mlp", "attention", "all-linear"), names and regular expressions, for any decoder.
 
 A role is read off the path of a linear layer inside a numbered decoder layer: the nearest ancestor that says what it
-is decides (GPT-2 has a `c_proj` under `attn` and another under `mlp`). Routers, the output head, embeddings and the
-towers of other modalities have no role; a list or a regular expression reaches every linear layer but the output head.
+is decides (GPT-2 has a `c_proj` under `attn` and another under `mlp`). Routers, the output head, embeddings, the
+towers of other modalities and Mamba's dt_proj (whose weight is read without calling it) have no role; a list or a regular expression reaches every linear layer but the output head.
 
 Departures: the reference code tunes what has "mlp" in its name; PEFT ignores names that match nothing, here they fail.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from transformer2.errors import ConfigError
@@ -33,13 +34,15 @@ _MLP = re.compile(r"mlp|ffn|feed_?forward|moe|expert|dense_?relu_?dense", re.IGN
 # OPT and friends keep their feed-forward layers directly in the decoder layer.
 _MLP_LEAF = re.compile(r"fc\d|fc_in|fc_out|(gate|up|down)_proj|dense_h_to_4h|dense_4h_to_h|wi(_\d)?|wo|w[123]")
 _ROUTER = re.compile(r"gate|(.*_)?router|shared_expert_gate")
+# Mamba and its kin multiply by this one's weight without calling it, so a z on it would do nothing.
+_NEVER_CALLED = re.compile(r"dt_proj")
 _OTHER_MODALITY = re.compile(r"vision|visual|audio|image|speech", re.IGNORECASE)
 
 
 def features_of(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) of a linear layer, dense, transposed (Conv1D) or quantised; None for anything else."""
-    if isinstance(module, BaseTunerLayer):
-        return None
+    if isinstance(module, BaseTunerLayer | NonDynamicallyQuantizableLinear):
+        return None  # the second is part of nn.MultiheadAttention, which reads its weight and never calls it
     if isinstance(module, Conv1D):
         return module.nx, module.nf
     for names in (("in_features", "out_features"), ("infeatures", "outfeatures")):
@@ -55,7 +58,7 @@ def role_of(name: str) -> str | None:
     inside = next((i + 1 for i, part in enumerate(parts) if part.isdigit()), None)
     if inside is None or any(_OTHER_MODALITY.search(part) for part in parts):
         return None
-    if any(_ROUTER.fullmatch(part) for part in parts[inside:]):
+    if any(_ROUTER.fullmatch(part) for part in parts[inside:]) or _NEVER_CALLED.fullmatch(parts[-1]):
         return None
     for ancestor in reversed(parts[inside:-1]):
         if _ATTENTION.search(ancestor):

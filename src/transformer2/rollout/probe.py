@@ -1,0 +1,144 @@
+"""What decoding and training ask of a model, tried on a few random tokens before it is trusted with a run.
+
+Rows of unequal length stand left-padded in one batch, a cache carries them on, and rows that are done leave it. A model
+can get any of that wrong without an error: it ignores the mask, or a cache by that name. So every result is held
+against the whole pass over the same tokens, unpadded and without a cache, which a causal model must agree with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transformer2.errors import ConfigError, UserError
+from transformer2.rollout.prefill import next_logits, prefill
+from transformer2.svf.quantised import base_model, quantisation_name
+
+__all__ = ["Probe", "check_decoding", "probe"]
+
+LENGTHS, STEPS = (4, 9, 6), 2  # of the prompts; tokens that follow each
+# How far logits may be off, as a share of their spread over the vocabulary. Rounding gives 1e-6 in fp32 and 1e-2 in
+# bf16; a wrong cache or mask 0.2 and more.
+EXACT, ROUNDED = 1e-3, 0.15
+# What is under the padding moves no bit, but for batches of experts and for int8 activations.
+LOOSE = 0.03
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Random rows, and what the whole pass says of them.
+
+    Attributes:
+        ids_BP: Left-padded prompts, with other random ids under the padding: nothing may depend on those.
+        mask_BP: 1 where a token counts.
+        next_BS: The tokens that follow.
+        logits_BPV: The whole pass, fp32, at each of `ids_BP`; anything under the padding.
+        next_logits_BSV: The same at each of `next_BS`.
+        tolerance: For numbers that are rounded otherwise.
+        leak_tolerance: For numbers of batches that differ in their padding alone.
+        name: The model's class.
+    """
+
+    ids_BP: Tensor
+    mask_BP: Tensor
+    next_BS: Tensor
+    logits_BPV: Tensor
+    next_logits_BSV: Tensor
+    tolerance: float
+    leak_tolerance: float
+    name: str
+
+    def differs(self, logits_BTV: Tensor, expected_BTV: Tensor, tolerance: float) -> bool:
+        """Whether most rows are off, at any of their last T tokens.
+
+        One row alone may be: a router of experts that hardly prefers one to another.
+        """
+        expected_BTV = expected_BTV.float()
+        spread_BT = (expected_BTV - expected_BTV.mean(-1, keepdim=True)).norm(dim=-1)
+        off_BT = (logits_BTV.float() - expected_BTV).norm(dim=-1) / spread_BT.clamp(min=1e-9)
+        if off_BT.shape == self.mask_BP.shape:
+            off_BT = off_BT * self.mask_BP
+        # False where the model is not finite: that is said elsewhere, with the prompt's name.
+        return bool(off_BT.amax(-1).median() > tolerance)
+
+
+@torch.no_grad()
+def probe(policy: nn.Module, device: torch.device | str) -> Probe:
+    """Draw the rows and run the whole pass over them."""
+    vocabulary = int(policy.config.get_text_config().vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    width = max(LENGTHS)
+    # Ids beyond are placeholders of images in some models.
+    ids_BT = torch.randint(min(3, vocabulary - 1), min(vocabulary, 1000), (len(LENGTHS), width + STEPS), generator=generator)
+    ids_BT = ids_BT.to(device)
+    output = policy(input_ids=ids_BT, use_cache=False)
+    packed = quantisation_name(policy) is not None
+    exact = torch.get_float32_matmul_precision() == "highest"  # else GPUs multiply in TF32
+    exact &= not packed and all(p.element_size() >= 4 for p in policy.parameters())
+    # Rolled to the right, row b ends with its prompt, and begins with tokens that follow it: the padding.
+    shift_B = [width - n for n in LENGTHS]
+    rolled_BP = torch.stack([row[:width].roll(s) for row, s in zip(ids_BT, shift_B, strict=True)])
+    logits_BPV = torch.stack([row[:width].roll(s, 0) for row, s in zip(output.logits.float(), shift_B, strict=True)])
+    after = [range(n, n + STEPS) for n in LENGTHS]
+    return Probe(
+        rolled_BP,
+        torch.stack([torch.arange(width) >= s for s in shift_B]).long().to(device),
+        torch.stack([row[list(t)] for row, t in zip(ids_BT, after, strict=True)]),
+        logits_BPV,
+        torch.stack([row[list(t)] for row, t in zip(output.logits.float(), after, strict=True)]),
+        EXACT if exact else ROUNDED,
+        LOOSE if packed or any("expert" in name for name, _ in policy.named_modules()) else EXACT,
+        type(base_model(policy)).__name__,
+    )
+
+
+@torch.no_grad()
+def check_decoding(policy: nn.Module, device: torch.device | str, whole: bool = False) -> None:
+    """Decode as HFEngine does: prompts, a step, a step without the row that is done.
+
+    Args:
+        policy: The model.
+        device: Where it takes its ids.
+        whole: See `prefill`.
+
+    Raises:
+        ConfigError: What comes out is not what the whole pass says; the message names the model.
+    """
+    p = probe(policy, device)
+    with _said_in_one_line(p.name):
+        mask, positions = p.mask_BP, (p.mask_BP.cumsum(-1) - 1).clamp(min=0)
+        logits, cache = prefill(policy, p.ids_BP, mask, positions, lambda rows: None, whole)
+        wrong = p.differs(logits[:, None], p.logits_BPV[:, -1:], p.tolerance)
+        keep, positions = torch.arange(len(mask), device=mask.device), positions[:, -1:]
+        for step in range(STEPS):
+            if step:
+                keep = keep[[2, 0]]  # those with padding
+                cache.reorder_cache(keep)
+                mask, positions = mask[keep], positions[keep]
+            mask, positions = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1), positions + 1
+            logits = next_logits(policy, p.next_BS[keep, step, None], mask, positions, cache)
+            wrong |= p.differs(logits[:, None], p.next_logits_BSV[keep, step, None], p.tolerance)
+    if wrong:
+        raise ConfigError(
+            f"{p.name} does not continue left-padded prompts from its cache as it does in one pass, so completions "
+            "would be another model's; use another base, or model.rollout: vllm"
+        )
+
+
+@contextmanager
+def _said_in_one_line(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:  # whatever a model raises that does not know our cache or our arguments
+        said: Any = next(iter(str(e).strip().splitlines()), "")
+        raise ConfigError(
+            f"{name} cannot be decoded with transformers' DynamicCache ({type(e).__name__}: {said}); use another base, "
+            "or model.rollout: vllm"
+        ) from e

@@ -1,0 +1,124 @@
+"""Many families through the whole of the step's model side: drawn as transformers draws, scored as a whole pass scores,
+merged and unmerged without a trace; or refused by name."""
+
+import pytest
+import torch
+from causal_families import ACCEPTED, REFUSED, VOCAB, build, targets
+from fakes import byte_tokenizer
+from svf_families import randomize
+
+from transformer2 import z_rows
+from transformer2.data import collate
+from transformer2.errors import ConfigError
+from transformer2.module.training import predicting_states
+from transformer2.policy import build_policy, check_halves, lm_head
+from transformer2.rollout.base import Sampling
+from transformer2.rollout.hf import HFEngine
+from transformer2.svf.layer import dense_weight
+from transformer2.svf.model import svf_layers
+from transformer2.types import Example
+
+EOS = list(range(2, 12))  # so many that rows end at different times
+LENGTHS = (3, 7, 5, 7)
+FAST = ("llama", "gpt2", "mamba", "jamba", "zamba2", "qwen3_5_text", "falcon_h1", "mixtral")
+every = [pytest.param(f, marks=() if f in FAST else pytest.mark.slow) for f in ACCEPTED]
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    generator = torch.Generator().manual_seed(5)
+    rows = [torch.randint(12, VOCAB, (n,), generator=generator).tolist() for n in LENGTHS]
+    return collate([Example(f"t/{i}", (), "") for i in range(len(rows))], rows, 0)
+
+
+def policy_of(family, dtype=torch.float32):
+    model = build(family, dtype).requires_grad_(False)  # as in a policy: torch multiplies W otherwise that trains
+    with torch.no_grad():
+        before = model(torch.arange(12, 20)[None], use_cache=False).logits
+    policy = build_policy(model, {"target_modules": targets(model)})
+    randomize(policy, std=0.2)
+    return policy, before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", every)
+def test_accepted_families_draw_and_score_as_the_model_does(family, prompts):
+    policy, before = policy_of(family)
+    base = policy.get_base_model()
+    weights = {name: p.detach().clone() for name, p in base.named_parameters()}
+    head = lm_head(policy)
+    check_halves(policy, head)
+
+    drawn = {}
+    for merge in (False, True, True):
+        engine = HFEngine(byte_tokenizer(), EOS, merge=merge)
+        rollouts = engine.generate(policy, prompts, Sampling(0, max_new_tokens=9), seed=0)
+        drawn[merge] = rows = [
+            ids[:n] for ids, n in zip(rollouts.completion_ids_BC.tolist(), rollouts.completion_mask_BC.sum(-1), strict=True)
+        ]
+    assert drawn[True] == drawn[False]
+    logits_ND = head(predicting_states(policy, rollouts))
+    at = 0
+    for row, padded in zip(rows, prompts.input_ids_BP, strict=True):
+        prompt = padded[padded != 0][None]
+        theirs = policy.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=9, do_sample=False, eos_token_id=EOS,
+            pad_token_id=0,
+        )[0, prompt.shape[1] :]  # fmt: skip
+        assert theirs.tolist() == row
+        whole = policy(input_ids=torch.cat([prompt, torch.tensor([row])], 1), use_cache=False).logits
+        expected = whole[0, prompt.shape[1] - 1 : -1].log_softmax(-1)
+        torch.testing.assert_close(
+            logits_ND[at : at + len(row)].log_softmax(-1), expected, rtol=1e-3, atol=1e-3
+        )
+        at += len(row)
+
+    assert all(torch.equal(p, weights[name]) for name, p in base.named_parameters())
+    with policy.disable_adapter():
+        assert torch.equal(policy(torch.arange(12, 20)[None], use_cache=False).logits, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", every)
+def test_merging_does_what_the_adapter_does_and_goes_without_a_trace(family):
+    policy, before = policy_of(family)
+    ids = torch.arange(12, 20).repeat(3, 1)
+    expected = policy(ids, use_cache=False).logits
+    weights = {name: (p, p.detach().clone()) for name, p in policy.named_parameters()}
+    opaque = [layer for _, layer in svf_layers(policy) if dense_weight(layer.base_layer) is None]
+    if opaque:  # a linear layer of the family's own, which computes y its own way
+        with pytest.raises(ConfigError, match=type(opaque[0].base_layer).__name__):
+            policy.merge_adapter()
+    for _ in range(0 if opaque else 2):
+        policy.merge_adapter()
+        torch.testing.assert_close(policy(ids, use_cache=False).logits, expected, rtol=1e-3, atol=1e-3)
+        policy.unmerge_adapter()
+    for name, p in policy.named_parameters():
+        assert p is weights[name][0], f"{name} is another parameter: what it was tied to would be left behind"
+        assert torch.equal(p, weights[name][1]), name
+    with z_rows(policy, [[1.0], [0.0], [1.0]], ["default"]):
+        mixed = policy(ids, use_cache=False).logits
+    torch.testing.assert_close(mixed[[0, 2]], expected[[0, 2]], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(mixed[1:2], before, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ACCEPTED)
+def test_rounding_in_bf16_is_no_reason_to_refuse(family):
+    policy, _ = policy_of(family, torch.bfloat16)
+    check_halves(policy, lm_head(policy))
+    HFEngine(byte_tokenizer(), EOS).check(policy, policy.device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", REFUSED)
+def test_the_others_are_refused_by_name(family, dtype):
+    model = build(family, dtype)
+    policy = build_policy(model, {"target_modules": r".*\.\d+\..*"})
+    assert svf_layers(policy)
+    with pytest.raises(ConfigError, match=REFUSED[family][1]) as refusal:
+        check_halves(policy, lm_head(policy))
+        HFEngine(byte_tokenizer(), EOS).check(policy, policy.device)
+    assert type(model).__name__ in str(refusal.value)
+    assert "\n" not in str(refusal.value)
