@@ -289,7 +289,7 @@ def test_every_kind_of_path_is_the_same(folder: str, tmp_path: Path, monkeypatch
         ("nowhere", "does not exist"),
         ("~nobody-of-that-name/data", "does not exist"),
         ("file", "is no folder"),
-        ("", ""),
+        ("", "has no set/train"),
     ],
 )
 def test_a_folder_that_is_none_is_named(

@@ -129,7 +129,7 @@ class ExpertDataModule(L.LightningDataModule):
             )
         try:
             examples = self.task.examples(split, self.data_dir)[: self.limits.get(split)]
-        except OSError as e:  # of a task of the user's own
+        except (OSError, UnicodeError) as e:  # of a task of the user's own
             raise DataError(f"{self.task.name}/{split} cannot be read ({e}); check data.data_dir") from e
         self._name_repeats(split, examples)
         self.tokenizer = self.tokenizer or load_tokenizer(self.base)
