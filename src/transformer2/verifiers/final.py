@@ -17,7 +17,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["BECAUSE", "Final", "Reader", "final_answer", "readable"]
+__all__ = ["BECAUSE", "Final", "Reader", "after_thoughts", "final_answer", "readable"]
 
 T = TypeVar("T", bound=Hashable)
 
@@ -60,10 +60,13 @@ _CHANGED = (
     rf"|(?:however|but|in\s+fact|looking\s+again|on\s+closer\s+\w+)\b(?=,?\s*{_IT})|(?:it|that|this)\s+should\s+(?=be\b|have\b)"
     r"|let\s+me\s+(?:double[\s-]check|check|verify|re-?(?:check|examine|evaluate))\b"
 )
-_ALSO = r"(?:it|that|the\s+answer)\s+(?:could|might|may|can)\s+(?:also\s+|equally\s+)?be\b|alternatively\b|(?:maybe|perhaps|possibly)\b"
+_ALSO = (
+    r"(?:it|that|the\s+answer)\s+(?:could|might|may|can)\s+(?:(?:also|equally)\s+be\b|be\s+(?=[(\[]?\w\b))|alternatively\b"
+    r"|(?:maybe|perhaps|possibly)\b"
+)
 _KEPT = (
-    r"ye(?:s|p|ah)\b|(?:so\s+)?(?:that|this|it|which|(?:the|my)\s+(?:\w+\s+)?answer)(?:'s|\s+is|\s+was)?\s+(?:indeed\s+|still\s+)?"
-    r"(?:right|correct|fine|stands|holds)\b"
+    r"ye(?:s|p|ah)\b|(?:that|this|it|which|(?:the|my)\s+(?:\w+\s+)?answer)(?:'s|\s+is|\s+was)\s+(?:indeed\s+|still\s+)?"
+    r"(?:right|correct|fine)\b|(?:the|my)\s+(?:\w+\s+)?answer\s+(?:still\s+)?(?:stands|holds)\b"
 )
 _SECOND_THOUGHT = re.compile(
     r"(?:^|(?<=[.!?,;:(\u2014\u2026-])|\b(?:oh|ah|hm+|um|uh|but|or|and|so|then|no)\b,?)[\s*_\"(]*"
@@ -127,7 +130,10 @@ class Reader(Protocol[T]):
     listed: str
 
     def read(self, place: str, kind: str) -> Final[T]:
-        """The answer in a place: `hash`, `boxed`, `said`, `back` (a second thought), `line`, or `first` (line)."""
+        """The answer in a place: hash, boxed, said, heading, back (a second thought), judged, line, or first (line)."""
+
+    def begins(self, place: str) -> bool:
+        """Whether a place begins with the words of an answer, which are then no words about it."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +145,14 @@ class _Step(Generic[T]):
     answer: Final[T]
 
 
+def after_thoughts(text: str) -> str:
+    """A text without what was thought before (`<think>`)."""
+    return text.rpartition("</think>")[2].partition("<think>")[0]
+
+
 def readable(text: str) -> str:
-    """A text without thoughts (`<think>`), and with full-width and typographic characters in their plain forms."""
-    return text.rpartition("</think>")[2].partition("<think>")[0].translate(_READABLE)
+    """A text without thoughts, and with full-width and typographic characters in their plain forms."""
+    return after_thoughts(text).translate(_READABLE)
 
 
 def final_answer(text: str, reader: Reader[T]) -> Final[T]:
@@ -165,7 +176,7 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
         elif step.role == "denied":
             if value is not None and value == now:
                 taken_back, now, reason, given = None, None, "taken back", set()
-            elif last is None and step.kind == "said":
+            elif last is None and step.kind in ("said", "heading"):
                 reason = reader.unusable
         elif last is None:
             continue
@@ -187,7 +198,8 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
 
 def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
     """What is stated, and second thoughts, in order."""
-    marks = sorted([*_STATED.finditer(text), *_SECOND_THOUGHT.finditer(text)], key=lambda m: m.start())
+    thoughts = (m for m in _SECOND_THOUGHT.finditer(text) if not reader.begins(_rest(text, m.start(), len(text))))
+    marks = sorted([*_STATED.finditer(text), *thoughts], key=lambda m: m.start())
     for mark, following in zip(marks, [*marks[1:], None], strict=False):
         kind, start = mark.lastgroup or "", mark.end()
         limit = following.start() if following else len(text)
@@ -205,9 +217,11 @@ def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
             place = _rest(text, start, limit)
             stop = start + len(place)
             supposed = _SUPPOSED.search(text, max(0, mark.start() - 60), mark.start())
-            denied = _NOT.match(place)
-            place = _CONJUNCTION.sub("", place[denied.end() if denied else 0 :]) if following or denied else place
-            answer = reader.read(place, "said" if kind == "heading" else kind)
+            place = _CONJUNCTION.sub("", place) if following else place
+            kind = "heading" if mark.group().rstrip().endswith((":", "=")) else kind
+            answer = reader.read(place, kind)
+            denied = _NOT.match(place) if answer.value is None else None
+            answer = reader.read(place[denied.end() :], kind) if denied else answer
             if supposed and not supposed["denied"]:
                 answer = Final(None, answer.reason or "supposed")
             role = "denied" if supposed or denied else "stated"
@@ -234,7 +248,7 @@ def _judgements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
     for mark in _JUDGED.finditer(text):
         before = text[max(0, mark.start() - 200) : mark.start()]
         began = _SENTENCE_START.match(before)
-        answer = reader.read(before[began.end() if began else 0 :], "line")
+        answer = reader.read(before[began.end() if began else 0 :], "judged")
         if mark["right"]:
             if answer.value is not None and (reader.strict or "answer" in mark["right"].lower()):
                 yield _Step(mark.start(), mark.end(), "stated", "judged", answer)
@@ -253,9 +267,9 @@ def _lines(text: str, reader: Reader[T], stated: bool) -> Iterator[_Step[T]]:
     found, ends = [], True
     for start, line in reversed(lines):
         answer = reader.read(line, "line") if ends else Final[T](None)
-        if answer.value is not None:
+        if answer != Final(None):
             found.append(_Step(start, start + len(line.rstrip()), "stated", "line", answer))
-        ends = answer.value is not None or _SECOND_THOUGHT.match(text, start) is not None
+        ends = answer != Final(None) or _SECOND_THOUGHT.match(text, start) is not None
     if reader.strict and not stated and not found and lines:
         answers = [reader.read(line, "first") for _, line in lines]
         if answers[0].value is not None and len({a.value for a in answers} - {None}) == 1:
@@ -275,4 +289,4 @@ def _closing_brace(text: str, start: int) -> int | None:
 def _is_list(between: str, before: str, after: str) -> bool:
     """Whether two statements with this text between them are one list of answers."""
     between = between.strip(" \t\n,;.*$)(").lower()
-    return between in ("or", "and", "/", "|", "&") or (between == "" and (before == after or after == "line"))
+    return between in ("or", "and", "/", "|", "&") or (between == "" and (after in (before, "line") or {before, after} == {"said", "heading"}))

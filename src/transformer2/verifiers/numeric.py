@@ -100,16 +100,20 @@ class _Numbers:
 
     def read(self, place: str, kind: str) -> Final[Fraction]:
         """The number in a place, with or without words by kind."""
-        if kind == "line":
+        if kind in ("line", "judged"):
             return _only_number(place) if _BARE.fullmatch(_NUMBER.sub("#", _plain(place))) else Final(None)
         if kind == "back":
             place = _until_reason(place, _SENTENCE_END)
             return _only_number(place) if _RESTATES.fullmatch(_NUMBER.sub("#", _plain(place))) else Final(None)
         if kind != "boxed":
-            place = _until_reason(place, _SENTENCE_END if kind == "said" else _SENTENCE)
-        if kind == "said" and not re.search("[0-9]", place):
+            place = _until_reason(place, _SENTENCE_END if kind in ("said", "heading") else _SENTENCE)
+        if kind in ("said", "heading") and not re.search("[0-9]", place):
             return Final(None)  # "I hope this answer is helpful"
         return _only_number(place)
+
+    def begins(self, place: str) -> bool:
+        """No number is a word."""
+        return False
 
 
 def _until_reason(place: str, end: re.Pattern[str]) -> str:
