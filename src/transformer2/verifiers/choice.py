@@ -20,8 +20,8 @@ from transformer2.verifiers.final import BECAUSE, Final, final_answer, readable
 __all__ = ["final_choice", "verify_choice"]
 
 _FILLER = re.compile(
-    r"(?:(?:so|therefore|thus|hence|clearly|definitely|indeed|most likely|likely|probably|simply|the|it is|it's|option|choice"
-    r"|answer|letter|number)\b[\s:,]*)+",
+    r"(?:(?:so|therefore|thus|hence|clearly|definitely|indeed|most likely|likely|probably|simply|the|it is|it's|option"
+    r"|choice|answer|letter|number)\b[\s:,]*)+",
     re.IGNORECASE,
 )
 _ARTICLE = re.compile(r"\A(?:an?|the)\s+", re.IGNORECASE)
@@ -89,10 +89,11 @@ class _Options:
         self.texts = {letter: self._case(text) for letter, text in texts.items()}
         names = "|".join(map(re.escape, self.letters))
         # Another label within an explanation: "(B)", "B) ", "or B"
-        self.label = re.compile(rf"[(\[]\s*(?:{names})\s*[)\]]|(?<!\w)(?:{names})\s?[).:]|(?:\b(?:or|and)\b|[,/&])\s*(?:{names})(?!\w)")
-        self.speaks = re.compile(
-            rf"\b[A-HJ-Z]\b|[(\[][a-z][)\]]|(?<!\w)(?:{'|'.join(map(re.escape, [*self.letters, *self.texts.values()]))})(?!\w)"
+        self.label = re.compile(
+            rf"[(\[]\s*(?:{names})\s*[)\]]|(?<!\w)(?:{names})\s?[).:]|(?:\b(?:or|and)\b|[,/&])\s*(?:{names})(?!\w)"
         )
+        words = "|".join(map(re.escape, [*self.letters, *self.texts.values()]))
+        self.speaks = re.compile(rf"\b[A-HJ-Z]\b|[(\[][a-z][)\]]|(?<!\w)(?:{words})(?!\w)")
 
     def read(self, place: str, kind: str) -> Final[str]:
         """The one option that a place names; with anything else about options, no answer, and nothing said without."""

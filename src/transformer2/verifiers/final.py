@@ -2,7 +2,7 @@ r"""Final answers: what does a completion end on, whatever its answers are made 
 
     statements       `\boxed{18}`, `#### 18`, "the answer is 18", "answer: 18", "18 is the correct answer"
     lines            a last line that is nothing but an answer
-    second thoughts  "Wait, no" and "that's wrong" take back what was stated, "Actually, it's 20" replaces it, "Yes, that's
+    second thoughts  "Wait, no" and "that's wrong" take a statement back, "Actually, it's 20" replaces it, "Yes, that's
                      right" restores it; "not 18" and "18 is wrong" state nothing
 
 The last statement counts, up to its reason ("18 because 9 x 2 = 18"). Statements side by side are a list and no answer,
@@ -37,44 +37,54 @@ _STATED = re.compile(
     r"(?:\s+(?:to|for|of|here)\b[^.:\n]{0,80}?)?[\s*]*(?:\b(?:is|would be|must be|should be)\b\s*:?|:|=))",
     re.IGNORECASE | re.MULTILINE,
 )
-_IT = (
-    r"(?:it|that|this|(?:the|my)\s+(?:(?:correct|right|real|actual|final|true)\s+)?"
-    r"(?:answer|one|option|choice|value|number|result|total))"
-    r"(?:'s|\s+(?:is|was|should\s+(?:be|have\s+been)|must\s+be|has\s+to\s+be|would\s+be))\b"
+
+
+def _phrases(text: str) -> str:
+    """Alternatives as a pattern: any white space for a blank."""
+    return "(?:" + text.replace(" ", r"\s+") + ")"
+
+
+_PAUSE = r"[,.!;:\u2014\u2026*-]"
+_IT = _phrases(
+    r"(?:it|that|this|(?:the|my)(?: (?:correct|right|real|actual|final|true))?"
+    r" (?:answer|one|option|choice|value|number|result|total))"
+    r"(?:'s| is| was| (?:must|would|should|has to) be| should have been)\b"
 )
-_WRONG = r"(?:wrong|incorrect|mistaken|false|not\s+(?:right|correct)|a\s+mistake|an\s+error)\b"
-_WITHDRAWN = (
-    r"wait\b(?=\s*(?:[,.!;:\u2014\u2026*-]|$)|\s+(?:no|actually|that|this|let|I|it|sorry)\b)"
-    r"|no(?:pe)?\b(?=\s*[,.!;:\u2014\u2026*-]|\s+(?:wait|sorry|actually|it|that|I)\b)|(?:wh)?oops\b|(?:hold|hang)\s+on\b"
-    r"|never\s*mind\b|(?:scratch|strike|ignore|forget|disregard)\s+that\b|correction\b|on\s+(?:second\s+thoughts?|reflection)\b"
-    rf"|my\s+(?:mistake|bad|apologies|error)\b|(?:that|this|it|which)(?:'s|\s+(?:is|was|seems|looks))\s+{_WRONG}"
-    r"|(?:that|this|it)\s+(?:isn't|wasn't|can't\s+be|cannot\s+be)\s+(?:right|correct)\b"
-    rf"|my\s+(?:first|previous|earlier|last)\s+answer\s+(?:is|was)\s+{_WRONG}"
-    r"|I\s+(?:made\s+an?\s+(?:\w+\s+)?(?:mistake|error)|was\s+(?:wrong|mistaken)|mis[a-z]{4,}|take\s+(?:that|it)\s+back"
-    r"|apologi[sz]e|messed\s+up)\b|let\s+me\s+(?:re-?(?:calculate|compute|consider|do|think|count|vise)|correct|fix"
-    r"|start\s+over|(?:try|think)\s+again)\b"
+_WRONG = _phrases(r"(?:wrong|incorrect|mistaken|false|not (?:right|correct)|a mistake|an error)\b")
+_WITHDRAWN = _phrases(
+    rf"wait\b(?=\s*(?:{_PAUSE}|$)| (?:no|actually|that|this|let|I|it|sorry)\b)|(?:wh)?oops\b|never ?mind\b|correction\b"
+    rf"|no(?:pe)?\b(?=\s*{_PAUSE}| (?:wait|sorry|actually|it|that|I)\b)|(?:hold|hang) on\b"
+    r"|on (?:second thoughts?|reflection)\b|(?:scratch|strike|ignore|forget|disregard) that\b"
+    r"|my (?:mistake|bad|apologies|error)\b"
+    rf"|(?:that|this|it|which|my (?:first|previous|earlier|last) answer)(?:'s| is| was| seems| looks) {_WRONG}"
+    r"|(?:that|this|it) (?:isn't|wasn't|can't be|cannot be) (?:right|correct)\b"
+    r"|I (?:made an?(?: \w+)? (?:mistake|error)|was (?:wrong|mistaken)|mis[a-z]{4,}|take (?:that|it) back"
+    r"|apologi[sz]e|messed up)\b"
+    r"|let me (?:re-?(?:calculate|compute|consider|do|think|count|vise)|correct|fix|start over|(?:try|think) again)\b"
 )
-_CHANGED = (
-    r"actually\b|sorry\b|apologies\b|(?:or\s+)?rather\b(?!\s+than)|I\s+(?:really\s+)?meant?\b|edit\s*:|make\s+(?:that|it)\b"
-    r"|(?:I(?:'ll|\s+will)?\s+)?chang(?:e|ing)\s+(?:that|it|my\s+(?:final\s+)?answer)\s+to\b|instead,"
-    rf"|(?:however|but|in\s+fact|looking\s+again|on\s+closer\s+\w+)\b(?=,?\s*{_IT})|(?:it|that|this)\s+should\s+(?=be\b|have\b)"
-    r"|let\s+me\s+(?:double[\s-]check|check|verify|re-?(?:check|examine|evaluate))\b"
+_CHANGED = _phrases(
+    r"actually\b|sorry\b|apologies\b|(?:or )?rather\b(?! than)|I (?:really )?meant?\b|edit:|make (?:that|it)\b|instead,"
+    r"|(?:I(?:'ll| will)? )?chang(?:e|ing) (?:that|it|my (?:final )?answer) to\b"
+    rf"|(?:it|that|this) should (?=be\b|have\b)|(?:however|but|in fact|looking again|on closer \w+)\b(?=,? {_IT})"
+    r"|let me (?:double[- ]check|check|verify|re-?(?:check|examine|evaluate))\b"
 )
-_ALSO = (
-    r"(?:it|that|the\s+answer)\s+(?:could|might|may|can)\s+(?:(?:also|equally)\s+be\b|be\s+(?=[(\[]?\w\b))|alternatively\b"
+_ALSO = _phrases(
+    r"(?:it|that|the answer) (?:could|might|may|can) (?:(?:also|equally) be\b|be (?=[(\[]?\w\b))|alternatively\b"
     r"|(?:maybe|perhaps|possibly)\b"
 )
-_KEPT = (
-    r"ye(?:s|p|ah)\b|(?:that|this|it|which|(?:the|my)\s+(?:\w+\s+)?answer)(?:'s|\s+is|\s+was)\s+(?:indeed\s+|still\s+)?"
-    r"(?:right|correct|fine)\b|(?:the|my)\s+(?:\w+\s+)?answer\s+(?:still\s+)?(?:stands|holds)\b"
+_KEPT = _phrases(
+    r"ye(?:s|p|ah)\b"
+    r"|(?:that|this|it|which|(?:the|my) answer)(?:'s| is| was) (?:(?:indeed|still) )?(?:right|correct|fine)\b"
+    r"|(?:the|my)(?: \w+)? answer (?:still )?(?:stands|holds)\b"
 )
 _SECOND_THOUGHT = re.compile(
     r"(?:^|(?<=[.!?,;:(\u2014\u2026-])|\b(?:oh|ah|hm+|um|uh|but|or|and|so|then|no)\b,?)[\s*_\"(]*"
     rf"(?:(?P<withdrawn>{_WITHDRAWN})|(?P<changed>{_CHANGED})|(?P<also>{_ALSO})|(?P<kept>{_KEPT}))",
     re.IGNORECASE | re.MULTILINE,
 )
+_SAYS = _phrases(r"(?:should )?(?:be|have been)|I (?:meant?|think)|go(?:ing)? with")
 _FILLER = re.compile(
-    rf"(?:[\s,.:;!*\u2014\u2026-]*(?:{_IT}|(?:should\s+)?(?:be|have\s+been)\b|I\s+(?:meant?|think)\b|go(?:ing)?\s+with\b))*"
+    rf"(?:[\s,.:;!*\u2014\u2026-]*(?:{_IT}|{_SAYS}\b))*"
     r"(?:[\s,:;!*\u2014\u2026]|\.(?!\d))*",
     re.IGNORECASE,
 )
@@ -85,7 +95,9 @@ _JUDGED = re.compile(
     rf"|{_WRONG}|not\s+the\b)|\b(?:isn't|can't\s+be|cannot\s+be|is\s+not)\b",
     re.IGNORECASE | re.MULTILINE,
 )
-_SENTENCE_START = re.compile(r".*(?:[.!?:;](?=\s)|\b(?:so|thus|hence|therefore|actually|indeed|yes|no|but)\b,?|\n)", re.DOTALL | re.IGNORECASE)
+_SENTENCE_START = re.compile(
+    r".*(?:[.!?:;](?=\s)|\b(?:so|thus|hence|therefore|actually|indeed|yes|no|but)\b,?|\n)", re.DOTALL | re.IGNORECASE
+)
 _SUPPOSED = re.compile(
     r"(?:(?P<denied>(?:\bnot|n't|\bnever)\s+(?:think|believe|say|mean))|\b(?:if|whether|unless|doubt|suppose|assum\w+)"
     r"|\b(?:might|may|could|would)\s+(?:\w+\s+)?(?:think|say|believe|guess))\s+(?:that\s+)?\Z",
@@ -166,13 +178,14 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
     for step in sorted([*steps, *_lines(text, reader, stated)], key=lambda s: s.start):
         value = step.answer.value
         if step.role == "stated":
-            if last and step.kind == "line" and last.kind in ("hash", "boxed") and reason != "taken back" and not reader.strict:
-                continue
+            marked = last is not None and last.kind in ("hash", "boxed") and not reader.strict
+            if step.kind == "line" and marked and reason != "taken back":
+                continue  # after a marked number, the text goes on with something else
             if not reader.strict and not (last and _is_list(text[last.stop : step.start], last.kind, step.kind)):
                 given = set()
             given |= set() if value is None else {value}
-            now, reason = (value, "") if value is not None and len(given) == 1 else (None, step.answer.reason or "several answers")
-            last = step
+            now = value if len(given) == 1 else None
+            reason, last = step.answer.reason or "several answers", step
         elif step.role == "denied":
             if value is not None and value == now:
                 taken_back, now, reason, given = None, None, "taken back", set()
@@ -199,16 +212,17 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
 def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
     """What is stated, and second thoughts, in order."""
     thoughts = (m for m in _SECOND_THOUGHT.finditer(text) if not reader.begins(_rest(text, m.start(), len(text))))
-    marks = sorted([*_STATED.finditer(text), *thoughts], key=lambda m: m.start())
+    marks = sorted([*_STATED.finditer(text), *thoughts], key=re.Match.start)
     for mark, following in zip(marks, [*marks[1:], None], strict=False):
         kind, start = mark.lastgroup or "", mark.end()
         limit = following.start() if following else len(text)
         if kind == "boxed":
             stop = _closing_brace(text, start)
             answer = reader.read(text[start : stop or start], kind)
+            also = _LISTED.match(text, stop + 1) if stop else None
             if stop is None:
                 answer = Final(None, answer.reason or reader.unusable)
-            elif (also := _LISTED.match(text, stop + 1)) and reader.read(_rest(text, also.end(), len(text)), "back").value is not None:
+            elif also and reader.read(_rest(text, also.end(), len(text)), "back").value is not None:
                 answer = Final(None, reader.listed)
             role, stop = "stated", (stop or start) + 1
         elif kind in ("hash", "heading", "said"):
@@ -239,8 +253,9 @@ def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
 
 def _rest(text: str, start: int, limit: int) -> str:
     """What is left of a line, up to `limit`."""
+    limit = min(limit, len(text), start + MAX_PLACE)
     end = text.find("\n", start, limit)
-    return text[start : min(limit if end < 0 else end, start + MAX_PLACE)]
+    return text[start : limit if end < 0 else end]
 
 
 def _judgements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
@@ -253,7 +268,8 @@ def _judgements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
             if answer.value is not None and (reader.strict or "answer" in mark["right"].lower()):
                 yield _Step(mark.start(), mark.end(), "stated", "judged", answer)
             continue
-        answer = answer if answer.value is not None else reader.read(_rest(text, mark.end(), len(text)).lstrip(), "back")
+        if answer.value is None:
+            answer = reader.read(_rest(text, mark.end(), mark.end() + 80).lstrip(), "back")
         yield _Step(mark.start(), mark.end(), "denied", "judged", answer)
 
 
@@ -289,4 +305,5 @@ def _closing_brace(text: str, start: int) -> int | None:
 def _is_list(between: str, before: str, after: str) -> bool:
     """Whether two statements with this text between them are one list of answers."""
     between = between.strip(" \t\n,;.*$)(").lower()
-    return between in ("or", "and", "/", "|", "&") or (between == "" and (after in (before, "line") or {before, after} == {"said", "heading"}))
+    alike = after in (before, "line") or {before, after} == {"said", "heading"}
+    return between in ("or", "and", "/", "|", "&") or (between == "" and alike)

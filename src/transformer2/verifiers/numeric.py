@@ -54,7 +54,9 @@ _UNIT_EXPONENT = re.compile(r"(?<=[A-Za-z])(?<![0-9][eE])(?:\s*\^)?[23²³](?!\.
 _SENTENCE_END = re.compile(r"[.!;](?=\s|\*|\"|$)")
 _SENTENCE = re.compile(r"[.!](?=\s+[A-Z])")  # on the line of a marker, which may also hold "5!"
 _BARE = re.compile(r"\s*#\s*%?\s*[A-Za-z]*\s*\.?\s*")
-_RESTATES = re.compile(r"\s*#\s*%?(?:\s*(?!of\b|than\b|more\b|less\b|times\b|is\b|are\b|was\b|were\b)[A-Za-z/]+){0,4}[\s.!*,)]*")
+_RESTATES = re.compile(
+    r"\s*#\s*%?(?:\s*(?!of\b|than\b|more\b|less\b|times\b|is\b|are\b|was\b|were\b)[A-Za-z/]+){0,4}[\s.!*,)]*"
+)
 _MAX_DIGITS = 64  # of one number: no answer is longer, and a gigantic one is an attack on the checker
 
 

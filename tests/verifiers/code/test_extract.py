@@ -95,7 +95,9 @@ ANSWERS = {
     "a class Solution": BLOCK.format(SOLUTION),
     "a static method": BLOCK.format(SOLUTION.replace("    def f(self, x)", "    @staticmethod\n    def f(x)")),
     "a class Solution without a fence": f"Here:\n\n{SOLUTION}\n\nDone.",
-    "a nested function of the same name": BLOCK.format("def f(x):\n    def f(y):\n        return y * y\n    return f(x)"),
+    "a nested function of the same name": BLOCK.format(
+        "def f(x):\n    def f(y):\n        return y * y\n    return f(x)"
+    ),
     "nested in another": BLOCK.format(f"def k(x):\n    def f(x):\n        return 0\n    return f(x)\n\n{CODE}"),
     "with two blanks": BLOCK.format(CODE.replace("    ", "  ")),
     "with tabs": BLOCK.format(TABS),
@@ -182,7 +184,7 @@ def test_the_sandbox_agrees() -> None:
         BLOCK.format(WRONG),
         BLOCK.format(CODE) + BLOCK.format(WRONG),  # the last one counts
         BLOCK.format(HELPED),
-        BLOCK.format(f"def k(x):\n    def f(x):\n        return x * x\n    return f(x)"),
+        BLOCK.format("def k(x):\n    def f(x):\n        return x * x\n    return f(x)"),
         f"<think>{BLOCK.format(CODE)}</think>",
         f"<think>{BLOCK.format(CODE)}",
         "The function f has to return x * x.",

@@ -76,7 +76,7 @@ def extract_code(completion: str, names: Sequence[str], prompt: str = "") -> str
 
 
 def _blocks(text: str, written: re.Pattern[str], prompt: str) -> list[str]:
-    """Contents of the fenced blocks; an open one goes to the end, and a fence that only closes ends one at the start."""
+    """Contents of the fenced blocks: an open one goes to the end, one that is only closed starts with the text."""
     found: list[str] = []
     start, marks, language = None, "", ""
     for number, fence in enumerate(_FENCE.finditer(text)):
@@ -182,11 +182,12 @@ def _finished(blocks: list[str], trees: Sequence[ast.Module | None], index: int,
         methods = {n.name for n in definition.body if isinstance(n, _FUNCTIONS)}
         source += "".join(f"\n{name} = {definition.name}().{name}" for name in names if name in methods) + "\n"
     nearest = [*range(index - 1, -1, -1), *range(index + 1, len(blocks))]
+    candidates = [(i, node) for i in nearest if (other := trees[i]) for node in reversed(other.body)]
     needed: dict[tuple[int, int], str] = {}
     missing = _missing(tree)
     while missing:
         name = missing.pop()
-        for i, node in ((i, node) for i in nearest for node in reversed(trees[i].body if trees[i] else ())):
+        for i, node in candidates:
             if name in _bound(node):
                 first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
                 piece = "\n".join(blocks[i].split("\n")[first - 1 : node.end_lineno])
@@ -206,9 +207,8 @@ def _definition(tree: ast.Module, names: Sequence[str]) -> ast.stmt | None:
                 return node
         elif _bound(node) & set(names) and not isinstance(node, (ast.Import, ast.ImportFrom)):
             return node
-        elif isinstance(node, ast.ClassDef) and methods is None:
-            if any(isinstance(n, _FUNCTIONS) and n.name in names for n in node.body):
-                methods = node
+        elif isinstance(node, ast.ClassDef) and any(isinstance(n, _FUNCTIONS) and n.name in names for n in node.body):
+            methods = methods or node
     return methods
 
 
@@ -229,7 +229,8 @@ def _bound(node: ast.stmt) -> set[str]:
 
 def _missing(tree: ast.Module) -> set[str]:
     """Names that a program reads and nothing in it defines."""
-    read, defined = set(), set(dir(builtins))
+    read: set[str] = set()
+    defined = set(dir(builtins))
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             (read if isinstance(node.ctx, ast.Load) else defined).add(node.id)
