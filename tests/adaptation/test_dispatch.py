@@ -47,11 +47,13 @@ def test_the_prompt_is_made_of_names_and_descriptions():
         ("", None),
         ("math code", None),
         ("mathematics", None),
-        ("It is math", None),
+        ("It is math", 0),
+        ("**Cooking**", 2),
+        ("not math", None),
         ("others", None),
     ],
 )
-def test_answers_are_parsed_strictly(text, index):
+def test_an_answer_names_exactly_one_category(text, index):
     assert THREE.parse(text) == index
 
 

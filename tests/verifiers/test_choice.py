@@ -85,7 +85,7 @@ def test_right_final_answers_are_accepted(completion: str) -> None:
         ("The answer is not B.", "not a usable choice"),
         ("I do not think the answer is B.", "not a usable choice"),
         ("If the answer is B, then C.", "not a usable choice"),
-        ("The answer is B, not C", "not a usable choice"),
+        ("The answer is C, not B", "expected B"),
         ("The answer is B?", "not a usable choice"),
         ("The answer is maybe B", "not a usable choice"),
         ("The answer is B or C", "not a usable choice"),

@@ -537,7 +537,14 @@ NUMBERS: dict[int | Fraction | None, list[str]] = {
         r"\boxed{1\,234}",
         "The answer is 1,234, because 1,000 + 234 = 1,234.",
     ],
-    -3: ["#### -3", "#### −3", "The answer is -3.", "The answer is −$3.", r"\boxed{-3}", "The answer is -3 degrees, not 3."],
+    -3: [
+        "#### -3",
+        "#### −3",
+        "The answer is -3.",
+        "The answer is −$3.",
+        r"\boxed{-3}",
+        "The answer is -3 degrees, not 3.",
+    ],
     0: ["#### 0", "The answer is 0.", "The answer is zero: 0"],
     Fraction(1, 2): [
         "#### 1/2",

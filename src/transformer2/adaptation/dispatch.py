@@ -1,6 +1,6 @@
 """Dispatch: the model names the category of a request; the category's expert answers (paper, section 3.2 A and B).
 
-    generate     the model writes a category's name, which is parsed strictly; anything else is no category
+    generate     the model names one category (`verifiers.label` reads it); none or two are no category
     constrained  argmax_c log p(name of c, EOS | dispatch prompt): one forward, nothing to parse, always a category
 
 "other", and whatever is no category, is the base model exactly (z = 1); in the reference code it keeps the weights of
@@ -61,7 +61,7 @@ class Dispatcher:
         return replace(example, messages=(*system, {"role": "user", "content": content}))
 
     def parse(self, text: str) -> int | None:
-        """Index of the category that the answer is, whole and alone, else None."""
+        """Index of the one category that the answer names, else None."""
         found = find_label(self.categories, text)
         return None if found is None else self.categories.index(found)
 

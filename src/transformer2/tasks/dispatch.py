@@ -80,7 +80,7 @@ class _Request(NamedTuple):
 
 
 class Dispatch(Task):
-    """Categories; the whole answer must be the right one.
+    """Categories; the answer must name the right one and no other.
 
     Args:
         experts: Category -> task, or tasks that are categories by their own names; None takes the paper's three.
@@ -159,7 +159,7 @@ class Dispatch(Task):
         ]
 
     def verify(self, example: Example, completion: str) -> Verdict:
-        """One category's name, whole and alone."""
+        """The one category that is named."""
         return verify_label(example.answer, self.labels, completion)
 
     def _requests(self, label: str, data_dir: str | None) -> list[_Request]:

@@ -15,16 +15,16 @@ import re
 from collections.abc import Mapping
 
 from transformer2.types import Verdict
-from transformer2.verifiers.final import BECAUSE, Final, final_answer
+from transformer2.verifiers.final import BECAUSE, Final, final_answer, readable
 
 __all__ = ["final_choice", "verify_choice"]
 
 _FILLER = re.compile(
-    r"(?:(?:so|therefore|thus|hence|clearly|definitely|indeed|most likely|likely|probably|simply|the|it is|it's|option|choice"
-    r"|answer|letter|number)\b[\s:,]*)+",
+    r"(?:(?:so|therefore|thus|hence|clearly|definitely|indeed|most likely|likely|probably|simply|the|it is|it's|option"
+    r"|choice|answer|letter|number)\b[\s:,]*)+",
     re.IGNORECASE,
 )
-_ARTICLE = re.compile(r"(?:an?|the)\s+", re.IGNORECASE)
+_ARTICLE = re.compile(r"\A(?:an?|the)\s+", re.IGNORECASE)
 _LABEL = re.compile(
     r"[(\[]\s*(?P<inner>[A-Za-z0-9])\s*[)\]]|(?P<bare>[A-Z0-9])(?!'?\w|-\w|[.,]\d)|(?P<small>[a-z])(?=\s*[.)\]:]?\s*\Z|[):]|,?\s+(?:because|since)\b)"
 )
@@ -83,16 +83,17 @@ class _Options:
 
     def __init__(self, options: Mapping[str, str], keys: Mapping[str, str]) -> None:
         self.letters = {**{letter: letter for letter in options}, **keys}
-        texts = {letter: plain for letter, text in options.items() if (plain := _plain(text).rstrip(".! "))}
+        texts = {letter: plain for letter, text in options.items() if (plain := _plain(readable(text)).rstrip(".! "))}
         # Case matters only where it tells two options apart: "Rr" and "rr".
         self.fold = len({text.lower() for text in texts.values()}) == len(texts)
         self.texts = {letter: self._case(text) for letter, text in texts.items()}
         names = "|".join(map(re.escape, self.letters))
         # Another label within an explanation: "(B)", "B) ", "or B"
-        self.label = re.compile(rf"[(\[]\s*(?:{names})\s*[)\]]|(?<!\w)(?:{names})\s?[).:]|(?:\b(?:or|and)\b|[,/&])\s*(?:{names})(?!\w)")
-        self.speaks = re.compile(
-            rf"\b[A-HJ-Z]\b|[(\[][a-z][)\]]|(?<!\w)(?:{'|'.join(map(re.escape, [*self.letters, *self.texts.values()]))})(?!\w)"
+        self.label = re.compile(
+            rf"[(\[]\s*(?:{names})\s*[)\]]|(?<!\w)(?:{names})\s?[).:]|(?:\b(?:or|and)\b|[,/&])\s*(?:{names})(?!\w)"
         )
+        words = "|".join(map(re.escape, [*self.letters, *self.texts.values()]))
+        self.speaks = re.compile(rf"\b[A-HJ-Z]\b|[(\[][a-z][)\]]|(?<!\w)(?:{words})(?!\w)")
 
     def read(self, place: str, kind: str) -> Final[str]:
         """The one option that a place names; with anything else about options, no answer, and nothing said without."""
@@ -101,13 +102,20 @@ class _Options:
         plain = _plain(place)
         filler = _FILLER.match(plain)
         starts = {plain, plain[filler.end() :] if filler else plain}
-        if kind != "line":
-            starts |= {start[article.end() :] for start in starts if (article := _ARTICLE.match(start))}
-        found = {letter for s in starts for letter in (self._by_label(s, kind), self._by_text(s, kind))} - {None}
+        found = {self._by_label(start, kind) for start in starts}
+        if kind != "judged":
+            texts = starts if kind == "line" else starts | {_ARTICLE.sub("", start, count=1) for start in starts}
+            found |= {self._by_text(start, kind) for start in texts}
+        found.discard(None)
         if len(found) == 1:
             return Final(found.pop())
-        about = kind in ("hash", "boxed", "said", "back") and (found or self.speaks.search(plain) or self.speaks.search(self._case(plain)))
+        asked = kind in ("hash", "boxed", "said", "heading", "back")
+        about = found or (asked and (self.speaks.search(plain) or self.speaks.search(self._case(plain))))
         return Final(None, self.unusable if about else "")
+
+    def begins(self, place: str) -> bool:
+        """Whether a place begins with an option's text, such as "No, because it is cold"."""
+        return self._begins_with_a_text(_plain(place))
 
     def _by_label(self, plain: str, kind: str) -> str | None:
         match = _LABEL.match(plain)
@@ -115,6 +123,8 @@ class _Options:
         if match is None or letter is None:
             return None
         rest = plain[match.end() :]
+        if plain == "a" and kind in ("said", "back"):
+            return None  # an article that was cut off before its noun
         if self._is_over(rest, kind):
             return letter
         separator = _SEPARATOR.match(rest)
@@ -126,7 +136,7 @@ class _Options:
             if text and self._case(start).startswith(text) and self._is_over(start[len(text) :], kind):
                 return letter
         unmarked = separator.group().isspace() and not match["inner"]  # "A plant": an article
-        return letter if kind != "line" and not unmarked and self._explains(after, letter) else None
+        return letter if kind != "line" and not unmarked and self._explains(after, rest, letter) else None
 
     def _by_text(self, plain: str, kind: str) -> str | None:
         fits = [letter for letter, text in self.texts.items() if self._case(plain).startswith(text)]
@@ -153,7 +163,7 @@ class _Options:
         named = label is not None and not following[label.end() :].lstrip()[:1].islower()
         return not (named or self._begins_with_a_text(following) or _STARTS_OVER.match(following))
 
-    def _explains(self, after: str, letter: str) -> bool:
+    def _explains(self, after: str, rest: str, letter: str) -> bool:
         """Whether words after a label are about that option: its text told otherwise, or more about it."""
         sentence = _SENTENCE.match(after)
         words = sentence.group() if sentence else after
@@ -166,7 +176,7 @@ class _Options:
         own, said = self.texts.get(letter, ""), self._case(after)
         if own.startswith(said) and own[len(said) : len(said) + 1].isalnum():
             return False  # cut off within a word
-        if any(self._begins_with_a_text(start) for start in (after, _ARTICLE.sub("", after, count=1))):
+        if any(self._begins_with_a_text(start) for start in (after, rest.lstrip(), _ARTICLE.sub("", after, count=1))):
             return False
         return len(words) == len(after) or self._is_over(". " + after[len(words) :].lstrip(), "said")
 

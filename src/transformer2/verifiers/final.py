@@ -2,7 +2,7 @@ r"""Final answers: what does a completion end on, whatever its answers are made 
 
     statements       `\boxed{18}`, `#### 18`, "the answer is 18", "answer: 18", "18 is the correct answer"
     lines            a last line that is nothing but an answer
-    second thoughts  "Wait, no" and "that's wrong" take back what was stated, "Actually, it's 20" replaces it, "Yes, that's
+    second thoughts  "Wait, no" and "that's wrong" take a statement back, "Actually, it's 20" replaces it, "Yes, that's
                      right" restores it; "not 18" and "18 is wrong" state nothing
 
 The last statement counts, up to its reason ("18 because 9 x 2 = 18"). Statements side by side are a list and no answer,
@@ -17,7 +17,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["BECAUSE", "Final", "Reader", "final_answer", "readable"]
+__all__ = ["BECAUSE", "Final", "Reader", "after_thoughts", "final_answer", "readable"]
 
 T = TypeVar("T", bound=Hashable)
 
@@ -37,41 +37,54 @@ _STATED = re.compile(
     r"(?:\s+(?:to|for|of|here)\b[^.:\n]{0,80}?)?[\s*]*(?:\b(?:is|would be|must be|should be)\b\s*:?|:|=))",
     re.IGNORECASE | re.MULTILINE,
 )
-_IT = (
-    r"(?:it|that|this|(?:the|my)\s+(?:(?:correct|right|real|actual|final|true)\s+)?"
-    r"(?:answer|one|option|choice|value|number|result|total))"
-    r"(?:'s|\s+(?:is|was|should\s+(?:be|have\s+been)|must\s+be|has\s+to\s+be|would\s+be))\b"
+
+
+def _phrases(text: str) -> str:
+    """Alternatives as a pattern: any white space for a blank."""
+    return "(?:" + text.replace(" ", r"\s+") + ")"
+
+
+_PAUSE = r"[,.!;:\u2014\u2026*-]"
+_IT = _phrases(
+    r"(?:it|that|this|(?:the|my)(?: (?:correct|right|real|actual|final|true))?"
+    r" (?:answer|one|option|choice|value|number|result|total))"
+    r"(?:'s| is| was| (?:must|would|should|has to) be| should have been)\b"
 )
-_WRONG = r"(?:wrong|incorrect|mistaken|false|not\s+(?:right|correct)|a\s+mistake|an\s+error)\b"
-_WITHDRAWN = (
-    r"wait\b(?=\s*(?:[,.!;:\u2014\u2026*-]|$)|\s+(?:no|actually|that|this|let|I|it|sorry)\b)"
-    r"|no(?:pe)?\b(?=\s*[,.!;:\u2014\u2026*-]|\s+(?:wait|sorry|actually|it|that|I)\b)|(?:wh)?oops\b|(?:hold|hang)\s+on\b"
-    r"|never\s*mind\b|(?:scratch|strike|ignore|forget|disregard)\s+that\b|correction\b|on\s+(?:second\s+thoughts?|reflection)\b"
-    rf"|my\s+(?:mistake|bad|apologies|error)\b|(?:that|this|it|which)(?:'s|\s+(?:is|was|seems|looks))\s+{_WRONG}"
-    r"|(?:that|this|it)\s+(?:isn't|wasn't|can't\s+be|cannot\s+be)\s+(?:right|correct)\b"
-    rf"|my\s+(?:first|previous|earlier|last)\s+answer\s+(?:is|was)\s+{_WRONG}"
-    r"|I\s+(?:made\s+an?\s+(?:\w+\s+)?(?:mistake|error)|was\s+(?:wrong|mistaken)|mis[a-z]{4,}|take\s+(?:that|it)\s+back"
-    r"|apologi[sz]e|messed\s+up)\b|let\s+me\s+(?:re-?(?:calculate|compute|consider|do|think|count|vise)|correct|fix"
-    r"|start\s+over|(?:try|think)\s+again)\b"
+_WRONG = _phrases(r"(?:wrong|incorrect|mistaken|false|not (?:right|correct)|a mistake|an error)\b")
+_WITHDRAWN = _phrases(
+    rf"wait\b(?=\s*(?:{_PAUSE}|$)| (?:no|actually|that|this|let|I|it|sorry)\b)|(?:wh)?oops\b|never ?mind\b|correction\b"
+    rf"|no(?:pe)?\b(?=\s*{_PAUSE}| (?:wait|sorry|actually|it|that|I)\b)|(?:hold|hang) on\b"
+    r"|on (?:second thoughts?|reflection)\b|(?:scratch|strike|ignore|forget|disregard) that\b"
+    r"|my (?:mistake|bad|apologies|error)\b"
+    rf"|(?:that|this|it|which|my (?:first|previous|earlier|last) answer)(?:'s| is| was| seems| looks) {_WRONG}"
+    r"|(?:that|this|it) (?:isn't|wasn't|can't be|cannot be) (?:right|correct)\b"
+    r"|I (?:made an?(?: \w+)? (?:mistake|error)|was (?:wrong|mistaken)|mis[a-z]{4,}|take (?:that|it) back"
+    r"|apologi[sz]e|messed up)\b"
+    r"|let me (?:re-?(?:calculate|compute|consider|do|think|count|vise)|correct|fix|start over|(?:try|think) again)\b"
 )
-_CHANGED = (
-    r"actually\b|sorry\b|apologies\b|(?:or\s+)?rather\b(?!\s+than)|I\s+(?:really\s+)?meant?\b|edit\s*:|make\s+(?:that|it)\b"
-    r"|(?:I(?:'ll|\s+will)?\s+)?chang(?:e|ing)\s+(?:that|it|my\s+(?:final\s+)?answer)\s+to\b|instead,"
-    rf"|(?:however|but|in\s+fact|looking\s+again|on\s+closer\s+\w+)\b(?=,?\s*{_IT})|(?:it|that|this)\s+should\s+(?=be\b|have\b)"
-    r"|let\s+me\s+(?:double[\s-]check|check|verify|re-?(?:check|examine|evaluate))\b"
+_CHANGED = _phrases(
+    r"actually\b|sorry\b|apologies\b|(?:or )?rather\b(?! than)|I (?:really )?meant?\b|edit:|make (?:that|it)\b|instead,"
+    r"|(?:I(?:'ll| will)? )?chang(?:e|ing) (?:that|it|my (?:final )?answer) to\b"
+    rf"|(?:it|that|this) should (?=be\b|have\b)|(?:however|but|in fact|looking again|on closer \w+)\b(?=,? {_IT})"
+    r"|let me (?:double[- ]check|check|verify|re-?(?:check|examine|evaluate))\b"
 )
-_ALSO = r"(?:it|that|the\s+answer)\s+(?:could|might|may|can)\s+(?:also\s+|equally\s+)?be\b|alternatively\b|(?:maybe|perhaps|possibly)\b"
-_KEPT = (
-    r"ye(?:s|p|ah)\b|(?:so\s+)?(?:that|this|it|which|(?:the|my)\s+(?:\w+\s+)?answer)(?:'s|\s+is|\s+was)?\s+(?:indeed\s+|still\s+)?"
-    r"(?:right|correct|fine|stands|holds)\b"
+_ALSO = _phrases(
+    r"(?:it|that|the answer) (?:could|might|may|can) (?:(?:also|equally) be\b|be (?=[(\[]?\w\b))|alternatively\b"
+    r"|(?:maybe|perhaps|possibly)\b"
+)
+_KEPT = _phrases(
+    r"ye(?:s|p|ah)\b"
+    r"|(?:that|this|it|which|(?:the|my) answer)(?:'s| is| was) (?:(?:indeed|still) )?(?:right|correct|fine)\b"
+    r"|(?:the|my)(?: \w+)? answer (?:still )?(?:stands|holds)\b"
 )
 _SECOND_THOUGHT = re.compile(
     r"(?:^|(?<=[.!?,;:(\u2014\u2026-])|\b(?:oh|ah|hm+|um|uh|but|or|and|so|then|no)\b,?)[\s*_\"(]*"
     rf"(?:(?P<withdrawn>{_WITHDRAWN})|(?P<changed>{_CHANGED})|(?P<also>{_ALSO})|(?P<kept>{_KEPT}))",
     re.IGNORECASE | re.MULTILINE,
 )
+_SAYS = _phrases(r"(?:should )?(?:be|have been)|I (?:meant?|think)|go(?:ing)? with")
 _FILLER = re.compile(
-    rf"(?:[\s,.:;!*\u2014\u2026-]*(?:{_IT}|(?:should\s+)?(?:be|have\s+been)\b|I\s+(?:meant?|think)\b|go(?:ing)?\s+with\b))*"
+    rf"(?:[\s,.:;!*\u2014\u2026-]*(?:{_IT}|{_SAYS}\b))*"
     r"(?:[\s,:;!*\u2014\u2026]|\.(?!\d))*",
     re.IGNORECASE,
 )
@@ -82,7 +95,9 @@ _JUDGED = re.compile(
     rf"|{_WRONG}|not\s+the\b)|\b(?:isn't|can't\s+be|cannot\s+be|is\s+not)\b",
     re.IGNORECASE | re.MULTILINE,
 )
-_SENTENCE_START = re.compile(r".*(?:[.!?:;](?=\s)|\b(?:so|thus|hence|therefore|actually|indeed|yes|no|but)\b,?|\n)", re.DOTALL | re.IGNORECASE)
+_SENTENCE_START = re.compile(
+    r".*(?:[.!?:;](?=\s)|\b(?:so|thus|hence|therefore|actually|indeed|yes|no|but)\b,?|\n)", re.DOTALL | re.IGNORECASE
+)
 _SUPPOSED = re.compile(
     r"(?:(?P<denied>(?:\bnot|n't|\bnever)\s+(?:think|believe|say|mean))|\b(?:if|whether|unless|doubt|suppose|assum\w+)"
     r"|\b(?:might|may|could|would)\s+(?:\w+\s+)?(?:think|say|believe|guess))\s+(?:that\s+)?\Z",
@@ -127,7 +142,10 @@ class Reader(Protocol[T]):
     listed: str
 
     def read(self, place: str, kind: str) -> Final[T]:
-        """The answer in a place: `hash`, `boxed`, `said`, `back` (a second thought), `line`, or `first` (line)."""
+        """The answer in a place: hash, boxed, said, heading, back (a second thought), judged, line, or first (line)."""
+
+    def begins(self, place: str) -> bool:
+        """Whether a place begins with the words of an answer, which are then no words about it."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +157,14 @@ class _Step(Generic[T]):
     answer: Final[T]
 
 
+def after_thoughts(text: str) -> str:
+    """A text without what was thought before (`<think>`)."""
+    return text.rpartition("</think>")[2].partition("<think>")[0]
+
+
 def readable(text: str) -> str:
-    """A text without thoughts (`<think>`), and with full-width and typographic characters in their plain forms."""
-    return text.rpartition("</think>")[2].partition("<think>")[0].translate(_READABLE)
+    """A text without thoughts, and with full-width and typographic characters in their plain forms."""
+    return after_thoughts(text).translate(_READABLE)
 
 
 def final_answer(text: str, reader: Reader[T]) -> Final[T]:
@@ -155,17 +178,18 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
     for step in sorted([*steps, *_lines(text, reader, stated)], key=lambda s: s.start):
         value = step.answer.value
         if step.role == "stated":
-            if last and step.kind == "line" and last.kind in ("hash", "boxed") and reason != "taken back" and not reader.strict:
-                continue
+            marked = last is not None and last.kind in ("hash", "boxed") and not reader.strict
+            if step.kind == "line" and marked and reason != "taken back":
+                continue  # after a marked number, the text goes on with something else
             if not reader.strict and not (last and _is_list(text[last.stop : step.start], last.kind, step.kind)):
                 given = set()
             given |= set() if value is None else {value}
-            now, reason = (value, "") if value is not None and len(given) == 1 else (None, step.answer.reason or "several answers")
-            last = step
+            now = value if len(given) == 1 else None
+            reason, last = step.answer.reason or "several answers", step
         elif step.role == "denied":
             if value is not None and value == now:
                 taken_back, now, reason, given = None, None, "taken back", set()
-            elif last is None and step.kind == "said":
+            elif last is None and step.kind in ("said", "heading"):
                 reason = reader.unusable
         elif last is None:
             continue
@@ -187,16 +211,18 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
 
 def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
     """What is stated, and second thoughts, in order."""
-    marks = sorted([*_STATED.finditer(text), *_SECOND_THOUGHT.finditer(text)], key=lambda m: m.start())
+    thoughts = (m for m in _SECOND_THOUGHT.finditer(text) if not reader.begins(_rest(text, m.start(), len(text))))
+    marks = sorted([*_STATED.finditer(text), *thoughts], key=re.Match.start)
     for mark, following in zip(marks, [*marks[1:], None], strict=False):
         kind, start = mark.lastgroup or "", mark.end()
         limit = following.start() if following else len(text)
         if kind == "boxed":
             stop = _closing_brace(text, start)
             answer = reader.read(text[start : stop or start], kind)
+            also = _LISTED.match(text, stop + 1) if stop else None
             if stop is None:
                 answer = Final(None, answer.reason or reader.unusable)
-            elif (also := _LISTED.match(text, stop + 1)) and reader.read(_rest(text, also.end(), len(text)), "back").value is not None:
+            elif also and reader.read(_rest(text, also.end(), len(text)), "back").value is not None:
                 answer = Final(None, reader.listed)
             role, stop = "stated", (stop or start) + 1
         elif kind in ("hash", "heading", "said"):
@@ -205,9 +231,11 @@ def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
             place = _rest(text, start, limit)
             stop = start + len(place)
             supposed = _SUPPOSED.search(text, max(0, mark.start() - 60), mark.start())
-            denied = _NOT.match(place)
-            place = _CONJUNCTION.sub("", place[denied.end() if denied else 0 :]) if following or denied else place
-            answer = reader.read(place, "said" if kind == "heading" else kind)
+            place = _CONJUNCTION.sub("", place) if following else place
+            kind = "heading" if mark.group().rstrip().endswith((":", "=")) else kind
+            answer = reader.read(place, kind)
+            denied = _NOT.match(place) if answer.value is None else None
+            answer = reader.read(place[denied.end() :], kind) if denied else answer
             if supposed and not supposed["denied"]:
                 answer = Final(None, answer.reason or "supposed")
             role = "denied" if supposed or denied else "stated"
@@ -225,8 +253,9 @@ def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
 
 def _rest(text: str, start: int, limit: int) -> str:
     """What is left of a line, up to `limit`."""
+    limit = min(limit, len(text), start + MAX_PLACE)
     end = text.find("\n", start, limit)
-    return text[start : min(limit if end < 0 else end, start + MAX_PLACE)]
+    return text[start : limit if end < 0 else end]
 
 
 def _judgements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
@@ -234,12 +263,13 @@ def _judgements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
     for mark in _JUDGED.finditer(text):
         before = text[max(0, mark.start() - 200) : mark.start()]
         began = _SENTENCE_START.match(before)
-        answer = reader.read(before[began.end() if began else 0 :], "line")
+        answer = reader.read(before[began.end() if began else 0 :], "judged")
         if mark["right"]:
             if answer.value is not None and (reader.strict or "answer" in mark["right"].lower()):
                 yield _Step(mark.start(), mark.end(), "stated", "judged", answer)
             continue
-        answer = answer if answer.value is not None else reader.read(_rest(text, mark.end(), len(text)).lstrip(), "back")
+        if answer.value is None:
+            answer = reader.read(_rest(text, mark.end(), mark.end() + 80).lstrip(), "back")
         yield _Step(mark.start(), mark.end(), "denied", "judged", answer)
 
 
@@ -253,9 +283,9 @@ def _lines(text: str, reader: Reader[T], stated: bool) -> Iterator[_Step[T]]:
     found, ends = [], True
     for start, line in reversed(lines):
         answer = reader.read(line, "line") if ends else Final[T](None)
-        if answer.value is not None:
+        if answer != Final(None):
             found.append(_Step(start, start + len(line.rstrip()), "stated", "line", answer))
-        ends = answer.value is not None or _SECOND_THOUGHT.match(text, start) is not None
+        ends = answer != Final(None) or _SECOND_THOUGHT.match(text, start) is not None
     if reader.strict and not stated and not found and lines:
         answers = [reader.read(line, "first") for _, line in lines]
         if answers[0].value is not None and len({a.value for a in answers} - {None}) == 1:
@@ -275,4 +305,5 @@ def _closing_brace(text: str, start: int) -> int | None:
 def _is_list(between: str, before: str, after: str) -> bool:
     """Whether two statements with this text between them are one list of answers."""
     between = between.strip(" \t\n,;.*$)(").lower()
-    return between in ("or", "and", "/", "|", "&") or (between == "" and (before == after or after == "line"))
+    alike = after in (before, "line") or {before, after} == {"said", "heading"}
+    return between in ("or", "and", "/", "|", "&") or (between == "" and alike)

@@ -1,7 +1,7 @@
 """Labels: which one category does an answer name?
 
-"math", "**Math**", "- math" and "The request is math." name the category math. "mathematics" is another word, "not math"
-and "non-math" name no category, and an answer that names two is no choice, whichever of them is right.
+"math", "**Math**", "- math" and "The request is math." name the category math. "mathematics" is another word, "not
+math" and "non-math" name no category, and an answer that names two is no choice, whichever of them is right.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DENIED_AFTER = re.compile(
 
 
 def find_label(labels: Sequence[str], completion: str) -> str | None:
-    """The one label that a text names as a word of its own, whatever its case and markup; None where it names none or two.
+    """The one label that a text names as a word of its own, whatever its case and markup; None for none, or several.
 
     A label of several words may be joined by blanks, hyphens or underscores, and hides the shorter ones in it.
     """
@@ -36,7 +36,9 @@ def find_label(labels: Sequence[str], completion: str) -> str | None:
     if len({match.lastindex for match in named}) != 1:
         return None
     for match in named:
-        if _DENIED_BEFORE.search(text, max(0, match.start() - 80), match.start()) or _DENIED_AFTER.match(text, match.end()):
+        if _DENIED_BEFORE.search(text, max(0, match.start() - 80), match.start()) or _DENIED_AFTER.match(
+            text, match.end()
+        ):
             return None
     return longest[(named[0].lastindex or 1) - 1]
 

@@ -54,7 +54,9 @@ _UNIT_EXPONENT = re.compile(r"(?<=[A-Za-z])(?<![0-9][eE])(?:\s*\^)?[23²³](?!\.
 _SENTENCE_END = re.compile(r"[.!;](?=\s|\*|\"|$)")
 _SENTENCE = re.compile(r"[.!](?=\s+[A-Z])")  # on the line of a marker, which may also hold "5!"
 _BARE = re.compile(r"\s*#\s*%?\s*[A-Za-z]*\s*\.?\s*")
-_RESTATES = re.compile(r"\s*#\s*%?(?:\s*(?!of\b|than\b|more\b|less\b|times\b|is\b|are\b|was\b|were\b)[A-Za-z/]+){0,4}[\s.!*,)]*")
+_RESTATES = re.compile(
+    r"\s*#\s*%?(?:\s*(?!of\b|than\b|more\b|less\b|times\b|is\b|are\b|was\b|were\b)[A-Za-z/]+){0,4}[\s.!*,)]*"
+)
 _MAX_DIGITS = 64  # of one number: no answer is longer, and a gigantic one is an attack on the checker
 
 
@@ -100,16 +102,20 @@ class _Numbers:
 
     def read(self, place: str, kind: str) -> Final[Fraction]:
         """The number in a place, with or without words by kind."""
-        if kind == "line":
+        if kind in ("line", "judged"):
             return _only_number(place) if _BARE.fullmatch(_NUMBER.sub("#", _plain(place))) else Final(None)
         if kind == "back":
             place = _until_reason(place, _SENTENCE_END)
             return _only_number(place) if _RESTATES.fullmatch(_NUMBER.sub("#", _plain(place))) else Final(None)
         if kind != "boxed":
-            place = _until_reason(place, _SENTENCE_END if kind == "said" else _SENTENCE)
-        if kind == "said" and not re.search("[0-9]", place):
+            place = _until_reason(place, _SENTENCE_END if kind in ("said", "heading") else _SENTENCE)
+        if kind in ("said", "heading") and not re.search("[0-9]", place):
             return Final(None)  # "I hope this answer is helpful"
         return _only_number(place)
+
+    def begins(self, place: str) -> bool:
+        """No number is a word."""
+        return False
 
 
 def _until_reason(place: str, end: re.Pattern[str]) -> str:
