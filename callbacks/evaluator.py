@@ -135,7 +135,7 @@ class AdaptationEvaluator(TwoPass, L.Callback):
     def _data(self, trainer: L.Trainer, pl_module: L.LightningModule) -> UnseenTaskDataModule:
         if self.own_data is None:
             assert self.own_task is not None
-            options = {key: pl_module.hparams[key] for key in ("base", "max_new_tokens")}
+            options = {key: pl_module.hparams[key] for key in ("base", "model_kwargs", "max_new_tokens")}
             options |= {"few_shot": self.few_shot, "test_limit": self.test_limit, "seed": self.seed}
             options |= getattr(getattr(trainer, "datamodule", None), "prompting", {})  # prompts are the run's
             options |= {"data_dir": self.data_dir, "task_options": self.task_options}

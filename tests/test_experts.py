@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import shutil
+import socket
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import transformer2
+from transformer2 import tiny
+from transformer2.cli import main
 from transformer2.errors import ExpertError, UserError
 from transformer2.experts import (
     Expert,
@@ -32,8 +39,10 @@ from transformer2.experts import (
     replace_folder,
     save_expert,
     show_expert,
+    stamp_expert,
 )  # fmt: skip
 from transformer2.experts import folder as expert_files
+from transformer2.experts.read import config_for_peft as verify
 from transformer2.svf.cache import fingerprint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -270,32 +279,55 @@ def test_names_stay_inside_their_root(tmp_path: Path) -> None:
         expert("../x")
 
 
-def test_no_damage_passes(folder: Path) -> None:
-    """Byte flips and truncations of both files: success or a typed error, and a flip of the weights is always seen."""
-    rng = random.Random(0)
+def content(folder: Path) -> Any:
+    """What an expert folder says, however its JSON is laid out."""
+    return json.loads((folder / CONFIG).read_text()), (folder / WEIGHTS).read_bytes()
+
+
+def damages(folder: Path, count: int, seed: int = 0) -> Iterator[str]:
+    """`count` single bytes of both files, one after the other, changed and put back; gives the file's name."""
+    rng = random.Random(seed)
     good = {name: (folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}
-    outcomes = {"refused": 0, "read": 0}
-    for name, data in good.items():
-        for _ in range(400):
-            position = rng.randrange(len(data))
-            cut = rng.random() < 0.2
-            damaged = data[:position] if cut else bytearray(data)
-            if not cut:
-                damaged[position] ^= rng.randrange(1, 256)  # type: ignore[index]
-            (folder / name).write_bytes(damaged)
+    for i in range(count):
+        name = (WEIGHTS, CONFIG)[i % 2]
+        damaged = bytearray(good[name])
+        damaged[rng.randrange(len(damaged))] ^= rng.randrange(1, 256)
+        (folder / name).write_bytes(damaged)
+        yield name
+        (folder / name).write_bytes(good[name])
+
+
+@pytest.mark.parametrize("source", ["saved", "shipped"])
+def test_no_damaged_byte_passes(source: str, folder: Path, tmp_path: Path) -> None:
+    """1,000 damages, read by us and by PEFT: the same content, or a typed error of one line."""
+    if source == "shipped":
+        folder = shutil.copytree(tiny.expert_path("math"), tmp_path / "shipped")
+    whole, outcomes = content(folder), Counter[str]()
+    for name in damages(folder, 1000):
+        for read in (read_expert, PeftConfig.from_pretrained):
             try:
-                read_expert(folder)
-                outcomes["read"] += 1
-                assert name == CONFIG, f"damage of byte {position} passed"
+                read(str(folder))
+                assert content(folder) == whole, f"damage of {name} passed"
+                outcomes["same"] += 1
             except ExpertError as e:
+                assert "\n" not in str(e) and str(e).isprintable()
                 outcomes["refused"] += 1
-                assert "\n" not in str(e)
+    assert outcomes["refused"] > 1900
+
+
+def test_truncations_and_several_flips_are_typed_errors(folder: Path) -> None:
+    rng = random.Random(0)
+    for name in (WEIGHTS, CONFIG):
+        data = (folder / name).read_bytes()
+        for _ in range(100):
+            (folder / name).write_bytes(data[: rng.randrange(len(data) - 1)])
+            refusal(folder)
         (folder / name).write_bytes(data)
-    assert outcomes["refused"] > 400 and outcomes["read"] > 0
-    # Without a checksum the parser stands alone: still nothing but ExpertError.
-    edit_config(folder, sha256=None)
+    # Without a checksum (format 1) the parser stands alone: still nothing but ExpertError.
+    edit_config(folder, sha256=None, config_sha256=None, expert_format_version=1)
+    data = (folder / WEIGHTS).read_bytes()
     for _ in range(300):
-        damaged = bytearray(good[WEIGHTS])
+        damaged = bytearray(data)
         for _ in range(rng.randrange(1, 4)):
             damaged[rng.randrange(min(len(damaged), 300))] ^= rng.randrange(1, 256)
         (folder / WEIGHTS).write_bytes(damaged)
@@ -303,6 +335,153 @@ def test_no_damage_passes(folder: Path) -> None:
             read_expert(folder)
         except ExpertError as e:
             assert "\n" not in str(e)
+
+
+@pytest.mark.parametrize("how", ["PeftModel", "load_adapter", "transformers"])
+def test_every_way_to_load_checks(how: str, base_folder: Path, tmp_path: Path) -> None:
+    """PEFT's two ways and transformers' own, which reads the files by itself."""
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    get_peft_model(base, transformer2.SVFConfig()).save_pretrained(tmp_path / "e")
+    model = AutoModelForCausalLM.from_pretrained(base_folder)
+    if how == "load_adapter":
+        model = get_peft_model(model, transformer2.SVFConfig())
+    ways = {
+        "PeftModel": lambda: PeftModel.from_pretrained(model, tmp_path / "e"),
+        "load_adapter": lambda: model.load_adapter(tmp_path / "e", "other"),
+        "transformers": lambda: model.load_adapter(str(tmp_path / "e")),
+    }
+    whole, refused = content(tmp_path / "e"), 0
+    for _ in damages(tmp_path / "e", 30, seed=1):
+        if content_differs(tmp_path / "e", whole):
+            refusal(call=ways[how])
+            refused += 1
+    assert refused > 25
+    ways[how]()
+
+
+def content_differs(folder: Path, whole: Any) -> bool:
+    try:
+        return bool(content(folder) != whole)
+    except (ValueError, RecursionError):
+        return True
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"base_fingerprint": "aaaa:bbbc"}, {"base_model_name_or_path": "some/bass"}, {"task": "gsm8l"}, {"score": 0.76},
+        {"step": 41}, {"target_modules": [UP]}, {"revision": "x"}, {"trained_parametrization": "sigmoid_renorm"},
+        {"extra": 1}, {"form": "merged"}, {"expert_format_version": 1}, {"config_sha256": None},
+    ],
+)  # fmt: skip
+def test_an_edited_fact_is_seen_and_can_be_accepted(folder: Path, fields: dict[str, Any]) -> None:
+    edit_config(folder, **fields)
+    assert "config_sha256" in refusal(folder) and "experts stamp" in refusal(folder)
+    assert main(["experts", "stamp", str(folder)]) == 0
+    saved = json.loads((folder / CONFIG).read_text())
+    restamped = ("config_sha256", "expert_format_version")
+    assert read_expert(folder) and all(saved[k] == v for k, v in fields.items() if k not in restamped)
+
+
+def test_an_expert_of_format_1_loads_and_is_stamped(folder: Path, base_folder: Path, tmp_path: Path) -> None:
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), transformer2.SVFConfig()).save_pretrained(
+        tmp_path / "old"
+    )
+    edit_config(tmp_path / "old", expert_format_version=1, config_sha256=None)
+    old = json.loads((tmp_path / "old" / CONFIG).read_text())
+    del old["config_sha256"]
+    (tmp_path / "old" / CONFIG).write_text(json.dumps(old))
+    before = read_expert(tmp_path / "old")
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), tmp_path / "old")
+    stamp_expert(tmp_path / "old")
+    assert read_expert(tmp_path / "old").sha256 == before.sha256
+    assert json.loads((tmp_path / "old" / CONFIG).read_text())["expert_format_version"] == 2
+    assert "NaN" not in refusal(folder, call=lambda f: (edit_weights(f, **{GOOD_KEY: torch.full((2,), torch.nan)}),
+                                                        stamp_expert(f)))  # fmt: skip
+
+
+def test_saving_by_transformers_over_an_old_expert_is_no_damage(base_folder: Path, tmp_path: Path) -> None:
+    """transformers writes the config first: what lay beside it must not be taken for what will."""
+    for scale in (0.1, 0.2):
+        model = AutoModelForCausalLM.from_pretrained(base_folder)
+        policy = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), transformer2.SVFConfig())
+        with torch.no_grad():
+            for parameter in (p for p in policy.parameters() if p.requires_grad):
+                parameter.fill_(scale)
+        policy.save_pretrained(tmp_path / str(scale))
+        model.load_adapter(str(tmp_path / str(scale)))
+        model.save_pretrained(tmp_path / "mine")
+        assert all(bool((d == scale).all()) for d in read_expert(tmp_path / "mine").deltas.values())
+
+
+@pytest.mark.parametrize("bomb", ["fifo", "zero", "socket", "huge", "folder", "deep", "digits"])
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_files_that_would_hang_or_fill_the_memory_are_refused(folder: Path, name: str, bomb: str) -> None:
+    file = folder / name
+    file.unlink()
+    if bomb == "fifo":
+        os.mkfifo(file)
+    elif bomb == "zero":
+        file.symlink_to("/dev/zero")
+    elif bomb == "socket":
+        with socket.socket(socket.AF_UNIX) as s, contextlib.chdir(folder):
+            s.bind(name)
+    elif bomb == "huge":
+        file.touch()
+        os.truncate(file, 2**40)
+    elif bomb == "folder":
+        file.mkdir()
+    else:
+        deep, digits = "[" * 200_000 + "]" * 200_000, "9" * 10_000
+        file.write_text(f'{{"peft_type": "SVF", "step": {deep if bomb == "deep" else digits}}}')
+    assert name in refusal(folder)
+    assert name in refusal(folder, call=lambda folder: verify(folder / CONFIG))
+
+
+def test_nothing_of_a_strangers_reaches_the_terminal_raw(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_config(
+        folder, task="\x1b]0;owned\x07\x1b[2J\ud800" + "A" * 100_000, base_model_name_or_path="\u202etxt.exe\n| x |"
+    )
+    (folder / "README.md").unlink()
+    assert main(["experts", "stamp", str(folder)]) == 0 and main(["experts", "show", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\u202e" not in out and "\\x1b]0;owned" in out and len(out) < 5000
+    card = (folder / "README.md").read_text()
+    assert "\x1b" not in card and "\u202e" not in card and len(card) < 5000 and "\n| x |" not in card
+    edit_config(folder, step="\x1b[31m" * 1000)
+    assert "\x1b" not in refusal(folder)
+    edit_config(folder, step=1, task="x" * 2**23)
+    assert "bytes" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"target_modules": r"(\w+\.?)+!"}, {"exclude_modules": r"(\w+\.?)+!"},
+     {"layers_to_transform": [0], "layers_pattern": r"(\w+\.?)+!"}],
+    ids=["target_modules", "exclude_modules", "layers_pattern"],
+)  # fmt: skip
+def test_an_expression_that_takes_years_is_not_matched(base_folder: Path, tmp_path: Path, fields: Any) -> None:
+    """The weights say which modules are tuned, so nobody has to ask a stranger's regular expression."""
+    policy = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), transformer2.SVFConfig())
+    policy.save_pretrained(tmp_path / "e")
+    edit_config(tmp_path / "e", **fields)
+    stamp_expert(tmp_path / "e")
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), tmp_path / "e")
+    assert len(loaded.peft_config["default"].target_modules) == 6 == len(read_expert(tmp_path / "e").deltas)
+
+
+@pytest.mark.parametrize("place", ["my experts/mäth", "~/é", "a\tb\x1b[2J", "x" * 100, "..."])
+def test_any_folder_can_hold_an_expert(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    target = place if place.startswith("~") else str(tmp_path / place)
+    folder = save_expert(expert(), target)
+    assert folder == Path(os.path.expanduser(target)) and torch.equal(
+        read_expert(target).deltas[UP], expert().deltas[UP]
+    )
+    assert read_expert(target).name and load_experts([target])[0].path == folder
+    assert main(["experts", "show", target]) == 0
+    assert main(["experts", "mix", target, "--weights", "1", "--out", f"{target} mix"]) == 0
+    assert read_expert(f"{target} mix").task is None
 
 
 # Several

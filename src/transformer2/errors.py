@@ -36,3 +36,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` with the known name nearest to a wrong one; empty when nothing is known."""
     near = get_close_matches(name, list(known), n=1, cutoff=0.0)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def shown(text: object, limit: int = 200) -> str:
+    """A stranger's text for a terminal: control and escape characters as `\\x1b`, and no longer than `limit`."""
+    whole = str(text)
+    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in whole[:limit])
+    return f"{safe}... ({len(whole)} characters)" if len(whole) > limit else safe

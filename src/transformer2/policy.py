@@ -1,6 +1,7 @@
 """The policy: a transformers causal LM with PEFT adapters, its tokenizer, and the three ways the trainer reads it.
 
-load_tokenizer, load_base, build_policy     from a config's `base` and `adapter`
+load_config, load_tokenizer, load_base      from a config's `base` and `model_kwargs`, all from one folder
+build_policy                                the base with an adapter (adapters.py), checked
 hidden_states, lm_head                      the model in two halves, so that logits never exist whole (rl/logprobs.py)
 reference                                   the base model: the same weights with the adapters off, never a copy
 export_merged                               the policy as a plain model folder, for tools that know no adapters
@@ -8,8 +9,8 @@ export_merged                               the policy as a plain model folder, 
 
 from __future__ import annotations
 
-import dataclasses
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,36 +19,70 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from transformer2 import tiny
-from transformer2.errors import ConfigError, DataError, ExpertError, UserError, nearest
-from transformer2.experts import read_expert
+from transformer2.adapters import adapter_config, expert_adapter, load_expert
+from transformer2.errors import ConfigError, DataError, UserError, shown
+from transformer2.experts import replace_folder
 from transformer2.quantisation import quantization_config
 from transformer2.rollout.probe import probe
+from transformer2.svf.checkpoint import base_folder, for_readers, for_weights
 from transformer2.svf.config import SVFConfig
-from transformer2.svf.quantised import keep_differentiable, warn_of_another_precision
+from transformer2.svf.quantised import keep_differentiable
+
+__all__ = [
+    "adapter_config", "base_dtype", "build_policy", "check_halves", "checkpointed", "eos_token_ids", "expert_adapter",
+    "export_merged", "hidden_states", "lm_head", "load_base", "load_config", "load_expert", "load_tokenizer",
+    "new_folder", "reference",
+]  # fmt: skip
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-def locate_base(base: str) -> str:
-    """The folder of the embedded model for `tiny`; any other folder or Hub id as it is."""
-    return str(tiny.model_path()) if base == "tiny" else base
+def load_config(base: str, model_kwargs: Mapping[str, Any] | None = None) -> PretrainedConfig:
+    """The base model's config.
 
-
-def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, padding on the left.
-
-    A tokenizer without a pad token pads with its EOS token; masks, made from lengths, tell the two apart.
+    Args:
+        base: `tiny`, a folder, or a Hub id.
+        model_kwargs: As `load_base` takes them.
 
     Raises:
         DataError: The base cannot be found; the message says what to give instead.
     """
     with _readable(base):
-        tokenizer = AutoTokenizer.from_pretrained(locate_base(base))
+        folder = base_folder(base, model_kwargs, weights=False)
+        return AutoConfig.from_pretrained(str(folder), **for_readers(model_kwargs))
+
+
+def load_tokenizer(base: str, model_kwargs: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, padding on the left.
+
+    A tokenizer without a pad token pads with its EOS token; masks, made from lengths, tell the two apart.
+
+    Args:
+        base: `tiny`, a folder, or a Hub id.
+        model_kwargs: As `load_base` takes them.
+
+    Raises:
+        DataError: The base cannot be found or has no tokenizer; the message says what to give instead.
+    """
+    with _readable(base):
+        folder = base_folder(base, model_kwargs, weights=False)
+        if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            raise DataError(
+                f"base {base!r} has no tokenizer ({', '.join(_TOKENIZER_FILES[:2])}, ...); save the model's own there: "
+                f"AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained({str(folder)!r})"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), **for_readers(model_kwargs))
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -60,15 +95,19 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
     Args:
         base: `tiny`, a folder, or a Hub id.
         dtype: `auto` (as stored), or a torch dtype's name.
-        kwargs: Passed to `from_pretrained` (`attn_implementation`, `device_map`, `quantization_config`, ...).
+        kwargs: `model_kwargs`: which files (`revision`, `subfolder`, `cache_dir`, `token`, `trust_remote_code`), and
+            what `from_pretrained` makes of them (`attn_implementation`, `device_map`, `quantization_config`, ...).
     """
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ConfigError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
+    options = for_weights(kwargs)
     if quantised := kwargs.get("quantization_config") is not None:
-        kwargs["quantization_config"] = quantization_config(kwargs["quantization_config"], base_dtype(base, dtype))
+        options["quantization_config"] = quantization_config(
+            kwargs["quantization_config"], base_dtype(base, dtype, kwargs)
+        )
     with _readable(base):
         try:
-            model = AutoModelForCausalLM.from_pretrained(locate_base(base), dtype=dtype, **kwargs)
+            model = AutoModelForCausalLM.from_pretrained(str(base_folder(base, kwargs)), dtype=dtype, **options)
         except RuntimeError as e:
             if not quantised or isinstance(e, torch.OutOfMemoryError):
                 raise
@@ -77,12 +116,11 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
     return model.eval()
 
 
-def base_dtype(base: str, dtype: str = "auto") -> torch.dtype:
+def base_dtype(base: str, dtype: str = "auto", model_kwargs: Mapping[str, Any] | None = None) -> torch.dtype:
     """The dtype `load_base` gives the weights, without loading them."""
     if dtype != "auto":
         return getattr(torch, dtype)
-    with _readable(base):
-        return AutoConfig.from_pretrained(locate_base(base)).get_text_config().dtype or torch.float32
+    return load_config(base, model_kwargs).get_text_config().dtype or torch.float32
 
 
 @contextmanager
@@ -93,59 +131,82 @@ def _readable(base: str) -> Iterator[None]:
     except ImportError as e:  # a checkpoint that is quantised itself names the package it needs
         raise ConfigError(f"base {base!r} needs a package that is not here: {' '.join(str(e).split())}") from e
     except (OSError, ValueError) as e:
-        if isinstance(e, ConfigError):
+        if isinstance(e, UserError):
             raise
-        if os.sep in base and not Path(base).exists() and base.count("/") != 1:
-            raise DataError(f"base {base!r} is no folder on this machine; give `tiny`, a folder, or a Hub id") from e
         first = str(e).strip().splitlines()[0]
         raise DataError(f"base {base!r} cannot be loaded ({first}); give model.base a local folder, or `tiny`") from e
 
 
-def adapter_config(adapter: Mapping[str, Any] | PeftConfig) -> PeftConfig:
-    """A PEFT config from a mapping that reads like an adapter_config.json (`peft_type: SVF`, `target_modules: mlp`).
+def build_policy(base: PreTrainedModel, adapter: Mapping[str, Any] | PeftConfig) -> PeftModel:
+    """The base with a fresh adapter named `default`; at z = 1 an SVF policy equals the base bit for bit.
 
     Raises:
-        ConfigError: An unknown peft_type or key, with the nearest valid name.
+        ConfigError: The adapter cannot be built on this base, is none that training reaches, or is not the base while
+            it is switched off: KL and "base" would be another model's.
     """
-    if isinstance(adapter, PeftConfig):
-        return adapter
-    options = dict(adapter)
-    peft_type = str(options.pop("peft_type", "SVF")).upper()
-    methods = {str(getattr(kind, "value", kind)): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    if peft_type not in methods:
-        raise ConfigError(f"unknown adapter.peft_type {peft_type!r}{nearest(peft_type, methods)}")
-    cls = methods[peft_type]
-    known = [f.name for f in dataclasses.fields(cls) if f.init]
-    for key in options:
-        if key not in known:
-            raise ConfigError(f"unknown key adapter.{key} for {peft_type}{nearest(key, known)}")
-    return cls(**options)
-
-
-def build_policy(base: PreTrainedModel, adapter: Mapping[str, Any] | PeftConfig) -> PeftModel:
-    """The base with a fresh adapter named `default`; at z = 1 an SVF policy equals the base bit for bit."""
     config = adapter_config(adapter)
+    kind = config.peft_type.value
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise ConfigError(
+            f"adapter.peft_type {kind} adds tokens, which this trainer does not score; use SVF, LORA, ..."
+        )
+    svf = isinstance(config, SVFConfig)
+    runs = not svf and not any(p.is_meta or hasattr(p, "ds_id") for p in base.parameters())
+    before_V = _one_token(base) if runs else None
+    owned = {id(p) for p in base.parameters()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Already found a `peft_config` attribute.*")
-        model = get_peft_model(base, config)
-    return model.eval()
+        try:
+            policy = get_peft_model(base, config)
+        except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError) as e:
+            if svf or isinstance(e, UserError):
+                raise
+            raise ConfigError(f"a {kind} adapter cannot be built so: {shown(' '.join(str(e).split()), 300)}") from e
+    policy.eval()
+    # A bias of the base's own, trained with `bias: all`, stays as it was for `reference`.
+    policy.lent = [(p, p.detach().clone()) for p in policy.parameters() if p.requires_grad and id(p) in owned]
+    if before_V is not None:
+        _check_adapter(policy, before_V, kind)
+    return policy
 
 
-def load_expert(policy: PeftModel, folder: Path) -> None:
-    """Put an expert's weights into the adapter `default`.
+def _one_token(model: Any) -> Tensor:
+    """Logits (V,) of one token."""
+    with torch.no_grad():
+        ids_BT = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+        return model(input_ids=ids_BT, use_cache=False).logits[0, -1]
+
+
+def _check_adapter(policy: PeftModel, before_V: Tensor, kind: str) -> None:
+    """Refuse an adapter that changes the base itself, or that training would not reach."""
+    try:
+        with reference(policy):
+            same = torch.equal(_one_token(policy.get_base_model()), before_V)
+        ids_BT = torch.zeros((1, 1), dtype=torch.long, device=policy.device)
+        reached = lm_head(policy)(hidden_states(policy, ids_BT, torch.ones_like(ids_BT))).requires_grad
+    except (ValueError, TypeError) as e:
+        raise ConfigError(f"a {kind} adapter does not run in this trainer: {shown(e, 300)}") from e
+    if not same:
+        raise ConfigError(
+            f"this {kind} adapter changes the base's own weights, so no base is left to compare with; use another "
+            "initialisation (PiSSA, OLoRA, CorDA and LoftQ do so)"
+        )
+    if not reached:
+        raise ConfigError(
+            f"this {kind} adapter trains nothing that the base model's answers depend on; use another one"
+        )
+
+
+def new_folder(folder: str | Path) -> Path:
+    """The absolute path of a folder to export to.
 
     Raises:
-        ExpertError: The folder is damaged or does not fit the model.
+        UserError: It holds files, or is one.
     """
-    if isinstance(policy.peft_config["default"], SVFConfig):
-        expert = read_expert(folder, name="expert")
-        warn_of_another_precision({"the expert": expert.base_quantisation}, policy)
-        state = {f"base_model.model.{module}.svf_z.delta": delta_R for module, delta_R in expert.deltas.items()}
-    elif (folder / "adapter_config.json").is_file():
-        state = load_peft_weights(str(folder), device="cpu")
-    else:
-        raise ExpertError(f"{folder} is no adapter folder; it must hold adapter_config.json")
-    set_peft_model_state_dict(policy, state)
+    folder = Path(os.path.abspath(Path(folder).expanduser()))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder; name a new one to export to")
+    return folder
 
 
 def export_merged(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
@@ -164,29 +225,51 @@ def export_merged(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder:
     Raises:
         UserError: The folder holds files, or the adapter cannot be merged.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder; name a new one to export to")
-    base, prefix = policy.get_base_model(), policy.base_model.prefix
-    policy.merge_adapter()
+    folder = new_folder(folder)
+    base, kind = policy.get_base_model(), policy.peft_config[policy.active_adapter].peft_type.value
+    with torch.device("meta"):
+        names = set(type(base)(base.config).state_dict())
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")  # whole or absent
     try:
-        weights = {}
-        for name, value in base.state_dict().items():
-            parts = name.split(".")
-            if "original_module" in parts or any(part.startswith(prefix) for part in parts):
-                continue  # the adapter's own, and what a module trained whole replaces
-            name = name.replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")
-            weights[name] = value
-        base.save_pretrained(folder, state_dict=weights)
+        policy.merge_adapter()
+    except (RuntimeError, ValueError, NotImplementedError, AttributeError) as e:
+        if isinstance(e, UserError | torch.OutOfMemoryError):
+            raise
+        raise UserError(f"this {kind} adapter cannot be merged: {shown(e, 300)}") from e
+    try:
+        plain = {
+            name.replace(".modules_to_save.default.", ".").replace(".base_layer.", "."): value
+            for name, value in base.state_dict().items()
+        }
+        weights = {name: plain[name] for name in names & plain.keys()}  # not the adapter's own
+        if missing := sorted(names - weights.keys()):
+            raise UserError(f"this {kind} adapter leaves no {missing[0]} when it is merged, so it cannot be exported")
+        base.save_pretrained(fresh, state_dict=weights)
+        tokenizer.save_pretrained(fresh)
+        if folder.exists():
+            folder.rmdir()
+        replace_folder(fresh, folder)
+    except OSError as e:
+        raise UserError(f"{folder} cannot be written: {e.strerror or e}; free some space or choose another one") from e
     finally:
         policy.unmerge_adapter()
-    tokenizer.save_pretrained(folder)
+        shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 
-def reference(policy: PeftModel) -> Any:
-    """Context manager: inside, `policy` is the base model."""
-    return policy.disable_adapter()
+@contextmanager
+def reference(policy: PeftModel) -> Iterator[None]:
+    """Inside, `policy` is the base model."""
+    lent = getattr(policy, "lent", ())
+    trained = [p.data for p, _ in lent]
+    with policy.disable_adapter():
+        try:
+            for p, value in lent:
+                p.data = value.to(p.device)
+            yield
+        finally:
+            for (p, _), value in zip(lent, trained, strict=True):
+                p.data = value
 
 
 def hidden_states(policy: PeftModel, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:

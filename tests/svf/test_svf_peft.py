@@ -15,6 +15,7 @@ from svf_families import build, build_int8, oracle, prompt, randomize, svd_weigh
 
 from transformer2 import SVFConfig, set_form
 from transformer2.errors import ConfigError, ExpertError, UserError
+from transformer2.experts.read import config_sha256
 from transformer2.svf.fingerprint import fingerprint
 from transformer2.svf.layer import RenormScale, SVFLayer, probe_weight
 from transformer2.svf.model import merged_for_rollout, svf_layers
@@ -342,7 +343,7 @@ def test_the_fingerprint_is_that_of_the_base_it_was_trained_on(model, tmp_path):
         (lambda tensors, key: tensors.pop(key), "1 missing"),
         (lambda tensors, key: tensors.update({key.replace("layers.0", "layers.9"): tensors[key].clone()}), "1 unknown"),
         (lambda tensors, key: tensors.update({key: tensors[key][:-1].clone()}), r"has shape \(31,\)"),
-        (lambda tensors, key: tensors.update({key: tensors[key].int()}), "dtype torch.int32"),
+        (lambda tensors, key: tensors.update({key: tensors[key].int()}), "torch.int32"),
         (lambda tensors, key: tensors[key].fill_(float("nan")), "non-finite"),
     ],
 )
@@ -352,6 +353,13 @@ def test_damaged_or_foreign_files_are_refused(model, tmp_path, damage, message):
     tensors = load_file(file)
     damage(tensors, "base_model.model.model.layers.0.mlp.up_proj.svf_z.delta")
     save_file(tensors, file)
+    with pytest.raises(ExpertError, match="sha256"):
+        PeftModel.from_pretrained(build("qwen2"), tmp_path)
+    # Checksums that agree: what is wrong must be seen in the tensors.
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    saved["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    saved["config_sha256"] = config_sha256(saved)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(saved))
     with pytest.raises(ExpertError, match=message) as error:
         PeftModel.from_pretrained(build("qwen2"), tmp_path)
     assert "\n" not in str(error.value)

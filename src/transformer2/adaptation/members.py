@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,10 +10,9 @@ from peft.utils import set_peft_model_state_dict
 
 from transformer2.errors import ConfigError
 from transformer2.experts import Expert
-from transformer2.svf.cache import fingerprint
 from transformer2.svf.config import SVFConfig
+from transformer2.svf.fingerprint import warn_of_another_base
 from transformer2.svf.model import svf_layers
-from transformer2.svf.quantised import warn_of_another_precision
 
 __all__ = ["matrices", "members"]
 
@@ -38,7 +36,7 @@ def members(policy: PeftModel, experts: Sequence[Expert]) -> Iterator[list[str]]
     """
     if not all(isinstance(config, SVFConfig) for config in policy.peft_config.values()):
         raise ConfigError("experts are mixed in SVF models only; set model.adapter.peft_type: SVF")
-    _warn_of_another_base(policy, experts)
+    warn_of_another_base({e.name: (e.base_fingerprint, e.base_quantisation) for e in experts}, policy)
     names: list[str] = []
     try:
         for k, expert in enumerate(experts):
@@ -58,12 +56,3 @@ def _add(policy: PeftModel, name: str, expert: Expert, names: list[str]) -> None
     names.append(name)
     state = {f"base_model.model.{m}.svf_z.delta": delta_R for m, delta_R in expert.deltas.items()}
     set_peft_model_state_dict(policy, state, adapter_name=name)
-
-
-def _warn_of_another_base(policy: PeftModel, experts: Sequence[Expert]) -> None:
-    """Experts of other weights are an experiment (paper, Table 5), but a surprise when it was not meant as one."""
-    ours = fingerprint(policy)
-    others = [e.name for e in experts if e.base_fingerprint and e.base_fingerprint != ours]
-    if others:
-        warnings.warn(f"{', '.join(others)}: trained on other weights (or another dtype) than this base", stacklevel=3)
-    warn_of_another_precision({e.name: e.base_quantisation for e in experts}, policy)

@@ -6,7 +6,7 @@ Order, later wins: `_base_` files of a config, the config, further configs, dott
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -85,7 +85,6 @@ def compose(
     configs: Sequence[str],
     overrides: Sequence[tuple[str, str]],
     keys: Sequence[str],
-    below: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Merge, resolve and check the top-level keys.
 
@@ -93,12 +92,11 @@ def compose(
         configs: Config files.
         overrides: Dotted keys and their text.
         keys: The known top-level keys.
-        below: What holds where no file and no flag says otherwise.
 
     Raises:
         ConfigError: A missing or unreadable file, an unknown top-level key, an unresolvable `${...}`.
     """
-    merged = OmegaConf.create(dict(below or {}))
+    merged = OmegaConf.create({})
     for name in configs:
         merged = _merge(merged, _load(find_config(name), ()))
     try:

@@ -54,6 +54,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 LINKED = (
     ("model.base", "data.base"),
+    ("model.model_kwargs", "data.model_kwargs"),
     ("seed_everything", "data.seed"),
     ("seed_everything", "model.seed"),
     ("model.max_new_tokens", "data.max_new_tokens"),
@@ -152,6 +153,7 @@ class Experiment:
         for _, target in LINKED:
             group, _, key = target.partition(".")
             whole[group].pop(key, None)
+        (whole["model"].get("model_kwargs") or {}).pop("token", None)  # a secret; set HF_TOKEN to run it again
         for key in self.added:
             whole["trainer"].pop(key, None)
         whole["trainer"]["callbacks"] = self.callbacks

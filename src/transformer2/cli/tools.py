@@ -1,34 +1,54 @@
-"""`decompose` and `experts`: commands that need no Trainer."""
+"""`decompose`, `export`, `experts` and `report`: commands that need no Trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from transformer2.cli.compose import parse_flags
-from transformer2.errors import ConfigError
+from transformer2.cli.compose import PACKAGED, compose, parse_flags
+from transformer2.cli.train import KEYS, quieten, take_from_expert
+from transformer2.errors import ConfigError, shown
 
 DECOMPOSE_HELP = """\
-usage: transformer2 decompose --base BASE [--target_modules mlp|attention|all-linear|REGEX] [--cache_dir DIR]
+usage: transformer2 decompose --base BASE | --config FILE [--target_modules mlp|attention|all-linear|REGEX]
 
 Build the SVD basis cache of a base model: one matrix at a time, resumable; what is there and intact is kept.
 fit does this by itself; run it beforehand for large models. Processes share the work:
   torchrun --nproc_per_node 8 -m transformer2 decompose --base BASE
 
   --base BASE             tiny, a folder, or a Hub id
-  --target_modules SET    which matrices (default mlp)
+  --config FILE           what fit will be given: its base, matrices, dtype and files are taken
+  --target_modules SET    which matrices (default: what the shipped configs tune of this base, else mlp)
   --layers A,B,C          only these layers
   --cache_dir DIR         where (default $TRANSFORMER2_CACHE or ~/.cache/transformer2, basis/ below it)
   --dtype DTYPE           load weights in this dtype (default: as stored); train in the same one
   --device DEVICE         where to compute (default: the GPU where there is one)
+  --model.KEY VALUE       as for fit, e.g. --model.model_kwargs '{revision: v1}'
+"""
+
+EXPORT_HELP = """\
+usage: transformer2 export --expert DIR --out DIR [--base BASE] [--dtype DTYPE]
+
+Write base and expert as one plain model folder: weights with z composed into them, config, tokenizer, chat template.
+What reads model folders reads it, e.g.
+  lm_eval --model hf --model_args pretrained=DIR --tasks gsm8k --apply_chat_template
+
+  --expert DIR            an expert folder, of SVF or any of PEFT's methods that merge
+  --out DIR               a new or empty folder
+  --base BASE             tiny, a folder, or a Hub id (default: the expert's own)
+  --dtype DTYPE           dtype of the weights (default: as stored)
+  --model.KEY VALUE       as for fit, e.g. --model.model_kwargs '{revision: v1}'
 """
 
 EXPERTS_HELP = """\
 usage: transformer2 experts show DIR [DIR ...]
        transformer2 experts mix DIR DIR ... --weights W W ... --out DIR [--mix delta|normalised|raw]
+       transformer2 experts stamp DIR [DIR ...]
 
   show    what an expert is: base, task, step, score, how far z moved and where; several are compared
   mix     write one expert from several: delta z' = 1 + sum w (z - 1); normalised divides w by its sum; raw z' = sum w z
+  stamp   accept an expert as it is: its checksums are written anew, after its adapter_config.json was edited on purpose
 """
 
 REPORT_HELP = """\
@@ -40,30 +60,89 @@ Print the table of a finished run again and, after fit, draw its learning curve 
 
 def decompose(args: Sequence[str]) -> int:
     """Build the basis cache of a base model."""
-    flags = parse_flags(
-        args, ("base", "target_modules", "layers", "cache_dir", "dtype", "device"), ("help", "quiet"), ()
-    )
+    options = ("base", "target_modules", "layers", "cache_dir", "dtype", "device")
+    flags = parse_flags(args, options, ("help", "quiet"), KEYS)
     if "help" in flags.switches:
         print(DECOMPOSE_HELP, end="")
         return 0
-    options = flags.options
-    if "base" not in options:
-        raise ConfigError("decompose needs --base (tiny, a folder, or a Hub id)")
+    given = flags.options
+    model = compose(flags.configs, flags.overrides, KEYS).get("model") or {}
+    base = given.get("base") or model.get("base")
+    if base is None:
+        raise ConfigError("decompose needs --base (tiny, a folder, or a Hub id), or a --config that names one")
+    adapter = model.get("adapter") or ({} if "target_modules" in given else _shipped_adapter(base))
+    if (kind := str(adapter.get("peft_type", "SVF")).upper()) != "SVF":
+        raise ConfigError(f"the config trains a {kind} adapter, which needs no bases; decompose is for SVF")
+    cache_dir = given.get("cache_dir", adapter.get("basis_cache"))
+    dtype = given.get("dtype", model.get("dtype", "auto"))
 
     from transformer2.svf.decompose import decompose as run
 
     report = run(
-        options["base"],
-        target_modules=options.get("target_modules", "mlp"),
-        layers_to_transform=_integers("layers", options["layers"]) if "layers" in options else None,
-        cache_dir=options.get("cache_dir"),
-        dtype=options.get("dtype"),
-        device=options.get("device"),
+        base,
+        target_modules=given.get("target_modules", adapter.get("target_modules", "mlp")),
+        layers_to_transform=_integers("layers", given["layers"])
+        if "layers" in given
+        else adapter.get("layers_to_transform"),
+        exclude_modules=adapter.get("exclude_modules"),
+        cache_dir=None if cache_dir == "off" else cache_dir,
+        dtype=None if dtype == "auto" else dtype,
+        device=given.get("device"),
         progress="quiet" not in flags.switches,
+        model_kwargs=model.get("model_kwargs"),
     )
     done = f"{report['built']} built, {report['reused']} reused, {report['quarantined']} damaged and rebuilt"
     print(f"{report['matrices']} matrices ({done}), {report['bytes'] / 1e6:.1f} MB, {report['seconds']:.1f} s")
     print(f"kept in {report['folder']}")
+    return 0
+
+
+def _shipped_adapter(base: str) -> dict[str, Any]:
+    """What the shipped configs train on this base; nothing where there is none for it."""
+    for path in sorted((PACKAGED / "conf").glob("*.yaml")):
+        model = compose([str(path)], [], [*KEYS, "adapt", "strategy"]).get("model") or {}
+        if model.get("base") == base:
+            return dict(model.get("adapter") or {})
+    return {}
+
+
+def export(args: Sequence[str]) -> int:
+    """Write base and expert as one plain model folder."""
+    flags = parse_flags(args, ("expert", "out", "base", "dtype"), ("help", "quiet"), KEYS)
+    if "help" in flags.switches:
+        print(EXPORT_HELP, end="")
+        return 0
+    given = flags.options
+    if "expert" not in given or "out" not in given:
+        raise ConfigError("export needs --expert DIR (an expert folder) and --out DIR (a new folder)")
+    config = compose(flags.configs, flags.overrides, KEYS)
+    expert, out = Path(given["expert"]).expanduser(), Path(given["out"]).expanduser()
+    if "base" in given:
+        config["model"] = {**(config.get("model") or {}), "base": given["base"]}
+    take_from_expert(config, expert, scored=True)
+    model = config["model"]
+    if model.get("base") is None:
+        raise ConfigError(f"{expert} does not say which base it belongs to; give --base")
+    quieten("quiet" in flags.switches)
+
+    from transformer2.policy import (
+        build_policy,
+        expert_adapter,
+        export_merged,
+        load_base,
+        load_expert,
+        load_tokenizer,
+        new_folder,
+    )
+
+    new_folder(out)
+    options = model.get("model_kwargs") or {}
+    tokenizer = load_tokenizer(model["base"], options)
+    base = load_base(model["base"], given.get("dtype", model.get("dtype", "auto")), **options)
+    policy = build_policy(base, expert_adapter(expert, model.get("adapter") or {}, base))
+    policy.peft_config["default"].base_model_name_or_path = model["base"]
+    load_expert(policy, expert)
+    print(f"{export_merged(policy, tokenizer, out)}: {model['base']} with {expert} merged into it")
     return 0
 
 
@@ -78,7 +157,9 @@ def experts(args: Sequence[str]) -> int:
         return _show(words, rest[len(words) :])
     if verb == "mix":
         return _mix(words, rest[len(words) :])
-    raise ConfigError(f"unknown verb {verb!r}; use `experts show` or `experts mix`")
+    if verb == "stamp":
+        return _stamp(words, rest[len(words) :])
+    raise ConfigError(f"unknown verb {verb!r}; use `experts show`, `experts mix` or `experts stamp`")
 
 
 def _show(folders: Sequence[str], flags: Sequence[str]) -> int:
@@ -91,6 +172,18 @@ def _show(folders: Sequence[str], flags: Sequence[str]) -> int:
     print("\n\n".join(show_expert(folder) for folder in folders))
     if len(folders) > 1:
         print(f"\n{compare_experts(load_experts(folders))}")
+    return 0
+
+
+def _stamp(folders: Sequence[str], flags: Sequence[str]) -> int:
+    parse_flags(flags, (), (), ())
+    if not folders:
+        raise ConfigError("experts stamp needs an expert folder, such as runs/tiny_math/expert")
+
+    from transformer2.experts import stamp_expert
+
+    for folder in folders:
+        print(f"{shown(str(stamp_expert(folder)))}: checksums written")
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import os
 import sys
@@ -78,10 +77,11 @@ def _run(command: str, args: Sequence[str]) -> int:
         return 0
     if not flags.configs and command == "fit":
         raise ConfigError("fit needs --config; try --config conf/tiny_math.yaml")
-    scored = command != "fit" and "expert" in flags.options
-    facts = _facts(Path(flags.options["expert"])) if scored else {}
+    expert = Path(flags.options["expert"]).expanduser() if "expert" in flags.options else None
     whole = flags.with_engine()
-    config = compose(whole.configs, whole.overrides, KEYS, facts)
+    config = compose(whole.configs, whole.overrides, KEYS)
+    if expert is not None:
+        take_from_expert(config, expert, scored=command != "fit")
     name = str(config.pop("name", Path(flags.configs[-1]).stem if flags.configs else command))
     start = time.perf_counter()
 
@@ -97,23 +97,32 @@ def _run(command: str, args: Sequence[str]) -> int:
         if command == "fit" and "no_preflight" not in flags.switches:
             experiment.preflight()
         verb = {"fit": experiment.fit, "validate": experiment.validate, "test": experiment.test}[command]
-        return verb(Path(p) if (p := flags.options.get("expert")) else None, flags.options.get("ckpt_path"), start)
+        return verb(expert, flags.options.get("ckpt_path"), start)
 
 
-def _facts(expert: Path) -> dict[str, Any]:
-    """Base, targets and task as the expert's own config has them: what it is scored with unless a config says more."""
-    try:
-        saved = json.loads((expert / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"--expert {expert} is no expert folder: its adapter_config.json cannot be read") from e
-    adapter = {key: saved.get(key) for key in ("peft_type", "target_modules", "layers_to_transform")}
-    known = {key: value for key, value in adapter.items() if value is not None}
-    facts: dict[str, Any] = {"model": {"adapter": known}}
+def take_from_expert(config: dict[str, Any], expert: Path, scored: bool) -> None:
+    """What an expert's own config says, where the user's says nothing: the method, and what it is scored with.
+
+    The rest of its adapter is read when the model is built, and held against what the user's config says of it.
+    """
+    from transformer2.experts import read_config
+
+    if not expert.is_dir():
+        raise ConfigError(f"--expert {expert} is no expert folder; give one such as runs/tiny_math/expert")
+    saved = read_config(expert)
+    model = config["model"] = dict(config.get("model") or {})
+    if given := model.get("adapter"):
+        model["adapter"] = {"peft_type": saved["peft_type"], **given}
+    elif saved["peft_type"] == "SVF" and isinstance(targets := saved.get("target_modules"), list):
+        model["adapter"] = {"peft_type": "SVF", "target_modules": targets}  # for --print_config to show
+    if not scored:
+        return
     if base := saved.get("base_model_name_or_path"):
-        facts["model"]["base"] = str(base)
+        model.setdefault("base", str(base))
+    if model.get("base") == base and (revision := saved.get("revision")):
+        model["model_kwargs"] = {"revision": str(revision), **(model.get("model_kwargs") or {})}
     if task := saved.get("task"):
-        facts["data"] = {"task": str(task)}
-    return facts
+        config["data"] = {"task": str(task), **(config.get("data") or {})}
 
 
 def help_text(command: str) -> str:

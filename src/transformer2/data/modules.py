@@ -9,13 +9,13 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from transformer2 import tasks
 from transformer2.data.loader import PromptLoader
 from transformer2.data.prompts import DATE, ChatTemplate, render
 from transformer2.errors import ConfigError, DataError
-from transformer2.policy import load_tokenizer, locate_base
+from transformer2.policy import load_config, load_tokenizer
 from transformer2.types import Example, PromptBatch
 
 # Options are bare dicts: jsonargparse would read a text inside dict[str, Any] as YAML, `Q: {question}` as a mapping.
@@ -40,6 +40,7 @@ class ExpertDataModule(L.LightningDataModule):
         keep_prompts: Keep the rendered prompts in records.jsonl.
         max_new_tokens: Completion budget (linked to `model.max_new_tokens`); None takes the task's.
         seed: Seed of the order of prompts (linked to `seed_everything`).
+        model_kwargs: Which files of the base, e.g. `{revision: v1}` (linked to `model.model_kwargs`).
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class ExpertDataModule(L.LightningDataModule):
         keep_prompts: bool = False,
         max_new_tokens: int | None = None,
         seed: int = 0,
+        model_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1:
@@ -73,6 +75,7 @@ class ExpertDataModule(L.LightningDataModule):
         self.task = tasks.get(task, **(task_options or {}))
         self.base, self.seed = base, seed
         self.data_dir = None if data_dir is None else os.path.expanduser(data_dir)
+        self.model_kwargs = model_kwargs
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.limits = {"validation": validation_limit, "test": test_limit}
         self.prompting: dict[str, Any] = {  # for another task in the same run
@@ -132,7 +135,7 @@ class ExpertDataModule(L.LightningDataModule):
         except (OSError, UnicodeError) as e:  # of a task of the user's own
             raise DataError(f"{self.task.name}/{split} cannot be read ({e}); check data.data_dir") from e
         self._name_repeats(split, examples)
-        self.tokenizer = self.tokenizer or load_tokenizer(self.base)
+        self.tokenizer = self.tokenizer or load_tokenizer(self.base, self.model_kwargs)
         if self.tokenizer.chat_template is None and self.template is not None:
             raise DataError(
                 f"the tokenizer of {self.base!r} has no chat template; use an instruct model, or say "
@@ -140,7 +143,7 @@ class ExpertDataModule(L.LightningDataModule):
             )
         ids = [render(self.tokenizer, e, self.template) for e in examples]
         self._name_unread_variables(examples[:1])
-        config = AutoConfig.from_pretrained(locate_base(self.base)).get_text_config()
+        config = load_config(self.base, self.model_kwargs).get_text_config()
         context = getattr(config, "max_position_embeddings", None)
         room = (context or 10**9) - self.max_new_tokens
         long = [e.id for e, prompt in zip(examples, ids, strict=True) if len(prompt) > room]
@@ -247,6 +250,7 @@ class UnseenTaskDataModule(ExpertDataModule):
         keep_prompts: See `ExpertDataModule`.
         max_new_tokens: See `ExpertDataModule`.
         seed: Seed of the choice of shots.
+        model_kwargs: See `ExpertDataModule`.
     """
 
     def __init__(
@@ -266,6 +270,7 @@ class UnseenTaskDataModule(ExpertDataModule):
         keep_prompts: bool = False,
         max_new_tokens: int | None = None,
         seed: int = 0,
+        model_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
             task,
@@ -281,6 +286,7 @@ class UnseenTaskDataModule(ExpertDataModule):
             keep_prompts=keep_prompts,
             max_new_tokens=max_new_tokens,
             seed=seed,
+            model_kwargs=model_kwargs,
         )
         if few_shot < 1:
             raise ConfigError(f"data.few_shot must be at least 1, not {few_shot}")

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from transformer2.experts.folder import Expert, read_expert
+from transformer2.errors import shown
 from transformer2.experts.mix import check_compatible
+from transformer2.experts.read import Expert, read_expert
 
 __all__ = ["Comparison", "compare_experts", "show_expert"]
 
@@ -89,6 +90,7 @@ def show_expert(path: str | Path) -> str:
         "step": expert.step,
         "validation accuracy": None if expert.score is None else f"{100 * expert.score:.1f} %",
         "base model": expert.base,
+        "base revision": expert.revision,
         "base fingerprint": expert.base_fingerprint,
         "base quantised as": expert.base_quantisation or "not at all",
         "sha256": expert.sha256,
@@ -97,7 +99,7 @@ def show_expert(path: str | Path) -> str:
         "z": f"{z.min():.4f} to {z.max():.4f}, mean {z.mean():.4f}",
     }
     width = max(map(len, facts))
-    lines = [f"{name:<{width}}  {'-' if value is None else value}" for name, value in facts.items()]
+    lines = [f"{name:<{width}}  {'-' if value is None else shown(value)}" for name, value in facts.items()]
     return "\n".join([*lines, "", str(compare_experts([expert]))])
 
 

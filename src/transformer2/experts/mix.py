@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 
 from transformer2.errors import ExpertError
-from transformer2.experts.folder import Expert, read_expert, save_expert
+from transformer2.experts.folder import save_expert
+from transformer2.experts.read import Expert, plain_name, read_expert
 
 __all__ = ["check_compatible", "load_experts", "mix_experts", "mix_folders"]
 
@@ -114,6 +115,6 @@ def mix_folders(paths: Sequence[str | Path], weights: Sequence[float], out: str 
         UserError: See `load_experts`, `mix_experts` and `save_expert`.
     """
     experts = load_experts(paths)
-    folder = save_expert(mix_experts(experts, weights, mix, name=Path(out).name), out)
+    folder = save_expert(mix_experts(experts, weights, mix, name=plain_name(Path(out).name)), out)
     parts = " + ".join(f"{w:g} {e.name}" for w, e in zip(weights, experts, strict=True))
     return f"{folder}: {mix} mixture {parts}, {len(experts[0].deltas)} matrices"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from transformer2.errors import ExpertError
-from transformer2.experts.folder import Expert
+from transformer2.experts.read import Expert, plain_name
 
 __all__ = ["import_reference_checkpoint"]
 
@@ -55,12 +55,12 @@ def import_reference_checkpoint(
         UserError: See `svf.decompose`.
     """
     # transformers and peft load in seconds; reading and mixing experts does without them.
-    from transformer2.svf.checkpoint import LocalCheckpoint, resolve_base
+    from transformer2.svf.checkpoint import LocalCheckpoint, base_folder
     from transformer2.svf.decompose import base_bases
     from transformer2.svf.fingerprint import fingerprint_folder
 
     path = Path(path).expanduser()
-    folder = resolve_base(base)
+    folder = base_folder(base)
     params = _named(path, _unpickle(path), LocalCheckpoint(folder).skeleton)
     deltas = {}
     for module, sigma_R in base_bases(folder, list(params), cache_dir, progress):
@@ -74,8 +74,7 @@ def import_reference_checkpoint(
         total = (sigma_R.double() * m_R).sum()
         z_R = m_R * sigma_R.double().sum() / total if float(total) else torch.ones_like(m_R)
         deltas[module] = (z_R - 1).float()
-    stem = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)[:64]
-    return Expert(name or stem, None, task, None, None, str(base), fingerprint_folder(folder), deltas)
+    return Expert(name or plain_name(path.stem), None, task, None, None, str(base), fingerprint_folder(folder), deltas)
 
 
 def _unpickle(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -28,6 +29,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from peft import PeftConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -40,12 +42,12 @@ from transformer2.policy import (
     check_halves,
     checkpointed,
     eos_token_ids,
+    expert_adapter,
     hidden_states,
     lm_head,
     load_base,
     load_expert,
     load_tokenizer,
-    locate_base,
     reference,
 )
 from transformer2.rl.advantages import Baseline, advantages
@@ -62,6 +64,8 @@ from transformer2.rollout.paged import PagedEngine
 from transformer2.rollout.server import VLLMOptions
 from transformer2.rollout.vllm import VLLMEngine
 from transformer2.strategies import check_packed, gather_objects, in_lockstep
+from transformer2.svf.checkpoint import base_folder
+from transformer2.svf.config import SVFConfig
 from transformer2.svf.quantised import check_gradient
 from transformer2.types import PromptBatch, Rollouts
 
@@ -82,8 +86,9 @@ class SVFReinforceModule(Answering):
         adapter: What is trained, written like an adapter_config.json: `peft_type` (SVF by default; LORA, IA3, ... are
             baselines through the same step) and the options of its PEFT config.
         dtype: The base's dtype: `auto` (as stored), `float32`, `bfloat16`, ...
-        model_kwargs: Passed to `from_pretrained` (`attn_implementation`, `device_map`, ...; `quantization_config` as in
-            conf/quantisation/).
+        model_kwargs: Which files of the base are read, by everything that reads it (`revision`, `subfolder`,
+            `cache_dir`, `token`, `trust_remote_code`), and what else `from_pretrained` takes (`attn_implementation`,
+            `device_map`, ...; `quantization_config` as in conf/quantisation/).
         lr: Peak learning rate of AdamW (paper: 2e-3).
         lr_schedule: `cosine` decays to 0 over the run; `constant`.
         warmup_steps: Linear warm-up.
@@ -162,7 +167,7 @@ class SVFReinforceModule(Answering):
                 f"model.test_samples {test_samples} at model.test_temperature {test_temperature} cannot be drawn; "
                 "use at least 0 samples and a temperature above 0"
             )
-        adapter_config(adapter or {})  # a typo in it is refused before the model is loaded
+        _refuse_whole_modules(adapter_config(adapter or {}))  # a typo is refused before the model is loaded, too
         if importance_cap is not None and importance_cap <= 0:
             raise ConfigError(f"model.importance_cap must be positive, not {importance_cap}")
         self.save_hyperparameters(logger=False, ignore=["vllm"])
@@ -184,11 +189,15 @@ class SVFReinforceModule(Answering):
         h = self.hparams
         if self._trainer is not None:
             check_packed(self.trainer.strategy, h["model_kwargs"])
-        tokenizer = load_tokenizer(h["base"])
-        base = load_base(h["base"], h["dtype"], **(h["model_kwargs"] or {}))
-        self.policy = build_policy(base, h["adapter"] or {})
+        options = h["model_kwargs"] or {}
+        tokenizer = load_tokenizer(h["base"], options)
+        base = load_base(h["base"], h["dtype"], **options)
+        given = h["adapter"] or {}
+        config = adapter_config(given) if self.expert is None else expert_adapter(self.expert, given, base)
+        self.policy = build_policy(base, config)
         # Experts name their base as the user did: `tiny` is the same model on every machine, its folder is not.
         self.policy.peft_config["default"].base_model_name_or_path = h["base"]
+        self.policy.peft_config["default"].revision = options.get("revision")
         self.head = lm_head(self.policy)
         if self._in_lockstep():
             lockstep = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
@@ -208,12 +217,13 @@ class SVFReinforceModule(Answering):
         if h["rollout"] == "hf":
             return engine
         if h["rollout"] == "vllm":
+            trusted = bool((h["model_kwargs"] or {}).get("trust_remote_code"))
             return VLLMEngine(
                 engine.tokenizer,
                 engine.eos_ids,
-                locate_base(h["base"]),
+                str(base_folder(h["base"], h["model_kwargs"])),
                 self.policy,
-                self.vllm,
+                replace(self.vllm, args=[*self.vllm.args, "--trust-remote-code"]) if trusted else self.vllm,
                 share=gather_objects,
                 rank=self.global_rank,
             )
@@ -419,6 +429,7 @@ class SVFReinforceModule(Answering):
         if self._in_lockstep():
             self._check_model()
         check_gradient(self.policy)
+        _refuse_whole_modules(self.policy.peft_config["default"])
 
     def _check_model(self) -> None:
         """Refuse a base that decodes or scores otherwise than it should."""
@@ -478,6 +489,15 @@ class SVFReinforceModule(Answering):
         if self.policy is not None:
             self.policy.eval()
         return self
+
+
+def _refuse_whole_modules(config: PeftConfig) -> None:
+    """An SVF expert is z and nothing else, so that experts can be mixed."""
+    if isinstance(config, SVFConfig) and config.modules_to_save:
+        raise ConfigError(
+            f"model.adapter.modules_to_save {config.modules_to_save} would be trained whole, and an SVF expert keeps z "
+            "alone; leave it out, or use peft_type LORA"
+        )
 
 
 def predicting_states(policy: Any, rollouts: Rollouts) -> Tensor:

@@ -145,7 +145,7 @@ def job_of(
         UserError: A base, adapter or task that cannot be planned with.
     """
     adapter = dict(model.get("adapter") or {})
-    shape = model_shape(model["base"], adapter, model["dtype"])
+    shape = model_shape(model["base"], adapter, model["dtype"], model_kwargs=model.get("model_kwargs"))
     svf = str(adapter.get("peft_type", "SVF")).upper() == "SVF"
     budget = model.get("max_new_tokens") or _budget(data["task"])
     prompt = prompt_tokens or min(LONG_PROMPT, max(1, shape.context - budget))

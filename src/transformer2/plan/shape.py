@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from transformer2.errors import ConfigError, UserError, nearest
-from transformer2.svf.checkpoint import LocalCheckpoint, folder_on_disk, resolve_base
+from transformer2.errors import ConfigError, DataError, UserError, nearest
+from transformer2.svf.checkpoint import LocalCheckpoint, base_folder
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.targets import features_of, find_targets
 
@@ -146,7 +146,11 @@ class ModelShape:
 
 
 def model_shape(
-    base: str, adapter: Mapping[str, Any], dtype: str = "auto", source: Mapping[str, Any] | None = None
+    base: str,
+    adapter: Mapping[str, Any],
+    dtype: str = "auto",
+    source: Mapping[str, Any] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> ModelShape:
     """The shape of a base model under an adapter.
 
@@ -155,11 +159,12 @@ def model_shape(
         adapter: As in a config: `peft_type` (SVF or LORA), `target_modules`, `layers_to_transform`, ...
         dtype: `auto` (as stored) or a torch dtype's name.
         source: The content of a config.json, instead of looking for the base's.
+        model_kwargs: As the model is loaded with (`revision`, `subfolder`, `cache_dir`, `trust_remote_code`, ...).
 
     Raises:
         UserError: The base's config is not to be had, or the adapter matches nothing.
     """
-    skeleton, config = _skeleton(base, source)
+    skeleton, config = _skeleton(base, source, model_kwargs or {})
     text = config.get_text_config()
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -189,19 +194,21 @@ def model_shape(
         raise ConfigError(f"the config of {base} does not say what is needed to plan ({e})") from e
 
 
-def _skeleton(base: str, source: Mapping[str, Any] | None) -> tuple[Any, Any]:
+def _skeleton(base: str, source: Mapping[str, Any] | None, model_kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
     """(model on the meta device, its config)."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    folder = resolve_base(base) if base == "tiny" else folder_on_disk(base)
-    if source is None and folder is not None:
-        checkpoint = LocalCheckpoint(folder)
-        return checkpoint.skeleton, checkpoint.config
-    if source is None and base not in KNOWN:
-        raise UserError(
-            f"no config.json for base {base!r} on this machine{nearest(base, KNOWN)} Give a local folder; a Hub id "
-            f"works offline for {', '.join(KNOWN)}"
-        )
+    if source is None:
+        try:
+            folder = base_folder(base, {**model_kwargs, "local_files_only": True}, weights=False)
+            checkpoint = LocalCheckpoint(folder, trust_remote_code=bool(model_kwargs.get("trust_remote_code")))
+            return checkpoint.skeleton, checkpoint.config
+        except DataError as e:
+            if base not in KNOWN:
+                raise UserError(
+                    f"no config.json for base {base!r} on this machine{nearest(base, KNOWN)} Give a local folder; a "
+                    f"Hub id works offline for {', '.join(KNOWN)}"
+                ) from e
     options = dict(source or KNOWN[base])
     config = AutoConfig.for_model(options.pop("model_type"), **options)
     with torch.device("meta"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_card"]
+from transformer2.errors import shown
+
+__all__ = ["is_local", "write_card"]
 
 _BEGIN, _END = "<!-- transformer2: begin -->", "<!-- transformer2: end -->"
 
@@ -22,14 +25,18 @@ One scale z per singular value of each tuned weight matrix: W' = U diag(sigma z)
 {rows}
 
 ```python
-import transformer2  # first: it makes PEFT know SVF (KeyError: 'SVF' without it)
-from peft import PeftModel
+{more}import transformer2  # first: it makes PEFT know SVF (KeyError: 'SVF' without it)
+from peft import {imports}
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained({base!r})
-model = PeftModel.from_pretrained(base, "path/to/this/folder")
+folder = "path/to/this/folder"
+base = AutoModelForCausalLM.from_pretrained({base})
+model = PeftModel.from_pretrained(base, folder)
 ```
 {end}"""
+
+# A folder of the machine it was trained on is nobody else's business: the config has it, the card does not.
+_FROM_CONFIG = "Path(PeftConfig.from_pretrained(folder).base_model_name_or_path).expanduser()"
 
 
 def write_card(folder: Path, config: Mapping[str, Any]) -> None:
@@ -41,9 +48,11 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
         folder: The expert folder.
         config: The saved adapter_config.json.
     """
-    score = config.get("score")
+    score, given, revision = config.get("score"), config.get("base_model_name_or_path"), config.get("revision")
+    local = given is None or is_local(str(given))
     facts = {
-        "base model": config.get("base_model_name_or_path"),
+        "base model": f"{Path(str(given)).name} (a local folder)" if given and local else given,
+        "base revision": revision,
         "base fingerprint": config.get("base_fingerprint"),
         "base quantised as": config.get("base_quantisation"),
         "task": config.get("task"),
@@ -57,12 +66,17 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     section = _SECTION.format(
         begin=_BEGIN,
         end=_END,
-        title=f": {config['task']}" if config.get("task") else "",
-        rows="\n".join(f"| {name} | {value} |" for name, value in facts.items() if value is not None),
-        base=config.get("base_model_name_or_path") or "path/to/the/base/model",
+        title=f": {shown(config['task'])}" if config.get("task") else "",
+        rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items() if value is not None),
+        more="from pathlib import Path\n\n" if given and local else "",
+        imports="PeftConfig, PeftModel" if given and local else "PeftModel",
+        base=_code(None if given is None else str(given), revision, local),
     )
     file = folder / "README.md"
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    header = re.match(r"---\n.*?\n---\n", text, re.DOTALL)
+    if header and given:  # PEFT names the folder that the base was loaded from
+        text = _public_header(header.group(0), str(given), local) + text[header.end() :]
     if _BEGIN in text and _END in text:
         head, rest = text.split(_BEGIN, 1)
         text = head + section + rest.split(_END, 1)[1]
@@ -74,7 +88,35 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     file.write_text(text, encoding="utf-8")
 
 
+def is_local(base: str) -> bool:
+    """Whether a config's base is a folder of some machine, rather than `tiny` or a Hub id."""
+    looks_it = base.startswith((".", "/", "~")) or base.count("/") > 1 or "\\" in base
+    return base != "tiny" and (looks_it or Path(base).is_dir())
+
+
+def _code(base: str | None, revision: str | None, local: bool) -> str:
+    """The arguments of `from_pretrained` that find the base."""
+    if base is None:
+        return '"path/to/the/base/model"'
+    if local:
+        return _FROM_CONFIG
+    where = "transformer2.tiny.model_path()" if base == "tiny" else ascii(base)
+    return where + (f", revision={revision!a}" if revision else "")
+
+
+def _public_header(header: str, base: str, local: bool) -> str:
+    """PEFT's metadata without paths: the Hub id where the base has one."""
+    lines = [line for line in header.splitlines() if not line.startswith(("base_model:", "- base_model:adapter:"))]
+    if not local and base != "tiny":
+        lines.insert(1, f"base_model: {json.dumps(base)}")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return shown(value, 400).replace("|", "\\|")
+
+
 def _words(value: Any) -> str | None:
     if isinstance(value, list):
         return ", ".join(str(item) for item in value[:8]) + (f", ... ({len(value)})" if len(value) > 8 else "")
-    return None if value is None else str(value).replace("|", "\\|")
+    return None if value is None else str(value)

@@ -6,7 +6,7 @@ Nothing here loads a model: a 70B checkpoint costs the memory of the tensor that
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -16,42 +16,81 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from transformer2.errors import BasisError, UserError
+from transformer2 import tiny
+from transformer2.errors import BasisError, DataError
 
-__all__ = ["LocalCheckpoint", "folder_on_disk", "resolve_base"]
+__all__ = ["LocalCheckpoint", "base_folder", "folder_on_disk", "for_readers", "for_weights", "is_trusted"]
 
-_FILES = ["*.json", "*.safetensors"]
+# What of `model_kwargs` says where a base's files are, beside `subfolder`; the rest is for who reads them.
+_WHERE = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+_SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
+_WEIGHTS = ("*.safetensors",)
 
 
-def resolve_base(base: str | Path) -> Path:
-    """The local folder of a base model.
+def base_folder(base: str | Path, model_kwargs: Mapping[str, Any] | None = None, weights: bool = True) -> Path:
+    """The local folder of a base model: what config, tokenizer, weights and bases are all read from.
 
     Args:
-        base: A folder, "tiny" (the embedded model), or a Hub id, which is downloaded (config and safetensors only).
+        base: A folder, "tiny" (the embedded model), or a Hub id, which is downloaded.
+        model_kwargs: As `from_pretrained` takes them; `subfolder`, and for a Hub id `revision`, `cache_dir`, `token`
+            and `local_files_only`, count here.
+        weights: Download the weights too, not only config and tokenizer.
 
     Raises:
-        UserError: No such folder, or the Hub cannot be reached.
+        DataError: No such folder, or the Hub did not give it; the message says what to give instead.
     """
-    if str(base) == "tiny":
-        from transformer2.tiny import model_path
+    options = dict(model_kwargs or {})
+    inside = str(options.get("subfolder") or "")
+    folder = tiny.model_path() if str(base) == "tiny" else Path(base).expanduser()
+    if not folder.is_dir():
+        if folder.exists() or str(base).startswith((".", "/", "~")) or str(base).count("/") > 1:
+            raise DataError(f"base {str(base)!r} is no model folder here; give `tiny`, a folder, or a Hub id")
+        folder = _from_hub(str(base), options, f"{inside}/" if inside else "", weights)
+    if not (folder / inside / "config.json").is_file():
+        raise DataError(f"base {str(folder / inside)!r} has no config.json; give the folder of a transformers model")
+    return folder / inside
 
-        return Path(model_path())
-    folder = Path(base).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists() or str(base).startswith((".", "/", "~")) or str(base).count("/") != 1:
-        raise UserError(
-            f"base {str(base)!r} is not a model folder; give a folder with config.json, a Hub id, or 'tiny'"
-        )
+
+def _from_hub(base: str, options: Mapping[str, Any], inside: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
+    where = {key: options[key] for key in _WHERE if options.get(key) is not None}
+    # Not the copies that some repositories keep beside the weights (original/, consolidated.safetensors).
+    ignored = [f"{inside}*/*", f"{inside}consolidated*"]
+
+    def fetch(patterns: Iterable[str]) -> Path:
+        allowed = [inside + pattern for pattern in patterns]
+        return Path(snapshot_download(base, allow_patterns=allowed, ignore_patterns=ignored, **where))
+
     try:
-        return Path(snapshot_download(str(base), allow_patterns=_FILES))
+        folder = fetch((*_SMALL, *(_WEIGHTS if weights else ())))
+        if weights and not any((folder / inside).glob("*.safetensors")):
+            fetch(("*.bin",))
     except Exception as e:  # requests, OS and hub errors alike mean: not to be had from there
-        raise UserError(
-            f"base {str(base)!r} is no local folder and the Hub did not give it ({type(e).__name__}); "
-            "download it where there is a network and give the local folder"
+        revision = f" at revision {where['revision']!r}" if "revision" in where else ""
+        raise DataError(
+            f"base {base!r}{revision} is no folder here and the Hub did not give it ({type(e).__name__}); give "
+            "model.base a local folder (download it where there is a network), or `tiny`"
         ) from e
+    return folder
+
+
+def for_readers(model_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of `model_kwargs` the readers of config and tokenizer need, now that the files are in a folder."""
+    given = model_kwargs or {}
+    known = {key: given[key] for key in ("trust_remote_code", "code_revision") if key in given}
+    return {"trust_remote_code": False, **known}  # not said, transformers would ask, and wait
+
+
+def for_weights(model_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of `model_kwargs` the reader of the weights needs."""
+    rest = {key: value for key, value in (model_kwargs or {}).items() if key not in (*_WHERE, "subfolder")}
+    return {"trust_remote_code": False, **rest}
+
+
+def is_trusted(model: nn.Module) -> bool:
+    """Whether a loaded model runs code out of its folder, which somebody trusted then."""
+    return type(getattr(model, "config", None)).__module__.startswith("transformers_modules")
 
 
 def folder_on_disk(base: str) -> Path | None:
@@ -64,7 +103,7 @@ def folder_on_disk(base: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(base, allow_patterns=_FILES, local_files_only=True))
+        return Path(snapshot_download(base, allow_patterns=[*_SMALL, *_WEIGHTS], local_files_only=True))
     except Exception:  # whatever the reason, it is not to be had without the network
         return None
 
@@ -75,16 +114,17 @@ class LocalCheckpoint:
     Args:
         folder: Holds config.json and model.safetensors, or model.safetensors.index.json with its shards.
         dtype: The dtype the tensors are read in; None means the checkpoint's own, as `from_pretrained` does.
+        trust_remote_code: Run the Python files in it, where its model class is not transformers' own.
 
     Raises:
         BasisError: The folder has no config or no readable safetensors weights.
     """
 
-    def __init__(self, folder: str | Path, dtype: torch.dtype | None = None):
+    def __init__(self, folder: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False):
         self.folder = Path(folder)
         if not (self.folder / "config.json").is_file():
             raise BasisError(f"{self.folder} has no config.json; give the folder of a transformers model")
-        self._requested_dtype = dtype
+        self._requested_dtype, self._trusted = dtype, trust_remote_code
 
     @cached_property
     def config(self) -> Any:
@@ -92,8 +132,8 @@ class LocalCheckpoint:
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(str(self.folder))
-        except (ValueError, KeyError, OSError) as e:
+            return AutoConfig.from_pretrained(str(self.folder), trust_remote_code=self._trusted)
+        except (ValueError, KeyError, OSError, ImportError) as e:
             raise BasisError(f"{self.folder / 'config.json'}: {str(e).splitlines()[0]}") from e
 
     @cached_property
@@ -107,7 +147,7 @@ class LocalCheckpoint:
             # The second says that zero.Init is at work already: a skeleton has no values to share out under ZeRO-3.
             with torch.device("meta"), transformers.modeling_utils.set_zero3_state():
                 if cls is None:
-                    return transformers.AutoModelForCausalLM.from_config(self.config)
+                    return transformers.AutoModelForCausalLM.from_config(self.config, trust_remote_code=self._trusted)
                 return cls._from_config(self.config)
         except (ValueError, KeyError, ImportError) as e:
             raise BasisError(

@@ -2,7 +2,7 @@
 
 Departures from PEFT's configs: the saved file always describes z - 1 (`parametrization` is "direct" in it, and
 `trained_parametrization` keeps how it was trained), names no folder of the machine it was made on, and carries a
-sha256 of the weights file beside it.
+sha256 of the weights file beside it, and one of everything else in it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from peft.config import PeftConfig
+from safetensors.torch import load_file
+from torch import Tensor
 
 from transformer2.errors import ConfigError
+from transformer2.experts.read import CONFIG, FORMAT_VERSION, WEIGHTS, config_sha256
 from transformer2.svf.register import extend_peft_types, register
 
 __all__ = ["FORMS", "PARAMETRIZATIONS", "Form", "SVFConfig"]
@@ -25,7 +29,6 @@ Form = Literal["auto", "delta", "factored", "merged"]
 Parametrization = Literal["direct", "sigmoid_renorm"]
 FORMS: tuple[str, ...] = get_args(Form)
 PARAMETRIZATIONS: tuple[str, ...] = get_args(Parametrization)
-FORMAT_VERSION = 1
 
 extend_peft_types()
 
@@ -54,7 +57,9 @@ class SVFConfig(PeftConfig):
         base_quantisation: How the base was quantised in training (`nf4`, `int8`, ...); None means not at all.
         trained_parametrization: How a saved expert was trained.
         expert_format_version: Version of the folder's format.
-        sha256: Of adapter_model.safetensors; stamped when the adapter is saved.
+        sha256: Of adapter_model.safetensors; stamped when the adapter is saved. None where transformers saved it, which
+            writes the weights last.
+        config_sha256: Of all other fields of adapter_config.json; stamped when the adapter is saved.
 
     Raises:
         ConfigError: A value that cannot be used; the message names it and the remedy.
@@ -77,6 +82,7 @@ class SVFConfig(PeftConfig):
     trained_parametrization: Parametrization | None = None
     expert_format_version: int = FORMAT_VERSION
     sha256: str | None = field(default=None, repr=False)
+    config_sha256: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,25 +150,36 @@ class SVFConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json as an expert folder has it, and complete README.md.
 
-        PEFT writes the weights first, so their sha256 can be stamped here.
+        PEFT writes the weights first, so their sha256 can be stamped here; transformers does so afterwards, and what
+        lies there now is not what will.
 
         Args:
             save_directory: The expert folder.
             **kwargs: Passed to PEFT.
         """
         folder = Path(save_directory)
-        weights = folder / "adapter_model.safetensors"
-        self.sha256 = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+        weights, gathered = folder / WEIGHTS, self.__dict__.pop("_svf_gathered", None)
+        self.sha256 = None
+        if weights.is_file() and gathered in (None, tensors_sha256(load_file(weights))):
+            self.sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
         super().save_pretrained(save_directory, **kwargs)
-        file = folder / "adapter_config.json"
+        file = folder / CONFIG
         saved = json.loads(file.read_text(encoding="utf-8"))
         saved |= {
             "parametrization": "direct",
             "trained_parametrization": self.trained_parametrization or self.parametrization,
             "init_std": 0.0,
             "basis_cache": None,
+            "expert_format_version": FORMAT_VERSION,
         }
+        saved["config_sha256"] = config_sha256(saved)
         file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         from transformer2.svf.card import write_card
 
         write_card(folder, saved)
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """A checksum of the z among some tensors, whatever their names and order."""
+    parts = sorted(hashlib.sha256(t.numpy(force=True).tobytes()).digest() for k, t in tensors.items() if ".svf_z." in k)
+    return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 from transformer2.errors import ConfigError, UserError
 from transformer2.svf.basis import Basis
-from transformer2.svf.cache import BasisCache, default_cache_root, fingerprint_folder
-from transformer2.svf.checkpoint import LocalCheckpoint, resolve_base
+from transformer2.svf.cache import BasisCache, default_cache_root
+from transformer2.svf.checkpoint import LocalCheckpoint, base_folder
 from transformer2.svf.config import SVFConfig
+from transformer2.svf.fingerprint import fingerprint_checkpoint
 from transformer2.svf.targets import find_targets
 
 __all__ = ["base_bases", "decompose"]
@@ -44,6 +45,8 @@ def decompose(
     progress: bool = True,
     rank: int | None = None,
     world_size: int | None = None,
+    exclude_modules: str | list[str] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compute and cache the basis of every matrix that SVF would tune.
 
@@ -58,6 +61,8 @@ def decompose(
         progress: Show a bar with the time left (on rank 0).
         rank: This process; None reads RANK, as torchrun sets it.
         world_size: Number of processes that share the matrices; None reads WORLD_SIZE.
+        exclude_modules: As in SVFConfig: module names, or a regular expression, to leave out.
+        model_kwargs: As the model will be loaded with: `revision`, `subfolder`, `cache_dir`, `trust_remote_code`, ...
 
     Returns:
         What this process did: base, fingerprint, folder, matrices, built, reused, quarantined, bytes (on disk),
@@ -68,13 +73,17 @@ def decompose(
             written. What was done until then is kept.
     """
     start = time.monotonic()
-    checkpoint = LocalCheckpoint(resolve_base(base), _dtype(dtype))
+    _check_device(device)
+    options = model_kwargs or {}
+    checkpoint = LocalCheckpoint(base_folder(base, options), _dtype(dtype), bool(options.get("trust_remote_code")))
     if checkpoint.quantised:
         raise UserError(
             f"{checkpoint.folder} is a quantised checkpoint; decompose the model it was made from, or let SVF compute "
             "the bases when it wraps the loaded model"
         )
-    config = SVFConfig(target_modules=target_modules, layers_to_transform=layers_to_transform)
+    config = SVFConfig(
+        target_modules=target_modules, layers_to_transform=layers_to_transform, exclude_modules=exclude_modules
+    )
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
     names = _share(checkpoint, find_targets(checkpoint.skeleton, config), rank, world_size)
@@ -108,13 +117,13 @@ def base_bases(
     Raises:
         UserError: Unknown base, a module it does not have, or a cache that cannot be written.
     """
-    checkpoint = LocalCheckpoint(resolve_base(base))
+    checkpoint = LocalCheckpoint(base_folder(base))
     for name, basis in _bases(checkpoint, names, _cache(checkpoint, cache_dir), None, progress):
         yield name, basis.sigma_R
 
 
 def _cache(checkpoint: LocalCheckpoint, cache_dir: str | Path | None) -> BasisCache:
-    return BasisCache(cache_dir or default_cache_root(), fingerprint_folder(checkpoint.folder, checkpoint.dtype))
+    return BasisCache(cache_dir or default_cache_root(), fingerprint_checkpoint(checkpoint))
 
 
 def _bases(
@@ -139,6 +148,13 @@ def _device() -> str:
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+
+
+def _check_device(device: str | None) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:  # torch built without CUDA asserts
+        raise ConfigError(f"--device {device!r} cannot be used here ({str(e).splitlines()[0]}); leave it out") from e
 
 
 def _share(checkpoint: LocalCheckpoint, names: list[str], rank: int, world_size: int) -> list[str]:

@@ -17,18 +17,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from transformer2.errors import BasisError
-from transformer2.svf.checkpoint import LocalCheckpoint, folder_on_disk
-from transformer2.svf.quantised import base_model, unquantised_checkpoint
+from transformer2.errors import BasisError, shown
+from transformer2.svf.checkpoint import LocalCheckpoint, folder_on_disk, is_trusted
+from transformer2.svf.quantised import base_model, unquantised_checkpoint, warn_of_another_precision
 
-__all__ = ["fingerprint", "fingerprint_folder"]
+__all__ = ["fingerprint", "fingerprint_checkpoint", "fingerprint_folder", "warn_of_another_base"]
 
 _ROWS, _COLUMNS = 8, 64
 # Short on purpose: library defaults come and go in `config.to_dict()`, and an expert must outlive an upgrade.
@@ -50,7 +51,7 @@ def fingerprint(model: nn.Module) -> str:
     base = base_model(model)
     checkpoint = unquantised_checkpoint(base)
     if checkpoint is not None:
-        return _fingerprint_files(checkpoint)
+        return fingerprint_checkpoint(checkpoint)
     config = getattr(base, "config", None)
     named = list(_base_parameters(base))
     arch = _arch(config, ((name, shape) for name, _, shape in named))
@@ -64,8 +65,35 @@ def fingerprint(model: nn.Module) -> str:
                 "pass base as a local folder so that its fingerprint can be read from the files"
             )
         dtypes = [p.dtype for _, p in held if p.dtype.is_floating_point]
-        return fingerprint_folder(folder, dtype=max(set(dtypes), key=dtypes.count))
+        return fingerprint_checkpoint(LocalCheckpoint(folder, max(set(dtypes), key=dtypes.count), is_trusted(base)))
     return f"{arch}:{_weights(held, lambda item: _sample(item.detach()))}"
+
+
+def warn_of_another_base(experts: Mapping[str, tuple[str | None, str | None]], model: nn.Module) -> None:
+    """Note which experts were trained on another base than this model, or at another precision.
+
+    They run all the same: other weights of one architecture are an experiment (paper, Table 5), but a surprise when it
+    was not meant as one.
+
+    Args:
+        experts: Expert -> its base's fingerprint and `quantisation_name`.
+        model: The model it runs on.
+    """
+    try:
+        ours = fingerprint(model) if any(theirs for theirs, _ in experts.values()) else ""
+    except BasisError:  # on the meta device, or sharded, from an unknown folder
+        return
+    for name, (theirs, _) in experts.items():
+        if not theirs or theirs == ours:
+            continue
+        arch, here = theirs.partition(":")[0], ours.partition(":")[0]
+        what = (
+            "other weights (or another dtype) than this base"
+            if arch == here
+            else f"a base model of another architecture ({shown(arch, 40)}, this one is {here})"
+        )
+        warnings.warn(f"{name}: trained on {what}", stacklevel=3)
+    warn_of_another_precision({name: precision for name, (_, precision) in experts.items()}, model)
 
 
 def fingerprint_folder(path: str | Path, dtype: torch.dtype | None = None) -> str:
@@ -82,10 +110,11 @@ def fingerprint_folder(path: str | Path, dtype: torch.dtype | None = None) -> st
     Raises:
         BasisError: Unreadable folder, or a parameter without a tensor in the checkpoint.
     """
-    return _fingerprint_files(LocalCheckpoint(path, dtype))
+    return fingerprint_checkpoint(LocalCheckpoint(path, dtype))
 
 
-def _fingerprint_files(checkpoint: LocalCheckpoint) -> str:
+def fingerprint_checkpoint(checkpoint: LocalCheckpoint) -> str:
+    """`fingerprint_folder` of a checkpoint that is open."""
     named = list(_base_parameters(checkpoint.skeleton))
     arch = _arch(checkpoint.config, ((name, shape) for name, _, shape in named))
 

@@ -35,13 +35,13 @@ from transformer2.svf.basis import Basis, compute_basis
 from transformer2.svf.bypassed import refuse_bypassed
 from transformer2.svf.cache import BasisCache, default_cache_root, fingerprint
 from transformer2.svf.checkpoint import LocalCheckpoint
-from transformer2.svf.config import SVFConfig
+from transformer2.svf.config import SVFConfig, tensors_sha256
+from transformer2.svf.fingerprint import warn_of_another_base
 from transformer2.svf.layer import DirectScale, RenormScale, Rows, SVFLayer, probe_weight, renorm_decode, renorm_encode
 from transformer2.svf.quantised import (
     keep_differentiable,
     quantisation_name,
     unquantised_checkpoint,
-    warn_of_another_precision,
 )
 from transformer2.svf.targets import features_of, find_targets, is_excluded
 
@@ -77,7 +77,8 @@ class SVFModel(BaseTuner):
         # The first hook that sees both: everything that can be refused is refused here, before a module is touched.
         targets = find_targets(model, peft_config)
         peft_config._svf_targets = frozenset(targets)
-        _warn_of_another_base(peft_config, model)
+        if peft_config.base_fingerprint is not None and not any(p.is_meta for p in model.parameters()):
+            warn_of_another_base({"the expert": (peft_config.base_fingerprint, peft_config.base_quantisation)}, model)
         keep_differentiable(model)
         self._dtype, self._checkpoint = _source(model)
         self._basis_cache = _open_cache(peft_config, model, targets)
@@ -216,7 +217,9 @@ class SVFModel(BaseTuner):
     ) -> dict[str, Tensor]:
         layers = {name for name, _ in svf_layers(model)}
         # A layer that the model has under several names is saved under the first.
-        aliases = {name for name, layer in model.named_modules(remove_duplicate=False) if isinstance(layer, SVFLayer)} - layers
+        aliases = {
+            name for name, layer in model.named_modules(remove_duplicate=False) if isinstance(layer, SVFLayer)
+        } - layers
         saved: dict[str, Tensor] = {}
         for key, value in state_dict.items():
             match = _SAVED_KEY.match(key)
@@ -229,6 +232,7 @@ class SVFModel(BaseTuner):
                 assert sigma_R is not None
                 value = renorm_decode(value.float(), sigma_R)
             saved[f"{match['layer']}.svf_z.{adapter_name}.delta"] = value.detach().float()
+        config._svf_gathered = tensors_sha256(saved)
         cls._stamp_base(model, config, adapter_name)
         return saved
 
@@ -348,6 +352,7 @@ class SVFModel(BaseTuner):
             step=None,
             score=None,
             sha256=None,
+            config_sha256=None,
             trained_parametrization=None,
         )
         self.inject_adapter(self.model, adapter_name)
@@ -462,19 +467,6 @@ def _can_merge(layer: SVFLayer) -> bool:
     except ConfigError:
         return False
     return weight_mn.shape == (layer.out_features, layer.in_features) and not weight_mn.is_meta
-
-
-def _warn_of_another_base(config: SVFConfig, model: nn.Module) -> None:
-    """Other weights of the same architecture are an experiment (paper, Table 5); another architecture is a mistake."""
-    if config.base_fingerprint is None or any(p.is_meta for p in model.parameters()):
-        return
-    theirs, ours = config.base_fingerprint.split(":")[0], fingerprint(model).split(":")[0]
-    if theirs != ours:
-        warnings.warn(
-            f"the expert was trained on a base model of another architecture ({theirs}, this one is {ours})",
-            stacklevel=2,
-        )
-    warn_of_another_precision({"the expert": config.base_quantisation}, model)
 
 
 def _source(model: nn.Module) -> tuple[torch.dtype | None, LocalCheckpoint | None]:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from transformer2.errors import BasisError, ConfigError
-from transformer2.svf.checkpoint import LocalCheckpoint, folder_on_disk
+from transformer2.svf.checkpoint import LocalCheckpoint, folder_on_disk, is_trusted
 
 __all__ = [
     "base_model",
@@ -59,7 +59,7 @@ def unquantised_checkpoint(model: nn.Module) -> LocalCheckpoint | None:
     folder = folder_on_disk(str(getattr(model.config, "_name_or_path", "")))
     if folder is None:
         return None
-    checkpoint = LocalCheckpoint(folder, model.dtype)  # type: ignore[arg-type]  # a transformers model has one
+    checkpoint = LocalCheckpoint(folder, model.dtype, is_trusted(model))  # type: ignore[arg-type]  # a transformers model has one
     try:
         return checkpoint if checkpoint.complete and not checkpoint.quantised else None
     except BasisError:  # not in safetensors, or a class that only its own code can build

@@ -1,8 +1,9 @@
 """PEFT learns SVF: the enum member, the registration, and a hook that does both when `peft` is imported.
 
-PEFT's registry takes only names of its `PeftType` enum, so an out-of-tree method has to extend that enum. All that
-depends on this lives here, under one test that fails loudly when PEFT changes. Nothing here imports torch or peft at
-import time: `import transformer2` stays cheap.
+PEFT's registry takes only names of its `PeftType` enum, so an out-of-tree method has to extend that enum. And every way
+to load an adapter (PeftModel's, transformers') reads adapter_config.json through one method of PEFT's, whose wrapper
+here verifies an SVF expert first. All that depends on this lives here, under tests that fail loudly when PEFT changes.
+Nothing here imports torch or peft at import time: `import transformer2` stays cheap.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
+from functools import wraps
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
-__all__ = ["extend_peft_types", "register", "register_when_peft_loads"]
+__all__ = ["extend_peft_types", "register", "register_when_peft_loads", "verify_experts"]
 
 # These import peft themselves; the last one registers SVF at its end.
 _OWN_MODULES = tuple(f"transformer2.svf.{name}" for name in ("config", "layer", "rows", "model"))
@@ -35,9 +38,28 @@ def extend_peft_types() -> None:
     PeftType._value2member_map_["SVF"] = member
 
 
+def verify_experts() -> None:
+    """Let PEFT read the config of an SVF expert only once its checksums were verified. Does nothing the second time."""
+    from peft.config import PeftConfigMixin
+
+    plain = PeftConfigMixin.from_json_file.__func__
+    if plain.__module__ == __name__:
+        return
+
+    @wraps(plain, assigned=("__doc__",))
+    def from_json_file(cls: type, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        from transformer2.experts.read import config_for_peft
+
+        verified = config_for_peft(path_json_file)
+        return plain(cls, path_json_file, **kwargs) if verified is None else verified
+
+    PeftConfigMixin.from_json_file = classmethod(from_json_file)
+
+
 def register() -> None:
     """Make PEFT know SVF now (this imports peft). Does nothing when it does already."""
     extend_peft_types()
+    verify_experts()
     importlib.import_module(_OWN_MODULES[-1])
 
 

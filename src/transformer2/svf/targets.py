@@ -153,7 +153,7 @@ def is_excluded(name: str, config: SVFConfig) -> bool:
     if exclude and not isinstance(exclude, str) and any(_ends_with(name, entry) for entry in exclude):
         return True
     # What PEFT trains whole must not be wrapped as well.
-    return any(re.match(rf"(^|.*\.){m}($|\..*)", name) for m in config.modules_to_save or ())
+    return any(re.match(rf"(^|.*\.){re.escape(m)}($|\..*)", name) for m in config.modules_to_save or ())
 
 
 def _in_layers(name: str, config: SVFConfig) -> bool:

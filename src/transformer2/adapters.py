@@ -1,0 +1,212 @@
+"""What is trained beside the base: a PEFT config from a mapping or from an expert's folder, and an expert's weights.
+
+An expert is built from its own adapter_config.json, whatever the method: rank, alpha, targets and initialisation of
+another adapter would give other answers without a word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+
+from transformer2.errors import ConfigError, ExpertError, UserError, nearest, shown
+from transformer2.experts import read_adapter, read_config
+from transformer2.svf.config import SVFConfig
+from transformer2.svf.fingerprint import warn_of_another_base
+from transformer2.svf.targets import find_targets
+
+__all__ = ["adapter_config", "expert_adapter", "load_expert"]
+
+_TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+_HOW = ("form", "parametrization", "init_std", "basis_cache")  # of SVF: how it trains, not what it is
+_SECONDS_TO_MATCH = 10
+_MATCH_ALL = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    for name in names:
+        for whole in (pattern, rf"(.*\\.)?({pattern})$", rf".*\\.{pattern}\\.(\\d+)\\."):
+            re.match(whole, name)
+"""
+
+
+def adapter_config(adapter: Mapping[str, Any] | PeftConfig) -> PeftConfig:
+    """A PEFT config from a mapping that reads like an adapter_config.json (`peft_type: SVF`, `target_modules: mlp`).
+
+    Raises:
+        ConfigError: An unknown peft_type, key or value, with the nearest valid name.
+    """
+    if isinstance(adapter, PeftConfig):
+        return adapter
+    options = dict(adapter)
+    peft_type = str(options.pop("peft_type", "SVF")).upper()
+    methods = _methods()
+    if peft_type not in methods:
+        raise ConfigError(f"unknown adapter.peft_type {peft_type!r}{nearest(peft_type, methods)}")
+    cls = methods[peft_type]
+    known = [f.name for f in dataclasses.fields(cls) if f.init]
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"unknown key adapter.{key} for {peft_type}{nearest(key, known)}")
+    return _built(peft_type, lambda: cls(**options))
+
+
+def expert_adapter(folder: str | Path, given: Mapping[str, Any], base: nn.Module) -> PeftConfig:
+    """The config that an expert was trained with, to go on training or to be scored.
+
+    Args:
+        folder: The expert folder, of any of PEFT's methods.
+        given: `model.adapter` as the user has it; may say less than the expert's config, but nothing else. What says
+            how SVF trains (`form`, `parametrization`, `init_std`, `basis_cache`) is taken from here.
+        base: The base model, without adapters.
+
+    Raises:
+        ConfigError: A given value contradicts the expert's; the message has both.
+        ExpertError: A folder or config that cannot be read.
+    """
+    folder = Path(folder).expanduser()
+    saved = read_config(folder)
+    cls = _methods().get(saved["peft_type"])
+    if cls is None:
+        kind = shown(saved["peft_type"], 40)
+        raise ExpertError(f"{folder}: this PEFT knows no peft_type {kind!r}{nearest(kind, _methods())}")
+    fields = {f.name for f in dataclasses.fields(cls) if f.init}
+    if unknown := sorted(saved.keys() - fields - {"runtime_config"}):
+        raise ExpertError(
+            f"{folder}: adapter_config.json has field {shown(unknown[0], 60)!r}, which this PEFT does not know and "
+            "would leave out; the file is damaged, or upgrade peft"
+        )
+    if cls is not SVFConfig:  # an SVF expert's weights say which modules it tunes
+        _refuse_endless(folder, saved, (name for name, _ in base.named_modules()))
+    try:
+        own = PeftConfig.from_pretrained(str(folder))
+    except (TypeError, ValueError, KeyError, AttributeError) as e:
+        if isinstance(e, UserError):
+            raise ExpertError(f"{folder}: {e}") from e
+        raise ExpertError(f"{folder}: adapter_config.json: {shown(' '.join(str(e).split()))}") from e
+    own.inference_mode, own.base_model_name_or_path = False, None
+    words = {key: value for key, value in given.items() if key != "peft_type"}
+    if (kind := str(given.get("peft_type", saved["peft_type"])).upper()) != saved["peft_type"]:
+        _refuse(folder, "peft_type", kind, saved["peft_type"])
+    if unknown := sorted(words.keys() - fields):
+        raise ConfigError(f"unknown key model.adapter.{unknown[0]} for {kind}{nearest(unknown[0], fields)}")
+    asked = _built(kind, lambda: dataclasses.replace(own, **words))
+    for key in words:
+        mine, theirs = (_plain(getattr(config, key)) for config in (asked, own))
+        if isinstance(own, SVFConfig) and key in _HOW:
+            setattr(own, key, mine)
+        elif mine != theirs and not (key in _TARGETS and _targets(base, own) == _targets(base, asked)):
+            _refuse(folder, key, mine, theirs)
+    if isinstance(own, SVFConfig):
+        own.base_fingerprint = own.base_quantisation = None  # compared by load_expert, stamped anew when it is saved
+    return own
+
+
+def load_expert(policy: PeftModel, folder: str | Path) -> None:
+    """Put an expert's weights into the adapter `default`.
+
+    Raises:
+        ExpertError: The folder is damaged or does not fit the model: its tensors must be exactly the adapter's.
+    """
+    folder = Path(folder).expanduser()
+    saved, state = read_adapter(folder)
+    config = policy.peft_config["default"]
+    if saved["peft_type"] != config.peft_type.value:
+        raise ExpertError(f"{folder} is a {saved['peft_type']} adapter, the model has a {config.peft_type.value} one")
+    if isinstance(config, SVFConfig):  # the tuner checks names and shapes
+        warn_of_another_base({"the expert": (saved["base_fingerprint"], saved["base_quantisation"])}, policy)
+    else:
+        expected = get_peft_model_state_dict(policy, save_embedding_layers=False)
+        wrong = sorted(
+            key
+            for key in {*expected, *state}
+            if key not in expected or key not in state or expected[key].shape != state[key].shape
+        )
+        if wrong:
+            sizes = [tuple(s[wrong[0]].shape) if wrong[0] in s else "none" for s in (state, expected)]
+            raise ExpertError(
+                f"{folder}: {len(wrong)} tensors do not fit this model and adapter (first: {shown(wrong[0], 120)}, "
+                f"{sizes[0]} in the file, {sizes[1]} needed); is it an expert for another base model?"
+            )
+        base = saved.get("base_model_name_or_path")
+        if base is not None and base != config.base_model_name_or_path:
+            warnings.warn(
+                f"the expert was trained on {shown(base)}, this base is {config.base_model_name_or_path}; its folder "
+                "does not say whether they are the same model",
+                stacklevel=2,
+            )
+    try:
+        set_peft_model_state_dict(policy, state)
+    except (KeyError, RuntimeError) as e:
+        raise ExpertError(f"{folder} does not fit this model: {shown(' '.join(str(e).split()))}") from e
+
+
+def _built(kind: str, build: Callable[[], PeftConfig]) -> PeftConfig:
+    try:
+        return build()
+    except (TypeError, ValueError) as e:
+        if isinstance(e, UserError):
+            raise
+        raise ConfigError(f"model.adapter cannot be a {kind} config: {shown(' '.join(str(e).split()), 300)}") from e
+
+
+def _methods() -> dict[str, type[PeftConfig]]:
+    return {str(getattr(kind, "value", kind)): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+
+
+def _refuse(folder: Path, key: str, mine: Any, theirs: Any) -> None:
+    raise ConfigError(
+        f"model.adapter.{key} is {shown(mine, 120)}, but {folder} was trained with {shown(theirs, 120)}; leave the key "
+        "out, or give another expert"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Values that mean the same compare as equal: sets and tuples as lists, enums as their values."""
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    value = list(value) if isinstance(value, tuple) else value
+    return getattr(value, "value", value)
+
+
+def _targets(base: nn.Module, config: PeftConfig) -> list[str]:
+    """The modules a config picks: `all-linear` and a list of names can mean the same."""
+    if isinstance(config, SVFConfig):
+        return find_targets(base, config)
+    config = _maybe_include_all_linear_layers(deepcopy(config), base)
+    return [name for name, _ in base.named_modules() if name and check_target_module_exists(config, name)]
+
+
+def _refuse_endless(folder: Path, saved: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Try a stranger's regular expressions in a process that can be stopped: some take years, and hold the GIL."""
+    words = [saved.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern")]
+    words += [*(saved.get("rank_pattern") or ()), *(saved.get("alpha_pattern") or ())]
+    patterns = [word for word in words if isinstance(word, str) and re.search(r"[*+{]", word)]
+    if not patterns:
+        return
+    try:
+        subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _MATCH_ALL],
+            input=json.dumps([patterns, list(names)]).encode(),
+            capture_output=True,
+            timeout=_SECONDS_TO_MATCH,
+        )
+    except subprocess.TimeoutExpired:
+        raise ExpertError(
+            f"{folder}: a regular expression of adapter_config.json ({shown(patterns[0], 60)!r}) takes more than "
+            f"{_SECONDS_TO_MATCH} s to match this model's modules; name the modules instead"
+        ) from None

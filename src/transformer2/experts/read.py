@@ -1,0 +1,295 @@
+"""Read an adapter folder without trusting it.
+
+    adapter_config.json        peft_type SVF, base model, task, step, score, base_fingerprint, sha256 of the weights,
+                               config_sha256 of all of these
+    adapter_model.safetensors  base_model.model.<module path>.svf_z.delta, fp32 (r,): z - 1; nothing else
+    README.md                  model card
+
+safetensors alone loads flipped bits, NaN and a tensor named `../../x`; JSON with a flipped digit is JSON. So every key,
+shape, dtype, value and both checksums are looked at here, for our own readers and for PEFT's (svf/register.py), and
+each fault is an `ExpertError` of one line that names file, field and remedy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from transformer2.errors import ExpertError, shown
+from transformer2.files import read_file
+
+__all__ = ["CONFIG", "WEIGHTS", "Expert", "config_for_peft", "read_adapter", "read_config", "read_expert"]
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+FORMAT_VERSION = 2  # 1 had no config_sha256
+LARGEST_CONFIG, LARGEST_EXPERT, LARGEST_ADAPTER = 2**23, 2**30, 2**36
+ROLES = ("mlp", "attention", "all-linear")  # of svf/targets.py; any other string is a regular expression
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KEY = re.compile(r"base_model\.model\.(?P<module>\w+(?:\.\w+)*)\.svf_z\.delta", re.ASCII)
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "task": (str,),
+    "step": (int,),
+    "score": (float, int),
+    "base_model_name_or_path": (str,),
+    "revision": (str,),
+    "base_fingerprint": (str,),
+    "base_quantisation": (str,),
+    "sha256": (str,),
+    "config_sha256": (str,),
+    "expert_format_version": (int,),
+    "modules_to_save": (list,),
+}
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One z per tuned matrix, with where it came from.
+
+    Attributes:
+        name: `[A-Za-z0-9._-]{1,64}`.
+        path: Its folder; None for one that is in memory only.
+        task: Task it was trained on.
+        step: Optimizer step of its weights.
+        score: Validation accuracy there, in [0, 1].
+        base: Base model, as its config names it.
+        base_fingerprint: "<arch>:<weights>" of the base model.
+        deltas: Module path -> effective z - 1, fp32 (r,), on the CPU; entry i is of the i-th largest singular value.
+        sha256: Of the weights file.
+        base_quantisation: How its base was quantised in training; None means not at all.
+        revision: Of the base model, where it was loaded from the Hub at one.
+    """
+
+    name: str
+    path: Path | None
+    task: str | None
+    step: int | None
+    score: float | None
+    base: str | None
+    base_fingerprint: str | None
+    deltas: Mapping[str, Tensor] = field(repr=False)
+    sha256: str | None = field(default=None, repr=False)
+    base_quantisation: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        object.__setattr__(self, "deltas", MappingProxyType(dict(self.deltas)))
+
+
+def read_expert(folder: str | Path, name: str | None = None) -> Expert:
+    """Read and verify an expert folder.
+
+    Args:
+        folder: The folder.
+        name: What to call it; None takes the folder's name, or for `runs/<name>/expert` the run's, with `_` for
+            characters that names do not have.
+
+    Raises:
+        ExpertError: Missing, truncated, flipped, foreign or odd in any way; the message names file and field.
+    """
+    folder = Path(folder).expanduser()
+    config = read_config(folder)
+    if config["peft_type"] != "SVF":
+        kind = shown(config["peft_type"], 40)
+        raise ExpertError(f"{_at(folder)}: field 'peft_type' is {kind!r}, not 'SVF'; this is no SVF expert")
+    if config["modules_to_save"]:
+        whole = shown(", ".join(map(str, config["modules_to_save"])), 80)
+        raise ExpertError(
+            f"{_at(folder)}: field 'modules_to_save' names modules trained whole ({whole}), which cannot be mixed or "
+            "scored as z; load the folder with PeftModel.from_pretrained"
+        )
+    _, tensors = read_adapter(folder)
+    deltas = {_KEY.fullmatch(key)["module"]: delta_R for key, delta_R in tensors.items()}  # type: ignore[index]
+    if name is None:
+        resolved = folder.resolve()
+        name = plain_name(resolved.parent.name if resolved.name == "expert" else resolved.name)
+    return Expert(
+        name=name,
+        path=folder,
+        task=config["task"],
+        step=config["step"],
+        score=config["score"],
+        base=config["base_model_name_or_path"],
+        base_fingerprint=config["base_fingerprint"],
+        base_quantisation=config["base_quantisation"],
+        revision=config["revision"],
+        deltas=dict(sorted(deltas.items(), key=lambda item: _natural(item[0]))),
+        sha256=hashlib.sha256(read_file(folder / WEIGHTS, LARGEST_EXPERT, ExpertError)).hexdigest(),
+    )
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """adapter_config.json of any of PEFT's adapters. An SVF expert's fields are there, None where absent, and typed.
+
+    Raises:
+        ExpertError: No such folder or file, not JSON, no peft_type, or an odd field.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ExpertError(
+            f"{shown(str(folder))} is no folder; give an expert folder, which holds {CONFIG} and {WEIGHTS}"
+        )
+    file = _at(folder)
+    try:
+        config = json.loads(read_file(folder / CONFIG, LARGEST_CONFIG, ExpertError).decode())
+    except (ValueError, RecursionError) as e:
+        if isinstance(e, ExpertError):
+            raise
+        raise ExpertError(f"{file} is not JSON ({type(e).__name__}); copy the expert folder again") from e
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise ExpertError(f"{file}: field 'peft_type' does not name a method of PEFT; this is no adapter of PEFT's")
+    if config["peft_type"] != "SVF":
+        return config
+    for name, kinds in _FIELDS.items():
+        value = config.setdefault(name, None)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise ExpertError(
+                f"{file}: field {name!r} is {shown(value, 40)!r}, not {kinds[0].__name__}; correct the file"
+            )
+    if (config["expert_format_version"] or 1) > FORMAT_VERSION:
+        raise ExpertError(
+            f"{file}: field 'expert_format_version' is {config['expert_format_version']}, this transformer2 reads up "
+            f"to {FORMAT_VERSION}; upgrade transformer2"
+        )
+    if config["score"] is not None and not 0 <= config["score"] <= 1:
+        raise ExpertError(f"{file}: field 'score' is {config['score']}, not in [0, 1]; correct the file")
+    return config
+
+
+def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of any of PEFT's adapters. An SVF expert is held against its checksums.
+
+    Raises:
+        ExpertError: See `read_expert`.
+    """
+    folder = Path(folder).expanduser()
+    config, file = read_config(folder), shown(str(folder / WEIGHTS))
+    svf = config["peft_type"] == "SVF"
+    data = read_file(folder / WEIGHTS, LARGEST_EXPERT if svf else LARGEST_ADAPTER, ExpertError)
+    if svf and config["sha256"] is not None and config["sha256"] != hashlib.sha256(data).hexdigest():
+        raise ExpertError(
+            f"{file}: its sha256 differs from field 'sha256' of {CONFIG}; the file is damaged or was "
+            "replaced, copy the folder again"
+        )
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
+        raise ExpertError(
+            f"{file} is not readable as safetensors ({shown(e, 80)}); copy the expert folder again"
+        ) from e
+    if not tensors:
+        raise ExpertError(f"{file} holds no tensors; copy the expert folder again")
+    for key, tensor in tensors.items():
+        if svf and _KEY.fullmatch(key):
+            check_delta(file, key, tensor)
+        elif svf and not config["modules_to_save"]:
+            raise ExpertError(
+                f"{file}: tensor {shown(key, 80)!r} is not 'base_model.model.<module path>.svf_z.delta'; "
+                "this is no SVF expert"
+            )
+        elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ExpertError(
+                f"{file}: {shown(key, 80)!r} has non-finite values; the training diverged or the file is damaged"
+            )
+    if svf:
+        _check_config_sha256(folder, config)
+    return config, tensors
+
+
+def config_for_peft(file: str | Path) -> dict[str, Any] | None:
+    """What PEFT is given when it reads an adapter_config.json: an SVF expert's once it was verified; else None.
+
+    The weights are verified where they lie beside it (from the Hub, PEFT downloads them later). A regular expression
+    of a stranger's may take years to match, and the weights name the tuned modules: the names are taken.
+
+    Raises:
+        ExpertError: See `read_expert`.
+    """
+    folder = Path(file).parent
+    data = read_file(file, LARGEST_CONFIG, ExpertError)
+    if not any(mark in data for mark in (b'"SVF"', b'"expert_format_version"')):
+        return None
+    config = read_config(folder)
+    if config["peft_type"] != "SVF":
+        if "expert_format_version" not in config:
+            return None
+        raise ExpertError(
+            f"{_at(folder)}: field 'peft_type' is {shown(config['peft_type'], 40)!r}, not 'SVF'; the file is damaged"
+        )
+    if not (folder / WEIGHTS).exists():
+        _check_config_sha256(folder, config)
+        return config
+    _, tensors = read_adapter(folder)
+    target, exclude = config.get("target_modules"), config.get("exclude_modules")
+    if (isinstance(target, str) and target not in ROLES) or isinstance(exclude, str) or config.get("layers_pattern"):
+        config["target_modules"] = [m["module"] for m in map(_KEY.fullmatch, sorted(tensors)) if m]
+        config |= dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
+    return config
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """The checksum of an adapter_config.json, and through its `sha256` of the weights: over all fields but itself."""
+    rest = {key: value for key, value in config.items() if key != "config_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _check_config_sha256(folder: Path, config: Mapping[str, Any]) -> None:
+    stamped = config["config_sha256"]
+    if stamped is None and (config["expert_format_version"] or 1) < 2:
+        return  # an expert from before there was one
+    if stamped != config_sha256(config):
+        raise ExpertError(
+            f"{_at(folder)} differs from its field 'config_sha256'; the file is damaged or was edited: copy the folder "
+            "again, or accept it as it is with `transformer2 experts stamp`"
+        )
+
+
+def _at(folder: Path) -> str:
+    return shown(str(folder / CONFIG))
+
+
+def check_name(name: str) -> str:
+    """The name, when it is a good one.
+
+    Raises:
+        ExpertError: It is not `[A-Za-z0-9._-]{1,64}`, or is only dots.
+    """
+    if not _NAME.fullmatch(name) or not name.strip("."):
+        raise ExpertError(f"expert name {name[:80]!r} is not 1 to 64 of A-Z a-z 0-9 . _ -; rename it")
+    return name
+
+
+def plain_name(text: str) -> str:
+    """A good name out of any folder's: characters that names do not have become `_`."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", text)[:64]
+    return name if name.strip(".") else "expert"
+
+
+def check_delta(where: str, key: str, delta_R: Tensor) -> None:
+    """Refuse what cannot be a z - 1.
+
+    Raises:
+        ExpertError: Another dtype or shape, or values that are not finite.
+    """
+    if delta_R.dtype != torch.float32 or delta_R.ndim != 1 or delta_R.numel() == 0:
+        raise ExpertError(
+            f"{where}: {key!r} is {delta_R.dtype} {tuple(delta_R.shape)}, z - 1 must be float32 (r,); save it again"
+        )
+    if not bool(torch.isfinite(delta_R).all()):
+        raise ExpertError(f"{where}: {key!r} has non-finite values; the training diverged or the file is damaged")
+
+
+def _natural(module: str) -> list[tuple[int, str]]:
+    """Sort key that puts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in module.split(".")]
