@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class ExpertCheckpoint(L.Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.global_step == 0:
             return
         score = float(trainer.callback_metrics[self.monitor])
+        if math.isnan(score):  # no answer had a verdict
+            return
         if self.best_score is None or score > self.best_score:
             self.best_score, self.best_step = score, trainer.global_step
             self.best_weights = {n: p.detach().cpu().clone() for n, p in _trained(pl_module).items()}

@@ -134,13 +134,15 @@ class FewShotEvaluator(AdaptationEvaluator):
 
         The score that is reported is then the largest of G noisy ones; `clean` takes the last iteration unseen.
         """
-        right = [0] * len(ends_GD)
+        right, scored = [0] * len(ends_GD), [0] * len(ends_GD)
         for batch in self.data.predict_dataloader():
             batch = batch.to(self.device)
             for g, weights_L1K in enumerate(self.mixture.weights(ends_GD).split(1, dim=1)):
-                right[g] += sum(v.correct for v in self._verify(self.scorer.rows(batch, weights_L1K, self.budget)))
-        totals = [sum(column) for column in zip(*self.gather(right), strict=True)]
-        scores = [total / len(self.data.scored()) for total in totals]
+                verdicts = self._verify(self.scorer.rows(batch, weights_L1K, self.budget))
+                right[g] += sum(v.correct for v in verdicts if v.reward is not None)
+                scored[g] += sum(v.reward is not None for v in verdicts)
+        totals, counts = ([sum(column) for column in zip(*self.gather(mine), strict=True)] for mine in (right, scored))
+        scores = [total / max(1, count) for total, count in zip(totals, counts, strict=True)]
         first = scores.index(max(scores))
         self.selection = {"iteration": first + 1, "scores": scores}
 

@@ -33,7 +33,7 @@ from transformer2.errors import ConfigError
 from transformer2.experts import Expert, load_experts
 from transformer2.module import SVFReinforceModule
 from transformer2.report.adaptation import save_figure
-from transformer2.report.statistics import mcnemar_p
+from transformer2.report.notes import answered, details, scores
 from transformer2.report.table import versions, write_report
 from transformer2.strategies import gather_objects, in_lockstep
 from transformer2.svf.rows import z_rows
@@ -162,10 +162,7 @@ class TwoPass:
                     **question,
                     "strategy": self.strategy,
                     **(self.choice.columns[b] if self.choice.columns else {}),
-                    "completion": answers.completions[b],
-                    "correct": verdicts[b].correct,
-                    "extracted": verdicts[b].extracted,
-                    "reason": verdicts[b].reason,
+                    **answered(answers.completions[b], answers.finished_B[b], verdicts[b]),
                     **self.judged[question["row"]],
                 }
             )
@@ -185,10 +182,10 @@ class TwoPass:
         rollouts = self.scorer.answers(batch, torch.cat(list(self.arms.values())), self.budget)
         verdicts = {name: self._verify(r) for name, r in zip(self.arms, rollouts, strict=True)}
         for b, row in enumerate(batch.positions):
+            on_controls = {name: v[b] for name, v in verdicts.items() if name != "base"}
             self.judged[row] = {
-                "base_completion": rollouts[0].completions[b],
-                "base_correct": verdicts["base"][b].correct,
-                "controls_correct": {name: v[b].correct for name, v in verdicts.items() if name != "base"},
+                **answered(rollouts[0].completions[b], rollouts[0].finished_B[b], verdicts["base"][b], "base_"),
+                "controls_correct": {name: None if v.reward is None else v.correct for name, v in on_controls.items()},
             }
 
     def _verify(self, rollouts: Rollouts) -> list[Verdict]:
@@ -202,22 +199,24 @@ class TwoPass:
         self.bar.close()
         gathered = [record for part in self.gather(self.records) for record in part]
         self.records = sorted(gathered, key=lambda record: record["row"])
-        base, result = ([bool(r[key]) for r in self.records] for key in ("base_correct", "correct"))
-        controls = list(self.records[0]["controls_correct"])
+        controls = {
+            name: [bool(right) for r in self.records if (right := r["controls_correct"][name]) is not None]
+            for name in self.records[0]["controls_correct"]
+        }
         facts = self.facts()
         self.report = Report(
             task=self.data.task.name,
             protocol=self.data.protocol,
-            n=len(self.records),
-            base=Score.of(base),
-            result=Score.of(result),
-            paired_p=mcnemar_p(base, result),
-            controls={name: Score.of([r["controls_correct"][name] for r in self.records]) for name in controls},
+            **scores(self.records),
+            controls={name: Score.of(right) for name, right in controls.items()},
             seconds={name: round(value, 2) for name, value in self.seconds.items()},
             seeds=(self.seed,) if self.data.seed == self.seed else (self.seed, self.data.seed),
             versions=versions(),
             sandbox=self.data.task.isolation(),
-            **{**facts, "details": {**self._settings(), **facts.get("details", {})}},
+            **{
+                **facts,
+                "details": {**self._settings(), **details(self.records, self.strategy), **facts.get("details", {})},
+            },
         )
         if trainer.is_global_zero:
             self._write(trainer, self.report)

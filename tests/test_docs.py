@@ -8,7 +8,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/tasks.md", "docs/quantised.md", "docs/rollouts.md")
+PAGES = (
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "docs/tasks.md",
+    "docs/quantised.md",
+    "docs/rollouts.md",
+    "docs/training.md",
+)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -61,6 +61,31 @@ class Never(FirstLetter):
         return Verdict.of(False, None, "")
 
 
+class Always(FirstLetter):
+    """Every answer is right."""
+
+    def verify(self, example, completion):
+        return Verdict.of(True, completion, "fine")
+
+
+class Undecided(FirstLetter):
+    """Abstains on the first `share` of its rows, fails on the next `failing`."""
+
+    share: ClassVar[float] = 1.0
+    failing: ClassVar[int] = 0
+    bounded = True
+
+    def verify(self, example, completion):
+        row = int(example.id.rpartition("/")[2])
+        rows = {"train": (0, 64), "validation": (64, 16), "test": (80, 16)}[example.id.split("/")[1]]
+        left_out = self.share * rows[1]
+        if row - rows[0] < left_out:
+            return Verdict.abstain("no gold answer")
+        if row - rows[0] < left_out + self.failing:
+            _raise()
+        return super().verify(example, completion)
+
+
 class Ragged(FirstLetter):
     """Prompts of very different lengths, and one row that its verifier fails on: ranks are dealt unequal work."""
 

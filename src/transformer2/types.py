@@ -52,22 +52,30 @@ class Verdict:
     """What a verifier says of one completion.
 
     Attributes:
-        reward: +1 or -1 (PAPER: r in {-1, +1}); None when the verifier itself failed (an infra error):
-            such a row is left out of the update and counted, never scored 0.
+        reward: +1 or -1 (PAPER: r in {-1, +1}); None when nobody knows, because the verifier failed (an infra error)
+            or because it abstains: such a row is left out of the update and the score and counted, never scored 0.
         correct: Whether the completion answers the question.
         extracted: The answer found in the completion, None when there was none.
         reason: One short phrase, for records and logs.
+        abstained: Whether `reward` is None by the task's own choice. Failures stop a run when there are many of them,
+            abstentions do not.
     """
 
     reward: float | None
     correct: bool
     extracted: str | None
     reason: str
+    abstained: bool = False
 
     @classmethod
     def of(cls, correct: bool, extracted: str | None, reason: str) -> Verdict:
         """A verdict with the paper's reward: +1 for a right answer, -1 for a wrong one."""
         return cls(1.0 if correct else -1.0, correct, extracted, reason)
+
+    @classmethod
+    def abstain(cls, reason: str, extracted: str | None = None) -> Verdict:
+        """No verdict, by choice: the question has no usable gold answer, or the answer cannot be judged fairly."""
+        return cls(None, False, extracted, reason, abstained=True)
 
 
 @dataclass(frozen=True)
@@ -119,11 +127,10 @@ class Rollouts:
         prompt_ids_BP: int64, left-padded.
         prompt_mask_BP: int64, 1 on prompt tokens.
         completion_ids_BC: int64, right-padded.
-        completion_mask_BC: int64, 1 on every sampled token, EOS included.
-        completions: The B decoded texts, without special tokens.
-        finished_B: bool, True where EOS was sampled before `max_new_tokens`.
-        logprobs_BC: The sampler's own log-probabilities of its tokens, fp32, where it is not the policy that is trained
-            (another process, other kernels) and says them; else None.
+        completion_mask_BC: int64, 1 on every sampled token, EOS and the tokens of a stop string included.
+        completions: The B decoded texts, without special tokens, up to the stop string where there is one.
+        finished_B: bool, True where EOS or a stop string was sampled within `max_new_tokens`.
+        logprobs_BC: The sampler's own log-probabilities of its tokens, fp32; None where it does not say them.
     """
 
     examples: tuple[Example, ...]
@@ -182,7 +189,7 @@ class Score:
         return cls(accuracy, (accuracy * (1 - accuracy) / n) ** 0.5 if n else float("nan"), n)
 
     def __str__(self) -> str:
-        return f"{100 * self.accuracy:.1f} ± {100 * self.se:.1f} %"
+        return "not scored" if not self.n else f"{100 * self.accuracy:.1f} ± {100 * self.se:.1f} %"
 
 
 @dataclass(frozen=True)
@@ -192,7 +199,7 @@ class Report:
     Attributes:
         task: Name of the task.
         protocol: `clean` (no choice was made on scored rows) or `paper`.
-        n: Scored questions.
+        n: Questions scored for both base and result.
         base: The base model.
         result: The expert or the adapted model.
         paired_p: Two-sided exact McNemar p-value of result against base on the same questions.
@@ -203,7 +210,8 @@ class Report:
         seeds: Every seed used.
         versions: Library versions.
         sandbox: Isolation level reached when model-written code was run; None when none was run.
-        details: What a strategy has to say besides: its settings, rejected members, dispatch accuracy.
+        details: What there is to say besides: settings, rejected members, dispatch accuracy, the share of `unfinished`
+            answers, counts of `abstained` and `infra_errors`, and `notes`, lines on what the scores do not say.
     """
 
     task: str
@@ -222,5 +230,5 @@ class Report:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, with scores as {accuracy, se, n}."""
-        return asdict(self)
+        """Plain data, with scores as {accuracy, se, n}; an accuracy of nothing is None."""
+        return asdict(self, dict_factory=lambda items: {k: None if v != v else v for k, v in items})

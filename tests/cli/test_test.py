@@ -40,7 +40,8 @@ def arc(task, base, data, run, *more):
 def test_arc_from_the_command_to_the_files(task, llama_folder, real_data, tmp_path, capsys):
     assert main(arc(task, llama_folder, real_data, tmp_path / "run")) == 0
     report, records = read(tmp_path / "run")
-    assert report["task"] == task and report["n"] == 5 and report["protocol"] == "clean" and report["details"] == {}
+    assert report["task"] == task and report["n"] == 5 and report["protocol"] == "clean"
+    assert set(report["details"]) == {"unfinished", "notes"} and report["details"]["unfinished"]["base"] == 1.0
     assert [r["id"] for r in records] == [f"{task}/test/{i}" for i in range(5)]
     assert all(r["answer"] in "ABCD" and isinstance(r["correct"], bool) for r in records)
     assert f"{task}   test split, n = 5" in capsys.readouterr().out

@@ -109,6 +109,18 @@ def test_rows_draw_for_themselves_and_again_alike(server, prompts) -> None:
     assert sum(len(set(first[i : i + 4])) for i in range(0, 32, 4)) > 16, "copies of a prompt are different samples"
 
 
+@pytest.mark.parametrize("stop", [["####"], ["= 1", " - "], ["return"], ["<|answer|>", 15], ["no such text"]], ids=str)
+def test_stop_strings_and_ids_end_what_they_end_here(server, prompts, stop) -> None:
+    policy, tokenizer = policy_with("all-linear", seed=1, std=0.01), load_tokenizer("tiny")
+    there = VLLMEngine(tokenizer, [3], "tiny", policy, VLLMOptions(url=server.url), stop=stop)
+    expected = HFEngine(tokenizer, [3], merge=True, stop=stop).generate(policy, prompts, GREEDY, 0)
+    drawn = there.generate(policy, prompts, GREEDY, 0)
+    assert drawn.completions == expected.completions
+    assert torch.equal(drawn.completion_ids_BC, expected.completion_ids_BC)
+    assert torch.equal(drawn.completion_mask_BC, expected.completion_mask_BC)
+    assert torch.equal(drawn.finished_B, expected.finished_B)
+
+
 @pytest.mark.parametrize("sync", ["z", "merged"])
 def test_a_run_does_not_see_the_one_before_it(server, prompts, sync) -> None:
     """Narrow targets after wide ones: what the first run tuned and the second does not is the base again."""

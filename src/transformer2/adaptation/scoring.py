@@ -42,7 +42,7 @@ class Scorer:
     Args:
         policy: The model, with its members loaded (`adaptation.members`).
         members: Their adapter names, the base last.
-        engine: Whose tokenizer and EOS ids are used.
+        engine: Whose tokenizer, EOS ids and stop strings are used.
         head: Hidden states -> logits.
         max_rows: Rows of one micro-batch; None takes all at once.
     """
@@ -51,7 +51,7 @@ class Scorer:
         self, policy: PeftModel, members: Sequence[str], engine: HFEngine, head: Head, max_rows: int | None = None
     ) -> None:
         self.policy, self.members, self.head = policy, list(members), head
-        self.engine = HFEngine(engine.tokenizer, engine.eos_ids, max_rows)
+        self.engine = HFEngine(engine.tokenizer, engine.eos_ids, max_rows, stop=engine.stop)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

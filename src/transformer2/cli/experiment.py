@@ -32,7 +32,8 @@ from transformer2.errors import ConfigError, UserError
 from transformer2.metrics import Confusion, PassAtK
 from transformer2.module import SVFReinforceModule
 from transformer2.report.curve import draw_curve
-from transformer2.report.statistics import mcnemar_p
+from transformer2.report.notes import details as of_answers
+from transformer2.report.notes import on_answers, scores
 from transformer2.report.table import text_table, versions, write_report, write_text
 from transformer2.rollout.server import VLLMOptions
 from transformer2.strategies import check_strategy
@@ -201,7 +202,8 @@ class Experiment:
         self.trainer.validate(self.module, self.data, ckpt_path=ckpt_path, verbose=False)
         metrics = self.trainer.callback_metrics
         score = Score(float(metrics["val/accuracy"]), float(metrics["val/accuracy_se"]), int(metrics["val/n"]))
-        print(f"{self.data.task.name}   validation split, n = {score.n}\n  {score}")
+        lines = [f"{self.data.task.name}   validation split, n = {score.n}", str(score)]
+        print("\n  ".join([*lines, *on_answers(self.module.validated, "model")]))
         return 0
 
     def test(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
@@ -221,19 +223,15 @@ class Experiment:
 
     def _report(self, seconds: dict[str, float]) -> int:
         records = self.module.records
-        base, result = ([bool(r[key]) for r in records] for key in ("base_correct", "correct"))
         report = Report(
             task=self.data.task.name,
             protocol=self.data.task.protocol,
-            n=len(records),
-            base=Score.of(base),
-            result=Score.of(result),
-            paired_p=mcnemar_p(base, result),
+            **scores(records),
             seconds={name: round(value, 2) for name, value in seconds.items()},
             seeds=(self.seed,),
             versions=versions(),
             sandbox=self.data.task.isolation(),
-            details=_details(records, getattr(self.data.task, "labels", ())),
+            details=_details(records, getattr(self.data.task, "labels", ()), self.module.alarms.notes()),
         )
         if self.trainer.is_global_zero:
             write_report(self.folder, report, records)
@@ -262,24 +260,28 @@ class Experiment:
         return next((c for c in self.trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
 
 
-def _details(records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
+def _details(records: Sequence[Mapping[str, Any]], labels: Sequence[str], notes: Sequence[str] = ()) -> dict[str, Any]:
     """What else the records of a test say: pass@k where samples were drawn, the confusion where answers are labels."""
-    details: dict[str, Any] = {}
+    details = of_answers(records)
+    if notes:
+        details["notes"] = [*notes, *details.get("notes", ())]
     if records and "samples" in records[0]:
         details["pass_at_k"] = {
-            who: {str(k): _pass_at_k(records, key, k) for k in PASS_AT if k <= records[0]["samples"]}
-            for who, key in (("base", "base_right"), ("result", "right"))
+            who: {str(k): score for k in PASS_AT if (score := _pass_at_k(records, prefix, k))["n"]}
+            for who, prefix in (("base", "base_"), ("result", ""))
         }
     if labels:
         confusion = Confusion(labels, sync_on_compute=False)
-        confusion.update((r["answer"], r["extracted"]) for r in records)
+        confusion.update((r["answer"], r["extracted"]) for r in records if r["correct"] is not None)
         details |= {"dispatch": confusion.scores(), "confusion": confusion.table()}
     return details
 
 
-def _pass_at_k(records: Sequence[Mapping[str, Any]], key: str, k: int) -> dict[str, float]:
+def _pass_at_k(records: Sequence[Mapping[str, Any]], prefix: str, k: int) -> dict[str, float]:
+    """Over the questions with verdicts on k samples or more."""
     metric = PassAtK(k, sync_on_compute=False)  # every rank has all records
-    metric.update([r["samples"] for r in records], [r[key] for r in records])
+    judged = [r for r in records if r[prefix + "samples"] >= k]
+    metric.update([r[prefix + "samples"] for r in judged], [r[prefix + "right"] for r in judged])
     return {name: value.item() for name, value in metric.compute().items()}
 
 

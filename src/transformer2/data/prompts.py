@@ -110,6 +110,30 @@ def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: Chat
     return _text(tokenizer, [{**first, "content": f"{system}\n\n{first['content']}"}, *rest], template)
 
 
+def open_turn_end(tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int], stop: Sequence[str] = ()) -> str | None:
+    """What the chat template writes after an answer, where that ends no completion; else None.
+
+    A model that was trained with such a template says it (Llama-3's <|eot_id|>, ChatML's <|im_end|>) and runs on.
+
+    Args:
+        tokenizer: Whose template is looked at.
+        eos_ids: Token ids that end a completion.
+        stop: Strings that end one.
+    """
+    answer = "forty-two"
+    exchange = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": answer}]
+    try:
+        text = str(tokenizer.apply_chat_template(exchange, tokenize=False))
+    except (TemplateError, ValueError):  # no template, or one that asks for more than an exchange
+        return None
+    rest = text.rpartition(answer)[2].strip()
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
+    if not ids or ids[0] in eos_ids or any(string in rest for string in stop):
+        return None
+    token = tokenizer.added_tokens_decoder.get(ids[0])
+    return rest.splitlines()[0] if token is None else str(token)
+
+
 def collate(
     examples: Sequence[Example],
     ids: Sequence[list[int]],

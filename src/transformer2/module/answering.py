@@ -9,6 +9,7 @@ from torch import Tensor
 
 from transformer2.metrics import Accuracy
 from transformer2.policy import reference
+from transformer2.report.notes import answered
 from transformer2.rollout.base import RolloutEngine, Sampling
 from transformer2.rollout.hf import HFEngine
 from transformer2.strategies import gather_objects
@@ -27,6 +28,7 @@ class Answering(L.LightningModule):
         sampler: Draws completions under one z.
         last_answers: The last batch of validation, answers and verdicts.
         records: One mapping for each question of a test.
+        validated: One for each answer of this rank to the last validation.
     """
 
     policy: Any
@@ -39,6 +41,7 @@ class Answering(L.LightningModule):
         self.val_correct = Accuracy()
         self.last_answers: tuple[Rollouts, list[Verdict]] | None = None
         self.records: list[dict[str, Any]] = []
+        self.validated: list[dict[str, Any]] = []
 
     # ------------------------------------------------------------------ sampling and verifying
 
@@ -79,8 +82,13 @@ class Answering(L.LightningModule):
 
     def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Score one batch of validation questions."""
-        self.last_answers = _, verdicts = self.answer(prompts)
+        self.last_answers = rollouts, verdicts = self.answer(prompts)
         self._count(verdicts)
+        self.validated += map(answered, rollouts.completions, rollouts.finished_B, verdicts)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start a fresh set of answers."""
+        self.validated = []
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracy and its standard error."""
@@ -112,30 +120,26 @@ class Answering(L.LightningModule):
         expert, verdicts = self.answer(prompts)
         right = self.right_samples(prompts, batch_idx)
         asked = self.trainer.datamodule.asked(prompts)  # type: ignore[attr-defined]  # Lightning sets it at run time
-        columns = zip(asked, base.completions, base_verdicts, expert.completions, verdicts, strict=True)
         self.records += [
             {
                 **question,
-                "base_completion": base_text,
-                "base_correct": base_verdict.correct,
-                "completion": text,
-                "correct": verdict.correct,
-                "extracted": verdict.extracted,
-                "reason": verdict.reason,
+                **answered(base.completions[b], base.finished_B[b], base_verdicts[b], "base_"),
+                **answered(expert.completions[b], expert.finished_B[b], verdicts[b]),
             }
-            for question, base_text, base_verdict, text, verdict in columns
+            for b, question in enumerate(asked)
         ]
-        for record, *counts in zip(self.records[-len(prompts) :], base_right, right, strict=False):
-            record["samples"], record["base_right"], record["right"] = self.hparams["test_samples"], *counts
+        for record, ours, its in zip(self.records[-len(prompts) :], right, base_right, strict=False):
+            record |= {"samples": ours[1], "right": ours[0], "base_samples": its[1], "base_right": its[0]}
 
-    def right_samples(self, prompts: PromptBatch, batch_idx: int) -> list[int]:
-        """How many of `test_samples` completions of each prompt are right; nothing where none are drawn."""
+    def right_samples(self, prompts: PromptBatch, batch_idx: int) -> list[tuple[int, int]]:
+        """Of `test_samples` completions of each prompt, how many are right and how many have a verdict; [] without."""
         count = self.hparams["test_samples"]
         if not count:
             return []
         seed = (self.hparams["seed"] * 1_000_003 + batch_idx) * 4096
         verdicts = self.verify(self.sample(prompts.repeat(count), self.hparams["test_temperature"], seed))
-        return [sum(v.correct for v in verdicts[i : i + count]) for i in range(0, len(verdicts), count)]
+        groups = [[v for v in verdicts[i : i + count] if v.reward is not None] for i in range(0, len(verdicts), count)]
+        return [(sum(v.correct for v in group), len(group)) for group in groups]
 
     def predict_step(self, prompts: PromptBatch, batch_idx: int) -> Rollouts:
         """Greedy answers of one batch under whatever is active: the second pass, where a callback chose the z."""

@@ -33,7 +33,9 @@ from peft import PeftConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from transformer2.data.prompts import open_turn_end
 from transformer2.errors import ConfigError, UserError
+from transformer2.module.alarms import Alarms
 from transformer2.module.answering import Answering
 from transformer2.module.identity import KEY, OPTIMIZER, check_identity, identity
 from transformer2.policy import (
@@ -50,7 +52,7 @@ from transformer2.policy import (
     load_tokenizer,
     reference,
 )
-from transformer2.rl.advantages import Baseline, advantages
+from transformer2.rl.advantages import Baseline, advantages, equal_groups
 from transformer2.rl.gradient import clipped, gradient_of, with_gradient
 from transformer2.rl.halving import run_or_halve
 from transformer2.rl.kl import KL, KL_KINDS
@@ -67,14 +69,13 @@ from transformer2.strategies import check_packed, gather_objects, in_lockstep
 from transformer2.svf.checkpoint import base_folder
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.quantised import check_gradient
-from transformer2.types import PromptBatch, Rollouts
+from transformer2.types import PromptBatch, Rollouts, Verdict
 
 MAX_SKIPPED_IN_A_ROW = 3
 VLLM_DEFAULTS = VLLMOptions()
-MISMATCH_TO_WARN_OF = 0.1  # nats a token; bf16 kernels of other libraries differ by some hundredths
 TIMED = ("weight_sync", "rollout", "verify", "logprobs", "backward", "sync")
 # Over ranks, before a step is logged.
-SUMMED = ("rows", "tokens", "finished", "loss", "entropy", "kl", "mismatch", "capped")
+SUMMED = ("rows", "length", "finished", "abstained", "tokens", "loss", "entropy", "kl", "mismatch", "capped")
 KL_MONITOR_EVERY = 10  # with kl_coef 0 the KL costs a forward pass and changes nothing, so it is only looked at
 
 
@@ -102,6 +103,10 @@ class SVFReinforceModule(Answering):
         kl_coef: lambda (paper: swept over 0, 0.1, 0.2, 0.3). With 0 the KL is still measured every 10th step.
         temperature: Sampling temperature of training rollouts; 0 decodes greedily as the reference code does.
         max_new_tokens: Completion budget; None takes the task's.
+        stop: What ends a completion besides the model's EOS: strings and token ids, e.g. `['<|im_end|>']` for a model
+            whose chat template ends a turn with a token that is no EOS. Verified is the text before a stop string.
+        mask_truncated: Leave completions that did not finish within the budget out of the loss, as DAPO and TRL do: an
+            answer is then not punished for the budget. Their rewards still count in the baseline.
         micro_batch_tokens: Padded tokens of one forward and backward pass.
         max_rollout_rows: Rows generated at a time; None takes the whole batch.
         merge_rollouts: Compose W' for rollouts: they run at the base's speed and hold the tuned weights twice. False
@@ -109,8 +114,9 @@ class SVFReinforceModule(Answering):
         rollout: What draws completions: `hf` (batches, everywhere), `paged` (transformers' continuous batching, one
             GPU), `vllm` (a server of its own). Adaptation, whose rows differ in z, draws with `hf` always.
         vllm: The vLLM server, with `rollout: vllm`.
-        importance_cap: Weigh each token's log-probability by its ratio to the sampler's, at most this (2.0 is usual).
-            None trains as if the sampler were the policy; the mismatch is logged either way.
+        importance_cap: Weigh each token's log-probability by its ratio to the sampler's, at most this (2.0 is usual);
+            merged weights in bf16 are another policy by a little, too. None trains as if the sampler were the policy;
+            the mismatch is logged either way.
         activation_checkpointing: Keep each decoder layer's input only and compute the rest again in the backward pass:
             a tenth of the activations for a third more seconds.
         test_samples: Also draw so many completions of each test question, for pass@k; 0 scores greedy answers alone.
@@ -137,6 +143,8 @@ class SVFReinforceModule(Answering):
         kl_coef: float = 0.0,
         temperature: float = 1.0,
         max_new_tokens: int | None = None,
+        stop: list[str | int] | None = None,
+        mask_truncated: bool = False,
         micro_batch_tokens: int = 8192,
         max_rollout_rows: int | None = None,
         merge_rollouts: bool = True,
@@ -167,6 +175,12 @@ class SVFReinforceModule(Answering):
                 f"model.test_samples {test_samples} at model.test_temperature {test_temperature} cannot be drawn; "
                 "use at least 0 samples and a temperature above 0"
             )
+        if odd := [end for end in stop or [] if isinstance(end, bool) or end == ""]:
+            raise ConfigError(f"model.stop takes token ids and strings that are not empty, not {odd[0]!r}")
+        if any("\\n" in str(end) for end in stop or []):
+            rank_zero_warn(
+                f"model.stop {stop} holds a backslash and an n; YAML reads a line break in double quotes only"
+            )
         _refuse_whole_modules(adapter_config(adapter or {}))  # a typo is refused before the model is loaded, too
         if importance_cap is not None and importance_cap <= 0:
             raise ConfigError(f"model.importance_cap must be positive, not {importance_cap}")
@@ -177,6 +191,8 @@ class SVFReinforceModule(Answering):
         self.micro_batch_tokens = micro_batch_tokens  # halved when memory does not suffice
         self.meter = StepMeter()
         self.gradient_Z: Tensor | None = None  # of the step in progress, on this rank
+        self.alarms = Alarms()
+        self.last_verdicts: list[Verdict] = []  # of this rank's rollouts
         self.skipped_in_a_row = 0
         self.changed: set[str] = set()  # settings that a resumed run does not share with its checkpoint
         self.base_fingerprint: str | None = None
@@ -204,7 +220,15 @@ class SVFReinforceModule(Answering):
         else:
             lockstep = None
         eos, rows, merge = eos_token_ids(self.policy, tokenizer), h["max_rollout_rows"], h["merge_rollouts"]
-        self.engine = HFEngine(tokenizer, eos, rows, lockstep, merge)  # also what draws rows of different z
+        # Also what draws rows of different z.
+        self.engine = HFEngine(tokenizer, eos, rows, lockstep, merge, h["stop"] or ())
+        data = getattr(self._trainer, "datamodule", None)
+        bare = getattr(data, "chat_template", "model") == "none"
+        if not bare and (end := open_turn_end(tokenizer, self.engine.eos_ids, self.engine.stop)) is not None:
+            rank_zero_warn(
+                f"the chat template of {h['base']!r} ends an answer with {end!r}, which is no EOS of the model: "
+                f'answers run on to max_new_tokens; set --model.stop "[{end!r}]"'
+            )
         self.sampler = self._sampler(self.engine)
         if lockstep is None:
             self._check_model()
@@ -226,10 +250,11 @@ class SVFReinforceModule(Answering):
                 replace(self.vllm, args=[*self.vllm.args, "--trust-remote-code"]) if trusted else self.vllm,
                 share=gather_objects,
                 rank=self.global_rank,
+                stop=engine.stop,
             )
         if engine.in_lockstep:
             raise ConfigError("model.rollout: paged runs on whole weights; under ZeRO-3 use hf or vllm")
-        return PagedEngine(engine.tokenizer, engine.eos_ids, engine.max_rows, engine.merge)
+        return PagedEngine(engine.tokenizer, engine.eos_ids, engine.max_rows, engine.merge, engine.stop)
 
     # ------------------------------------------------------------------ the equation
 
@@ -238,8 +263,9 @@ class SVFReinforceModule(Answering):
         rollouts = self.rollout(prompts)
         rewards_B = self.rewards(rollouts)
         advantages_B = self.advantages(rewards_B)
-        for rows in self.micro_batches(rollouts):
-            self.add_gradient(rollouts, advantages_B, rows)
+        scored = self.scored(rollouts, rewards_B)
+        for rows in self.micro_batches(scored):
+            self.add_gradient(scored, advantages_B, rows)
         self.update(rewards_B)
 
     def rollout(self, prompts: PromptBatch) -> Rollouts:
@@ -251,28 +277,37 @@ class SVFReinforceModule(Answering):
             return self.sample(prompts.repeat(self.hparams["num_completions"]), self.hparams["temperature"], seed)
 
     def rewards(self, rollouts: Rollouts) -> Tensor:
-        """Rewards of the whole batch, of all ranks; NaN where the verifier itself failed."""
+        """Rewards of the whole batch, of all ranks; NaN where there is none: the verifier failed, or abstained."""
         with self.meter.timed("verify"):
-            verdicts = self.verify(rollouts)
+            verdicts = self.last_verdicts = self.verify(rollouts)
+        self.meter.add("abstained", sum(v.abstained for v in verdicts))
         mine = torch.tensor([math.nan if v.reward is None else v.reward for v in verdicts], device=self.device)
         # Prompt p of rank r is prompt p * world_size + r of the batch (data/loader.py); its completions are neighbours.
         by_rank = self.trainer.strategy.all_gather(mine).view(
             self.trainer.world_size, -1, self.hparams["num_completions"]
         )
-        rewards_B = by_rank.transpose(0, 1).flatten()
-        self.meter.add("infra_errors", int(rewards_B.isnan().sum()))
-        return rewards_B
+        return by_rank.transpose(0, 1).flatten()
 
     def advantages(self, rewards_B: Tensor) -> Tensor:
         """Advantages of this rank's rows, against the baseline over the whole batch."""
-        group = self.hparams["num_completions"]
-        all_B = advantages(rewards_B, self.hparams["baseline"], group)
-        return all_B.view(-1, self.trainer.world_size, group)[:, self.global_rank].flatten()
+        return self._mine(advantages(rewards_B, self.hparams["baseline"], self.hparams["num_completions"]))
+
+    def _mine(self, all_B: Tensor) -> Tensor:
+        """This rank's rows of the whole batch."""
+        return all_B.view(-1, self.trainer.world_size, self.hparams["num_completions"])[:, self.global_rank].flatten()
+
+    def scored(self, rollouts: Rollouts, rewards_B: Tensor) -> Rollouts:
+        """The rollouts without the tokens of rows that the loss leaves out: no reward, or `mask_truncated`."""
+        self.meter.add("rows", len(rollouts))
+        self.meter.add("length", int(rollouts.completion_mask_BC.sum()))
+        self.meter.add("finished", float(rollouts.finished_B.sum()))
+        kept_B = ~self._mine(rewards_B).isnan()
+        if self.hparams["mask_truncated"]:
+            kept_B = kept_B & rollouts.finished_B
+        return replace(rollouts, completion_mask_BC=rollouts.completion_mask_BC * kept_B[:, None])
 
     def micro_batches(self, rollouts: Rollouts) -> list[list[int]]:
         """Rows in groups of similar length, each of at most `micro_batch_tokens` padded tokens."""
-        self.meter.add("rows", len(rollouts))
-        self.meter.add("finished", float(rollouts.finished_B.sum()))
         groups = pack_rows(
             rollouts.prompt_mask_BP.sum(-1).tolist(),
             rollouts.completion_mask_BC.sum(-1).tolist(),
@@ -328,7 +363,9 @@ class SVFReinforceModule(Answering):
         self.meter.add("entropy", float(scores.entropy_N.sum()))
         self.meter.add("kl", float(scores.kl_N.detach().sum()) if ref_hidden_ND is not None else math.nan)
         logprobs_N = scores.logprobs_N
-        if rollouts.logprobs_BC is not None:
+        if rollouts.logprobs_BC is None:
+            self.meter.add("mismatch", math.nan)
+        else:
             logprobs_N = logprobs_N * self.sampler_weights(logprobs_N, rollouts.logprobs_BC[sampled_BC])
         return sum_by_row(logprobs_N, sampled_BC), sum_by_row(scores.kl_N, sampled_BC)
 
@@ -394,31 +431,35 @@ class SVFReinforceModule(Answering):
         return gradient_Z
 
     def _log_step(self, rewards_B: Tensor, grad_norm: float, skipped: bool) -> None:
-        m = self.meter
+        m, group = self.meter, self.hparams["num_completions"]
+        rewarded_B = rewards_B[~rewards_B.isnan()]
+        all_equal = len(rewards_B) > 1 and equal_groups(rewards_B, len(rewards_B)) == 1
         metrics = {
             "train/reward": float(rewards_B.nanmean()),
-            "train/accuracy": float((rewards_B > 0).float().mean()),
+            "train/accuracy": float((rewarded_B > 0).float().mean()),
             "train/loss": m.sums["loss"],
             "train/entropy": m.mean("entropy", per="tokens"),
-            "train/completion_length": m.mean("tokens", per="rows"),
+            "train/completion_length": m.mean("length", per="rows"),
             "train/finished": m.mean("finished", per="rows"),
             "train/grad_norm": grad_norm,
             "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"],
             "train/skipped": float(skipped),
-            "reward/zero_std": float(len(rewards_B) > 1 and float(rewards_B.nan_to_num().std()) == 0),
-            "reward/infra_errors": m.sums["infra_errors"],
+            "reward/zero_std": float(all_equal),
+            "reward/infra_errors": len(rewards_B) - len(rewarded_B) - m.sums["abstained"],
+            "reward/abstained": m.sums["abstained"],
+            "reward/truncated": m.sums["rows"] - m.sums["finished"],
             **{f"time/{name}": m.seconds[name] for name in TIMED},
         }
-        if self.sampler is not self.engine:
-            metrics["rollout/mismatch"] = m.mean("mismatch", per="tokens")  # |log pi - log mu|, nats per token
-            metrics["rollout/capped"] = m.mean("capped", per="tokens")  # share of tokens whose weight met the cap
-        if math.isfinite(kl := m.mean("kl", per="tokens")):
-            metrics["train/kl"] = kl  # nats per token
-        if metrics.get("rollout/mismatch", 0.0) > MISMATCH_TO_WARN_OF:
-            rank_zero_warn(
-                f"step {self.global_step}: the sampler's log-probabilities are {metrics['rollout/mismatch']:.2f} nats "
-                "a token off; does the server hold this base, and was it started as docs/rollouts.md says?"
-            )
+        if group > 1:
+            metrics["reward/equal_groups"] = equal_groups(rewards_B, group)
+        measured = {
+            "train/kl": m.mean("kl", per="tokens"),  # nats per token
+            "rollout/mismatch": m.mean("mismatch", per="tokens"),  # |log pi - log mu|, nats per token
+            "rollout/capped": m.mean("capped", per="tokens"),  # share of tokens whose weight met the cap
+        }
+        metrics |= {name: value for name, value in measured.items() if math.isfinite(value)}
+        in_groups = self.hparams["baseline"] in ("rloo", "group_norm") and metrics["reward/equal_groups"] == 1
+        self.alarms.look(self.global_step, metrics, all_equal or in_groups, self.last_verdicts)
         self.log_dict(metrics, batch_size=len(rewards_B))
         m.reset()
 

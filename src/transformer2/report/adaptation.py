@@ -34,9 +34,11 @@ def adaptation_table(reports: Mapping[str, Report]) -> str:
     lines += [f"  {name:<{width}} {score!s:>14}" for name, score in (("base", first.base), *first.controls.items())]
     for name, report in reports.items():
         gain = 100 * (report.result.accuracy - report.base.accuracy)
-        test = f"{gain:+.1f} points on base, p = {report.paired_p:.2g} (exact McNemar)"
+        test = f"{gain:+.1f} points on base, p = {report.paired_p:.2g} (exact McNemar)" if report.n else ""
         lines.append(f"  {name:<{width}} {report.result!s:>14}   {test}")
-    return "\n".join([*lines, *(f"  {name}: {fact}" for name, report in reports.items() for fact in _facts(report))])
+    lines += [f"  {name}: {fact}" for name, report in reports.items() for fact in _facts(report)]
+    notes = [note for report in reports.values() for note in report.details.get("notes", ())]
+    return "\n".join([*lines, *(f"  {note}" for note in dict.fromkeys(notes))])  # those on the base are the same
 
 
 def _facts(report: Report) -> list[str]:
@@ -50,6 +52,8 @@ def _facts(report: Report) -> list[str]:
         more = f", ... ({len(parts)} groups)" if len(parts) > 8 else ""
         search.append("alpha " + ", ".join(parts[:8]) + more)
     found = [", ".join(search)] if search else []
+    if report.details.get("best_on_shots") == 0:
+        found.append("no mixture answered a shot right: only the likelihood of the right answers told them apart")
     if selection := report.details.get("selected_on_scored_rows"):
         iteration, scores = selection["iteration"], selection["scores"]
         last = f"the last one has {100 * scores[-1]:.1f} %"

@@ -62,6 +62,8 @@ def draw_curve(run: Path, out: Path) -> Path:
 
 def _test_lines(axes, report: Mapping[str, Any]) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes
     for key, colour in (("base", "C1"), ("result", "C2")):
+        if not report[key]["n"]:
+            continue
         accuracy, se = report[key]["accuracy"], report[key]["se"]
         name = "base" if key == "base" else "expert"
         axes.axhline(

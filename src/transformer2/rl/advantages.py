@@ -11,6 +11,7 @@ expected gradient unchanged; `batch_mean` and `group_norm` include the row's own
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -57,6 +58,18 @@ def advantages(rewards_B: Tensor, baseline: Baseline = "batch_mean", group_size:
     else:
         raise ValueError(f"unknown baseline {baseline!r}; use none, batch_mean, rloo or group_norm")
     return (filled_B - expected_B) * valid_B
+
+
+def equal_groups(rewards_B: Tensor, group_size: int) -> float:
+    """Share of groups within which all rewards are equal: with a baseline of the group they teach nothing.
+
+    Args:
+        rewards_B: fp32 (B,); NaN marks a row without a reward, which is not compared.
+        group_size: Completions per prompt; B compares the whole batch.
+    """
+    rewards_GN = rewards_B.view(-1, group_size)
+    highest_G, lowest_G = rewards_GN.nan_to_num(-math.inf).amax(-1), rewards_GN.nan_to_num(math.inf).amin(-1)
+    return float((highest_G <= lowest_G).float().mean())
 
 
 def _normalised(

@@ -62,8 +62,8 @@ def score_tokens(
         chunk: Tokens per chunk, see `chunk_tokens`.
     """
     if not len(token_ids_N):
-        empty = hidden_ND.new_zeros(0, dtype=torch.float32)
-        return TokenScores(empty, empty, empty)
+        empty = hidden_ND.float().sum(-1)  # (0,), and a gradient of zeros: ranks in lockstep all run backward
+        return TokenScores(empty, empty.detach(), empty.detach())
     grad = torch.is_grad_enabled() and hidden_ND.requires_grad
     # split, not slices: a slice's gradient is a whole (N, D) of zeros.
     hiddens, ids = hidden_ND.split(chunk), token_ids_N.split(chunk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -44,14 +45,24 @@ class RolloutEngine(ABC):
     Args:
         tokenizer: Decodes completions; its pad id (else its EOS id) fills finished rows.
         eos_ids: Token ids that end a completion.
+        stop: What else ends one: token ids, and strings. A completion ends with the token that completes a string; its
+            ids and mask keep that token, its text ends before the string (as vLLM's and OpenAI's does).
+
+    Attributes:
+        eos_ids: Those given and those of `stop`: its ids, and the ids of special tokens named there.
+        stop: The strings of `stop` that are looked for in decoded text.
 
     Raises:
         UserError: No EOS ids.
+        ConfigError: `stop` names what can end nothing.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Iterable[int]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, eos_ids: Iterable[int], stop: Iterable[str | int] = ()
+    ) -> None:
         self.tokenizer = tokenizer
-        self.eos_ids = sorted(set(eos_ids))
+        more, self.stop = _ids_and_strings(tokenizer, list(stop))
+        self.eos_ids = sorted({*eos_ids, *more})
         if not self.eos_ids:
             raise UserError(
                 "the tokenizer names no EOS token, so no completion could ever end; set tokenizer.eos_token"
@@ -88,16 +99,18 @@ class RolloutEngine(ABC):
         self, prompts: PromptBatch, ids_BC: Tensor, count_B: Tensor, logprobs_BC: Tensor | None = None
     ) -> Rollouts:
         """Rollouts of right-padded sampled ids, of which the first `count_B` of each row count."""
+        rows = zip(ids_BC.tolist(), count_B.tolist(), strict=True)
+        texts = self._texts([ids[:n] for ids, n in rows])
+        stopped_B = torch.zeros_like(count_B, dtype=torch.bool)
+        for b in [b for b, text in enumerate(texts) if self._holds_stop(text)]:
+            # An engine may draw on past a stop string; what it drew before is the same.
+            count_B[b], texts[b] = self._up_to_stop(ids_BC[b, : count_B[b]].tolist())
+            ids_BC[b, count_B[b] :], stopped_B[b] = self.pad_id, True
         width = int(count_B.max())
         ids_BC = ids_BC[:, :width]
         mask_BC = (torch.arange(width, device=ids_BC.device) < count_B[:, None]).long()
         last_B = ids_BC.gather(1, (count_B - 1).clamp(min=0)[:, None])[:, 0]
-        finished_B = torch.isin(last_B, torch.tensor(self.eos_ids, device=ids_BC.device))
-        rows = zip(ids_BC.tolist(), count_B.tolist(), strict=True)
-        # A tokenizer that cleans up would eat spaces that were sampled: `x != 3` would be verified as `x!= 3`.
-        texts = self.tokenizer.batch_decode(
-            [ids[:n] for ids, n in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        finished_B = stopped_B | torch.isin(last_B, torch.tensor(self.eos_ids, device=ids_BC.device))
         return Rollouts(
             prompts.examples,
             prompts.input_ids_BP,
@@ -106,8 +119,45 @@ class RolloutEngine(ABC):
             mask_BC,
             tuple(texts),
             finished_B,
-            logprobs_BC,
+            None if logprobs_BC is None else logprobs_BC[:, :width].where(mask_BC.bool(), 0.0),
         )
+
+    def _texts(self, rows: list[list[int]]) -> list[str]:
+        # A tokenizer that cleans up would eat spaces that were sampled: `x != 3` would be verified as `x!= 3`.
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _holds_stop(self, text: str) -> bool:
+        return any(string in text for string in self.stop)
+
+    def _up_to_stop(self, ids: list[int]) -> tuple[int, str]:
+        """How many of these tokens complete the first stop string, and the text before it."""
+        count = 1 + bisect_left(range(1, len(ids)), True, key=lambda n: self._holds_stop(*self._texts([ids[:n]])))
+        (whole,) = self._texts([ids[:count]])
+        return count, whole[: min(whole.find(string) for string in self.stop if string in whole)]
+
+
+def _ids_and_strings(tokenizer: PreTrainedTokenizerBase, stop: list[str | int]) -> tuple[list[int], list[str]]:
+    """`stop` as token ids and strings. Decoded text shows no special tokens, so that one named there is its id."""
+    special: dict[str, int] = {}
+    if stop:
+        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        special |= {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids, strings = [], []
+    for end in stop:
+        if isinstance(end, int):
+            if not 0 <= end < len(tokenizer):
+                raise ConfigError(f"model.stop: this tokenizer has no token {end}; ids are 0 to {len(tokenizer) - 1}")
+            ids.append(end)
+        elif end in special:
+            ids.append(special[end])
+        elif hidden := [token for token in special if token in end]:
+            raise ConfigError(
+                f"model.stop: {end!r} holds the special token {hidden[0]!r}, which text does not show; "
+                "name the token alone, or text without it"
+            )
+        else:
+            strings.append(end)
+    return ids, strings
 
 
 def refuse_rows(policy: nn.Module) -> None:

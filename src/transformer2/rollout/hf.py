@@ -33,6 +33,7 @@ from transformer2.svf.rows import batch_rows
 from transformer2.types import PromptBatch, Rollouts
 
 COMPACT_BELOW = 0.8  # compact once the live rows are fewer than this share of the batch: copying the cache is not free
+TAIL_SLACK = 8  # tokens decoded beyond the bytes of a stop string: special tokens, halves of characters
 
 _checked: WeakSet[nn.Module] = WeakSet()
 
@@ -48,6 +49,7 @@ class HFEngine(RolloutEngine):
             passes, as weights that are shared out among them need; a rank that is done keeps others company, and none
             halves its rows by itself.
         merge: Draw under weights into which the active z is composed, where that is possible: the base model's speed.
+        stop: See RolloutEngine.
     """
 
     def __init__(
@@ -57,9 +59,11 @@ class HFEngine(RolloutEngine):
         max_rows: int | None = None,
         lockstep: Callable[[bool], bool] | None = None,
         merge: bool = False,
+        stop: Iterable[str | int] = (),
     ) -> None:
-        super().__init__(tokenizer, eos_ids)
+        super().__init__(tokenizer, eos_ids, stop)
         self.max_rows, self.merge = max_rows, merge
+        self._completing: dict[int, bool] = {}  # token -> whether it can be the last of a stop string
         self.in_lockstep, self.go_on = lockstep is not None, lockstep or bool
 
     def check(self, policy: nn.Module, device: torch.device) -> None:
@@ -81,12 +85,15 @@ class HFEngine(RolloutEngine):
         uniforms_BC = uniforms(prompts, sampling.max_new_tokens, seed).to(prompts.input_ids_BP.device)
         ids_BC = prompts.input_ids_BP.new_full((b, sampling.max_new_tokens), self.pad_id)
         count_B = prompts.attention_mask_BP.new_zeros(b)
+        logprobs_BC = torch.zeros(ids_BC.shape, device=ids_BC.device)
         longest_first = torch.argsort(prompts.attention_mask_BP.sum(-1), descending=True, stable=True)
         anyone = longest_first[:1]
 
         def draw(rows: Tensor, idle: bool = False) -> None:
-            for t, alive, token in self._decode(policy, prompts, rows, uniforms_BC, sampling, select, idle):
-                ids_BC[alive, t] = token
+            for t, alive, token, logprob in self._decode(
+                policy, prompts, rows, ids_BC, uniforms_BC, sampling, select, idle
+            ):
+                ids_BC[alive, t], logprobs_BC[alive, t] = token, logprob
                 count_B[alive] += 1
 
         def forget(rows: Tensor) -> None:
@@ -103,19 +110,23 @@ class HFEngine(RolloutEngine):
                     size = run_or_halve(draw, rows, partial(forget, rows), "lower model.max_rollout_rows")
                     if size < len(rows):
                         self.max_rows = size
-        return self._rollouts(prompts, ids_BC, count_B)
+        return self._rollouts(prompts, ids_BC, count_B, logprobs_BC)
 
     def _decode(
         self,
         policy: nn.Module,
         prompts: PromptBatch,
         rows: Tensor,
+        ids_BC: Tensor,
         uniforms_BC: Tensor,
         sampling: Sampling,
         select: Callable[[Tensor], None],
         idle: bool,
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yields, for each step t, the rows that sampled a token and their tokens, EOS included."""
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Yields, for each step t, the rows that sampled a token, their tokens, EOS included, and log-probabilities.
+
+        `ids_BC` is where the caller writes the tokens down: stop strings are looked for in it.
+        """
         width = int(prompts.attention_mask_BP[rows].sum(-1).max())
         ids, mask = prompts.input_ids_BP[rows][:, -width:], prompts.attention_mask_BP[rows][:, -width:]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -126,9 +137,12 @@ class HFEngine(RolloutEngine):
         )
         for t in range(sampling.max_new_tokens):
             _refuse_non_finite(logits_BV, rows, prompts)
-            token = _choose(logits_BV, uniforms_BC[rows, t], sampling).masked_fill(done, self.pad_id)
-            yield t, rows[~done], token[~done]
+            token, logprob = _choose(logits_BV, uniforms_BC[rows, t], sampling)
+            token = token.masked_fill(done, self.pad_id)
+            yield t, rows[~done], token[~done], logprob[~done]
             done = done | torch.isin(token, eos)
+            if self.stop:
+                done = done | self._stopped(ids_BC[rows, : t + 1])
             live = int((~done).sum())
             if not self.go_on(live > 0) or t + 1 == sampling.max_new_tokens:
                 return
@@ -140,6 +154,24 @@ class HFEngine(RolloutEngine):
                 select(rows)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
             logits_BV = next_logits(policy, token[:, None], mask, positions, cache)
+
+    def _stopped(self, ids_BT: Tensor) -> Tensor:
+        """Rows whose text so far ends with a stop string, by the tokens that can hold one."""
+        rows = [b for b, token in enumerate(ids_BT[:, -1].tolist()) if self._may_complete(token)]
+        longest = max(len(string.encode()) for string in self.stop)
+        tails = ids_BT[rows, -longest - TAIL_SLACK :].tolist()
+        texts = self._texts(tails)
+        stopped_B = torch.zeros(len(ids_BT), dtype=torch.bool)
+        stopped_B[rows] = torch.tensor([self._holds_stop(text) for text in texts], dtype=torch.bool)
+        return stopped_B.to(ids_BT.device)
+
+    def _may_complete(self, token: int) -> bool:
+        """Whether a token can be the last of a stop string: it spares the decoding of most rows at most steps."""
+        if token not in self._completing:
+            text = f" {self._texts([[token]])[0]}"  # decoding may strip a space
+            ends = any(string[-1] in text for string in self.stop)
+            self._completing[token] = ends or "\N{REPLACEMENT CHARACTER}" in text  # a part of a character
+        return self._completing[token]
 
 
 def _refuse_non_finite(logits_BV: Tensor, rows: Tensor, prompts: PromptBatch) -> None:
@@ -153,16 +185,23 @@ def _refuse_non_finite(logits_BV: Tensor, rows: Tensor, prompts: PromptBatch) ->
         )
 
 
-def _choose(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> Tensor:
-    """One token per row: greedy at temperature 0, else by inverting the cumulative distribution."""
+def _choose(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """One token per row: greedy at temperature 0, else by inverting the cumulative distribution.
+
+    Returns:
+        Tokens (B,), and their log-probabilities fp32 (B,); at temperature 0 those of temperature 1.
+    """
     if sampling.temperature == 0:
-        return logits_BV.argmax(-1)
+        token_B = logits_BV.argmax(-1)
+        return token_B, logits_BV.gather(-1, token_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
     probs_BV = (logits_BV / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
         probs_BV = _nucleus(probs_BV, sampling.top_p)
     cumulative_BV = probs_BV.cumsum(-1)
-    targets_B1 = (uniforms_B * cumulative_BV[:, -1])[:, None]
-    return torch.searchsorted(cumulative_BV, targets_B1, right=True)[:, 0].clamp(max=logits_BV.shape[-1] - 1)
+    mass_B1 = cumulative_BV[:, -1:]
+    targets_B1 = uniforms_B[:, None] * mass_B1
+    token_B1 = torch.searchsorted(cumulative_BV, targets_B1, right=True).clamp(max=logits_BV.shape[-1] - 1)
+    return token_B1[:, 0], (probs_BV.gather(-1, token_B1) / mass_B1).log()[:, 0]
 
 
 def _nucleus(probs_BV: Tensor, top_p: float) -> Tensor:

@@ -2,7 +2,8 @@
 
 Made for one GPU, where it spares the padding and the stragglers of a fixed batch; on a CPU it works, slowly. It runs
 the policy's own weights, into which the active z is composed while it draws. Its random numbers are one stream for all
-rows of a process: the same seed and the same batch give the same completions, another batch gives others.
+rows of a process: the same seed and the same batch give the same completions, another batch gives others. It knows no
+stop strings: a row draws on past one, and is cut there afterwards.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class PagedEngine(RolloutEngine):
         eos_ids: See RolloutEngine.
         max_rows: Rows under way at a time; None leaves it to memory.
         merge: See HFEngine.
+        stop: See RolloutEngine.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class PagedEngine(RolloutEngine):
         eos_ids: Iterable[int],
         max_rows: int | None = None,
         merge: bool = False,
+        stop: Iterable[str | int] = (),
     ) -> None:
-        super().__init__(tokenizer, eos_ids)
+        super().__init__(tokenizer, eos_ids, stop)
         self.max_rows, self.merge = max_rows, merge
 
     @torch.inference_mode(False)  # the library's worker thread writes into tensors that are made here

@@ -50,6 +50,7 @@ class VLLMEngine(RolloutEngine):
         options: See VLLMOptions.
         share: Gives every rank the objects of all ranks, in rank order. Rank 0 owns the server and sends the weights.
         rank: This process.
+        stop: See RolloutEngine.
 
     Raises:
         ConfigError: Another adapter, a quantised base, or no vLLM to start.
@@ -65,8 +66,9 @@ class VLLMEngine(RolloutEngine):
         options: VLLMOptions,
         share: Callable[[Any], list[Any]] = lambda mine: [mine],
         rank: int = 0,
+        stop: Iterable[str | int] = (),
     ) -> None:
-        super().__init__(tokenizer, eos_ids)
+        super().__init__(tokenizer, eos_ids, stop)
         self.options, self.share, self.is_sender = options, share, rank == 0
         _refuse_what_cannot_be_sent(policy, options)
         if options.url is None and len(set(share(socket.gethostname()))) > 1:
@@ -109,6 +111,7 @@ class VLLMEngine(RolloutEngine):
             "min_p": 0.0,
             "repetition_penalty": 1.0,
             "stop_token_ids": self.eos_ids,
+            "stop": self.stop,
             "logprobs": 0,  # of the sampled token alone
             "return_token_ids": True,
             "cache_salt": self._salt,

@@ -54,10 +54,12 @@ def verify_all(
 def stop_if_unverified(verdicts: Sequence[Verdict]) -> None:
     """End the run when too many answers of a batch could not be judged: the rest would be noise, or a wrong score.
 
+    An abstention is no failure.
+
     Raises:
         UserError: Over 5 % of them; the message says why the first one failed.
     """
-    reasons = [v.reason for v in verdicts if v.reward is None]
+    reasons = [v.reason for v in verdicts if v.reward is None and not v.abstained]
     if len(reasons) > MAX_FAILED_SHARE * len(verdicts):
         raise UserError(
             f"{len(reasons)} of {len(verdicts)} answers could not be verified ({reasons[0]}); "

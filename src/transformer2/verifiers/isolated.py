@@ -74,7 +74,9 @@ def attempt(task: Task, example: Example, completion: str) -> Verdict:
 
 def checked(verdict: object) -> Verdict:
     """The verdict if it is one with a finite reward (or with None), else a failure that says what came instead."""
-    if isinstance(verdict, Verdict) and (verdict.reward is None or _is_finite(verdict.reward)):
+    if isinstance(verdict, Verdict) and (
+        verdict.reward is None or (_is_finite(verdict.reward) and not verdict.abstained)
+    ):
         return verdict
     return failed(f"verifier returned {verdict!r}"[:200])
 

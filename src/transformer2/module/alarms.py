@@ -1,0 +1,82 @@
+"""What a training run says, once each, when it runs on and learns nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from transformer2.report.notes import CUT_REMEDY, MOST, most_common
+from transformer2.types import Verdict
+
+FLAT_STEPS_TO_WARN_OF = 3
+MISMATCH_TO_WARN_OF = 0.1  # nats a token; bf16 kernels of other libraries differ by some hundredths
+
+
+class Alarms:
+    """Looks at every step.
+
+    Attributes:
+        steps: Steps seen.
+        flat_steps: Those that had no signal: equal rewards, or none.
+    """
+
+    def __init__(self) -> None:
+        self.steps = self.flat_steps = self._flat_in_a_row = 0
+        self._said: set[str] = set()
+
+    def look(self, step: int, metrics: Mapping[str, float], flat: bool, verdicts: Sequence[Verdict]) -> None:
+        """Warn of what is wrong with a step.
+
+        Args:
+            step: Its number.
+            metrics: What it logged.
+            flat: Whether it had no signal.
+            verdicts: On the completions of this rank.
+        """
+        self.steps += 1
+        self.flat_steps += flat
+        self._flat_in_a_row = self._flat_in_a_row + 1 if flat else 0
+        if self._flat_in_a_row == FLAT_STEPS_TO_WARN_OF:
+            self._once("flat", step, _without_signal(metrics["train/reward"], verdicts))
+        if (cut := 1 - metrics["train/finished"]) >= MOST:
+            self._once("cut", step, f"{cut:.0%} of the completions were cut off; {CUT_REMEDY}")
+        if (off := metrics.get("rollout/mismatch", 0.0)) > MISMATCH_TO_WARN_OF:
+            self._once(
+                "mismatch",
+                step,
+                f"the sampler's log-probabilities are {off:.2f} nats a token off. With vLLM: does the server hold this "
+                "base, and was it started as docs/rollouts.md says? Else: model.importance_cap 2.0 corrects for the "
+                "rounding of merged weights, model.merge_rollouts false avoids it",
+            )
+
+    def notes(self) -> list[str]:
+        """What a report says of the training: nothing, unless most steps had no signal."""
+        if not self.steps or self.flat_steps < MOST * self.steps:
+            return []
+        return [f"{self.flat_steps} of {self.steps} training steps had nothing to learn from (equal rewards, or none)"]
+
+    def _once(self, about: str, step: int, text: str) -> None:
+        if about not in self._said:
+            self._said.add(about)
+            rank_zero_warn(f"step {step}: {text}")
+
+
+def _without_signal(reward: float, verdicts: Sequence[Verdict]) -> str:
+    """What happened, and what to look at."""
+    if math.isnan(reward):
+        what, why = "no completion got a reward", "why does the task's verifier abstain?"
+    elif abs(reward) < 1:
+        what, why = "all completions of a prompt got the same reward", "is model.temperature too low?"
+    else:
+        hard = "too hard" if reward < 0 else "too easy"
+        what = f"every reward was {reward:+g}"
+        why = f"is the task {hard} for this model, are answers cut off or in another form than the verifier reads, "
+        why += "is model.temperature right?"
+    found = sum(v.extracted is not None for v in verdicts)
+    return (
+        f"{FLAT_STEPS_TO_WARN_OF} steps in a row had nothing to learn from: {what}. Verdicts: "
+        f"{most_common(v.reason for v in verdicts)}; an answer was found in {found} of {len(verdicts)} completions. "
+        f"Look at the samples in TensorBoard: {why}"
+    )
