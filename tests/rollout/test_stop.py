@@ -77,6 +77,7 @@ def test_ids_and_names_of_special_tokens_are_further_eos(prompts, stop, token):
 def test_the_default_engine_stops_drawing_at_a_stop_string(prompts):
     passes = []
     model = load_base("tiny")
+    HFEngine(TINY, [EOS]).check(model, torch.device("cpu"))
     model.register_forward_pre_hook(lambda *args: passes.append(1))
     for stop in ([], ["return", "="]):
         passes.clear()
