@@ -25,8 +25,9 @@ import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
 from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK
 from peft.utils.integrations import gather_params_ctx
-from peft.utils.peft_types import register_peft_method
+from peft.utils.peft_types import PeftType, register_peft_method
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -530,3 +531,5 @@ def _check_delta(key: str, value: Tensor, r: int) -> None:
 
 if "SVF" not in PEFT_TYPE_TO_TUNER_MAPPING:  # a reloaded module finds itself registered
     register_peft_method(name="svf", config_cls=SVFConfig, model_cls=SVFModel, prefix="svf_")
+    # hotswap_adapter copies a file's tensors as they are: z - 1 into z - 1, and not into logits.
+    CONFIG_KEYS_TO_CHECK[PeftType("SVF")] = ["parametrization"]
