@@ -190,10 +190,7 @@ class SVFReinforceModule(Answering):
         # Experts name their base as the user did: `tiny` is the same model on every machine, its folder is not.
         self.policy.peft_config["default"].base_model_name_or_path = h["base"]
         self.head = lm_head(self.policy)
-        if self._in_lockstep():
-            lockstep = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
-        else:
-            lockstep = None
+        lockstep = partial(self.trainer.strategy.reduce_boolean_decision, all=False) if self._in_lockstep() else None
         eos, rows, merge = eos_token_ids(self.policy, tokenizer), h["max_rollout_rows"], h["merge_rollouts"]
         self.engine = HFEngine(tokenizer, eos, rows, lockstep, merge)  # also what draws rows of different z
         self.sampler = self._sampler(self.engine)

@@ -217,7 +217,9 @@ class SVFModel(BaseTuner):
     ) -> dict[str, Tensor]:
         layers = {name for name, _ in svf_layers(model)}
         # A layer that the model has under several names is saved under the first.
-        aliases = {name for name, layer in model.named_modules(remove_duplicate=False) if isinstance(layer, SVFLayer)} - layers
+        aliases = {
+            name for name, layer in model.named_modules(remove_duplicate=False) if isinstance(layer, SVFLayer)
+        } - layers
         saved: dict[str, Tensor] = {}
         for key, value in state_dict.items():
             match = _SAVED_KEY.match(key)
