@@ -8,9 +8,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -68,7 +68,7 @@ def prefill(
 def next_logits(policy: nn.Module, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, past: DynamicCache) -> Tensor:
     """Logits after the last of these tokens, fp32 (B, V). The tokens join the cache; the mask is of both."""
     # State-space models call their cache otherwise, and their masks are of the new tokens alone.
-    is_state = _keeps_a_state(type(base_model(policy)))
+    is_state = "cache_params" in signature(getattr(base_model(policy), "forward", policy)).parameters
     output = policy(
         input_ids=ids_BT,
         attention_mask=mask_BT[:, -ids_BT.shape[1] :] if is_state else mask_BT,
@@ -78,11 +78,6 @@ def next_logits(policy: nn.Module, ids_BT: Tensor, mask_BT: Tensor, positions_BT
         **{"cache_params" if is_state else "past_key_values": past},
     )
     return output.logits[:, -1].float()
-
-
-@cache
-def _keeps_a_state(model: Hashable) -> bool:
-    return "cache_params" in signature(getattr(model, "forward", model)).parameters
 
 
 def _can_join(cache: DynamicCache) -> bool:
