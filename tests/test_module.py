@@ -11,7 +11,7 @@ from toy_task import Broken
 
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.data import ExpertDataModule
-from transformer2.errors import UserError
+from transformer2.errors import ConfigError, UserError
 from transformer2.module import SVFReinforceModule, predicting_states
 from transformer2.policy import hidden_states, lm_head, load_base, reference
 from transformer2.rl.loss import sum_by_row
@@ -345,6 +345,6 @@ def test_tokens_weigh_what_the_policy_says_over_what_the_sampler_said(make):
 
 @pytest.mark.parametrize("places", [{"model.layers": "disk", "": "cpu"}, {"": "disk"}])
 def test_a_base_that_is_off_loaded_is_refused_in_one_line(places, tmp_path):
-    with pytest.raises(ConfigError, match="device_map puts base 'tiny' in several places .*disk") as refusal:
+    with pytest.raises(ConfigError, match=r"device_map puts base 'tiny' in several places .*disk") as refusal:
         load_base("tiny", device_map=places, offload_folder=str(tmp_path))
     assert "\n" not in str(refusal.value)
