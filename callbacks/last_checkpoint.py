@@ -83,7 +83,9 @@ class LastCheckpoint(Checkpoint):
 
     # ------------------------------------------------------------------ when
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """The last step is whole, and so is the validation that it may have called for."""
         if trainer.global_step:
             self._take(trainer, "step")

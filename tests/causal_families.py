@@ -18,7 +18,7 @@ _SIZES: dict[str, Any] = dict(
     ffn_dim=48, word_embed_proj_dim=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48,
     encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=48, state_size=8, time_step_rank=4, is_decoder=True,
     num_experts=4, num_local_experts=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
-    rotary_dim=4, max_seq_len=64, dff=48, n_ctx=64, shared_expert_intermediate_size=16,
+    rotary_dim=4, max_seq_len=64, tie_word_embeddings=False, dff=48, n_ctx=64, shared_expert_intermediate_size=16,
 )  # fmt: skip
 _MAMBA = dict(
     mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_expand=2, mamba_n_groups=1, mamba_chunk_size=8
@@ -28,16 +28,19 @@ _LINEAR = dict(
     layer_types=["linear_attention", "full_attention"],
 )  # fmt: skip
 
+# fmt: off
 # Drawn from, scored and trained as they are: what differs from the sizes above.
 ACCEPTED: dict[str, dict[str, Any]] = {
     **{
         name: {}
         for name in (
-            "apertus arcee biogpt bitnet bloom codegen cohere cohere2 ctrl cwm diffllama doge ernie4_5 exaone4 gemma "
-            "glm glm4 gpt2 gpt_bigcode gpt_neox gpt_oss gptj granite helium hrm_text hunyuan_v1_dense jetmoe laguna "
-            "lfm2 llama llama4_text ministral mixtral mpt nemotron olmo olmo2 olmo3 olmo_hybrid olmoe opt persimmon "
-            "phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 stablelm starcoder2 xglm"
-        ).split()
+            "apertus", "arcee", "biogpt", "bitnet", "bloom", "codegen", "cohere", "cohere2", "ctrl", "cwm",
+            "diffllama", "doge", "ernie4_5", "exaone4", "gemma", "glm", "glm4", "gpt2", "gpt_bigcode",
+            "gpt_neox", "gpt_oss", "gptj", "granite", "helium", "hrm_text", "hunyuan_v1_dense", "jetmoe",
+            "laguna", "lfm2", "llama", "llama4_text", "ministral", "mixtral", "mpt", "nemotron", "olmo",
+            "olmo2", "olmo3", "olmo_hybrid", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2",
+            "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2", "xglm",
+        )
     },
     "bamba": dict(**_MAMBA, attn_layer_indices=[1]),
     "deepseek_v3": dict(
@@ -67,15 +70,16 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "qwen3_next": _LINEAR,
     # Its transformer blocks share their weights.
     "zamba": dict(
-        head_dim=None, num_hidden_layers=6, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8, n_mamba_heads=2,
+        tie_word_embeddings=True, head_dim=None, num_hidden_layers=6, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8, n_mamba_heads=2,
         mamba_dt_rank=4, attention_hidden_size=64, attention_head_dim=16,
     ),
     "zamba2": dict(
-        head_dim=None, num_hidden_layers=6, layers_block_type=["mamba", "hybrid"] * 3, mamba_ngroups=1, n_mamba_heads=8,
+        tie_word_embeddings=True, head_dim=None, num_hidden_layers=6, layers_block_type=["mamba", "hybrid"] * 3, mamba_ngroups=1, n_mamba_heads=8,
         mamba_headdim=8, mamba_d_state=8, chunk_size=8, num_mem_blocks=1, attention_head_dim=16,
         attention_hidden_size=64, kv_channels=8,
     ),
-}  # fmt: skip
+}
+# fmt: on
 PADDING, POSITIONS, CACHE = "sees what is under the padding", "gives other logits", "DynamicCache"
 # Refused by name: sizes, and why.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -11,14 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Config
 
+from transformer2 import SVFConfig
 from transformer2.errors import BasisError, ConfigError, UserError
+from transformer2.policy import load_base
 from transformer2.svf import decompose as module
-from transformer2.svf.basis import compute_basis
+from transformer2.svf.basis import Basis, basis_error, compute_basis
 from transformer2.svf.cache import BasisCache, fingerprint
 from transformer2.svf.decompose import decompose
+from transformer2.svf.model import svf_layers
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +212,43 @@ def test_damaged_checkpoints_are_named(llama: Path, tmp_path: Path) -> None:
 def test_config_errors_are_typed(llama: Path) -> None:
     with pytest.raises(ConfigError):
         decompose(llama, "lm_head", progress=False)
+
+
+_TEXT = dict(
+    vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+    intermediate_size=48, max_position_embeddings=256,
+)  # fmt: skip
+
+
+def _qwen3_5():
+    linear = dict(
+        linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
+        layer_types=["linear_attention", "full_attention"],
+    )  # fmt: skip
+    vision = dict(
+        depth=1, hidden_size=16, num_heads=2, intermediate_size=16, out_hidden_size=32, num_position_embeddings=16
+    )
+    ids = dict(image_token_id=290, video_token_id=291, vision_start_token_id=292, vision_end_token_id=293)
+    return tf.Qwen3_5ForConditionalGeneration(tf.Qwen3_5Config(text_config=_TEXT | linear, vision_config=vision, **ids))
+
+
+def _gemma3():
+    vision = dict(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    ids = dict(image_token_index=290, boi_token_index=291, eoi_token_index=292, mm_tokens_per_image=4)
+    return tf.Gemma3ForConditionalGeneration(tf.Gemma3Config(text_config=_TEXT, vision_config=vision, **ids))
+
+
+@pytest.mark.parametrize("make", [_qwen3_5, _gemma3])
+def test_a_checkpoint_of_several_modalities_is_decomposed_as_the_model_that_asks(make, tmp_path):
+    torch.manual_seed(0)
+    make().save_pretrained(tmp_path / "base")
+    built = decompose(tmp_path / "base", "all-linear", cache_dir=tmp_path / "cache", progress=False)
+    base = load_base(str(tmp_path / "base"))
+    assert built["fingerprint"] == fingerprint(base)
+    policy = get_peft_model(base, SVFConfig(target_modules="all-linear", basis_cache=str(tmp_path / "cache")))
+    layers = svf_layers(policy)
+    assert len(layers) == built["matrices"] == policy.base_model._basis_cache.counts["reused"] > 10
+    for name, layer in layers:
+        assert basis_error(Basis(layer.side, layer.svf_basis.data, layer._sigma_R), layer.weight_mn())[1] < 1e-3, name

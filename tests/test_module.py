@@ -11,7 +11,7 @@ from toy_task import Broken
 
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.data import ExpertDataModule
-from transformer2.errors import UserError
+from transformer2.errors import ConfigError, UserError
 from transformer2.module import SVFReinforceModule, predicting_states
 from transformer2.policy import hidden_states, lm_head, load_base, reference
 from transformer2.rl.loss import sum_by_row
@@ -275,11 +275,11 @@ class LimitedUpdates(L.Callback):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
-def test_out_of_memory_halves_the_micro_batch_and_gives_the_same_step(make, where):
+@pytest.mark.parametrize(("where", "rows"), [("forward", 32), ("backward", 32), ("backward", 5)])
+def test_out_of_memory_halves_the_micro_batch_and_gives_the_same_step(make, where, rows):
     trainer, module, data = make(max_steps=2, kl_coef=0.1, num_completions=2)
     trainer.fit(module, data)
-    limited = LimitedUpdates(32, where)
+    limited = LimitedUpdates(rows, where)
     trainer2, module2, data2 = make(max_steps=2, kl_coef=0.1, num_completions=2, callbacks=[limited])
     with pytest.warns(UserWarning, match=r"model\.micro_batch_tokens"):
         trainer2.fit(module2, data2)
@@ -291,8 +291,8 @@ def test_out_of_memory_halves_the_micro_batch_and_gives_the_same_step(make, wher
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5)
 
 
-def test_out_of_memory_in_a_half_too_is_an_error_that_names_the_remedy(make):
-    trainer, module, data = make(max_steps=1, callbacks=[LimitedUpdates(3, "forward")])
+def test_out_of_memory_with_one_row_is_an_error_that_names_the_remedy(make):
+    trainer, module, data = make(max_steps=1, callbacks=[LimitedUpdates(0, "forward")])
     with pytest.warns(UserWarning), pytest.raises(UserError, match=r"lower model\.micro_batch_tokens"):
         trainer.fit(module, data)
     assert all(p.grad is None for p in module.trained())
@@ -341,3 +341,10 @@ def test_tokens_weigh_what_the_policy_says_over_what_the_sampler_said(make):
         gradients[cap] = step["train/grad_norm"]
     assert gradients[4.0] == pytest.approx(2 * gradients[None], rel=1e-4)
     assert gradients[1.0] == pytest.approx(gradients[None], rel=1e-4)
+
+
+@pytest.mark.parametrize("places", [{"model.layers": "disk", "": "cpu"}, {"": "disk"}])
+def test_a_base_that_is_off_loaded_is_refused_in_one_line(places, tmp_path):
+    with pytest.raises(ConfigError, match=r"device_map puts base 'tiny' in several places .*disk") as refusal:
+        load_base("tiny", device_map=places, offload_folder=str(tmp_path))
+    assert "\n" not in str(refusal.value)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -112,6 +112,12 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
             if not quantised or isinstance(e, torch.OutOfMemoryError):
                 raise
             raise ConfigError(f"base {base!r} cannot be quantised so: the report above says why") from e
+    places = sorted({str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()})
+    if len(places) > 1 or "disk" in places:
+        raise ConfigError(
+            f"device_map puts base {base!r} in several places ({', '.join(places)}), and it is trained as a whole; "
+            "leave device_map out, and where it does not fit use conf/quantisation/ or conf/strategy/zero3_offload.yaml"
+        )
     keep_differentiable(model)
     return model.eval()
 
@@ -320,7 +326,7 @@ def lm_head(policy: PeftModel) -> Callable[[Tensor], Tensor]:
     Calls of it run no hooks: under ZeRO-3 the head stays whole, and ranks call it different numbers of times.
     """
     model = policy.get_base_model()
-    head: nn.Module = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     config = model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
     scale = getattr(config, "logit_scale", None) or 1.0

@@ -70,7 +70,9 @@ def test_every_allocator_s_words_count(error):
     assert worker.done == [1, 2]
 
 
-@pytest.mark.parametrize("words", ["shape mismatch", "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", "device-side assert"])
+@pytest.mark.parametrize(
+    "words", ["shape mismatch", "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", "device-side assert"]
+)
 def test_other_errors_are_not_taken_for_memory(words):
     with pytest.raises(RuntimeError, match=words):
         run_or_halve(Worker(1, RuntimeError(words)), [1, 2], list, "")

@@ -215,10 +215,7 @@ class SVFReinforceModule(Answering):
         self.policy.peft_config["default"].base_model_name_or_path = h["base"]
         self.policy.peft_config["default"].revision = options.get("revision")
         self.head = lm_head(self.policy)
-        if self._in_lockstep():
-            lockstep = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
-        else:
-            lockstep = None
+        lockstep = partial(self.trainer.strategy.reduce_boolean_decision, all=False) if self._in_lockstep() else None
         eos, rows, merge = eos_token_ids(self.policy, tokenizer), h["max_rollout_rows"], h["merge_rollouts"]
         # Also what draws rows of different z.
         self.engine = HFEngine(tokenizer, eos, rows, lockstep, merge, h["stop"] or ())

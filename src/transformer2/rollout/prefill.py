@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -65,12 +65,10 @@ def prefill(
     return torch.cat(logits), _join(pieces)
 
 
-def next_logits(
-    policy: nn.Module, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, past: DynamicCache
-) -> Tensor:
+def next_logits(policy: nn.Module, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, past: DynamicCache) -> Tensor:
     """Logits after the last of these tokens, fp32 (B, V). The tokens join the cache; the mask is of both."""
     # State-space models call their cache otherwise, and their masks are of the new tokens alone.
-    is_state = _keeps_a_state(type(base_model(policy)))
+    is_state = "cache_params" in signature(getattr(base_model(policy), "forward", policy)).parameters
     output = policy(
         input_ids=ids_BT,
         attention_mask=mask_BT[:, -ids_BT.shape[1] :] if is_state else mask_BT,
@@ -82,11 +80,6 @@ def next_logits(
     return output.logits[:, -1].float()
 
 
-@cache
-def _keeps_a_state(model: type) -> bool:
-    return "cache_params" in signature(getattr(model, "forward", model)).parameters
-
-
 def _can_join(cache: DynamicCache) -> bool:
     """Whether keys and values are all that a cache holds (not so with linear attention)."""
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
@@ -96,7 +89,7 @@ def _join(caches: list[DynamicCache]) -> DynamicCache:
     """One cache of all rows; the given ones are used up, layer by layer, so that memory holds one layer twice."""
     if len(caches) == 1:
         return caches[0]
-    for whole, *others in zip(*(cache.layers for cache in caches), strict=True):
+    for whole, *others in zip(*(piece.layers for piece in caches), strict=True):
         for name in ("keys", "values"):
             setattr(whole, name, torch.cat([getattr(layer, name) for layer in (whole, *others)]))
             for layer in others:

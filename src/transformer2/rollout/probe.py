@@ -70,11 +70,14 @@ class Probe:
 @torch.no_grad()
 def probe(policy: nn.Module, device: torch.device | str) -> Probe:
     """Draw the rows and run the whole pass over them."""
-    vocabulary = int(policy.config.get_text_config().vocab_size)
+    config: Any = policy.config
+    vocabulary = int(config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(0)
     width = max(LENGTHS)
     # Ids beyond are placeholders of images in some models.
-    ids_BT = torch.randint(min(3, vocabulary - 1), min(vocabulary, 1000), (len(LENGTHS), width + STEPS), generator=generator)
+    ids_BT = torch.randint(
+        min(3, vocabulary - 1), min(vocabulary, 1000), (len(LENGTHS), width + STEPS), generator=generator
+    )
     ids_BT = ids_BT.to(device)
     output = policy(input_ids=ids_BT, use_cache=False)
     packed = quantisation_name(policy) is not None

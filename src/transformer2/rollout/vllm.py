@@ -223,6 +223,13 @@ def _refuse_what_cannot_be_sent(policy: PeftModel, options: VLLMOptions) -> None
         raise ConfigError("rollouts by vLLM need an SVF adapter; use model.rollout: hf for other adapters")
     if (name := quantisation_name(policy)) is not None:
         raise ConfigError(f"rollouts by vLLM need an unquantised base, and this one is {name}; use model.rollout: hf")
+    first: dict[Any, str] = {}
+    for path, layer in layers.items():
+        other = first.setdefault(layer.base_layer.weight, path)
+        if other != path:
+            raise ConfigError(
+                f"{other} and {path} share one weight, which can hold one z on a server; use model.rollout: hf"
+            )
     if options.sync == "merged" and any(hasattr(layer.svf_basis, "ds_id") for layer in layers.values()):
         raise ConfigError("model.vllm.sync: merged would gather every weight for every step; under ZeRO-3 use z")
 

@@ -36,7 +36,9 @@ def refuse_bypassed(layers: Mapping[str, SVFLayer]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-    bypassed = [name for name, layer in layers.items() if name not in called and (layer.weight_was_read or name in entered)]
+    bypassed = [
+        name for name, layer in layers.items() if name not in called and (layer.weight_was_read or name in entered)
+    ]
     if bypassed:
         leaves = sorted({name.rpartition(".")[2] for name in bypassed})
         raise ConfigError(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -142,12 +142,14 @@ class LocalCheckpoint:
         import transformers
 
         names = getattr(self.config, "architectures", None) or []
-        cls = getattr(transformers, names[0], None) if names else None
+        causal = transformers.AutoModelForCausalLM
+        # What `load_base` loads: of some checkpoints of several modalities the text model alone.
+        cls = None if type(self.config) in causal._model_mapping else getattr(transformers, "".join(names[:1]), None)
         try:
             # The second says that zero.Init is at work already: a skeleton has no values to share out under ZeRO-3.
             with torch.device("meta"), transformers.modeling_utils.set_zero3_state():
                 if cls is None:
-                    return transformers.AutoModelForCausalLM.from_config(self.config, trust_remote_code=self._trusted)
+                    return causal.from_config(self.config, trust_remote_code=self._trusted)
                 return cls._from_config(self.config)
         except (ValueError, KeyError, ImportError) as e:
             raise BasisError(
@@ -209,7 +211,19 @@ class LocalCheckpoint:
     def _key(self, parameter: str) -> str | None:
         prefix = getattr(self.skeleton, "base_model_prefix", "") + "."
         candidates = (parameter, parameter.removeprefix(prefix), prefix + parameter)
-        return next((key for key in candidates if key in self.shard_of), None)
+        return next((key for key in candidates if key in self.shard_of), self._renamed.get(parameter))
+
+    @cached_property
+    def _renamed(self) -> dict[str, str]:
+        """Parameter -> checkpoint key, by transformers' rules for names at load; what it fuses is left out."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+        rules = get_model_conversion_mapping(cast(Any, self.skeleton)) or []
+        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        fusions: list[Any] = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
+        names = {key: rename_source_key(key, renamings, fusions) for key in self.shard_of}
+        return {name: key for key, (name, fusion) in names.items() if fusion is None}
 
     @property
     def quantised(self) -> bool:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from peft.config import PeftConfig
 from safetensors.torch import load_file
@@ -64,6 +64,13 @@ class SVFConfig(PeftConfig):
     Raises:
         ConfigError: A value that cannot be used; the message names it and the remedy.
     """
+
+    # What peft.utils.hotswap reads off any config, LoRA's or not: here nothing scales z.
+    r: ClassVar[int] = 1
+    lora_alpha: ClassVar[int] = 1
+    use_rslora: ClassVar[bool] = False
+    rank_pattern: ClassVar[dict[str, int]] = {}
+    alpha_pattern: ClassVar[dict[str, int]] = {}
 
     target_modules: str | list[str] | set[str] = "mlp"
     layers_to_transform: int | list[int] | None = None

@@ -116,7 +116,7 @@ def fingerprint_folder(path: str | Path, dtype: torch.dtype | None = None) -> st
 def fingerprint_checkpoint(checkpoint: LocalCheckpoint) -> str:
     """`fingerprint_folder` of a checkpoint that is open."""
     named = list(_base_parameters(checkpoint.skeleton))
-    arch = _arch(checkpoint.config, ((name, shape) for name, _, shape in named))
+    arch = _arch(checkpoint.skeleton.config, ((name, shape) for name, _, shape in named))
 
     def sample(key: str) -> Tensor:
         values = _sample(checkpoint.read_rows(key, lambda count: _spread(count, _ROWS)))

@@ -320,6 +320,11 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         self.weight_was_read = True
         return super().weight
 
+    @property
+    def scaling(self) -> dict[str, int]:
+        """1 for every adapter: see peft.utils.hotswap."""
+        return dict.fromkeys(self.svf_z, 1)
+
     def is_dense_fp32(self) -> bool:
         """Whether W is a plain fp32 matrix."""
         weight = dense_weight(self.base_layer)

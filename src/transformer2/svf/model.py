@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
@@ -24,9 +24,9 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
-from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK
 from peft.utils.integrations import gather_params_ctx
-from peft.utils.peft_types import register_peft_method
+from peft.utils.peft_types import PeftType, register_peft_method
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -152,57 +152,14 @@ class SVFModel(BaseTuner):
         names = kwargs.pop("adapter_names", None)
         with ExitStack() as stack:
             if names is not None:
-                self._use_rows_of(names, stack, args, kwargs)
+                from transformer2.svf.rows import rows_by_name  # which needs this module
+
+                stack.enter_context(rows_by_name(self, names, args, kwargs))
             watch = not (self._watched_once or torch.compiler.is_compiling())
             if watch and not any(layer.merged for _, layer in svf_layers(self.model)):
                 stack.enter_context(refuse_bypassed(dict(svf_layers(self.model))))
                 stack.callback(setattr, self, "_watched_once", True)
             yield
-
-    def _use_rows_of(
-        self, names: Sequence[str], stack: ExitStack, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        from transformer2.svf.rows import z_rows
-
-        if self.training:
-            raise ConfigError("Cannot pass `adapter_names` when the model is in training mode; call eval() first")
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-            raise ConfigError(f"adapter_names={names!r} must be a list of names, one per row of the batch")
-        unknown = sorted(set(names) - {*self.peft_config, "__base__"})
-        if unknown:
-            raise ConfigError(
-                f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; loaded: "
-                f"{', '.join(self.peft_config)} (and __base__)"
-            )
-
-        def check(tensors: Iterable[Any]) -> bool:
-            rows = next((len(t) for t in tensors if isinstance(t, Tensor)), None)
-            if rows not in (None, len(names)):
-                raise ConfigError(
-                    f"Length of `adapter_names` should be the same as the number of inputs, but got {len(names)} and "
-                    f"{rows} respectively."
-                )
-            return rows is not None
-
-        def given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterable[Any]:
-            return (*args[:1], *(kwargs.get(key) for key in ("inputs", "input_ids", "inputs_embeds")))
-
-        def check_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            check(given(args, kwargs))
-
-        # PEFT keeps the inputs of a forward pass to itself: then the model sees them first.
-        if not check(given(args, kwargs)):
-            stack.callback(self.model.register_forward_pre_hook(check_forward, with_kwargs=True).remove)
-        experts = sorted({*names} - {"__base__"}) or [next(iter(self.peft_config))]
-        stack.enter_context(z_rows(self.model, [[float(name == e) for e in experts] for name in names], experts))
-        for module in self.model.modules():  # what is trained whole beside z
-            if isinstance(module, AuxiliaryTrainingWrapper):
-
-                def pass_on(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                    repeats = len(args[0]) // len(names)
-                    return args, kwargs | {"adapter_names": [name for name in names for _ in range(repeats)]}
-
-                stack.callback(module.register_forward_pre_hook(pass_on, with_kwargs=True).remove)
 
     # Adapter files
 
@@ -522,3 +479,5 @@ def _check_delta(key: str, value: Tensor, r: int) -> None:
 
 if "SVF" not in PEFT_TYPE_TO_TUNER_MAPPING:  # a reloaded module finds itself registered
     register_peft_method(name="svf", config_cls=SVFConfig, model_cls=SVFModel, prefix="svf_")
+    # hotswap_adapter copies a file's tensors as they are: z - 1 into z - 1, and not into logits.
+    CONFIG_KEYS_TO_CHECK[PeftType("SVF")] = ["parametrization"]

@@ -10,19 +10,20 @@ here candidates are rows. No division by sum(w), so a row of zeros is no 0/0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
 
 import torch
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from transformer2.errors import UserError
+from transformer2.errors import ConfigError, UserError
 from transformer2.svf.forms import spread_rows
 from transformer2.svf.layer import Rows, SVFLayer
-from transformer2.svf.model import svf_layers
+from transformer2.svf.model import SVFModel, svf_layers
 
-__all__ = ["batch_rows", "has_rows", "z_rows"]
+__all__ = ["batch_rows", "has_rows", "rows_by_name", "z_rows"]
 
 
 @contextmanager
@@ -98,6 +99,61 @@ def batch_rows(model: nn.Module, size: int) -> Iterator[Callable[[Tensor], None]
         yield select
     finally:
         rows.close()
+
+
+@contextmanager
+def rows_by_name(
+    tuner: SVFModel, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Iterator[None]:
+    """PEFT's `adapter_names`: inside, row b of the batch runs under the adapter names[b], `__base__` for none.
+
+    Args:
+        tuner: The model's tuner.
+        names: One per row, before `generate` expands them.
+        args: Of the call.
+        kwargs: Of the call.
+
+    Raises:
+        ConfigError: As PEFT refuses them for LoRA: unknown names, too many or too few, training mode.
+        UserError: Adapters are merged.
+    """
+    if tuner.training:
+        raise ConfigError("Cannot pass `adapter_names` when the model is in training mode; call eval() first")
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"adapter_names={names!r} must be a list of names, one per row of the batch")
+    unknown = sorted(set(names) - {*tuner.peft_config, "__base__"})
+    if unknown:
+        raise ConfigError(
+            f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; loaded: "
+            f"{', '.join(tuner.peft_config)} (and __base__)"
+        )
+
+    def check(_: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        inputs = (*args[:1], *(kwargs.get(key) for key in ("inputs", "input_ids", "inputs_embeds")))
+        rows = next((len(x) for x in inputs if isinstance(x, Tensor)), None)
+        if rows is not None and rows != len(names):
+            raise ConfigError(
+                f"Length of `adapter_names` should be the same as the number of inputs, but got {len(names)} and {rows} "
+                "respectively."
+            )
+
+    def pass_on(_: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        repeats = len(args[0]) // len(names)
+        return args, {**kwargs, "adapter_names": [name for name in names for _ in range(repeats)]}
+
+    experts = sorted({*names} - {"__base__"}) or [next(iter(tuner.peft_config))]
+    with ExitStack() as stack:
+        check(None, args, kwargs)
+        if not args and not {"inputs", "input_ids", "inputs_embeds"} & kwargs.keys():
+            # PEFT keeps the inputs of a forward pass to itself: the model sees them first.
+            stack.callback(tuner.model.register_forward_pre_hook(check, with_kwargs=True).remove)
+        for module in tuner.model.modules():  # what is trained whole beside z
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                stack.callback(module.register_forward_pre_hook(pass_on, with_kwargs=True).remove)
+        weights = [[float(name == expert) for expert in experts] for name in names]
+        if weights:
+            stack.enter_context(z_rows(tuner.model, weights, experts))
+        yield
 
 
 def _rows_delta(layer: SVFLayer, weights_BK: Tensor, experts: Sequence[str], mix: str) -> Tensor:

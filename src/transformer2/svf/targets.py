@@ -2,7 +2,8 @@
 
 A role is read off the path of a linear layer inside a numbered decoder layer: the nearest ancestor that says what it
 is decides (GPT-2 has a `c_proj` under `attn` and another under `mlp`). Routers, the output head, embeddings, the
-towers of other modalities and Mamba's dt_proj (whose weight is read without calling it) have no role; a list or a regular expression reaches every linear layer but the output head.
+towers of other modalities and Mamba's dt_proj (whose weight is read without a call) have no role; a list or a regular
+expression reaches every linear layer but the output head.
 
 Departures: the reference code tunes what has "mlp" in its name; PEFT ignores names that match nothing, here they fail.
 """
