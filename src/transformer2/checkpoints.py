@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import stat
 import threading
 from pathlib import Path
@@ -60,7 +61,8 @@ def write_checkpoint(data: bytes, path: str | Path) -> None:
             "give another --run_dir"
         ) from e
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -156,8 +158,8 @@ def _load(path: Path, data: bytes) -> dict[str, Any]:
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as e:  # torch has half a dozen types for this, and a page of advice in each
-        words = str(e).replace("`", " ").split()
-        named = next((w for w in words if w.count(".") and w[0].isalpha() and w.isascii()), type(e).__name__)
+        found = re.search(r"GLOBAL (\S+)", str(e))
+        named = found[1] if found else type(e).__name__
         raise CheckpointError(
             f"checkpoint {path} holds more than tensors and plain values, and loading that could run code ({named}); "
             "it is refused, whoever wrote it"

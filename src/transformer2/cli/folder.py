@@ -73,7 +73,9 @@ def holds_run(folder: Path) -> bool:
 def _is_preliminary(path: Path) -> bool:
     if path.is_dir():
         return not any(path.iterdir())
-    return path.name in ("config.yaml", "hparams.yaml") or path.name.startswith(("events.out.tfevents", ".config.yaml."))
+    return path.name in ("config.yaml", "hparams.yaml") or path.name.startswith(
+        ("events.out.tfevents", ".config.yaml.")
+    )
 
 
 def _clear(folder: Path) -> None:

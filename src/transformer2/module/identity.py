@@ -71,7 +71,9 @@ def check_identity(module: SVFReinforceModule, checkpoint: dict[str, Any]) -> se
     parts = 2 if theirs["dtype"] == ours["dtype"] else 1
     mine, other = (who["fingerprint"].split(":")[:parts] for who in (ours, theirs))
     if all(mine + other) and mine != other:
-        raise CheckpointError(f"--ckpt_path was trained on another base: {theirs['base']}, not this run's {ours['base']}")
+        raise CheckpointError(
+            f"--ckpt_path was trained on another base: {theirs['base']}, not this run's {ours['base']}"
+        )
     for key in sorted({*theirs, *ours} - {"task", "base", "dtype", "fingerprint"}):
         if theirs.get(key) != ours.get(key):
             raise CheckpointError(f"--ckpt_path was trained with {key} {theirs.get(key)}, this run has {ours.get(key)}")
@@ -79,7 +81,9 @@ def check_identity(module: SVFReinforceModule, checkpoint: dict[str, Any]) -> se
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
     if state is not None and state.keys() != trained:
         name = sorted(state.keys() ^ trained)[0]
-        raise CheckpointError(f"--ckpt_path does not fit: only the {'checkpoint' if name in state else 'run'} has {name}")
+        raise CheckpointError(
+            f"--ckpt_path does not fit: only the {'checkpoint' if name in state else 'run'} has {name}"
+        )
     old, new = checkpoint[KEY]["settings"], whole["settings"]
     changed = {key for key in new if old.get(key) != new[key]} if fitting else set()
     if theirs["dtype"] != ours["dtype"]:
