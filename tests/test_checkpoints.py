@@ -91,10 +91,11 @@ def start(llama, tmp_path):
 @pytest.mark.parametrize(
     "run",
     [
-        {},
-        {"every": 3},  # validation where an epoch ends
-        {"every": 1, "max_steps": 4},
-        {"every": 100, "max_steps": 5},
+        {"max_steps": 5},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"every": 3}, marks=pytest.mark.slow),  # validation where an epoch ends
+        pytest.param({"every": 1, "max_steps": 4}, marks=pytest.mark.slow),
+        pytest.param({"every": 100, "max_steps": 5}, marks=pytest.mark.slow),
         {"every": 1.0, "trainer": {"check_val_every_n_epoch": 1, "max_epochs": 2}, "max_steps": -1},
     ],
     ids=str,
@@ -125,7 +126,7 @@ def test_the_last_state_goes_on_in_a_longer_run(start, tmp_path):
     uncut, module, data, (curve, *_) = start(max_steps=9, lr_schedule="constant")
     uncut.fit(module, data)
     expected = [p.detach().clone() for p in module.trained()]
-    for steps in (4, 5, 6):
+    for steps in (5, 6):  # within an epoch and at its end
         short, module, data, (_, _, last) = start(f"short{steps}", max_steps=steps, lr_schedule="constant")
         short.fit(module, data)
         longer, module, data, (resumed, *_) = start(f"long{steps}", max_steps=9, lr_schedule="constant")
@@ -149,7 +150,7 @@ def test_another_rate_or_seed_is_named_and_holds(start):
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "down_proj"]}
 
 
-@pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+@pytest.mark.parametrize("verb", ["test", *(pytest.param(v, marks=pytest.mark.slow) for v in ("fit", "validate"))])
 @pytest.mark.parametrize(
     ("wrote", "reads", "message"),
     [
