@@ -50,6 +50,19 @@ def slow(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """100 random kill -9, 40 half-writes, 500 damaged checkpoints, every signal in every phase: half an hour."""
+    install(session, "dev")
+    what = (
+        "tests/cli/test_faults.py",
+        "tests/cli/test_signals.py",
+        "tests/test_checkpoints.py",
+        "tests/cli/test_run_folder.py",
+    )
+    session.run("pytest", "-m", "slow or not slow", "-rP", *what, *session.posargs, env=ENV)
+
+
+@nox.session
 def proof(session: nox.Session) -> None:
     """What self-adaptation promises, on experts of three RL seeds: 25 minutes, 10 of them training (PROOF_EXPERTS)."""
     install(session, "dev")

@@ -1,9 +1,9 @@
 """`checkpoints/last.ckpt`: the state between two steps, from which a run goes on bit for bit.
 
-What is trained is small, so the state is packed after every step and held in memory: a signal writes it at once, however
-long the step in progress takes. Beside that it is written whenever the time since the last write is twenty times what
-that write took, so `kill -9` costs some steps of a small model and none of a large one. A finished step whose
-validation is still to come is a state of its own, which resumes with the validation.
+What is trained is small, so the state is packed after every step and held in memory: a signal writes it at once,
+however long the step in progress takes. Beside that it is written whenever the time since the last write is twenty
+times what that write took, so `kill -9` costs some steps of a small model and none of a large one. A finished step
+whose validation is still to come is a state of its own, which resumes with the validation.
 
 Lightning restores one kind of checkpoint faithfully: one taken in `on_train_batch_end` where no validation follows, or
 within a validation. `_settle` words all of ours so.
@@ -34,7 +34,7 @@ SHARE = 20  # a twentieth of the time, at most, goes into writing
 
 
 class SealedFiles(CheckpointIO):
-    """Lightning's checkpoints as files that are whole or absent, carry their checksum, and load without running code."""
+    """Checkpoints as files that are whole or absent, carry their checksum, and load without running code."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Callable[[bytes], None] | None = None
@@ -92,14 +92,14 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The last step is whole. (Lightning would not go back to the validation of a run that has all its steps.)"""
-        self._listen()
+        self.on_train_start(trainer, pl_module)
         done = 0 <= trainer.max_steps <= trainer.global_step
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not done:
             self._take(trainer, "validation")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Also the end of the run."""
-        self._take(trainer, "epoch")
+        """Also the end of the run. Where epochs are counted, Lightning goes on from here by itself."""
+        self._take(trainer, "end" if trainer.max_steps == -1 else "epoch")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nothing stays in memory only."""
@@ -120,7 +120,7 @@ class LastCheckpoint(Checkpoint):
             self.path = path
             if self._due():
                 self.write()
-        elif trainer.strategy.broadcast(self._due() or where == "epoch"):
+        elif trainer.strategy.broadcast(self._due() or where in ("epoch", "end")):
             start = time.monotonic()
             trainer.save_checkpoint(path)
             self.path = path
@@ -160,12 +160,12 @@ class LastCheckpoint(Checkpoint):
 
     # ------------------------------------------------------------------ signals
 
-    def _listen(self, *args: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's handler of SIGTERM, set just before, would broadcast among ranks that may be anywhere."""
         if (listener := interrupt.current()) is not None:
             listener.take()
 
-    on_train_start = on_test_start = on_predict_start = _listen
+    on_test_start = on_predict_start = on_train_start
 
 
 def _settle(fit: dict[str, Any], where: str) -> None:
@@ -173,8 +173,10 @@ def _settle(fit: dict[str, Any], where: str) -> None:
 
     Args:
         fit: State of the loops: counters of batches that were made `ready`, `started`, `processed` and `completed`.
-        where: `step`, with the next batch already fetched; `validation`, before it; `epoch`, at its end.
+        where: `step`, with the next batch already fetched; `validation`, before it; `epoch`, at its end; `end` as is.
     """
+    if where == "end":
+        return
     train, val = fit["epoch_loop.batch_progress"], fit["epoch_loop.val_loop.batch_progress"]
     if where == "validation":  # as if its first batch had been begun
         for counters, done in ((val["total"], val["total"]["completed"]), (val["current"], 0)):

@@ -62,7 +62,7 @@ class Lifeline(L.Callback):
         threading.Thread(target=self._watch, args=(list(self.lines),), daemon=True, name="lifeline").start()
 
     def pass_on(self, number: int) -> None:
-        """Tell the others of a signal; but rank 0, wait for it to save: when a child ends, Lightning kills its parent."""
+        """Tell the others of a signal; rank 0 saves and goes first: when a child ends, Lightning kills its parent."""
         for line in self.lines:
             with contextlib.suppress(OSError):
                 line.sendall(bytes([number]))

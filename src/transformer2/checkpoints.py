@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import stat
 import threading
 from pathlib import Path
@@ -60,7 +61,8 @@ def write_checkpoint(data: bytes, path: str | Path) -> None:
             "give another --run_dir"
         ) from e
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -76,9 +78,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         return _unpack(path, _read(path, sealed=True))
     except FileNotFoundError as e:
         missing = e.filename or path
-        raise CheckpointError(f"checkpoint {missing} does not exist; a run keeps checkpoints/last.ckpt") from None
+        raise CheckpointError(f"--ckpt_path {missing} does not exist; a run keeps checkpoints/last.ckpt") from None
     except OSError as e:
-        raise CheckpointError(f"checkpoint {path} cannot be read ({e.strerror}); check its permissions") from e
+        raise CheckpointError(f"--ckpt_path {path} cannot be read ({e.strerror}); check its permissions") from e
 
 
 def seal_folder(folder: str | Path) -> None:
@@ -98,7 +100,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise CheckpointError(f"{folder} is a folder without a {MANIFEST}; only DeepSpeed's checkpoints are folders")
     if _read(folder / MANIFEST).decode(errors="replace") != _manifest(folder):
-        raise CheckpointError(f"checkpoint {folder} is damaged: its files are not those of its {MANIFEST}")
+        raise CheckpointError(f"--ckpt_path {folder} is damaged: its files are not those of its {MANIFEST}")
     content: dict[str, Any] = {}
     for file in sorted(folder.rglob("*.pt")):
         with torch.serialization.safe_globals(_deepspeed_classes()):
@@ -124,14 +126,14 @@ def _manifest(folder: Path) -> str:
 def _read(path: Path, sealed: bool = False) -> bytes:
     """The bytes of a regular file; a pipe or a device would never end."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise CheckpointError(f"checkpoint {path} is no file; a run keeps checkpoints/last.ckpt")
+        raise CheckpointError(f"--ckpt_path {path} is no file; a run keeps checkpoints/last.ckpt")
     with open(path, "rb") as file:
         if sealed:  # found out before all of a large file is read
             file.seek(max(0, os.fstat(file.fileno()).st_size - SEAL))
             if not file.read(SEAL).startswith(MARK):
                 raise CheckpointError(
-                    f"checkpoint {path} is damaged, or not of this version of transformer2: it does not end with its "
-                    f"checksum{_good_one_beside(path)}"
+                    f"--ckpt_path {path} is damaged or no checkpoint of this version of transformer2: it does not end "
+                    f"with its checksum{_good_one_beside(path)}"
                 )
             file.seek(0)
         return file.read()
@@ -140,7 +142,7 @@ def _read(path: Path, sealed: bool = False) -> bytes:
 def _unpack(path: Path, data: bytes) -> dict[str, Any]:
     if not _is_whole(data):
         raise CheckpointError(
-            f"checkpoint {path} is damaged: its SHA-256 is not the one that it ends with{_good_one_beside(path)}"
+            f"--ckpt_path {path} is damaged: its SHA-256 is not the one that it ends with{_good_one_beside(path)}"
         )
     content = _load(path, data)
     if "state_dict" not in content:
@@ -156,10 +158,10 @@ def _load(path: Path, data: bytes) -> dict[str, Any]:
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as e:  # torch has half a dozen types for this, and a page of advice in each
-        words = str(e).replace("`", " ").split()
-        named = next((w for w in words if w.count(".") and w[0].isalpha() and w.isascii()), type(e).__name__)
+        found = re.search(r"GLOBAL (\S+)", str(e))
+        named = found[1] if found else type(e).__name__
         raise CheckpointError(
-            f"checkpoint {path} holds more than tensors and plain values, and loading that could run code ({named}); "
+            f"--ckpt_path {path} holds more than tensors and plain values, and loading that could run code ({named}); "
             "it is refused, whoever wrote it"
         ) from e
     if not isinstance(content, dict):

@@ -1,40 +1,149 @@
-"""Ctrl-C and SIGTERM end a run after the step in progress, with a checkpoint that resumes."""
+"""Ctrl-C, SIGTERM and SIGHUP at any time: what there is to save is saved, the process is gone, it says how to go on."""
 
+import json
 import os
-import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from transformer2.cli import main
 
-FLAGS = [
-    *("fit", "--config", "conf/tiny.yaml", "--data.task", "tiny_math", "--data.batch_size", "8"),
-    *("--data.validation_limit", "4", "--data.test_limit", "4", "--trainer.val_check_interval", "2"),
+CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129}
+SECONDS = 10  # from the signal to the end, on an idle machine; the test allows for a busy one
+SMALL = [
+    *("--data.batch_size", "8", "--data.validation_limit", "4", "--data.test_limit", "4", "--quiet"),
+    *("--trainer.val_check_interval", "2", "--trainer.max_steps", "6"),
 ]
+FIT = ["fit", "--config", "conf/tiny.yaml", "--data.task", "tiny_math", *SMALL]
+ADAPT = ["adapt", "--data.test_limit", "8", "--quiet"]
+SEARCH = ["--adapt.generations", "1", "--adapt.population", "2"]
+VALIDATE = ["validate", "--config", "conf/tiny.yaml", *SMALL]
+
+# phase: command, hook that it is stuck in, steps done before, hint
+PHASES = {
+    "set-up": (FIT, "setup", 0, "nothing was trained yet"),
+    "baseline": (FIT, "on_train_start", 0, "nothing was trained yet"),
+    "step": (FIT, "on_before_optimizer_step", 3, "resume with --ckpt_path"),
+    "validation": (FIT, "on_validation_batch_start", 4, "resume with --ckpt_path"),
+    "last validation": (FIT, "on_validation_batch_start", 6, "resume with --ckpt_path"),
+    "test after fit": (FIT, "on_test_start", 6, "the trained expert is in"),
+    "validate": (VALIDATE, "on_validation_start", 0, "nothing was changed"),
+    "test": (["test", *VALIDATE[1:]], "on_test_start", 0, "nothing was changed"),
+    "adapt prompt": ([*ADAPT, "--strategy", "prompt"], "on_predict_batch_start", 0, "adapt --resume"),
+    "adapt cls": ([*ADAPT, "--strategy", "cls"], "on_predict_batch_start", 0, "adapt --resume"),
+    "adapt cem": ([*ADAPT, *SEARCH], "on_predict_batch_start", 0, "adapt --resume"),
+}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_the_run_resumes(number: int, code: int, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "transformer2", *FLAGS, "--run_dir", str(run), "--trainer.max_steps", "5000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def start(args, marker, hook="none", step=0):
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *(p for p in sys.path if p)])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    stuck = f"[{{class_path: stuck.Stuck, init_args: {{hook: {hook}, marker: {marker}, step: {step}}}}}]"
+    command = [sys.executable, "-m", "transformer2", *args, "--trainer.callbacks", stuck]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 200
-    while not (run / "expert" / "adapter_config.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.1)
-    process.send_signal(number)
+    while hook != "none" and not marker.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+def curve(run):
+    from transformer2.report.curve import read_scalars
+
+    return read_scalars(run, ("train/reward", "val/accuracy"))
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uncut") / "run"
+    assert main([*FIT, "--run_dir", str(folder)]) == 0
+    return folder
+
+
+def cases():
+    for phase in PHASES:
+        for name in CODES:
+            fast = (phase, name) in {("validation", "SIGHUP")}
+            yield pytest.param(phase, name, marks=() if fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("phase", "name"), cases())
+def test_saved_and_gone_whatever_the_main_thread_is_doing(phase, name, tmp_path, uncut):
+    args, hook, step, hint = PHASES[phase]
+    run = tmp_path / "run"
+    process = start([*args, "--run_dir", str(run)], tmp_path / "marker", hook, step)
+    time.sleep(0.3)
+    sent = time.monotonic()
+    process.send_signal(getattr(signal, name))
+    _, error = process.communicate(timeout=6 * SECONDS)
+    print(f"{phase} {name}: gone after {time.monotonic() - sent:.1f} s")
+    said = [line for line in error.splitlines() if line.startswith("transformer2:")]
+    assert process.returncode == CODES[name] and len(said) == 1 and hint in said[0], error
+    assert "Traceback" not in error
+    if "resume with" in hint:
+        checkpoint = Path(said[0].split("--ckpt_path ")[1])
+        done = torch.load(checkpoint, weights_only=True)["global_step"]
+        assert done == (step if step < 6 else 5)  # Lightning would not go back to a validation after the last step
+        assert sorted(p.name for p in checkpoint.parent.iterdir()) in (["last.ckpt"], ["last.ckpt", "previous.ckpt"])
+        again = tmp_path / "again"
+        assert main([*FIT, "--run_dir", str(again), "--ckpt_path", str(checkpoint)]) == 0
+        same(again, uncut)
+    elif "expert" in hint:
+        assert load_file(run / "expert" / "adapter_model.safetensors")
+    elif "adapt" in hint:
+        assert main(["adapt", "--resume", str(run), "--quiet", "--trainer.callbacks", "[]"]) == 0
+
+
+def same(run, other):
+    """Same expert, same report, and no point of the curve that is another one."""
+    ours, theirs = (load_file(r / "expert" / "adapter_model.safetensors") for r in (run, other))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    ours, theirs = (json.loads((r / "report.json").read_text()) for r in (run, other))
+    assert [ours[k] for k in ("n", "base", "result")] == [theirs[k] for k in ("n", "base", "result")]
+    for tag, points in curve(run).items():
+        assert dict(points).items() <= dict(curve(other)[tag]).items(), tag
+
+
+def test_the_second_signal_does_not_wait(tmp_path):
+    process = start([*FIT, "--run_dir", str(tmp_path / "run")], tmp_path / "marker", "on_before_optimizer_step", 3)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == code, error
-    checkpoint = re.search(r"resume with --ckpt_path (\S+)", error)[1]
-    assert Path(checkpoint).is_file()
-    again = tmp_path / "again"
-    steps = torch.load(checkpoint, weights_only=False)["global_step"] + 2
-    more = ["--run_dir", str(again), "--trainer.max_steps", str(steps), "--quiet", "--ckpt_path", checkpoint]
-    assert main([*FLAGS, *more]) == 0
-    assert (again / "report.json").is_file()
+    assert process.returncode == 130 and error.count("resume with --ckpt_path") == 1, error
+
+
+def test_after_all_steps_the_best_is_scored_and_kept(uncut, tmp_path):
+    again, longer = tmp_path / "again", tmp_path / "longer"
+    last = ["--ckpt_path", str(uncut / "checkpoints" / "last.ckpt")]
+    assert main([*FIT, "--run_dir", str(again), *last]) == 0
+    same(again, uncut)
+    assert main([*FIT, "--run_dir", str(longer), *last, "--trainer.max_steps", "8"]) == 0
+    assert load_file(longer / "expert" / "adapter_model.safetensors")
+
+
+def test_in_a_thread_there_are_no_signals_and_the_command_runs(capsys):
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(main(["plan", "--config", "conf/tiny_math.yaml"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+def test_nohup_is_respected():
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    code += "from transformer2.callbacks.interrupt import listening\n"
+    code += "with listening(): print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
+    path = os.pathsep.join(p for p in sys.path if p)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert found.stdout.strip() == "True", found.stderr

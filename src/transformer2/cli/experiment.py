@@ -241,7 +241,7 @@ class Experiment:
 
     def farewell(self, number: int) -> str | None:
         """On a signal: tell the other processes, save, and say how to go on. Called in a thread of its own."""
-        if hasattr(launcher := self.trainer.strategy.launcher, "procs"):
+        if (launcher := self.trainer.strategy.launcher) is not None:
             launcher.kill(number)
         if (lifeline := self._callback(Lifeline)) is not None:
             lifeline.pass_on(number)

@@ -48,12 +48,15 @@ def run_folder(given: str | None, name: str, resumed: bool = False) -> Iterator[
             why = "is in use by another command" if lock is None else "already holds a run"
             raise ConfigError(f"--run_dir {given} {why}; give another folder{'' if lock is None else ' or remove it'}")
         number += 1
+    if not resumed and (folder / "config.yaml").exists():  # of a command that was killed
+        _clear(folder, set())
     os.environ[RUN_DIR_VARIABLE] = str(folder)
+    theirs = {path.name for path in folder.iterdir()}
     try:
         yield folder
     except BaseException:
-        if not resumed and not holds_run(folder):
-            _clear(folder)
+        if all(path.name in theirs or _is_preliminary(path) for path in folder.iterdir()):
+            _clear(folder, theirs)
             with suppress(OSError):
                 if fresh:
                     folder.rmdir()
@@ -78,9 +81,9 @@ def _is_preliminary(path: Path) -> bool:
     )
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, kept: set[str]) -> None:
     for path in folder.iterdir():
-        if _is_preliminary(path):
+        if path.name not in kept and _is_preliminary(path):
             with suppress(OSError):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

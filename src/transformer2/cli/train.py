@@ -43,9 +43,9 @@ The run folder holds config.yaml, TensorBoard events, checkpoints/, expert/, rep
   tensorboard --logdir runs
 """
 CKPT = {
-    "fit": "resume from this checkpoint (checkpoints/last.ckpt of a run)",
-    "validate": "score this checkpoint",
-    "test": "score this checkpoint",
+    "fit": "resume from this checkpoint (checkpoints/last.ckpt of a run of the same policy and task)",
+    "validate": "score this checkpoint, under the model.* and data.task that it was trained with",
+    "test": "score this checkpoint, under the model.* and data.task that it was trained with",
 }
 WHAT = {
     "fit": "Train one expert by REINFORCE with a KL penalty, keep the best one by validation accuracy, and score base\n"

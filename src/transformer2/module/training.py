@@ -33,6 +33,7 @@ from peft import PeftConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from transformer2.data.loader import PromptLoader
 from transformer2.data.prompts import open_turn_end
 from transformer2.errors import ConfigError, UserError
 from transformer2.module.alarms import Alarms
@@ -509,8 +510,10 @@ class SVFReinforceModule(Answering):
         self.changed = check_identity(self, checkpoint)
 
     def on_train_start(self) -> None:
-        """A resumed run whose rate is another one trains at that, not at the one in the optimizer's state."""
+        """A resumed run goes on with its next batch, and at its own rate, not at the one in the optimizer's state."""
         super().on_train_start()
+        if isinstance(loader := self.trainer.train_dataloader, PromptLoader):
+            loader.batches_seen = self.global_step  # counting batches for max_epochs, Lightning forgets the position
         if self.changed & {*OPTIMIZER, "trainer.max_steps"}:
             h, scheduler = self.hparams, cast(LambdaLR, self.lr_schedulers())
             scheduler.base_lrs = [h["lr"]]

@@ -1,0 +1,305 @@
+"""Checkpoints: each state that is kept resumes to the uncut run, damage is found, nobody's code runs."""
+
+import os
+import pickle
+import random
+import resource
+
+import lightning as L
+import pytest
+import torch
+from fakes import make_llama
+
+from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
+from transformer2.callbacks.last_checkpoint import LastCheckpoint
+from transformer2.checkpoints import pack, read_checkpoint, seal_folder, write_checkpoint
+from transformer2.data import ExpertDataModule
+from transformer2.errors import CheckpointError
+from transformer2.module import SVFReinforceModule
+
+SVF = {"peft_type": "SVF", "target_modules": "all-linear"}
+CONTENT = {"state_dict": {"z": torch.arange(64.0)}, "loops": {"step": 3, "rate": 1e-3, "names": ["a", None]}}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return make_llama(tmp_path_factory.mktemp("llama"), init=0.25)
+
+
+class Every(LastCheckpoint):
+    """Keeps the bytes of every state."""
+
+    def __init__(self):
+        super().__init__()
+        self.states = []
+
+    def _hold(self, data):
+        super()._hold(data)
+        self.states.append((self._where, data))
+
+
+class Curve(L.Callback):
+    """What was logged, at the step that a logger would show it at."""
+
+    def __init__(self):
+        self.points = {}
+
+    def on_train_batch_end(self, trainer, *args):
+        self._note(trainer, "train/reward", "train/lr")
+
+    def on_validation_end(self, trainer, *args):
+        self._note(trainer, "val/accuracy")
+
+    def _note(self, trainer, *names):
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        self.points |= {(name, step): float(trainer.callback_metrics[name]) for name in names}
+
+
+@pytest.fixture
+def start(llama, tmp_path):
+    def start(
+        folder="run",
+        max_steps=7,
+        every=2,
+        batch_size=20,
+        task="toy_task.FirstLetter",
+        trainer=None,
+        base=None,
+        **module,
+    ):
+        L.seed_everything(0, verbose=False)
+        curve, keeper, last = Curve(), ExpertCheckpoint(), Every()
+        limits = {"val_check_interval": every, "check_val_every_n_epoch": None, "max_epochs": -1, **(trainer or {})}
+        options = {"num_sanity_val_steps": 0, "logger": False, "enable_progress_bar": False, **limits}
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_steps=max_steps,
+            enable_model_summary=False,
+            default_root_dir=tmp_path / folder,
+            callbacks=[curve, keeper, last],
+            **options,
+        )
+        base = str(llama if base is None else make_llama(tmp_path / base, seed=1, init=0.25))
+        data = ExpertDataModule(task, base, batch_size=batch_size, seed=0)
+        module = {"adapter": SVF, "lr": 0.05, "dtype": "float32", **module}
+        return trainer, SVFReinforceModule(base, **module), data, (curve, keeper, last)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"max_steps": 5},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"every": 3}, marks=pytest.mark.slow),  # validation where an epoch ends
+        pytest.param({"every": 1, "max_steps": 4}, marks=pytest.mark.slow),
+        pytest.param({"every": 100, "max_steps": 5}, marks=pytest.mark.slow),
+        {"every": 1.0, "trainer": {"check_val_every_n_epoch": 1, "max_epochs": 2}, "max_steps": -1},
+    ],
+    ids=str,
+)
+def test_every_state_resumes_to_the_uncut_run(start, tmp_path, run):
+    uncut, module, data, (curve, keeper, last) = start(**run)
+    uncut.fit(module, data)
+    expected = [p.detach().clone() for p in module.trained()]
+    wheres = [where for where, _ in last.states]
+    assert wheres.count("step") == uncut.global_step - 1 and wheres[-1] in ("epoch", "end")
+    for number, (where, state) in enumerate(last.states):
+        path = tmp_path / f"{number}.ckpt"
+        write_checkpoint(state, path)
+        again, module, data, (resumed, best, _) = start(f"again{number}", **run)
+        again.fit(module, data, ckpt_path=path)
+        at = (where, number, torch.load(path, weights_only=True)["global_step"])
+        assert resumed.points.items() <= curve.points.items(), (at, resumed.points, curve.points)
+        assert all(torch.equal(a, b) for a, b in zip(expected, module.trained(), strict=True)), at
+        assert (best.best_score, best.best_step) == (keeper.best_score, keeper.best_step), at
+        missing = {point for point in curve.points if point[1] > at[2]} - resumed.points.keys()
+        assert not missing, at
+        assert (tmp_path / f"again{number}" / "expert" / "adapter_config.json").is_file(), at
+        if where == "step":  # there the last epoch, ended early, is open for a longer run
+            assert again.current_epoch == uncut.current_epoch, at
+
+
+def test_the_last_state_goes_on_in_a_longer_run(start, tmp_path):
+    uncut, module, data, (curve, *_) = start(max_steps=9, lr_schedule="constant")
+    uncut.fit(module, data)
+    expected = [p.detach().clone() for p in module.trained()]
+    for steps in (5, 6):  # within an epoch and at its end
+        short, module, data, (_, _, last) = start(f"short{steps}", max_steps=steps, lr_schedule="constant")
+        short.fit(module, data)
+        longer, module, data, (resumed, *_) = start(f"long{steps}", max_steps=9, lr_schedule="constant")
+        with pytest.warns(UserWarning, match=rf"trainer.max_steps {steps} -> 9"):
+            longer.fit(module, data, ckpt_path=last.path)
+        assert all(torch.equal(a, b) for a, b in zip(expected, module.trained(), strict=True)), steps
+        assert resumed.points.items() <= curve.points.items(), steps
+
+
+def test_another_rate_or_seed_is_named_and_holds(start):
+    first, module, data, (_, _, last) = start(max_steps=3)
+    first.fit(module, data)
+    second, module, data, (curve, *_) = start("second", max_steps=6, lr=0.01, lr_schedule="constant")
+    with pytest.warns(
+        UserWarning, match=r"model.lr 0.05 -> 0.01, model.lr_schedule cosine -> constant, trainer.max_steps"
+    ):
+        second.fit(module, data, ckpt_path=last.path)
+    assert {round(value, 6) for (name, _), value in curve.points.items() if name == "train/lr"} == {0.01}
+
+
+LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "down_proj"]}
+
+
+@pytest.mark.parametrize("verb", ["test", *(pytest.param(v, marks=pytest.mark.slow) for v in ("fit", "validate"))])
+@pytest.mark.parametrize(
+    ("wrote", "reads", "message"),
+    [
+        ({}, {"adapter": {**SVF, "target_modules": "mlp"}}, r"adapter.target_modules"),
+        ({}, {"adapter": {**SVF, "target_modules": ["down_proj"]}}, r"adapter.target_modules"),
+        ({}, {"adapter": {**SVF, "layers_to_transform": [0]}}, r"adapter.layers_to_transform None, this run has \[0\]"),
+        ({}, {"adapter": {**SVF, "parametrization": "sigmoid_renorm"}}, r"adapter.parametrization direct"),
+        ({}, {"adapter": LORA}, r"adapter."),
+        ({"adapter": LORA}, {}, r"adapter."),
+        ({"adapter": LORA}, {"adapter": {**LORA, "r": 8}}, r"adapter.r 4, this run has 8"),
+        ({"adapter": LORA}, {"adapter": {**LORA, "lora_alpha": 64}}, r"adapter.lora_alpha 8, this run has 64"),
+        ({"adapter": LORA}, {"adapter": {**LORA, "use_rslora": True}}, r"adapter.use_rslora"),
+        ({}, {"task": "toy_task.Ragged"}, r"task first_letter, this is one of ragged.*--expert"),
+        ({}, {"base": "other"}, r"another base"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_something_else_is_refused(start, states, verb, wrote, reads, message):
+    path = states(wrote)
+    trainer, module, data, _ = start("reads", **reads)
+    with pytest.raises(CheckpointError, match=message) as e:
+        getattr(trainer, verb)(module, data, ckpt_path=path)
+    assert "\n" not in str(e.value)
+
+
+@pytest.fixture
+def states(start):
+    """A checkpoint after one step, by what was trained."""
+    made = {}
+
+    def of(wrote):
+        if str(wrote) not in made:
+            trainer, module, data, (_, _, last) = start("wrote", max_steps=1, **wrote)
+            trainer.fit(module, data)
+            made[str(wrote)] = last.path
+        return made[str(wrote)]
+
+    return of
+
+
+def test_speed_and_form_may_differ(start, states):
+    trainer, module, data, _ = start("reads", adapter={**SVF, "form": "factored"}, micro_batch_tokens=512)
+    trainer.validate(module, data, ckpt_path=states({}), verbose=False)
+
+
+# ---------------------------------------------------------------------- files
+
+
+def test_five_hundred_damaged_files_and_none_is_accepted(tmp_path):
+    path, rng = tmp_path / "last.ckpt", random.Random(0)
+    write_checkpoint(pack(CONTENT), path)
+    whole = path.read_bytes()
+    assert torch.equal(read_checkpoint(path)["state_dict"]["z"], CONTENT["state_dict"]["z"])
+    assert torch.equal(torch.load(path, weights_only=True)["state_dict"]["z"], CONTENT["state_dict"]["z"])
+    for number in range(500):
+        data, at = bytearray(whole), rng.randrange(len(whole))
+        if number % 5 == 0:
+            data = data[:at]
+        elif number % 5 == 1:
+            data[at:] = bytes(len(data) - at)
+        elif number % 5 == 2:
+            data[at:at] = b"\0"
+        else:
+            data[at] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        if bytes(data) != whole:
+            with pytest.raises(CheckpointError, match=r"last.ckpt is damaged"):
+                read_checkpoint(path)
+
+
+def test_a_damaged_one_names_the_good_one_beside_it(tmp_path):
+    write_checkpoint(pack(CONTENT), tmp_path / "previous.ckpt")
+    for name in ("last.ckpt", "older.ckpt"):
+        (tmp_path / name).write_bytes(pack(CONTENT)[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=r"resume from .*previous.ckpt, which is whole"):
+        read_checkpoint(tmp_path / "last.ckpt")
+
+
+class Runs:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_strangers_file_runs_nothing(tmp_path):
+    for name, data in {
+        "pickle.ckpt": pickle.dumps(Runs(str(tmp_path / "ran"))),
+        "sealed.ckpt": pack({"state_dict": {}, "callbacks": Runs(str(tmp_path / "ran"))}),
+        "list.ckpt": pack([1, 2]),
+        "empty.ckpt": b"",
+        "text.ckpt": b"# README",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(CheckpointError) as e:
+            read_checkpoint(tmp_path / name)
+        assert "\n" not in str(e.value) and name in str(e.value)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(CheckpointError, match=r"more than tensors.*mkdir"):
+        read_checkpoint(tmp_path / "sealed.ckpt")
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(pack(CONTENT), path)
+    with pytest.raises(CheckpointError, match=r"more than tensors"):
+        write_checkpoint(pack({**CONTENT, "callbacks": {"mine": random.Random(0)}}), path)
+    assert read_checkpoint(path)["loops"] == CONTENT["loops"] and os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for name, message in {"fifo": "is no file", "zero": "is no file", "folder": "folder", "none": "not exist"}.items():
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(tmp_path / name)
+
+
+def test_a_full_disk_leaves_the_old_one(tmp_path):
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(pack(CONTENT), path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot be written .*the one before it is intact"):
+            write_checkpoint(pack(CONTENT), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read_checkpoint(path)["loops"] == CONTENT["loops"] and os.listdir(tmp_path) == ["last.ckpt"]
+    with pytest.raises(CheckpointError, match=r"cannot be written"):
+        write_checkpoint(pack(CONTENT), path / "below" / "a" / "file")
+
+
+def test_every_flipped_byte_of_a_folder_is_found(tmp_path):
+    folder = tmp_path / "last.ckpt"
+    (folder / "checkpoint").mkdir(parents=True)
+    (folder / "latest").write_text("checkpoint")
+    (folder / "checkpoint" / "part.bin").write_bytes(bytes(range(40)))
+    seal_folder(folder)
+    assert read_checkpoint(folder) == {}
+    for file in (p for p in folder.rglob("*") if p.is_file()):
+        whole = file.read_bytes()
+        for i in range(len(whole)):
+            file.write_bytes(whole[:i] + bytes([whole[i] ^ 32]) + whole[i + 1 :])
+            with pytest.raises(CheckpointError, match="damaged"):
+                read_checkpoint(folder)
+        file.write_bytes(whole)
+    (folder / "checkpoint" / "more.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_checkpoint(folder)
