@@ -232,7 +232,7 @@ def test_an_evaluator_inside_fit_builds_prompts_as_the_run_does(tmp_path):
     base = folder_of(THINKING, tmp_path / "llama")
     data = ExpertDataModule("toy_task.FirstLetter", base, chat_template_kwargs={"enable_thinking": False})
     trainer = SimpleNamespace(datamodule=data, global_rank=0, world_size=1)
-    module = SimpleNamespace(hparams={"base": base, "max_new_tokens": None})
+    module = SimpleNamespace(hparams={"base": base, "max_new_tokens": None, "model_kwargs": None})
     evaluator = AdaptationEvaluator(experts=[], task="toy_task.FirstLetter", few_shot=2)
     evaluator.setup(trainer, module, "fit")
     ids = evaluator.own_data.shots().input_ids_BP[0].tolist()
