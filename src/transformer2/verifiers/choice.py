@@ -20,8 +20,8 @@ from transformer2.verifiers.final import BECAUSE, Final, final_answer, readable
 __all__ = ["final_choice", "verify_choice"]
 
 _FILLER = re.compile(
-    r"(?:(?:so|therefore|thus|hence|clearly|definitely|indeed|most likely|likely|probably|simply|the|it is|it's|option"
-    r"|choice|answer|letter|number)\b[\s:,]*)+",
+    r"(?:(?:so|therefore|thus|hence|clearly|definitely|indeed|most likely|likely|probably|simply|the|it is|it's"
+    r"|it must be|option|choice|(?:my )?final answer|answer|letter|number)\b[\s:,]*)+",
     re.IGNORECASE,
 )
 _ARTICLE = re.compile(r"\A(?:an?|the)\s+", re.IGNORECASE)
@@ -109,7 +109,7 @@ class _Options:
         found.discard(None)
         if len(found) == 1:
             return Final(found.pop())
-        asked = kind in ("hash", "boxed", "said", "heading", "back")
+        asked = kind in ("hash", "boxed", "said", "heading", "back", "chosen")
         about = found or (asked and (self.speaks.search(plain) or self.speaks.search(self._case(plain))))
         return Final(None, self.unusable if about else "")
 

@@ -31,9 +31,10 @@ _READABLE = (
 )
 _STATED = re.compile(
     r"(?P<hash>(?<!#)####(?!#))|(?P<boxed>\\(?:boxed|fbox)\s*\{)"
+    r"|(?P<chosen>\bI(?:'d|'ll|\s+would|\s+will|\s+am|'m)?\s+(?:choos(?:e|ing)|pick(?:ing)?|select(?:ing)?|go(?:ing)?\s+with)\b)"
     r"|(?P<heading>^[ \t>*#]*(?:the[ \t]+)?(?:final[ \t]+|correct[ \t]+)?answer[ \t*]*\n)"
     r"|(?P<said>(?:\bthe\s+)?(?:\b(?:correct|final|right|best)\s+(?:answer|option|choice)"
-    r"|(?<!\bwrong )(?<!\bincorrect )(?<!\bother )\banswer)\b"
+    r"|(?<!\bwrong )(?<!\bincorrect )(?<!\bother )\bans(?:wer)?)\b"
     r"(?:\s+(?:to|for|of|here)\b[^.:\n]{0,80}?)?[\s*]*(?:\b(?:is|would be|must be|should be)\b\s*:?|:|=))",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -58,13 +59,13 @@ _WITHDRAWN = _phrases(
     r"|my (?:mistake|bad|apologies|error)\b"
     rf"|(?:that|this|it|which|my (?:first|previous|earlier|last) answer)(?:'s| is| was| seems| looks) {_WRONG}"
     r"|(?:that|this|it) (?:isn't|wasn't|can't be|cannot be) (?:right|correct)\b"
-    r"|I (?:made an?(?: \w+)? (?:mistake|error)|was (?:wrong|mistaken)|mis[a-z]{4,}|take (?:that|it) back"
-    r"|apologi[sz]e|messed up)\b"
+    r"|I (?:made an?(?: \w+)? (?:mistake|error)|was (?:wrong|mistaken)|mis[a-z]{4,}|forgot|stand corrected"
+    r"|take (?:that|it) back|apologi[sz]e|messed up)\b"
     r"|let me (?:re-?(?:calculate|compute|consider|do|think|count|vise)|correct|fix|start over|(?:try|think) again)\b"
 )
 _CHANGED = _phrases(
-    r"actually\b|sorry\b|apologies\b|(?:or )?rather\b(?! than)|I (?:really )?meant?\b|edit:|make (?:that|it)\b|instead,"
-    r"|(?:I(?:'ll| will)? )?chang(?:e|ing) (?:that|it|my (?:final )?answer) to\b"
+    r"hm+\b|actually\b|sorry\b|apologies\b|(?:or )?rather\b(?! than)|I (?:really )?meant?\b|edit:|instead,"
+    r"|make (?:that|it)\b|(?:I(?:'ll| will)? )?chang(?:e|ing) (?:that|it|my (?:final )?answer) to\b"
     rf"|(?:it|that|this) should (?=be\b|have\b)|(?:however|but|in fact|looking again|on closer \w+)\b(?=,? {_IT})"
     r"|let me (?:double[- ]check|check|verify|re-?(?:check|examine|evaluate))\b"
 )
@@ -82,15 +83,16 @@ _SECOND_THOUGHT = re.compile(
     rf"(?:(?P<withdrawn>{_WITHDRAWN})|(?P<changed>{_CHANGED})|(?P<also>{_ALSO})|(?P<kept>{_KEPT}))",
     re.IGNORECASE | re.MULTILINE,
 )
-_SAYS = _phrases(r"(?:should )?(?:be|have been)|I (?:meant?|think)|go(?:ing)? with")
+_SAYS = _phrases(r"(?:should )?(?:be|have been)|I (?:meant?|think)|go(?:ing)? with|no|wait|actually|sorry|so")
 _FILLER = re.compile(
     rf"(?:[\s,.:;!*\u2014\u2026-]*(?:{_IT}|{_SAYS}\b))*"
     r"(?:[\s,:;!*\u2014\u2026]|\.(?!\d))*",
     re.IGNORECASE,
 )
+_LATER = re.compile(rf"[.,;]\s*(?:(?:so|thus|hence|therefore)\b,?\s*)?{_IT}", re.IGNORECASE)
 # "B is the correct answer", "B is wrong", "it can't be B"
 _JUDGED = re.compile(
-    r"\bis\s+(?:therefore\s+|indeed\s+)?(?:(?P<right>(?:the\s+)?(?:(?:most\s+likely\s+)?(?:correct|right|best|final)"
+    r"\bis\s+(?:therefore\s+|indeed\s+)?(?:(?P<right>(?:(?:the|my)\s+)?(?:(?:most\s+likely\s+)?(?:correct|right|best|final)"
     r"(?:\s+(?:answer|option|choice|one))?|answer))(?=\s*(?:[.,:;!*]|$|because\b|since\b))"
     rf"|{_WRONG}|not\s+the\b)|\b(?:isn't|can't\s+be|cannot\s+be|is\s+not)\b",
     re.IGNORECASE | re.MULTILINE,
@@ -225,7 +227,7 @@ def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
             elif also and reader.read(_rest(text, also.end(), len(text)), "back").value is not None:
                 answer = Final(None, reader.listed)
             role, stop = "stated", (stop or start) + 1
-        elif kind in ("hash", "heading", "said"):
+        elif kind in ("hash", "heading", "said", "chosen"):
             while start < limit and (text[start].isspace() or text[start] in "*:"):
                 start += 1
             place = _rest(text, start, limit)
@@ -244,6 +246,9 @@ def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
             place = _rest(text, start, limit)
             denied = _NOT.match(place)
             answer = reader.read(place[denied.end() if denied else 0 :], "back")
+            if answer.value is None and (later := [*_LATER.finditer(place)]):  # "I misread it; it is 18"
+                answer = reader.read(place[later[-1].end() :].lstrip(" :*"), "back")
+                denied = None if answer.value is not None else denied
             role, kind, stop = ("denied" if denied and kind != "withdrawn" else kind), "back", start + len(place)
             if denied and role == "withdrawn":
                 answer = Final(None)

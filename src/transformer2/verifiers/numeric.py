@@ -51,7 +51,8 @@ _CHANGED = re.compile(
     re.IGNORECASE,
 )
 _UNIT_EXPONENT = re.compile(r"(?<=[A-Za-z])(?<![0-9][eE])(?:\s*\^)?[23²³](?!\.?[0-9,/])")  # m^2, cm3
-_SENTENCE_END = re.compile(r"[.!;](?=\s|\*|\"|$)")
+_SENTENCE_END = re.compile(r"[.!;](?=\s|\*|\"|$)|(?<=[0-9]):(?=\s)")
+_WORKING = re.compile(r"\s\([^()]*[0-9]\s+[-+*/x×÷=]\s[^()]*\)[\s.]*\Z")  # 18 (9 x 2)
 _SENTENCE = re.compile(r"[.!](?=\s+[A-Z])")  # on the line of a marker, which may also hold "5!"
 _BARE = re.compile(r"\s*#\s*%?\s*[A-Za-z]*\s*\.?\s*")
 _RESTATES = re.compile(
@@ -102,6 +103,8 @@ class _Numbers:
 
     def read(self, place: str, kind: str) -> Final[Fraction]:
         """The number in a place, with or without words by kind."""
+        if kind == "chosen":
+            return Final(None)  # "I pick 5 apples" is part of the reasoning
         if kind in ("line", "judged"):
             return _only_number(place) if _BARE.fullmatch(_NUMBER.sub("#", _plain(place))) else Final(None)
         if kind == "back":
@@ -119,7 +122,7 @@ class _Numbers:
 
 
 def _until_reason(place: str, end: re.Pattern[str]) -> str:
-    for pattern in (end, BECAUSE):
+    for pattern in (end, BECAUSE, _WORKING):
         if found := pattern.search(place):
             place = place[: found.start()]
     return place
