@@ -89,7 +89,7 @@ _FILLER = re.compile(
     r"(?:[\s,:;!*\u2014\u2026]|\.(?!\d))*",
     re.IGNORECASE,
 )
-_LATER = re.compile(rf"[.,;]\s*(?:(?:so|thus|hence|therefore)\b,?\s*)?{_IT}", re.IGNORECASE)
+_LATER = re.compile(rf"(?:[.,;]\s*(?:(?:so|thus|hence|therefore|but|rather)\b,?\s*)?{_IT}|,?\s+but\b)", re.IGNORECASE)
 # "B is the correct answer", "B is wrong", "it can't be B"
 _JUDGED = re.compile(
     r"\bis\s+(?:therefore\s+|indeed\s+)?(?:(?P<right>(?:(?:the|my)\s+)?(?:(?:most\s+likely\s+)?(?:correct|right|best|final)"
@@ -237,6 +237,9 @@ def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
             kind = "heading" if mark.group().rstrip().endswith((":", "=")) else kind
             answer = reader.read(place, kind)
             denied = _NOT.match(place) if answer.value is None else None
+            later = [*_LATER.finditer(place)] if denied else []
+            if later and (said := reader.read(place[later[-1].end() :].lstrip(" :*"), "back")).value is not None:
+                answer, denied = said, None  # "the answer is not 17, it is 18"
             answer = reader.read(place[denied.end() :], kind) if denied else answer
             if supposed and not supposed["denied"]:
                 answer = Final(None, answer.reason or "supposed")

@@ -52,7 +52,7 @@ _CHANGED = re.compile(
 )
 _UNIT_EXPONENT = re.compile(r"(?<=[A-Za-z])(?<![0-9][eE])(?:\s*\^)?[23²³](?!\.?[0-9,/])")  # m^2, cm3
 _SENTENCE_END = re.compile(r"[.!;](?=\s|\*|\"|$)|(?<=[0-9]):(?=\s)")
-_WORKING = re.compile(r"\s\([^()]*[0-9]\s+[-+*/x×÷=]\s[^()]*\)[\s.]*\Z")  # 18 (9 x 2)
+_WORKING = re.compile(r"\s\([^()]*[0-9][^()]*\s[-+*/x×÷=]\s[^()]*\)[\s.]*\Z")  # 18 (9 eggs x $2)
 _SENTENCE = re.compile(r"[.!](?=\s+[A-Z])")  # on the line of a marker, which may also hold "5!"
 _BARE = re.compile(r"\s*#\s*%?\s*[A-Za-z]*\s*\.?\s*")
 _RESTATES = re.compile(
