@@ -173,6 +173,10 @@ def test_answers_boxed_one_by_one_are_all_wanted(tmp_path):
     )
     last, listed = TASK.examples("test", folder)
     assert (last.answer, listed.answer) == ("2", "1, 2")
+    (row,) = TASK.examples(
+        "test", write(tmp_path, "test.jsonl", {**ROW, "problem": wanted, "solution": r"\boxed{70,110}"})
+    )
+    assert TASK.verify(row, r"\boxed{110, 70}").correct and not TASK.verify(row, r"\boxed{70110}").correct
 
 
 @pytest.mark.parametrize(

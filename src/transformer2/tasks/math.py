@@ -131,7 +131,7 @@ def _gold(problem: str, solution: str, where: str) -> str:
     found = boxes(solution)
     if not found or not found[-1]:
         raise DataError(f"{where}: field 'solution' has no \\boxed{{answer}}; correct or drop the row")
-    several = list(dict.fromkeys(found))
-    if len(several) > 1 and re.search(r"separated\s+by\s+comma", problem):
-        return ", ".join(several)
-    return found[-1]
+    if not re.search(r"separated\s+by\s+comma", problem):
+        return found[-1]
+    # One box an answer, or one for all: `70,110` is two answers there, not a number of thousands.
+    return re.sub(r",(?=\d)", ", ", ", ".join(dict.fromkeys(found)))
