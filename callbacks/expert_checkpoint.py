@@ -41,7 +41,7 @@ class ExpertCheckpoint(L.Callback):
         first = float("inf") if trainer.limit_val_batches == 0 else trainer.val_check_batch
         if isinstance(first, int | float) and 0 < trainer.max_steps < first:
             rank_zero_warn(
-                f"no validation in this run of {trainer.max_steps} steps (the first would be after {first}): the last z "
+                f"no validation in this run of {trainer.max_steps} steps (the first is due after {first}): the last z "
                 "is kept, not the best; lower trainer.val_check_interval"
             )
 
