@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from transformer2.experts import replace_folder
 from transformer2.module import SVFReinforceModule
@@ -35,6 +35,15 @@ class ExpertCheckpoint(L.Callback):
     def folder(self, trainer: L.Trainer) -> Path:
         """Where the expert is kept."""
         return Path(self.dirpath or Path(trainer.default_root_dir) / "expert")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so where no validation will choose the expert."""
+        first = float("inf") if trainer.limit_val_batches == 0 else trainer.val_check_batch
+        if isinstance(first, int | float) and 0 < trainer.max_steps < first:
+            rank_zero_warn(
+                f"no validation in this run of {trainer.max_steps} steps (the first is due after {first}): the last z "
+                "is kept, not the best; lower trainer.val_check_interval"
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save when the score is the best so far."""

@@ -303,3 +303,9 @@ def test_every_flipped_byte_of_a_folder_is_found(tmp_path):
     (folder / "checkpoint" / "more.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="damaged"):
         read_checkpoint(folder)
+
+
+def test_a_run_without_validation_says_so(start):
+    trainer, module, data, _ = start(max_steps=1, every=100)
+    with pytest.warns(UserWarning, match="no validation in this run of 1 steps"):
+        trainer.fit(module, data)

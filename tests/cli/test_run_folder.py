@@ -52,7 +52,8 @@ def test_what_holds_a_run_is_kept_and_what_holds_none_is_reused(here):
         (folder / "checkpoints").mkdir()
     with run_folder(None, "name") as again:
         assert again == folder
-        (folder / "checkpoints" / "last.ckpt").write_text("")
+        (folder / "config.yaml").write_text("")
+        (folder / "last.ckpt").write_text("")
     with run_folder(None, "name") as other:
         assert str(other) == "runs/name-2"
     with pytest.raises(ConfigError, match="already holds a run"):

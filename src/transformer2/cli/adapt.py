@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer2.cli.compose import compose, parse_flags
-from transformer2.cli.folder import run_folder
+from transformer2.cli.folder import holds_run, run_folder
 from transformer2.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet:
     for evaluator in ours:
         evaluator.folder = folder if len(ours) == 1 else folder / evaluator.strategy
         evaluator.progress = not quiet
-    experiment.hint = f"go on with transformer2 adapt --resume {folder}"
+    kept, again = f"go on with transformer2 adapt --resume {folder}", "nothing was kept yet; run the command again"
+    experiment.hint = lambda: kept if holds_run(folder) else again
     for evaluator in ours:
         evaluator.cache = ours[0].cache  # base and controls are the same for all: answered once
         _one(experiment, evaluator, ours)

@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class Experiment:
         self.data: ExpertDataModule = cli.datamodule
         self.trainer: L.Trainer = cli.trainer
         self.seed = int(cli.config.seed_everything)
-        self.hint = "nothing was changed; run the command again"  # what to say when a signal ends the command
+        self.hint: Callable[[], str] = lambda: "nothing was changed; run the command again"  # after a signal
         self.trained = False
         if (listener := interrupt.current()) is not None:
             listener.farewell = self.farewell
@@ -179,14 +179,15 @@ class Experiment:
         """
         check_strategy(self.trainer.strategy)
         self._open(expert, ckpt_path)
-        self.hint = f"nothing was trained{f', resume with --ckpt_path {ckpt_path}' if ckpt_path else ' yet'}"
+        again = "run the command again" if ckpt_path is None else f"resume with --ckpt_path {ckpt_path}"
+        self.hint = lambda: f"nothing was trained yet; {again}"
         # What a test would be refused for after hours of training is found now; the split is closed again.
         self.data.setup("test")
         self.data.teardown("test")
         setup = time.perf_counter() - start
         self.trainer.fit(self.module, self.data, ckpt_path=ckpt_path)
         self.trained = True
-        self.hint = f"the trained expert is in {self.folder / 'expert'}: transformer2 test --expert scores it"
+        self.hint = lambda: f"the trained expert is in {self.folder / 'expert'}: transformer2 test --expert scores it"
         trained = time.perf_counter() - start
         self.trainer.test(self.module, self.data, verbose=False)
         now = time.perf_counter() - start
@@ -250,7 +251,7 @@ class Experiment:
         if (last := self._callback(LastCheckpoint)) is not None and last.path is not None and not self.trained:
             last.write()
             return f"resume with --ckpt_path {last.path}"
-        return self.hint
+        return self.hint()
 
     def callbacks_of(self, kind: type) -> list[Any]:
         """The trainer's callbacks of a class."""
