@@ -112,6 +112,7 @@ def same(run, other):
         assert dict(points).items() <= dict(curve(other)[tag]).items(), tag
 
 
+@pytest.mark.slow
 def test_the_second_signal_does_not_wait(tmp_path):
     process = start([*FIT, "--run_dir", str(tmp_path / "run")], tmp_path / "marker", "on_before_optimizer_step", 3)
     process.send_signal(signal.SIGINT)
