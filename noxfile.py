@@ -109,14 +109,14 @@ def integrations(session: nox.Session) -> None:
 @nox.session
 def distributed(session: nox.Session) -> None:
     """Two CPU processes against one: DDP, DeepSpeed ZeRO-2 and ZeRO-3, a killed process, an interrupted run."""
-    install(session, "dev", "deepspeed")
+    install(session, "dev")
     session.run("pytest", "-m", "distributed", "-rsP", "tests/distributed", *session.posargs, env=ENV)
 
 
 @nox.session
 def vllm(session: nox.Session) -> None:
     """Rollouts by a real vLLM server (CPU build), which gets an environment of its own: 3 GB, 11 minutes."""
-    install(session, "dev", "deepspeed")
+    install(session, "dev")
     server = Path(session.create_tmp()) / "vllm"
     python = str(server / "bin" / "python")
     if not Path(python).exists():

@@ -20,9 +20,9 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from transformer2 import tasks
+from transformer2.arguments import Count, Seed, check_arguments
 from transformer2.callbacks.two_pass import Choice, TwoPass
 from transformer2.data import UnseenTaskDataModule
-from transformer2.errors import ConfigError
 from transformer2.types import PromptBatch, Rollouts
 
 __all__ = ["AdaptationEvaluator", "Choice"]
@@ -50,16 +50,15 @@ class AdaptationEvaluator(TwoPass, L.Callback):
         task: str | None = None,
         task_options: dict | None = None,
         data_dir: str | None = None,
-        few_shot: int = 20,
-        test_limit: int | None = None,
-        every_n_epochs: int = 1,
+        few_shot: Count = 20,
+        test_limit: Count | None = None,
+        every_n_epochs: Count = 1,
         controls: bool = True,
-        max_rows: int | None = None,
-        seed: int = 0,
+        max_rows: Count | None = None,
+        seed: Seed = 0,
     ) -> None:
+        check_arguments("adapt", AdaptationEvaluator.__init__, locals())
         super().__init__(experts, controls, max_rows, seed)
-        if every_n_epochs < 1 or (max_rows is not None and max_rows < 1):
-            raise ConfigError(f"every_n_epochs and max_rows must be at least 1, not {every_n_epochs} and {max_rows}")
         if task is not None:
             tasks.get(task, **(task_options or {}))  # a typo is refused before anything is trained
         self.own_task, self.task_options, self.data_dir = task, task_options, data_dir

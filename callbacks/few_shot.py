@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from transformer2.adaptation.few_shot import Budget, run_search
 from transformer2.adaptation.mixture import Granularity, Mix, Mixture
-from transformer2.adaptation.search import PRESETS, SEARCHES, make_search
+from transformer2.adaptation.search import PRESETS, make_search
+from transformer2.arguments import Count, Positive, check_arguments
 from transformer2.callbacks.evaluator import AdaptationEvaluator, Choice
 from transformer2.errors import ConfigError
 from transformer2.experts import save_expert
@@ -27,6 +28,7 @@ from transformer2.types import PromptBatch
 
 __all__ = ["FewShotEvaluator"]
 
+Alpha = Annotated[float, ">= -100", "<= 100"]
 # What the presets say beyond the search itself: the paper's z' = sum alpha_k z_k, and the code's one alpha per matrix.
 PRESET_MIXTURES: dict[str, dict[str, Any]] = {
     "paper": {"mix": "raw", "granularity": "expert", "generations": 100},
@@ -66,31 +68,28 @@ class FewShotEvaluator(AdaptationEvaluator):
         granularity: Granularity = "expert",
         mix: Mix = "delta",
         base_member: bool = False,
-        population: int = 16,
-        elite_ratio: float = 0.25,
-        low: float = 0.0,
-        high: float = 1.5,
-        std: float = 0.5,
-        generations: int | None = 8,
-        max_evaluations: int | None = None,
-        max_minutes: float | None = None,
+        population: Count = 16,
+        elite_ratio: Annotated[float, "> 0", "<= 1"] = 0.25,
+        low: Alpha = 0.0,
+        high: Alpha = 1.5,
+        std: Annotated[float, "> 0", "<= 100"] = 0.5,
+        generations: Count | None = 8,
+        max_evaluations: Count | None = None,
+        max_minutes: Positive | None = None,
         keep_best: bool = False,
         answer: Literal["mean", "best"] = "mean",
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if search not in SEARCHES:
-            make_search(search, 2)  # says which names there are
-        if answer not in ("mean", "best"):
-            raise ConfigError(f"unknown adapt.answer {answer!r}; use mean or best")
+        check_arguments("adapt", FewShotEvaluator.__init__, locals())
         own = {"population": population, "elite_ratio": elite_ratio, "low": low, "high": high, "std": std}
         if search == "cem":
             own["keep_best"] = keep_best
         self.kind, self.answer, self.search_options = search, answer, own
         self.mixture_options: dict[str, Any] = {"granularity": granularity, "mix": mix, "base_member": base_member}
         if preset is not None:
-            if search != "cem" or preset not in PRESETS:
-                raise ConfigError(f"preset {preset!r} with search {search!r}: presets are paper and reference, of cem")
+            if search != "cem":
+                raise ConfigError(f"adapt.preset {preset} with adapt.search {search}: presets are of cem; leave it out")
             theirs = dict(PRESET_MIXTURES[preset])
             generations = theirs.pop("generations")
             self.search_options = {**own, **PRESETS[preset]}

@@ -22,6 +22,7 @@ from typing import cast
 
 import lightning as L
 
+from transformer2.arguments import Positive, check_arguments
 from transformer2.callbacks import interrupt
 from transformer2.errors import UserError
 
@@ -38,7 +39,8 @@ class Lifeline(L.Callback):
         grace: Seconds that this process has to end by itself (it may have an error of its own to report).
     """
 
-    def __init__(self, grace: float = 10.0) -> None:
+    def __init__(self, grace: Positive = 10.0) -> None:
+        check_arguments("Lifeline", Lifeline.__init__, locals())
         self.grace = grace
         self.lines: list[socket.socket] = []
         self.is_first = True

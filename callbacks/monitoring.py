@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from transformer2.arguments import NotNegativeInt, check_arguments
 from transformer2.module import SVFReinforceModule
 from transformer2.svf.model import svf_layers
 from transformer2.types import Rollouts, Verdict
@@ -20,7 +21,8 @@ class Monitoring(L.Callback):
         num_samples: Answers shown.
     """
 
-    def __init__(self, num_samples: int = 4) -> None:
+    def __init__(self, num_samples: NotNegativeInt = 4) -> None:
+        check_arguments("Monitoring", Monitoring.__init__, locals())
         self.num_samples = num_samples
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

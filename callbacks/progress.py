@@ -9,6 +9,8 @@ import lightning as L
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from tqdm import tqdm
 
+from transformer2.arguments import Positive, check_arguments
+
 LOG_INTERVAL = 10.0  # seconds between lines where the output is a file rather than a terminal
 SHOWN = {"train/reward": "reward", "val/accuracy": "val acc", "train/kl": "KL"}
 
@@ -20,8 +22,9 @@ class TrainingBar(ProgressBar):
         min_interval: Seconds between redraws.
     """
 
-    def __init__(self, min_interval: float = 0.2) -> None:
+    def __init__(self, min_interval: Positive = 0.2) -> None:
         super().__init__()
+        check_arguments("TrainingBar", TrainingBar.__init__, locals())
         self.min_interval = min_interval
         self.bar: Any = None
         self.enabled = True

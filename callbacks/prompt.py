@@ -11,6 +11,7 @@ from transformer2 import tasks
 from transformer2.adaptation.dispatch import Dispatcher, first_pass
 from transformer2.adaptation.mixture import base_row
 from transformer2.adaptation.scoring import Scorer
+from transformer2.arguments import Count, check_arguments
 from transformer2.callbacks.evaluator import AdaptationEvaluator, Choice
 from transformer2.data import collate, render
 from transformer2.errors import ConfigError, UserError
@@ -42,13 +43,12 @@ class PromptEvaluator(AdaptationEvaluator):
         self,
         first_pass: Literal["generate", "constrained"] = "generate",
         dispatch_task: str | None = None,
-        dispatch_options: dict | None = None,
-        dispatch_limit: int | None = None,
+        dispatch_options: dict[str, Any] | None = None,
+        dispatch_limit: Count | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if first_pass not in ("generate", "constrained"):
-            raise ConfigError(f"unknown adapt.first_pass {first_pass!r}; use generate or constrained")
+        check_arguments("adapt", PromptEvaluator.__init__, locals())
         task = None if dispatch_task is None else tasks.get(dispatch_task, **(dispatch_options or {}))
         if task is not None and not hasattr(task, "labels"):
             raise ConfigError(f"{dispatch_task} has no labels, so it is no dispatch task; use dispatch or null")

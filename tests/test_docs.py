@@ -1,10 +1,20 @@
-"""Pages link to files that exist, and no template is left unfilled."""
+"""Pages link to files that exist, and what they show in fences runs.
+
+Python blocks run for real. Commands are read by the command line itself, which composes, checks and instantiates their
+configs (`--print_config`); `plan` runs whole here, and so do the commands of HERE under the `slow` mark.
+"""
 
 import re
+import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 from causal_families import ACCEPTED, REFUSED
+from fakes import make_llama
+
+from transformer2 import tiny
+from transformer2.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,6 +29,37 @@ PAGES = (
     "docs/training.md",
     "docs/models.md",
 )
+PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/tasks.md", "docs/quantised.md", "docs/rollouts.md")
+FENCED = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+# Commands that are run whole (the embedded model, minutes), not only read.
+HERE = (
+    "transformer2 fit --config conf/tiny_math.yaml",
+    "transformer2 adapt --strategy all",
+    "transformer2 sandbox check",
+    "transformer2 fit --config conf/tiny.yaml --data.task mytasks.Reverse --data.data_dir words",
+)
+# Programs of others in the blocks; `nox` and `pip` are looked into below.
+FOREIGN = ("pip", "nox", "export", "tensorboard", "torchrun", "srun")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(page, words) of every command line of the pages, and of the comments of the shipped configs."""
+    found = []
+    for page in FENCED:
+        for block in blocks(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                found += [(page, shlex.split(part, comments=True)) for part in line.split("&&")]
+    for file in sorted((ROOT / "conf").rglob("*.yaml")):
+        lines = re.findall(r"^#\s+(transformer2 .*)$", file.read_text(), re.M)
+        found += [(str(file.relative_to(ROOT)), shlex.split(line)) for line in lines]
+    return [(page, words) for page, words in found if words]
+
+
+OURS = [(page, words[words.index("transformer2") + 1 :]) for page, words in commands() if "transformer2" in words]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -38,3 +79,76 @@ def test_the_page_of_models_lists_the_families_that_are_tested() -> None:
     assert sorted(re.findall(r"[\w-]+", " ".join(re.findall(r"^\| (\w.*?) \|", refused, re.MULTILINE)))) == sorted(
         REFUSED
     )
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    """A folder with what the commands name: a model, rows, an expert, a task of one's own; and their words for it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("tiny_math", "tiny_code", "math", "code", "reasoning", "dispatch"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        shipped = name.removeprefix("tiny_")
+        (tmp_path / "runs" / name / "expert").symlink_to(tiny.expert_path(shipped))
+    (tmp_path / "mytasks.py").write_text(blocks("docs/tasks.md", "python")[0])
+    (tmp_path / "words").mkdir()
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation", "test"):
+        (tmp_path / "words" / f"{split}.txt").write_text(" ".join(f"word{split[0]}{i}" for i in range(80)))
+    model = str(make_llama(tmp_path / "model"))
+
+    def words(given: list[str]) -> list[str]:
+        places = {r"^/models/[\w.-]+": model, r"^/data\b": str(tmp_path / "data"), r"^/shared\b": str(tmp_path)}
+        for there, here in places.items():
+            given = [re.sub(there, here, word) for word in given]
+        return given
+
+    return words
+
+
+@pytest.mark.parametrize("page", [page for page in FENCED if blocks(page, "python")])
+def test_python_runs(page, there, tmp_path) -> None:
+    for block in blocks(page, "python"):
+        scope: dict = {}
+        exec(compile(block, page, "exec"), scope)
+        if "Reverse" in scope:
+            task = scope["Reverse"]()
+            example = task.examples("test", "words")[0]
+            assert task.verify(example, example.answer).correct and not task.verify(example, "no").correct
+        else:
+            assert scope["answers"].shape[0] == 3 and "both" in scope["policy"].peft_config
+
+
+@pytest.mark.parametrize(("page", "words"), OURS, ids=lambda v: v if isinstance(v, str) else " ".join(v)[:70])
+def test_commands_are_understood(page, words, there, capsys) -> None:
+    command, *flags = there(words)
+    if command in ("fit", "validate", "test", "adapt"):
+        assert main([command, *flags, "--print_config"]) == 0
+        assert "model:" in capsys.readouterr().out
+    elif command == "plan":
+        assert main([command, *flags]) == 0
+    else:
+        assert command in ("decompose", "sandbox") and main([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert all(word in text for word in flags if word.startswith("--") or command == "sandbox")
+
+
+def test_other_programs_are_known_and_what_they_name_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    sessions = set(re.findall(r"@nox.session\ndef (\w+)", (ROOT / "noxfile.py").read_text()))
+    for page, words in commands():
+        assert words[0] in (*FOREIGN, "transformer2"), f"{page}: {' '.join(words)}"
+        if words[0] == "nox" and "-s" in words:
+            assert words[-1] in sessions, f"{page}: {' '.join(words)}"
+        for named in re.findall(r"\.\[([\w,-]+)\]", " ".join(words)):
+            assert set(named.split(",")) <= set(extras), f"{page} names the extra {named}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", HERE)
+def test_commands_run(line, there) -> None:
+    words = line.split()[1:]
+    assert any(words == ours for _, ours in OURS), "no page shows it"
+    short = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1"] if "mytasks.Reverse" in words else []
+    quiet = [] if "sandbox" in words else ["--quiet"]
+    assert main([*words, *short, *quiet]) == 0

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -46,6 +46,8 @@ __all__ = [
 ]  # fmt: skip
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 
 def load_config(base: str, model_kwargs: Mapping[str, Any] | None = None) -> PretrainedConfig:
@@ -98,9 +100,9 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
         kwargs: `model_kwargs`: which files (`revision`, `subfolder`, `cache_dir`, `token`, `trust_remote_code`), and
             what `from_pretrained` makes of them (`attn_implementation`, `device_map`, `quantization_config`, ...).
     """
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ConfigError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
     options = for_weights(kwargs)
+    if dtype not in get_args(DType):
+        raise ConfigError(f"unknown dtype {dtype!r}; use one of {', '.join(get_args(DType))}")
     if quantised := kwargs.get("quantization_config") is not None:
         options["quantization_config"] = quantization_config(
             kwargs["quantization_config"], base_dtype(base, dtype, kwargs)

@@ -33,6 +33,7 @@ from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
+from transformer2.arguments import NotNegativeInt, Positive, check_arguments
 from transformer2.checkpoints import read_checkpoint, seal_folder
 from transformer2.errors import ConfigError
 from transformer2.experts import replace_folder
@@ -64,14 +65,13 @@ class ZeRO(DeepSpeedStrategy):
         self,
         stage: Literal[2, 3] = 3,
         offload: bool = False,
-        whole_below: int = 100_000,
-        prefetch: int = 50_000_000,
-        timeout_minutes: float = 30,
+        whole_below: NotNegativeInt = 100_000,
+        prefetch: NotNegativeInt = 50_000_000,
+        timeout_minutes: Positive = 30,
     ) -> None:
-        if stage not in (2, 3) or (offload and stage != 3):
-            raise ConfigError(
-                f"ZeRO(stage={stage}, offload={offload}): stage is 2 or 3, and stage 3 alone can off-load"
-            )
+        check_arguments("ZeRO", ZeRO.__init__, locals())
+        if offload and stage != 3:
+            raise ConfigError(f"ZeRO(stage={stage}, offload=True): stage 3 alone can off-load; set stage: 3")
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         zero: dict[str, Any] = {"stage": stage}
@@ -85,7 +85,9 @@ class ZeRO(DeepSpeedStrategy):
         try:
             super().__init__(config=config, exclude_frozen_parameters=True, timeout=timedelta(minutes=timeout_minutes))
         except ImportError as e:
-            raise ConfigError("ZeRO needs DeepSpeed: pip install -c constraints.txt -e '.[deepspeed]'") from e
+            raise ConfigError(
+                "ZeRO needs DeepSpeed, which comes with transformer2 on Linux: pip install deepspeed"
+            ) from e
         self.stage, self.whole_below = stage, whole_below
         self._has_gradient = False
 

@@ -111,12 +111,12 @@ def test_shots_and_scored_rows_are_disjoint():
     ("make", "message"),
     [
         (lambda: FewShotEvaluator(task="tiny_mth"), "did you mean"),
-        (lambda: FewShotEvaluator(every_n_epochs=0), "at least 1"),
-        (lambda: FewShotEvaluator(answer="median"), "mean or best"),
+        (lambda: FewShotEvaluator(every_n_epochs=0), "an integer >= 1"),
+        (lambda: FewShotEvaluator(answer="median"), "one of mean, best"),
         (lambda: FewShotEvaluator(base_member=True), "changes nothing"),
         (lambda: FewShotEvaluator(preset="paper", search="random"), "presets are"),
         (lambda: PromptEvaluator(dispatch_task="gsm8k"), "no dispatch task"),
-        (lambda: PromptEvaluator(first_pass="ask"), "generate or constrained"),
+        (lambda: PromptEvaluator(first_pass="ask"), "one of generate, constrained"),
     ],
 )
 def test_odd_arguments_are_refused(make, message):

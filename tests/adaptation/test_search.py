@@ -95,8 +95,10 @@ def test_best_is_the_best_ever_and_mean_starts_where_it_is_told():
     ("make", "message"),
     [
         (lambda: make_search("cmm", 2), "did you mean 'cem'"),
-        (lambda: CEM(0), "dim >= 1"),
-        (lambda: CEM(2, low=1, high=0), "low < high"),
+        (lambda: CEM(0), "dim must be an integer >= 1"),
+        (lambda: CEM(2, low=1, high=0), "low must be below"),
+        (lambda: CEM(2, std=float("nan")), "std must be a number > 0"),
+        (lambda: CEM(2, population=True), "population must be an integer"),
         (lambda: CEM(2, mean=[1.0, 2.0, 3.0]), "one finite number or 2"),
         (lambda: CEM.preset("papers", 2), "unknown preset"),
         (lambda: CEM(2).tell([1.0]), "population of 32"),

@@ -107,7 +107,7 @@ def test_a_run_folder_is_never_overwritten(run, llama_folder, real_data, capsys)
         (["--ckpt_path", "/no/such.ckpt"], "/no/such.ckpt does not exist"),
         (["--ckpt_path", "README.md"], "README.md is damaged or no checkpoint"),
         (["--trainer.accelerator", "cuda"], "the trainer cannot be built"),
-        (["--trainer.val_check_interval", "0"], "val_check_interval must be positive"),
+        (["--trainer.val_check_interval", "0"], "trainer.val_check_interval must be an integer >= 1"),
         (["--trainer.devices", "2", "--trainer.strategy", "ddp_spawn"], "use trainer.strategy: ddp"),
     ],
 )

@@ -20,11 +20,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from transformer2.arguments import Count, Positive, check_arguments
 from transformer2.errors import ConfigError, UserError
 
 __all__ = ["CEM", "PRESETS", "SEARCHES", "RandomSearch", "Search", "SepCMA", "make_search"]
@@ -62,21 +63,18 @@ class Search(ABC):
 
     def __init__(
         self,
-        dim: int,
-        population: int = 32,
-        elite_ratio: float = 0.2,
+        dim: Count,
+        population: Count = 32,
+        elite_ratio: Annotated[float, "> 0", "<= 1"] = 0.2,
         low: float = 0.0,
         high: float = 1.5,
         mean: float | Numbers | None = None,
-        std: float = 0.5,
+        std: Positive = 0.5,
         seed: int = 0,
     ) -> None:
-        if dim < 1 or population < 1:
-            raise ConfigError(f"a search needs dim >= 1 and population >= 1, not {dim} and {population}")
-        if not 0 < elite_ratio <= 1 or not low < high or std <= 0:
-            raise ConfigError(
-                f"a search needs 0 < elite_ratio <= 1, low < high and std > 0, not {elite_ratio}, {low}, {high}, {std}"
-            )
+        check_arguments("search", Search.__init__, locals())
+        if low >= high:
+            raise ConfigError(f"search.low must be below search.high, not {low} and {high}")
         self.dim, self.population, self.elite_ratio, self.seed = dim, population, elite_ratio, seed
         self.low, self.high = low, high
         start = torch.as_tensor(1 / dim if mean is None else mean, dtype=torch.float32)

@@ -13,7 +13,7 @@ import sys
 import traceback
 
 from transformer2.callbacks.interrupt import listening
-from transformer2.errors import UserError, nearest
+from transformer2.errors import UserError, nearest, shown
 
 COMMANDS = {
     "fit": ("train one expert by REINFORCE and score it on the test split", "transformer2.cli.train:fit"),
@@ -31,7 +31,7 @@ COMMANDS = {
     "experts": ("show, compare and mix expert folders", "transformer2.cli.tools:experts"),
 }
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR)
 REMEDY = "free some space, check permissions, or give another --run_dir"
 
 HELP = """\
@@ -96,7 +96,8 @@ def _guarded(command: str, args: list[str], debug: bool) -> int:
     except UserError as e:
         if debug:
             traceback.print_exc()
-        print(f"transformer2: {e}", file=sys.stderr)
+        text = " ".join(str(e).split())
+        print(f"transformer2: {text if len(text) < 480 else f'{text[:280]} ... {text[-180:]}'}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of our output (head, less) left: nothing went wrong here.
@@ -105,7 +106,7 @@ def _guarded(command: str, args: list[str], debug: bool) -> int:
     except OSError as e:
         if debug or e.errno not in NO_ROOM:
             raise
-        print(f"transformer2: {e.filename or 'a file'} cannot be used ({e.strerror}); {REMEDY}", file=sys.stderr)
+        print(f"transformer2: {shown(e.filename or 'a file')} cannot be used ({e.strerror}); {REMEDY}", file=sys.stderr)
         return 2
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformer2.arguments import written
+from transformer2.cli.check import STRATEGIES, check, folder_name, keys_help, sections, suggestion
 from transformer2.cli.compose import compose, parse_flags
-from transformer2.cli.folder import holds_run, run_folder
-from transformer2.errors import ConfigError
+from transformer2.cli.folder import holds_run, refuse_unwritable, run_folder
+from transformer2.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from transformer2.callbacks.evaluator import AdaptationEvaluator
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 KEYS = ("name", "seed_everything", "model", "data", "trainer", "adapt", "strategy")
 OPTIONS = ("run_dir", "resume")
 SWITCHES = ("help", "print_config", "quiet")
-STRATEGIES = {
-    "cem": "transformer2.callbacks.few_shot.FewShotEvaluator",
-    "prompt": "transformer2.callbacks.prompt.PromptEvaluator",
-    "cls": "transformer2.callbacks.cls_expert.ClassifierEvaluator",
-}
 
 HELP = """\
 usage: transformer2 adapt [--strategy {strategies}] [--config FILE ...] [--KEY.SUB VALUE ...]
@@ -47,7 +42,7 @@ model, its shipped experts and a task that needs two of them at once (conf/adapt
   --print_config       print the composed config, and stop
   --quiet              no progress bar
   --debug              show the traceback of an error
-
+{keys}
 The run folder holds config.yaml, report.json, records.jsonl, figures/, TensorBoard events and, for cem, expert/: a
 folder like any other expert's.
 """
@@ -56,26 +51,31 @@ folder like any other expert's.
 def adapt(args: Sequence[str]) -> int:
     """Adapt, answer, report."""
     flags = parse_flags(args, OPTIONS, SWITCHES, KEYS)
-    if "help" in flags.switches or "-h" in args:
-        print(HELP.format(strategies="|".join([*STRATEGIES, "all"])), end="")
+    if "help" in flags.switches:
+        print(HELP.format(strategies="|".join([*STRATEGIES, "all"]), keys=keys_help(adapt=True)), end="")
         return 0
     resumed = flags.options.get("resume")
     if resumed is not None and not (Path(resumed) / "config.yaml").is_file():
         raise ConfigError(f"--resume {resumed} holds no run; give the folder of an interrupted adapt")
     configs = [str(Path(resumed) / "config.yaml")] if resumed else flags.configs or ["conf/adapt_tiny.yaml"]
     config = compose(configs, flags.overrides, KEYS)
-    (config.get("model") or {}).pop("rollout", None)  # rows differ in z here, which the default engine alone can draw
-    strategy = str(config.setdefault("strategy", "cem"))
+    check(config, "adapt")
+    config["model"].pop("rollout", None)  # rows differ in z here, which the default engine alone can draw
+    strategy = config.setdefault("strategy", "cem")
     known = [*STRATEGIES, "all"]
     if strategy not in known:
-        near = get_close_matches(strategy, known, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown strategy {strategy!r}; did you mean {near!r}? Known: {', '.join(known)}")
+        raise ConfigError(
+            f"unknown strategy {written(strategy)}{nearest(str(strategy), known)} Known: {', '.join(known)}"
+        )
+    strategies = list(STRATEGIES) if strategy == "all" else [strategy]
+    _check_flags(strategies, [key for key, _ in flags.overrides])
     if "print_config" in flags.switches:
         import yaml
 
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return 0
-    name = str(config.pop("name", f"adapt_{strategy}"))
+    name = folder_name(config.pop("name", None) or f"adapt_{strategy}")
+    refuse_unwritable(resumed or flags.options.get("run_dir") or "runs")
     start = time.perf_counter()
 
     # From here on the heavy libraries are needed.
@@ -83,14 +83,12 @@ def adapt(args: Sequence[str]) -> int:
 
     quiet = "quiet" in flags.switches
     quieten(quiet)
-    strategies = list(STRATEGIES) if strategy == "all" else [strategy]
-    _check_keys(strategies, config, [key for key, _ in flags.overrides])
     with run_folder(resumed or flags.options.get("run_dir"), name, resumed=resumed is not None) as folder:
         return _run(config, strategies, folder, quiet, start)
 
 
 def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet: bool, start: float) -> int:
-    from transformer2.cli.experiment import Experiment
+    from transformer2.cli.experiment import Experiment, explained
     from transformer2.data import UnseenTaskDataModule
     from transformer2.report.adaptation import adaptation_table
 
@@ -103,6 +101,7 @@ def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet:
     experiment = Experiment.of(
         {**config, "trainer": {**trainer, "callbacks": callbacks}}, folder, quiet, data_class=UnseenTaskDataModule
     )
+    experiment.data.setup("predict")  # rows that cannot be read are found before there is a folder
     _keep_config(experiment, given, strategies, settings)
     ours = [c for c in experiment.callbacks_of(_base_class()) if c.own_task is None]
     for evaluator in ours:
@@ -112,7 +111,8 @@ def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet:
     experiment.hint = lambda: kept if holds_run(folder) else again
     for evaluator in ours:
         evaluator.cache = ours[0].cache  # base and controls are the same for all: answered once
-        _one(experiment, evaluator, ours)
+        with explained():
+            _one(experiment, evaluator, ours)
     if experiment.trainer.is_global_zero:
         if len(ours) > 1:
             _together(folder, ours)
@@ -170,28 +170,21 @@ def _base_class() -> type[AdaptationEvaluator]:
 
 def _settings_of(strategy: str) -> set[str]:
     """The keys under `adapt` that a strategy takes."""
-    import importlib
-
-    module, _, name = STRATEGIES[strategy].rpartition(".")
-    mro = getattr(importlib.import_module(module), name).__mro__
-    parameters = {p for cls in mro if "__init__" in vars(cls) for p in inspect.signature(cls).parameters}
-    in_fit = {"task", "task_options", "data_dir", "few_shot", "test_limit", "every_n_epochs"}  # the datamodule has them
-    return parameters - in_fit - {"options", "args", "kwargs"}
+    return set(sections(True, [strategy])["adapt"])
 
 
-def _check_keys(strategies: Sequence[str], config: Mapping[str, Any], flags: Sequence[str]) -> None:
+def _check_flags(strategies: Sequence[str], flags: Sequence[str]) -> None:
     """A config may hold the settings of every strategy; a flag must be of one that runs.
 
     Raises:
         ConfigError: A key that none of them takes, with the nearest one.
     """
-    flagged = [key.split(".")[1] for key in flags if key.startswith("adapt.")]
-    for keys, takers in ((config.get("adapt") or {}, STRATEGIES), (flagged, strategies)):
-        known = sorted(set().union(*(_settings_of(s) for s in takers)))
-        for key in keys:
-            if key not in known:
-                near = get_close_matches(key, known, n=1, cutoff=0.0)[0]
-                raise ConfigError(f"unknown config key adapt.{key}; did you mean adapt.{near}?")
+    known = sections(True, strategies)
+    for flag in flags:
+        if flag.startswith("adapt.") and flag.split(".")[1] not in known["adapt"]:
+            raise ConfigError(
+                f"unknown config key {flag} for --strategy {', '.join(strategies)}{suggestion(flag, known)}"
+            )
 
 
 def _evaluators(strategies: Sequence[str], settings: Mapping[str, Any]) -> list[dict[str, Any]]:

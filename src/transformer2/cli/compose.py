@@ -6,9 +6,10 @@ Order, later wins: `_base_` files of a config, the config, further configs, dott
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from transformer2.cli.check import OURS, sections, suggestion
 from transformer2.errors import ConfigError, nearest
 
 PACKAGED = Path(__file__).parent.parent  # holds conf/ in an installed package
+UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
+MAX_BYTES = 1_000_000  # of one config file; OmegaConf itself refuses keys given twice and aliases that explode
 
 
 @dataclass
@@ -60,22 +64,31 @@ def parse_flags(args: Sequence[str], options: Sequence[str], switches: Sequence[
     flags, rest = Flags(), list(args)
     while rest:
         word = rest.pop(0)
+        if word == "-h" and "help" in switches:
+            word = "--help"
         if not word.startswith("--"):
             raise ConfigError(f"unexpected argument {word!r}; flags look like --key value or --key=value")
         name, equals, value = word[2:].partition("=")
         if name in switches and not equals:
             flags.switches.add(name)
             continue
-        if name != "config" and name not in options and name.partition(".")[0] not in keys:
-            raise ConfigError(f"unknown flag --{name}{nearest(name, ['config', *options, *switches, *keys])}")
+        if name in switches:
+            raise ConfigError(f"--{name} takes no value; leave {value!r} out")
+        known = [*options, *(["config"] if keys else [])]
+        if name not in known and name.partition(".")[0] not in keys:
+            raise ConfigError(f"unknown flag --{name}{_flag_like(name, [*known, *switches], keys)}")
         if not equals:
             if not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
                 raise ConfigError(f"--{name} needs a value")
             value = rest.pop(0)
+        if not value.strip():
+            raise ConfigError(f"--{name} is empty; give a value, or leave it out")
         if name == "config":
-            flags.configs.append(value)
+            flags.configs.append(str(home(value)))
         elif name in options:
-            flags.options[name] = value
+            if name in flags.options:
+                raise ConfigError(f"--{name} is given twice; give it once")
+            flags.options[name] = str(home(value))
         else:
             flags.overrides.append((name, value))
     return flags
@@ -98,19 +111,32 @@ def compose(
     """
     merged = OmegaConf.create({})
     for name in configs:
-        merged = _merge(merged, _load(find_config(name), ()))
+        merged = _merge(merged, _load(find_config(name), ()), name)
+    for key, text in overrides:
+        value = _value(key, text)
+        try:
+            OmegaConf.update(merged, key, value, merge=False, force_add=True)
+        except Exception as e:  # a path through what is no mapping: OmegaConf has an error of its own for each case
+            raise ConfigError(f"--{key} {text}: there is no such key ({_one_line(e)})") from e
     try:
-        for key, text in overrides:
-            OmegaConf.update(merged, key, _value(key, text), merge=False, force_add=True)
-        plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as e:
-        raise ConfigError(f"config cannot be resolved: {str(e).splitlines()[0]}") from e
+        plain: Any = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, RecursionError) as e:
+        raise ConfigError(f"config cannot be resolved: {_one_line(e)}") from e
     assert isinstance(plain, dict)
-    named = {str(key): value for key, value in plain.items()}
-    for key in named:
+    for key in plain:
         if key not in keys:
-            raise ConfigError(f"unknown config key {key!r}{nearest(key, keys)}")
-    return named
+            raise ConfigError(f"unknown config key {key!r}{nearest(str(key), keys)}")
+    composed: dict[str, Any] = home(plain)
+    return composed
+
+
+def home(value: Any) -> Any:
+    """A value of a config with every `~/` in it written out, as a shell does for a word of its own."""
+    if isinstance(value, dict):
+        return {key: home(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [home(inner) for inner in value]
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def find_config(name: str) -> Path:
@@ -119,9 +145,14 @@ def find_config(name: str) -> Path:
     Raises:
         ConfigError: Neither exists; the message says the nearest shipped one.
     """
-    for path in (Path(name), PACKAGED / name, PACKAGED / "conf" / name):
-        if path.is_file():
-            return path
+    try:
+        for path in (Path(name).expanduser(), PACKAGED / name, PACKAGED / "conf" / name):
+            if path.is_file():
+                return path
+        if Path(name).is_dir():
+            raise ConfigError(f"config {name!r} is a folder; name a file in it")
+    except OSError as e:  # a name too long
+        raise ConfigError(f"config {name[:60]!r} cannot be read ({e.strerror})") from e
     shipped = sorted(str(p.relative_to(PACKAGED)) for p in (PACKAGED / "conf").rglob("*.yaml"))
     raise ConfigError(f"config {name!r} not found{nearest(name, shipped)}")
 
@@ -130,38 +161,64 @@ def _load(path: Path, seen: tuple[Path, ...]) -> DictConfig:
     path = path.resolve()
     if path in seen:
         raise ConfigError(f"{path.name} is its own _base_; break the circle")
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"{path} is too large to be a config; give one of at most {MAX_BYTES} bytes")
     try:
-        config = OmegaConf.load(path)
-    except (OSError, yaml.YAMLError, OmegaConfBaseException) as e:
-        raise ConfigError(f"{path} cannot be read as YAML ({' '.join(str(e).split())})") from e
-    if not isinstance(config, DictConfig):
-        raise ConfigError(f"{path} holds a {type(config).__name__}, not keys and values")
+        text = path.read_bytes().decode()
+        config = OmegaConf.load(io.StringIO(text))
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path} is not UTF-8 (byte {e.start}); save it as UTF-8") from e
+    except UNREADABLE as e:
+        raise ConfigError(f"{path} cannot be read as YAML ({_one_line(e)}); correct it") from e
+    if not isinstance(config, DictConfig) or not text.strip():
+        what = "a list" if text.strip() else "nothing"
+        raise ConfigError(f"{path} holds {what}, not keys and values; write lines such as `model: {{lr: 0.01}}`")
     bases = OmegaConf.to_container(config).get("_base_") or []  # type: ignore[union-attr]  # a DictConfig gives a dict
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
+        raise ConfigError(f"{path}: _base_ must be a config file or a list of them, not {str(bases)[:60]!r}")
     config.pop("_base_", None)
     merged = OmegaConf.create({})
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         beside = path.parent / base
-        merged = _merge(merged, _load(beside if beside.is_file() else find_config(base), (*seen, path)))
-    return _merge(merged, config)
+        merged = _merge(merged, _load(beside if beside.is_file() else find_config(base), (*seen, path)), base)
+    return _merge(merged, config, str(path))
 
 
-def _merge(below: DictConfig, above: DictConfig) -> DictConfig:
-    merged = OmegaConf.merge(below, above)
+def _merge(below: DictConfig, above: DictConfig, name: str) -> DictConfig:
+    """`above` on top; a section without a value (all of its lines commented out) leaves what is below."""
+    for key, value in list(above.items_ex(resolve=False)):
+        if value is None and isinstance(below._get_node(key), DictConfig):
+            del above[key]
+    try:
+        merged = OmegaConf.merge(below, above)
+    except Exception as e:  # a list over a mapping and the like: OmegaConf lets some of Python's own errors through
+        raise ConfigError(f"{name} does not fit on top of what is below it ({_one_line(e)})") from e
     assert isinstance(merged, DictConfig)
     return merged
 
 
+def _one_line(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _flag_like(wrong: str, flags: Sequence[str], keys: Sequence[str]) -> str:
+    """What an unknown flag may stand for: another flag, a section misspelt, or a key."""
+    head, _, tail = wrong.partition(".")
+    by_spelling = wrong.rpartition(".")[2] not in OURS and get_close_matches(head, [*flags, *keys])
+    if by_spelling or not {"model", "data"} <= set(keys):
+        return nearest(wrong, [*flags, *(f"{key}.{tail}".rstrip(".") for key in keys)])
+    return suggestion(wrong, sections("adapt" in keys)).replace("mean ", "mean --").replace("----", "--")
+
+
 def _value(key: str, text: str) -> Any:
-    """A flag's text as YAML would read it, and `1e-3` as the number people mean (YAML 1.1 reads it as a string)."""
+    """A flag's text as a config file's would be read."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise ConfigError(f"--{key}: {text!r} is no YAML value") from e
-    if isinstance(value, date):
-        return text  # a date is a text like any other to a constructor
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+        item = "- " + text.replace("\n", "\n  ")
+        items: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(item)))
+        return items[0]
+    except UNREADABLE as e:
+        raise ConfigError(f"--{key}: {text[:60]!r} is no YAML value ({_one_line(e)})") from e

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from transformer2.callbacks.lifeline import Lifeline
 from transformer2.callbacks.monitoring import Monitoring
 from transformer2.callbacks.progress import TrainingBar
 from transformer2.checkpoints import read_checkpoint
+from transformer2.cli.check import TRAINER_DEFAULTS
 from transformer2.cli.plan import preflight
 from transformer2.data import ExpertDataModule
 from transformer2.errors import ConfigError, UserError
@@ -35,24 +35,10 @@ from transformer2.report.curve import draw_curve
 from transformer2.report.notes import details as of_answers
 from transformer2.report.notes import on_answers, scores
 from transformer2.report.table import text_table, versions, write_report, write_text
-from transformer2.rollout.server import VLLMOptions
 from transformer2.strategies import check_strategy
 from transformer2.types import Report, Score
 
 PASS_AT = (1, 5, 10, 100)  # the k of pass@k in the literature; those that test_samples allows
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "accelerator": "auto",
-    "devices": 1,
-    "max_steps": 100,
-    "max_epochs": -1,
-    "val_check_interval": 10,
-    "check_val_every_n_epoch": None,
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 1,
-    "enable_model_summary": False,
-}
-
-
 LINKED = (
     ("model.base", "data.base"),
     ("model.model_kwargs", "data.model_kwargs"),
@@ -73,6 +59,22 @@ class _CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """The composed dict is all there is: sys.argv has been read already."""
         self.config = parser.parse_object(args)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Lightning finds fault with some settings only when it runs: in one line.
+
+    Raises:
+        ConfigError: With its words, for what Lightning itself raised.
+    """
+    try:
+        yield
+    except (MisconfigurationException, RuntimeError, ValueError) as e:
+        *_, (frame, _) = traceback.walk_tb(e.__traceback__)
+        if not frame.f_globals["__name__"].startswith("lightning."):
+            raise
+        raise ConfigError(f"the trainer cannot run: {_words(e)}") from e
 
 
 class Experiment:
@@ -120,8 +122,6 @@ class Experiment:
         if (config.get("model") or {}).get("base", "tiny") == "tiny" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # its matrices are too small to share: on busy cores two threads take 4 x as long
         given = config.get("trainer") or {}
-        if (every := given.get("val_check_interval", 1)) is not None and not every > 0:
-            raise ConfigError(f"trainer.val_check_interval must be positive, not {every}")
         trainer = {**TRAINER_DEFAULTS, **given}
         trainer.setdefault("default_root_dir", str(folder))
         trainer.setdefault("logger", _tensorboard(folder))
@@ -138,14 +138,12 @@ class Experiment:
                 auto_configure_optimizers=False,
                 parser_kwargs={"exit_on_error": False},
             )
-        except argparse.ArgumentError as e:
-            raise ConfigError(_one_line(str(e), data_class)) from e
-        except MisconfigurationException as e:
-            raise ConfigError(f"the trainer cannot be built: {_first_line(e)}") from e
-        except ValueError as e:
+        except UserError:
+            raise
+        except Exception as e:  # Lightning's, jsonargparse's and those of a stranger's class have no common base
             if isinstance(e.__cause__, UserError):  # a callback's own, which jsonargparse buries in its list of types
                 raise e.__cause__ from None
-            raise
+            raise ConfigError(f"the trainer cannot be built: {_words(e)}") from e
         return cls(cli, folder, given)
 
     def yaml(self) -> str:
@@ -171,6 +169,7 @@ class Experiment:
         ranks = self.trainer.num_devices, self.trainer.num_nodes
         preflight(model, data, trainer, *ranks, self.trainer.strategy.root_device, self.data.longest_prompt())
 
+    @explained()
     def fit(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
         """Train; then score base and best expert on the test split.
 
@@ -197,6 +196,7 @@ class Experiment:
             print(f"  curve in {draw_curve(self.folder, self.folder / 'figures' / 'curve.png')}")
         return 0
 
+    @explained()
     def validate(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
         """Score on the validation split."""
         self._open(expert, ckpt_path)
@@ -207,6 +207,7 @@ class Experiment:
         print("\n  ".join([*lines, *on_answers(self.module.validated, "model")]))
         return 0
 
+    @explained()
     def test(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
         """Score base and expert on the test split."""
         self._open(expert, ckpt_path)
@@ -286,10 +287,6 @@ def _pass_at_k(records: Sequence[Mapping[str, Any]], prefix: str, k: int) -> dic
     return {name: value.item() for name, value in metric.compute().items()}
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
 def _tensorboard(folder: Path) -> dict[str, Any]:
     path = f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__name__}"
     return {"class_path": path, "init_args": {"save_dir": str(folder), "name": "", "version": ""}}
@@ -315,17 +312,6 @@ def _with_defaults(given: list[Any], trainer: Mapping[str, Any], quiet: bool) ->
     return [*given, *({"class_path": f"{k.__module__}.{k.__qualname__}", "init_args": ours[k]} for k in missing)]
 
 
-def _one_line(message: str, data_class: type[ExpertDataModule]) -> str:
-    """jsonargparse's error as one line, with the nearest valid key."""
-    text = " ".join(message.split())
-    if match := re.search(r"(?:Group '(?P<group>\w+)' does not accept option|Option) '(?P<key>[\w.]+)'", text):
-        path, _, key = ".".join(filter(None, (match["group"], match["key"]))).rpartition(".")
-        owners = {"model": SVFReinforceModule, "model.vllm": VLLMOptions, "data": data_class, "trainer": L.Trainer}
-        owner = owners.get(path)
-        if owner is not None:
-            import inspect
-
-            known = [n for n in inspect.signature(owner.__init__).parameters if n != "self"]  # type: ignore[misc]
-            near = get_close_matches(key, known, n=1, cutoff=0.0)
-            return f"unknown config key {path}.{key}; did you mean {path}.{near[0]}?"
-    return text[:400]
+def _words(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."

@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from transformer2.errors import ConfigError
+from transformer2.errors import ConfigError, shown
 
 RUN_DIR_VARIABLE = "TRANSFORMER2_RUN_DIR"
 
@@ -38,6 +39,7 @@ def run_folder(given: str | None, name: str, resumed: bool = False) -> Iterator[
     number, before = 1, os.environ.get(RUN_DIR_VARIABLE)
     while True:
         folder = Path(given or f"runs/{name}{f'-{number}' * (number > 1)}")
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         fresh = _make(folder)
         lock = _lock(folder)
         if lock is not None and (resumed or fresh or not holds_run(folder)):
@@ -57,15 +59,30 @@ def run_folder(given: str | None, name: str, resumed: bool = False) -> Iterator[
     except BaseException:
         if all(path.name in theirs or _is_preliminary(path) for path in folder.iterdir()):
             _clear(folder, theirs)
-            with suppress(OSError):
-                if fresh:
-                    folder.rmdir()
+            with suppress(OSError):  # up to the first that holds something
+                for path in made if fresh else ():
+                    path.rmdir()
         raise
     finally:
         os.close(lock)
         os.environ.pop(RUN_DIR_VARIABLE)
         if before is not None:
             os.environ[RUN_DIR_VARIABLE] = before
+
+
+def refuse_unwritable(folder: str | Path, flag: str = "--run_dir") -> None:
+    """Find out before anything is loaded whether files can be kept there; leaves nothing behind.
+
+    Raises:
+        ConfigError: It cannot, with the system's reason.
+    """
+    try:
+        whole = Path(folder).absolute()
+        there = next(path for path in (whole, *whole.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(100_000))
+    except OSError as e:
+        raise ConfigError(f"{shown(folder)} cannot be written to ({e.strerror}); give another {flag}") from e
 
 
 def holds_run(folder: Path) -> bool:

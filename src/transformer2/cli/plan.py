@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformer2.cli.check import check
 from transformer2.cli.compose import compose, parse_flags
 from transformer2.errors import ConfigError, UserError, nearest
 
@@ -44,7 +45,7 @@ def plan(args: Sequence[str]) -> int:
     # The one flag that people write with a hyphen, as cluster tools do.
     words = [word.replace("--gpu-memory", "--gpu_memory") for word in args]
     flags = parse_flags(words, OPTIONS, ("help", "explain"), KEYS)
-    if "help" in flags.switches or "-h" in words:
+    if "help" in flags.switches:
         from transformer2.plan.seconds import DEVICES
 
         print(HELP.format(devices=", ".join(DEVICES)), end="")
@@ -53,6 +54,7 @@ def plan(args: Sequence[str]) -> int:
         raise ConfigError("plan needs --config; try --config conf/llama8b_gsm8k.yaml")
     whole = flags.with_engine()
     config = compose(whole.configs, whole.overrides, KEYS)
+    check(config, "plan")
 
     from transformer2.plan.advice import make_plan
     from transformer2.plan.job import QUANTISED_BYTES, job_of
@@ -105,24 +107,19 @@ def strategy_of(trainer: Mapping[str, Any]) -> Strategy | None:
 
 
 def sections(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`model` and `data` of a composed config, completed with their defaults.
-
-    Raises:
-        ConfigError: A key that the constructor does not take.
-    """
+    """`model` and `data` of a composed config, completed with their defaults."""
     from transformer2.data import ExpertDataModule
     from transformer2.module import SVFReinforceModule
+    from transformer2.policy import adapter_config
+    from transformer2.rollout.server import VLLMOptions
 
+    adapter_config(config["model"].get("adapter") or {})
+    VLLMOptions(**config["model"].get("vllm") or {})
     return _complete("model", SVFReinforceModule, config), _complete("data", ExpertDataModule, config)
 
 
 def _complete(section: str, cls: type, config: Mapping[str, Any]) -> dict[str, Any]:
-    given = config.get(section) or {}
-    parameters = inspect.signature(cls).parameters
-    for key in given:
-        if key not in parameters:
-            raise ConfigError(f"unknown config key {section}.{key}{nearest(key, parameters)}")
-    return {name: p.default for name, p in parameters.items()} | dict(given)
+    return {name: p.default for name, p in inspect.signature(cls).parameters.items()} | dict(config[section])
 
 
 def _number(options: Mapping[str, str], name: str, default: float) -> float:
@@ -133,8 +130,8 @@ def _number(options: Mapping[str, str], name: str, default: float) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if value <= 0 or (name in ("gpus", "nodes") and not value.is_integer()):
-        raise ConfigError(f"--{name} takes a positive number, not {text!r}")
+    if not 0 < value <= 1e6 or (name in ("gpus", "nodes", "prompt_tokens") and not value.is_integer()):
+        raise ConfigError(f"--{name} takes a positive number of at most a million, not {text[:60]!r}")
     return value
 
 

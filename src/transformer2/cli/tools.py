@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer2.cli.compose import PACKAGED, compose, parse_flags
+from transformer2.cli.compose import PACKAGED, compose, home, parse_flags
+from transformer2.cli.folder import refuse_unwritable
 from transformer2.cli.train import KEYS, quieten, take_from_expert
 from transformer2.errors import ConfigError, shown
 
@@ -75,6 +76,8 @@ def decompose(args: Sequence[str]) -> int:
         raise ConfigError(f"the config trains a {kind} adapter, which needs no bases; decompose is for SVF")
     cache_dir = given.get("cache_dir", adapter.get("basis_cache"))
     dtype = given.get("dtype", model.get("dtype", "auto"))
+    if cache_dir not in (None, "off"):
+        refuse_unwritable(cache_dir, "--cache_dir")
 
     from transformer2.svf.decompose import decompose as run
 
@@ -220,7 +223,9 @@ def _floats(name: str, words: Sequence[str]) -> list[float]:
 
 def _until_flag(words: Sequence[str]) -> Sequence[str]:
     flag = next((i for i, w in enumerate(words) if w.startswith("--")), len(words))
-    return words[:flag]
+    if not all(word.strip() for word in words[:flag]):
+        raise ConfigError("a folder's name is empty; give one")
+    return home(list(words[:flag]))
 
 
 def _integers(name: str, text: str) -> list[int]:
@@ -236,6 +241,8 @@ def report(args: Sequence[str]) -> int:
         print(REPORT_HELP, end="")
         return 0
     runs = list(_until_flag(args))
+    if not runs:
+        raise ConfigError("report needs a run folder, such as runs/tiny_math")
     out = parse_flags(args[len(runs) :], ("out",), (), ()).options.get("out")
 
     from transformer2.report.adaptation import table_of_run

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformer2.cli.check import check, folder_name, keys_help
 from transformer2.cli.compose import PACKAGED, compose, parse_flags
-from transformer2.cli.folder import run_folder
-from transformer2.errors import ConfigError
+from transformer2.cli.folder import refuse_unwritable, run_folder
+from transformer2.errors import ConfigError, shown
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
 OPTIONS = ("run_dir", "ckpt_path", "expert", "rollout")
@@ -38,7 +39,7 @@ usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE
   --quiet              no progress bar
   --no_preflight       do not check first whether the run fits into memory (`transformer2 plan`)
   --debug              show the traceback of an error
-
+{keys}
 The run folder holds config.yaml, TensorBoard events, checkpoints/, expert/, report.json. Look at the curves with
   tensorboard --logdir runs
 """
@@ -72,7 +73,7 @@ def test(args: Sequence[str]) -> int:
 
 def _run(command: str, args: Sequence[str]) -> int:
     flags = parse_flags(args, OPTIONS, SWITCHES, KEYS)
-    if "help" in flags.switches or "-h" in args:
+    if "help" in flags.switches:
         print(help_text(command), end="")
         return 0
     if not flags.configs and command == "fit":
@@ -80,9 +81,14 @@ def _run(command: str, args: Sequence[str]) -> int:
     expert = Path(flags.options["expert"]).expanduser() if "expert" in flags.options else None
     whole = flags.with_engine()
     config = compose(whole.configs, whole.overrides, KEYS)
+    check(config, command)
     if expert is not None:
         take_from_expert(config, expert, scored=command != "fit")
-    name = str(config.pop("name", Path(flags.configs[-1]).stem if flags.configs else command))
+        check(config, command)
+    _refuse_missing(flags.options.get("ckpt_path"), config["trainer"].get("strategy"))
+    name = folder_name(config.pop("name", None) or (Path(flags.configs[-1]).stem if flags.configs else command))
+    if "print_config" not in flags.switches:
+        refuse_unwritable(flags.options.get("run_dir") or "runs")
     start = time.perf_counter()
 
     # From here on the heavy libraries are needed.
@@ -96,6 +102,8 @@ def _run(command: str, args: Sequence[str]) -> int:
         experiment = Experiment.of(config, folder, quiet="quiet" in flags.switches)
         if command == "fit" and "no_preflight" not in flags.switches:
             experiment.preflight()
+        else:
+            experiment.data.setup(command)  # rows that cannot be read are found before anything is kept
         verb = {"fit": experiment.fit, "validate": experiment.validate, "test": experiment.test}[command]
         return verb(expert, flags.options.get("ckpt_path"), start)
 
@@ -105,10 +113,10 @@ def take_from_expert(config: dict[str, Any], expert: Path, scored: bool) -> None
 
     The rest of its adapter is read when the model is built, and held against what the user's config says of it.
     """
+    if not os.path.isdir(expert):
+        raise ConfigError(f"--expert {shown(expert)} is no expert folder; give one such as runs/tiny_math/expert")
     from transformer2.experts import read_config
 
-    if not expert.is_dir():
-        raise ConfigError(f"--expert {expert} is no expert folder; give one such as runs/tiny_math/expert")
     saved = read_config(expert)
     model = config["model"] = dict(config.get("model") or {})
     if given := model.get("adapter"):
@@ -125,11 +133,22 @@ def take_from_expert(config: dict[str, Any], expert: Path, scored: bool) -> None
         config["data"] = {"task": str(task), **(config.get("data") or {})}
 
 
+def _refuse_missing(ckpt_path: str | None, strategy: Any) -> None:
+    if ckpt_path is None or os.path.isfile(ckpt_path):
+        return
+    if not os.path.isdir(ckpt_path):
+        raise ConfigError(f"--ckpt_path {ckpt_path} does not exist; a run keeps checkpoints/last.ckpt")
+    if not isinstance(strategy, dict):  # DeepSpeed's checkpoints are folders
+        raise ConfigError(f"--ckpt_path {ckpt_path} is a folder; give the file, such as checkpoints/last.ckpt of a run")
+
+
 def help_text(command: str) -> str:
     """The help of one command."""
     shipped = ", ".join(sorted(str(p.relative_to(PACKAGED)) for p in (PACKAGED / "conf").glob("*.yaml")))
     wrapped = textwrap.fill(shipped, 118, initial_indent=" " * 23, subsequent_indent=" " * 23).strip()
-    return HELP.format(command=command, what=WHAT[command], configs=wrapped, ckpt=CKPT[command])
+    return HELP.format(
+        command=command, what=WHAT[command], configs=wrapped, ckpt=CKPT[command], keys=keys_help(adapt=False)
+    )
 
 
 def quieten(quiet: bool) -> None:
@@ -137,8 +156,8 @@ def quieten(quiet: bool) -> None:
     importlib.import_module("lightning.pytorch")  # sets the levels below when it is imported, so it goes first
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Kernels that are not on this machine, and the cast of every product in 8 bits.
-    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+    # Kernels that are not on this machine, the cast of every product in 8 bits, each retry of a download.
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",

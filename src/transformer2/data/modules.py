@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from transformer2 import tasks
+from transformer2.arguments import Count, Seed, check_arguments
 from transformer2.data.loader import PromptLoader
 from transformer2.data.prompts import DATE, ChatTemplate, render
 from transformer2.errors import ConfigError, DataError
@@ -49,27 +50,21 @@ class ExpertDataModule(L.LightningDataModule):
         base: str = "tiny",
         data_dir: str | None = None,
         task_options: dict | None = None,
-        batch_size: int = 64,
-        eval_batch_size: int = 256,
-        validation_limit: int | None = None,
-        test_limit: int | None = None,
+        batch_size: Count = 64,
+        eval_batch_size: Count = 256,
+        validation_limit: Count | None = None,
+        test_limit: Count | None = None,
         drop_long_prompts: bool = False,
         chat_template: Literal["model", "none"] = "model",
         chat_template_kwargs: dict | None = None,
         template_date: str = DATE,
         keep_prompts: bool = False,
-        max_new_tokens: int | None = None,
-        seed: int = 0,
+        max_new_tokens: Count | None = None,
+        seed: Seed = 0,
         model_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or eval_batch_size < 1:
-            raise ConfigError(f"batch sizes must be >= 1, not {batch_size} and {eval_batch_size}")
-        for name, limit in {"data.validation_limit": validation_limit, "data.test_limit": test_limit}.items():
-            if limit is not None and limit < 1:
-                raise ConfigError(f"{name} must be at least 1, or null for all rows, not {limit}")
-        if chat_template not in ("model", "none"):
-            raise ConfigError(f"unknown data.chat_template {chat_template!r}; use model or none")
+        check_arguments("data", ExpertDataModule.__init__, locals())
         if chat_template == "none" and chat_template_kwargs:
             raise ConfigError("data.chat_template_kwargs are for a chat template, and data.chat_template is none")
         self.task = tasks.get(task, **(task_options or {}))
@@ -259,19 +254,20 @@ class UnseenTaskDataModule(ExpertDataModule):
         base: str = "tiny",
         data_dir: str | None = None,
         task_options: dict | None = None,
-        few_shot: int = 20,
+        few_shot: Count = 20,
         protocol: Literal["clean", "paper"] = "clean",
-        eval_batch_size: int = 128,
-        test_limit: int | None = None,
+        eval_batch_size: Count = 128,
+        test_limit: Count | None = None,
         drop_long_prompts: bool = False,
         chat_template: Literal["model", "none"] = "model",
         chat_template_kwargs: dict | None = None,
         template_date: str = DATE,
         keep_prompts: bool = False,
-        max_new_tokens: int | None = None,
-        seed: int = 0,
+        max_new_tokens: Count | None = None,
+        seed: Seed = 0,
         model_kwargs: dict[str, Any] | None = None,
     ) -> None:
+        check_arguments("data", UnseenTaskDataModule.__init__, locals())
         super().__init__(
             task,
             base,
@@ -288,10 +284,6 @@ class UnseenTaskDataModule(ExpertDataModule):
             seed=seed,
             model_kwargs=model_kwargs,
         )
-        if few_shot < 1:
-            raise ConfigError(f"data.few_shot must be at least 1, not {few_shot}")
-        if protocol not in ("clean", "paper"):
-            raise ConfigError(f"unknown data.protocol {protocol!r}; use clean or paper")
         self.few_shot, self.protocol = few_shot, protocol
         self.test_limit = self.limits.pop("test")  # counts what is left of the split without the shots
 

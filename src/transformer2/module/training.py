@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -33,6 +33,7 @@ from peft import PeftConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from transformer2.arguments import Count, NotNegativeInt, Positive, Seed, Share, Temperature, check_arguments
 from transformer2.data.loader import PromptLoader
 from transformer2.data.prompts import open_turn_end
 from transformer2.errors import ConfigError, UserError
@@ -40,6 +41,7 @@ from transformer2.module.alarms import Alarms
 from transformer2.module.answering import Answering
 from transformer2.module.identity import KEY, OPTIMIZER, check_identity, identity
 from transformer2.policy import (
+    DType,
     adapter_config,
     build_policy,
     check_halves,
@@ -56,7 +58,7 @@ from transformer2.policy import (
 from transformer2.rl.advantages import Baseline, advantages, equal_groups
 from transformer2.rl.gradient import clipped, gradient_of, with_gradient
 from transformer2.rl.halving import run_or_halve
-from transformer2.rl.kl import KL, KL_KINDS
+from transformer2.rl.kl import KL
 from transformer2.rl.logprobs import chunk_tokens, score_tokens
 from transformer2.rl.loss import importance_weights, reinforce_loss, sum_by_row
 from transformer2.rl.meter import StepMeter
@@ -129,62 +131,47 @@ class SVFReinforceModule(Answering):
         self,
         base: str = "tiny",
         adapter: dict[str, Any] | None = None,
-        dtype: str = "auto",
+        dtype: DType = "auto",
         model_kwargs: dict[str, Any] | None = None,
-        lr: float = 1e-2,
+        lr: Annotated[float, "> 0", "<= 10"] = 1e-2,
         lr_schedule: Literal["cosine", "constant"] = "cosine",
-        warmup_steps: int = 0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        max_grad_norm: float | None = None,
+        warmup_steps: NotNegativeInt = 0,
+        betas: tuple[Share, Share] = (0.9, 0.999),
+        eps: Annotated[float, "> 0", "<= 1"] = 1e-8,
+        weight_decay: Annotated[float, ">= 0", "<= 100"] = 0.0,
+        max_grad_norm: Positive | None = None,
         baseline: Baseline = "batch_mean",
-        num_completions: int = 1,
+        num_completions: Count = 1,
         kl: KL = "full",
-        kl_coef: float = 0.0,
-        temperature: float = 1.0,
-        max_new_tokens: int | None = None,
+        kl_coef: Annotated[float, ">= 0", "<= 1000"] = 0.0,
+        temperature: Temperature = 1.0,
+        max_new_tokens: Count | None = None,
         stop: list[str | int] | None = None,
         mask_truncated: bool = False,
-        micro_batch_tokens: int = 8192,
-        max_rollout_rows: int | None = None,
+        micro_batch_tokens: Count = 8192,
+        max_rollout_rows: Count | None = None,
         merge_rollouts: bool = True,
         rollout: EngineName = "hf",
         vllm: VLLMOptions = VLLM_DEFAULTS,
-        importance_cap: float | None = None,
+        importance_cap: Positive | None = None,
         activation_checkpointing: bool = False,
-        test_samples: int = 0,
-        test_temperature: float = 0.8,
-        seed: int = 0,
+        test_samples: NotNegativeInt = 0,
+        test_temperature: Temperature = 0.8,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        for name, value in {
-            "lr": lr,
-            "num_completions": num_completions,
-            "micro_batch_tokens": micro_batch_tokens,
-        }.items():
-            if value <= 0:
-                raise ConfigError(f"model.{name} must be positive, not {value}")
-        if kl not in KL_KINDS:
-            raise ConfigError(f"unknown model.kl {kl!r}; use one of {', '.join(KL_KINDS)}")
+        check_arguments("model", SVFReinforceModule.__init__, locals())
         if baseline in ("rloo", "group_norm") and num_completions < 2:
             raise ConfigError(
                 f"model.baseline {baseline!r} compares completions of one prompt; set model.num_completions >= 2"
             )
-        if test_samples < 0 or (test_samples and test_temperature <= 0):
-            raise ConfigError(
-                f"model.test_samples {test_samples} at model.test_temperature {test_temperature} cannot be drawn; "
-                "use at least 0 samples and a temperature above 0"
-            )
-        if odd := [end for end in stop or [] if isinstance(end, bool) or end == ""]:
-            raise ConfigError(f"model.stop takes token ids and strings that are not empty, not {odd[0]!r}")
+        if test_samples and not test_temperature:
+            raise ConfigError("model.test_samples are all alike at model.test_temperature 0; use one above 0")
         if any("\\n" in str(end) for end in stop or []):
             rank_zero_warn(
                 f"model.stop {stop} holds a backslash and an n; YAML reads a line break in double quotes only"
             )
         _refuse_whole_modules(adapter_config(adapter or {}))  # a typo is refused before the model is loaded, too
-        if importance_cap is not None and importance_cap <= 0:
-            raise ConfigError(f"model.importance_cap must be positive, not {importance_cap}")
         self.save_hyperparameters(logger=False, ignore=["vllm"])
         self.vllm = vllm
         self.automatic_optimization = False

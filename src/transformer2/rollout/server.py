@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from transformer2.arguments import Count, Positive, check_arguments
 from transformer2.errors import ConfigError, UserError
 
 ON_SERVER = Path(__file__).parent / "on_server"
@@ -64,17 +65,14 @@ class VLLMOptions:
     devices: str | None = None
     sync: Literal["z", "merged"] = "z"
     shared_folder: str | None = None
-    bucket_mib: int = 256
-    concurrency: int = 128
-    start_minutes: float = 15.0
-    timeout_minutes: float = 30.0
+    bucket_mib: Count = 256
+    concurrency: Count = 128
+    start_minutes: Positive = 15.0
+    timeout_minutes: Positive = 30.0
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        if self.sync not in ("z", "merged"):
-            raise ConfigError(f"unknown model.vllm.sync {self.sync!r}; use z or merged")
-        if min(self.bucket_mib, self.concurrency) < 1 or min(self.start_minutes, self.timeout_minutes) <= 0:
-            raise ConfigError("model.vllm: bucket_mib, concurrency, start_minutes and timeout_minutes must be positive")
+        check_arguments("model.vllm", VLLMOptions.__init__, vars(self))
         if self.url is not None and urlsplit(self.url).scheme not in ("http", "https"):
             raise ConfigError(f"model.vllm.url {self.url!r} is no URL; write http://HOST:PORT")
 

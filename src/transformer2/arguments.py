@@ -1,0 +1,115 @@
+"""Constructor arguments are the schema: types that carry their ranges, and the one check of both.
+
+    lr: Annotated[float, "> 0", "<= 10"]     a finite number in (0, 10]
+    num_completions: Count                   an integer of at least 1
+
+Constructors check what they are given with `check_arguments`; the command line checks a config with the same `fits`
+before anything heavy is imported (cli/schema.py).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from os import PathLike
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from transformer2.errors import ConfigError, shown
+
+__all__ = [
+    "Count",
+    "NotNegativeInt",
+    "Positive",
+    "Seed",
+    "Share",
+    "Temperature",
+    "check_arguments",
+    "expected",
+    "fits",
+    "written",
+]
+
+Count = Annotated[int, ">= 1"]
+NotNegativeInt = Annotated[int, ">= 0"]
+Positive = Annotated[float, "> 0"]
+Temperature = Annotated[float, ">= 0", "<= 100"]
+Share = Annotated[float, ">= 0", "< 1"]
+Seed = Annotated[int, ">= 0", "<= 4294967295"]  # what numpy takes
+
+LARGEST = 2**53  # integers beyond are no counts, and no doubles
+_COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+_WORDS = {float: "a number", int: "an integer", bool: "true or false", str: "a string", NoneType: "null"}
+
+
+def check_arguments(section: str, constructor: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Check arguments against the annotations of the constructor that received them.
+
+    Args:
+        section: What the arguments are called in messages: `model`, `data`, ...
+        constructor: An `__init__`.
+        values: Its `locals()`.
+
+    Raises:
+        ConfigError: The first value that its annotation does not admit.
+    """
+    for name, hint in get_type_hints(constructor, include_extras=True).items():
+        if name in values and not fits(hint, values[name]):
+            raise ConfigError(f"{section}.{name} must be {expected(hint)}, not {written(values[name])}")
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Whether an annotation admits a value: numbers are finite, strings are not empty, booleans are no numbers."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        bounds = (bound.split() for bound in hint.__metadata__)
+        return fits(args[0], value) and all(_COMPARE[sign](value, float(limit)) for sign, limit in bounds)
+    if origin in (Union, UnionType):
+        return any(fits(arg, value) for arg in args)
+    if origin is Literal:
+        return any(type(value) is type(arg) and value == arg for arg in args)
+    if dict in (origin, hint):
+        return isinstance(value, Mapping) and (hint is dict or all(isinstance(key, str) for key in value))
+    if origin is tuple:
+        same = isinstance(value, list | tuple) and len(value) == len(args)
+        return same and all(map(fits, args, value))
+    if origin is list:
+        return isinstance(value, list | tuple) and all(fits(args[0], item) for item in value)
+    if hint is float:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) <= LARGEST
+    if hint is str:
+        return isinstance(value, PathLike) or (isinstance(value, str) and bool(value.strip(" ")) and "\0" not in value)
+    if hint in (bool, NoneType):
+        return isinstance(value, hint)
+    return True
+
+
+def expected(hint: Any) -> str:
+    """An annotation in words: `a number > 0 or null`."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return f"{expected(args[0])} {' and '.join(hint.__metadata__)}"
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(expected, args)))
+    if origin is Literal:
+        return ("one of " if len(args) > 1 else "") + ", ".join(map(str, args))
+    if origin is tuple:
+        return f"a list of {len(args)}, each {expected(args[0])}"
+    if origin is list:
+        return f"a list, each {expected(args[0])}"
+    return "keys and values" if dict in (origin, hint) else _WORDS.get(hint, "an instance of its class")
+
+
+def written(value: Any) -> str:
+    """A value as a message shows it: `null` and `true` as YAML writes them, and no longer than 60 characters."""
+    words: dict[Any, str] = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else shown(repr(value), 60)

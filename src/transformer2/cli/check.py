@@ -1,0 +1,296 @@
+"""Every key and value of a composed config, checked in a tenth of a second: before the heavy imports, before a folder.
+
+The constructors check types and ranges again, for those who come from Python.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from transformer2 import tasks
+from transformer2.arguments import Count, Seed, expected, fits, written
+from transformer2.cli.schema import Argument, arguments
+from transformer2.errors import ConfigError, DataError, UserError
+
+MODEL = "transformer2.module.training.SVFReinforceModule"
+DATA = "transformer2.data.modules.ExpertDataModule"
+UNSEEN_DATA = "transformer2.data.modules.UnseenTaskDataModule"
+TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
+STRATEGIES = {
+    "cem": "transformer2.callbacks.few_shot.FewShotEvaluator",
+    "prompt": "transformer2.callbacks.prompt.PromptEvaluator",
+    "cls": "transformer2.callbacks.cls_expert.ClassifierEvaluator",
+}
+# Arguments of an evaluator inside `fit`; in `adapt` the datamodule has them.
+IN_FIT = {"task", "task_options", "data_dir", "few_shot", "test_limit", "every_n_epochs"}
+
+_Batches = Annotated[int, ">= 0"] | Annotated[float, ">= 0", "<= 1"] | None
+LIGHTNING: dict[str, Any] = {  # what Lightning's own annotations leave open, and what our step does not do
+    "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
+    "callbacks": list[dict[str, Any] | str] | dict[str, Any] | None,
+    "check_val_every_n_epoch": Count | None,
+    "deterministic": bool | Literal["warn"] | None,
+    "devices": Annotated[int, ">= 1", "<= 1024"] | Literal[-1, "auto", "-1"] | list[Annotated[int, ">= 0"]],
+    "fast_dev_run": Annotated[int, ">= 0"] | bool,
+    "logger": bool | dict[str, Any] | list[dict[str, Any]] | None,
+    "log_every_n_steps": Annotated[int, ">= 0"] | None,
+    "max_epochs": Count | Literal[-1] | None,
+    "max_steps": Count | Literal[-1],
+    "min_epochs": Count | None,
+    "min_steps": Count | None,
+    "num_nodes": Count,
+    "num_sanity_val_steps": Annotated[int, ">= -1"] | None,
+    "overfit_batches": _Batches,
+    "plugins": dict[str, Any] | list[dict[str, Any]] | None,
+    "profiler": Literal["simple", "advanced", "pytorch"] | dict[str, Any] | None,
+    "precision": Literal[32, "32", "32-true"] | None,
+    "reload_dataloaders_every_n_epochs": Annotated[int, ">= 0"],
+    "strategy": Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"]
+    | dict[str, Any],
+    "val_check_interval": Count | Annotated[float, "> 0", "<= 1"] | str | dict[str, Any] | None,
+    **{f"limit_{split}_batches": _Batches for split in ("train", "val", "test", "predict")},
+}
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "accelerator": "auto",
+    "devices": 1,
+    "max_steps": 100,
+    "max_epochs": -1,
+    "val_check_interval": 10,
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+    "enable_model_summary": False,
+}
+CLASSES = {f"trainer.{key}" for key in ("callbacks", "logger", "plugins", "profiler", "strategy")}
+# What a command cannot do without (validation, in fit, it can).
+RUNS = {"fit": ("train", "test"), "validate": ("val",), "test": ("test",), "adapt": ("predict",), "plan": ()}
+REMEDIES = {
+    "seed_everything": "several seeds are several runs",
+    "trainer.strategy": "use trainer.strategy: ddp, or add one of "
+    "--config conf/strategy/{ddp,zero2,zero3,zero3_offload}.yaml",
+}
+ELSEWHERE = {  # keys that follow from others
+    "data.base": "model.base",
+    "data.seed": "seed_everything",
+    "model.seed": "seed_everything",
+    "data.max_new_tokens": "model.max_new_tokens",
+    "data.model_kwargs": "model.model_kwargs",
+    "trainer.gradient_clip_val": "model.max_grad_norm",
+    "trainer.gradient_clip_algorithm": "model.max_grad_norm",
+    "trainer.precision": "model.dtype, for the base; z is trained in fp32",
+    "trainer.accumulate_grad_batches": "data.batch_size (prompts of a step) and model.micro_batch_tokens (of a pass)",
+}
+SYNONYMS = {  # what PEFT, TRL, transformers, verl and Lightning call our keys
+    "model.lr": ("learning_rate", "actor_lr"),
+    "model.lr_schedule": ("lr_scheduler_type", "scheduler"),
+    "model.warmup_steps": ("num_warmup_steps", "warmup_ratio", "lr_warmup_steps"),
+    "model.betas": ("adam_beta1", "adam_beta2"),
+    "model.eps": ("adam_epsilon",),
+    "model.max_grad_norm": ("gradient_clip_val", "clip_grad_norm", "grad_clip"),
+    "model.num_completions": ("num_generations", "num_return_sequences", "group_size", "rollout_n"),
+    "model.baseline": ("advantage_estimator", "adv_estimator", "scale_rewards"),
+    "model.kl_coef": ("beta", "kl_beta", "init_kl_coef", "kl_loss_coef"),
+    "model.kl": ("kl_estimator", "kl_loss_type", "kl_type"),
+    "model.max_new_tokens": ("max_completion_length", "max_response_length", "max_tokens", "max_length"),
+    "model.micro_batch_tokens": ("gradient_accumulation_steps", "accumulate_grad_batches", "ppo_micro_batch_size"),
+    "model.activation_checkpointing": ("gradient_checkpointing",),
+    "model.base": ("model_name_or_path", "model_name", "pretrained_model_name_or_path", "base_model", "model_id"),
+    "model.dtype": ("torch_dtype", "precision", "bf16", "fp16"),
+    "model.model_kwargs": ("load_in_4bit", "load_in_8bit", "quantization_config", "attn_implementation", "device_map"),
+    "model.adapter": ("peft_config", "peft_type", "r", "lora_r", "lora_alpha", "lora_dropout", "target_modules"),
+    "model.rollout": ("use_vllm", "engine"),
+    "model.importance_cap": ("importance_sampling_cap", "vllm_importance_sampling_cap"),
+    "data.batch_size": ("per_device_train_batch_size", "train_batch_size"),
+    "data.eval_batch_size": ("per_device_eval_batch_size", "val_batch_size"),
+    "data.task": ("dataset", "dataset_name", "train_dataset"),
+    "data.drop_long_prompts": ("max_prompt_length", "filter_overlong_prompts"),
+    "trainer.max_epochs": ("num_train_epochs", "epochs", "total_epochs"),
+    "trainer.max_steps": ("total_steps", "num_steps", "total_training_steps"),
+    "trainer.val_check_interval": ("eval_steps", "test_freq", "eval_interval"),
+    "trainer.log_every_n_steps": ("logging_steps",),
+    "trainer.devices": ("gpus", "num_gpus", "n_gpus_per_node"),
+    "seed_everything": ("seed", "data_seed"),
+    "name": ("run_name", "experiment_name"),
+    "adapt.population": ("popsize", "population_size", "pop_size"),
+    "adapt.generations": ("num_iterations", "iterations", "max_iterations"),
+    "--run_dir": ("output_dir", "logging_dir", "save_dir"),
+    "--ckpt_path": ("resume_from_checkpoint", "resume"),
+}
+OURS = {theirs: ours for ours, words in SYNONYMS.items() for theirs in words}
+
+
+def sections(adapt: bool, strategies: Sequence[str] = tuple(STRATEGIES)) -> dict[str, dict[str, Argument]]:
+    """Section -> key -> Argument, for `adapt` or for the commands around `fit`.
+
+    Args:
+        adapt: Whether for `adapt`.
+        strategies: Whose settings `adapt` holds.
+    """
+    data = arguments(DATA)
+    if adapt:  # whose documentation refers to the other's
+        data = {k: replace(a, line=data[k].line if k in data else a.line) for k, a in arguments(UNSEEN_DATA).items()}
+    trainer = {k: Argument(LIGHTNING.get(k, a.hint), a.default, a.line) for k, a in arguments(TRAINER).items()}
+    found = {"model": arguments(MODEL), "data": data, "trainer": trainer}
+    if adapt:
+        taken = [arguments(STRATEGIES[strategy]) for strategy in strategies]
+        found["adapt"] = {key: a for one in taken for key, a in one.items() if key not in IN_FIT}
+    return found
+
+
+def check(config: dict[str, Any], command: str) -> None:
+    """Check a composed config; text turns into a number where one is due (`${oc.env:LR}`).
+
+    Args:
+        config: Keys `seed_everything`, `model`, `data`, `trainer`, and `adapt` where that is asked for.
+        command: `fit`, `validate`, `test`, `plan` or `adapt`.
+
+    Raises:
+        ConfigError: The first key that is not known, with the nearest one; the first value that cannot be.
+    """
+    if config.get("name") is not None:
+        folder_name(config["name"])
+    if isinstance(trainer := config.get("trainer"), dict):
+        if "," in str(devices := trainer.get("devices")) and isinstance(devices, str):  # `0,1`, Lightning's own way
+            trainer["devices"] = [_read(part) for part in devices.split(",") if part.strip()]
+        if isinstance(trainer.get("callbacks"), dict):  # one is a list of one
+            trainer["callbacks"] = [trainer["callbacks"]]
+    known = sections(command == "adapt")
+    seed = {"seed_everything": Argument(Seed, None, "")}
+    _check("", {key: config[key] for key in seed if key in config}, seed, known)
+    for section, keys in known.items():
+        if config.get(section) is None:
+            config[section] = {}
+        _check(section, config[section], keys, known)
+    data = config["data"]
+    try:
+        tasks.get(data.get("task", "tiny_math"), **(data.get("task_options") or {}))
+    except UserError:
+        raise
+    except Exception as e:  # whatever a task of one's own may raise
+        raise ConfigError(f"data.task {data.get('task')} cannot be made ({type(e).__name__}: {e})") from e
+    trainer = {**TRAINER_DEFAULTS, **config["trainer"]}
+    if trainer["max_steps"] == trainer["max_epochs"] == -1 and not trainer.get("max_time"):
+        raise ConfigError("trainer.max_steps, max_epochs and max_time set no end; give one of them")
+    for split in RUNS[command]:
+        if trainer.get(f"limit_{split}_batches") == 0:
+            raise ConfigError(f"trainer.limit_{split}_batches is 0, so {command} has nothing to do; leave it out")
+    if command != "plan" and (folder := data.get("data_dir")) and not is_folder(folder):
+        raise DataError(f"data.data_dir: {folder} is no folder on this machine; name the one that holds the rows")
+    for folder in (config.get("adapt") or {}).get("experts") or []:
+        if not is_folder(folder):
+            raise ConfigError(
+                f"adapt.experts: {folder} is no folder here; train that expert with fit, or name its folder"
+            )
+    base = config["model"].get("base", "tiny")
+    a_path = len(base) > 255 or (command != "plan" and (base.startswith((".", "/")) or base.count("/") > 1))
+    if a_path and not is_folder(base):
+        raise DataError(
+            f"base {written(base)} is no folder on this machine; give model.base `tiny`, a folder, or a Hub id"
+        )
+
+
+def folder_name(name: Any) -> str:
+    """The name of a run, if a folder can have it and lies in runs/ then.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    name = str(name) if isinstance(name, int | float) and not isinstance(name, bool) else name
+    usable = isinstance(name, str) and name.strip() not in ("", ".", "..") and name.isprintable()
+    if not usable or set("/\\") & set(name) or name.startswith("~") or len(os.fsencode(name)) > 200:
+        raise ConfigError(f"name must be a folder's name of at most 200 bytes without / or \\, not {written(name)}")
+    return str(name)
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder of that name."""
+    return os.path.isdir(path)  # unlike Path.is_dir, it takes a name that is too long for one that is not there
+
+
+def keys_help(adapt: bool) -> str:
+    """Every key with its default and what it is, a line each."""
+    lines = []
+    for section, keys in sections(adapt).items():
+        lines += ["", f"{section}:"]
+        inner = {f"{k}.{part}": b for k, a in keys.items() if isinstance(a.hint, dict) for part, b in a.hint.items()}
+        for key, argument in {**keys, **inner}.items():
+            if f"{section}.{key}" not in ELSEWHERE and not isinstance(argument.hint, dict):
+                words = f"  {key:<24} {argument.line.replace('``', '')}"
+                own = TRAINER_DEFAULTS.get(key) if section == "trainer" else None
+                default = str(own) if own is not None else (argument.default or "").replace("'", "")
+                lines.append(_cut(words, 112 - len(default)) + f" [{default.replace('None', 'null')}]")
+    return "\n".join(lines) + "\n"
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 4]} ..."
+
+
+def _check(path: str, given: Any, known: Mapping[str, Argument], everything: Mapping[str, Mapping[str, Any]]) -> None:
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path} must hold keys and values, not {written(given)}")
+    for key, value in given.items():
+        full = f"{path}.{key}".lstrip(".")
+        if key not in known:
+            raise ConfigError(f"unknown config key {full}{suggestion(full, everything)}")
+        hint, default = known[key].hint, known[key].default
+        if full in ELSEWHERE and str(value) != default and not (key in LIGHTNING and fits(hint, value)):
+            raise ConfigError(f"{full} is not set by itself; set {ELSEWHERE[full]}")
+        if isinstance(hint, dict):  # a dataclass
+            _check(full, value, hint, everything)
+            continue
+        if isinstance(value, str) and value.strip() and not fits(hint, value):
+            value = given[key] = _read(value)
+        if not fits(hint, value):
+            near = _nearest_choice(value, hint)
+            remedy = f"; {REMEDIES[full]}" if full in REMEDIES else near
+            raise ConfigError(f"{full} must be {expected(hint)}, not {written(value)}{remedy}")
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, dict) and full in CLASSES:
+                _check_class(full, entry, everything)
+
+
+def _check_class(path: str, entry: dict[str, Any], everything: Mapping[str, Mapping[str, Any]]) -> None:
+    """An entry that names a class, and its arguments if the class is one of ours."""
+    name, given = entry.get("class_path"), entry.get("init_args") or {}
+    if not isinstance(name, str) or set(entry) - {"class_path", "init_args", "dict_kwargs"}:
+        raise ConfigError(f"{path} takes a class_path and its init_args, not {written(entry)}")
+    if not name.startswith("transformer2."):
+        return  # somebody else's: checked when it is made
+    try:
+        known = arguments(name)
+    except LookupError as e:
+        raise ConfigError(f"{path}: there is no class {name}") from e
+    _check(f"{path}.{name.rpartition('.')[2]}", given, known, everything)
+
+
+def _read(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _nearest_choice(value: Any, hint: Any) -> str:
+    near = get_close_matches(str(value), [str(arg) for arg in getattr(hint, "__args__", ())], n=1)
+    return f"; did you mean {near[0]!r}?" if isinstance(value, str) and near else ""
+
+
+def suggestion(wrong: str, known: Mapping[str, Mapping[str, Any]]) -> str:
+    """`; did you mean model.lr?` for a key that is none: by what others call it, by its name in another section, or by
+    its spelling.
+    """
+    section, _, key = wrong.rpartition(".")
+    keys = [f"{name}.{k}" for name, own in known.items() for k in own if f"{name}.{k}" not in ELSEWHERE]
+    ours = OURS.get(key) or next((k for k in keys if k.endswith(f".{key}")), None)
+    if ours is None:
+        names = {k.rpartition(".")[2]: k for k in keys if k.startswith(f"{section}.")} or {k: k for k in keys}
+        near = get_close_matches(key, names, n=1) or get_close_matches(wrong, keys, n=1, cutoff=0.8)
+        ours = names.get(near[0], near[0]) if near else None
+    return f"; did you mean {ours}?" if ours else "; --help lists the keys"

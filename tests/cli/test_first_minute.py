@@ -1,0 +1,196 @@
+"""The first minute: help on every key, the right word for another library's, answers at once, any path."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from transformer2 import tiny
+from transformer2.adaptation.search import CEM
+from transformer2.callbacks.few_shot import FewShotEvaluator
+from transformer2.cli import main
+from transformer2.cli.check import ELSEWHERE, SYNONYMS, sections
+from transformer2.data import ExpertDataModule, UnseenTaskDataModule
+from transformer2.errors import ConfigError
+from transformer2.module import SVFReinforceModule
+from transformer2.rollout.server import VLLMOptions
+
+SMALL = ["--data.batch_size", "2", "--data.validation_limit", "2", "--data.test_limit", "2", "--quiet"]
+SHORT = [*SMALL, "--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "adapt"])
+def test_help_has_a_line_on_every_key(command, capsys) -> None:
+    assert main([command, "-h"]) == 0
+    text = capsys.readouterr().out
+    for section, keys in sections(command == "adapt").items():
+        block = text.split(f"\n{section}:\n")[1]
+        for key, argument in keys.items():
+            if f"{section}.{key}" not in ELSEWHERE and not isinstance(argument.hint, dict):
+                assert re.search(rf"^  {key} +\S.* \[.*\]$", block, re.MULTILINE), f"{section}.{key}"
+    assert "vllm.url" in text and max(map(len, text.splitlines())) <= 125
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit", "--help"],
+        ["adapt", "--help"],
+        ["fit", "--config", "conf/tiny_math.yaml", "--model.lrr", "1"],
+        ["fit", "--config", "conf/tiny_math.yaml", "--model.lr", "fast"],
+        ["adapt", "--adapt.populatoin", "3"],
+        ["plan", "--config", "conf/tiny_math.yaml", "--data.tsak", "x"],
+        ["test", "--expert", "/no/expert"],
+        ["fit", "--config", "conf/tiny_math.yaml", "--run_dir", "/proc/x"],
+    ],
+    ids=" ".join,
+)
+def test_nothing_heavy_is_imported_for_it(words, tmp_path) -> None:
+    code = (
+        "import sys; from transformer2.cli import main; main(sys.argv[1:]);"
+        "heavy = {'torch', 'lightning', 'transformers', 'peft', 'datasets', 'deepspeed'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_fit_on_the_embedded_model_needs_neither_datasets_nor_deepspeed(tmp_path) -> None:
+    code = (
+        "import sys; sys.modules.update(datasets=None, deepspeed=None); from transformer2.cli import main;"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["fit", "--config", "conf/tiny_math.yaml", *SHORT, "--run_dir", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("ours", sorted(SYNONYMS))
+def test_other_libraries_words_find_ours(ours, capsys) -> None:
+    command = "adapt" if ours.startswith("adapt.") else "fit"
+    if "." in ours:
+        section, _, key = ours.partition(".")
+        assert key in sections(command == "adapt")[section], f"{ours} is no key"
+    for theirs in SYNONYMS[ours]:
+        for wrong in (f"--model.{theirs}", f"--{theirs}"):
+            assert main([command, "--config", "conf/tiny_math.yaml", f"{wrong}=1"]) == 2
+            assert re.search(rf"(did you mean|set) (--)?{ours.removeprefix('--')}\b", capsys.readouterr().err), wrong
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SVFReinforceModule(lr=float("nan")),
+        lambda: SVFReinforceModule(lr=True),
+        lambda: SVFReinforceModule(kl_coef=-1),
+        lambda: SVFReinforceModule(temperature=float("inf")),
+        lambda: SVFReinforceModule(max_new_tokens=0),
+        lambda: SVFReinforceModule(kl="k4"),
+        lambda: SVFReinforceModule(betas=(0.9, 1.0)),
+        lambda: SVFReinforceModule(base=""),
+        lambda: ExpertDataModule(batch_size=0),
+        lambda: ExpertDataModule(test_limit=-1),
+        lambda: ExpertDataModule(chat_template="some"),
+        lambda: UnseenTaskDataModule(few_shot=2.5),
+        lambda: UnseenTaskDataModule(seed=-1),
+        lambda: FewShotEvaluator(elite_ratio=float("nan")),
+        lambda: FewShotEvaluator(max_minutes=0),
+        lambda: FewShotEvaluator(every_n_epochs=0),
+        lambda: CEM(2, std=float("inf")),
+        lambda: VLLMOptions(concurrency=0),
+    ],
+)
+def test_constructors_check_what_they_are_given(make) -> None:
+    with pytest.raises(ConfigError, match=r"^[\w.]+ must be .*, not "):
+        make()
+
+
+def test_paths_with_spaces_tildes_and_other_alphabets(tmp_path, monkeypatch, capsys) -> None:
+    home = tmp_path / "höme of 学生"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny.model_path(), home / "my möde l")
+    shutil.copytree(tiny.expert_path("math"), home / "the exp ü" / "math")
+    (home / "conf é.yaml").write_text("_base_: ~/base ж.yaml\nname: läuft gut\n", encoding="utf-8")
+    (home / "base ж.yaml").write_text("_base_: conf/tiny_math.yaml\nmodel: {base: ~/my möde l}\n", encoding="utf-8")
+    (home / "däta").mkdir()
+    data = ["--data.data_dir=~/däta"]
+    assert main(["fit", "--config=~/conf é.yaml", *SHORT, *data, "--run_dir=~/a run ñ"]) == 0
+    assert {"report.json", "expert", "checkpoints"} <= {p.name for p in (home / "a run ñ").iterdir()}
+    assert main(["fit", "--config=~/conf é.yaml", *SHORT]) == 0
+    assert (tmp_path / "runs" / "läuft gut" / "report.json").is_file()
+    last = "~/a run ñ/checkpoints/last.ckpt"
+    assert main(["validate", "--config=~/conf é.yaml", *SMALL, f"--ckpt_path={last}"]) == 0
+    assert main(["test", "--expert=~/a run ñ/expert", *SMALL, "--run_dir=~/tést it"]) == 0
+    assert json.loads((home / "tést it" / "report.json").read_text())["n"] == 2
+    few = ["--data.few_shot", "2", "--data.test_limit", "2", "--adapt.population", "2", "--adapt.generations", "1"]
+    experts = "[~/the exp ü/math, ~/a run ñ/expert]"
+    adapt = ["adapt", *few, "--adapt.controls", "false", "--quiet", "--adapt.experts", experts, "--run_dir=~/adäpt"]
+    assert main(adapt) == 0 and (home / "adäpt" / "report.json").is_file()
+    assert main(["decompose", "--base=~/my möde l", "--cache_dir=~/cäche dir", "--quiet"]) == 0
+    assert any((home / "cäche dir").rglob("*"))
+    assert main(["experts", "show", "~/the exp ü/math"]) == 0 and main(["report", "~/a run ñ"]) == 0
+    assert not (tmp_path / "~").exists() and not Path("~").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trainer.limit_train_batches", "0"], "limit_train_batches is 0, so fit has nothing to do"),
+        (["--trainer.limit_test_batches", "0"], "limit_test_batches is 0, so fit has nothing to do"),
+        (["--trainer.max_steps", "-1"], "max_steps, max_epochs and max_time set no end"),
+        (["--trainer.max_steps", "0"], "trainer.max_steps must be"),
+        (["--trainer.max_epochs", "0"], "trainer.max_epochs must be"),
+        (["--trainer.limit_val_batches", "0.01"], "limit_val_batches"),
+        (["--trainer.val_check_interval", "0.5"], "val_check_interval"),
+        (["--trainer.check_val_every_n_epoch", "1", "--trainer.val_check_interval", "100000"], "val_check_interval"),
+        (["--trainer.gradient_clip_val", "1"], "set model.max_grad_norm"),
+        (["--trainer.accumulate_grad_batches", "4"], "data.batch_size (prompts of a step)"),
+        (["--trainer.precision", "bf16-mixed"], "set model.dtype"),
+    ],
+)
+def test_settings_that_make_nothing_run_are_named(words, message, tmp_path, capfd) -> None:
+    assert main(["fit", "--config", "conf/tiny_math.yaml", *SHORT, "--run_dir", str(tmp_path / "r"), *words]) == 2
+    (line,) = [text for text in capfd.readouterr().err.splitlines() if text.startswith("transformer2:")]
+    assert message in line
+
+
+def test_a_section_with_all_lines_commented_out_keeps_what_is_below(tmp_path, capsys) -> None:
+    (tmp_path / "mine.yaml").write_text("_base_: conf/tiny_math.yaml\nmodel:\n  # lr: 1\n")
+    assert main(["fit", "--config", str(tmp_path / "mine.yaml"), "--print_config"]) == 0
+    assert "lr: 0.015" in capsys.readouterr().out
+    monkeyed = ["--model.lr=${oc.env:LR,0.003}", "--trainer.devices=1"]
+    assert main(["fit", "--config", "conf/tiny_math.yaml", *monkeyed, "--print_config"]) == 0
+    assert "lr: 0.003" in capsys.readouterr().out
+
+
+def test_other_commands_refuse_in_one_line(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    long = "x" * 5000
+    for words in (
+        *(["decompose", *more] for more in ([], ["--base", ""], ["--base", "/no"], ["--base", long], ["tiny"])),
+        *(["decompose", "--base", "tiny", f"--{key}", value] for key, value in (
+            ("dtype", "fp7"), ("layers", "1,x"), ("layers", ","), ("layers", "99"), ("target_modules", "["),
+            ("cache_dir", "file"), ("cache_dir", "/proc/x"), ("bsae", "x"),
+        )),
+        *(["report", word] for word in ("/no", "file", ".", "", long)), ["report", "--out", "x"],
+        *(["experts", *more] for more in (["zzz"], ["show"], ["show", "/no"], ["show", "file"], ["show", ""],
+          ["show", long], ["show", ".", "--config", "x"], ["mix"], ["mix", ".", "--weights", "x", "--out", "o"])),
+        *(["sandbox", *more] for more in (["zzz"], ["check", "--zzz", "1"], ["check", "more"])),
+        *(["plan", "--config", "conf/tiny_math.yaml", *more] for more in (["--gpus", "1e30"], ["--gpus", "1.5"],
+          ["--gpu-memory", "nan"], ["--gpu-memory", "inf"], ["--nodes", "0"], ["--prompt_tokens", "0.5"],
+          ["--device", "abacus"], ["--rollout", "magic"])),
+        ["adapt", "--resume", "/no"], ["adapt", "--resume", long], ["adapt", "--strategy", "[cem]"],
+        ["zzz"], ["fit"], ["test", "--ckpt_path", "/no"], ["validate", "--expert", long],
+    ):  # fmt: skip
+        capfd.readouterr()
+        assert main(words) == 2, words
+        lines = [text for text in capfd.readouterr().err.splitlines() if not text.startswith("decompose:")]
+        assert len(lines) == 1 and lines[0].startswith("transformer2: ") and len(lines[0]) <= 500, (words, lines)
+        assert [p.name for p in tmp_path.iterdir()] == ["file"], words
