@@ -70,11 +70,13 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "qwen3_next": _LINEAR,
     # Its transformer blocks share their weights.
     "zamba": dict(
-        tie_word_embeddings=True, head_dim=None, num_hidden_layers=6, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8, n_mamba_heads=2,
+        tie_word_embeddings=True, head_dim=None, num_hidden_layers=6,
+        attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8, n_mamba_heads=2,
         mamba_dt_rank=4, attention_hidden_size=64, attention_head_dim=16,
     ),
     "zamba2": dict(
-        tie_word_embeddings=True, head_dim=None, num_hidden_layers=6, layers_block_type=["mamba", "hybrid"] * 3, mamba_ngroups=1, n_mamba_heads=8,
+        tie_word_embeddings=True, head_dim=None, num_hidden_layers=6,
+        layers_block_type=["mamba", "hybrid"] * 3, mamba_ngroups=1, n_mamba_heads=8,
         mamba_headdim=8, mamba_d_state=8, chunk_size=8, num_mem_blocks=1, attention_head_dim=16,
         attention_hidden_size=64, kv_channels=8,
     ),
@@ -109,6 +111,8 @@ def build(family: str, dtype: torch.dtype = torch.float32) -> tf.PreTrainedModel
     )
     torch.manual_seed(0)
     model = tf.AutoModelForCausalLM.from_config(config).eval()
+    if config.tie_word_embeddings:  # it ties blocks too; with this head every token would follow itself
+        model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:

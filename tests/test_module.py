@@ -343,7 +343,16 @@ def test_tokens_weigh_what_the_policy_says_over_what_the_sampler_said(make):
     assert gradients[1.0] == pytest.approx(gradients[None], rel=1e-4)
 
 
-@pytest.mark.parametrize("places", [{"model.layers": "disk", "": "cpu"}, {"": "disk"}])
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"": "disk"},
+        {
+            "model.layers": "disk",
+            **dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu"),
+        },
+    ],
+)
 def test_a_base_that_is_off_loaded_is_refused_in_one_line(places, tmp_path):
     with pytest.raises(ConfigError, match=r"device_map puts base 'tiny' in several places .*disk") as refusal:
         load_base("tiny", device_map=places, offload_folder=str(tmp_path))

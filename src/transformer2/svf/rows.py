@@ -133,8 +133,8 @@ def rows_by_name(
         rows = next((len(x) for x in inputs if isinstance(x, Tensor)), None)
         if rows is not None and rows != len(names):
             raise ConfigError(
-                f"Length of `adapter_names` should be the same as the number of inputs, but got {len(names)} and {rows} "
-                "respectively."
+                f"Length of `adapter_names` should be the same as the number of inputs, but got {len(names)} and "
+                f"{rows} respectively."
             )
 
     def pass_on(_: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
