@@ -22,7 +22,8 @@ _EMPHASIS = re.compile(r"(?<!\w)_+(?=\w)|(?<=[^\W_])_+(?!\w)")  # of "_math_"; t
 # Within the clause of the name.
 _DENIED_BEFORE = re.compile(
     r"(?:\b(?:not|never|neither|nor|cannot|no|non|nothing|anything but|except|excluding|far from|unlike|hardly"
-    r"|barely|without|lacks?|lacking|(?<!no )doubt|unless|instead of|rather than|other than|apart from)|n['’]t)\b(?! doubt| only)[^.,:;!?\n]{0,60}\Z",
+    r"|barely|without|lacks?|lacking|(?<!no )doubt|unless|instead of|rather than|other than|apart from)|n['’]t)\b"
+    r"(?! doubt| only)[^.,:;!?\n]{0,60}\Z",
     re.IGNORECASE,
 )
 _DENIED_AFTER = re.compile(
