@@ -109,7 +109,7 @@ _KEPT = _phrases(
 _SECOND_THOUGHT = re.compile(
     r"(?:^|(?<=[.!?,;:(\u2014\u2026-])|\b(?:oh|ah|hm+|um|uh|but|or|and|so|then|no)\b,?)[\s*_\"(]{0,8}"
     rf"(?:(?P<withdrawn>{_WITHDRAWN})|(?P<changed>{_CHANGED})|(?P<also>{_ALSO})|(?P<kept>{_KEPT}))"
-    rf"|(?:^|(?<=[.!?;]))[\s*_\"(]{0,8}(?:(?P<turned>{_TURNED})|(?P<more>{_MORE}))",
+    rf"|(?:^|(?<=[.!?;]))[\s*_\"(]{{0,8}}(?:(?P<turned>{_TURNED})|(?P<more>{_MORE}))",
     re.IGNORECASE | re.MULTILINE,
 )
 _SAYS = _phrases(r"(?:should )?(?:be|have been)|I (?:meant?|think)|go(?:ing)? with|no|wait|actually|sorry|so")
