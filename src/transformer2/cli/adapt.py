@@ -76,7 +76,9 @@ def adapt(args: Sequence[str]) -> int:
         return 0
     classifier = (config.get("adapt") or {}).get("classifier")
     if "cls" in strategies and classifier is not None and not is_folder(classifier):
-        raise ConfigError(f"adapt.classifier: {shown(classifier)} is no folder here; train it with fit, or name its own")
+        raise ConfigError(
+            f"adapt.classifier: {shown(classifier)} is no folder here; train it with fit, or name its own"
+        )
     name = folder_name(config.pop("name", None) or f"adapt_{strategy}")
     refuse_unwritable(resumed or flags.options.get("run_dir") or "runs")
     start = time.perf_counter()

@@ -206,8 +206,10 @@ def folder_name(name: Any) -> str:
     """
     name = str(name) if isinstance(name, int | float) and not isinstance(name, bool) else name
     usable = isinstance(name, str) and name.strip() not in ("", ".", "..") and name.isprintable()
-    if not usable or set("/\\") & set(name) or name.startswith("~") or len(os.fsencode(name)) > 200:
-        raise ConfigError(f"name must be a folder's name of at most 200 bytes without / or \\, not {written(name)}")
+    if not usable or set("/\\") & set(name) or name.startswith(("~", "-")) or len(os.fsencode(name)) > 200:
+        raise ConfigError(
+            f"name must be a folder's name of at most 200 bytes without / or \\ or a - in front, not {written(name)}"
+        )
     return str(name)
 
 
@@ -227,7 +229,9 @@ def keys_help(adapt: bool) -> str:
                 words = f"  {key:<24} {argument.line.replace('``', '')}"
                 own = TRAINER_DEFAULTS.get(key) if section == "trainer" else None
                 default = str(own) if own is not None else (argument.default or "").replace("'", "")
-                default = default.replace("field(default_factory=list)", "[]").replace("field(default_factory=dict)", "{}")
+                default = default.replace("field(default_factory=list)", "[]").replace(
+                    "field(default_factory=dict)", "{}"
+                )
                 lines.append(_cut(words, 112 - len(default)) + f" [{default.replace('None', 'null')}]")
     return "\n".join(lines) + "\n"
 

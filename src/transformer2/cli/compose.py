@@ -18,11 +18,13 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from transformer2.arguments import written
 from transformer2.cli.check import OURS, sections, suggestion
 from transformer2.errors import ConfigError, nearest, shown
 
 PACKAGED = Path(__file__).parent.parent  # holds conf/ in an installed package
 UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
+LINES = "write lines such as `model: {lr: 0.01}`"
 MAX_BYTES = 1_000_000  # of one config file; OmegaConf itself refuses keys given twice and aliases that explode
 
 
@@ -131,7 +133,7 @@ def compose(
     assert isinstance(plain, dict)
     for key in plain:
         if key not in keys:
-            raise ConfigError(f"unknown config key {key!r}{nearest(str(key), keys)}")
+            raise ConfigError(f"unknown config key {written(key)}{nearest(str(key)[:60], keys)}")
     composed: dict[str, Any] = home(plain)
     return composed
 
@@ -175,10 +177,13 @@ def _load(path: Path, seen: tuple[Path, ...]) -> DictConfig:
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path} is not UTF-8 (byte {e.start}); save it as UTF-8") from e
     except UNREADABLE as e:
+        if "Invalid loaded object type" in str(e):
+            raise ConfigError(f"{path} holds {_kind(text)}, not keys and values; {LINES}") from e
+        if "Incompatible key type" in str(e):
+            raise ConfigError(f"{path} has a key that is null or a list; put quotes around it, or remove it") from e
         raise ConfigError(f"{path} cannot be read as YAML ({_one_line(e)}); correct it") from e
-    if not isinstance(config, DictConfig) or not text.strip():
-        what = _kind(text)
-        raise ConfigError(f"{path} holds {what}, not keys and values; write lines such as `model: {{lr: 0.01}}`")
+    if not isinstance(config, DictConfig) or not text.strip() or (len(config) == 1 and _kind(text) == "text"):
+        raise ConfigError(f"{path} holds {_kind(text)}, not keys and values; {LINES}")
     bases = OmegaConf.to_container(config).get("_base_", [])  # type: ignore[union-attr]  # a DictConfig gives a dict
     bases = [] if bases is None else bases
     bases = [bases] if isinstance(bases, str) else bases
@@ -208,7 +213,14 @@ def _merge(below: DictConfig, above: DictConfig, name: str) -> DictConfig:
 def _kind(text: str) -> str:
     """What a file that is no mapping holds, without showing it: it may be no config at all."""
     value = yaml.safe_load(text) if text.strip() else None
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", NoneType: "nothing"}
+    kinds = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        NoneType: "nothing",
+    }
     return kinds.get(type(value), "no mapping")
 
 
@@ -230,6 +242,8 @@ def _flag_like(wrong: str, flags: Sequence[str], keys: Sequence[str]) -> str:
 
 def _value(key: str, text: str) -> Any:
     """A flag's text as a config file's would be read."""
+    if text.strip() == "-":  # to YAML, a list with nothing in it
+        return "-"
     try:
         item = "- " + text.replace("\n", "\n  ")
         items: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(item)))

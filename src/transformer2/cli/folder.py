@@ -95,7 +95,9 @@ def refuse_bad_ranks() -> None:
     """
     for name in (*RANKS, "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "SLURM_LOCALID"):
         if not re.fullmatch("[0-9]{1,9}", text := os.environ.get(name, "0"), re.ASCII):
-            raise ConfigError(f"the environment variable {name} must be a number, not {shown(repr(text), 60)}; unset it")
+            raise ConfigError(
+                f"the environment variable {name} must be a number, not {shown(repr(text), 60)}; unset it"
+            )
 
 
 def holds_run(folder: Path) -> bool:

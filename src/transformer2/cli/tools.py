@@ -13,7 +13,7 @@ from transformer2.cli.compose import PACKAGED, compose, home, parse_flags
 from transformer2.cli.folder import refuse_unwritable
 from transformer2.cli.schema import value_of
 from transformer2.cli.train import KEYS, quieten, take_from_expert
-from transformer2.errors import ConfigError, nearest, shown
+from transformer2.errors import ConfigError, shown
 
 DECOMPOSE_HELP = """\
 usage: transformer2 decompose --base BASE | --config FILE [--target_modules mlp|attention|all-linear|REGEX]
@@ -171,7 +171,7 @@ def _refuse_unknown(options: dict[str, str]) -> None:
     """Values of flags that torch would fail on, after everything was imported."""
     dtypes = get_args(value_of("transformer2.policy.DType"))
     if (dtype := options.get("dtype", "auto")) not in dtypes:
-        raise ConfigError(f"--dtype must be one of {', '.join(dtypes)}, not {written(dtype)}{nearest(dtype, dtypes)}")
+        raise ConfigError(f"--dtype must be one of {', '.join(dtypes)}, not {written(dtype)}")
     if not re.fullmatch(r"(cpu|mps|cuda(:\d+)?)", device := options.get("device", "cpu")):
         raise ConfigError(f"--device must be cpu, cuda, cuda:N or mps, not {written(device)}")
 

@@ -90,9 +90,11 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
         if isinstance(value, dict) and value and parts <= {"weeks", "days", "hours", "minutes", "seconds"}:
             if all(fits(float, n) and n >= 0 for n in value.values()) and any(value.values()):
                 continue
-        elif isinstance(value, str) and re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", value):
-            continue
-        elif value is None or (key == "val_check_interval" and not isinstance(value, str | dict)):
+        elif (
+            (isinstance(value, str) and re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", value))
+            or value is None
+            or (key == "val_check_interval" and not isinstance(value, str | dict))
+        ):
             continue
         raise ConfigError(f"trainer.{key} as a time must be DD:HH:MM:SS or {{hours: N}}, not {written(value)}")
     devices = trainer.get("devices")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def _find(name: str) -> type[Task]:
         cls: type[Task] = importlib.import_module(f"transformer2.tasks.{name}").TASK
         return cls
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name):
-        raise ConfigError(f"unknown task {name!r}{nearest(name, names())} Known: {', '.join(names())}; {OWN}")
+        near = get_close_matches(name, names(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"{OWN}."
+        raise ConfigError(f"unknown task {name!r}; {hint} Known: {', '.join(names())}")
     module, _, attribute = name.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), attribute)
