@@ -149,9 +149,9 @@ def test_options_reach_the_task_and_typos_say_the_nearest():
         ({"task_options": {"test": 0}}, "splits/test holds no prompt"),
         ({"task_options": {"validation": 0}}, "splits/validation holds no prompt"),
         ({"data_dir": "rows"}, r"splits/test cannot be read .*rows/test\.txt.*check data\.data_dir"),
-        ({"test_limit": 0}, "data.test_limit must be at least 1, or null for all rows, not 0"),
-        ({"test_limit": -1}, "data.test_limit must be at least 1"),
-        ({"validation_limit": 0}, "data.validation_limit must be at least 1"),
+        ({"test_limit": 0}, "data.test_limit must be an integer >= 1 or null, not 0"),
+        ({"test_limit": -1}, "data.test_limit must be an integer >= 1"),
+        ({"validation_limit": 0}, "data.validation_limit must be an integer >= 1"),
     ],
 )
 def test_what_would_be_found_after_training_is_found_before(llama_folder, tmp_path, monkeypatch, options, said):

@@ -115,7 +115,7 @@ def test_python_runs(page, there, tmp_path) -> None:
             task = scope["Reverse"]()
             example = task.examples("test", "words")[0]
             assert task.verify(example, example.answer).correct and not task.verify(example, "no").correct
-        else:
+        elif page == "README.md":
             assert scope["answers"].shape[0] == 3 and "both" in scope["policy"].peft_config
 
 
