@@ -95,9 +95,7 @@ class ExpertCheckpoint(L.Callback):
         """The best expert so far, for resume."""
         return {"best_score": self.best_score, "best_step": self.best_step, "best_weights": self.best_weights}
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Whether the best score so far is one on this run's questions; Lightning loads the state after this."""
         data: Any = getattr(trainer, "datamodule", None)
         if trainer.state.fn == "fit" and hasattr(data, "digest"):

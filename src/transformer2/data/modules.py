@@ -143,13 +143,16 @@ class ExpertDataModule(L.LightningDataModule):
         self._name_unread_variables(examples[:1])
         config = load_config(self.base, self.model_kwargs).get_text_config()
         context = getattr(config, "max_position_embeddings", None)
+        if (rope := getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope":
+            # Beyond this its frequencies are others, for all rows of a batch that holds one such row.
+            context = rope.get("original_max_position_embeddings") or context
         room = (context or 10**9) - self.max_new_tokens
         long = [e.id for e, prompt in zip(examples, ids, strict=True) if len(prompt) > room]
         if long and not self.prompting["drop_long_prompts"]:
             raise DataError(
                 f"{len(long)} prompts of {self.task.name}/{split} leave no room for {self.max_new_tokens} new "
                 f"tokens in a context of {context} ({', '.join(long[:5])}{', ...' if len(long) > 5 else ''}); "
-                "set data.drop_long_prompts: true or choose a model with a longer context"
+                "set data.drop_long_prompts: true, lower model.max_new_tokens, or choose a model with a longer context"
             )
         kept = [(e, prompt) for e, prompt in zip(examples, ids, strict=True) if len(prompt) <= room]
         if not kept:
