@@ -46,7 +46,13 @@ _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
-_WORDS = {float: "a number", int: "an integer", bool: "true or false", str: "a string", NoneType: "null"}
+_WORDS = {
+    float: "a number",
+    int: "an integer",
+    bool: "true or false",
+    str: "a string that is not empty",
+    NoneType: "null",
+}
 
 
 def check_arguments(section: str, constructor: Callable[..., Any], values: Mapping[str, Any]) -> None:

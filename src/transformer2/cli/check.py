@@ -189,7 +189,8 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
         if trainer.get(f"limit_{split}_batches") == 0:
             raise ConfigError(f"trainer.limit_{split}_batches is 0, so {command} has nothing to do; leave it out")
     if folders and command not in NO_ROWS and (folder := data.get("data_dir")) and not is_folder(folder):
-        raise DataError(f"data.data_dir: {folder} is no folder on this machine; name the one that holds the rows")
+        what = "is no folder" if os.path.exists(folder) else "does not exist"
+        raise DataError(f"data.data_dir {written(folder)} {what}; name the folder that holds the rows")
     for folder in (config.get("adapt") or {}).get("experts") or []:
         if folders and not is_folder(folder):
             raise ConfigError(

@@ -63,5 +63,5 @@ def _check(key: str, path: str, given: Mapping[str, Any], kind: type, home: Any)
 
 
 def _subclasses(kind: type) -> set[type]:
-    direct = set(kind.__subclasses__())
+    direct: set[type] = set(kind.__subclasses__())
     return direct.union(*map(_subclasses, direct))

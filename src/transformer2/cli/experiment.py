@@ -167,6 +167,7 @@ class Experiment:
             ConfigError: It cannot; the message says the first change that would make it fit.
         """
         self.data.setup("fit")
+        self.data.train_dataloader()  # a batch larger than the data is that, before it is too large for the memory
         model, data, trainer = (self.cli.config[name].as_dict() for name in ("model", "data", "trainer"))
         ranks = self.trainer.num_devices, self.trainer.num_nodes
         preflight(model, data, trainer, *ranks, self.trainer.strategy.root_device, self.data.longest_prompt())

@@ -295,9 +295,9 @@ def report(args: Sequence[str]) -> int:
         raise ConfigError("report needs a run folder, such as runs/tiny_math")
     out = parse_flags(args[len(runs) :], ("out",), (), ()).options.get("out")
 
-    for run in runs:
-        if not is_folder(run):
-            raise ConfigError(f"{shown(run)}: no such folder; give a run's, such as runs/tiny_math")
+    for name in runs:
+        if not is_folder(name):
+            raise ConfigError(f"{shown(name)}: no such folder; give a run's, such as runs/tiny_math")
 
     from transformer2.report.adaptation import table_of_run
     from transformer2.report.curve import draw_curve

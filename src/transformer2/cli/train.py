@@ -79,6 +79,8 @@ def _run(command: str, args: Sequence[str]) -> int:
     if not flags.configs and command == "fit":
         raise ConfigError("fit needs --config; try --config conf/tiny_math.yaml")
     expert = Path(flags.options["expert"]).expanduser() if "expert" in flags.options else None
+    if expert is not None and command != "fit" and "ckpt_path" in flags.options:
+        raise ConfigError(f"--expert and --ckpt_path both say what to {command}; give one of them")
     whole = flags.with_engine()
     config = compose(whole.configs, whole.overrides, KEYS)
     kept = "print_config" not in flags.switches

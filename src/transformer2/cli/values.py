@@ -83,20 +83,18 @@ def check_adapter(given: Mapping[str, Any]) -> None:
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:
     """Durations, and devices given twice."""
-    for key, value in trainer.items():
-        if key not in ("max_time", "val_check_interval"):
-            continue
-        parts = value.keys() if isinstance(value, dict) else ()
-        if isinstance(value, dict) and value and parts <= {"weeks", "days", "hours", "minutes", "seconds"}:
-            if all(fits(float, n) and n >= 0 for n in value.values()) and any(value.values()):
-                continue
-        elif (
-            (isinstance(value, str) and re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", value))
-            or value is None
-            or (key == "val_check_interval" and not isinstance(value, str | dict))
-        ):
-            continue
-        raise ConfigError(f"trainer.{key} as a time must be DD:HH:MM:SS or {{hours: N}}, not {written(value)}")
+    for key in ("max_time", "val_check_interval"):
+        value = trainer.get(key)
+        if isinstance(value, dict):
+            known = {"weeks", "days", "hours", "minutes", "seconds"}
+            amounts = list(value.values())
+            usable = set(value) <= known and any(amounts) and all(fits(float, n) and n >= 0 for n in amounts)
+        elif key == "max_time" or isinstance(value, str):
+            usable = value is None or bool(re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", str(value)))
+        else:
+            usable = True
+        if not usable:
+            raise ConfigError(f"trainer.{key} as a time must be DD:HH:MM:SS or {{hours: N}}, not {written(value)}")
     devices = trainer.get("devices")
     if isinstance(devices, list) and len(set(devices)) < len(devices):
         raise ConfigError(f"trainer.devices names a device twice ({written(devices)}); name each once")
