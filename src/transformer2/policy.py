@@ -10,6 +10,7 @@ export_merged                               the policy as a plain model folder, 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -110,6 +111,11 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
     with _readable(base):
         try:
             model = AutoModelForCausalLM.from_pretrained(str(base_folder(base, kwargs)), dtype=dtype, **options)
+        except TypeError as e:  # what from_pretrained does not know it hands to the model's constructor
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(e))
+            if unknown is None or unknown[1] not in options:
+                raise
+            raise ConfigError(f"unknown key model.model_kwargs.{unknown[1]} for base {base!r}; leave it out") from e
         except RuntimeError as e:
             if not quantised or isinstance(e, torch.OutOfMemoryError):
                 raise
