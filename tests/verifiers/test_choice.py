@@ -95,7 +95,7 @@ def test_right_final_answers_are_accepted(completion: str) -> None:
         ("The answer is B, C", "not a usable choice"),
         ("The answer is (A)(B)(C)(D)", "not a usable choice"),
         ("The answer is A. B. C. D.", "not a usable choice"),
-        ("The answer is animal cells. Or bacteria.", "not a usable choice"),
+        ("The answer is animal cells. Or bacteria.", "several answers"),
         ("The answer is (B) plant cells", "not a usable choice"),
         ("The answer is B. plant cells", "not a usable choice"),
         ("The answer is plant cells (B)", "not a usable choice"),

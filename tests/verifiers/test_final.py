@@ -378,6 +378,69 @@ OTHER_OPTIONS = [
     (YEARS, "The answer is (A).", "A"),
     (YEARS, "The answer is D. 4", "D"),
 ]
+TEXTURE = {"A": "bright", "B": "heavy", "C": "long", "D": "soft"}
+D_IS_TAKEN_BACK = [
+    "This answer is wrong.",
+    "That is not true.",
+    "False.",
+    "I am wrong.",
+    "I changed my mind: C.",
+    "However, C is right.",
+    "Corrected: C",
+    "Thinking again, C.",
+    "After reconsidering, (C).",
+    "Let me change that to C.",
+    "Just joking, C.",
+    "Instead: (C).",
+    "In fact C.",
+    "Disregard the above; (C).",
+    "Update: C",
+    "To be honest, C is the better choice.",
+    "That was a typo: C.",
+    "or (C)",
+    "and (C)",
+    "Or C.",
+    "Also (C).",
+    "Wait a minute, (C).",
+    "Not D. C.",
+    "But texture is about length, so (C).",
+    "That does not seem right.",
+    "I retract this.",
+    "Incorrect.",
+    "This can't be true.",
+    "My answer is a typo.",
+    "On reconsideration, C.",
+    "Upon reflection, (C).",
+    "Revised: C",
+]
+NO_CHOICE = [
+    "The answer is (D), as well as (C).",
+    "The least likely answer is (D).",
+    "Least likely answer: D",
+    "The worst answer is (D).",
+    "A tempting answer is (D).",
+    "People often think the answer is (D).",
+    "Many students say that the answer is (D).",
+    "A common mistake is to say that the answer is (D).",
+    "A distractor answer is (D).",
+]
+PLAINLY_D = [
+    "The answer is (D) soft, a texture.",
+    "The answer is (D) soft: a texture.",
+    "The answer is (D) soft - it's a texture.",
+    "I think it is D.",
+    "Based on the options, (D) soft is the best answer.",
+    "Eliminate (A), (B), (C). So (D).",
+    "A is wrong, B is wrong, C is wrong. So D.",
+    "Option A is about light. Thus option D.",
+    "I would choose (D) over (C).",
+    "<answer>D</answer>",
+    "The answer is (D). However, texture is more than that.",
+    "The answer is (D). But (C) is not a texture.",
+    "The answer is (D). And a texture is felt.",
+    "The answer is (D). In fact, it is felt with the hand.",
+    "The answer is (D). Not (C).",
+]
 NUMBERED = [
     ("The answer is 3.", "C"),
     ("The answer is (3).", "C"),
@@ -404,6 +467,17 @@ def test_choices(letter: str | None, text: str) -> None:
 @pytest.mark.parametrize(("options", "text", "letter"), OTHER_OPTIONS)
 def test_choices_among_other_options(options: dict[str, str], text: str, letter: str | None) -> None:
     assert final_choice(options, text).value == letter
+
+
+@pytest.mark.parametrize("between", [" ", "\n\n"])
+@pytest.mark.parametrize("after", D_IS_TAKEN_BACK)
+def test_a_choice_that_is_taken_back_later_is_none(after: str, between: str) -> None:
+    assert final_choice(TEXTURE, f"The answer is (D).{between}{after}").value in ("C", None)
+
+
+@pytest.mark.parametrize(("text", "letter"), [*((t, None) for t in NO_CHOICE), *((t, "D") for t in PLAINLY_D)])
+def test_choices_of_others_and_choices_with_words(text: str, letter: str | None) -> None:
+    assert final_choice(TEXTURE, text).value == letter
 
 
 @pytest.mark.parametrize(("text", "letter"), NUMBERED)
@@ -554,6 +628,17 @@ NUMBERS: dict[int | Fraction | None, list[str]] = {
         "The answer is 18, i.e. 9 x 2.",
         "The answer is as follows: 18",
         "The answer is 18. If I pick 5 eggs, 13 are left.",
+        "#### 18 (2 per day)",
+        "#### 18 dollars per day (for the 9 eggs)",
+        "#### 18 minutes (0.3 hours)",
+        "Answer: 18 (she has 9 eggs left)",
+        "#### 9 eggs * $2/egg = $18",
+        "#### Answer\n18",
+        "<answer>18</answer>",
+        "#### 18\n\nBut that was easy.",
+        "#### 18\n\nHowever, 9 x 2 = 18.",
+        "#### 18\n\nThis is the correct answer.",
+        "#### 18\n\nI hope the answer is helpful.",
     ],
     1234: [
         "#### 1,234",
@@ -674,8 +759,49 @@ NUMBERS: dict[int | Fraction | None, list[str]] = {
         "There are 18 correct answers.",
         "<think>The answer is 18.",
         "<think>#### 18</think>",
+        "#### 18 is wrong",
+        "#### 18 is incorrect",
+        "#### 18 (wrong)",
+        "#### 18 (or 20)",
+        "#### 18 (20)",
+        "The answer is 18 — or 20.",
+        "The answer is 18 — or, if she works weekends, 25.",
+        "The answer is 18; 20.",
+        "The answer is anything but 18.",
+        "The answer is far from 18.",
+        "The answer is hardly 18.",
+        "People think the answer is 18.",
+        *(f"#### 18 {word}" for word in ["dozen", "score", "gross", "thirds", "tenths", "hundredths", "lakh", "mil"]),
+        "#### 18bn",
+        "#### 18 point five",
+        "#### 18 feet and six inches",
+        "#### 18 below zero",
+        "#### 18th",
     ],
 }
+TAKEN_BACK = [
+    "This is not the correct answer.",
+    "That does not seem right.",
+    "The correct answer is twenty.",
+    "Actually, it should be twenty.",
+    "Actually, I should subtract the 4 muffins: 14.",
+    "But the question asks for the weekly amount, which is 126.",
+    "Revised: 20",
+    "Final: 20",
+    "Updated: 20",
+    "I changed my mind: 20",
+    "Just kidding, 20.",
+    "I retract this.",
+    "This is false.",
+    "Wrong.",
+    "That was a typo.",
+]
+
+
+@pytest.mark.parametrize("stated", ["#### 18", "The answer is 18.", r"\boxed{18}"])
+@pytest.mark.parametrize("after", TAKEN_BACK)
+def test_a_number_that_is_taken_back_later_is_none(after: str, stated: str) -> None:
+    assert final_number(f"{stated}\n\n{after}").value in (14, 20, 126, None)
 
 
 @pytest.mark.parametrize(("value", "text"), [(value, text) for value, texts in NUMBERS.items() for text in texts])

@@ -31,13 +31,18 @@ _LABEL = re.compile(
 _SEPARATOR = re.compile(r"\s*[.:,;)\u2014\u2015=-]+\s*|\s+")
 _NEXT_SENTENCE = re.compile(r"[.!]\)?\s+(?=[A-Z(])")
 _GOES_ON = re.compile(
-    r"[\s,]*(?:(?:or|and|not|nor|but|maybe|perhaps|possibly|no|wait|also|through|to|is|are|was|isn't|has|can|could|might|may|would"
+    r"[\s,]*(?:(?:as\s+well\s+as|or|and|not|nor|but|maybe|perhaps|possibly|no|wait|also|through|to|is|are|was|isn't|has|can|could|might|may|would"
     r"|cannot|can't|vs)\b|[/&?+])",
     re.IGNORECASE,
 )
 _STARTS_OVER = re.compile(r"(?:or|and|not|nor|but|maybe|perhaps|no(?! other)|wait|also)\b", re.IGNORECASE)
 _DECORATION = re.compile(r"\*+|__|[`$\"{}]|\\[()\[\],;! ]|\\(?:text|mathrm|mathbf|textbf|mathit)\b")
 _SENTENCE = re.compile(r".*?[.!?;](?=\s)", re.DOTALL)
+_APPOSED = re.compile(r"\s*(?:,\s+(?=(?:an?|the)\s)|[:\u2014]\s*|\s-\s)")
+_DENIES = re.compile(
+    r"\b(?:not|no|never|neither|nor|cannot|wrong|incorrect|false|only|unlike|rather|than|rules?|eliminat\w+|exclud\w+)\b|n't\b",
+    re.IGNORECASE,
+)
 _SPACE = re.compile(r"\s+")
 _BULLET = re.compile(r"\A\s*(?:[-*•>]\s+|#+\s+)")
 
@@ -93,6 +98,7 @@ class _Options:
             rf"[(\[]\s*(?:{names})\s*[)\]]|(?<!\w)(?:{names})\s?[).:]|(?:\b(?:or|and)\b|[,/&])\s*(?:{names})(?!\w)"
         )
         words = "|".join(map(re.escape, [*self.letters, *self.texts.values()]))
+        self.named = re.compile(rf"[(\[]\s*(?:{names})\s*[)\]]|(?<![\w'])(?!A\s+[a-z]|I\s)(?:{names})(?![\w'])")
         self.speaks = re.compile(rf"\b[A-HJ-Z]\b|[(\[][a-z][)\]]|(?<!\w)(?:{words})(?!\w)")
 
     def read(self, place: str, kind: str) -> Final[str]:
@@ -100,6 +106,11 @@ class _Options:
         if kind in ("line", "first"):
             place = _BULLET.sub("", place, count=1)
         plain = _plain(place)
+        if kind in ("turned", "closes"):
+            marks = [] if _DENIES.search(plain) else [*self.named.finditer(plain)]
+            named = {self.letters.get(m.group().strip("()[] ").upper()) for m in marks}
+            ends = kind == "turned" or (marks and not plain[marks[-1].end() :].strip(" .!)"))
+            return Final(named.pop() if len(named) == 1 and ends else None)
         filler = _FILLER.match(plain)
         starts = {plain, plain[filler.end() :] if filler else plain}
         found = {self._by_label(start, kind) for start in starts}
@@ -135,6 +146,9 @@ class _Options:
             text = self.texts.get(letter)
             if text and self._case(start).startswith(text) and self._is_over(start[len(text) :], kind):
                 return letter
+            told = _APPOSED.match(start[len(text) :]) if text and self._case(start).startswith(text) else None
+            if told and text and kind != "line" and self._explains(start[len(text) + told.end() :], "", letter):
+                return letter
         unmarked = separator.group().isspace() and not match["inner"]  # "A plant": an article
         return letter if kind != "line" and not unmarked and self._explains(after, rest, letter) else None
 
@@ -152,6 +166,8 @@ class _Options:
     def _is_over(self, rest: str, kind: str) -> bool:
         """Whether nothing follows an option that could change it."""
         if not rest.strip(" .,:;!)]'"):
+            return True
+        if kind == "chosen" and re.match(r"\s+over\s", rest):
             return True
         if BECAUSE.match(rest):
             return not self._begins_with_a_text(rest.lstrip(" ,;("))  # "(B) because ..." may be the text of another

@@ -30,11 +30,14 @@ _READABLE = (
     | {ord(c): plain for c, plain in zip("。、【】〔〕\u3000\u00a0", ".,[][]  ", strict=True)}
 )
 _STATED = re.compile(
-    r"(?P<hash>(?<!#)####(?!#))|(?P<boxed>\\(?:boxed|fbox)\s*\{)"
-    r"|(?P<chosen>\bI(?:'d|'ll|\s+would|\s+will|\s+am|'m)?\s+(?:choos(?:e|ing)|pick(?:ing)?|select(?:ing)?|go(?:ing)?\s+with)\b)"
+    r"(?P<hash>(?<!#)####(?!#)(?![ \t*]*(?:the[ \t]+)?(?:final[ \t]+|correct[ \t]+)?answer[ \t*]*\n))"
+    r"|(?P<tag><answer>)|(?P<boxed>\\(?:boxed|fbox)\s*\{)"
+    r"|(?P<chosen>\bI(?:'d|'ll|\s+would|\s+will|\s+am|'m)?\s+(?:choos(?:e|ing)|pick(?:ing)?|select(?:ing)?|go(?:ing)?\s+with)\b"
+    r"|\bI\s+(?:think|believe|would\s+say)\s+(?:that\s+)?(?:it's|it\s+(?:is|must\s+be))\b)"
+    r"|(?P<so>(?:^|(?<=[.!?,;:])\s)\s*(?:so|thus|hence|therefore)\b[\s,:]+)"
     r"|(?P<heading>^[ \t>*#]*(?:the[ \t]+)?(?:final[ \t]+|correct[ \t]+)?answer[ \t*]*\n)"
     r"|(?P<said>(?:\bthe\s+)?(?:\b(?:correct|final|right|best)\s+(?:answer|option|choice)"
-    r"|(?<!\bwrong )(?<!\bincorrect )(?<!\bother )\bans(?:wer)?)\b"
+    r"|\bans(?:wer)?)\b"
     r"(?:\s+(?:to|for|of|here)\b[^.:\n]{0,80}?)?[\s*]*(?:\b(?:is|would be|must be|should be)\b\s*:?|:|=))",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -51,24 +54,49 @@ _IT = _phrases(
     r" (?:answer|one|option|choice|value|number|result|total))"
     r"(?:'s| is| was| (?:must|would|should|has to) be| should have been)\b"
 )
-_WRONG = _phrases(r"(?:wrong|incorrect|mistaken|false|not (?:right|correct)|a mistake|an error)\b")
+_WRONG = _phrases(
+    r"(?:\w+ly |all |just |simply )?(?:wrong|off|too \w+"
+    r"|incorrect|mistaken|false|untrue|invalid|a (?:mistake|typo|joke)|an error"
+    r"|not (?:\w+ly |the )?(?:right|correct|true|accurate|valid|good))\b"
+)
+_OWN = _phrases(
+    r"(?:that|this|it|which|I|what I (?:said|wrote)"
+    r"|(?:what is|everything|all|the) above|(?:that|this|the|my)(?: \w+)?"
+    r" (?:answer|statement|response|reasoning|claim|conclusion|solution|one|option|choice|value|number|result|total))"
+)
 _WITHDRAWN = _phrases(
     rf"wait\b(?=\s*(?:{_PAUSE}|$)| (?:no|actually|that|this|let|I|it|sorry)\b)|(?:wh)?oops\b|never ?mind\b|correction\b"
     rf"|no(?:pe)?\b(?=\s*{_PAUSE}| (?:wait|sorry|actually|it|that|I)\b)|(?:hold|hang) on\b"
     r"|on (?:second thoughts?|reflection)\b|(?:scratch|strike|ignore|forget|disregard) that\b"
     r"|my (?:mistake|bad|apologies|error)\b"
-    rf"|(?:that|this|it|which|my (?:first|previous|earlier|last) answer)(?:'s| is| was| seems| looks) {_WRONG}"
-    r"|(?:that|this|it) (?:isn't|wasn't|can't be|cannot be) (?:right|correct)\b"
+    rf"|{_OWN}(?:'s|'m| is| am| was| seems| looks| must be| seems to be) {_WRONG}"
+    rf"|{_OWN} (?:(?:is|was|does|do|did|could)(?: not|n't)|can't|cannot|can not)(?: be| seem| look| sound)?(?: to be)?"
+    r" (?:the |quite )?(?:right|correct|true|accurate|final)\b(?! (?:of|for)\b)"
+    r"|(?:false|wrong|incorrect|untrue|(?:a )?typo|not (?:right|correct|true))\b(?=\s*(?:[.,!;:]|$))"
+    r"|I(?:'ve| have)? changed my mind\b|(?:I(?:'m| am| was) )?(?:just|only) (?:kidding|joking)\b"
+    r"|I (?:retract|withdraw|doubt (?:it|that|this|my))\b"
+    r"|(?:disregard|ignore|forget|scratch|strike) (?:the|this|what|my|all|everything|it)\b[^.,;:!?\n]*|wait an? \w+\b"
     r"|I (?:made an?(?: \w+)? (?:mistake|error)|was (?:wrong|mistaken)|mis[a-z]{4,}|forgot|stand corrected"
     r"|take (?:that|it) back|apologi[sz]e|messed up)\b"
     r"|let me (?:re-?(?:calculate|compute|consider|do|think|count|vise)|correct|fix|start over|(?:try|think) again)\b"
 )
 _CHANGED = _phrases(
     r"hm+\b|actually\b|sorry\b|apologies\b|(?:or )?rather\b(?! than)|I (?:really )?meant?\b|edit:|instead,"
-    r"|make (?:that|it)\b|(?:I(?:'ll| will)? )?chang(?:e|ing) (?:that|it|my (?:final )?answer) to\b"
-    rf"|(?:it|that|this) should (?=be\b|have\b)|(?:however|but|in fact|looking again|on closer \w+)\b(?=,? {_IT})"
+    r"|make (?:that|it)\b"
+    r"|(?:(?:I(?:'ll| will| would| should)?|let me) )?chang(?:e|ing) (?:that|it|my (?:final )?answer) to\b"
+    r"|(?:it|that|this|the (?:result|total|value|number)) should (?=be\b|have\b)"
+    rf"|(?:however|but|in fact|looking again|on closer \w+)\b(?=,? {_IT})"
     r"|let me (?:double[- ]check|check|verify|re-?(?:check|examine|evaluate))\b"
 )
+# Only at the start of a sentence: what follows may replace the answer.
+_TURNED = _phrases(
+    r"(?:but|however|instead|in (?:fact|truth|reality)|yet|although|still|nevertheless"
+    r"|to be (?:honest|fair|precise)|honestly"
+    r"|correct(?:ed|ing)|updat(?:ed?|ing)|revis(?:ed?|ion|ing)|amended|fixed|final(?=\s*:)|changed|new answer"
+    r"|(?:after|(?:up)?on|thinking|looking|reading|considering|reconsidering)(?: \w+){0,4}(?=\s*[,:])|reconsidering)\b"
+    r"|(?=not\b)"
+)
+_MORE = _phrases(r"(?:or|and|also|plus|as well as|alternatively)\b")
 _ALSO = _phrases(
     r"(?:it|that|the answer) (?:could|might|may|can) (?:(?:also|equally) be\b|be (?=[(\[]?\w\b))|alternatively\b"
     r"|(?:maybe|perhaps|possibly)\b"
@@ -80,7 +108,8 @@ _KEPT = _phrases(
 )
 _SECOND_THOUGHT = re.compile(
     r"(?:^|(?<=[.!?,;:(\u2014\u2026-])|\b(?:oh|ah|hm+|um|uh|but|or|and|so|then|no)\b,?)[\s*_\"(]*"
-    rf"(?:(?P<withdrawn>{_WITHDRAWN})|(?P<changed>{_CHANGED})|(?P<also>{_ALSO})|(?P<kept>{_KEPT}))",
+    rf"(?:(?P<withdrawn>{_WITHDRAWN})|(?P<changed>{_CHANGED})|(?P<also>{_ALSO})|(?P<kept>{_KEPT}))"
+    rf"|(?:^|(?<=[.!?;]))[\s*_\"(]*(?:(?P<turned>{_TURNED})|(?P<more>{_MORE}))",
     re.IGNORECASE | re.MULTILINE,
 )
 _SAYS = _phrases(r"(?:should )?(?:be|have been)|I (?:meant?|think)|go(?:ing)? with|no|wait|actually|sorry|so")
@@ -92,19 +121,34 @@ _FILLER = re.compile(
 _LATER = re.compile(rf"(?:[.,;]\s*(?:(?:so|thus|hence|therefore|but|rather)\b,?\s*)?{_IT}|,?\s+but\b)", re.IGNORECASE)
 # "B is the correct answer", "B is wrong", "it can't be B"
 _JUDGED = re.compile(
-    r"\bis\s+(?:therefore\s+|indeed\s+)?(?:(?P<right>(?:(?:the|my)\s+)?(?:(?:most\s+likely\s+)?(?:correct|right|best|final)"
+    r"\b(?:is|would\s+be|seems)\s+(?:therefore\s+|indeed\s+)?(?:(?P<right>"
+    r"(?:(?:the|my)\s+)?(?:(?:most\s+likely\s+)?(?:correct|right|best"
+    r"|better|final)"
     r"(?:\s+(?:answer|option|choice|one))?|answer))(?=\s*(?:[.,:;!*]|$|because\b|since\b))"
     rf"|{_WRONG}|not\s+the\b)|\b(?:isn't|can't\s+be|cannot\s+be|is\s+not)\b",
     re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE_START = re.compile(
-    r".*(?:[.!?:;](?=\s)|\b(?:so|thus|hence|therefore|actually|indeed|yes|no|but)\b,?|\n)", re.DOTALL | re.IGNORECASE
+    r".*(?:[.!?:;](?=\s)|\b(?:so|thus|hence|therefore|actually|indeed|yes|no|but|however)\b,?|\n)",
+    re.DOTALL | re.IGNORECASE,
+)
+_NO_ANSWER = re.compile(  # "the least likely answer"
+    r"\b(?:least|worst|wrong|incorrect|other|false|bad|poor|distractor|distracting|unlikely|common|popular|tempting"
+    r"|alternative|(?<!only )possible|previous|earlier|initial|rejected|opposite|trap|naive|mistaken|erroneous)(?:\s+\w+)?\s+\Z",
+    re.IGNORECASE,
 )
 _SUPPOSED = re.compile(
     r"(?:(?P<denied>(?:\bnot|n't|\bnever)\s+(?:think|believe|say|mean))|\b(?:if|whether|unless|doubt|suppose|assum\w+)"
-    r"|\b(?:might|may|could|would)\s+(?:\w+\s+)?(?:think|say|believe|guess))\s+(?:that\s+)?\Z",
+    r"|\b(?:might|may|could|would)\s+(?:\w+\s+)?(?:think|say|believe|guess)"
+    r"|\b(?:people|students?|some|many|most|others|everyone|everybody|they|he|she)(?:\s+\w+){0,2}"
+    r"\s+(?:think|say|believe|guess|assume|answer|claim|conclude)s?"
+    r"|\b(?:mistake|error|misconception|trap|tempting)\b(?:(?!\b(?:so|thus|hence|therefore|but)\b)[^.,;:!?\n]){0,40}"
+    r")\s+(?:that\s+)?\Z",
     re.IGNORECASE,
 )
+_FIRST_SENTENCE = re.compile(r"(?<=[.!?;])\s+(?=\S)")
+_A_SENTENCE = re.compile(r"[^.!?;\n]{1,200}(?=[.!;\n]|\Z)")
+_CHECKS = re.compile(r"\blet\s+me\s+(?!change)|\bsorry|\bapologies", re.IGNORECASE)
 _NOT = re.compile(r"(?:(?:definitely|certainly)\s+)?(?:not|never)\b\s*", re.IGNORECASE)
 _LISTED = re.compile(r"[\s$)*.]*(?:[,/;&]|\bor\b|\band\b)", re.IGNORECASE)
 _CONJUNCTION = re.compile(r"[\s,;]*\b(?:or|and|so|but)\s*\Z", re.IGNORECASE)
@@ -112,7 +156,7 @@ _BRACE = re.compile(r"[{}]")
 BECAUSE = re.compile(
     r"(?:[,;]\s*|\s)\(?(?:because|since|as(?!\s+(?:well|many|much|follows))|where|given\s+that|due\s+to|thanks\s+to|i\.e\.|namely"
     r"|which(?!\s+(?:rounds|is\s+(?:about|approximately|roughly|not)|isn't))|obtained|(?:and\s+)?not(?=\s+(?-i:[^a-z\s]))"
-    r"|rather\s+than|instead\s+of|as\s+opposed\s+to)\b|\u2014\s*(?=[A-Za-z])",
+    r"|rather\s+than|instead\s+of|as\s+opposed\s+to)\b|\u2014\s*(?!(?:or|and|no|not|but|if|maybe|perhaps)\b)(?=[A-Za-z])",
     re.IGNORECASE,
 )
 
@@ -144,7 +188,8 @@ class Reader(Protocol[T]):
     listed: str
 
     def read(self, place: str, kind: str) -> Final[T]:
-        """The answer in a place: hash, boxed, said, heading, back (a second thought), judged, line, or first (line)."""
+        """The answer in a place: hash, boxed, said, heading, back (a second thought), turned (any
+        other answer in the sentence), closes (one at its end), judged, line, or first (line)."""
 
     def begins(self, place: str) -> bool:
         """Whether a place begins with the words of an answer, which are then no words about it."""
@@ -154,7 +199,7 @@ class Reader(Protocol[T]):
 class _Step(Generic[T]):
     start: int
     stop: int
-    role: str  # stated, withdrawn, changed, also, kept or denied
+    role: str  # stated, withdrawn, changed, also, turned, closes, kept or denied
     kind: str
     answer: Final[T]
 
@@ -197,8 +242,8 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
             continue
         elif step.role == "kept":
             now = taken_back if reason == "taken back" else now
-        elif step.role == "also":
-            if value not in (None, now):
+        elif step.role in ("also", "turned", "closes"):
+            if value is not None and now not in (None, value):
                 now, reason = None, "several answers"
         else:
             given = set()
@@ -214,7 +259,8 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
 def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
     """What is stated, and second thoughts, in order."""
     thoughts = (m for m in _SECOND_THOUGHT.finditer(text) if not reader.begins(_rest(text, m.start(), len(text))))
-    marks = sorted([*_STATED.finditer(text), *thoughts], key=re.Match.start)
+    stated = (m for m in _STATED.finditer(text) if reader.strict or not m["so"])
+    marks = sorted([*stated, *thoughts], key=re.Match.start)
     for mark, following in zip(marks, [*marks[1:], None], strict=False):
         kind, start = mark.lastgroup or "", mark.end()
         limit = following.start() if following else len(text)
@@ -227,11 +273,17 @@ def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
             elif also and reader.read(_rest(text, also.end(), len(text)), "back").value is not None:
                 answer = Final(None, reader.listed)
             role, stop = "stated", (stop or start) + 1
-        elif kind in ("hash", "heading", "said", "chosen"):
+        elif kind == "so":
+            place = _rest(text, start, limit)
+            role, stop, answer = "stated", start + len(place), reader.read(place, "judged")
+        elif kind in ("hash", "heading", "said", "chosen", "tag"):
             while start < limit and (text[start].isspace() or text[start] in "*:"):
                 start += 1
-            place = _rest(text, start, limit)
+            place = _rest(text, start, limit).partition("</answer>")[0]
             stop = start + len(place)
+            kind = "said" if kind == "tag" else kind
+            if kind == "said" and _NO_ANSWER.search(text, max(0, mark.start() - 60), mark.start()):
+                continue
             supposed = _SUPPOSED.search(text, max(0, mark.start() - 60), mark.start())
             place = _CONJUNCTION.sub("", place) if following else place
             kind = "heading" if mark.group().rstrip().endswith((":", "=")) else kind
@@ -248,14 +300,22 @@ def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
             start = _FILLER.match(text, start, limit).end()  # type: ignore[union-attr]  # it matches nothing as well
             place = _rest(text, start, limit)
             denied = _NOT.match(place)
-            answer = reader.read(place[denied.end() if denied else 0 :], "back")
+            answer = reader.read(_FIRST_SENTENCE.split(place[denied.end() :], 1)[0] if denied else place, "back")
             if answer.value is None and (later := [*_LATER.finditer(place)]):  # "I misread it; it is 18"
                 answer = reader.read(place[later[-1].end() :].lstrip(" :*"), "back")
                 denied = None if answer.value is not None else denied
-            role, kind, stop = ("denied" if denied and kind != "withdrawn" else kind), "back", start + len(place)
+            role = "denied" if denied and kind != "withdrawn" else {"turned": "changed", "more": "also"}.get(kind, kind)
+            if role == "changed" and answer.value is None and not _CHECKS.search(mark.group()):
+                other = reader.read(_FIRST_SENTENCE.split(place, 1)[0], "turned")
+                role, answer = (
+                    ("turned", other)
+                    if other.value is not None
+                    else (role, Final(None) if kind == "turned" else answer)
+                )
+            kind, stop = "back", start + len(place)
             if denied and role == "withdrawn":
                 answer = Final(None)
-        if role in ("withdrawn", "changed", "kept", "also") or answer != Final(None):
+        if role in ("withdrawn", "changed", "kept", "also", "turned") or answer != Final(None):
             yield _Step(mark.start(), stop, role, kind, answer)
 
 
@@ -271,7 +331,10 @@ def _judgements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
     for mark in _JUDGED.finditer(text):
         before = text[max(0, mark.start() - 200) : mark.start()]
         began = _SENTENCE_START.match(before)
-        answer = reader.read(before[began.end() if began else 0 :], "judged")
+        before = before[began.end() if began else 0 :]
+        answer = reader.read(before, "judged")
+        if answer.value is None and "," in before:  # "based on the options, (D) is the best answer"
+            answer = reader.read(before.rpartition(",")[2], "judged")
         if mark["right"]:
             if answer.value is not None and (reader.strict or "answer" in mark["right"].lower()):
                 yield _Step(mark.start(), mark.end(), "stated", "judged", answer)
@@ -279,6 +342,9 @@ def _judgements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
         if answer.value is None:
             answer = reader.read(_rest(text, mark.end(), mark.end() + 80).lstrip(), "back")
         yield _Step(mark.start(), mark.end(), "denied", "judged", answer)
+    for sentence in _A_SENTENCE.finditer(text) if reader.strict else ():  # "I now think it is C"
+        if not _STATED.search(sentence.group()) and not _SECOND_THOUGHT.search(text, *sentence.span()):
+            yield _Step(*sentence.span(), "closes", "judged", reader.read(sentence.group(), "closes"))
 
 
 def _lines(text: str, reader: Reader[T], stated: bool) -> Iterator[_Step[T]]:

@@ -14,14 +14,29 @@ from transformer2.verifiers.final import readable
 
 __all__ = ["find_label", "verify_label"]
 
+_CONCLUDES = re.compile(
+    r"\b(?:so|thus|hence|therefore)\b,?(?:\s+(?:it|this|the (?:request|answer|category))(?:'s|\s+is))?\W*\Z",
+    re.IGNORECASE,
+)
 _EMPHASIS = re.compile(r"(?<!\w)_+(?=\w)|(?<=[^\W_])_+(?!\w)")  # of "_math_"; tiny_math is a name
 # Within the clause of the name.
 _DENIED_BEFORE = re.compile(
-    r"(?:\b(?:not|never|neither|nor|cannot|no|non)|n['’]t)\b(?! doubt| only)[^.,:;!?\n]{0,60}\Z", re.IGNORECASE
+    r"(?:\b(?:not|never|neither|nor|cannot|no|non|nothing|anything but|except|excluding|far from|unlike|hardly"
+    r"|barely|without|lacks?|lacking|(?<!no )doubt|unless|instead of|rather than|other than|apart from)|n['’]t)\b"
+    r"(?! doubt| only)[^.,:;!?\n]{0,60}\Z",
+    re.IGNORECASE,
 )
 _DENIED_AFTER = re.compile(
-    r"[^\w.,:;!?\n]*\b(?:is|was|would|does|can)(?:\s*not\b|n['’]t\b|\s+(?:wrong|incorrect)\b)", re.IGNORECASE
+    r"[^\w.,:;!?\n]*\b(?:is|was|would|does|can)(?:\s*not\b|n['’]t\b|\s+(?:be\s+)?(?:wrong|incorrect|false)\b)|-free\b",
+    re.IGNORECASE,
 )
+_ASKED = re.compile(r"(?:\A|[.!\n])\s*(?:is|are|was|could|would|should|can|does)\b[^.!?\n]{0,80}\Z", re.IGNORECASE)
+_ANSWER = re.compile(
+    r"^[\W_]*(?:(?:so|thus|therefore),?\s+)?(?:(?:the|my)\s+)?(?:final\s+)?(?:answer|category|label)\b[\s*]*(?:is\b|:|=)",
+    re.I | re.M,
+)
+# "other" as a word of the sentence: "the other kinds", "each other", "other than", "on the other hand"
+_OTHERWISE = re.compile(r"\bother\s+(?:than|hand|\w+s)\b(?<!\bis)(?<!\bwas)|\beach\s+other\b", re.IGNORECASE)
 
 
 def find_label(labels: Sequence[str], completion: str) -> str | None:
@@ -30,17 +45,28 @@ def find_label(labels: Sequence[str], completion: str) -> str | None:
     A label of several words may be joined by blanks, hyphens or underscores, and hides the shorter ones in it.
     """
     text = _EMPHASIS.sub(" ", readable(completion))
+    if marked := _ANSWER.search(text):
+        text = text[marked.end() :]  # what stands before are reasons
     longest = sorted(labels, key=len, reverse=True)
     parts = (r"[\s_-]+".join(map(re.escape, re.split(r"[\s_-]+", label))) for label in longest)
     named = list(re.finditer(rf"(?<!\w)(?:{'|'.join(f'({part})' for part in parts)})(?!\w)", text, re.IGNORECASE))
-    if len({match.lastindex for match in named}) != 1:
+    words = [m.span() for m in _OTHERWISE.finditer(text)]
+    named = [m for m in named if not any(start <= m.start() and m.end() <= stop for start, stop in words)]
+    stated = [match for match in named if not _is_denied(text, match)]
+    if len({match.lastindex for match in named}) > 1:  # "neither math nor code, so other"
+        concluded = [match for match in stated if _CONCLUDES.search(text, max(0, match.start() - 40), match.start())]
+        return None if len(stated) != 1 or concluded != stated else longest[(stated[0].lastindex or 1) - 1]
+    if not named or len(stated) != len(named):
         return None
-    for match in named:
-        if _DENIED_BEFORE.search(text, max(0, match.start() - 80), match.start()) or _DENIED_AFTER.match(
-            text, match.end()
-        ):
-            return None
     return longest[(named[0].lastindex or 1) - 1]
+
+
+def _is_denied(text: str, match: re.Match[str]) -> bool:
+    """Whether a label is denied, doubted or asked for within its clause."""
+    start = max(0, match.start() - 80)
+    asked = text[match.end() :].lstrip(" .'\"*)")[:1] == "?" and _ASKED.search(text, start, match.start())
+    denied = _DENIED_BEFORE.search(text, start, match.start()) or _DENIED_AFTER.match(text, match.end())
+    return bool(asked or denied)
 
 
 def verify_label(gold: str, labels: Sequence[str], completion: str) -> Verdict:

@@ -18,6 +18,11 @@ __all__ = ["final_number", "parse_number", "verify_number"]
 
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"), "-")
 _DIGITS = re.compile("[0-9]")
+_WORD = (
+    r"(?:zero|one(?!\s+of\b)|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
+    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million|half|quarter)"
+)
+_WORDS = re.compile(rf"\s*(?:(?:about|only|actually|a)\s+)*{_WORD}\b", re.IGNORECASE)
 _THOUSANDS = {"hundred": 100, "thousand": 10**3, "k": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _NUMBER = re.compile(
@@ -37,7 +42,8 @@ _BEFORE = re.compile(
     r"|\b[B-HJ-Zb-hj-z]\s+\Z|\b(?:over|under|above|below)\s+\Z",
 )
 _HEDGE = re.compile(
-    r"\b(?:no|nor|never|neither|maybe|perhaps|possibly|might|could|at (?:least|most)|up to|than|about|around"
+    r"\b(?:anything but|everything but|far from|nowhere near|hardly|barely|scarcely|unlike|except|without|short of"
+    r"|no|nor|never|neither|maybe|perhaps|possibly|might|could|at (?:least|most)|up to|than|about|around"
     r"|approx|approximately|roughly|nearly|almost|minus|negative|plus|twice|thrice|double|triple|half|root|sqrt|log|ln"
     r"|(?:square|cube|third|quarter|factorial) of)\b|[<>~!]\s?=",
     re.IGNORECASE,
@@ -47,13 +53,30 @@ _AFTER = re.compile(
     r"(?!\s+a\b)[\s)\]]*+(?:[+*^!|]|-(?![A-Za-z]{2,})|/(?!\s*(?:[A-Za-z]{2,}|h\b))|(?![gmhsldcptLCFWVJN]\b)[A-Za-z]\b)"
 )
 _CHANGED = re.compile(
-    r"\b(?:or|plus|minus|squared|cubed|factorial|choose|doubled|tripled|half|to the power|at (?:least|most))\b",
+    r"\b(?:or|plus|minus|squared|cubed|factorial|choose|doubled|tripled|half|too|approx\w*|roughly"
+    r"|wrong|incorrect|false|mistaken|to the power|at (?:least|most))\b",
+    re.IGNORECASE,
+)
+# A word that multiplies or continues the number before it.
+_MORE = re.compile(
+    r"(?:\s*(?:bn|tn|mn|myriad|mln|mil|m?illion|lakhs?|crores?|dozens?|score|gross|halves|(?:thi|fou|fif|six|seven|eigh|nin|ten|hundred"
+    r"|thousand|million)(?:rd|r?th)s)|st|nd|rd|th|\s*(?:point|below\s+(?:zero|freezing))|\s[^.\n]*\band\s+(?:an?\s+)?"
+    + _WORD
+    + r")\b",
     re.IGNORECASE,
 )
 _UNIT_EXPONENT = re.compile(r"(?<=[A-Za-z])(?<![0-9][eE])(?:\s*\^)?[23²³](?!\.?[0-9,/])")  # m^2, cm3
-_SENTENCE_END = re.compile(r"[.!;](?=\s|\*|\"|$)|(?<=[0-9]):(?=\s)")
+_SENTENCE_END = re.compile(r"[.!](?=\s|\*|\"|$)|;(?=\s+(?!or\b|and\b)[A-Za-z]|\s*$)|(?<=[0-9]):(?=\s)")
 _WORKING = re.compile(r"\s\([^()]*[0-9][^()]*\s[-+*/x×÷=]\s[^()]*\)[\s.]*\Z")  # 18 (9 eggs x $2)
+_REMARK = re.compile(  # 540 (180 per day)
+    r"(?<=[0-9A-Za-z%$])\s*\((?!(?:or|and|no|if)\b)"
+    r"(?![^()]*\b(?:or|not|but|maybe|perhaps|actually|wrong|incorrect|false|approx\w*|about|roughly|right)\b)(?=[^()]*[A-Za-z])[^()?]*\)[\s.]*\Z",
+    re.IGNORECASE,
+)
 _SENTENCE = re.compile(r"[.!](?=\s+[A-Z])")  # on the line of a marker, which may also hold "5!"
+_WITH_UNITS = re.compile(  # 9 eggs * $2/egg = 18
+    r"\s*[$0-9.]+(?:\s+[a-z]+)?\s*[-+*/×÷](?:(?!\b(?:or|and|not)\b)[-+*/×÷.$0-9\sa-z])*=\s*(?=[$0-9])"
+)
 _BARE = re.compile(r"\s*#\s*%?\s*[A-Za-z]*\s*\.?\s*")
 _RESTATES = re.compile(
     r"\s*#\s*%?(?:\s*(?!of\b|than\b|more\b|less\b|times\b|is\b|are\b|was\b|were\b)[A-Za-z/]+){0,4}[\s.!*,)]*"
@@ -107,13 +130,20 @@ class _Numbers:
             return Final(None)  # "I pick 5 apples" is part of the reasoning
         if kind in ("line", "judged"):
             return _only_number(place) if _BARE.fullmatch(_NUMBER.sub("#", _plain(place))) else Final(None)
+        if kind == "turned":
+            numbers = [*_NUMBER.finditer(_plain(place))]
+            return Final(_value(numbers[-1])) if numbers else Final(None, self.unusable if _WORDS.search(place) else "")
         if kind == "back":
             place = _until_reason(place, _SENTENCE_END)
+            if _WORDS.match(place):
+                return Final(None, self.unusable)
             return _only_number(place) if _RESTATES.fullmatch(_NUMBER.sub("#", _plain(place))) else Final(None)
+        if kind == "hash" and (worked := _WITH_UNITS.match(place)):
+            place = place[worked.end() :]
         if kind != "boxed":
             place = _until_reason(place, _SENTENCE_END if kind in ("said", "heading") else _SENTENCE)
         if kind in ("said", "heading") and not re.search("[0-9]", place):
-            return Final(None)  # "I hope this answer is helpful"
+            return Final(None, self.unusable if _WORDS.match(place) else "")  # "I hope this answer is helpful"
         return _only_number(place)
 
     def begins(self, place: str) -> bool:
@@ -122,8 +152,8 @@ class _Numbers:
 
 
 def _until_reason(place: str, end: re.Pattern[str]) -> str:
-    for pattern in (end, BECAUSE, _WORKING):
-        if found := pattern.search(place):
+    for pattern in (end, BECAUSE, _WORKING, _REMARK):
+        if (found := pattern.search(place)) and (pattern is not _REMARK or _DIGITS.search(place, 0, found.start())):
             place = place[: found.start()]
     return place
 
@@ -161,7 +191,7 @@ def _is_unfinished(before: str, number: re.Match[str], after: str) -> bool:
         return True
     if re.match(r"\s*\*+\s*\Z", after):  # the end of "*5*", whose start is no part of the place
         after = "" if after[0] == "*" else after
-    if _AFTER.match(after) or _CHANGED.search(after):
+    if _AFTER.match(after) or _MORE.match(after) or _CHANGED.search(after):
         return True
     return any(
         c in "<>~?^·‰\\" or (not c.isascii() and (c.isnumeric() or unicodedata.category(c) == "Sm"))

@@ -113,6 +113,12 @@ ANSWERS = {
     "bare, a closing fence and an example": f"{CODE}\n```\n\nUse it so:\n```python\nprint(f(3))\n```\n",
     "a session": SESSION,
     "a session in a block": f"```pycon\n{SESSION}\n```",
+    "an unfenced draft": f"from typing import List\n\n{WRONG}\n\nWait, fix:\n\n{CODE}\n\nDone.",
+    "two unfenced drafts": f"{WRONG}\n\nNo:\n\n{WRONG}\n\nWait, fix:\n\n{CODE}",
+    "an unfenced draft in a block": BLOCK.format(f"{WRONG}\n\nWait, fix it:\n\n{CODE}"),
+    "an unfenced draft with the import": "import operator as o\n\n"
+    f"{WRONG}\n\nBetter, I think:\n\ndef f(x):\n    return o.mul(x, x)",
+    "unfenced, and one that was cut off": f"{CODE}\n\nOr shorter so:\n\ndef f(x):\n    return (x",
     "a session in prose": f"Try it:\n\n{SESSION}\n\nIt works.",
     "a doctest": BLOCK.format('def f(x):\n    """\n    >>> f(3)\n    9\n    """\n    return x * x'),
 }
@@ -195,6 +201,12 @@ def test_the_sandbox_agrees() -> None:
 def test_what_is_wrong_stays_wrong(completion: str) -> None:
     with contextlib.suppress(Exception):
         assert not runs(extract_code(completion, ["f"]))
+
+
+def test_the_last_unfenced_definition_counts() -> None:
+    for between in ("Wait, fix:", "Corrected version below", "A shorter one, which I prefer:"):
+        text = f"from typing import List\n\n{CODE}\n\n{between}\n\n{WRONG}\n"
+        assert not runs(extract_code(text, ["f"])) and not runs(extract_code(text, ["f"], PROMPT))
 
 
 def test_a_long_broken_answer_takes_no_time() -> None:

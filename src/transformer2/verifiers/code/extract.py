@@ -55,12 +55,15 @@ def extract_code(completion: str, names: Sequence[str], prompt: str = "") -> str
     blocks = [_typed(textwrap.dedent(block)) for block in _blocks(text, written, prompt)]
     fenced = bool(blocks)
     if not fenced and written.search(text):
-        blocks = [_unfenced(_typed(text), names)]
+        blocks = _unfenced(_typed(text), names, written)
+    blocks = [  # without prose within a block
+        part
+        for block in blocks
+        for part in (
+            _unfenced(block, names, written) if fenced and written.search(block) and not _parse(block) else [block]
+        )
+    ]
     trees = [_parse(block) for block in blocks]
-    for i, tree in enumerate(trees):  # prose within a block
-        if tree is None and written.search(blocks[i]):
-            blocks[i] = _unfenced(blocks[i], names)
-            trees[i] = _parse(blocks[i])
     complete = [i for i, tree in enumerate(trees) if tree and _definition(tree, names)]
     if complete:
         return _finished(blocks, trees, complete[-1], names)
@@ -114,20 +117,28 @@ def _typed(block: str) -> str:
     return "\n".join(line[4:] for line in block.split("\n") if _REPL.match(line))
 
 
-def _unfenced(text: str, names: Sequence[str]) -> str:
-    """The longest run of lines that is a program and defines a wanted name, else all from the first line of code."""
+def _unfenced(text: str, names: Sequence[str], written: re.Pattern[str]) -> list[str]:
+    """The runs of lines that are a program and define a wanted name, else all from the first line of code."""
     lines = text.split("\n")
     starts = [i for i, line in enumerate(lines) if _CODE_LINE.match(line)]
     indented = [i for i, line in enumerate(lines) if line[:1].isspace() and _CODE_LINE.match(line.lstrip())]
-    for start in (starts + indented)[:MAX_STARTS]:
+    # The last definitions count, so a long text is tried from its last ones too.
+    defined = [i for i in starts if written.match(lines[i])][-MAX_STARTS:]
+    found: list[str] = []
+    end = 0
+    for start in sorted({*starts[:MAX_STARTS], *defined}) + indented[:MAX_STARTS]:
+        if start < end or (found and start not in defined):
+            continue
         indent = lines[start][: len(lines[start]) - len(lines[start].lstrip())]
         stop = next((i for i in range(start, len(lines)) if lines[i].strip() and not lines[i].startswith(indent)), None)
-        code = textwrap.dedent("\n".join(lines[start:stop])).split("\n")
-        code = _parsing(code)
+        code = _parsing(textwrap.dedent("\n".join(lines[start:stop])).split("\n"))
         tree = _parse("\n".join(code))
         if tree and _definition(tree, names):
-            return "\n".join(code)
-    return "\n".join(lines[starts[0] if starts else 0 :])
+            found.append("\n".join(code))
+            end = start + len(code)
+        if found and start in indented:
+            break
+    return found or ["\n".join(lines[starts[0] if starts else 0 :])]
 
 
 def _parsing(code: list[str], start: int = 1) -> list[str]:
