@@ -121,6 +121,8 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
                 raise
             raise ConfigError(f"base {base!r} cannot be quantised so: the report above says why") from e
     places = sorted({str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()})
+    if not places and kwargs.get("device_map") and any(p.is_meta for p in model.parameters()):
+        places = ["disk"]  # earlier transformers say nothing of a model that is all off-loaded
     if len(places) > 1 or "disk" in places:
         raise ConfigError(
             f"device_map puts base {base!r} in several places ({', '.join(places)}), and it is trained as a whole; "

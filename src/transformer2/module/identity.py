@@ -48,7 +48,7 @@ def identity(module: SVFReinforceModule) -> dict[str, Any]:
     names = ("batch_size", "seed", "data_dir", "limits", "chat_template", "max_new_tokens")
     settings = {f"model.{key}": value for key, value in h.items()}
     settings |= {f"data.{name}": getattr(data, name) for name in names if hasattr(data, name)}
-    if trainer.state.fn == "fit" and hasattr(data, "digest"):
+    if trainer.state.fn == "fit" and data is not None and hasattr(data, "digest"):
         settings |= {f"data.{split}": data.digest(split) for split in ("train", "validation")}
     settings |= {"trainer.max_steps": trainer.max_steps}
     whole = {"policy": policy, "settings": settings, "began_with": module.began_with}

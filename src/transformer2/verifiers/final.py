@@ -134,7 +134,8 @@ _SENTENCE_START = re.compile(
 )
 _NO_ANSWER = re.compile(  # "the least likely answer"
     r"\b(?:least|worst|wrong|incorrect|other|false|bad|poor|distractor|distracting|unlikely|common|popular|tempting"
-    r"|alternative|(?<!only )possible|previous|earlier|initial|rejected|opposite|trap|naive|mistaken|erroneous)(?:\s+\w+)?\s+\Z",
+    r"|alternative|(?<!only )possible|previous|earlier|initial|rejected|opposite|trap|naive|mistaken|erroneous)"
+    r"(?:\s+\w+)?\s+\Z",
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(
