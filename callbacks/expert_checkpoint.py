@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from transformer2.experts import replace_folder
 from transformer2.module import SVFReinforceModule
+from transformer2.module.identity import KEY
 
 
 class ExpertCheckpoint(L.Callback):
@@ -30,6 +31,7 @@ class ExpertCheckpoint(L.Callback):
         self.best_score: float | None = None
         self.best_step = 0
         self.finished = False
+        self.comparable = True
         self.best_weights: dict[str, torch.Tensor] = {}  # of what is trained: a few KB, so a resumed run has them too
 
     def folder(self, trainer: L.Trainer) -> Path:
@@ -93,8 +95,17 @@ class ExpertCheckpoint(L.Callback):
         """The best expert so far, for resume."""
         return {"best_score": self.best_score, "best_step": self.best_step, "best_weights": self.best_weights}
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Whether the best score so far is one on this run's questions; Lightning loads the state after this."""
+        data: Any = getattr(trainer, "datamodule", None)
+        if trainer.state.fn == "fit" and hasattr(data, "digest"):
+            theirs = checkpoint.get(KEY, {}).get("settings", {}).get("data.validation")
+            self.comparable = theirs == data.digest("validation")
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint; a best score on other questions is forgotten, with its expert."""
+        if not self.comparable:
+            return
         self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
         self.best_weights = state_dict["best_weights"]
 

@@ -178,7 +178,9 @@ def test_paths_with_spaces_tildes_and_umlauts(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "plain mödel" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("kind", ["tiny", "relative", "absolute", "home"])
+@pytest.mark.parametrize(
+    "kind", ["tiny", *(pytest.param(k, marks=pytest.mark.slow) for k in ("relative", "absolute", "home"))]
+)
 def test_the_code_of_a_card_runs(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

@@ -176,6 +176,34 @@ def test_a_checkpoint_of_something_else_is_refused(start, states, verb, wrote, r
     assert "\n" not in str(e.value)
 
 
+def test_a_score_on_other_questions_is_forgotten_with_its_expert(start):
+    first, module, data, (_, keeper, last) = start(max_steps=3, every=1)
+    first.fit(module, data)
+    assert keeper.best_score is not None
+    again, module, data, (_, best, _) = start("again", max_steps=4, every=100)
+    data.task_options = {"letter": "b"}  # what an answer is worth has changed
+    with pytest.warns(UserWarning, match=r"data.task_options|data.validation \w+ -> \w+"):
+        again.fit(module, data, ckpt_path=last.path)
+    assert best.best_score is None and best.best_step == 4
+
+
+def test_an_expert_and_a_checkpoint_do_not_contradict_each_other(start, tmp_path):
+    trainer, module, data, _ = start(max_steps=2)
+    trainer.fit(module, data)
+    expert = tmp_path / "run" / "expert"
+    begun, module, data, (_, _, last) = start("begun", max_steps=2)
+    module.expert = expert
+    begun.fit(module, data)
+    resumed, module, data, _ = start("resumed", max_steps=3)
+    module.expert = expert
+    resumed.fit(module, data, ckpt_path=last.path)  # the command that was cut, with its checkpoint
+    for verb, told in (("fit", "did not begin with --expert"), ("test", "take the place of --expert")):
+        reader, module, data, _ = start(verb, max_steps=3)
+        module.expert = tmp_path / "begun" / "expert"
+        with pytest.raises(CheckpointError, match=told):
+            getattr(reader, verb)(module, data, ckpt_path=last.path)
+
+
 @pytest.fixture
 def states(start):
     """A checkpoint after one step, by what was trained."""

@@ -1,5 +1,6 @@
 """Prompts as the model reads them, batches as the trainer asks for them."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,20 @@ def test_the_budget_of_the_run_decides_what_fits(tmp_path, real_data):
     ExpertDataModule("gsm8k", base, str(real_data), max_new_tokens=8, test_limit=50).setup("test")
     with pytest.raises(DataError, match="no room for 880 new"):
         ExpertDataModule("gsm8k", base, str(real_data), max_new_tokens=880, test_limit=50).setup("test")
+
+
+def test_a_row_stays_within_the_frequencies_that_longrope_begins_with(tmp_path):
+    """Beyond them a row has other numbers beside a longer row than alone."""
+    base = make_llama(tmp_path / "long", context=4096)
+    config = json.loads((base / "config.json").read_text())
+    factors = {"long_factor": [4.0] * 6, "short_factor": [1.0] * 6}
+    config["rope_parameters"] = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    config["rope_parameters"]["original_max_position_embeddings"] = 128
+    (base / "config.json").write_text(json.dumps(config))
+    task = {"task": "toy_task.FirstLetter", "base": str(base)}
+    ExpertDataModule(**task, max_new_tokens=8).setup("validate")
+    with pytest.raises(DataError, match="no room for 100 new tokens in a context of 128"):
+        ExpertDataModule(**task, max_new_tokens=100).setup("validate")
 
 
 def test_collate_pads_on_the_left():
@@ -149,9 +164,9 @@ def test_options_reach_the_task_and_typos_say_the_nearest():
         ({"task_options": {"test": 0}}, "splits/test holds no prompt"),
         ({"task_options": {"validation": 0}}, "splits/validation holds no prompt"),
         ({"data_dir": "rows"}, r"splits/test cannot be read .*rows/test\.txt.*check data\.data_dir"),
-        ({"test_limit": 0}, "data.test_limit must be at least 1, or null for all rows, not 0"),
-        ({"test_limit": -1}, "data.test_limit must be at least 1"),
-        ({"validation_limit": 0}, "data.validation_limit must be at least 1"),
+        ({"test_limit": 0}, "data.test_limit must be an integer >= 1 or null, not 0"),
+        ({"test_limit": -1}, "data.test_limit must be an integer >= 1"),
+        ({"validation_limit": 0}, "data.validation_limit must be an integer >= 1"),
     ],
 )
 def test_what_would_be_found_after_training_is_found_before(llama_folder, tmp_path, monkeypatch, options, said):

@@ -94,7 +94,7 @@ def there(tmp_path, monkeypatch):
     (tmp_path / "words").mkdir()
     (tmp_path / "data").mkdir()
     for split in ("train", "validation", "test"):
-        (tmp_path / "words" / f"{split}.txt").write_text(" ".join(f"word{split[0]}{i}" for i in range(80)))
+        (tmp_path / "words" / f"{split}.txt").write_text(" ".join(f"{split}{i}" for i in range(80)))
     model = str(make_llama(tmp_path / "model"))
 
     def words(given: list[str]) -> list[str]:
@@ -115,7 +115,7 @@ def test_python_runs(page, there, tmp_path) -> None:
             task = scope["Reverse"]()
             example = task.examples("test", "words")[0]
             assert task.verify(example, example.answer).correct and not task.verify(example, "no").correct
-        else:
+        elif page == "README.md":
             assert scope["answers"].shape[0] == 3 and "both" in scope["policy"].peft_config
 
 

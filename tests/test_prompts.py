@@ -155,7 +155,7 @@ def test_a_template_that_is_there_is_left_out_where_none_is_wanted(llama_folder)
         assert prompt["prompt"] == f"{prompt['question']}\n\n"
     with pytest.raises(ConfigError, match=r"data\.chat_template is none"):
         ExpertDataModule(chat_template="none", chat_template_kwargs={"enable_thinking": False})
-    with pytest.raises(ConfigError, match=r"unknown data\.chat_template 'no'"):
+    with pytest.raises(ConfigError, match=r"data\.chat_template must be one of model, none, not 'no'"):
         ExpertDataModule(chat_template="no")
 
 
@@ -224,7 +224,9 @@ def test_a_pinned_date_is_written_as_python_writes_it_and_changes_nothing_else(f
 
 @pytest.mark.parametrize("date", ["26 Jul 2024", "2024-02-30", "", 5])
 def test_a_date_that_is_none_is_refused(date):
-    with pytest.raises(ConfigError, match="is no date of the form 2024-07-26"):
+    with pytest.raises(
+        ConfigError, match=r"data\.template_date (must be a string|'.*' is no date of the form 2024-07-26)"
+    ):
         ExpertDataModule(template_date=date)
 
 

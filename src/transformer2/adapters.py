@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -61,7 +62,10 @@ def adapter_config(adapter: Mapping[str, Any] | PeftConfig) -> PeftConfig:
     known = [f.name for f in dataclasses.fields(cls) if f.init]
     for key in options:
         if key not in known:
-            raise ConfigError(f"unknown key adapter.{key} for {peft_type}{nearest(key, known)}")
+            near = "; did you mean 'r'?" if key == "rank" and "r" in known else nearest(key, known)
+            raise ConfigError(f"unknown key adapter.{key} for {peft_type}{near}")
+        if isinstance(options[key], float) and not math.isfinite(options[key]):
+            raise ConfigError(f"adapter.{key} must be a finite number, not {options[key]}")
     return _built(peft_type, lambda: cls(**options))
 
 

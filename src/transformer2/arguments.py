@@ -46,7 +46,13 @@ _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
-_WORDS = {float: "a number", int: "an integer", bool: "true or false", str: "a string", NoneType: "null"}
+_WORDS = {
+    float: "a number",
+    int: "an integer",
+    bool: "true or false",
+    str: "a string that is not empty",
+    NoneType: "null",
+}
 
 
 def check_arguments(section: str, constructor: Callable[..., Any], values: Mapping[str, Any]) -> None:
@@ -80,8 +86,8 @@ def fits(hint: Any, value: Any) -> bool:
     if origin is tuple:
         same = isinstance(value, list | tuple) and len(value) == len(args)
         return same and all(map(fits, args, value))
-    if origin is list:
-        return isinstance(value, list | tuple) and all(fits(args[0], item) for item in value)
+    if origin in (list, set):
+        return isinstance(value, list | tuple | set) and all(fits(args[0], item) for item in value)
     if hint is float:
         return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
@@ -104,7 +110,7 @@ def expected(hint: Any) -> str:
         return ("one of " if len(args) > 1 else "") + ", ".join(map(str, args))
     if origin is tuple:
         return f"a list of {len(args)}, each {expected(args[0])}"
-    if origin is list:
+    if origin in (list, set):
         return f"a list, each {expected(args[0])}"
     return "keys and values" if dict in (origin, hint) else _WORDS.get(hint, "an instance of its class")
 

@@ -10,6 +10,7 @@ export_merged                               the policy as a plain model folder, 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -110,11 +111,18 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
     with _readable(base):
         try:
             model = AutoModelForCausalLM.from_pretrained(str(base_folder(base, kwargs)), dtype=dtype, **options)
+        except TypeError as e:  # what from_pretrained does not know it hands to the model's constructor
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(e))
+            if unknown is None or unknown[1] not in options:
+                raise
+            raise ConfigError(f"unknown key model.model_kwargs.{unknown[1]} for base {base!r}; leave it out") from e
         except RuntimeError as e:
             if not quantised or isinstance(e, torch.OutOfMemoryError):
                 raise
             raise ConfigError(f"base {base!r} cannot be quantised so: the report above says why") from e
     places = sorted({str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()})
+    if not places and kwargs.get("device_map") and any(p.is_meta for p in model.parameters()):
+        places = ["disk"]  # earlier transformers say nothing of a model that is all off-loaded
     if len(places) > 1 or "disk" in places:
         raise ConfigError(
             f"device_map puts base {base!r} in several places ({', '.join(places)}), and it is trained as a whole; "

@@ -297,7 +297,7 @@ def test_a_dispatch_task_of_real_rows_measures_the_dispatch(adapt, real_data, tm
         (["--adapt.populatoin", "8"], "unknown config key adapt.populatoin; did you mean adapt.population?"),
         (["--data.few_shots", "8"], "did you mean data.few_shot?"),
         (["--data.few_shot", "64"], "leaves nothing"),
-        (["--data.test_limit", "0"], "data.test_limit must be at least 1"),
+        (["--data.test_limit", "0"], "data.test_limit must be an integer >= 1"),
         (["--data.chat_template_kwargs", "{tokenize: true}"], "data.chat_template_kwargs.tokenize cannot be set"),
         (["--data.template_date", "tomorrow"], "'tomorrow' is no date of the form 2024-07-26"),
         (["--data.task", "../.."], "unknown task '../..'"),

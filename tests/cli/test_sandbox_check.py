@@ -20,7 +20,7 @@ def test_it_prints_every_layer(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.startswith(("sandbox: full", "sandbox: no-namespaces"))
     for layer in ("seccomp", "landlock", "rlimits", "capabilities", "pid", "net"):
         assert f"\n  {layer} " in text
-    assert "5 honest programs passed, 15 attacks failed" in text
+    assert "6 honest programs passed, 19 attacks failed" in text
 
 
 def test_help_and_typos(capsys: pytest.CaptureFixture[str]) -> None:

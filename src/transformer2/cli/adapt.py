@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer2.arguments import written
-from transformer2.cli.check import STRATEGIES, check, folder_name, keys_help, sections, suggestion
+from transformer2.cli.check import STRATEGIES, check, folder_name, is_folder, keys_help, sections, suggestion
 from transformer2.cli.compose import compose, parse_flags
 from transformer2.cli.folder import holds_run, refuse_unwritable, run_folder
-from transformer2.errors import ConfigError, nearest
+from transformer2.errors import ConfigError, nearest, shown
 
 if TYPE_CHECKING:
     from transformer2.callbacks.evaluator import AdaptationEvaluator
@@ -59,7 +59,7 @@ def adapt(args: Sequence[str]) -> int:
         raise ConfigError(f"--resume {resumed} holds no run; give the folder of an interrupted adapt")
     configs = [str(Path(resumed) / "config.yaml")] if resumed else flags.configs or ["conf/adapt_tiny.yaml"]
     config = compose(configs, flags.overrides, KEYS)
-    check(config, "adapt")
+    check(config, "adapt", folders="print_config" not in flags.switches)
     config["model"].pop("rollout", None)  # rows differ in z here, which the default engine alone can draw
     strategy = config.setdefault("strategy", "cem")
     known = [*STRATEGIES, "all"]
@@ -74,6 +74,11 @@ def adapt(args: Sequence[str]) -> int:
 
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return 0
+    classifier = (config.get("adapt") or {}).get("classifier")
+    if "cls" in strategies and classifier is not None and not is_folder(classifier):
+        raise ConfigError(
+            f"adapt.classifier: {shown(classifier)} is no folder here; train it with fit, or name its own"
+        )
     name = folder_name(config.pop("name", None) or f"adapt_{strategy}")
     refuse_unwritable(resumed or flags.options.get("run_dir") or "runs")
     start = time.perf_counter()

@@ -16,6 +16,7 @@ import yaml
 from transformer2 import tasks
 from transformer2.arguments import Count, Seed, expected, fits, written
 from transformer2.cli.schema import Argument, arguments
+from transformer2.cli.values import check_adapter, check_base, check_model_kwargs, check_together, check_trainer
 from transformer2.errors import ConfigError, DataError, UserError
 
 MODEL = "transformer2.module.training.SVFReinforceModule"
@@ -69,7 +70,9 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 CLASSES = {f"trainer.{key}" for key in ("callbacks", "logger", "plugins", "profiler", "strategy")}
 # What a command cannot do without (validation, in fit, it can).
-RUNS = {"fit": ("train", "test"), "validate": ("val",), "test": ("test",), "adapt": ("predict",), "plan": ()}
+RUNS = {"fit": ("train", "test"), "validate": ("val",), "test": ("test",), "adapt": ("predict",)}
+RUNS |= {"plan": (), "decompose": (), "export": ()}
+NO_ROWS = ("plan", "decompose", "export")
 REMEDIES = {
     "seed_everything": "several seeds are several runs",
     "trainer.strategy": "use trainer.strategy: ddp, or add one of "
@@ -143,12 +146,13 @@ def sections(adapt: bool, strategies: Sequence[str] = tuple(STRATEGIES)) -> dict
     return found
 
 
-def check(config: dict[str, Any], command: str) -> None:
+def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
     """Check a composed config; text turns into a number where one is due (`${oc.env:LR}`).
 
     Args:
         config: Keys `seed_everything`, `model`, `data`, `trainer`, and `adapt` where that is asked for.
-        command: `fit`, `validate`, `test`, `plan` or `adapt`.
+        command: `fit`, `validate`, `test`, `adapt`, `plan`, `decompose` or `export`.
+        folders: Whether the folders it names must be there; a config that is only printed needs none.
 
     Raises:
         ConfigError: The first key that is not known, with the nearest one; the first value that cannot be.
@@ -167,6 +171,9 @@ def check(config: dict[str, Any], command: str) -> None:
         if config.get(section) is None:
             config[section] = {}
         _check(section, config[section], keys, known)
+    check_model_kwargs(config["model"].get("model_kwargs") or {})
+    check_adapter(config["model"].get("adapter") or {})
+    check_trainer(config["trainer"])
     data = config["data"]
     try:
         tasks.get(data.get("task", "tiny_math"), **(data.get("task_options") or {}))
@@ -177,22 +184,19 @@ def check(config: dict[str, Any], command: str) -> None:
     trainer = {**TRAINER_DEFAULTS, **config["trainer"]}
     if trainer["max_steps"] == trainer["max_epochs"] == -1 and not trainer.get("max_time"):
         raise ConfigError("trainer.max_steps, max_epochs and max_time set no end; give one of them")
+    check_together(config, trainer)
     for split in RUNS[command]:
         if trainer.get(f"limit_{split}_batches") == 0:
             raise ConfigError(f"trainer.limit_{split}_batches is 0, so {command} has nothing to do; leave it out")
-    if command != "plan" and (folder := data.get("data_dir")) and not is_folder(folder):
-        raise DataError(f"data.data_dir: {folder} is no folder on this machine; name the one that holds the rows")
+    if folders and command not in NO_ROWS and (folder := data.get("data_dir")) and not is_folder(folder):
+        what = "is no folder" if os.path.exists(folder) else "does not exist"
+        raise DataError(f"data.data_dir {written(folder)} {what}; name the folder that holds the rows")
     for folder in (config.get("adapt") or {}).get("experts") or []:
-        if not is_folder(folder):
+        if folders and not is_folder(folder):
             raise ConfigError(
                 f"adapt.experts: {folder} is no folder here; train that expert with fit, or name its folder"
             )
-    base = config["model"].get("base", "tiny")
-    a_path = len(base) > 255 or (command != "plan" and (base.startswith((".", "/")) or base.count("/") > 1))
-    if a_path and not is_folder(base):
-        raise DataError(
-            f"base {written(base)} is no folder on this machine; give model.base `tiny`, a folder, or a Hub id"
-        )
+    check_base(config["model"].get("base", "tiny"), on_disk=folders and command != "plan")
 
 
 def folder_name(name: Any) -> str:
@@ -203,8 +207,10 @@ def folder_name(name: Any) -> str:
     """
     name = str(name) if isinstance(name, int | float) and not isinstance(name, bool) else name
     usable = isinstance(name, str) and name.strip() not in ("", ".", "..") and name.isprintable()
-    if not usable or set("/\\") & set(name) or name.startswith("~") or len(os.fsencode(name)) > 200:
-        raise ConfigError(f"name must be a folder's name of at most 200 bytes without / or \\, not {written(name)}")
+    if not usable or set("/\\") & set(name) or name.startswith(("~", "-")) or len(os.fsencode(name)) > 200:
+        raise ConfigError(
+            f"name must be a folder's name of at most 200 bytes without / or \\ or a - in front, not {written(name)}"
+        )
     return str(name)
 
 
@@ -224,6 +230,9 @@ def keys_help(adapt: bool) -> str:
                 words = f"  {key:<24} {argument.line.replace('``', '')}"
                 own = TRAINER_DEFAULTS.get(key) if section == "trainer" else None
                 default = str(own) if own is not None else (argument.default or "").replace("'", "")
+                default = default.replace("field(default_factory=list)", "[]").replace(
+                    "field(default_factory=dict)", "{}"
+                )
                 lines.append(_cut(words, 112 - len(default)) + f" [{default.replace('None', 'null')}]")
     return "\n".join(lines) + "\n"
 

@@ -11,17 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from transformer2.arguments import written
 from transformer2.cli.check import OURS, sections, suggestion
-from transformer2.errors import ConfigError, nearest
+from transformer2.errors import ConfigError, nearest, shown
 
 PACKAGED = Path(__file__).parent.parent  # holds conf/ in an installed package
 UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
+LINES = "write lines such as `model: {lr: 0.01}`"
 MAX_BYTES = 1_000_000  # of one config file; OmegaConf itself refuses keys given twice and aliases that explode
 
 
@@ -67,8 +70,13 @@ def parse_flags(args: Sequence[str], options: Sequence[str], switches: Sequence[
         if word == "-h" and "help" in switches:
             word = "--help"
         if not word.startswith("--"):
-            raise ConfigError(f"unexpected argument {word!r}; flags look like --key value or --key=value")
+            file = rest[0] if word in ("-c", "-config") and rest else word
+            if keys and (file != word or file.endswith((".yaml", ".yml"))):
+                raise ConfigError(f"unexpected argument {shown(repr(word))}; write --config {shown(file)}")
+            raise ConfigError(f"unexpected argument {shown(repr(word))}; flags look like --key value or --key=value")
         name, equals, value = word[2:].partition("=")
+        if name.replace("-", "_") != name and name.replace("-", "_") in (*options, *switches):
+            raise ConfigError(f"unknown flag --{name}; did you mean --{name.replace('-', '_')}?")
         if name in switches and not equals:
             flags.switches.add(name)
             continue
@@ -125,7 +133,7 @@ def compose(
     assert isinstance(plain, dict)
     for key in plain:
         if key not in keys:
-            raise ConfigError(f"unknown config key {key!r}{nearest(str(key), keys)}")
+            raise ConfigError(f"unknown config key {written(key)}{nearest(str(key)[:60], keys)}")
     composed: dict[str, Any] = home(plain)
     return composed
 
@@ -169,14 +177,18 @@ def _load(path: Path, seen: tuple[Path, ...]) -> DictConfig:
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path} is not UTF-8 (byte {e.start}); save it as UTF-8") from e
     except UNREADABLE as e:
+        if "Invalid loaded object type" in str(e):
+            raise ConfigError(f"{path} holds {_kind(text)}, not keys and values; {LINES}") from e
+        if "Incompatible key type" in str(e):
+            raise ConfigError(f"{path} has a key that is null or a list; put quotes around it, or remove it") from e
         raise ConfigError(f"{path} cannot be read as YAML ({_one_line(e)}); correct it") from e
-    if not isinstance(config, DictConfig) or not text.strip():
-        what = "a list" if text.strip() else "nothing"
-        raise ConfigError(f"{path} holds {what}, not keys and values; write lines such as `model: {{lr: 0.01}}`")
-    bases = OmegaConf.to_container(config).get("_base_") or []  # type: ignore[union-attr]  # a DictConfig gives a dict
+    if not isinstance(config, DictConfig) or not text.strip() or (len(config) == 1 and _kind(text) == "text"):
+        raise ConfigError(f"{path} holds {_kind(text)}, not keys and values; {LINES}")
+    bases = OmegaConf.to_container(config).get("_base_", [])  # type: ignore[union-attr]  # a DictConfig gives a dict
+    bases = [] if bases is None else bases
     bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
-        raise ConfigError(f"{path}: _base_ must be a config file or a list of them, not {str(bases)[:60]!r}")
+    if not isinstance(bases, list) or not all(isinstance(base, str) and base.strip() for base in bases):
+        raise ConfigError(f"{path}: _base_ must be a config file or a list of them, not {shown(repr(bases), 60)}")
     config.pop("_base_", None)
     merged = OmegaConf.create({})
     for base in bases:
@@ -198,9 +210,23 @@ def _merge(below: DictConfig, above: DictConfig, name: str) -> DictConfig:
     return merged
 
 
+def _kind(text: str) -> str:
+    """What a file that is no mapping holds, without showing it: it may be no config at all."""
+    value = yaml.safe_load(text) if text.strip() else None
+    kinds = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        NoneType: "nothing",
+    }
+    return kinds.get(type(value), "no mapping")
+
+
 def _one_line(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
+        return f"line {error.problem_mark.line + 1}: {shown(error.problem, 60)}"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:197]}..."
 
@@ -216,6 +242,8 @@ def _flag_like(wrong: str, flags: Sequence[str], keys: Sequence[str]) -> str:
 
 def _value(key: str, text: str) -> Any:
     """A flag's text as a config file's would be read."""
+    if text.strip() == "-":  # to YAML, a list with nothing in it
+        return "-"
     try:
         item = "- " + text.replace("\n", "\n  ")
         items: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(item)))

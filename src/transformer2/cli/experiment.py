@@ -26,6 +26,7 @@ from transformer2.callbacks.monitoring import Monitoring
 from transformer2.callbacks.progress import TrainingBar
 from transformer2.checkpoints import read_checkpoint
 from transformer2.cli.check import TRAINER_DEFAULTS
+from transformer2.cli.classes import check_classes
 from transformer2.cli.plan import preflight
 from transformer2.data import ExpertDataModule
 from transformer2.errors import ConfigError, UserError
@@ -122,6 +123,7 @@ class Experiment:
         if (config.get("model") or {}).get("base", "tiny") == "tiny" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # its matrices are too small to share: on busy cores two threads take 4 x as long
         given = config.get("trainer") or {}
+        check_classes(given)
         trainer = {**TRAINER_DEFAULTS, **given}
         trainer.setdefault("default_root_dir", str(folder))
         trainer.setdefault("logger", _tensorboard(folder))
@@ -165,6 +167,7 @@ class Experiment:
             ConfigError: It cannot; the message says the first change that would make it fit.
         """
         self.data.setup("fit")
+        self.data.train_dataloader()  # a batch larger than the data is that, before it is too large for the memory
         model, data, trainer = (self.cli.config[name].as_dict() for name in ("model", "data", "trainer"))
         ranks = self.trainer.num_devices, self.trainer.num_nodes
         preflight(model, data, trainer, *ranks, self.trainer.strategy.root_device, self.data.longest_prompt())

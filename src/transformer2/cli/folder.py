@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from transformer2.errors import ConfigError, shown
 
 RUN_DIR_VARIABLE = "TRANSFORMER2_RUN_DIR"
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # the first that is set counts, as in Lightning
 
 
 @contextmanager
@@ -85,6 +87,19 @@ def refuse_unwritable(folder: str | Path, flag: str = "--run_dir") -> None:
         raise ConfigError(f"{shown(folder)} cannot be written to ({e.strerror}); give another {flag}") from e
 
 
+def refuse_bad_ranks() -> None:
+    """The variables by which launchers number processes; Lightning and torch read them while they are imported.
+
+    Raises:
+        ConfigError: One of them holds no number.
+    """
+    for name in (*RANKS, "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "SLURM_LOCALID"):
+        if not re.fullmatch("[0-9]{1,9}", text := os.environ.get(name, "0"), re.ASCII):
+            raise ConfigError(
+                f"the environment variable {name} must be a number, not {shown(repr(text), 60)}; unset it"
+            )
+
+
 def holds_run(folder: Path) -> bool:
     """Whether there is more in a folder than what a command writes before it has anything to show."""
     return (folder / "config.yaml").exists() and any(not _is_preliminary(p) for p in folder.iterdir())
@@ -133,5 +148,4 @@ def _lock(folder: Path) -> int | None:
 
 
 def _rank() -> int:
-    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # the first that is set counts, as in Lightning
-    return next((int(os.environ[name]) for name in names if name in os.environ), 0)
+    return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)

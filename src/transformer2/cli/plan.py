@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from transformer2.cli.check import check
 from transformer2.cli.compose import compose, parse_flags
+from transformer2.cli.schema import value_of
 from transformer2.errors import ConfigError, UserError, nearest
 
 if TYPE_CHECKING:
@@ -44,35 +45,37 @@ def plan(args: Sequence[str]) -> int:
     """Print the table over strategies."""
     # The one flag that people write with a hyphen, as cluster tools do.
     words = [word.replace("--gpu-memory", "--gpu_memory") for word in args]
+    hyphen = words != list(args)
     flags = parse_flags(words, OPTIONS, ("help", "explain"), KEYS)
     if "help" in flags.switches:
-        from transformer2.plan.seconds import DEVICES
-
-        print(HELP.format(devices=", ".join(DEVICES)), end="")
+        print(HELP.format(devices=", ".join(get_args(value_of("transformer2.plan.seconds.DeviceName")))), end="")
         return 0
     if not flags.configs:
         raise ConfigError("plan needs --config; try --config conf/llama8b_gsm8k.yaml")
+    given = flags.options
+    memory = _number(given, "gpu_memory", 24.0, "--gpu-memory" if hyphen else "")
+    gpus, nodes = int(_number(given, "gpus", 1)), int(_number(given, "nodes", 1))
+    prompt_tokens, completion = int(_number(given, "prompt_tokens", 0)), _number(given, "mean_completion", 0)
+    quantisation = _one_of(given, "quantisation", get_args(value_of("transformer2.plan.job.Quantisation")))
+    named = _one_of(given, "device", get_args(value_of("transformer2.plan.seconds.DeviceName")))
     whole = flags.with_engine()
     config = compose(whole.configs, whole.overrides, KEYS)
     check(config, "plan")
 
     from transformer2.plan.advice import make_plan
-    from transformer2.plan.job import QUANTISED_BYTES, job_of
+    from transformer2.plan.job import job_of
     from transformer2.plan.seconds import DEVICES, device_for
     from transformer2.plan.table import explanation, plan_table
     from transformer2.plan.terms import total
 
-    given = flags.options
-    memory = _number(given, "gpu_memory", 24.0)
-    device = DEVICES.get(_one_of(given, "device", list(DEVICES)) or "", device_for(memory))
-    gpus, nodes = int(_number(given, "gpus", 1)), int(_number(given, "nodes", 1))
+    device = DEVICES.get(named or "", device_for(memory))
     job = job_of(
         *sections(config),
         gpus=gpus,
         nodes=nodes,
-        prompt_tokens=int(_number(given, "prompt_tokens", 0)) or None,
-        mean_completion=_number(given, "mean_completion", 0) or None,
-        quantisation=_one_of(given, "quantisation", ["none", *QUANTISED_BYTES]),  # type: ignore[arg-type]
+        prompt_tokens=prompt_tokens or None,
+        mean_completion=completion or None,
+        quantisation=quantisation,  # type: ignore[arg-type]  # one of its names
     )
     plans = [make_plan(job.with_(strategy=s), memory * 1e9, device) for s in strategies(job)]
     wanted = strategy_of(config.get("trainer") or {})
@@ -122,7 +125,7 @@ def _complete(section: str, cls: type, config: Mapping[str, Any]) -> dict[str, A
     return {name: p.default for name, p in inspect.signature(cls).parameters.items()} | dict(config[section])
 
 
-def _number(options: Mapping[str, str], name: str, default: float) -> float:
+def _number(options: Mapping[str, str], name: str, default: float, flag: str = "") -> float:
     text = options.get(name)
     if text is None:
         return default
@@ -130,8 +133,9 @@ def _number(options: Mapping[str, str], name: str, default: float) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value <= 1e6 or (name in ("gpus", "nodes", "prompt_tokens") and not value.is_integer()):
-        raise ConfigError(f"--{name} takes a positive number of at most a million, not {text[:60]!r}")
+    kind = "whole number" if name in ("gpus", "nodes", "prompt_tokens") else "number"
+    if not 0 < value <= 1e6 or (kind != "number" and not value.is_integer()):
+        raise ConfigError(f"{flag or f'--{name}'} takes a positive {kind} of at most a million, not {text[:60]!r}")
     return value
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Argument", "arguments"]
+__all__ = ["Argument", "arguments", "members", "value_of"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,20 @@ def arguments(path: str) -> dict[str, Argument]:
         for base in cls.bases:
             found = {**arguments(names.path_of(ast.unparse(base))), **found}
     return found
+
+
+@cache
+def members(module: str, name: str) -> list[str]:
+    """The names that a class assigns to: an enum's members."""
+    cls = _Names(module).definition(name)
+    assert isinstance(cls, ast.ClassDef)
+    return [ast.unparse(node.targets[0]) for node in cls.body if isinstance(node, ast.Assign)]
+
+
+def value_of(path: str) -> Any:
+    """A type or a constant of ours, evaluated without importing its module."""
+    module, _, name = path.rpartition(".")
+    return _Names(module)[name]
 
 
 class _Names(dict[str, Any]):

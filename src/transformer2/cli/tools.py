@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from transformer2.arguments import written
+from transformer2.cli.check import check, is_folder
 from transformer2.cli.compose import PACKAGED, compose, home, parse_flags
 from transformer2.cli.folder import refuse_unwritable
+from transformer2.cli.schema import value_of
 from transformer2.cli.train import KEYS, quieten, take_from_expert
 from transformer2.errors import ConfigError, shown
 
@@ -67,8 +71,14 @@ def decompose(args: Sequence[str]) -> int:
         print(DECOMPOSE_HELP, end="")
         return 0
     given = flags.options
-    model = compose(flags.configs, flags.overrides, KEYS).get("model") or {}
-    base = given.get("base") or model.get("base")
+    _refuse_unknown(given)
+    layers = _integers("layers", given["layers"]) if "layers" in given else None
+    config = compose(flags.configs, flags.overrides, KEYS)
+    if "base" in given:
+        config["model"] = {**_mapping(config), "base": given["base"]}
+    check(config, "decompose")
+    model = config["model"]
+    base = model.get("base")
     if base is None:
         raise ConfigError("decompose needs --base (tiny, a folder, or a Hub id), or a --config that names one")
     adapter = model.get("adapter") or ({} if "target_modules" in given else _shipped_adapter(base))
@@ -84,9 +94,7 @@ def decompose(args: Sequence[str]) -> int:
     report = run(
         base,
         target_modules=given.get("target_modules", adapter.get("target_modules", "mlp")),
-        layers_to_transform=_integers("layers", given["layers"])
-        if "layers" in given
-        else adapter.get("layers_to_transform"),
+        layers_to_transform=adapter.get("layers_to_transform") if layers is None else layers,
         exclude_modules=adapter.get("exclude_modules"),
         cache_dir=None if cache_dir == "off" else cache_dir,
         dtype=None if dtype == "auto" else dtype,
@@ -118,11 +126,14 @@ def export(args: Sequence[str]) -> int:
     given = flags.options
     if "expert" not in given or "out" not in given:
         raise ConfigError("export needs --expert DIR (an expert folder) and --out DIR (a new folder)")
+    _refuse_unknown(given)
     config = compose(flags.configs, flags.overrides, KEYS)
     expert, out = Path(given["expert"]).expanduser(), Path(given["out"]).expanduser()
     if "base" in given:
-        config["model"] = {**(config.get("model") or {}), "base": given["base"]}
+        config["model"] = {**_mapping(config), "base": given["base"]}
+    check(config, "export")
     take_from_expert(config, expert, scored=True)
+    check(config, "export")
     model = config["model"]
     if model.get("base") is None:
         raise ConfigError(f"{expert} does not say which base it belongs to; give --base")
@@ -149,6 +160,22 @@ def export(args: Sequence[str]) -> int:
     return 0
 
 
+def _mapping(config: dict[str, Any]) -> dict[str, Any]:
+    """`model` of a composed config that has not been checked yet."""
+    if not isinstance(model := config.get("model") or {}, dict):
+        raise ConfigError(f"model must hold keys and values, not {written(model)}")
+    return model
+
+
+def _refuse_unknown(options: dict[str, str]) -> None:
+    """Values of flags that torch would fail on, after everything was imported."""
+    dtypes = get_args(value_of("transformer2.policy.DType"))
+    if (dtype := options.get("dtype", "auto")) not in dtypes:
+        raise ConfigError(f"--dtype must be one of {', '.join(dtypes)}, not {written(dtype)}")
+    if not re.fullmatch(r"(cpu|mps|cuda(:\d+)?)", device := options.get("device", "cpu")):
+        raise ConfigError(f"--device must be cpu, cuda, cuda:N or mps, not {written(device)}")
+
+
 def experts(args: Sequence[str]) -> int:
     """Show or mix expert folders."""
     verb, rest = (args[0], list(args[1:])) if args else ("--help", [])
@@ -170,6 +197,7 @@ def _show(folders: Sequence[str], flags: Sequence[str]) -> int:
     if not folders:
         raise ConfigError("experts show needs an expert folder, such as runs/tiny_math/expert")
 
+    _refuse_no_folders(folders)
     from transformer2.experts import compare_experts, load_experts, show_expert
 
     print("\n\n".join(show_expert(folder) for folder in folders))
@@ -183,6 +211,7 @@ def _stamp(folders: Sequence[str], flags: Sequence[str]) -> int:
     if not folders:
         raise ConfigError("experts stamp needs an expert folder, such as runs/tiny_math/expert")
 
+    _refuse_no_folders(folders)
     from transformer2.experts import stamp_expert
 
     for folder in folders:
@@ -196,17 +225,32 @@ def _mix(folders: Sequence[str], args: Sequence[str]) -> int:
     if not folders or "out" not in options or not weights:
         raise ConfigError("experts mix needs expert folders, --weights W ... (one each) and --out DIR")
 
-    from transformer2.experts import mix_folders
-
     mix = options.get("mix", "delta")
     if mix not in ("delta", "normalised", "raw"):
         raise ConfigError(f"--mix {mix!r} is not one of delta, normalised, raw")
-    print(mix_folders(folders, _floats("weights", weights), options["out"], mix))  # type: ignore[arg-type]  # checked above
+    numbers = _floats("weights", weights)
+    if len(numbers) != len(folders):
+        raise ConfigError(f"--weights has {len(numbers)} numbers for {len(folders)} experts; give one each")
+    _refuse_no_folders(folders)
+
+    from transformer2.experts import mix_folders
+
+    print(mix_folders(folders, numbers, options["out"], mix))  # type: ignore[arg-type]  # checked above
     return 0
+
+
+def _refuse_no_folders(folders: Sequence[str]) -> None:
+    for folder in folders:
+        if not is_folder(folder):
+            raise ConfigError(f"{shown(folder)} is no folder here; give an expert's, such as runs/tiny_math/expert")
 
 
 def _take_list(args: Sequence[str], name: str) -> tuple[list[str], list[str]]:
     """The words after `--name`, up to the next flag (a negative number is no flag), and everything else."""
+    if any(word.startswith(f"--{name}=") for word in args):
+        raise ConfigError(f"--{name}=... takes one word alone; write --{name} W W ..., with a space")
+    if list(args).count(f"--{name}") > 1:
+        raise ConfigError(f"--{name} is given twice; give it once, with all of its numbers")
     if f"--{name}" not in args:
         return [], list(args)
     start = args.index(f"--{name}") + 1
@@ -216,9 +260,12 @@ def _take_list(args: Sequence[str], name: str) -> tuple[list[str], list[str]]:
 
 def _floats(name: str, words: Sequence[str]) -> list[float]:
     try:
-        return [float(word) for word in words]
+        numbers = [float(word) for word in words]
     except ValueError as e:
-        raise ConfigError(f"--{name} takes numbers, not {' '.join(words)!r}") from e
+        raise ConfigError(f"--{name} takes numbers, not {shown(' '.join(words), 60)!r}") from e
+    if not all(abs(number) <= 100 for number in numbers):  # nan is not
+        raise ConfigError(f"--{name} takes numbers from -100 to 100, not {shown(' '.join(words), 60)!r}")
+    return numbers
 
 
 def _until_flag(words: Sequence[str]) -> Sequence[str]:
@@ -230,9 +277,12 @@ def _until_flag(words: Sequence[str]) -> Sequence[str]:
 
 def _integers(name: str, text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as e:
-        raise ConfigError(f"--{name} takes numbers separated by commas, not {text!r}") from e
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [-1]
+    if min(numbers) < 0:
+        raise ConfigError(f"--{name} takes numbers of at least 0 separated by commas, not {written(text)}")
+    return numbers
 
 
 def report(args: Sequence[str]) -> int:
@@ -245,6 +295,10 @@ def report(args: Sequence[str]) -> int:
         raise ConfigError("report needs a run folder, such as runs/tiny_math")
     out = parse_flags(args[len(runs) :], ("out",), (), ()).options.get("out")
 
+    for name in runs:
+        if not is_folder(name):
+            raise ConfigError(f"{shown(name)}: no such folder; give a run's, such as runs/tiny_math")
+
     from transformer2.report.adaptation import table_of_run
     from transformer2.report.curve import draw_curve
     from transformer2.report.table import read_report, text_table
@@ -253,8 +307,9 @@ def report(args: Sequence[str]) -> int:
         if tables := table_of_run(run):
             print(tables)
             continue
+        table = text_table(read_report(run)) if (run / "report.json").exists() else None
         picture = draw_curve(run, Path(out) if out else run / "figures" / "curve.png")
-        if (run / "report.json").exists():
-            print(text_table(read_report(run)))
+        if table is not None:
+            print(table)
         print(f"  curve in {picture}")
     return 0

@@ -79,15 +79,18 @@ def _run(command: str, args: Sequence[str]) -> int:
     if not flags.configs and command == "fit":
         raise ConfigError("fit needs --config; try --config conf/tiny_math.yaml")
     expert = Path(flags.options["expert"]).expanduser() if "expert" in flags.options else None
+    if expert is not None and command != "fit" and "ckpt_path" in flags.options:
+        raise ConfigError(f"--expert and --ckpt_path both say what to {command}; give one of them")
     whole = flags.with_engine()
     config = compose(whole.configs, whole.overrides, KEYS)
-    check(config, command)
+    kept = "print_config" not in flags.switches
+    check(config, command, folders=kept)
     if expert is not None:
         take_from_expert(config, expert, scored=command != "fit")
-        check(config, command)
+        check(config, command, folders=kept)
     _refuse_missing(flags.options.get("ckpt_path"), config["trainer"].get("strategy"))
     name = folder_name(config.pop("name", None) or (Path(flags.configs[-1]).stem if flags.configs else command))
-    if "print_config" not in flags.switches:
+    if kept:
         refuse_unwritable(flags.options.get("run_dir") or "runs")
     start = time.perf_counter()
 
@@ -95,7 +98,7 @@ def _run(command: str, args: Sequence[str]) -> int:
     quieten("quiet" in flags.switches)
     from transformer2.cli.experiment import Experiment
 
-    if "print_config" in flags.switches:
+    if not kept:
         print(Experiment.of(config, Path("runs") / name).yaml(), end="")
         return 0
     with run_folder(flags.options.get("run_dir"), name) as folder:
@@ -136,6 +139,8 @@ def take_from_expert(config: dict[str, Any], expert: Path, scored: bool) -> None
 def _refuse_missing(ckpt_path: str | None, strategy: Any) -> None:
     if ckpt_path is None or os.path.isfile(ckpt_path):
         return
+    if os.path.lexists(ckpt_path) and not os.path.isdir(ckpt_path):
+        raise ConfigError(f"--ckpt_path {shown(ckpt_path)} is no file; give checkpoints/last.ckpt of a run")
     if not os.path.isdir(ckpt_path):
         raise ConfigError(f"--ckpt_path {ckpt_path} does not exist; a run keeps checkpoints/last.ckpt")
     if not isinstance(strategy, dict):  # DeepSpeed's checkpoints are folders
@@ -173,6 +178,10 @@ def quieten(quiet: bool) -> None:
         ".*When saving the DeepSpeed Stage 3 checkpoint.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which accelerate imports, says so on stdout
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from dataclasses import replace
 from typing import Any, Literal
@@ -67,7 +69,7 @@ class ExpertDataModule(L.LightningDataModule):
         check_arguments("data", ExpertDataModule.__init__, locals())
         if chat_template == "none" and chat_template_kwargs:
             raise ConfigError("data.chat_template_kwargs are for a chat template, and data.chat_template is none")
-        self.task = tasks.get(task, **(task_options or {}))
+        self.task, self.task_options = tasks.get(task, **(task_options or {})), task_options or {}
         self.base, self.seed = base, seed
         self.data_dir = None if data_dir is None else os.path.expanduser(data_dir)
         self.model_kwargs = model_kwargs
@@ -84,6 +86,7 @@ class ExpertDataModule(L.LightningDataModule):
         self.keep_prompts, self.max_new_tokens = keep_prompts, max_new_tokens or self.task.max_new_tokens
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._rows: dict[str, tuple[list[Example], list[list[int]]]] = {}
+        self._digests: dict[str, str] = {}
 
     def setup(self, stage: str) -> None:
         """Read and render the splits that the stage may see.
@@ -140,13 +143,16 @@ class ExpertDataModule(L.LightningDataModule):
         self._name_unread_variables(examples[:1])
         config = load_config(self.base, self.model_kwargs).get_text_config()
         context = getattr(config, "max_position_embeddings", None)
+        if (rope := getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope":
+            # Beyond this its frequencies are others, for all rows of a batch that holds one such row.
+            context = rope.get("original_max_position_embeddings") or context
         room = (context or 10**9) - self.max_new_tokens
         long = [e.id for e, prompt in zip(examples, ids, strict=True) if len(prompt) > room]
         if long and not self.prompting["drop_long_prompts"]:
             raise DataError(
                 f"{len(long)} prompts of {self.task.name}/{split} leave no room for {self.max_new_tokens} new "
                 f"tokens in a context of {context} ({', '.join(long[:5])}{', ...' if len(long) > 5 else ''}); "
-                "set data.drop_long_prompts: true or choose a model with a longer context"
+                "set data.drop_long_prompts: true, lower model.max_new_tokens, or choose a model with a longer context"
             )
         kept = [(e, prompt) for e, prompt in zip(examples, ids, strict=True) if len(prompt) <= room]
         if not kept:
@@ -186,6 +192,14 @@ class ExpertDataModule(L.LightningDataModule):
                 ids = batch.input_ids_BP[b][batch.attention_mask_BP[b].bool()]
                 columns[b]["prompt"] = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         return columns
+
+    def digest(self, split: str) -> str:
+        """Of what a split asks and how it is judged: the same model scores otherwise only where this is another one."""
+        if split not in self._digests:
+            words = [json.dumps([self.task.name, self.task_options, self.max_new_tokens], default=str)]
+            words += [f"{[*map(dict, e.messages)]} {e.answer} {ids}" for e, ids in zip(*self._rows[split], strict=True)]
+            self._digests[split] = hashlib.sha256("\n".join(words).encode(errors="replace")).hexdigest()[:16]
+        return self._digests[split]
 
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt of the splits that are open."""

@@ -48,8 +48,11 @@ def identity(module: SVFReinforceModule) -> dict[str, Any]:
     names = ("batch_size", "seed", "data_dir", "limits", "chat_template", "max_new_tokens")
     settings = {f"model.{key}": value for key, value in h.items()}
     settings |= {f"data.{name}": getattr(data, name) for name in names if hasattr(data, name)}
+    if trainer.state.fn == "fit" and data is not None and hasattr(data, "digest"):
+        settings |= {f"data.{split}": data.digest(split) for split in ("train", "validation")}
     settings |= {"trainer.max_steps": trainer.max_steps}
-    return json.loads(json.dumps({"policy": policy, "settings": settings}, default=_plain))
+    whole = {"policy": policy, "settings": settings, "began_with": module.began_with}
+    return json.loads(json.dumps(whole, default=_plain))
 
 
 def check_identity(module: SVFReinforceModule, checkpoint: dict[str, Any]) -> set[str]:
@@ -61,6 +64,12 @@ def check_identity(module: SVFReinforceModule, checkpoint: dict[str, Any]) -> se
     if KEY not in checkpoint:
         raise CheckpointError("--ckpt_path does not say what it trained; it was not written by this transformer2")
     whole, fitting = identity(module), module.trainer.state.fn == "fit"
+    if module.expert is not None and (not fitting or checkpoint[KEY]["began_with"] != whole["began_with"]):
+        raise CheckpointError(
+            f"--ckpt_path {'is of a run that did not begin with' if fitting else 'would take the place of'} --expert "
+            f"{module.expert}; leave one of them out"
+        )
+    module.began_with = checkpoint[KEY]["began_with"]
     theirs, ours = checkpoint[KEY]["policy"], whole["policy"]
     if theirs["task"] != ours["task"]:
         verb = "start from" if fitting else "score"

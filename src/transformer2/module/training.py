@@ -18,6 +18,7 @@ docs/adr/0001-manual-optimisation.md).
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -185,6 +186,7 @@ class SVFReinforceModule(Answering):
         self.changed: set[str] = set()  # settings that a resumed run does not share with its checkpoint
         self.base_fingerprint: str | None = None
         self.expert: Path | None = None  # an expert folder to start from, or to score
+        self.began_with: str | None = None  # SHA-256 of that expert's weights, for who resumes
 
     def configure_model(self) -> None:
         """Load the base, wrap it with a fresh adapter and build the rollout engine, once."""
@@ -219,6 +221,8 @@ class SVFReinforceModule(Answering):
             self._check_model()
         if self.expert is not None:
             load_expert(self.policy, self.expert)
+            weights = b"".join(p.detach().float().cpu().numpy().tobytes() for p in self.trained())
+            self.began_with = hashlib.sha256(weights).hexdigest()
 
     def _sampler(self, engine: HFEngine) -> RolloutEngine:
         """The engine that draws completions under one z."""

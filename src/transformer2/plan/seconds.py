@@ -10,6 +10,7 @@ in docs/log.md. A plan's seconds are for choosing between configurations, not fo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from transformer2.plan.job import QUANTISED_BYTES, Job
 from transformer2.plan.memory import num_trained
@@ -20,6 +21,9 @@ __all__ = ["DEVICES", "Device", "decomposition", "device_for", "step_seconds", "
 LAUNCH = 8e-4  # seconds a decoder layer needs to launch its kernels in eager mode, whatever its size
 NETWORK = 25e9  # bytes/s between nodes, per device (200 Gbit/s)
 PCIE = 20e9  # bytes/s between host and device
+
+
+DeviceName = Literal["cpu", "rtx3060", "rtx4090", "a100", "h100", "h200"]  # the command line reads it unimported
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Device:
         bandwidth_share: Of the peak bandwidth that decoding reaches.
     """
 
-    name: str
+    name: DeviceName
     memory: float
     flops: float
     fp32: float
@@ -51,7 +55,7 @@ class Device:
     bandwidth_share: float = 0.6
 
 
-DEVICES = {
+DEVICES: dict[str, Device] = {
     d.name: d
     for d in (
         Device("cpu", 0, 50e9, 50e9, 50e9, 30e9, 10e9, 5e9, share=1, bandwidth_share=1),

@@ -19,9 +19,11 @@ def table_of_run(run: Path) -> str:
         content = json.loads((run / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
-    if "strategies" in content:
-        return adaptation_table({name: read_report(run / name) for name in content["strategies"]})
-    strategy = content.get("details", {}).get("strategy")
+    strategies = content.get("strategies") if isinstance(content, dict) else None
+    if isinstance(strategies, dict) and strategies:
+        return adaptation_table({name: read_report(run / name) for name in strategies})
+    details = content.get("details") if isinstance(content, dict) else None
+    strategy = details.get("strategy") if isinstance(details, dict) else None
     return adaptation_table({strategy: read_report(run)}) if strategy else ""
 
 

@@ -68,10 +68,8 @@ def read_report(folder: Path) -> Report:
         scores = {key: Score(**content[key]) for key in ("base", "result")}
         controls = {name: Score(**score) for name, score in content["controls"].items()}
         return Report(**{**content, **scores, "controls": controls, "seeds": tuple(content["seeds"])})
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(
-            f"{folder / 'report.json'} is no report ({type(e).__name__}: {e}); run fit or test again"
-        ) from e
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise DataError(f"{folder / 'report.json'} is damaged ({type(e).__name__}: {e}); run the command again") from e
 
 
 def write_text(path: Path, text: str) -> None:

@@ -30,7 +30,7 @@ from transformer2.svf.cache import BasisCache, default_cache_root
 from transformer2.svf.checkpoint import LocalCheckpoint, base_folder
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import fingerprint_checkpoint
-from transformer2.svf.targets import find_targets
+from transformer2.svf.targets import find_targets, refuse_absent_layers
 
 __all__ = ["base_bases", "decompose"]
 
@@ -86,7 +86,9 @@ def decompose(
     )
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
-    names = _share(checkpoint, find_targets(checkpoint.skeleton, config), rank, world_size)
+    found = find_targets(checkpoint.skeleton, config)
+    refuse_absent_layers(found, config)
+    names = _share(checkpoint, found, rank, world_size)
     cache = _cache(checkpoint, cache_dir)
     # Closing the generator closes its bar, so that Ctrl-C leaves a clean line.
     with closing(_bases(checkpoint, names, cache, device, progress and rank == 0)) as bases:

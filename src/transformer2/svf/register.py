@@ -80,12 +80,17 @@ class _AfterPeft:
         if name != "peft":
             return None
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)  # whoever asks where peft is may not import it
         if spec is None or spec.loader is None:
             return spec
         exec_module = spec.loader.exec_module
 
         def exec_and_register(module: ModuleType) -> None:
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
             exec_module(module)
             extend_peft_types()
             # When a module of ours is what imports peft, it is half-way through: its own importer goes on to register.

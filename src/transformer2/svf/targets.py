@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -155,6 +156,15 @@ def is_excluded(name: str, config: SVFConfig) -> bool:
         return True
     # What PEFT trains whole must not be wrapped as well.
     return any(re.match(rf"(^|.*\.){re.escape(m)}($|\..*)", name) for m in config.modules_to_save or ())
+
+
+def refuse_absent_layers(names: Iterable[str], config: SVFConfig) -> None:
+    """Raise ConfigError where `layers_to_transform` lists a layer in which nothing was found."""
+    layers = config.layers_to_transform
+    for layer in [layers] if isinstance(layers, int) else layers or ():
+        one = replace(config, layers_to_transform=[layer])
+        if not any(_in_layers(name, one) for name in names):
+            raise ConfigError(f"layer {layer} of layers_to_transform is none of this model's with such modules")
 
 
 def _in_layers(name: str, config: SVFConfig) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformer2.errors import ConfigError, nearest
 from transformer2.tasks.base import Task
 
 __all__ = ["Task", "get", "names"]
+
+OWN = "a task of your own is a class, named module.Class (docs/tasks.md)"
 
 
 def names() -> list[str]:
@@ -51,12 +54,14 @@ def _find(name: str) -> type[Task]:
         cls: type[Task] = importlib.import_module(f"transformer2.tasks.{name}").TASK
         return cls
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name):
-        raise ConfigError(f"unknown task {name!r}{nearest(name, names())} Known: {', '.join(names())}")
+        near = get_close_matches(name, names(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"{OWN}."
+        raise ConfigError(f"unknown task {name!r}; {hint} Known: {', '.join(names())}")
     module, _, attribute = name.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, SyntaxError, ValueError) as e:
-        raise ConfigError(f"task {name!r} cannot be imported ({e}); give the full path of a Task class") from e
+        raise ConfigError(f"task {name!r} cannot be imported ({e}); {OWN}") from e
     if not (isinstance(cls, type) and issubclass(cls, Task)):
         raise ConfigError(f"{name!r} is no class derived from transformer2.tasks.Task; docs/tasks.md shows one")
     missing = [*sorted(cls.__abstractmethods__), *(a for a in ("name", "description") if not hasattr(cls, a))]

@@ -1,0 +1,67 @@
+"""Classes that a config names for the trainer: one line for what jsonargparse explains in forty."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch import loggers as lightning_loggers
+from lightning.pytorch.loggers import Logger
+
+from transformer2.arguments import written
+from transformer2.errors import ConfigError
+
+# Where a name without a module is looked up, as jsonargparse does.
+KINDS = {"callbacks": (Callback, lightning_callbacks), "logger": (Logger, lightning_loggers)}
+
+
+def check_classes(trainer: Mapping[str, Any]) -> None:
+    """Check `callbacks` and `logger` of a trainer's config.
+
+    Raises:
+        ConfigError: A class that is not there or of another kind, or an argument that it does not take.
+    """
+    for key, (kind, home) in KINDS.items():
+        given = trainer.get(key)
+        for entry in given if isinstance(given, list) else [given]:
+            path = entry.get("class_path") if isinstance(entry, dict) else entry
+            if isinstance(path, str):
+                arguments = (entry.get("init_args") or {}) if isinstance(entry, dict) else {}
+                _check(f"trainer.{key}", path, arguments, kind, home)
+
+
+def _check(key: str, path: str, given: Mapping[str, Any], kind: type, home: Any) -> None:
+    module, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module) if module else home, name)
+    except (ImportError, AttributeError, ValueError) as e:
+        ours = {c.__name__ for c in _subclasses(kind)}
+        if not module and name in ours:
+            return
+        near = get_close_matches(name, ours, n=1)
+        hint = f"did you mean {near[0]}?" if near else "give module.Class"
+        raise ConfigError(f"{key}: there is no class {written(path)}; {hint}") from e
+    if not (isinstance(cls, type) and issubclass(cls, kind)):
+        if not isinstance(cls, type) and callable(cls) and not inspect.isbuiltin(cls):
+            returned = inspect.get_annotations(cls, eval_str=False).get("return")
+            if returned is not None:  # a function that makes one, which jsonargparse calls
+                return
+        raise ConfigError(f"{key}: {written(path)} is no {kind.__name__.lower()}")
+    parameters = inspect.signature(cls).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for argument in given:
+        if argument not in parameters:
+            near = get_close_matches(argument, parameters, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(parameters) or 'none'}"
+            raise ConfigError(f"{key}: {cls.__name__} takes no {argument}; {hint}")
+
+
+def _subclasses(kind: type) -> set[type]:
+    direct: set[type] = set(kind.__subclasses__())
+    return direct.union(*map(_subclasses, direct))

@@ -1,0 +1,138 @@
+"""What the types of a config's keys leave open: the insides of mappings, and values that do not go together."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, ClassVar, get_origin
+
+from transformer2.arguments import expected, fits, written
+from transformer2.cli.schema import arguments, members
+from transformer2.errors import ConfigError, DataError
+
+LOADING: dict[str, Any] = {  # of from_pretrained; what it does not know it takes for one of the model config's keys
+    "attn_implementation": str,
+    "cache_dir": str,
+    "code_revision": str,
+    "device_map": str | dict[str, Any] | None,
+    "experts_implementation": str,
+    "force_download": bool,
+    "local_files_only": bool,
+    "low_cpu_mem_usage": bool,
+    "max_memory": dict,
+    "offload_folder": str,
+    "quantization_config": dict[str, Any] | None,
+    "revision": str,
+    "subfolder": str,
+    "token": str | bool | None,
+    "trust_remote_code": bool,
+    "use_kernels": bool,
+    "use_safetensors": bool | None,
+    "variant": str,
+    "weights_only": bool,
+}
+INSTEAD = {
+    "load_in_4bit": "use --config conf/quantisation/nf4.yaml",
+    "load_in_8bit": "use --config conf/quantisation/int8.yaml",
+    "torch_dtype": "set model.dtype",
+    "dtype": "set model.dtype",
+    **dict.fromkeys(("config", "state_dict", "output_loading_info", "gguf_file"), "leave it out"),
+    **dict.fromkeys(("pretrained_model_name_or_path", "base"), "set model.base"),
+}
+SVF_CONFIG = "transformer2.svf.config.SVFConfig"
+OF_PEFT = ("task_type", "revision", "inference_mode", "auto_mapping", "base_model_name_or_path", "peft_version")
+
+
+def check_model_kwargs(given: Mapping[str, Any]) -> None:
+    """Refuse what `from_pretrained` would fail on, or drop."""
+    for key, value in given.items():
+        full = f"model.model_kwargs.{key}"
+        if key in INSTEAD:
+            raise ConfigError(f"{full} is not set here; {INSTEAD[key]}")
+        if key not in LOADING and (near := get_close_matches(key, LOADING, n=1, cutoff=0.8)):
+            raise ConfigError(f"unknown config key {full}; did you mean {near[0]}?")
+        if not fits(LOADING.get(key, Any), value):
+            raise ConfigError(f"{full} must be {expected(LOADING[key])}, not {written(value)}")
+
+
+def check_adapter(given: Mapping[str, Any]) -> None:
+    """An unknown method, and whatever an SVF adapter cannot be; PEFT checks its own methods' keys when it is there."""
+    kind, methods = str(given.get("peft_type", "SVF")).upper(), ["SVF", *members("peft.utils.peft_types", "PeftType")]
+    if kind not in methods:
+        near = get_close_matches(kind, methods, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"unknown adapter.peft_type {written(kind)}; did you mean {near!r}?")
+    for key, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"model.adapter.{key} must be a finite number, not {written(value)}")
+    if kind != "SVF":
+        return
+    known = {key: a for key, a in arguments(SVF_CONFIG).items() if get_origin(a.hint) is not ClassVar}
+    for key, value in given.items():
+        if key in ("peft_type", *OF_PEFT):
+            continue
+        if key not in known:
+            near = get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"unknown key model.adapter.{key} for SVF; did you mean {near!r}?")
+        empty = key == "target_modules" and value is not None and not value
+        if empty or not (fits(known[key].hint, value) or (key == "target_modules" and value is None)):
+            raise ConfigError(f"model.adapter.{key} must be {expected(known[key].hint)}, not {written(value)}")
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Durations, and devices given twice."""
+    for key in ("max_time", "val_check_interval"):
+        value = trainer.get(key)
+        if isinstance(value, dict):
+            known = {"weeks", "days", "hours", "minutes", "seconds"}
+            amounts = list(value.values())
+            usable = set(value) <= known and any(amounts) and all(fits(float, n) and n >= 0 for n in amounts)
+        elif key == "max_time" or isinstance(value, str):
+            usable = value is None or bool(re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", str(value)))
+        else:
+            usable = True
+        if not usable:
+            raise ConfigError(f"trainer.{key} as a time must be DD:HH:MM:SS or {{hours: N}}, not {written(value)}")
+    devices = trainer.get("devices")
+    if isinstance(devices, list) and len(set(devices)) < len(devices):
+        raise ConfigError(f"trainer.devices names a device twice ({written(devices)}); name each once")
+
+
+def check_together(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
+    """Keys that contradict each other."""
+    model, adapt = config["model"], config.get("adapt") or {}
+    if model.get("test_samples") and model.get("test_temperature") == 0:
+        raise ConfigError("model.test_samples are all alike at model.test_temperature 0; use one above 0")
+    if (warm := model.get("warmup_steps", 0)) and 0 < trainer["max_steps"] <= warm:
+        raise ConfigError(
+            f"model.warmup_steps {warm} leaves no step of trainer.max_steps {trainer['max_steps']} at the full "
+            "learning rate; give fewer"
+        )
+    if adapt.get("population") == 1:
+        raise ConfigError("adapt.population must be at least 2, not 1: one member has nobody to be better than")
+    if adapt.get("experts") == []:
+        raise ConfigError("adapt.experts is empty; name at least one expert folder")
+
+
+def check_base(base: str, on_disk: bool) -> None:
+    """Refuse at once what is neither `tiny`, a folder nor a Hub id.
+
+    Args:
+        base: `model.base`.
+        on_disk: Whether a folder must be there.
+    """
+    if len(base) <= 255 and os.path.isdir(base):
+        return
+    path = len(base) > 255 or (on_disk and (base.startswith((".", "/")) or base.count("/") > 1))
+    if path:
+        raise DataError(
+            f"base {written(base)} is no folder on this machine; give model.base `tiny`, a folder, or a Hub id"
+        )
+    if base.startswith((".", "/")) or base.count("/") > 1:  # a folder elsewhere, for a plan or to print
+        return
+    if base != "tiny" and get_close_matches(base.lower().rstrip("/"), ["tiny"], cutoff=0.7):
+        raise DataError(f"base {written(base)} is no folder on this machine; did you mean 'tiny'?")
+    if not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", base, re.ASCII):
+        raise DataError(f"base {written(base)} is no folder here and no Hub id; give `tiny`, a folder, or OWNER/NAME")

@@ -1,0 +1,186 @@
+"""What a newcomer gets wrong: exit code 2, one line with the remedy, and nothing heavy done before."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from transformer2.cli import main
+from transformer2.cli.compose import PACKAGED
+
+FIT = ["fit", "--config", "conf/tiny_math.yaml"]
+PLAN = ["plan", "--config", "conf/tiny_math.yaml"]
+KWARGS, ADAPTER, CALLBACKS = "--model.model_kwargs", "--model.adapter", "--trainer.callbacks"
+MIX = ["experts", "mix", ".", ".", "--out", "o"]
+
+EARLY = [  # words, what the line says
+    ([*FIT, KWARGS, "{load_in_4bit: true}"], "conf/quantisation/nf4.yaml"),
+    ([*FIT, KWARGS, "{quantization_config: 4bit}"], "quantization_config must be keys and values"),
+    ([*FIT, KWARGS, "{torch_dtype: nonsense}"], "set model.dtype"),
+    ([*FIT, KWARGS, "{dtype: float32}"], "set model.dtype"),
+    ([*FIT, KWARGS, "{trust_remote_code: maybe}"], "must be true or false"),
+    ([*FIT, KWARGS, "{revision: 3}"], "must be a string"),
+    ([*FIT, KWARGS, "{config: x}"], "model_kwargs.config is not set here"),
+    ([*FIT, KWARGS, "{attn_implementaton: sdpa}"], "did you mean attn_implementation?"),
+    (["export", "--expert", ".", "--out", "o", KWARGS, "{load_in_8bit: true}"], "conf/quantisation/int8.yaml"),
+    (["export", "--expert", ".", "--out", "o", "--model.foo", "1"], "unknown config key model.foo"),
+    (["export", "--expert", ".", "--out", "o", "--dtype", "int8"], "--dtype must be one of"),
+    (["decompose", "--base", "tiny", KWARGS, "{torch_dtype: x}"], "set model.dtype"),
+    (["decompose", "--base", "tiny", "--model", "5"], "model must hold keys and values"),
+    (["decompose", *FIT[1:], ADAPTER, "5"], "model.adapter must be"),
+    (["decompose", *FIT[1:], "--data.task", "nosuch"], "unknown task 'nosuch'"),
+    (["decompose", *FIT[1:], "--model.lrr", "1"], "did you mean model.lr?"),
+    (["decompose", "--base", "tiny", "--layers", "a"], "--layers takes numbers"),
+    (["decompose", "--base", "tiny", "--layers", "-1"], "--layers takes numbers"),
+    (["decompose", "--base", "tiny", "--dtype", "int8"], "--dtype must be one of"),
+    (["decompose", "--base", "tiny", "--device", "gpu"], "--device must be"),
+    (["report", "nosuch"], "nosuch: no such folder"),
+    ([*FIT, ADAPTER, "{peft_type: LORRA}"], "did you mean 'LORA'?"),
+    ([*FIT, ADAPTER, "{target_modles: x}"], "did you mean 'target_modules'?"),
+    ([*FIT, ADAPTER, "{parametrization: bad}"], "one of direct, sigmoid_renorm"),
+    ([*FIT, ADAPTER, "{target_modules: []}"], "adapter.target_modules must be"),
+    ([*FIT, ADAPTER, "{target_modules: 5}"], "adapter.target_modules must be"),
+    ([*FIT, ADAPTER, "{r: 4}"], "unknown key model.adapter.r for SVF"),
+    ([*FIT, ADAPTER, "{peft_type: LORA, lora_alpha: .nan}"], "lora_alpha must be a finite number"),
+    ([*PLAN, "--gpus", "0"], "--gpus takes a positive whole number"),
+    ([*PLAN, "--gpus", "1.5"], "--gpus takes a positive whole number"),
+    ([*PLAN, "--gpus", "two"], "--gpus takes a positive whole number"),
+    ([*PLAN, "--gpu-memory", "80GB"], "--gpu-memory takes"),
+    ([*PLAN, "--gpu_memory", "80GB"], "--gpu_memory takes"),
+    ([*PLAN, "--device", "h1000"], "did you mean 'h100'?"),
+    ([*PLAN, "--quantisation", "nf3"], "did you mean 'nf4'?"),
+    ([*PLAN, "--nodes", "-1"], "--nodes takes"),
+    ([*PLAN, "--prompt_tokens", "-1"], "--prompt_tokens takes"),
+    ([*FIT, "--trainer.max_time", "foo"], "DD:HH:MM:SS"),
+    ([*FIT, "--trainer.val_check_interval", "foo"], "trainer.val_check_interval"),
+    ([*FIT, "--trainer.devices", "1,1"], "names a device twice"),
+    ([*FIT, "--model.test_samples", "10", "--model.test_temperature", "0"], "test_temperature 0"),
+    ([*FIT, "--model.warmup_steps", "100", "--trainer.max_steps", "100"], "warmup_steps 100 leaves no step"),
+    ([*FIT, "--model.base", "tinny"], "did you mean 'tiny'?"),
+    ([*FIT, "--model.base", "tiny/"], "did you mean 'tiny'?"),
+    ([*FIT, "--model.base", "a b c"], "no Hub id"),
+    (["adapt", "--adapt.experts", "[]"], "adapt.experts is empty"),
+    (["adapt", "--strategy", "cls", "--adapt.classifier", "nosuch"], "adapt.classifier: nosuch"),
+    (["adapt", "--adapt.population", "1"], "at least 2"),
+    (["experts", "show", "nosuch"], "nosuch is no folder here"),
+    ([*MIX, "--weights", ".7"], "1 numbers for 2 experts"),
+    ([*MIX, "--weights", "nan", ".7"], "from -100 to 100"),
+    ([*MIX, "--weights", "1e30", ".7"], "from -100 to 100"),
+    ([*MIX, "--weights=.7", ".7"], "--weights W W"),
+    ([*MIX, "--weights", ".7", "--weights", ".7"], "given twice"),
+    (["fit", "conf/tiny_math.yaml"], "write --config conf/tiny_math.yaml"),
+    (["fit", "-c", "x"], "write --config x"),
+    ([*FIT, "--print-config"], "did you mean --print_config?"),
+    ([*FIT, "--ckpt_path", "/dev/zero"], "/dev/zero is no file"),
+    ([*FIT, "--name", "-"], "not '-'"),
+    *(([*FIT, "--data.task", task], "module.Class") for task in ("os", "json:loads", "./nosuch.py")),
+]
+FILES = [  # content, what the line says
+    ("5\n", "holds a number, not keys and values"),
+    ("some words\n", "holds text, not keys and values"),
+    ("null: 2\n", "has a key that is null"),
+    ("model: {null: 2}\n", "has a key that is null"),
+    ("_base_: ''\n", "_base_ must be"),
+    ("_base_: secret\n", "secret holds text"),
+]
+REPORTS = ["[]", '{"strategies": 5}', "{", "{}", "null", '{"strategies": {}}', '{"details": 5}']
+
+
+def refusal(words, capfd) -> str:
+    """The one line of a command that is refused."""
+    capfd.readouterr()
+    assert main(words) == 2, words
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("transformer2: ")
+    return line
+
+
+def test_words(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words, says in EARLY:
+        assert says in refusal(words, capfd), words
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_word_of_them_needs_the_heavy_libraries(tmp_path) -> None:
+    code = (
+        "import json, sys; from transformer2.cli import main; [main(words) for words in json.load(sys.stdin)];"
+        "print(sorted({'torch', 'lightning', 'transformers', 'peft'} & set(sys.modules)))"
+    )
+    words = json.dumps([words for words, _ in EARLY])
+    done = subprocess.run([sys.executable, "-c", code], input=words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_files(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").write_text("password of root\n" * 30)
+    for content, says in FILES:
+        (tmp_path / "bad.yaml").write_text(content)
+        line = refusal(["fit", "--config", "bad.yaml"], capfd)
+        assert says in line and "password" not in line, content
+
+
+def test_a_damaged_report(tmp_path, capfd) -> None:
+    for content in REPORTS:
+        (tmp_path / "report.json").write_text(content)
+        line = refusal(["report", str(tmp_path)], capfd)
+        assert "report.json is damaged" in line, content
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE"])
+def test_a_rank_that_is_no_number(name, monkeypatch, capfd) -> None:
+    monkeypatch.setenv(name, "foo")
+    assert f"environment variable {name} must be a number" in refusal(FIT, capfd)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([KWARGS, "{foo: 1}"], "unknown key model.model_kwargs.foo"),
+        ([CALLBACKS, "[{class_path: Foo}]"], "there is no class 'Foo'"),
+        ([CALLBACKS, "[{class_path: no.Such}]"], "there is no class 'no.Such'"),
+        ([CALLBACKS, "[{class_path: os.system}]"], "'os.system' is no callback"),
+        ([CALLBACKS, "[{class_path: EarlyStopping, init_args: {monitr: x}}]"], "did you mean monitor?"),
+        (
+            ["--trainer.logger", "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dirr: x}}"],
+            "CSVLogger takes no save_dirr; did you mean save_dir?",
+        ),
+        ([ADAPTER, "{peft_type: LORA, rank: 4}"], "did you mean 'r'?"),
+    ],
+)
+def test_what_only_the_libraries_know(words, says, tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in refusal([*FIT, *words, "--quiet"], capfd)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_layer_that_is_not_there(tmp_path, capfd) -> None:
+    words = ["decompose", "--base", "tiny", "--layers", "0,99", "--cache_dir", str(tmp_path)]
+    assert "layer 99" in refusal(words, capfd)
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGED / "conf").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_config_prints(path: Path, tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = "adapt" if path.name.startswith("adapt_") else "fit"
+    assert main([command, "--config", f"conf/{path.name}", "--print_config"]) == 0, capfd.readouterr().err
+    assert "model:" in capfd.readouterr().out
+
+
+def test_help_has_no_source_in_it(capfd) -> None:
+    for command in ("fit", "adapt"):
+        assert main([command, "--help"]) == 0
+        assert "field(" not in capfd.readouterr().out
+
+
+def test_who_asks_where_peft_is_may_not_import_it() -> None:
+    code = (
+        "import sys, transformer2, importlib.util; importlib.util.find_spec('peft');"
+        "print([type(f).__name__ for f in sys.meta_path].count('_AfterPeft'), 'peft' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "False"], done.stderr
