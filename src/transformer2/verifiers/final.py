@@ -107,9 +107,9 @@ _KEPT = _phrases(
     r"|(?:the|my)(?: \w+)? answer (?:still )?(?:stands|holds)\b"
 )
 _SECOND_THOUGHT = re.compile(
-    r"(?:^|(?<=[.!?,;:(\u2014\u2026-])|\b(?:oh|ah|hm+|um|uh|but|or|and|so|then|no)\b,?)[\s*_\"(]*"
+    r"(?:^|(?<=[.!?,;:(\u2014\u2026-])|\b(?:oh|ah|hm+|um|uh|but|or|and|so|then|no)\b,?)[\s*_\"(]{0,8}"
     rf"(?:(?P<withdrawn>{_WITHDRAWN})|(?P<changed>{_CHANGED})|(?P<also>{_ALSO})|(?P<kept>{_KEPT}))"
-    rf"|(?:^|(?<=[.!?;]))[\s*_\"(]*(?:(?P<turned>{_TURNED})|(?P<more>{_MORE}))",
+    rf"|(?:^|(?<=[.!?;]))[\s*_\"(]{{0,8}}(?:(?P<turned>{_TURNED})|(?P<more>{_MORE}))",
     re.IGNORECASE | re.MULTILINE,
 )
 _SAYS = _phrases(r"(?:should )?(?:be|have been)|I (?:meant?|think)|go(?:ing)? with|no|wait|actually|sorry|so")
@@ -122,8 +122,7 @@ _LATER = re.compile(rf"(?:[.,;]\s*(?:(?:so|thus|hence|therefore|but|rather)\b,?\
 # "B is the correct answer", "B is wrong", "it can't be B"
 _JUDGED = re.compile(
     r"\b(?:is|would\s+be|seems)\s+(?:therefore\s+|indeed\s+)?(?:(?P<right>"
-    r"(?:(?:the|my)\s+)?(?:(?:most\s+likely\s+)?(?:correct|right|best"
-    r"|better|final)"
+    r"(?:(?:the|my)\s+)?(?:(?:most\s+likely\s+)?(?:correct|right|best|better|final)"
     r"(?:\s+(?:answer|option|choice|one))?|answer))(?=\s*(?:[.,:;!*]|$|because\b|since\b))"
     rf"|{_WRONG}|not\s+the\b)|\b(?:isn't|can't\s+be|cannot\s+be|is\s+not)\b",
     re.IGNORECASE | re.MULTILINE,
@@ -134,8 +133,8 @@ _SENTENCE_START = re.compile(
 )
 _NO_ANSWER = re.compile(  # "the least likely answer"
     r"\b(?:least|worst|wrong|incorrect|other|false|bad|poor|distractor|distracting|unlikely|common|popular|tempting"
-    r"|alternative|(?<!only )possible|previous|earlier|initial|rejected|opposite|trap|naive|mistaken|erroneous)"
-    r"(?:\s+\w+)?\s+\Z",
+    r"|alternative|(?<!only )possible"
+    r"|previous|earlier|initial|rejected|opposite|trap|naive|mistaken|erroneous)(?:\s+\w+)?\s+\Z",
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(
