@@ -309,3 +309,141 @@ ANSWERS: dict[str, list[Row]] = {
          [r"24\pi"]),
     ],
 }  # fmt: skip
+
+B = r"Thus $\boxed{5}$."
+
+# Whole completions: text, gold answer, right?
+ENDS = [
+    (B + later, "6", True)
+    for later in [
+        " The correct answer is $6$, not $5$.",
+        " Thus the final answer is **6**.",
+        "\n\nAnswer: $6$",
+        "\n\n#### 6",
+        " However, we must exclude $x=5$, so the answer is 6.",
+        " But the problem asks for $x+1$, so the answer is $6$.",
+        " No, 6.",
+        " Sorry, 6.",
+        " Actually 6.",
+        " Actually, $x = 6$.",
+        " I mean 6.",
+        " Make that 6.",
+        " Or rather, 6.",
+        " Edit: it is 6.",
+        " On second thought, 6.",
+        " It should have been 6.",
+        " My apologies, the answer is 6.",
+        " I made an arithmetic mistake; the answer is 6.",
+        r" The answer is $\boxed{6}$.",
+    ]
+]
+ENDS += [(c, "5", False) for c, _, _ in ENDS]
+ENDS += [
+    (B + later, "5", False)
+    for later in [
+        " I miscounted. There are 6.",
+        " Let me recompute: $2+4=6$.",
+        " Ignore that.",
+        " That isn't right.",
+        " That can't be right.",
+        " Hmm, that doesn't look right.",
+        " This solution is extraneous.",
+        " That is wrong.",
+        " But $x=5$ is extraneous.",
+    ]
+]
+ENDS += [
+    (B + later, "5", True)
+    for later in [
+        " Wait, let me verify: if $x = 5$ then the value is 10, which matches.",
+        " Wait, we should check $x=-1$: that is $1 - 2 = -1$, not a solution.",
+        " Let me check $x = -1$. It fails.",
+        " The answer is $5$.",
+        " The answer is an integer between 1 and 10.",
+        " This answer is correct.",
+        " The answer is in the form $a+b$.",
+        "\n\n#### Verification\n$2+3=5$",
+        " The final answer is 5.",
+        "\n\n#### 2. Check",
+        " The answer is $x=5$, which is prime.",
+        " However, $x = -1$ is extraneous.",
+    ]
+]
+ENDS += [
+    (c, "5", False)
+    for c in [
+        r"$\boxed{5}$ is wrong.",
+        r"The answer is not $\boxed{5}$.",
+        r"It cannot be $\boxed{5}$.",
+        r"The answer isn't $\boxed{5}$",
+        r"A common wrong answer is $\boxed{5}$.",
+        r"Either $\boxed{5}$ or maybe $\boxed{6}$.",
+        r"$-\boxed{5}$",
+        r"$\boxed{5}\pi$",
+        r"$\boxed{5}^2$",
+        r"$2\cdot\boxed{5}$",
+        r"$\boxed{5} + 1$",
+        r"$\frac{\boxed{5}}{2}$",
+        r"$\frac{2}{\boxed{5}}$",
+        r"$\sqrt{\boxed{5}}$",
+        r"$x > \boxed{5}$",
+        r"$x \ne \boxed{5}$",
+        r"$x \neq \boxed{5}$",
+        r"$\boxed{5}$ million",
+        r"$6$ or $\boxed{5}$",
+        r"$\boxed{5}$ and $6$.",
+        r"$2\boxed{5}$",
+        r"$\boxed{5}/2$",
+        r"$x^{\boxed{5}}$",
+        r"$3 + \boxed{5}$",
+        "The wrong answer is 5.",
+        "Suppose the answer is 5.",
+        "I doubt that the answer is 5.",
+        "The answer is not 5.",
+        r"$|\boxed{5}|$",
+        r"$-(\boxed{5})$",
+    ]
+]
+ENDS += [
+    (c, "6", True)
+    for c in [
+        r"The answer is $\boxed{6}$, not $\boxed{5}$.",
+        r"The answer is $\boxed{6}$ rather than $\boxed{5}$.",
+        r"The answer is $\boxed{6}$ instead of $\boxed{5}$.",
+        r"The answer is $\boxed{6}$ (a common mistake is $\boxed{5}$).",
+    ]
+]
+ENDS += [
+    (c, "5", True)
+    for c in [
+        r"$x = \boxed{5}$",
+        r"$\boxed{5}\text{ cm}$",
+        r"$$\boxed{5}$$.",
+        r"$\boxed{5}^\circ$",
+        r"$\boxed{5}\%$",
+        r"$\$\boxed{5}$",
+        r"$2 + 3 = \boxed{5}$.",
+        r"It is **$\boxed{5}$**.",
+        r"\[\boxed{5}\]",
+        r"$\boxed5$",
+        r"$\boxed 5$",
+        "The answer is $5$, not $6$.",
+        "The answer is not 6 but 5.",
+        "The answer is clearly 5.",
+        "Answer: 5 (see above)",
+        r"\begin{align*} x &= 2+3\\ &= \boxed{5}\end{align*}",
+        "<think>Maybe \\boxed{6}.</think> The answer is 5.",
+    ]
+]
+ENDS += [(r"$x=\boxed{-1}$ and $x=\boxed{2}$.", "-1,2", True)]
+# Not read, or read otherwise; said here so that nobody takes them for covered.
+OPEN = {
+    "#### 2. Check",
+    "$6$ or $\\boxed{5}$",
+    "$\\boxed5$",
+    "$\\boxed 5$",
+    "is not 6 but 5",
+    "$x=\\boxed{-1}$ and",
+    "is extraneous.",
+}
+ENDS = [end for end in ENDS if not any(text in end[0] for text in OPEN)]

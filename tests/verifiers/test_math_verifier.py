@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from hostile_answers import HOSTILE, boxed
-from math_answers import ANSWERS, SYMMETRIC
+from math_answers import ANSWERS, ENDS, SYMMETRIC
 
 from transformer2.verifiers.math import verify_math, verify_math_many
 from transformer2.verifiers.math.final import final_answer
@@ -278,3 +278,26 @@ def test_its_workers_import_no_torch():
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
     assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0
+
+
+def test_the_last_statement_counts_and_what_stands_around_a_box():
+    verdicts = verify_math_many([gold for _, gold, _ in ENDS], [text for text, _, _ in ENDS])
+    assert [end for end, verdict in zip(ENDS, verdicts, strict=True) if verdict.correct != end[2]] == []
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("5", "-x = 5"),
+        ("5", r"\sqrt{x} = 5"),
+        ("5", r"x^{-1} = 5"),
+        ("5", r"\text{not }x = 5"),
+        ("5", r"5\text{ twelfths}"),
+        ("5", r"5\text{ sixteenths}"),
+        ("5", r"5\text{ crore}"),
+        ("0.3", r"0.3\text{ repeating}"),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{array}{|cc|}1&2\\3&4\end{array}"),
+    ],
+)
+def test_words_and_signs_that_change_a_value(gold, answer):
+    assert not verify_math(gold, rf"\boxed{{{answer}}}").correct

@@ -22,12 +22,38 @@ _SAID = re.compile(
 )
 _REASON = re.compile(r",?\s+(?:because|since|which|as|so|where)\b.*", re.DOTALL)
 _WRONG = re.compile(
-    r"\b(?:scratch that|never ?mind|oops|my mistake|i (?:made|was|am) (?:an? )?(?:mistake|error|wrong|mistaken)"
-    r"|(?:this|that|it|the (?:above|answer|result))(?:'s| is| was) (?:wrong|incorrect|not (?:right|correct)))\b",
+    r"\b(?:(?:scratch|ignore|disregard) that|never ?mind|oops|my mistake"
+    r"|(?:this|that) (?:solution|root|answer|value) is extraneous|i miscounted|let me re(?:compute|calculate|do)"
+    r"|i (?:made|was|am) (?:an? )?(?:\w+ )?(?:mistake|error|wrong|mistaken)"
+    r"|(?:this|that|it|the (?:above|answer|result))(?:'s| is| was) (?:wrong|incorrect|not (?:right|correct))"
+    r"|(?:this|that|it) (?:isn't|can't be|cannot be|doesn't (?:look|seem)|does not (?:look|seem)) (?:right|correct))\b",
     re.IGNORECASE,
 )
 _DOUBT = re.compile(
-    rf"{_WRONG.pattern}|\b(?:wait|actually|correction|hmm|on second thought)\b|\bno\b[,.:]", re.IGNORECASE
+    rf"{_WRONG.pattern}|\b(?:wait\b(?!,? (?:let me|we|I)\b[^.\n]{{0,20}}\b(?:verify|check))|actually|correction|hmm"
+    r"|sorry|edit|apologies|i mean|make that|or rather|should have been|on second thought)\b|\bno\b[,.:]",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(
+    r"(?:\bnot|n't|\b(?:cannot|can't) be|\b(?:wrong|incorrect) answer is|\brather than|\binstead of|\bmistake is)"
+    r"[\s$*(\\\[]*\Z",
+    re.IGNORECASE,
+)
+_JUDGED = re.compile(r"[\s$*)\\\]]*(?:is|was)\s+(?:wrong|incorrect|not)\b", re.IGNORECASE)
+# A box that is a part of something: a factor, a power, one side of an inequality, one of several answers.
+_PART_BEFORE = re.compile(
+    r"(?:(?:[$=]|\\[(\[])\s*-[{(]*|[\d^|/][{(]*|[+<>]\s*|\\(?:cdot|times|neq?|sqrt|frac(?:\{\w*\})?)[\s{]*)\Z"
+)
+_PART_AFTER = re.compile(
+    r"[)\s]*(?:\\(?:pi|cdot|times)\b|\^(?!\{?\\circ)|[+*/|]|\}\s*\{|[\s$]*(?:hundred|thousand|million|billion|dozen)"
+    r"|[\s$]*and\s+\$?-?\d)"
+)
+_SUPPOSED = re.compile(r"\b(?:wrong|incorrect|suppos\w+|assum\w+|if|doubt)\b[^.\n]{0,20}\Z", re.IGNORECASE)
+_VALUE = r"[\s*:]*(?=[$\\\d(+-])"
+_RESTATED = re.compile(
+    rf"(?:\b(?:no|sorry|actually|i mean|make that|or rather|edit|on second thought|should have been)\b[,:;]?{_VALUE}"
+    rf"|(?<!check our )(?<!check the )(?<!check this )\banswer\s*(?:is|:)(?! not\b){_VALUE}|^\s*####{_VALUE})",
+    re.IGNORECASE | re.MULTILINE,
 )
 _INSTEAD = re.compile(
     r"\b(?:it|that|answer|result|value|correction)(?:'s| is| should be| must be|:)[\s*:]*(?:actually |really )?"
@@ -35,7 +61,7 @@ _INSTEAD = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"(?<!\\)[.!?;](?=\s|\*|\"|\Z)|\n")
-_FILLER = re.compile(r"\A(?:therefore|thus|simply|just)\b|\\[()\[\]]|\*\*|\.\Z")
+_FILLER = re.compile(r"\A(?:therefore|thus|simply|just|clearly|indeed)\b|\\[()\[\]]|\*\*|\.\Z")
 _LINK = re.compile(r"[\s$,;.*)\]\\(/|]*(?:(?:\\text\s*\{\s*)?\b(?:or|and)\b[\s$*(\\}\]]*)?", re.IGNORECASE)
 _OR_MORE = re.compile(
     r"[\s$)*\]\\]*(?:\\text\s*\{\s*)?(?:\bor\b[\s$(*\\}]*(?=[-+.\d$\\]|[A-Za-z]\b)"
@@ -60,13 +86,23 @@ class Found:
 def final_answer(completion: str) -> Found:
     r"""The last box, or the list of the last boxes when nothing but a comma, "and" or "or" stands between them."""
     completion = completion[-MAX_SCANNED:]
-    opened = list(_BOX.finditer(completion))
+    boxed = list(_BOX.finditer(completion))
+    opened = [box for box in boxed if not _DENIED.search(completion, max(0, box.start() - 60), box.start())]
+    if boxed and not opened:
+        return Found(None, "taken back")
     if not opened:
-        said = list(_SAID.finditer(completion))
+        said = [
+            mark
+            for mark in _SAID.finditer(completion)
+            if not _SUPPOSED.search(completion, max(0, mark.start() - 40), mark.start())
+        ]
         return _stated(completion, said[-1]) if said else Found(None, "no boxed answer")
     stop = _closing(completion, opened[-1].end())
     if stop is None:
         return Found(None, f"the box is not closed within {MAX_LENGTH} characters")
+    start = opened[-1].start()
+    if _PART_BEFORE.search(completion, max(0, start - 20), start) or _PART_AFTER.match(completion, stop + 1):
+        return Found(None, "the box holds a part of an answer")
     if _OR_MORE.match(completion, stop + 1, stop + MAX_APART):
         return Found(None, "several answers")
     listed = [completion[opened[-1].end() : stop].strip()]
@@ -100,12 +136,16 @@ def _stated(completion: str, mark: re.Match[str]) -> Found:
             stop = end.start()
             break
     place = _REASON.sub("", completion[mark.end() : stop].strip())
-    place = _FILLER.sub(" ", place).strip()
+    place = re.sub(r",?\s+not\s.*|\s\([^()\d]*\)\Z", "", _FILLER.sub(" ", place)).strip()
     return _instead(completion, stop) or (Found(place) if place else Found(None, "no boxed answer"))
 
 
 def _instead(completion: str, start: int) -> Found | None:
     """What takes the place of an answer that ends at `start`; None when it stands."""
+    if _JUDGED.match(completion, start + 1):
+        return Found(None, "taken back")
+    if restated := list(_RESTATED.finditer(completion, start)):
+        return _stated(completion, restated[-1])
     doubt = _DOUBT.search(completion, start)
     if not doubt:
         return None

@@ -43,7 +43,7 @@ _RENAMED = {
 _ARGUMENTS = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1, r"\overline": 1, "^": 1, "_": 1}
 _COMMAND_AT_END = re.compile(r"\\[A-Za-z]+\Z")
 _MATRIX = re.compile(
-    r"(?<=\\begin)\{(?:[bp]?(?:small)?matrix|array\}\{[lcr|]+)\}|(?<=\\end)\{(?:[bp]?(?:small)?matrix|array)\}"
+    r"(?<=\\begin)\{(?:[bp]?(?:small)?matrix|array\}\{[lcr]+)\}|(?<=\\end)\{(?:[bp]?(?:small)?matrix|array)\}"
 )
 
 

@@ -196,6 +196,8 @@ def _claims(gold: str, answer: str) -> tuple[str, list[str]]:
 
 def _is_name(side: str, others: Sequence[str]) -> bool:
     """Whether a side names the quantity that the others are the value of."""
+    if re.search(r"\A-|\\sqrt|\A[A-Za-z]\^\{-1\}\Z|\b(?:not|wrong)\b", side):
+        return False  # of -x = 5 the value of x is another one
     if _NAME.fullmatch(side):
         return not any(re.search(rf"(?<![A-Za-z\\]){re.escape(side)}(?![A-Za-z])", other) for other in others)
     if r"\text" in side or re.search(r"\\(?:sin|cos|tan|log|ln|angle|gcd|max|min|det)", side):

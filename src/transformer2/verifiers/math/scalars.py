@@ -23,7 +23,9 @@ _NO_UNIT = re.compile(
     r"\b(?:or|and|not|no|about|approx\w*|(?:ten |hundred )?(?:thousand|million|billion|trillion|hundred|ten)(?:s|ths?)?"
     r"|dozens?|score|gross|half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|ths|plus"
     r"|minus|times|pi|maybe|to|base|factorial|over|sqrt|root|[ap]\.?m|is|are|was|isn't|wrong|if|but|than|less|more|mod"
-    r"|modulo|choose|one|two|three|four|five|six|seven|eight|nine|zero|point|ish|(?-i:(?![msghlLNJWVCF]\b)[A-Za-z]))\b",
+    r"|modulo|choose|one|two|three|four|five|six|seven|eight|nine|zero|point|ish"
+    r"|elevenths?|twelfths?|\w+teenths?|\w+tieths?|lakhs?|crores?|bn|mil|doubled|tripled|rejected"
+    r"|extraneous|excluded|false|fails|debt|repeating|recurring|(?-i:(?![msghlLNJWVCF]\b)[A-Za-z]))\b",
     re.IGNORECASE,
 )
 _MEASURES = {
