@@ -132,7 +132,9 @@ def export(args: Sequence[str]) -> int:
     if "base" in given:
         config["model"] = {**_mapping(config), "base": given["base"]}
     check(config, "export")
+    data = config.get("data")
     take_from_expert(config, expert, scored=True)
+    config["data"] = data  # which rows it was trained on makes no difference here
     check(config, "export")
     model = config["model"]
     if model.get("base") is None:

@@ -84,10 +84,9 @@ def _run(command: str, args: Sequence[str]) -> int:
     whole = flags.with_engine()
     config = compose(whole.configs, whole.overrides, KEYS)
     kept = "print_config" not in flags.switches
-    check(config, command, folders=kept)
     if expert is not None:
         take_from_expert(config, expert, scored=command != "fit")
-        check(config, command, folders=kept)
+    check(config, command, folders=kept)
     _refuse_missing(flags.options.get("ckpt_path"), config["trainer"].get("strategy"))
     name = folder_name(config.pop("name", None) or (Path(flags.configs[-1]).stem if flags.configs else command))
     if kept:
@@ -121,7 +120,11 @@ def take_from_expert(config: dict[str, Any], expert: Path, scored: bool) -> None
     from transformer2.experts import read_config
 
     saved = read_config(expert)
-    model = config["model"] = dict(config.get("model") or {})
+    sections = [config.get(key) or {} for key in ("model", "data")]
+    inner = [sections[0].get(key) or {} for key in ("adapter", "model_kwargs")] if isinstance(sections[0], dict) else []
+    if not all(isinstance(part, dict) for part in (*sections, *inner)):
+        return  # `check` says what is wrong with it
+    model = config["model"] = dict(sections[0])
     if given := model.get("adapter"):
         model["adapter"] = {"peft_type": saved["peft_type"], **given}
     elif saved["peft_type"] == "SVF" and isinstance(targets := saved.get("target_modules"), list):
