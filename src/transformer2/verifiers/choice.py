@@ -109,7 +109,9 @@ class _Options:
         if kind in ("turned", "closes"):
             marks = [] if _DENIES.search(plain) else [*self.named.finditer(plain)]
             named = {self.letters.get(m.group().strip("()[] ").upper()) for m in marks}
-            ends = kind == "turned" or (marks and not plain[marks[-1].end() :].strip(" .!)"))
+            closing = self._case(plain).strip(" .!)]")
+            restated = any(closing.endswith(text.strip(" .!)]")) for text in self.texts.values())  # "it melts at 0°C"
+            ends = kind == "turned" or (marks and not restated and not plain[marks[-1].end() :].strip(" .!)"))
             return Final(named.pop() if len(named) == 1 and ends else None)
         filler = _FILLER.match(plain)
         starts = {plain, plain[filler.end() :] if filler else plain}
