@@ -261,6 +261,9 @@ def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
     thoughts = (m for m in _SECOND_THOUGHT.finditer(text) if not reader.begins(_rest(text, m.start(), len(text))))
     stated = (m for m in _STATED.finditer(text) if reader.strict or not m["so"])
     marks = sorted([*stated, *thoughts], key=re.Match.start)
+    marks = [  # "The answer is: so it can be done" is one statement
+        m for i, m in enumerate(marks) if m.lastgroup != "so" or not i or text[marks[i - 1].end() : m.start()].strip()
+    ]
     for mark, following in zip(marks, [*marks[1:], None], strict=False):
         kind, start = mark.lastgroup or "", mark.end()
         limit = following.start() if following else len(text)
