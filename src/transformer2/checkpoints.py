@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from transformer2.errors import CheckpointError
+from transformer2.files import fsync
 
 __all__ = ["pack", "read_checkpoint", "seal_folder", "write_checkpoint"]
 
@@ -54,7 +55,7 @@ def write_checkpoint(data: bytes, path: str | Path) -> None:
             os.fsync(file.fileno())
         _unpack(temporary, temporary.read_bytes())
         os.replace(temporary, path)
-        _fsync(path.parent)
+        fsync(path.parent)
     except OSError as e:
         raise CheckpointError(
             f"checkpoint {path} cannot be written ({e.strerror}), the one before it is intact; free some space, or "
@@ -92,7 +93,7 @@ def seal_folder(folder: str | Path) -> None:
     folder = Path(folder)
     listed = _manifest(folder)
     for file in folder.rglob("*"):
-        _fsync(file)
+        fsync(file)
     (folder / MANIFEST).write_text(listed, encoding="utf-8")
 
 
@@ -177,11 +178,3 @@ def _good_one_beside(path: Path) -> str:
             if _is_whole(other.read_bytes()):
                 return f"; resume from {other}, which is whole"
     return "; a run keeps checkpoints/last.ckpt"
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -40,3 +40,12 @@ def read_file(path: str | Path, limit: int, error: type[UserError] = UserError) 
     if status.st_size > limit or len(data) > limit:
         raise error(f"{name} has more than {limit} bytes, which no file of this kind has; check where it came from")
     return data
+
+
+def fsync(path: Path) -> None:
+    """Put a file, or the entries of a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -28,7 +28,7 @@ from transformer2.experts.read import (
     read_adapter,
     read_config,
 )
-from transformer2.files import read_file
+from transformer2.files import fsync, read_file
 
 __all__ = ["expert_folder", "replace_folder", "save_expert", "stamp_expert"]
 
@@ -123,7 +123,7 @@ def stamp_expert(folder: str | Path) -> Path:
             (Path(temp) / WEIGHTS).write_bytes(weights)
             (Path(temp) / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             read_adapter(temp)
-            _fsync(Path(temp) / CONFIG)
+            fsync(Path(temp) / CONFIG)
             os.replace(Path(temp) / CONFIG, folder / CONFIG)
         write_card(folder, config)
     except OSError as e:
@@ -146,7 +146,7 @@ def replace_folder(fresh: Path, target: Path) -> None:
         OSError: The folder cannot be moved.
     """
     for file in [*fresh.iterdir(), fresh]:
-        _fsync(file)
+        fsync(file)
     old = fresh.with_name(fresh.name + ".old")
     if not os.path.lexists(target):
         os.replace(fresh, target)
@@ -159,7 +159,7 @@ def replace_folder(fresh: Path, target: Path) -> None:
         except OSError:
             os.replace(old, target)
             raise
-    _fsync(target.parent)
+    fsync(target.parent)
     if old.is_dir() and not old.is_symlink():
         shutil.rmtree(old, ignore_errors=True)
     else:
@@ -191,11 +191,3 @@ def _key(module: str) -> str:
     if not _KEY.fullmatch(key):
         raise ExpertError(f"{module!r} is no module path; an expert maps module paths to z - 1")
     return key
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
