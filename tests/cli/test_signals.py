@@ -47,7 +47,15 @@ def start(args, marker, hook="none", step=0):
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     stuck = f"[{{class_path: stuck.Stuck, init_args: {{hook: {hook}, marker: {marker}, step: {step}}}}}]"
     command = [sys.executable, "-m", "transformer2", *args, "--trainer.callbacks", stuck]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # Under nohup a SIGHUP is ignored, by what nohup starts and by its children (test_nohup_is_respected).
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 200
     while hook != "none" and not marker.exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
