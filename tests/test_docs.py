@@ -19,18 +19,9 @@ from transformer2.cli import main
 ROOT = Path(__file__).parents[1]
 
 
-PAGES = (
-    "README.md",
-    "ARCHITECTURE.md",
-    "CONTRIBUTING.md",
-    "docs/tasks.md",
-    "docs/quantised.md",
-    "docs/rollouts.md",
-    "docs/training.md",
-    "docs/models.md",
-)
-PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/tasks.md", "docs/quantised.md", "docs/rollouts.md")
 FENCED = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+PAGES = ["ARCHITECTURE.md", "CHANGELOG.md", *FENCED]
+PAGES.remove("docs/log.md")  # names files as they were called
 # Commands that are run whole (the embedded model, minutes), not only read.
 HERE = (
     "transformer2 fit --config conf/tiny_math.yaml",
