@@ -12,7 +12,7 @@ verdict is a guess. "a" is an article, and so is "A" before a word.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from transformer2.types import Verdict
 from transformer2.verifiers.final import BECAUSE, Final, final_answer, readable
@@ -84,7 +84,7 @@ class _Options:
     """
 
     strict = True
-    unusable = listed = "not a usable choice"
+    unusable = unclosed = listed = "not a usable choice"
 
     def __init__(self, options: Mapping[str, str], keys: Mapping[str, str]) -> None:
         self.letters = {**{letter: letter for letter in options}, **keys}
@@ -122,13 +122,16 @@ class _Options:
         found.discard(None)
         if len(found) == 1:
             return Final(found.pop())
-        asked = kind in ("hash", "boxed", "said", "heading", "back", "chosen")
+        asked = kind in ("hash", "boxed", "said", "heading", "back", "listed", "chosen")
         about = found or (asked and (self.speaks.search(plain) or self.speaks.search(self._case(plain))))
         return Final(None, self.unusable if about else "")
 
     def begins(self, place: str) -> bool:
         """Whether a place begins with an option's text, such as "No, because it is cold"."""
         return self._begins_with_a_text(_plain(place))
+
+    def joined(self, answers: Sequence[str]) -> None:
+        """Several options are no answer."""
 
     def _by_label(self, plain: str, kind: str) -> str | None:
         match = _LABEL.match(plain)

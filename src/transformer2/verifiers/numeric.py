@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from fractions import Fraction
 
 from transformer2.types import Verdict
@@ -122,6 +123,7 @@ class _Numbers:
 
     strict = False
     unusable = "not a usable number"
+    unclosed = "no number in the final answer"
     listed = "several answers"
 
     def read(self, place: str, kind: str) -> Final[Fraction]:
@@ -133,7 +135,7 @@ class _Numbers:
         if kind == "turned":
             numbers = [*_NUMBER.finditer(_plain(place))]
             return Final(_value(numbers[-1])) if numbers else Final(None, self.unusable if _WORDS.search(place) else "")
-        if kind == "back":
+        if kind in ("back", "listed"):
             place = _until_reason(place, _SENTENCE_END)
             if _WORDS.match(place):
                 return Final(None, self.unusable)
@@ -149,6 +151,9 @@ class _Numbers:
     def begins(self, place: str) -> bool:
         """No number is a word."""
         return False
+
+    def joined(self, answers: Sequence[Fraction]) -> None:
+        """A list of numbers is no answer."""
 
 
 def _until_reason(place: str, end: re.Pattern[str]) -> str:

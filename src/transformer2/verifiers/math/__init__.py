@@ -40,7 +40,7 @@ from functools import cache
 
 from transformer2.types import Verdict
 from transformer2.verifiers.isolated import batch_deadline, failed
-from transformer2.verifiers.math.final import final_answer
+from transformer2.verifiers.math.final import final_expression
 from transformer2.verifiers.math.latex import normal
 from transformer2.verifiers.math.limits import refusal, unreadable
 from transformer2.verifiers.math.parts import equal
@@ -84,20 +84,19 @@ def _without_algebra(gold: str, completion: str) -> Verdict | str:
     """The verdict of the first two stages; the answer as written when they leave it open."""
     if reason := unreadable(gold):
         return failed(f"the gold answer {gold[:40]!r} cannot be read: {reason}")
-    found = final_answer(completion)
-    if found.text is None:
+    found = final_expression(completion)
+    if found.value is None:
         return Verdict.of(False, None, found.reason)
-    if reason := unreadable(found.text):
-        return Verdict.of(False, found.text[:80], f"refused: {reason}")
-    expected, answer = normal(gold), normal(found.text)
+    text = found.value.text
+    if reason := unreadable(text):
+        return Verdict.of(False, text[:80], f"refused: {reason}")
+    expected, answer = normal(gold), normal(text)
     if answer == expected:
-        return Verdict.of(True, found.text, "equal as written")
+        return Verdict.of(True, text, "equal as written")
     if reason := refusal(expected, answer):
-        return Verdict.of(False, found.text[:80], f"refused: {reason}")
+        return Verdict.of(False, text[:80], f"refused: {reason}")
     same = equal(expected, answer, compare_scalars)
-    if same is None:
-        return found.text
-    return Verdict.of(same, found.text, "equal" if same else f"expected {gold}")
+    return text if same is None else Verdict.of(same, text, "equal" if same else f"expected {gold}")
 
 
 def _with_algebra(gold: str, answer: str, found: bytes | Lost) -> Verdict:
