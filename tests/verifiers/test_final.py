@@ -413,6 +413,96 @@ D_IS_TAKEN_BACK = [
     "Upon reflection, (C).",
     "Revised: C",
 ]
+# What follows a D, or ends on it, and the letters that a careful reader may take; 0: none.
+ENDS_OF_CHOICES = [
+    ("The answer is (D). C it is.", "C"),
+    ("The answer is (D).\n\nC it is.", "C"),
+    ("The answer is (D). So C it is.", "C"),
+    ("The answer is (D). Then (C) it is.", "C"),
+    ("The answer is (D). C after all.", "C"),
+    ("The answer is (D). It is C after all.", "C"),
+    ("The answer is (D). C, after all.", "C"),
+    ("The answer is (D). C instead.", "C"),
+    ("The answer is (D). (C) long it is.", "C"),
+    ("The answer is (D). D it is.", "D"),
+    ("D it is.", "D"),
+    ("The answer is (D). I'd rather say C", "C"),
+    ("The answer is (D). I'd rather say C.", "C"),
+    ("The answer is (D). I would rather go with (C).", "C"),
+    ("The answer is (D). I'd rather pick C.", "C"),
+    ("The answer is (D). I'd sooner say C.", "C"),
+    ("The answer is (D). I'd now say C.", "C"),
+    ("The answer is (D). I guess C works too", "D0"),
+    ("The answer is (D). I guess C works too.", "D0"),
+    ("The answer is (D). C works too.", "D0"),
+    ("The answer is (D). C works as well.", "D0"),
+    ("The answer is (D). (C) could also be right.", "D0"),
+    ("The answer is (D). C is also correct.", "D0"),
+    ("The answer is (D). C is fine too.", "D0"),
+    ("The answer is (D). I suppose (C) would do as well.", "D0"),
+    ("The answer is (D). But C could be right too.", "D0"),
+    ("The answer is (D). I guess C also works.", "D0"),
+    ("The answer is (D). I think C fits too.", "D0"),
+    ("The answer is (D). C might work too.", "D0"),
+    ("The answer is (D). C is possible too.", "D0"),
+    ("The answer is (D). C is a possibility too.", "D0"),
+    ("The answer is (D). Then again, C is plausible.", "DC0"),
+    ("The answer is (D). C would also be acceptable.", "D0"),
+    ("The answer is (D). One could also argue for C.", "D0"),
+    ("The answer is (D). I guess C is okay too.", "D0"),
+    ("The answer is (D). Not so fast: C", "C"),
+    ("The answer is (D). Not so fast: C.", "C"),
+    ("The answer is (D). Not so fast, it is C.", "C"),
+    ("The answer is (D). Not quite: C.", "C"),
+    ("The answer is (D). Hold on: C", "C"),
+    ("The answer is (D). Hang on, (C).", "C"),
+    ("The answer is (D). One moment: C.", "C"),
+    ("The answer is (D). Then again, C.", "C"),
+    ("The answer is (D). Come to think of it, C.", "C"),
+    ("The answer is (D). Second thoughts: C.", "C"),
+    ("The answer is (D). Better: C", "C"),
+    ("The answer is (D). On reflection, C.", "C"),
+    ("The answer is (D). Strike that: C.", "C"),
+    ("The answer is (D). Let me correct that: C", "C"),
+    ("The answer is (D). No way: C.", "C0"),
+    ("The answer is (D). Let's say C.", "C0"),
+    ("The answer is (D). Make it C.", "C"),
+    ("The texture is (D) soft.", "D"),
+    ("The texture is (D).", "D"),
+    ("The texture of the fur is (D) soft.", "D"),
+    ("The property that is a texture is (D) soft.", "D"),
+    ("Texture is what is felt. The texture is (D) soft.", "D"),
+    ("The texture is not (D) soft.", "0"),
+    ("The texture is (D) soft or (C) long.", "0"),
+    ("The texture is (D) long.", "0"),
+    ("The colour is (A) bright. The texture is (D) soft.", "D0"),
+    ("Is the texture (D) soft?", "0"),
+    ("Texture: (D) soft.", "D"),
+    ("The word for it is (D) soft", "D"),
+    ("Final: D", "D"),
+    ("Final: (D)", "D"),
+    ("**Final:** D", "D"),
+    ("It is felt.\nFinal: D", "D"),
+    ("Conclusion: D", "D"),
+    ("My choice: D", "D"),
+    ("Final choice: D", "D"),
+    ("Final: D or C", "0"),
+    ("Final: maybe D", "0"),
+    ("The answer is C.\nFinal: D", "D0"),
+    ("The answer is (D), i.e. soft.", "D"),
+    ("The answer is (D), i.e., soft.", "D"),
+    ("The answer is (D), namely soft.", "D"),
+    ("The answer is (D), that is, soft.", "D"),
+    ("The answer is (D), i.e. long.", "0"),
+    ("The answer is (D), namely long.", "0"),
+    ("The answer is D, i.e. soft.", "D"),
+    ("The answer is (D) (i.e. soft).", "D"),
+    ("The answer is soft, i.e. (D).", "D"),
+    ("The answer is soft, i.e. (C).", "0"),
+    ("The answer is (D), i.e. the soft one.", "D"),
+    ("The answer is (D), that is, long.", "0"),
+    ("The answer is (D), e.g. soft fur.", "D0"),
+]
 NO_CHOICE = [
     "The answer is (D), as well as (C).",
     "The least likely answer is (D).",
@@ -478,6 +568,11 @@ def test_a_choice_that_is_taken_back_later_is_none(after: str, between: str) -> 
 @pytest.mark.parametrize(("text", "letter"), [*((t, None) for t in NO_CHOICE), *((t, "D") for t in PLAINLY_D)])
 def test_choices_of_others_and_choices_with_words(text: str, letter: str | None) -> None:
     assert final_choice(TEXTURE, text).value == letter
+
+
+@pytest.mark.parametrize(("text", "letters"), ENDS_OF_CHOICES)
+def test_changes_of_mind_and_answers_in_a_sentence(text: str, letters: str) -> None:
+    assert (final_choice(TEXTURE, text).value or "0") in letters
 
 
 @pytest.mark.parametrize(("text", "letter"), NUMBERED)
@@ -796,6 +891,28 @@ TAKEN_BACK = [
     "Wrong.",
     "That was a typo.",
 ]
+
+
+ENDS_OF_NUMBERS = [
+    (r"The answer is not \boxed{18}.", None),
+    (r"$-\boxed{18}$", None),
+    (r"\boxed{18} is wrong.", None),
+    (r"20 or \boxed{18}", None),
+    (r"\boxed18", 18),
+    ("\\boxed{18}\n\n#### 2. Check", 18),
+    ("#### 2. Check", 2),
+    ("The answer is 18. But 18 does not work.", None),
+    ("The answer is 20. 18 it is.", 18),
+    ("Final: 18", 18),
+    ("The answer is 18. Wait, let me double-check: 9 x 2 = 18.", 18),
+    (r"**\boxed{18}**", 18),
+    (r"\boxed{=18}", 18),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), ENDS_OF_NUMBERS)
+def test_numbers_around_boxes_and_headings(text: str, value: int | None) -> None:
+    assert final_number(text).value == value
 
 
 @pytest.mark.parametrize("stated", ["#### 18", "The answer is 18.", r"\boxed{18}"])

@@ -39,6 +39,12 @@ _STARTS_OVER = re.compile(r"(?:or|and|not|nor|but|maybe|perhaps|no(?! other)|wai
 _DECORATION = re.compile(r"\*+|__|[`$\"{}]|\\[()\[\],;! ]|\\(?:text|mathrm|mathbf|textbf|mathit)\b")
 _SENTENCE = re.compile(r".*?[.!?;](?=\s)", re.DOTALL)
 _APPOSED = re.compile(r"\s*(?:,\s+(?=(?:an?|the)\s)|[:\u2014]\s*|\s-\s)")
+_THAT_IS = re.compile(r"\A[\s,;(]*(?:i\.e\.?|namely|that is)[\s,:]*(?:an?\s|the\s)?", re.IGNORECASE)
+_CONCLUDES = re.compile(r"(?:\b(?:is|are|was|were)|:)\s+[(\[]([A-Za-z0-9])[)\]](?![\w-])\s*")
+_SUPPOSES = re.compile(
+    r"\b(?:if|whether|might|may|could|maybe|perhaps|possibly|or|and|least|first|say|think|answer|option|choice)\b",
+    re.IGNORECASE,
+)
 _DENIES = re.compile(
     r"\b(?:not|no|never|neither|nor|cannot|wrong|incorrect|false|only|unlike|rather|than|rules?|eliminat\w+|exclud\w+)\b|n't\b",
     re.IGNORECASE,
@@ -106,6 +112,12 @@ class _Options:
         if kind in ("line", "first"):
             place = _BULLET.sub("", place, count=1)
         plain = _plain(place)
+        if kind == "concludes":  # "The texture is (D) soft."
+            found_at = _CONCLUDES.search(plain)
+            letter = self.letters.get(found_at[1].upper()) if found_at else None
+            text = self._case(plain[found_at.end() :]).strip(" .!)") if found_at else ""
+            clear = not (_DENIES.search(plain) or _SUPPOSES.search(plain)) and len([*self.named.finditer(plain)]) == 1
+            return Final(letter if letter and clear and text in ("", self.texts.get(letter)) else None)
         if kind in ("turned", "closes"):
             marks = [] if _DENIES.search(plain) else [*self.named.finditer(plain)]
             named = {self.letters.get(m.group().strip("()[] ").upper()) for m in marks}
@@ -122,7 +134,7 @@ class _Options:
         found.discard(None)
         if len(found) == 1:
             return Final(found.pop())
-        asked = kind in ("hash", "boxed", "said", "heading", "back", "listed", "chosen")
+        asked = kind in ("hash", "boxed", "said", "heading", "final", "back", "listed", "chosen")
         about = found or (asked and (self.speaks.search(plain) or self.speaks.search(self._case(plain))))
         return Final(None, self.unusable if about else "")
 
@@ -141,7 +153,7 @@ class _Options:
         rest = plain[match.end() :]
         if plain == "a" and kind in ("said", "back"):
             return None  # an article that was cut off before its noun
-        if self._is_over(rest, kind):
+        if self._is_over(rest, kind, letter):
             return letter
         separator = _SEPARATOR.match(rest)
         if separator is None:
@@ -149,7 +161,7 @@ class _Options:
         after = rest[separator.end() :].removeprefix("(")
         for start in (after, _ARTICLE.sub("", after, count=1)):
             text = self.texts.get(letter)
-            if text and self._case(start).startswith(text) and self._is_over(start[len(text) :], kind):
+            if text and self._case(start).startswith(text) and self._is_over(start[len(text) :], kind, letter):
                 return letter
             told = _APPOSED.match(start[len(text) :]) if text and self._case(start).startswith(text) else None
             if told and text and kind != "line" and self._explains(start[len(text) + told.end() :], "", letter):
@@ -164,18 +176,20 @@ class _Options:
             label = _LABEL.match(rest.lstrip())
             if label and label["inner"] and self.letters.get(label["inner"].upper()) == letter:
                 rest = rest.lstrip()[label.end() :]
-            if self._is_over(rest, kind):
+            if self._is_over(rest, kind, letter):
                 return letter
         return None
 
-    def _is_over(self, rest: str, kind: str) -> bool:
+    def _is_over(self, rest: str, kind: str, letter: str) -> bool:
         """Whether nothing follows an option that could change it."""
         if not rest.strip(" .,:;!)]'"):
             return True
         if kind == "chosen" and re.match(r"\s+over\s", rest):
             return True
-        if BECAUSE.match(rest):
-            return not self._begins_with_a_text(rest.lstrip(" ,;("))  # "(B) because ..." may be the text of another
+        if BECAUSE.match(rest):  # "(B) because ..." and "(B), i.e. ..." may go on with the text of another
+            told = _THAT_IS.sub("", rest)
+            own = told != rest and self._case(told).startswith(self.texts.get(letter, "\n"))
+            return own or not self._begins_with_a_text(told.lstrip(" ,;("))
         sentence = None if kind == "line" else _NEXT_SENTENCE.match(rest)
         if sentence is None:
             return False
@@ -186,6 +200,7 @@ class _Options:
 
     def _explains(self, after: str, rest: str, letter: str) -> bool:
         """Whether words after a label are about that option: its text told otherwise, or more about it."""
+        after = _THAT_IS.sub("", after)
         sentence = _SENTENCE.match(after)
         words = sentence.group() if sentence else after
         reason = BECAUSE.search(words)
@@ -199,7 +214,7 @@ class _Options:
             return False  # cut off within a word
         if any(self._begins_with_a_text(start) for start in (after, rest.lstrip(), _ARTICLE.sub("", after, count=1))):
             return False
-        return len(words) == len(after) or self._is_over(". " + after[len(words) :].lstrip(), "said")
+        return len(words) == len(after) or self._is_over(". " + after[len(words) :].lstrip(), "said", letter)
 
     def _begins_with_a_text(self, place: str) -> bool:
         """Whether a place begins with an option's text that no sentence goes on with ("plant cells have walls")."""

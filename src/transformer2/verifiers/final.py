@@ -49,8 +49,8 @@ _STATED = re.compile(
     r"|\bI\s+(?:think|believe|would\s+say)\s+(?:that\s+)?(?:it's|it\s+(?:is|must\s+be))\b)"
     r"|(?P<so>(?:^|(?<=[.!?,;:])\s)[ \t]{0,9}(?:so|thus|hence|therefore)\b[\s,:]+)"
     rf"|(?P<heading>^{_HEADING})"
-    r"|(?P<said>^[ \t>*#]{0,20}(?:my[ \t]+)?(?:final|conclusion|verdict|choice)[ \t*]{0,20}:"
-    r"|(?:\bthe\s+)?(?:\b(?:correct|final|right|best)\s+(?:answer|option|choice)|\bans(?:wer)?)\b"
+    r"|(?P<final>^[ \t>*#]{0,20}(?:my[ \t]+)?(?:final|conclusion|verdict|choice)[ \t*]{0,20}:)"
+    r"|(?P<said>(?:\bthe\s+)?(?:\b(?:correct|final|right|best)\s+(?:answer|option|choice)|\bans(?:wer)?)\b"
     r"(?:\s{1,9}(?:to|for|of|here)\b[^.:\n]{0,80}?)?[\s*]{0,9}(?:\b(?:is|would be|must be|should be)\b\s{0,9}:?|:|=))",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -77,9 +77,10 @@ _WITHDRAWN = _phrases(
     rf"wait\b(?!,? {_WE}[^.\n]{{0,20}}\b{_CHECK})"
     rf"(?=\s*(?:{_PAUSE}|$)| (?:no|actually|that|this|let|I|it|sorry)\b)|(?:wh)?oops\b|never ?mind\b|correction\b"
     rf"|no(?:pe)?\b(?=\s*{_PAUSE}| (?:wait|sorry|actually|it|that|I)\b)|(?:hold|hang) on\b|not so fast\b"
-    r"|on (?:second thoughts?|reflection)\b|come to think of it\b|(?:scratch|strike|ignore|forget|disregard) that\b"
+    r"|not (?:quite|exactly)(?=\s*[,.:;!])|(?:one|just a) (?:moment|second|minute)\b"
+    r"|on reflection\b|(?:on )?second thoughts?\b|come to think of it\b|(?:scratch|strike|ignore|forget|disregard) that\b"
     r"|my (?:mistake|bad|apologies|error)\b"
-    rf"|{_OWN}(?:'s|'m| is| am| was| seems| looks| must be| seems to be) {_WRONG}"
+    rf"|(?:(?:however|but|in fact),? )?{_OWN}(?:'s|'m| is| am| was| seems| looks| must be| seems to be) {_WRONG}"
     rf"|{_OWN} (?:(?:is|was|does|do|did|could)(?: not|n't)|can't|cannot|can not)(?: be| seem| look| sound)?(?: to be)?"
     r" (?:the |quite )?(?:right|correct|true|accurate|final)\b(?! (?:of|for)\b)"
     r"|(?:false|wrong|incorrect|untrue|(?:a )?typo|not (?:right|correct|true))\b(?=\s*(?:[.,!;:]|$))"
@@ -88,7 +89,7 @@ _WITHDRAWN = _phrases(
     r"|(?:disregard|ignore|forget|scratch|strike) (?:the|this|what|my|all|everything|it)\b[^.,;:!?\n]*|wait an? \w+\b"
     r"|I (?:made an?(?: \w+)? (?:mistake|error)|was (?:wrong|mistaken)|mis[a-z]{4,}|forgot|stand corrected"
     r"|take (?:that|it) back|apologi[sz]e|messed up)\b"
-    r"|let me (?:re-?(?:calculate|compute|consider|do|think|count|vise)|correct|fix|start over|(?:try|think) again)\b"
+    r"|let me (?:re-?(?:calculate|compute|consider|do|think|count|vise)|(?:correct|fix)(?: that| this| it)?|start over|(?:try|think) again)\b"
 )
 _CHANGED = _phrases(
     r"hm+\b|actually\b|sorry\b|apologies\b|(?:or )?rather\b(?! than)|I (?:really )?meant?\b|edit:|instead,"
@@ -103,7 +104,7 @@ _CHANGED = _phrases(
 _TURNED = _phrases(
     r"(?:but|however|instead|in (?:fact|truth|reality)|yet|although|still|nevertheless"
     r"|to be (?:honest|fair|precise)|honestly"
-    r"|correct(?:ed|ing)|updat(?:ed?|ing)|revis(?:ed?|ion|ing)|amended|fixed|final(?=\s*:)|changed|new answer|better(?=\s*:)"
+    r"|correct(?:ed|ing)|updat(?:ed?|ing)|revis(?:ed?|ion|ing)|amended|fixed|changed|new answer|better(?=\s*:)"
     r"|(?:after|(?:up)?on|thinking|looking|reading|considering|reconsidering)(?: \w+){0,4}(?=\s*[,:])|reconsidering)\b"
     r"|(?=not\b)"
 )
@@ -148,7 +149,7 @@ _JUDGED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE_START = re.compile(
-    r".*(?:[.!?:;](?=\s)|\b(?:so|thus|hence|therefore|actually|indeed|yes|no|but|however)\b,?|\n)",
+    r".*(?:[.!?:;](?=\s)|\b(?:so|thus|hence|therefore|then|actually|indeed|yes|no|but|however)\b,?|\n)",
     re.DOTALL | re.IGNORECASE,
 )
 _NO_ANSWER = re.compile(  # "the least likely answer"
@@ -179,8 +180,12 @@ _PART_AFTER = re.compile(
     r"[)\s]{0,9}(?:\\(?:pi|cdot|times)\b|\^(?!\{?\\circ)|[+/|]|\*(?!\*|\s|\Z)|\}\s*\{|[\s$]{0,9}(?:hundred|thousand|million|billion|dozen)\b)"
 )
 _ENDS_IN_A_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})*+)\}[\s$.)\]*\\]*\Z")
-_OR_BEFORE = re.compile(r"(?<!of )(\$(?!\\boxed|\\fbox)[^$\n]{1,40}(?<!,)\$|(?<![A-Za-z\d])-?\d[\d.,/]*|\b[A-Z])\s+or\s+[\s$*(\\\[]{0,9}\Z")
-_LISTED = re.compile(r"[\s$)*.\]\\]{0,9}(?:\\text\s*\{\s*)?(?:(?P<comma>[,/;&|])|\bor\b|\band\b)[\s}]{0,9}", re.IGNORECASE)
+_OR_BEFORE = re.compile(
+    r"(?<!of )(\$(?!\\boxed|\\fbox)[^$\n]{1,40}(?<!,)\$|\\\([^()\n]{1,40}\\\)|(?<![A-Za-z\d])-?\d[\d.,/]*|\b[A-Z])\s+or\s+[\s$*(\\\[]{0,9}(?:[A-Za-z](?:_\{?\w\}?)?\s*=\s*)?\Z"
+)
+_LISTED = re.compile(
+    r"[\s$)*.\]\\]{0,9}(?:\\text\s*\{\s*)?(?:(?P<comma>[,/;&|])|\bor\b|\band\b)[\s}]{0,9}", re.IGNORECASE
+)
 _BARE_BOX = re.compile(  # \boxed5, \boxed\frac12
     r"[-+]?(?:\d+(?:[.,]\d+)*|\\[dt]?frac\s*(?:\d|\{[^{}]*\})\s*(?:\d|\{[^{}]*\})|\\[A-Za-z]+(?:\{[^{}]*\})?)|[(\[]?[A-Za-z](?![A-Za-z])[)\]]?"
 )
@@ -193,7 +198,7 @@ _NOT = re.compile(r"(?:(?:definitely|certainly)\s+)?(?:not|never)\b\s*", re.IGNO
 _CONJUNCTION = re.compile(r"[\s,;]*\b(?:or|and|so|but)\s*\Z", re.IGNORECASE)
 _NAMED = re.compile(r"(?:[a-z](?:_\w)?|\\?[a-z]+)\s*=\s*\Z", re.IGNORECASE)
 BECAUSE = re.compile(
-    r"(?:[,;]\s*|\s)\(?(?:because|since|as(?!\s+(?:well|many|much|follows))|where|given\s+that|due\s+to|thanks\s+to|i\.e|namely|that\s+is,"
+    r"(?:[,;]\s*|\s)\(?(?:because|since|as(?!\s+(?:well|many|much|follows))|where|given\s+that|due\s+to|thanks\s+to|i\.e|namely|that\s+is(?=,)"
     r"|which(?!\s+(?:rounds|is\s+(?:about|approximately|roughly|not)|isn't))|obtained|(?:and\s+)?not(?=\s+(?-i:[^a-z\s]))"
     r"|rather\s+than|instead\s+of|as\s+opposed\s+to)\b|\u2014\s*(?!(?:or|and|no|not|but|if|maybe|perhaps)\b)(?=[A-Za-z])",
     re.IGNORECASE,
@@ -272,10 +277,17 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
     stated = any(step.role == "stated" for step in steps)
     now, taken_back, reason = None, None, "no final answer"
     given: list[T] = []  # since the last second thought; for a reader that is not strict, side by side
+    listed: list[T] = []  # what `now` was put together from
     last: _Step[T] | None = None
+    before: _Step[T] | None = None
     for step in sorted([*steps, *_lines(text, reader, stated)], key=lambda s: s.start):
-        value = step.answer.value
-        if step.role == "stated":
+        value, role = step.answer.value, step.role
+        if before and before.kind == "joins" and not text[before.stop : step.start].strip(" $(*\\["):
+            role = "also"  # "or maybe \\boxed{6}"
+        before = step
+        if last and step.kind == "hash" and _A_HEADING.fullmatch(text[step.start + 4 : step.stop]):
+            continue
+        if role == "stated":
             marked = last is not None and last.kind in ("hash", "boxed") and not reader.strict
             if step.kind == "line" and marked and reason != "taken back":
                 continue  # after a marked number, the text goes on with something else
@@ -283,27 +295,27 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
                 given = []
             given += [value] if value is not None and value not in given else []
             now = value if len(given) == 1 or value is None else reader.joined(given)
-            reason, last = step.answer.reason or "several answers", step
-        elif step.role == "denied":
-            if value is not None and value in given and len(given) > 1:
-                given.remove(value)
-                now = given[0] if len(given) == 1 else reader.joined(given)
+            reason, last, listed = step.answer.reason or "several answers", step, [*given]
+        elif role == "denied":
+            if now is not None and value in listed and len(listed) > 1:
+                listed.remove(value)
+                now = listed[0] if len(listed) == 1 else reader.joined(listed)
             elif value is not None and value == now:
                 taken_back, now, reason, given = None, None, "taken back", []
-            elif last is None and step.kind in ("said", "heading", "boxed"):
+            elif last is None and step.kind in ("said", "heading", "final", "boxed"):
                 reason = reader.unusable
-        elif step.role == "replaced":
+        elif role == "replaced":
             now, given, last = value, [value], step
         elif last is None:
             continue
-        elif step.role == "kept":
+        elif role == "kept":
             now = taken_back if reason == "taken back" else now
-        elif step.role in ("also", "turned", "closes"):
+        elif role in ("also", "turned", "closes"):
             if value is not None and now not in (None, value):
                 now, reason = None, "several answers"
         else:
             given = []
-            if step.role == "withdrawn" and now is not None:
+            if role == "withdrawn" and now is not None:
                 taken_back, now, reason = now, None, "taken back"
             if value is not None:
                 now, given = value, [value]
@@ -349,7 +361,10 @@ def _boxed(text: str, mark: re.Match[str], ends: dict[int, int], reader: Reader[
         if before_it not in (None, answer.value):
             both = reader.joined([before_it, answer.value])
             answer = Final(both) if both is not None else Final(None, "several answers")
-    elif also and reader.read(_rest(text, also.end(), len(text)), "listed" if also["comma"] else "back").value is not None:
+    elif (
+        also
+        and reader.read(_rest(text, also.end(), len(text)), "listed" if also["comma"] else "back").value is not None
+    ):
         answer = Final(None, reader.listed)
     return _Step(mark.start(), stop, "stated", "boxed", answer)
 
@@ -366,7 +381,8 @@ def _said(text: str, mark: re.Match[str], limit: int, reader: Reader[T]) -> _Ste
     stop = start + len(place)
     if kind == "so":
         return _Step(mark.start(), stop, "stated", kind, reader.read(place, "judged"))
-    kind = "heading" if mark.group().rstrip().endswith((":", "=")) else "said" if kind == "tag" else kind
+    if kind in ("said", "tag"):
+        kind = "heading" if mark.group().endswith((":", "=")) else "said"
     place = _CONJUNCTION.sub("", place) if limit < len(text) else place
     answer = reader.read(place, kind)
     denied = _NOT.match(place) if answer.value is None else None
@@ -463,6 +479,10 @@ def _lines(text: str, reader: Reader[T], stated: bool) -> Iterator[_Step[T]]:
         if answer != Final(None):
             found.append(_Step(start, start + len(line.rstrip()), "stated", "line", answer))
         ends = answer != Final(None) or _SECOND_THOUGHT.match(text, start) is not None
+    if reader.strict and not stated and not found:
+        told = [(s.start(), s.end(), reader.read(s.group(), "concludes")) for s in _A_SENTENCE.finditer(text)]
+        if told and told[-1][2].value is not None and len({a.value for *_, a in told} - {None}) == 1:
+            found.append(_Step(told[-1][0], told[-1][1], "stated", "line", told[-1][2]))
     if reader.strict and not stated and not found and lines:
         answers = [reader.read(line, "first") for _, line in lines]
         if answers[0].value is not None and len({a.value for a in answers} - {None}) == 1:
@@ -494,4 +514,6 @@ def _is_list(between: str, before: str, after: str) -> bool:
     """Whether two statements with this text between them are one list of answers."""
     between = _NAMED.sub("", between.strip(" \t\n$*()\\[]")).strip(" \t\n,;.*$)(\\[]").lower()
     alike = after in (before, "line") or {before, after} == {"said", "heading"}
-    return between in ("or", "and", "/", "|", "&", "text{or}", "text{ or }", "text{and}", "text{ and }") or (between == "" and alike)
+    return between in ("or", "and", "/", "|", "&", "text{or}", "text{ or }", "text{and}", "text{ and }") or (
+        between == "" and alike
+    )

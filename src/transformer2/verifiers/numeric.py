@@ -143,8 +143,8 @@ class _Numbers:
         if kind == "hash" and (worked := _WITH_UNITS.match(place)):
             place = place[worked.end() :]
         if kind != "boxed":
-            place = _until_reason(place, _SENTENCE_END if kind in ("said", "heading") else _SENTENCE)
-        if kind in ("said", "heading") and not re.search("[0-9]", place):
+            place = _until_reason(place, _SENTENCE_END if kind in ("said", "heading", "final") else _SENTENCE)
+        if kind in ("said", "heading", "final") and not re.search("[0-9]", place):
             return Final(None, self.unusable if _WORDS.match(place) else "")  # "I hope this answer is helpful"
         return _only_number(place)
 

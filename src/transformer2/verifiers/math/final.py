@@ -18,13 +18,18 @@ __all__ = ["Written", "final_expression"]
 
 _DOLLARS = re.compile(r"\$[^$]{1,200}\$")
 _SENTENCE_END = re.compile(r"(?<!\\)[.!?;](?=\s|\*|\"|\Z)")
-_LEADS = re.compile(r"\A(?:(?:therefore|thus|simply|just|clearly|indeed|really|actually|equal to|equals)\b[\s:,]*)+", re.IGNORECASE)
+_LEADS = re.compile(
+    r"\A(?:(?:therefore|thus|simply|just|clearly|indeed|really|actually|equal to|equals)\b[\s:,]*)+", re.IGNORECASE
+)
 _MARKS = re.compile(r"\\[()\[\]]|\*\*|\A[\s:*]+|[\s*]+\Z|\.\Z")
-_LEFT_OUT = re.compile(r",?\s+not\s.*|\s\([^()\d]*\)\Z|,?\s+so\b.*", re.DOTALL)
+_LEFT_OUT = re.compile(r"\s\([^()\d]*\)\Z|,?\s+so\b.*", re.DOTALL)
 # What begins like mathematics; and a name, as in "x = 5" or "(C)".
 _VALUE = re.compile(r"[\s*:(]*(?:[$\\\d+-]|\.\d|\(|\[|[A-Za-z](?:_\{?\w\}?)?\s*=|[A-Z]\b)")
 _COMMANDS = re.compile(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+|\$")
-_UNITS = re.compile(r"(?<=[\d})$])\s+(?!of\b|than\b|more\b|less\b|times\b|is\b|are\b|was\b|were\b|or\b|and\b)[A-Za-z]{2,}(?:\s[A-Za-z]{2,}){0,2}\Z")
+_UNITS = re.compile(  # "6 square feet", but no part of a sentence
+    r"(?<=[\d})$])(?:\s+(?!(?:of|than|more|less|times|is|are|was|were|or|and|not|does|do|did|gives?|has|have|works?|fails?|satisf\w+"
+    r"|makes?|must|can\w*|could|would|will|should|which|that|when|if|for|we|to|from|by|in|on|with|as|at|so)\b)[A-Za-z]{2,}){1,3}\Z"
+)
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _NUMBER_LISTED = re.compile(r"\s*\$?[-+]?\.?\d[\d.,/]*\$?\s*(?:[\n.]|\Z|\bor\b|\band\b)")
 # "The answer is correct", "... is in the form a + b", "... is an integer".
@@ -65,7 +70,7 @@ class _Expressions:
             return _written(place.strip()) if place.strip() else Final(None, "the box is empty")
         if kind in ("line", "chosen") or r"\boxed" in place or (kind == "listed" and not _NUMBER_LISTED.match(place)):
             return Final(None)
-        marked, place = kind in ("hash", "said", "heading"), _until_reason(place)
+        marked, place = kind in ("hash", "said", "heading", "final"), _until_reason(place)
         if marked and not self.boxed and place and not _NO_VALUE.match(place):
             return _written(place)
         return _written(place) if _is_mathematics(place, marked) else Final(None)
@@ -88,7 +93,7 @@ def final_expression(completion: str) -> Final[Written]:
 
 
 def _written(text: str) -> Final[Written]:
-    text = re.sub(r"\A\s*=\s*", "", text)
+    text = re.sub(r"\A\s*[=:]\s*", "", text)
     return Final(Written(text, text if unreadable(text) else _NAME.sub("", normal(text))))
 
 
