@@ -119,7 +119,7 @@ _KEPT = _phrases(
     r"|(?:the|my)(?: \w+)? answer (?:still )?(?:stands|holds)\b"
 )
 _SECOND_THOUGHT = re.compile(
-    r"(?:^|(?<=[.!?,;:(\u2014\u2026-])|\b(?:oh|ah|hm+|um|uh|but|or|and|so|then|no)\b,?)(?:[ \t*_\"(]|(?<!\n)\n){0,8}+"
+    r"(?:^|(?<=[.!?,;:(\u2014\u2026-])|(?<=\})\$?|\b(?:oh|ah|hm+|um|uh|but|or|and|so|then|no)\b,?)(?:[ \t*_\"(]|(?<!\n)\n){0,8}+"
     rf"(?:(?P<withdrawn>{_WITHDRAWN})|(?P<changed>{_CHANGED})|(?P<also>{_ALSO})|(?P<kept>{_KEPT}))"
     rf"|(?:^|(?<=[.!?;]))[ \t*_\"(]{{0,8}}+(?:(?P<turned>{_TURNED})|(?P<more>{_MORE}))",
     re.IGNORECASE | re.MULTILINE,
@@ -181,7 +181,7 @@ _PART_AFTER = re.compile(
 )
 _ENDS_IN_A_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})*+)\}[\s$.)\]*\\]*\Z")
 _OR_BEFORE = re.compile(
-    r"(?<!of )(\$(?!\\boxed|\\fbox)[^$\n]{1,40}(?<!,)\$|\\\([^()\n]{1,40}\\\)|(?<![A-Za-z\d])-?\d[\d.,/]*|\b[A-Z])\s+or\s+[\s$*(\\\[]{0,9}(?:[A-Za-z](?:_\{?\w\}?)?\s*=\s*)?\Z"
+    r"(?<!of )(\$(?!\\boxed|\\fbox)[^$\n]{1,40}(?<!,)\$|\\\([^()\n]{1,40}\\\)|(?<![A-Za-z\d])-?\d[\d.,/]*|\b[A-Z])\s+or\s+[\s$*(\\\[]{0,9}(?P<name>[A-Za-z]\s*=)?\s*\Z"
 )
 _LISTED = re.compile(
     r"[\s$)*.\]\\]{0,9}(?:\\text\s*\{\s*)?(?:(?P<comma>[,/;&|])|\bor\b|\band\b)[\s}]{0,9}", re.IGNORECASE
@@ -282,7 +282,7 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
     before: _Step[T] | None = None
     for step in sorted([*steps, *_lines(text, reader, stated)], key=lambda s: s.start):
         value, role = step.answer.value, step.role
-        if before and before.kind == "joins" and not text[before.stop : step.start].strip(" $(*\\["):
+        if last and before and before.kind == "joins" and not text[before.stop : step.start].strip(" $(*\\["):
             role = "also"  # "or maybe \\boxed{6}"
         before = step
         if last and step.kind == "hash" and _A_HEADING.fullmatch(text[step.start + 4 : step.stop]):
@@ -356,11 +356,14 @@ def _boxed(text: str, mark: re.Match[str], ends: dict[int, int], reader: Reader[
         return _Step(mark.start(), stop, "denied", "boxed", answer)
     if _PART_BEFORE.search(before) or _PART_AFTER.match(text, stop):
         answer = Final(None, "the box holds a part of an answer")
-    elif (other := _OR_BEFORE.search(before)) and answer.value is not None:  # "72/6 or \\boxed{12}" is a list as well
-        before_it = reader.read(other[1], "boxed").value
-        if before_it not in (None, answer.value):
-            both = reader.joined([before_it, answer.value])
-            answer = Final(both) if both is not None else Final(None, "several answers")
+    elif (other := _OR_BEFORE.search(before)) and answer.value is not None:
+        # "72/6 or \\boxed{12}" and "x = 6 or x = \\boxed{5}" are lists as well; "2x = 10 or x = \\boxed{5}" is an argument.
+        name, equals, side = other[1].strip("$\\() ").partition("=")
+        alike = not equals or (len(name.strip()) == 1 and name.strip() == (other["name"] or name).strip(" ="))
+        first = reader.read(side if equals else other[1], "boxed").value if alike else None
+        if first not in (None, answer.value):
+            both = reader.joined([first, answer.value])
+            answer = Final(both, "" if both is not None else "several answers")
     elif (
         also
         and reader.read(_rest(text, also.end(), len(text)), "listed" if also["comma"] else "back").value is not None
@@ -402,7 +405,7 @@ def _thought(text: str, mark: re.Match[str], limit: int, reader: Reader[T]) -> _
     role = {"turned": "changed", "more": "also"}.get(said, said)
     start = _FILLER.match(text, mark.end(), limit).end()  # type: ignore[union-attr]  # it matches nothing as well
     place = _rest(text, start, limit)
-    kind = "joins" if role == "also" and not place.strip(" $(*\\[") else "back"
+    kind = "joins" if role == "also" and not re.search("and|plus|well", mark.group()) and not place.strip(" $(*\\[") else "back"
     step = _Step(mark.start(), start + len(place), role, kind, Final[T](None))
     if mark["checks"]:
         return step

@@ -41,6 +41,9 @@ _NO_VALUE = re.compile(
 _NAME = re.compile(r"\A[A-Za-z](?:_\{\w\})?=(?=[^=]+\Z)")
 
 
+_FULL_WIDTH = dict.fromkeys(range(0xFF10, 0xFF5B), "\ufffd")  # which LaTeX does not read as digits
+
+
 @dataclass(frozen=True)
 class Written:
     """An answer as it is written; two are one where their normal forms are, without the name in front."""
@@ -88,7 +91,7 @@ def final_expression(completion: str) -> Final[Written]:
     """The expression that a completion gives as its final answer."""
     first, *rest = completion.split("[asy]")
     completion = first + "".join(drawn.partition("[/asy]")[2] for drawn in rest)
-    text = _DOLLARS.sub(lambda m: m[0] if "\n\n" in m[0] else m[0].replace("\n", " "), completion)
+    text = _DOLLARS.sub(lambda m: m[0] if "\n\n" in m[0] else m[0].replace("\n", " "), completion.translate(_FULL_WIDTH))
     return final_answer(text, _Expressions(re.search(r"\\(?:boxed|fbox)(?![A-Za-z])", text) is not None))
 
 
