@@ -15,7 +15,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from transformer2.types import Verdict
-from transformer2.verifiers.final import BECAUSE, Final, final_answer, readable
+from transformer2.verifiers.final import Final, final_answer, readable
+from transformer2.verifiers.phrases import BECAUSE
 
 __all__ = ["final_choice", "verify_choice"]
 

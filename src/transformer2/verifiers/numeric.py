@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from transformer2.types import Verdict
-from transformer2.verifiers.final import BECAUSE, Final, final_answer
+from transformer2.verifiers.final import Final, final_answer
+from transformer2.verifiers.phrases import BECAUSE
 
 __all__ = ["final_number", "parse_number", "verify_number"]
 

@@ -10,9 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from transformer2.verifiers.final import BECAUSE, MAX_BOX, Final, final_answer
+from transformer2.verifiers.final import MAX_BOX, Final, final_answer
 from transformer2.verifiers.math.latex import normal
 from transformer2.verifiers.math.limits import unreadable
+from transformer2.verifiers.phrases import BECAUSE
 
 __all__ = ["Written", "final_expression"]
 
@@ -34,7 +35,8 @@ _WORD = re.compile(r"[A-Za-z]{2,}")
 _NUMBER_LISTED = re.compile(r"\s*\$?[-+]?\.?\d[\d.,/]*\$?\s*(?:[\n.]|\Z|\bor\b|\band\b)")
 # "The answer is correct", "... is in the form a + b", "... is an integer".
 _NO_VALUE = re.compile(
-    r"(?:indeed|also|still)?\s*(?:in|of|correct|right|wrong|incorrect|helpful|clear|obvious|unique|as follows|given|found|valid|not|never|an?|the same|maybe|perhaps)\b"
+    r"(?:indeed|also|still)?\s*(?:in|of|correct|right|wrong|incorrect|helpful|clear"
+    r"|obvious|unique|as follows|given|found|valid|not|never|an?|the same|maybe|perhaps)\b"
     r"|n't\b",
     re.IGNORECASE,
 )
@@ -91,7 +93,9 @@ def final_expression(completion: str) -> Final[Written]:
     """The expression that a completion gives as its final answer."""
     first, *rest = completion.split("[asy]")
     completion = first + "".join(drawn.partition("[/asy]")[2] for drawn in rest)
-    text = _DOLLARS.sub(lambda m: m[0] if "\n\n" in m[0] else m[0].replace("\n", " "), completion.translate(_FULL_WIDTH))
+    text = _DOLLARS.sub(
+        lambda m: m[0] if "\n\n" in m[0] else m[0].replace("\n", " "), completion.translate(_FULL_WIDTH)
+    )
     return final_answer(text, _Expressions(re.search(r"\\(?:boxed|fbox)(?![A-Za-z])", text) is not None))
 
 

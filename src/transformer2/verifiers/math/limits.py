@@ -32,7 +32,8 @@ _KNOWN = frozenset({
     "lambda", "mu", "omega", "phi", "rho", "sigma", "delta", "mathbb", "vec", "langle", "rangle", "triangle", "binom",
     "Delta", "Gamma", "Theta", "Lambda", "Sigma", "Phi", "Psi", "Omega", "Pi", "Xi", "epsilon", "varepsilon", "zeta",
     "eta", "kappa", "nu", "xi", "tau", "chi", "psi", "varphi", "vartheta", "ell", "hbar", "bar", "hat", "tilde", "dot",
-    "mathcal", "equiv", "pmod", "approx", "overrightarrow", "max", "min", "gcd", "det", "lfloor", "rfloor", "lceil", "rceil",
+    "mathcal", "equiv", "pmod", "approx", "overrightarrow", "max", "min", "gcd", "det", "lfloor", "rfloor",
+    "lceil", "rceil",
 })  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def _is_balanced(text: str) -> bool:
 
 
 def _in_order(match: re.Match[str]) -> str:
-    """`(y,x)=(3,5)` as `(5,3)`; letters that are not neighbours, such as (m,b), stay in the order that the text gives."""
+    """`(y,x)=(3,5)` as `(5,3)`; letters that are not neighbours, such as (m,b), stay in their order."""
     names, values = match[1].split(","), _split(match[2], ",")
     codes = sorted(map(ord, names))
     if len(names) != len(values) or codes != list(range(codes[0], codes[0] + len(codes))):
