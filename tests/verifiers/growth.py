@@ -8,7 +8,7 @@ from collections.abc import Callable
 LARGEST = 3.0  # twice the text takes twice the time, and a reader in quadratic time four times
 
 
-def growth(read: Callable[[str], object], text: Callable[[int], str], size: int = 10_000) -> float:
+def growth(read: Callable[[str], object], text: Callable[[int], str], size: int = 5_000) -> float:
     """Time of 2n characters over time of n; the smallest of a few, since noise only adds to either."""
     ratios = []
     for _ in range(5):

@@ -128,7 +128,7 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
                 given = []
             given += [value] if value is not None and value not in given else []
             now = value if len(given) == 1 or value is None else reader.joined(given)
-            reason, last, listed = step.answer.reason or "several answers", step, [*given]
+            reason, last, listed = step.answer.reason or "several answers", step, given.copy()
         elif role == "denied":
             if now is not None and value in listed and len(listed) > 1:
                 listed.remove(value)
@@ -138,7 +138,7 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
             elif last is None and step.kind in ("said", "heading", "final", "boxed"):
                 reason = reader.unusable
         elif role == "replaced":
-            now, given, last = value, [value], step
+            now, given, last = value, [value] if value is not None else [], step
         elif last is None:
             continue
         elif role == "kept":
@@ -168,6 +168,7 @@ def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
     ends = _closing_braces(text)
     for mark, following in zip(marks, [*marks[1:], None], strict=False):
         limit = following.start() if following else len(text)
+        step: _Step[T] | None
         if mark.re is phrases.SECOND_THOUGHT:
             step = _thought(text, mark, limit, reader)
         elif mark["boxed"]:
@@ -318,9 +319,9 @@ def _lines(text: str, reader: Reader[T], stated: bool) -> list[_Step[T]]:
     if reader.strict and not stated and not found:
         told = [reader.read(sentence.group(), "concludes") for sentence in phrases.A_SENTENCE.finditer(text)]
         first = [reader.read(line, "first") for _, line in lines]
-        for answers, answer in ((told, told[-1:]), (first, first[:1])):
-            if answer and answer[0].value is not None and {a.value for a in answers} <= {None, answer[0].value}:
-                return [_Step(0, 0, "stated", "line", answer[0])]
+        for read, best in ((told, told[-1:]), (first, first[:1])):
+            if best and best[0].value is not None and {other.value for other in read} <= {None, best[0].value}:
+                return [_Step(0, 0, "stated", "line", best[0])]
     return found
 
 

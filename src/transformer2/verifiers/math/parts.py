@@ -45,7 +45,7 @@ def equal(gold: str, answer: str, leaf: Leaf) -> bool | None:
     answer = _without_choice(gold, answer)
     if "equiv" not in gold and (congruent := _CONGRUENT.fullmatch(answer)):
         answer = f"{congruent[1]}={congruent[2]}"
-    if (about := _variables(gold)) and (other := _variables(answer)) and about.isdisjoint(other):
+    if (about := _variables(gold)) and (named_by := _variables(answer)) and about.isdisjoint(named_by):
         return False  # y < 3 for x < 3
     gold, answer = (_NAMES.sub(_in_order, text) for text in (gold, answer))
     gold = _solved(unwrapped(gold.replace("{,}", "")))
