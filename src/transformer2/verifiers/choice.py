@@ -41,7 +41,9 @@ _DECORATION = re.compile(r"\*+|__|[`$\"{}]|\\[()\[\],;! ]|\\(?:text|mathrm|mathb
 _SENTENCE = re.compile(r".*?[.!?;](?=\s)", re.DOTALL)
 _APPOSED = re.compile(r"\s*(?:,\s+(?=(?:an?|the)\s)|[:\u2014]\s*|\s-\s)")
 _THAT_IS = re.compile(r"\A[\s,;(]*(?:i\.e\.?|namely|that is)[\s,:]*(?:an?\s|the\s)?", re.IGNORECASE)
-_CONCLUDES = re.compile(r"(?:\b(?:is|are|was|were)|:)\s+[(\[]([A-Za-z0-9])[)\]](?![\w-])\s*")
+_CONCLUDES = re.compile(
+    r".*(?:\b(?:is|are|was|were|be)|:)\s+(?:(?:an?|the)\s)?(.*?)[(\[]([A-Za-z0-9])[)\]](?![\w-])(.*)"
+)
 _SUPPOSES = re.compile(
     r"\b(?:if|whether|might|may|could|maybe|perhaps|possibly|or|and|least|first|say|think|answer|option|choice)\b",
     re.IGNORECASE,
@@ -114,11 +116,13 @@ class _Options:
             place = _BULLET.sub("", place, count=1)
         plain = _plain(place)
         if kind == "concludes":  # "The texture is (D) soft."
-            found_at = _CONCLUDES.search(plain)
-            letter = self.letters.get(found_at[1].upper()) if found_at else None
-            text = self._case(plain[found_at.end() :]).strip(" .!)") if found_at else ""
-            clear = not (_DENIES.search(plain) or _SUPPOSES.search(plain)) and len([*self.named.finditer(plain)]) == 1
-            return Final(letter if letter and clear and text in ("", self.texts.get(letter)) else None)
+            told = _CONCLUDES.match(plain)
+            letter = self.letters.get(told[2].upper()) if told else None
+            if told is None or letter is None or _DENIES.search(plain) or _SUPPOSES.search(plain):
+                return Final(None)
+            text = self._case(told[1] + told[3]).strip(" .!):,-")
+            alone = text in ("", self.texts.get(letter)) and len([*self.named.finditer(plain)]) == 1
+            return Final(letter if alone else None)
         if kind in ("turned", "closes"):
             marks = [] if _DENIES.search(plain) else [*self.named.finditer(plain)]
             named = {self.letters.get(m.group().strip("()[] ").upper()) for m in marks}

@@ -7,10 +7,10 @@ r"""Final answers: what does a completion end on, whatever its answers are made 
 
 The last statement counts, up to its reason ("18 because 9 x 2 = 18"). Statements side by side are a list, which is an
 answer only for a reader that takes lists (mathematics); for a strict reader (letters) any two that differ without a
-second thought between them are none. A text that says two things in the end ("6 or \boxed{5}") says neither, whichever
-is right. What an answer looks like, `numeric`, `choice` and `math.final` say: they read one place at a time.
+second thought between them are none. A text that says two things in the end says neither, whichever is right.
 
-How people word all that stands in `phrases`. Time is linear in the text: places have a longest length.
+What an answer looks like, `numeric`, `choice` and `math.final` say: they read one place at a time. How people word all
+that stands in `phrases`. Time is linear in the text: places have a longest length.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from transformer2.verifiers import phrases
+from transformer2.verifiers.boxes import argument, closing_braces
 
-__all__ = ["Final", "Reader", "after_thoughts", "boxes", "final_answer", "readable"]
+__all__ = ["Final", "Reader", "after_thoughts", "final_answer", "readable"]
 
 T = TypeVar("T", bound=Hashable)
 
 MAX_TEXT = 100_000  # characters from the end of a completion
 MAX_PLACE = 1000  # characters of one place: no answer is longer
-MAX_BOX = 512
 _READABLE = (
     {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width forms
     | dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63"), "-")
@@ -96,34 +96,29 @@ def readable(text: str) -> str:
     return after_thoughts(text).translate(_READABLE)
 
 
-def boxes(text: str) -> list[str]:
-    """What stands in each closed box, in order."""
-    ends = _closing_braces(text)
-    spans = (_box(text, mark.end(), ends) for mark in phrases.STATED.finditer(text) if mark["boxed"])
-    return [text[slice(*span)].strip() for span in spans if span]
-
-
 def final_answer(text: str, reader: Reader[T]) -> Final[T]:
     """The answer that a completion gives in the end."""
     text = readable(text)[-MAX_TEXT:]
-    steps = sorted([*_statements(text, reader), *_judgements(text, reader)], key=lambda s: s.start)
-    stated = any(step.role == "stated" for step in steps)
+    steps = [*_statements(text, reader), *_judgements(text, reader)]
+    steps += _lines(text, reader, any(step.role == "stated" for step in steps))
     now, taken_back, reason = None, None, "no final answer"
     given: list[T] = []  # since the last second thought; for a reader that is not strict, side by side
     listed: list[T] = []  # what `now` was put together from
-    last: _Step[T] | None = None
+    last: _Step[T] | None = None  # statement
     before: _Step[T] | None = None
-    for step in sorted([*steps, *_lines(text, reader, stated)], key=lambda s: s.start):
+    for step in sorted(steps, key=lambda s: s.start):
         value, role = step.answer.value, step.role
         if last and before and before.kind == "joins" and not text[before.stop : step.start].strip(" $(*\\["):
             role = "also"  # "or maybe \\boxed{6}"
         before = step
-        if last and step.kind == "hash" and phrases.A_HEADING.fullmatch(text[step.start + 4 : step.stop]):
-            continue
+        if last and role == "stated":
+            goes_on = last.kind in ("hash", "boxed") and not reader.strict and reason != "taken back"
+            heading = step.kind == "hash" and phrases.A_HEADING.fullmatch(text[step.start + 4 : step.stop])
+            if heading or (
+                step.kind == "line" and goes_on
+            ):  # after a marked number, the text goes on with something else
+                continue
         if role == "stated":
-            marked = last is not None and last.kind in ("hash", "boxed") and not reader.strict
-            if step.kind == "line" and marked and reason != "taken back":
-                continue  # after a marked number, the text goes on with something else
             if not reader.strict and not (last and _is_list(text[last.stop : step.start], last.kind, step.kind)):
                 given = []
             given += [value] if value is not None and value not in given else []
@@ -139,8 +134,8 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
                 reason = reader.unusable
         elif role == "replaced":
             now, given, last = value, [value] if value is not None else [], step
-        elif last is None:
-            continue
+        elif last is None and not (role == "changed" and value is not None and reason == reader.unusable):
+            continue  # but "the answer is not 6, rather 5" says 5
         elif role == "kept":
             now = taken_back if reason == "taken back" else now
         elif role in ("also", "turned", "closes"):
@@ -165,7 +160,7 @@ def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
     marks = [  # "The answer is: so it can be done" is one statement
         m for i, m in enumerate(marks) if m.lastgroup != "so" or not i or text[marks[i - 1].end() : m.start()].strip()
     ]
-    ends = _closing_braces(text)
+    ends = closing_braces(text)
     for mark, following in zip(marks, [*marks[1:], None], strict=False):
         limit = following.start() if following else len(text)
         step: _Step[T] | None
@@ -180,7 +175,7 @@ def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
 
 
 def _boxed(text: str, mark: re.Match[str], ends: dict[int, int], reader: Reader[T]) -> _Step[T]:
-    span = _box(text, mark.end(), ends)
+    span = argument(text, mark.end(), ends)
     if span is None:
         return _Step(mark.start(), mark.end(), "stated", "boxed", Final(None, reader.unclosed))
     stop = span[1] + (text[span[1] : span[1] + 1] == "}")
@@ -220,6 +215,9 @@ def _said(text: str, mark: re.Match[str], limit: int, reader: Reader[T]) -> _Ste
         kind = "heading" if mark.group().endswith((":", "=")) else "said"
     place = phrases.CONJUNCTION.sub("", place) if limit < len(text) else place
     answer = reader.read(place, kind)
+    if mark.group().rstrip().endswith("n't"):  # "the answer isn't 6 but 5"
+        answer = _later(place, reader)
+        return _Step(mark.start(), stop, "stated", kind, answer) if answer.value is not None else None
     denied = phrases.NOT.match(place) if answer.value is None else None
     if denied:
         later = _later(place, reader)
@@ -233,8 +231,7 @@ def _said(text: str, mark: re.Match[str], limit: int, reader: Reader[T]) -> _Ste
 
 def _thought(text: str, mark: re.Match[str], limit: int, reader: Reader[T]) -> _Step[T]:
     """A second thought with the answer that it gives: "I misread it; it is 18"."""
-    said = mark.lastgroup or ""
-    role = {"turned": "changed", "more": "also"}.get(said, said)
+    role = {"turned": "changed", "more": "also"}.get(mark.lastgroup or "", mark.lastgroup or "")
     start = phrases.FILLER.match(text, mark.end(), limit).end()  # type: ignore[union-attr]  # it matches nothing as well
     place = _rest(text, start, limit)
     either = role == "also" and not re.search("and|plus|well", mark.group())
@@ -254,7 +251,7 @@ def _thought(text: str, mark: re.Match[str], limit: int, reader: Reader[T]) -> _
         other = reader.read(phrases.FIRST_SENTENCE.split(place, 1)[0], "turned")
         if other.value is not None:
             role, answer = "turned", other
-        elif said == "turned":
+        elif mark["turned"] is not None:
             answer = Final(None)
     return replace(step, role=role, answer=answer)
 
@@ -317,32 +314,12 @@ def _lines(text: str, reader: Reader[T], stated: bool) -> list[_Step[T]]:
             found.append(_Step(start, start + len(line.rstrip()), "stated", "line", answer))
         ends = answer != Final(None) or phrases.SECOND_THOUGHT.match(text, start) is not None
     if reader.strict and not stated and not found:
-        told = [reader.read(sentence.group(), "concludes") for sentence in phrases.A_SENTENCE.finditer(text)]
+        told = [reader.read(sentence.group()[-200:], "concludes") for sentence in phrases.A_SENTENCE.finditer(text)]
         first = [reader.read(line, "first") for _, line in lines]
         for read, best in ((told, told[-1:]), (first, first[:1])):
             if best and best[0].value is not None and {other.value for other in read} <= {None, best[0].value}:
                 return [_Step(0, 0, "stated", "line", best[0])]
     return found
-
-
-def _closing_braces(text: str) -> dict[int, int]:
-    """Where each brace that is closed ends, by the place behind it."""
-    ends, opened = {}, []
-    for brace in phrases.BRACE.finditer(text):
-        if brace.group() == "{":
-            opened.append(brace.end())
-        elif brace.group() == "}" and opened:
-            ends[opened.pop()] = brace.start()
-    return ends
-
-
-def _box(text: str, start: int, ends: dict[int, int]) -> tuple[int, int] | None:
-    """From where to where the argument of a box goes; None where it is cut off or too long."""
-    if text[start : start + 1] == "{":
-        stop = ends.get(start + 1, len(text))
-        return (start + 1, stop) if stop <= start + 1 + MAX_BOX and stop < len(text) else None
-    bare = phrases.BARE_BOX.match(text, start)
-    return bare.span() if bare else None
 
 
 def _is_list(between: str, before: str, after: str) -> bool:

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from transformer2.types import Verdict
-from transformer2.verifiers.final import Final, final_answer
+from transformer2.verifiers.final import Final, final_answer, readable
 from transformer2.verifiers.phrases import BECAUSE
 
 __all__ = ["final_number", "parse_number", "verify_number"]
 
-_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"), "-")
 _DIGITS = re.compile("[0-9]")
 _WORD = (
     r"(?:zero|one(?!\s+of\b)|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
@@ -111,7 +110,7 @@ def parse_number(text: str) -> Fraction | None:
 
     A percent sign is a unit: "40%" is 40.
     """
-    return _only_number(text).value
+    return _only_number(readable(text)).value
 
 
 def final_number(text: str) -> Final[Fraction]:
@@ -207,7 +206,6 @@ def _is_unfinished(before: str, number: re.Match[str], after: str) -> bool:
 
 def _plain(text: str) -> str:
     """A place without LaTeX, Markdown, currency signs and exponents of units."""
-    text = text.translate(_DASHES)
     if "\\" in text:
         text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2 ", text)
         text = re.sub(r"\\[dt]?frac\s*([0-9])\s*([0-9])", r" \1/\2 ", text)

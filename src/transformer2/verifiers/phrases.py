@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from transformer2.verifiers.boxes import BOX
+
 
 def _phrases(text: str) -> str:
     """Alternatives as a pattern: any white space for a blank."""
@@ -16,14 +18,15 @@ def _phrases(text: str) -> str:
 _HEADING = r"[ \t>*#]{0,20}(?:the[ \t]+)?(?:final[ \t]+|correct[ \t]+)?answer[ \t*]{0,20}\n"
 STATED = re.compile(
     rf"(?P<hash>(?<!#)####(?!#)(?!{_HEADING}))"
-    r"|(?P<tag><answer>)|(?P<boxed>\\(?:boxed|fbox)(?![A-Za-z])\s{0,9})"
+    rf"|(?P<tag><answer>)|(?P<boxed>{BOX.pattern})"
     r"|(?P<chosen>\bI(?:'d|'ll|\s+would|\s+will|\s+am|'m)?\s+(?:choos(?:e|ing)|pick(?:ing)?|select(?:ing)?|go(?:ing)?\s+with)\b"
     r"|\bI\s+(?:think|believe|would\s+say)\s+(?:that\s+)?(?:it's|it\s+(?:is|must\s+be))\b)"
     r"|(?P<so>(?:^|(?<=[.!?,;:])\s)[ \t]{0,9}(?:so|thus|hence|therefore)\b[\s,:]+)"
     rf"|(?P<heading>^{_HEADING})"
     r"|(?P<final>^[ \t>*#]{0,20}(?:my[ \t]+)?(?:final|conclusion|verdict|choice)[ \t*]{0,20}:)"
     r"|(?P<said>(?:\bthe\s+)?(?:\b(?:correct|final|right|best)\s+(?:answer|option|choice)|\bans(?:wer)?)\b"
-    r"(?:\s{1,9}(?:to|for|of|here)\b[^.:\n]{0,80}?)?[\s*]{0,9}(?:\b(?:is|would be|must be|should be)\b\s{0,9}:?|:|=))",
+    r"(?:\s{1,9}(?:to|for|of|here)\b[^.:\n]{0,80}?)?[\s*]{0,9}"
+    r"(?:\b(?:is|isn't|would be|must be|should be)\b\s{0,9}:?|:|=))",
     re.IGNORECASE | re.MULTILINE,
 )
 _PAUSE = r"[,.!;:\u2014\u2026*-]"
@@ -58,6 +61,7 @@ _WITHDRAWN = _phrases(
     rf"|(?:(?:however|but|in fact),? )?{_OWN}(?:'s|'m| is| am| was| seems| looks| must be| seems to be) {_WRONG}"
     rf"|{_OWN} (?:(?:is|was|does|do|did|could)(?: not|n't)|can't|cannot|can not)(?: be| seem| look| sound)?(?: to be)?"
     r" (?:the |quite )?(?:right|correct|true|accurate|final)\b(?! (?:of|for)\b)"
+    r"|(?:both|all|these)(?: \w+)? are (?:extraneous|invalid|wrong|incorrect|rejected)\b"
     r"|(?:false|wrong|incorrect|untrue|(?:a )?typo|not (?:right|correct|true))\b(?=\s*(?:[.,!;:]|$))"
     r"|I(?:'ve| have)? changed my mind\b|(?:I(?:'m| am| was) )?(?:just|only) (?:kidding|joking)\b"
     r"|I (?:retract|withdraw|doubt (?:it|that|this|my))\b"
@@ -69,7 +73,7 @@ _WITHDRAWN = _phrases(
 )
 _CHANGED = _phrases(
     r"hm+\b|actually\b|sorry\b|apologies\b|(?:or )?rather\b(?! than)|I (?:really )?meant?\b|edit:|instead,"
-    r"|I(?:'d| would) (?:rather|sooner|now)(?: \w+)? (?:say|go (?:with|for)|pick|choose|take)\b|then again\b"
+    r"|I(?:'d| would) (?:rather|sooner|now)(?: (?!not)\w+)? (?:say|go (?:with|for)|pick|choose|take)\b|then again\b"
     r"|make (?:that|it)\b"
     r"|(?:(?:I(?:'ll| will| would| should)?|let me) )?chang(?:e|ing) (?:that|it|my (?:final )?answer) to\b"
     r"|(?:it|that|this|the (?:result|total|value|number)) should (?=be\b|have\b)"
@@ -106,7 +110,10 @@ FILLER = re.compile(
     rf"(?:[\s,.:;!*\u2014\u2026-]*+(?:{_IT}|{_SAYS}\b))*(?:[\s,:;!*\u2014\u2026]|\.(?!\d))*",
     re.IGNORECASE,
 )
-LATER = re.compile(rf"(?:[.,;]\s*(?:(?:so|thus|hence|therefore|but|rather)\b,?\s*)?{_IT}|,?\s+but\b)", re.IGNORECASE)
+LATER = re.compile(
+    rf"(?:[.,;]\s*(?:(?:so|thus|hence|therefore|but|rather)\b,?\s*)?{_IT}|,?\s+(?:but|rather(?!\s+than))\b)",
+    re.IGNORECASE,
+)
 _GOOD = r"(?:right|correct|fine|possible|good|plausible|valid|acceptable|reasonable|an? (?:option|possibility))\b"
 _FITS = _phrases(rf"(?:is|could be|might be|may be|can be|would be) {_GOOD}|(?:could|might|may|can) (?:work|fit)\b")
 _ALSO_FITS = _phrases(rf"(?:is|could|might|may|can) (?:also|equally) (?:be )?(?:{_GOOD}|(?:work|fit)\b)")
@@ -118,11 +125,12 @@ JUDGED = re.compile(
     rf"|(?P<out>(?:(?:an?|also|in\s+fact)\s+)?(?:extraneous|rejected|discarded|excluded|ruled\s+out|impossible|invalid)\b"
     r"|not\s+(?:(?:an?|in|the)\s+)?(?:valid|possible|allowed|solution|root|domain)\b)"
     rf"|{_WRONG}|not\s+the\b)|\b(?:isn't|can't\s+be|cannot\s+be|is\s+not)\b"
-    r"|\b(?P<fails>(?:does\s+not|doesn't|do\s+not|don't|fails\s+to)\s+(?:work|satisfy|hold|check\s+out|fit)\b|fails\b)"
+    r"|\b(?P<fails>(?:does\s+not|doesn't|do\s+not|don't|fails\s+to)\s+(?:work|satisfy|hold|check\s+out|fit)\b|fails\b"
+    r"|makes\s+(?:the|an?)\s+(?:\w+\s+)?\w+\s+(?:zero|undefined|negative|0)\b)"
     r"|\b(?P<rejected>(?:reject|discard|exclude|rule\s+out)\b)"
     rf"|\b(?P<too>(?:(?:works|fits|would\s+(?:do|work|fit))|{_FITS})\s+(?:just\s+)?(?:too|as\s+well|also)\b"
     rf"|also\s+(?:works|fits)\b|{_ALSO_FITS})"
-    r"|\b(?P<after>it\s+is|after\s+all|instead|it\s+should\s+be|it\s+must\s+be)(?=\s{0,9}(?:[.!;]|$))",
+    r"|\b(?P<after>it\s+is|after\s+all|instead|though|it\s+should\s+be|it\s+must\s+be)(?=\s{0,9}(?:[.!;]|$))",
     re.IGNORECASE | re.MULTILINE,
 )
 SENTENCE_START = re.compile(
@@ -164,10 +172,6 @@ OR_BEFORE = re.compile(
 LISTED = re.compile(
     r"[\s$)*.\]\\]{0,9}(?:\\text\s*\{\s*)?(?:(?P<comma>[,/;&|])|\bor\b|\band\b)[\s}]{0,9}", re.IGNORECASE
 )
-BARE_BOX = re.compile(  # \boxed5, \boxed\frac12
-    r"[-+]?(?:\d+(?:[.,]\d+)*|\\[dt]?frac\s*(?:\d|\{[^{}]*\})\s*(?:\d|\{[^{}]*\})|\\[A-Za-z]+(?:\{[^{}]*\})?)|[(\[]?[A-Za-z](?![A-Za-z])[)\]]?"
-)
-BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 A_HEADING = re.compile(r"\s*\d+[.)]\s+[A-Z][A-Za-z]*(?:\s+[A-Za-z]+){0,3}\s*:?\s*\Z")  # "#### 2. Check"
 FIRST_SENTENCE = re.compile(r"(?<=[.!?;])\s+(?=\S)")
 A_SENTENCE = re.compile(r"[^.!?;\n]++(?=[.!;\n]|\Z)")

@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from transformer2.verifiers.final import MAX_BOX, Final, final_answer
+from transformer2.verifiers.boxes import BOX, MAX_BOX
+from transformer2.verifiers.final import Final, final_answer
 from transformer2.verifiers.math.latex import normal
 from transformer2.verifiers.math.limits import unreadable
 from transformer2.verifiers.phrases import BECAUSE
@@ -96,11 +97,10 @@ def final_expression(completion: str) -> Final[Written]:
     text = _DOLLARS.sub(
         lambda m: m[0] if "\n\n" in m[0] else m[0].replace("\n", " "), completion.translate(_FULL_WIDTH)
     )
-    return final_answer(text, _Expressions(re.search(r"\\(?:boxed|fbox)(?![A-Za-z])", text) is not None))
+    return final_answer(text, _Expressions(BOX.search(text) is not None))
 
 
 def _written(text: str) -> Final[Written]:
-    text = re.sub(r"\A\s*[=:]\s*", "", text)
     return Final(Written(text, text if unreadable(text) else _NAME.sub("", normal(text))))
 
 

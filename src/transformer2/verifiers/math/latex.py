@@ -58,7 +58,7 @@ def normal(text: str) -> str:
     text = re.sub(r"\^\s*(?:\{\s*\\prime\s*\}|\\prime\b)", "'", text)
     read = (_RENAMED.get(token, token) for token in _TOKEN.findall(text.replace(r"\degree", r"^{\circ}")))
     tokens = deque(" " if t in _SPACE or t.isspace() else t for t in read if t not in _DROPPED)
-    spelled = _MATRIX.sub("{matrix}", _sequence(tokens)).strip()
+    spelled = _MATRIX.sub("{matrix}", _sequence(tokens)).strip().lstrip("=:")
     return spelled if spelled.endswith(".m.") else spelled.rstrip(". \\")
 
 
