@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from string import ascii_lowercase
 
 __all__ = ["Leaf", "equal", "unwrapped"]
 
@@ -62,9 +63,10 @@ def equal(gold: str, answer: str, leaf: Leaf) -> bool | None:
         if claims != answers or value != (golds[0] if len(golds) == 1 else gold):  # what is behind a name may be a list
             return _all(equal(value, claim, leaf) for claim in claims)
     if len(golds) == 1 and len(answers) > 1 and _is_tuple(gold):  # x = 3, y = 4 for (3, 4)
-        named = sorted(_split(element, "=") for element in answers)
-        if all(len(sides) == 2 and _NAME.fullmatch(sides[0]) for sides in named) and len(dict(named)) == len(named):
-            answers = ["(" + ",".join(sides[1] for sides in named) + ")"]
+        named = [_split(element, "=") for element in answers]
+        if all(len(sides) == 2 and _NAME.fullmatch(sides[0]) for sides in named):
+            values = _by_name([sides[0] for sides in named], [sides[1] for sides in named])
+            answers = ["(" + ",".join(values) + ")"] if values else answers
     if r"\cup" in gold and len(golds) == 1 and all(map(_is_tuple, answers)):
         answers = [r"\cup".join(answers)]
     if len(answers) > 2 * len(golds):  # nobody says the same thing three times
@@ -111,12 +113,16 @@ def _is_balanced(text: str) -> bool:
 
 
 def _in_order(match: re.Match[str]) -> str:
-    """`(y,x)=(3,5)` as `(5,3)`; letters that are not neighbours, such as (m,b), stay in their order."""
-    names, values = match[1].split(","), _split(match[2], ",")
-    codes = sorted(map(ord, names))
-    if len(names) != len(values) or codes != list(range(codes[0], codes[0] + len(codes))):
-        return match[0]
-    return "(" + ",".join(value for _, value in sorted(zip(names, values, strict=True))) + ")"
+    """`(y,x)=(3,5)` as `(5,3)`; but (m,b) stays as it is: only neighbours in the alphabet have an order."""
+    values = _by_name(match[1].split(","), _split(match[2], ","))
+    return "(" + ",".join(values) + ")" if values else match[0]
+
+
+def _by_name(names: list[str], values: list[str]) -> list[str] | None:
+    """Values in the order of their names, as x and y have one; None where neither names nor text give one."""
+    if len(names) == len(values) and "".join(sorted(names)) in ascii_lowercase:
+        return [value for _, value in sorted(zip(names, values, strict=True))]
+    return values if names == sorted(set(names)) else None
 
 
 def _variables(text: str) -> set[str]:
