@@ -20,7 +20,7 @@ TASK = tasks.get("math")
 ROW = {"problem": "How many?", "level": "Level 1", "type": "Algebra", "solution": "It is $\\boxed{\\frac{1}{2}}$."}
 
 # Rows whose own solution is refused, and why: it boxes what the question wants listed in different places, ...
-SCATTERED = {f"math/test/{i}" for i in (2152, 2549, 2656, 4559, 4562)}
+SCATTERED = {f"math/test/{i}" for i in (2152, 2656, 4562)}
 # ... or it boxes both of two points where the question wants either; as everywhere, the last one is the gold.
 EITHER = {f"math/test/{i}" for i in (2716, 2912)}
 
@@ -128,9 +128,7 @@ def test_every_altered_gold_is_refused(real, step):
     tried = Counter(name for name, _, _ in pairs)
     passed = [(n, e.id, e.answer, v.extracted) for (n, e, _), v in zip(pairs, verdicts, strict=True) if v.correct]
     assert {v.reward for v in verdicts} <= {1.0, -1.0}
-    assert passed == [
-        ("swapped letter", "math/test/6", r"x \in [-2,7]", r"y \in [-2,7]"),  # the name in front says nothing
-    ]
+    assert passed == []
     assert step > 1 or tried == {
         **dict.fromkeys([*ELSEWHERE, "an extra answer listed", "an alternative"], 5000),
         "one number changed": 4912,

@@ -14,7 +14,7 @@ from hostile_answers import HOSTILE, boxed
 from math_answers import ANSWERS, ENDS, SYMMETRIC
 
 from transformer2.verifiers.math import verify_math, verify_math_many
-from transformer2.verifiers.math.final import final_answer
+from transformer2.verifiers.math.final import final_expression
 from transformer2.verifiers.math.latex import normal
 
 LIMIT = 2.5  # seconds of one answer
@@ -182,18 +182,19 @@ def test_kinds_of_answers(kind):
         ("The answer is 5 because 2 + 3 = 5.", "5"),
         ("The answer is $5$, since it is prime.", "$5$"),
         ("**Final Answer**\n\n$5$", "$5$"),
-        ("The answer is $90\\text{ square\nunits}$.", "$90\\text{ square\nunits}$"),
+        ("The answer is $90\\text{ square\nunits}$.", "$90\\text{ square units}$"),
     ],
 )
 def test_the_last_box_counts_then_what_is_said(completion, text):
-    assert final_answer(completion).text == text
+    found = final_expression(completion).value
+    assert found is not None and found.text == text
 
 
 @pytest.mark.parametrize(
     ("completion", "reason"),
     [
-        ("", "no boxed answer"),
-        ("It is 4.", "no boxed answer"),
+        ("", "no final answer"),
+        ("It is 4.", "no final answer"),
         (r"\boxed{}", "the box is empty"),
         (r"\boxed{4", "the box is not closed within 512 characters"),
         (r"\boxed{" + "1+" * 300 + "1}", "the box is not closed within 512 characters"),

@@ -1,13 +1,12 @@
-"""The numeric verifier: what it reads as the final answer, what it refuses, and that no text can hold it up."""
+"""The numeric verifier: what it reads as the final answer, what it refuses."""
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 
 import pytest
 
-from transformer2.verifiers.numeric import final_number, parse_number, verify_number
+from transformer2.verifiers.numeric import parse_number, verify_number
 
 
 @pytest.mark.parametrize(
@@ -216,16 +215,3 @@ def test_an_answer_with_its_unit_stays_one(gold: str, completion: str) -> None:
 def test_a_gold_that_is_no_number_is_an_error_not_a_reward() -> None:
     with pytest.raises(ValueError, match="gold answer 'many'"):
         verify_number("many", "#### 72")
-
-
-@pytest.mark.parametrize(
-    "unit",
-    ["\\boxed{", "#### ", "answer is ", "answer ", " ", "9", "1 ", "{", "<<", "1,", "1/", "*", "\\frac{", "=", "-"],
-)
-@pytest.mark.parametrize("head", ["", "#### 1", "\\boxed{1} "])
-def test_no_text_holds_it_up(head: str, unit: str) -> None:
-    text = head + unit * (40_000 // len(unit)) + "\n#### 2 "
-    start = time.process_time()
-    final_number(text)
-    final_number(text[:-7])
-    assert time.process_time() - start < 2  # linear: about 0.05 s; quadratic would be minutes

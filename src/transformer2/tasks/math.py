@@ -25,8 +25,8 @@ from transformer2.tasks._rows import Row, examples_of, field_of, load_rows
 from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
+from transformer2.verifiers.boxes import boxes
 from transformer2.verifiers.math import start_workers, verify_math, verify_math_many
-from transformer2.verifiers.math.final import boxes
 
 __all__ = ["MATH", "TASK"]
 

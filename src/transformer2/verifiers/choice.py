@@ -12,10 +12,11 @@ verdict is a guess. "a" is an article, and so is "A" before a word.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from transformer2.types import Verdict
-from transformer2.verifiers.final import BECAUSE, Final, final_answer, readable
+from transformer2.verifiers.final import Final, final_answer, readable
+from transformer2.verifiers.phrases import BECAUSE
 
 __all__ = ["final_choice", "verify_choice"]
 
@@ -39,6 +40,14 @@ _STARTS_OVER = re.compile(r"(?:or|and|not|nor|but|maybe|perhaps|no(?! other)|wai
 _DECORATION = re.compile(r"\*+|__|[`$\"{}]|\\[()\[\],;! ]|\\(?:text|mathrm|mathbf|textbf|mathit)\b")
 _SENTENCE = re.compile(r".*?[.!?;](?=\s)", re.DOTALL)
 _APPOSED = re.compile(r"\s*(?:,\s+(?=(?:an?|the)\s)|[:\u2014]\s*|\s-\s)")
+_THAT_IS = re.compile(r"\A[\s,;(]*(?:i\.e\.?|namely|that is)[\s,:]*(?:an?\s|the\s)?", re.IGNORECASE)
+_CONCLUDES = re.compile(
+    r".*(?:\b(?:is|are|was|were|be)|:)\s+(?:(?:an?|the)\s)?(.*?)[(\[]([A-Za-z0-9])[)\]](?![\w-])(.*)"
+)
+_SUPPOSES = re.compile(
+    r"\b(?:if|whether|might|may|could|maybe|perhaps|possibly|or|and|least|first|say|think|answer|option|choice)\b",
+    re.IGNORECASE,
+)
 _DENIES = re.compile(
     r"\b(?:not|no|never|neither|nor|cannot|wrong|incorrect|false|only|unlike|rather|than|rules?|eliminat\w+|exclud\w+)\b|n't\b",
     re.IGNORECASE,
@@ -84,7 +93,7 @@ class _Options:
     """
 
     strict = True
-    unusable = listed = "not a usable choice"
+    unusable = unclosed = listed = "not a usable choice"
 
     def __init__(self, options: Mapping[str, str], keys: Mapping[str, str]) -> None:
         self.letters = {**{letter: letter for letter in options}, **keys}
@@ -106,6 +115,14 @@ class _Options:
         if kind in ("line", "first"):
             place = _BULLET.sub("", place, count=1)
         plain = _plain(place)
+        if kind == "concludes":  # "The texture is (D) soft."
+            told = _CONCLUDES.match(plain)
+            letter = self.letters.get(told[2].upper()) if told else None
+            if told is None or letter is None or _DENIES.search(plain) or _SUPPOSES.search(plain):
+                return Final(None)
+            text = self._case(told[1] + told[3]).strip(" .!):,-")
+            alone = text in ("", self.texts.get(letter)) and len([*self.named.finditer(plain)]) == 1
+            return Final(letter if alone else None)
         if kind in ("turned", "closes"):
             marks = [] if _DENIES.search(plain) else [*self.named.finditer(plain)]
             named = {self.letters.get(m.group().strip("()[] ").upper()) for m in marks}
@@ -122,13 +139,16 @@ class _Options:
         found.discard(None)
         if len(found) == 1:
             return Final(found.pop())
-        asked = kind in ("hash", "boxed", "said", "heading", "back", "chosen")
+        asked = kind in ("hash", "boxed", "said", "heading", "final", "back", "listed", "chosen")
         about = found or (asked and (self.speaks.search(plain) or self.speaks.search(self._case(plain))))
         return Final(None, self.unusable if about else "")
 
     def begins(self, place: str) -> bool:
         """Whether a place begins with an option's text, such as "No, because it is cold"."""
         return self._begins_with_a_text(_plain(place))
+
+    def joined(self, answers: Sequence[str]) -> None:
+        """Several options are no answer."""
 
     def _by_label(self, plain: str, kind: str) -> str | None:
         match = _LABEL.match(plain)
@@ -138,7 +158,7 @@ class _Options:
         rest = plain[match.end() :]
         if plain == "a" and kind in ("said", "back"):
             return None  # an article that was cut off before its noun
-        if self._is_over(rest, kind):
+        if self._is_over(rest, kind, letter):
             return letter
         separator = _SEPARATOR.match(rest)
         if separator is None:
@@ -146,7 +166,7 @@ class _Options:
         after = rest[separator.end() :].removeprefix("(")
         for start in (after, _ARTICLE.sub("", after, count=1)):
             text = self.texts.get(letter)
-            if text and self._case(start).startswith(text) and self._is_over(start[len(text) :], kind):
+            if text and self._case(start).startswith(text) and self._is_over(start[len(text) :], kind, letter):
                 return letter
             told = _APPOSED.match(start[len(text) :]) if text and self._case(start).startswith(text) else None
             if told and text and kind != "line" and self._explains(start[len(text) + told.end() :], "", letter):
@@ -161,18 +181,20 @@ class _Options:
             label = _LABEL.match(rest.lstrip())
             if label and label["inner"] and self.letters.get(label["inner"].upper()) == letter:
                 rest = rest.lstrip()[label.end() :]
-            if self._is_over(rest, kind):
+            if self._is_over(rest, kind, letter):
                 return letter
         return None
 
-    def _is_over(self, rest: str, kind: str) -> bool:
+    def _is_over(self, rest: str, kind: str, letter: str) -> bool:
         """Whether nothing follows an option that could change it."""
         if not rest.strip(" .,:;!)]'"):
             return True
         if kind == "chosen" and re.match(r"\s+over\s", rest):
             return True
-        if BECAUSE.match(rest):
-            return not self._begins_with_a_text(rest.lstrip(" ,;("))  # "(B) because ..." may be the text of another
+        if BECAUSE.match(rest):  # "(B) because ..." and "(B), i.e. ..." may go on with the text of another
+            told = _THAT_IS.sub("", rest)
+            own = told != rest and self._case(told).startswith(self.texts.get(letter, "\n"))
+            return own or not self._begins_with_a_text(told.lstrip(" ,;("))
         sentence = None if kind == "line" else _NEXT_SENTENCE.match(rest)
         if sentence is None:
             return False
@@ -183,6 +205,7 @@ class _Options:
 
     def _explains(self, after: str, rest: str, letter: str) -> bool:
         """Whether words after a label are about that option: its text told otherwise, or more about it."""
+        after = _THAT_IS.sub("", after)
         sentence = _SENTENCE.match(after)
         words = sentence.group() if sentence else after
         reason = BECAUSE.search(words)
@@ -196,7 +219,7 @@ class _Options:
             return False  # cut off within a word
         if any(self._begins_with_a_text(start) for start in (after, rest.lstrip(), _ARTICLE.sub("", after, count=1))):
             return False
-        return len(words) == len(after) or self._is_over(". " + after[len(words) :].lstrip(), "said")
+        return len(words) == len(after) or self._is_over(". " + after[len(words) :].lstrip(), "said", letter)
 
     def _begins_with_a_text(self, place: str) -> bool:
         """Whether a place begins with an option's text that no sentence goes on with ("plant cells have walls")."""

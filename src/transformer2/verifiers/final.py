@@ -3,24 +3,31 @@ r"""Final answers: what does a completion end on, whatever its answers are made 
     statements       `\boxed{18}`, `#### 18`, "the answer is 18", "answer: 18", "18 is the correct answer"
     lines            a last line that is nothing but an answer
     second thoughts  "Wait, no" and "that's wrong" take a statement back, "Actually, it's 20" replaces it, "Yes, that's
-                     right" restores it; "not 18" and "18 is wrong" state nothing
+                     right" restores it; "not 18", "18 is wrong" and "18 is extraneous" state nothing
 
-The last statement counts, up to its reason ("18 because 9 x 2 = 18"). Statements side by side are a list and no answer,
-whichever of them is right; for a strict reader (letters) so are any two that differ without a second thought between
-them. What an answer looks like, `numeric` and `choice` say: they read one place at a time.
+The last statement counts, up to its reason ("18 because 9 x 2 = 18"). Statements side by side are a list, which is an
+answer only for a reader that takes lists (mathematics); for a strict reader (letters) any two that differ without a
+second thought between them are none. A text that says two things in the end says neither, whichever is right.
+
+What an answer looks like, `numeric`, `choice` and `math.final` say: they read one place at a time. How people word all
+that stands in `phrases`. Time is linear in the text: places have a longest length.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["BECAUSE", "Final", "Reader", "after_thoughts", "final_answer", "readable"]
+from transformer2.verifiers import phrases
+from transformer2.verifiers.boxes import argument, closing_braces
+
+__all__ = ["Final", "Reader", "after_thoughts", "final_answer", "readable"]
 
 T = TypeVar("T", bound=Hashable)
 
+MAX_TEXT = 100_000  # characters from the end of a completion
 MAX_PLACE = 1000  # characters of one place: no answer is longer
 _READABLE = (
     {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width forms
@@ -28,136 +35,6 @@ _READABLE = (
     | dict.fromkeys(map(ord, "“”„‟«»‹›「」『』"), '"')
     | dict.fromkeys(map(ord, "‘’‚‛"), "'")
     | {ord(c): plain for c, plain in zip("。、【】〔〕\u3000\u00a0", ".,[][]  ", strict=True)}
-)
-_STATED = re.compile(
-    r"(?P<hash>(?<!#)####(?!#)(?![ \t*]*(?:the[ \t]+)?(?:final[ \t]+|correct[ \t]+)?answer[ \t*]*\n))"
-    r"|(?P<tag><answer>)|(?P<boxed>\\(?:boxed|fbox)\s*\{)"
-    r"|(?P<chosen>\bI(?:'d|'ll|\s+would|\s+will|\s+am|'m)?\s+(?:choos(?:e|ing)|pick(?:ing)?|select(?:ing)?|go(?:ing)?\s+with)\b"
-    r"|\bI\s+(?:think|believe|would\s+say)\s+(?:that\s+)?(?:it's|it\s+(?:is|must\s+be))\b)"
-    r"|(?P<so>(?:^|(?<=[.!?,;:])\s)\s*(?:so|thus|hence|therefore)\b[\s,:]+)"
-    r"|(?P<heading>^[ \t>*#]*(?:the[ \t]+)?(?:final[ \t]+|correct[ \t]+)?answer[ \t*]*\n)"
-    r"|(?P<said>(?:\bthe\s+)?(?:\b(?:correct|final|right|best)\s+(?:answer|option|choice)"
-    r"|\bans(?:wer)?)\b"
-    r"(?:\s+(?:to|for|of|here)\b[^.:\n]{0,80}?)?[\s*]*(?:\b(?:is|would be|must be|should be)\b\s*:?|:|=))",
-    re.IGNORECASE | re.MULTILINE,
-)
-
-
-def _phrases(text: str) -> str:
-    """Alternatives as a pattern: any white space for a blank."""
-    return "(?:" + text.replace(" ", r"\s+") + ")"
-
-
-_PAUSE = r"[,.!;:\u2014\u2026*-]"
-_IT = _phrases(
-    r"(?:it|that|this|(?:the|my)(?: (?:correct|right|real|actual|final|true))?"
-    r" (?:answer|one|option|choice|value|number|result|total))"
-    r"(?:'s| is| was| (?:must|would|should|has to) be| should have been)\b"
-)
-_WRONG = _phrases(
-    r"(?:\w+ly |all |just |simply )?(?:wrong|off|too \w+"
-    r"|incorrect|mistaken|false|untrue|invalid|a (?:mistake|typo|joke)|an error"
-    r"|not (?:\w+ly |the )?(?:right|correct|true|accurate|valid|good))\b"
-)
-_OWN = _phrases(
-    r"(?:that|this|it|which|I|what I (?:said|wrote)"
-    r"|(?:what is|everything|all|the) above|(?:that|this|the|my)(?: \w+)?"
-    r" (?:answer|statement|response|reasoning|claim|conclusion|solution|one|option|choice|value|number|result|total))"
-)
-_WITHDRAWN = _phrases(
-    rf"wait\b(?=\s*(?:{_PAUSE}|$)| (?:no|actually|that|this|let|I|it|sorry)\b)|(?:wh)?oops\b|never ?mind\b|correction\b"
-    rf"|no(?:pe)?\b(?=\s*{_PAUSE}| (?:wait|sorry|actually|it|that|I)\b)|(?:hold|hang) on\b"
-    r"|on (?:second thoughts?|reflection)\b|(?:scratch|strike|ignore|forget|disregard) that\b"
-    r"|my (?:mistake|bad|apologies|error)\b"
-    rf"|{_OWN}(?:'s|'m| is| am| was| seems| looks| must be| seems to be) {_WRONG}"
-    rf"|{_OWN} (?:(?:is|was|does|do|did|could)(?: not|n't)|can't|cannot|can not)(?: be| seem| look| sound)?(?: to be)?"
-    r" (?:the |quite )?(?:right|correct|true|accurate|final)\b(?! (?:of|for)\b)"
-    r"|(?:false|wrong|incorrect|untrue|(?:a )?typo|not (?:right|correct|true))\b(?=\s*(?:[.,!;:]|$))"
-    r"|I(?:'ve| have)? changed my mind\b|(?:I(?:'m| am| was) )?(?:just|only) (?:kidding|joking)\b"
-    r"|I (?:retract|withdraw|doubt (?:it|that|this|my))\b"
-    r"|(?:disregard|ignore|forget|scratch|strike) (?:the|this|what|my|all|everything|it)\b[^.,;:!?\n]*|wait an? \w+\b"
-    r"|I (?:made an?(?: \w+)? (?:mistake|error)|was (?:wrong|mistaken)|mis[a-z]{4,}|forgot|stand corrected"
-    r"|take (?:that|it) back|apologi[sz]e|messed up)\b"
-    r"|let me (?:re-?(?:calculate|compute|consider|do|think|count|vise)|correct|fix|start over|(?:try|think) again)\b"
-)
-_CHANGED = _phrases(
-    r"hm+\b|actually\b|sorry\b|apologies\b|(?:or )?rather\b(?! than)|I (?:really )?meant?\b|edit:|instead,"
-    r"|make (?:that|it)\b"
-    r"|(?:(?:I(?:'ll| will| would| should)?|let me) )?chang(?:e|ing) (?:that|it|my (?:final )?answer) to\b"
-    r"|(?:it|that|this|the (?:result|total|value|number)) should (?=be\b|have\b)"
-    rf"|(?:however|but|in fact|looking again|on closer \w+)\b(?=,? {_IT})"
-    r"|let me (?:double[- ]check|check|verify|re-?(?:check|examine|evaluate))\b"
-)
-# Only at the start of a sentence: what follows may replace the answer.
-_TURNED = _phrases(
-    r"(?:but|however|instead|in (?:fact|truth|reality)|yet|although|still|nevertheless"
-    r"|to be (?:honest|fair|precise)|honestly"
-    r"|correct(?:ed|ing)|updat(?:ed?|ing)|revis(?:ed?|ion|ing)|amended|fixed|final(?=\s*:)|changed|new answer"
-    r"|(?:after|(?:up)?on|thinking|looking|reading|considering|reconsidering)(?: \w+){0,4}(?=\s*[,:])|reconsidering)\b"
-    r"|(?=not\b)"
-)
-_MORE = _phrases(r"(?:or|and|also|plus|as well as|alternatively)\b")
-_ALSO = _phrases(
-    r"(?:it|that|the answer) (?:could|might|may|can) (?:(?:also|equally) be\b|be (?=[(\[]?\w\b))|alternatively\b"
-    r"|(?:maybe|perhaps|possibly)\b"
-)
-_KEPT = _phrases(
-    r"ye(?:s|p|ah)\b"
-    r"|(?:that|this|it|which|(?:the|my) answer)(?:'s| is| was) (?:(?:indeed|still) )?(?:right|correct|fine)\b"
-    r"|(?:the|my)(?: \w+)? answer (?:still )?(?:stands|holds)\b"
-)
-_SECOND_THOUGHT = re.compile(
-    r"(?:^|(?<=[.!?,;:(\u2014\u2026-])|\b(?:oh|ah|hm+|um|uh|but|or|and|so|then|no)\b,?)[\s*_\"(]{0,8}"
-    rf"(?:(?P<withdrawn>{_WITHDRAWN})|(?P<changed>{_CHANGED})|(?P<also>{_ALSO})|(?P<kept>{_KEPT}))"
-    rf"|(?:^|(?<=[.!?;]))[\s*_\"(]{{0,8}}(?:(?P<turned>{_TURNED})|(?P<more>{_MORE}))",
-    re.IGNORECASE | re.MULTILINE,
-)
-_SAYS = _phrases(r"(?:should )?(?:be|have been)|I (?:meant?|think)|go(?:ing)? with|no|wait|actually|sorry|so")
-_FILLER = re.compile(
-    rf"(?:[\s,.:;!*\u2014\u2026-]*(?:{_IT}|{_SAYS}\b))*"
-    r"(?:[\s,:;!*\u2014\u2026]|\.(?!\d))*",
-    re.IGNORECASE,
-)
-_LATER = re.compile(rf"(?:[.,;]\s*(?:(?:so|thus|hence|therefore|but|rather)\b,?\s*)?{_IT}|,?\s+but\b)", re.IGNORECASE)
-# "B is the correct answer", "B is wrong", "it can't be B"
-_JUDGED = re.compile(
-    r"\b(?:is|would\s+be|seems)\s+(?:therefore\s+|indeed\s+)?(?:(?P<right>"
-    r"(?:(?:the|my)\s+)?(?:(?:most\s+likely\s+)?(?:correct|right|best|better|final)"
-    r"(?:\s+(?:answer|option|choice|one))?|answer))(?=\s*(?:[.,:;!*]|$|because\b|since\b))"
-    rf"|{_WRONG}|not\s+the\b)|\b(?:isn't|can't\s+be|cannot\s+be|is\s+not)\b",
-    re.IGNORECASE | re.MULTILINE,
-)
-_SENTENCE_START = re.compile(
-    r".*(?:[.!?:;](?=\s)|\b(?:so|thus|hence|therefore|actually|indeed|yes|no|but|however)\b,?|\n)",
-    re.DOTALL | re.IGNORECASE,
-)
-_NO_ANSWER = re.compile(  # "the least likely answer"
-    r"\b(?:least|worst|wrong|incorrect|other|false|bad|poor|distractor|distracting|unlikely|common|popular|tempting"
-    r"|alternative|(?<!only )possible"
-    r"|previous|earlier|initial|rejected|opposite|trap|naive|mistaken|erroneous)(?:\s+\w+)?\s+\Z",
-    re.IGNORECASE,
-)
-_SUPPOSED = re.compile(
-    r"(?:(?P<denied>(?:\bnot|n't|\bnever)\s+(?:think|believe|say|mean))|\b(?:if|whether|unless|doubt|suppose|assum\w+)"
-    r"|\b(?:might|may|could|would)\s+(?:\w+\s+)?(?:think|say|believe|guess)"
-    r"|\b(?:people|students?|some|many|most|others|everyone|everybody|they|he|she)(?:\s+\w+){0,2}"
-    r"\s+(?:think|say|believe|guess|assume|answer|claim|conclude)s?"
-    r"|\b(?:mistake|error|misconception|trap|tempting)\b(?:(?!\b(?:so|thus|hence|therefore|but)\b)[^.,;:!?\n]){0,40}"
-    r")\s+(?:that\s+)?\Z",
-    re.IGNORECASE,
-)
-_FIRST_SENTENCE = re.compile(r"(?<=[.!?;])\s+(?=\S)")
-_A_SENTENCE = re.compile(r"[^.!?;\n]{1,200}(?=[.!;\n]|\Z)")
-_CHECKS = re.compile(r"\blet\s+me\s+(?!change)|\bsorry|\bapologies", re.IGNORECASE)
-_NOT = re.compile(r"(?:(?:definitely|certainly)\s+)?(?:not|never)\b\s*", re.IGNORECASE)
-_LISTED = re.compile(r"[\s$)*.]*(?:[,/;&]|\bor\b|\band\b)", re.IGNORECASE)
-_CONJUNCTION = re.compile(r"[\s,;]*\b(?:or|and|so|but)\s*\Z", re.IGNORECASE)
-_BRACE = re.compile(r"[{}]")
-BECAUSE = re.compile(
-    r"(?:[,;]\s*|\s)\(?(?:because|since|as(?!\s+(?:well|many|much|follows))|where|given\s+that|due\s+to|thanks\s+to|i\.e\.|namely"
-    r"|which(?!\s+(?:rounds|is\s+(?:about|approximately|roughly|not)|isn't))|obtained|(?:and\s+)?not(?=\s+(?-i:[^a-z\s]))"
-    r"|rather\s+than|instead\s+of|as\s+opposed\s+to)\b|\u2014\s*(?!(?:or|and|no|not|but|if|maybe|perhaps)\b)(?=[A-Za-z])",
-    re.IGNORECASE,
 )
 
 
@@ -179,20 +56,25 @@ class Reader(Protocol[T]):
 
     Attributes:
         strict: Whether two statements that differ are no answer, however far apart.
-        unusable: Reason for a place that denies, doubts or is cut off.
+        unusable: Reason for a place that denies or doubts.
+        unclosed: Reason for a box that is cut off.
         listed: Reason for a box that another answer follows.
     """
 
     strict: bool
     unusable: str
+    unclosed: str
     listed: str
 
     def read(self, place: str, kind: str) -> Final[T]:
-        """The answer in a place: hash, boxed, said, heading, back (a second thought), turned (any
-        other answer in the sentence), closes (one at its end), judged, line, or first (line)."""
+        """The answer in a place: hash, boxed, said, heading, chosen, back (a second thought), listed (behind a box),
+        turned (any other answer in the sentence), closes (one at its end), judged, line, or first (line)."""
 
     def begins(self, place: str) -> bool:
         """Whether a place begins with the words of an answer, which are then no words about it."""
+
+    def joined(self, answers: Sequence[T]) -> T | None:
+        """The one answer that a list of several is, if it is one."""
 
 
 @dataclass(frozen=True)
@@ -216,41 +98,55 @@ def readable(text: str) -> str:
 
 def final_answer(text: str, reader: Reader[T]) -> Final[T]:
     """The answer that a completion gives in the end."""
-    text = readable(text)
-    steps = sorted([*_statements(text, reader), *_judgements(text, reader)], key=lambda s: s.start)
-    stated = any(step.role == "stated" for step in steps)
+    text = readable(text)[-MAX_TEXT:]
+    steps = [*_statements(text, reader), *_judgements(text, reader)]
+    steps += _lines(text, reader, any(step.role == "stated" for step in steps))
     now, taken_back, reason = None, None, "no final answer"
-    given: set[T] = set()  # since the last second thought
-    last: _Step[T] | None = None
-    for step in sorted([*steps, *_lines(text, reader, stated)], key=lambda s: s.start):
-        value = step.answer.value
-        if step.role == "stated":
-            marked = last is not None and last.kind in ("hash", "boxed") and not reader.strict
-            if step.kind == "line" and marked and reason != "taken back":
-                continue  # after a marked number, the text goes on with something else
+    given: list[T] = []  # since the last second thought; for a reader that is not strict, side by side
+    listed: list[T] = []  # what `now` was put together from
+    last: _Step[T] | None = None  # statement
+    before: _Step[T] | None = None
+    for step in sorted(steps, key=lambda s: s.start):
+        value, role = step.answer.value, step.role
+        if last and before and before.kind == "joins" and not text[before.stop : step.start].strip(" $(*\\["):
+            role = "also"  # "or maybe \\boxed{6}"
+        before = step
+        if last and role == "stated":
+            goes_on = last.kind in ("hash", "boxed") and not reader.strict and reason != "taken back"
+            heading = step.kind == "hash" and phrases.A_HEADING.fullmatch(text[step.start + 4 : step.stop])
+            if heading or (
+                step.kind == "line" and goes_on
+            ):  # after a marked number, the text goes on with something else
+                continue
+        if role == "stated":
             if not reader.strict and not (last and _is_list(text[last.stop : step.start], last.kind, step.kind)):
-                given = set()
-            given |= set() if value is None else {value}
-            now = value if len(given) == 1 else None
-            reason, last = step.answer.reason or "several answers", step
-        elif step.role == "denied":
-            if value is not None and value == now:
-                taken_back, now, reason, given = None, None, "taken back", set()
-            elif last is None and step.kind in ("said", "heading"):
+                given = []
+            given += [value] if value is not None and value not in given else []
+            now = value if len(given) == 1 or value is None else reader.joined(given)
+            reason, last, listed = step.answer.reason or "several answers", step, given.copy()
+        elif role == "denied":
+            if now is not None and value in listed and len(listed) > 1:
+                listed.remove(value)
+                now = listed[0] if len(listed) == 1 else reader.joined(listed)
+            elif value is not None and value == now:
+                taken_back, now, reason, given = None, None, "taken back", []
+            elif last is None and step.kind in ("said", "heading", "final", "boxed"):
                 reason = reader.unusable
-        elif last is None:
-            continue
-        elif step.role == "kept":
+        elif role == "replaced":
+            now, given, last = value, [value] if value is not None else [], step
+        elif last is None and not (role == "changed" and value is not None and reason == reader.unusable):
+            continue  # but "the answer is not 6, rather 5" says 5
+        elif role == "kept":
             now = taken_back if reason == "taken back" else now
-        elif step.role in ("also", "turned", "closes"):
+        elif role in ("also", "turned", "closes"):
             if value is not None and now not in (None, value):
                 now, reason = None, "several answers"
         else:
-            given = set()
-            if step.role == "withdrawn" and now is not None:
+            given = []
+            if role == "withdrawn" and now is not None:
                 taken_back, now, reason = now, None, "taken back"
             if value is not None:
-                now, given = value, {value}
+                now, given = value, [value]
             elif step.answer.reason and now is not None:
                 now, reason = None, step.answer.reason
     return Final(now) if now is not None else Final(None, reason)
@@ -258,68 +154,112 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
 
 def _statements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
     """What is stated, and second thoughts, in order."""
-    thoughts = (m for m in _SECOND_THOUGHT.finditer(text) if not reader.begins(_rest(text, m.start(), len(text))))
-    stated = (m for m in _STATED.finditer(text) if reader.strict or not m["so"])
-    marks = sorted([*stated, *thoughts], key=re.Match.start)
+    marks = [m for m in phrases.STATED.finditer(text) if reader.strict or not m["so"]]
+    marks += [m for m in phrases.SECOND_THOUGHT.finditer(text) if not reader.begins(_rest(text, m.start(), len(text)))]
+    marks.sort(key=re.Match.start)
     marks = [  # "The answer is: so it can be done" is one statement
         m for i, m in enumerate(marks) if m.lastgroup != "so" or not i or text[marks[i - 1].end() : m.start()].strip()
     ]
+    ends = closing_braces(text)
     for mark, following in zip(marks, [*marks[1:], None], strict=False):
-        kind, start = mark.lastgroup or "", mark.end()
         limit = following.start() if following else len(text)
-        if kind == "boxed":
-            stop = _closing_brace(text, start)
-            answer = reader.read(text[start : stop or start], kind)
-            also = _LISTED.match(text, stop + 1) if stop else None
-            if stop is None:
-                answer = Final(None, answer.reason or reader.unusable)
-            elif also and reader.read(_rest(text, also.end(), len(text)), "back").value is not None:
-                answer = Final(None, reader.listed)
-            role, stop = "stated", (stop or start) + 1
-        elif kind == "so":
-            place = _rest(text, start, limit)
-            role, stop, answer = "stated", start + len(place), reader.read(place, "judged")
-        elif kind in ("hash", "heading", "said", "chosen", "tag"):
-            while start < limit and (text[start].isspace() or text[start] in "*:"):
-                start += 1
-            place = _rest(text, start, limit).partition("</answer>")[0]
-            stop = start + len(place)
-            kind = "said" if kind == "tag" else kind
-            if kind == "said" and _NO_ANSWER.search(text, max(0, mark.start() - 60), mark.start()):
-                continue
-            supposed = _SUPPOSED.search(text, max(0, mark.start() - 60), mark.start())
-            place = _CONJUNCTION.sub("", place) if following else place
-            kind = "heading" if mark.group().rstrip().endswith((":", "=")) else kind
-            answer = reader.read(place, kind)
-            denied = _NOT.match(place) if answer.value is None else None
-            later = [*_LATER.finditer(place)] if denied else []
-            if later and (said := reader.read(place[later[-1].end() :].lstrip(" :*"), "back")).value is not None:
-                answer, denied = said, None  # "the answer is not 17, it is 18"
-            answer = reader.read(place[denied.end() :], kind) if denied else answer
-            if supposed and not supposed["denied"]:
-                answer = Final(None, answer.reason or "supposed")
-            role = "denied" if supposed or denied else "stated"
+        step: _Step[T] | None
+        if mark.re is phrases.SECOND_THOUGHT:
+            step = _thought(text, mark, limit, reader)
+        elif mark["boxed"]:
+            step = _boxed(text, mark, ends, reader)
         else:
-            start = _FILLER.match(text, start, limit).end()  # type: ignore[union-attr]  # it matches nothing as well
-            place = _rest(text, start, limit)
-            denied = _NOT.match(place)
-            answer = reader.read(_FIRST_SENTENCE.split(place[denied.end() :], 1)[0] if denied else place, "back")
-            if answer.value is None and (later := [*_LATER.finditer(place)]):  # "I misread it; it is 18"
-                answer = reader.read(place[later[-1].end() :].lstrip(" :*"), "back")
-                denied = None if answer.value is not None else denied
-            role = "denied" if denied and kind != "withdrawn" else {"turned": "changed", "more": "also"}.get(kind, kind)
-            if role == "changed" and answer.value is None and not _CHECKS.search(mark.group()):
-                other = reader.read(_FIRST_SENTENCE.split(place, 1)[0], "turned")
-                role, answer = (
-                    ("turned", other)
-                    if other.value is not None
-                    else (role, Final(None) if kind == "turned" else answer)
-                )
-            kind, stop = "back", start + len(place)
-            if denied and role == "withdrawn":
-                answer = Final(None)
-        if role in ("withdrawn", "changed", "kept", "also", "turned") or answer != Final(None):
-            yield _Step(mark.start(), stop, role, kind, answer)
+            step = _said(text, mark, limit, reader)
+        if step and (step.role not in ("stated", "denied") or step.answer != Final(None)):
+            yield step
+
+
+def _boxed(text: str, mark: re.Match[str], ends: dict[int, int], reader: Reader[T]) -> _Step[T]:
+    span = argument(text, mark.end(), ends)
+    if span is None:
+        return _Step(mark.start(), mark.end(), "stated", "boxed", Final(None, reader.unclosed))
+    stop = span[1] + (text[span[1] : span[1] + 1] == "}")
+    answer = reader.read(text[slice(*span)], "boxed")
+    before, also = text[max(0, mark.start() - 60) : mark.start()], phrases.LISTED.match(text, stop)
+    if phrases.BOX_DENIED.search(before):
+        return _Step(mark.start(), stop, "denied", "boxed", answer)
+    if phrases.PART_BEFORE.search(before) or phrases.PART_AFTER.match(text, stop):
+        answer = Final(None, "the box holds a part of an answer")
+    elif (other := phrases.OR_BEFORE.search(before)) and answer.value is not None:
+        # "72/6 or \\boxed{12}", "x = 6 or x = \\boxed{5}" are lists as well, "2x = 10 or x = \\boxed{5}" is an argument
+        name, equals, side = other[1].strip("$\\() ").partition("=")
+        alike = not equals or (len(name.strip()) == 1 and name.strip() == (other["name"] or name).strip(" ="))
+        first = reader.read(side if equals else other[1], "boxed").value if alike else None
+        if first not in (None, answer.value):
+            both = reader.joined([first, answer.value])
+            answer = Final(both, "" if both is not None else "several answers")
+    elif also:
+        another = reader.read(_rest(text, also.end(), also.end() + 200), "listed" if also["comma"] else "back")
+        answer = answer if another.value is None else Final(None, reader.listed)
+    return _Step(mark.start(), stop, "stated", "boxed", answer)
+
+
+def _said(text: str, mark: re.Match[str], limit: int, reader: Reader[T]) -> _Step[T] | None:
+    """What stands behind a mark, up to the next one: "the answer is not 17, it is 18" says 18."""
+    kind, start = mark.lastgroup or "", mark.end()
+    before = text[max(0, mark.start() - 60) : mark.start()]
+    if kind == "said" and phrases.NO_ANSWER.search(before):
+        return None
+    while start < limit and (text[start].isspace() or text[start] in "*:"):
+        start += 1
+    place = _rest(text, start, limit).partition("</answer>")[0]
+    stop = start + len(place)
+    if kind == "so":
+        return _Step(mark.start(), stop, "stated", kind, reader.read(place, "judged"))
+    if kind in ("said", "tag"):
+        kind = "heading" if mark.group().endswith((":", "=")) else "said"
+    place = phrases.CONJUNCTION.sub("", place) if limit < len(text) else place
+    answer = reader.read(place, kind)
+    if mark.group().rstrip().endswith("n't"):  # "the answer isn't 6 but 5"
+        answer = _later(place, reader)
+        return _Step(mark.start(), stop, "stated", kind, answer) if answer.value is not None else None
+    denied = phrases.NOT.match(place) if answer.value is None else None
+    if denied:
+        later = _later(place, reader)
+        answer = reader.read(place[denied.end() :], kind) if later.value is None else later
+        denied = denied if later.value is None else None
+    supposed = phrases.SUPPOSED.search(before)
+    if supposed and not supposed["denied"]:
+        answer = Final(None, answer.reason or "supposed")
+    return _Step(mark.start(), stop, "denied" if supposed or denied else "stated", kind, answer)
+
+
+def _thought(text: str, mark: re.Match[str], limit: int, reader: Reader[T]) -> _Step[T]:
+    """A second thought with the answer that it gives: "I misread it; it is 18"."""
+    role = {"turned": "changed", "more": "also"}.get(mark.lastgroup or "", mark.lastgroup or "")
+    start = phrases.FILLER.match(text, mark.end(), limit).end()  # type: ignore[union-attr]  # it matches nothing as well
+    place = _rest(text, start, limit)
+    either = role == "also" and not re.search("and|plus|well", mark.group())
+    kind = "joins" if either and not place.strip(" $(*\\[") else "back"
+    step = _Step(mark.start(), start + len(place), role, kind, Final[T](None))
+    if mark["checks"]:
+        return step
+    denied = phrases.NOT.match(place)
+    answer = reader.read(phrases.FIRST_SENTENCE.split(place[denied.end() :], 1)[0] if denied else place, "back")
+    if answer.value is None and (later := _later(place, reader)) != Final(None):
+        answer = later
+        denied = None if answer.value is not None else denied
+    if denied and role == "withdrawn":
+        return step
+    role = "denied" if denied else role
+    if role == "changed" and answer.value is None and not phrases.CHECKS.search(mark.group()):
+        other = reader.read(phrases.FIRST_SENTENCE.split(place, 1)[0], "turned")
+        if other.value is not None:
+            role, answer = "turned", other
+        elif mark["turned"] is not None:
+            answer = Final(None)
+    return replace(step, role=role, answer=answer)
+
+
+def _later(place: str, reader: Reader[T]) -> Final[T]:
+    """What a place says after its last "it is" or "but"."""
+    later = [*phrases.LATER.finditer(place)]
+    return reader.read(place[later[-1].end() :].lstrip(" :*"), "back") if later else Final(None)
 
 
 def _rest(text: str, start: int, limit: int) -> str:
@@ -331,27 +271,37 @@ def _rest(text: str, start: int, limit: int) -> str:
 
 def _judgements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
     """What is said of an answer that stands before: "B is the correct answer", "B is wrong", or "it can't be B"."""
-    for mark in _JUDGED.finditer(text):
+    for mark in phrases.JUDGED.finditer(text):
         before = text[max(0, mark.start() - 200) : mark.start()]
-        began = _SENTENCE_START.match(before)
+        began = phrases.SENTENCE_START.match(before)
         before = before[began.end() if began else 0 :]
-        answer = reader.read(before, "judged")
+        boxed = phrases.ENDS_IN_A_BOX.search(before)
+        answer = reader.read(boxed[1], "boxed") if boxed else reader.read(before, "judged")
         if answer.value is None and "," in before:  # "based on the options, (D) is the best answer"
             answer = reader.read(before.rpartition(",")[2], "judged")
         if mark["right"]:
             if answer.value is not None and (reader.strict or "answer" in mark["right"].lower()):
                 yield _Step(mark.start(), mark.end(), "stated", "judged", answer)
             continue
-        if answer.value is None:
+        words = before.split()
+        if answer.value is None and words and (mark["out"] or mark["fails"] or (mark["too"] and len(words) < 5)):
+            answer = reader.read(words[-1], "judged")  # "the value 5 does not work", "I guess C works too"
+        role = "also" if mark["too"] else "replaced" if mark["after"] else "denied"
+        if answer.value is None and role == "denied":
             answer = reader.read(_rest(text, mark.end(), mark.end() + 80).lstrip(), "back")
-        yield _Step(mark.start(), mark.end(), "denied", "judged", answer)
-    for sentence in _A_SENTENCE.finditer(text) if reader.strict else ():  # "I now think it is C"
-        if not _STATED.search(sentence.group()) and not _SECOND_THOUGHT.search(text, *sentence.span()):
-            yield _Step(*sentence.span(), "closes", "judged", reader.read(sentence.group(), "closes"))
+        if answer.value is not None:
+            yield _Step(mark.start(), mark.end(), role, "judged", answer)
+    for sentence in phrases.A_SENTENCE.finditer(text) if reader.strict else ():  # "I now think it is C"
+        start, stop = max(sentence.start(), sentence.end() - 200), sentence.end()
+        if not phrases.STATED.search(text[start:stop]) and not phrases.SECOND_THOUGHT.search(text, start, stop):
+            yield _Step(start, stop, "closes", "judged", reader.read(text[start:stop], "closes"))
 
 
-def _lines(text: str, reader: Reader[T], stated: bool) -> Iterator[_Step[T]]:
-    """Lines that are nothing but an answer: the last ones, those before a second thought, and else the first line."""
+def _lines(text: str, reader: Reader[T], stated: bool) -> list[_Step[T]]:
+    """Lines that are nothing but an answer: the last ones and those before a second thought.
+
+    Without any, for a strict reader, what the last sentence ends on ("The texture is (D) soft."), or the first line.
+    """
     lines, start = [], 0
     for line in text.splitlines(keepends=True):
         if line.strip():
@@ -362,25 +312,18 @@ def _lines(text: str, reader: Reader[T], stated: bool) -> Iterator[_Step[T]]:
         answer = reader.read(line, "line") if ends else Final[T](None)
         if answer != Final(None):
             found.append(_Step(start, start + len(line.rstrip()), "stated", "line", answer))
-        ends = answer != Final(None) or _SECOND_THOUGHT.match(text, start) is not None
-    if reader.strict and not stated and not found and lines:
-        answers = [reader.read(line, "first") for _, line in lines]
-        if answers[0].value is not None and len({a.value for a in answers} - {None}) == 1:
-            found.append(_Step(0, lines[0][0] + len(lines[0][1].rstrip()), "stated", "line", answers[0]))
-    yield from found
-
-
-def _closing_brace(text: str, start: int) -> int | None:
-    depth = 1
-    for brace in _BRACE.finditer(text, start, start + MAX_PLACE):
-        depth += 1 if brace.group() == "{" else -1
-        if depth == 0:
-            return brace.start()
-    return None
+        ends = answer != Final(None) or phrases.SECOND_THOUGHT.match(text, start) is not None
+    if reader.strict and not stated and not found:
+        told = [reader.read(sentence.group()[-200:], "concludes") for sentence in phrases.A_SENTENCE.finditer(text)]
+        first = [reader.read(line, "first") for _, line in lines]
+        for read, best in ((told, told[-1:]), (first, first[:1])):
+            if best and best[0].value is not None and {other.value for other in read} <= {None, best[0].value}:
+                return [_Step(0, 0, "stated", "line", best[0])]
+    return found
 
 
 def _is_list(between: str, before: str, after: str) -> bool:
     """Whether two statements with this text between them are one list of answers."""
-    between = between.strip(" \t\n,;.*$)(").lower()
+    between = phrases.NAMED.sub("", between.strip(" \t\n$*()\\[]")).strip(" \t\n,;.*$)(\\[]").lower()
     alike = after in (before, "line") or {before, after} == {"said", "heading"}
-    return between in ("or", "and", "/", "|", "&") or (between == "" and alike)
+    return re.fullmatch(r"or|and|text\{ ?(?:or|and) ?\}|[/|&]", between) is not None or (between == "" and alike)

@@ -30,9 +30,14 @@ _DENIED_AFTER = re.compile(
     r"[^\w.,:;!?\n]*\b(?:is|was|would|does|can)(?:\s*not\b|n['’]t\b|\s+(?:be\s+)?(?:wrong|incorrect|false)\b)|-free\b",
     re.IGNORECASE,
 )
-_ASKED = re.compile(r"(?:\A|[.!\n])\s*(?:is|are|was|could|would|should|can|does)\b[^.!?\n]{0,80}\Z", re.IGNORECASE)
+# "Is it code?", unless the text says yes; and whatever is asked and then answered with no
+_ASKED = re.compile(
+    r"(?:^|(?<=[.!?]))\s{0,9}(?:(?:is|are|was|could|would|should|can|does)\b[^.!?\n]{0,80}\?(?!\W{0,9}yes\b)(?:\s{0,9}no(?:pe)?\b)?"
+    r"|[^.!?\n]{1,80}\?\s{0,9}no(?:pe)?\b)",
+    re.IGNORECASE | re.MULTILINE,
+)
 _ANSWER = re.compile(
-    r"^[\W_]*(?:(?:so|thus|therefore),?\s+)?(?:(?:the|my)\s+)?(?:final\s+)?(?:answer|category|label)\b[\s*]*(?:is\b|:|=)",
+    r"(?:^|(?<=[.!?]))[^\w\n]{0,20}(?:(?:so|thus|therefore),?\s+)?(?:(?:the|my)\s+)?(?:final\s+)?(?:answer|category|label)\b[\s*]*(?:is\b|:|=)",
     re.I | re.M,
 )
 # "other" as a word of the sentence: "the other kinds", "each other", "other than", "on the other hand"
@@ -44,7 +49,7 @@ def find_label(labels: Sequence[str], completion: str) -> str | None:
 
     A label of several words may be joined by blanks, hyphens or underscores, and hides the shorter ones in it.
     """
-    text = _EMPHASIS.sub(" ", readable(completion))
+    text = _ASKED.sub(" ", _EMPHASIS.sub(" ", readable(completion)))
     if marked := _ANSWER.search(text):
         text = text[marked.end() :]  # what stands before are reasons
     longest = sorted(labels, key=len, reverse=True)
@@ -62,11 +67,9 @@ def find_label(labels: Sequence[str], completion: str) -> str | None:
 
 
 def _is_denied(text: str, match: re.Match[str]) -> bool:
-    """Whether a label is denied, doubted or asked for within its clause."""
-    start = max(0, match.start() - 80)
-    asked = text[match.end() :].lstrip(" .'\"*)")[:1] == "?" and _ASKED.search(text, start, match.start())
-    denied = _DENIED_BEFORE.search(text, start, match.start()) or _DENIED_AFTER.match(text, match.end())
-    return bool(asked or denied)
+    """Whether a label is denied within its clause."""
+    before = _DENIED_BEFORE.search(text, max(0, match.start() - 80), match.start())
+    return before is not None or _DENIED_AFTER.match(text, match.end()) is not None
 
 
 def verify_label(gold: str, labels: Sequence[str], completion: str) -> Verdict:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from fractions import Fraction
 
 from transformer2.types import Verdict
-from transformer2.verifiers.final import BECAUSE, Final, final_answer
+from transformer2.verifiers.final import Final, final_answer, readable
+from transformer2.verifiers.phrases import BECAUSE
 
 __all__ = ["final_number", "parse_number", "verify_number"]
 
-_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"), "-")
 _DIGITS = re.compile("[0-9]")
 _WORD = (
     r"(?:zero|one(?!\s+of\b)|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
@@ -109,7 +110,7 @@ def parse_number(text: str) -> Fraction | None:
 
     A percent sign is a unit: "40%" is 40.
     """
-    return _only_number(text).value
+    return _only_number(readable(text)).value
 
 
 def final_number(text: str) -> Final[Fraction]:
@@ -122,6 +123,7 @@ class _Numbers:
 
     strict = False
     unusable = "not a usable number"
+    unclosed = "no number in the final answer"
     listed = "several answers"
 
     def read(self, place: str, kind: str) -> Final[Fraction]:
@@ -133,7 +135,7 @@ class _Numbers:
         if kind == "turned":
             numbers = [*_NUMBER.finditer(_plain(place))]
             return Final(_value(numbers[-1])) if numbers else Final(None, self.unusable if _WORDS.search(place) else "")
-        if kind == "back":
+        if kind in ("back", "listed"):
             place = _until_reason(place, _SENTENCE_END)
             if _WORDS.match(place):
                 return Final(None, self.unusable)
@@ -141,14 +143,17 @@ class _Numbers:
         if kind == "hash" and (worked := _WITH_UNITS.match(place)):
             place = place[worked.end() :]
         if kind != "boxed":
-            place = _until_reason(place, _SENTENCE_END if kind in ("said", "heading") else _SENTENCE)
-        if kind in ("said", "heading") and not re.search("[0-9]", place):
+            place = _until_reason(place, _SENTENCE_END if kind in ("said", "heading", "final") else _SENTENCE)
+        if kind in ("said", "heading", "final") and not re.search("[0-9]", place):
             return Final(None, self.unusable if _WORDS.match(place) else "")  # "I hope this answer is helpful"
         return _only_number(place)
 
     def begins(self, place: str) -> bool:
         """No number is a word."""
         return False
+
+    def joined(self, answers: Sequence[Fraction]) -> None:
+        """A list of numbers is no answer."""
 
 
 def _until_reason(place: str, end: re.Pattern[str]) -> str:
@@ -201,7 +206,6 @@ def _is_unfinished(before: str, number: re.Match[str], after: str) -> bool:
 
 def _plain(text: str) -> str:
     """A place without LaTeX, Markdown, currency signs and exponents of units."""
-    text = text.translate(_DASHES)
     if "\\" in text:
         text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2 ", text)
         text = re.sub(r"\\[dt]?frac\s*([0-9])\s*([0-9])", r" \1/\2 ", text)

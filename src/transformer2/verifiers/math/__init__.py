@@ -1,8 +1,9 @@
 r"""Mathematical answers: is the one answer that a completion ends on the gold one, however it is written?
 
-What counts is the last `\boxed{...}` (or `\fbox`), or, without any box, what the last "answer is" says, unless it is
-taken back behind that. One answer is demanded: a list is refused unless the gold answer is one. Answers are compared in
-three stages, each only with what the one before left open:
+What counts is the last `\boxed{...}` (or `\fbox`, or `\boxed5`), or, without any box, what the last "answer is" says,
+unless it is taken back behind that (`final`). One answer is demanded: a list is refused unless the gold answer is one;
+boxes side by side are a list, and so is `6 or \boxed{5}`. Answers are compared in three stages, each only with what the
+one before left open:
 
 1. spelling: LaTeX brought to one form, units, and exact numbers (text work in linear time, in this process);
 2. a refusal of what no final answer needs and a reader may choke on: length, nesting, long numbers, towers of
@@ -20,9 +21,10 @@ al. 2022, appendix) and math-verify 0.9 do; where they differ, the stricter read
   too.
 - Units may be left out or added, but not exchanged, nor one power of them for another (Hendrycks drops them). A percent
   sign, a degree, a currency is a unit: 20% is 20, not 0.2. Words that change a number ("dozen", "thirds") are no units.
-- Left-hand sides name the value (Minerva): `x =`, `f(2) =`, `(x,y) =`, `x + y =`, `x \in`, `x \approx`. `2x = 5` does
-  not say 5, and all sides of `2 + 3 = 5` must be equal. A gold `y = 2x` is `2x` too; other equations hold up to a
-  factor.
+- Left-hand sides name the value (Minerva): `x =`, `f'(2) =`, `\bar{x} =`, `x + y =`, `x \in`, `x \approx`, and a point
+  (`P(3,5)`). `2x = 5` does not say 5, and all sides of `2 + 3 = 5` must be equal. A gold `y = 2x` is `2x` too; other
+  equations hold up to a factor. `x \equiv 5 \pmod 7` says 5. `(y,x) = (3,5)` is the point (5,3), and `y < 3` is not
+  `x < 3`, though (-\infty,3) is both.
 - Lists and sets have no order; points, intervals and matrices do, and their brackets count. A gold list that repeats a
   root wants it as often. `3 < x \le 4` is (3,4], an "or" of inequalities a union; `\pm` is two answers.
 - pmatrix, bmatrix, matrix and array in brackets are one matrix; vmatrix is a determinant, Vmatrix a norm: another
@@ -40,7 +42,7 @@ from functools import cache
 
 from transformer2.types import Verdict
 from transformer2.verifiers.isolated import batch_deadline, failed
-from transformer2.verifiers.math.final import final_answer
+from transformer2.verifiers.math.final import final_expression
 from transformer2.verifiers.math.latex import normal
 from transformer2.verifiers.math.limits import refusal, unreadable
 from transformer2.verifiers.math.parts import equal
@@ -84,20 +86,19 @@ def _without_algebra(gold: str, completion: str) -> Verdict | str:
     """The verdict of the first two stages; the answer as written when they leave it open."""
     if reason := unreadable(gold):
         return failed(f"the gold answer {gold[:40]!r} cannot be read: {reason}")
-    found = final_answer(completion)
-    if found.text is None:
+    found = final_expression(completion)
+    if found.value is None:
         return Verdict.of(False, None, found.reason)
-    if reason := unreadable(found.text):
-        return Verdict.of(False, found.text[:80], f"refused: {reason}")
-    expected, answer = normal(gold), normal(found.text)
+    text = found.value.text
+    if reason := unreadable(text):
+        return Verdict.of(False, text[:80], f"refused: {reason}")
+    expected, answer = normal(gold), normal(text)
     if answer == expected:
-        return Verdict.of(True, found.text, "equal as written")
+        return Verdict.of(True, text, "equal as written")
     if reason := refusal(expected, answer):
-        return Verdict.of(False, found.text[:80], f"refused: {reason}")
+        return Verdict.of(False, text[:80], f"refused: {reason}")
     same = equal(expected, answer, compare_scalars)
-    if same is None:
-        return found.text
-    return Verdict.of(same, found.text, "equal" if same else f"expected {gold}")
+    return text if same is None else Verdict.of(same, text, "equal" if same else f"expected {gold}")
 
 
 def _with_algebra(gold: str, answer: str, found: bytes | Lost) -> Verdict:

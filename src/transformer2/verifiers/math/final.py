@@ -1,165 +1,123 @@
-r"""Where the final answer of a completion stands: the last `\boxed{...}`, or what the last "answer is" says.
+r"""Mathematical answers in a completion: the last box, the list of the last boxes, or what "the answer is" says.
 
-What is taken back afterwards does not count: "Wait, it should be 6." puts 6 in its place, "That is wrong." nothing.
+Where the final answer stands, `verifiers.final` says; this module reads an expression there. Behind a box, words are no
+answer ("the answer is an integer"), only what looks like mathematics is.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from transformer2.verifiers.math.limits import MAX_LENGTH
+from transformer2.verifiers.boxes import BOX, MAX_BOX
+from transformer2.verifiers.final import Final, final_answer
+from transformer2.verifiers.math.latex import normal
+from transformer2.verifiers.math.limits import unreadable
+from transformer2.verifiers.phrases import BECAUSE
 
-__all__ = ["Found", "boxes", "final_answer"]
+__all__ = ["Written", "final_expression"]
 
-MAX_SCANNED = 100_000  # characters from the end of a completion
-MAX_APART = 40  # characters between two boxes of one list
+_DOLLARS = re.compile(r"\$[^$]{1,200}\$")
+_SENTENCE_END = re.compile(r"(?<!\\)[.!?;](?=\s|\*|\"|\Z)")
+_LEADS = re.compile(
+    r"\A(?:(?:therefore|thus|simply|just|clearly|indeed|really|actually|equal to|equals)\b[\s:,]*)+", re.IGNORECASE
+)
+_MARKS = re.compile(r"\\[()\[\]]|\*\*|\A[\s:*]+|[\s*]+\Z|\.\Z")
+_LEFT_OUT = re.compile(r"\s\([^()\d]*\)\Z|,?\s+so\b.*", re.DOTALL)
+# What begins like mathematics; and a name, as in "x = 5" or "(C)".
+_VALUE = re.compile(r"[\s*:(]*(?:[$\\\d+-]|\.\d|\(|\[|[A-Za-z](?:_\{?\w\}?)?\s*=|[A-Z]\b)")
+_COMMANDS = re.compile(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+|\$")
+_UNITS = re.compile(  # "6 square feet", but no part of a sentence
+    r"(?<=[\d})$])(?:\s+(?!(?:of|than|more|less|times|is|are|was|were|or|and|not|does|do|did|gives?|has|have|works?|fails?|satisf\w+"
+    r"|makes?|must|can\w*|could|would|will|should|which|that|when|if|for|we|to|from|by|in|on|with|as|at|so)\b)[A-Za-z]{2,}){1,3}\Z"
+)
+_WORD = re.compile(r"[A-Za-z]{2,}")
+_NUMBER_LISTED = re.compile(r"\s*\$?[-+]?\.?\d[\d.,/]*\$?\s*(?:[\n.]|\Z|\bor\b|\band\b)")
+# "The answer is correct", "... is in the form a + b", "... is an integer".
+_NO_VALUE = re.compile(
+    r"(?:indeed|also|still)?\s*(?:in|of|correct|right|wrong|incorrect|helpful|clear"
+    r"|obvious|unique|as follows|given|found|valid|not|never|an?|the same|maybe|perhaps)\b"
+    r"|n't\b",
+    re.IGNORECASE,
+)
+_NAME = re.compile(r"\A[A-Za-z](?:_\{\w\})?=(?=[^=]+\Z)")
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
-_SAID = re.compile(
-    r"\banswer[\s*]*(?:is\b\s*:?|:|=)[\s*:]*|^\W{0,9}final answer\W{0,9}\n[\s*]*", re.IGNORECASE | re.MULTILINE
-)
-_REASON = re.compile(r",?\s+(?:because|since|which|as|so|where)\b.*", re.DOTALL)
-_WRONG = re.compile(
-    r"\b(?:(?:scratch|ignore|disregard) that|never ?mind|oops|my mistake"
-    r"|(?:this|that) (?:solution|root|answer|value) is extraneous|i miscounted|let me re(?:compute|calculate|do)"
-    r"|i (?:made|was|am) (?:an? )?(?:\w+ )?(?:mistake|error|wrong|mistaken)"
-    r"|(?:this|that|it|the (?:above|answer|result))(?:'s| is| was) (?:wrong|incorrect|not (?:right|correct))"
-    r"|(?:this|that|it) (?:isn't|can't be|cannot be|doesn't (?:look|seem)|does not (?:look|seem)) (?:right|correct))\b",
-    re.IGNORECASE,
-)
-_DOUBT = re.compile(
-    rf"{_WRONG.pattern}|\b(?:wait\b(?!,? (?:let me|we|I)\b[^.\n]{{0,20}}\b(?:verify|check))|actually|correction|hmm"
-    r"|sorry|edit|apologies|i mean|make that|or rather|should have been|on second thought)\b|\bno\b[,.:]",
-    re.IGNORECASE,
-)
-_DENIED = re.compile(
-    r"(?:\bnot|n't|\b(?:cannot|can't) be|\b(?:wrong|incorrect) answer is|\brather than|\binstead of|\bmistake is)"
-    r"[\s$*(\\\[]*\Z",
-    re.IGNORECASE,
-)
-_JUDGED = re.compile(r"[\s$*)\\\]]*(?:is|was)\s+(?:wrong|incorrect|not)\b", re.IGNORECASE)
-# A box that is a part of something: a factor, a power, one side of an inequality, one of several answers.
-_PART_BEFORE = re.compile(
-    r"(?:(?:[$=]|\\[(\[])\s*-[{(]*|[\d^|/][{(]*|[+<>]\s*|\\(?:cdot|times|neq?|sqrt|frac(?:\{\w*\})?)[\s{]*)\Z"
-)
-_PART_AFTER = re.compile(
-    r"[)\s]*(?:\\(?:pi|cdot|times)\b|\^(?!\{?\\circ)|[+*/|]|\}\s*\{|[\s$]*(?:hundred|thousand|million|billion|dozen)"
-    r"|[\s$]*and\s+\$?-?\d)"
-)
-_SUPPOSED = re.compile(r"\b(?:wrong|incorrect|suppos\w+|assum\w+|if|doubt)\b[^.\n]{0,20}\Z", re.IGNORECASE)
-_VALUE = r"[\s*:]*(?=[$\\\d(+-])"
-_RESTATED = re.compile(
-    rf"(?:\b(?:no|sorry|actually|i mean|make that|or rather|edit|on second thought|should have been)\b[,:;]?{_VALUE}"
-    rf"|(?<!check our )(?<!check the )(?<!check this )\banswer\s*(?:is|:)(?! not\b){_VALUE}|^\s*####{_VALUE})",
-    re.IGNORECASE | re.MULTILINE,
-)
-_INSTEAD = re.compile(
-    r"\b(?:it|that|answer|result|value|correction)(?:'s| is| should be| must be|:)[\s*:]*(?:actually |really )?"
-    r"(?=[$\\\d(+-]|[A-Z]\b)",
-    re.IGNORECASE,
-)
-_SENTENCE_END = re.compile(r"(?<!\\)[.!?;](?=\s|\*|\"|\Z)|\n")
-_FILLER = re.compile(r"\A(?:therefore|thus|simply|just|clearly|indeed)\b|\\[()\[\]]|\*\*|\.\Z")
-_LINK = re.compile(r"[\s$,;.*)\]\\(/|]*(?:(?:\\text\s*\{\s*)?\b(?:or|and)\b[\s$*(\\}\]]*)?", re.IGNORECASE)
-_OR_MORE = re.compile(
-    r"[\s$)*\]\\]*(?:\\text\s*\{\s*)?(?:\bor\b[\s$(*\\}]*(?=[-+.\d$\\]|[A-Za-z]\b)"
-    r"|[,/|]\s*\$?[-+]?\.?\d[\d.,/]*\$?\s*(?:\n|\Z|\bor\b|\band\b))",
-    re.IGNORECASE,
-)
+
+_FULL_WIDTH = dict.fromkeys(range(0xFF10, 0xFF5B), "\ufffd")  # which LaTeX does not read as digits
 
 
 @dataclass(frozen=True)
-class Found:
-    """A final answer.
+class Written:
+    """An answer as it is written; two are one where their normal forms are, without the name in front."""
 
-    Attributes:
-        text: As written; None when there is none.
-        reason: Why there is none.
+    text: str = field(compare=False)
+    key: str
+
+
+class _Expressions:
+    """Reads one expression in one place; see `verifiers.final.Reader`.
+
+    Args:
+        boxed: Whether the text has a box.
     """
 
-    text: str | None
-    reason: str = ""
+    strict = False
+    unusable = "not a usable answer"
+    unclosed = f"the box is not closed within {MAX_BOX} characters"
+    listed = "several answers"
+
+    def __init__(self, boxed: bool) -> None:
+        self.boxed = boxed
+
+    def read(self, place: str, kind: str) -> Final[Written]:
+        """The expression in a place."""
+        if kind == "boxed":
+            return _written(place.strip()) if place.strip() else Final(None, "the box is empty")
+        if kind in ("line", "chosen") or r"\boxed" in place or (kind == "listed" and not _NUMBER_LISTED.match(place)):
+            return Final(None)
+        marked, place = kind in ("hash", "said", "heading", "final"), _until_reason(place)
+        if marked and not self.boxed and place and not _NO_VALUE.match(place):
+            return _written(place)
+        return _written(place) if _is_mathematics(place, marked) else Final(None)
+
+    def begins(self, place: str) -> bool:
+        """No expression is a word."""
+        return False
+
+    def joined(self, answers: Sequence[Written]) -> Written | None:
+        """A list of the answers, as if one box held them."""
+        return _written(", ".join(answer.text for answer in answers)).value
 
 
-def final_answer(completion: str) -> Found:
-    r"""The last box, or the list of the last boxes when nothing but a comma, "and" or "or" stands between them."""
-    completion = completion[-MAX_SCANNED:]
-    boxed = list(_BOX.finditer(completion))
-    opened = [box for box in boxed if not _DENIED.search(completion, max(0, box.start() - 60), box.start())]
-    if boxed and not opened:
-        return Found(None, "taken back")
-    if not opened:
-        said = [
-            mark
-            for mark in _SAID.finditer(completion)
-            if not _SUPPOSED.search(completion, max(0, mark.start() - 40), mark.start())
-        ]
-        return _stated(completion, said[-1]) if said else Found(None, "no boxed answer")
-    stop = _closing(completion, opened[-1].end())
-    if stop is None:
-        return Found(None, f"the box is not closed within {MAX_LENGTH} characters")
-    start = opened[-1].start()
-    if _PART_BEFORE.search(completion, max(0, start - 20), start) or _PART_AFTER.match(completion, stop + 1):
-        return Found(None, "the box holds a part of an answer")
-    if _OR_MORE.match(completion, stop + 1, stop + MAX_APART):
-        return Found(None, "several answers")
-    listed = [completion[opened[-1].end() : stop].strip()]
-    for box, following in zip(opened[-2::-1], opened[:0:-1], strict=True):
-        end = _closing(completion, box.end())
-        if end is None or not 0 < following.start() - end <= MAX_APART:
+def final_expression(completion: str) -> Final[Written]:
+    """The expression that a completion gives as its final answer."""
+    first, *rest = completion.split("[asy]")
+    completion = first + "".join(drawn.partition("[/asy]")[2] for drawn in rest)
+    text = _DOLLARS.sub(
+        lambda m: m[0] if "\n\n" in m[0] else m[0].replace("\n", " "), completion.translate(_FULL_WIDTH)
+    )
+    return final_answer(text, _Expressions(BOX.search(text) is not None))
+
+
+def _written(text: str) -> Final[Written]:
+    return Final(Written(text, text if unreadable(text) else _NAME.sub("", normal(text))))
+
+
+def _until_reason(place: str) -> str:
+    """A place up to the end of its sentence outside of dollars, without words around the answer."""
+    for end in _SENTENCE_END.finditer(place):
+        if place.count("$", 0, end.start()) % 2 == 0:
+            place = place[: end.start()]
             break
-        if not _LINK.fullmatch(completion, end + 1, following.start()):
-            break
-        listed.insert(0, completion[box.end() : end].strip())
-    if not all(listed):
-        return Found(None, "the box is empty")
-    return _instead(completion, stop) or Found(", ".join(listed))
+    if (reason := BECAUSE.search(place)) and place.count("$", 0, reason.start()) % 2 == 0:
+        place = place[: reason.start()]
+    return _MARKS.sub("", _LEADS.sub("", _LEFT_OUT.sub("", place.strip()))).strip()
 
 
-def boxes(text: str) -> list[str]:
-    """What stands in each closed box, in order."""
-    found = []
-    for box in _BOX.finditer(text):
-        end = _closing(text, box.end())
-        if end is not None:
-            found.append(text[box.end() : end].strip())
-    return found
-
-
-def _stated(completion: str, mark: re.Match[str]) -> Found:
-    """What stands between a mark and the end of its sentence, unless it is taken back behind that."""
-    limit = stop = mark.end() + MAX_LENGTH + 1
-    for end in _SENTENCE_END.finditer(completion, mark.end(), limit):
-        if completion.count("$", mark.end(), end.start()) % 2 == 0:
-            stop = end.start()
-            break
-    place = _REASON.sub("", completion[mark.end() : stop].strip())
-    place = re.sub(r",?\s+not\s.*|\s\([^()\d]*\)\Z", "", _FILLER.sub(" ", place)).strip()
-    return _instead(completion, stop) or (Found(place) if place else Found(None, "no boxed answer"))
-
-
-def _instead(completion: str, start: int) -> Found | None:
-    """What takes the place of an answer that ends at `start`; None when it stands."""
-    if _JUDGED.match(completion, start + 1):
-        return Found(None, "taken back")
-    if restated := list(_RESTATED.finditer(completion, start)):
-        return _stated(completion, restated[-1])
-    doubt = _DOUBT.search(completion, start)
-    if not doubt:
-        return None
-    said = list(_INSTEAD.finditer(completion, doubt.start()))
-    if said:
-        return _stated(completion, said[-1])
-    return Found(None, "taken back") if _WRONG.search(completion, start) else None
-
-
-def _closing(text: str, start: int) -> int | None:
-    """Where the brace that was opened before `start` is closed; None when it is not, or too far away."""
-    depth = 1
-    for brace in _BRACES.finditer(text, start, start + MAX_LENGTH + 1):
-        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-        if depth == 0:
-            return brace.start()
-    return None
+def _is_mathematics(place: str, marked: bool) -> bool:
+    """Whether a place is an expression, perhaps with a unit, and no sentence about one."""
+    if not _VALUE.match(place):
+        return False
+    bare = _UNITS.sub("", place)
+    return re.search(r"[A-Za-z\d]", bare) is not None and not _WORD.search(_COMMANDS.sub(" ", bare))

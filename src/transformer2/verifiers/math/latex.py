@@ -38,9 +38,12 @@ _RENAMED = {
     r"\leq": r"\le", r"\leqslant": r"\le", r"\geq": r"\ge", r"\geqslant": r"\ge", r"\neq": r"\ne",
     r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\lparen": "(", r"\rparen": ")",
     r"\ast": r"\cdot", "*": r"\cdot", r"\varnothing": r"\emptyset", r"\colon": ":", r"\infin": r"\infty",
+    r"\ddot": r"\dot", r"\widehat": r"\hat", r"\widetilde": r"\tilde", r"\mod": r"\pmod", r"\bmod": r"\pmod",
     r"\%": "%", r"\lvert": "|", r"\rvert": "|", r"\vert": "|",
 }  # fmt: skip
 _ARGUMENTS = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1, r"\overline": 1, "^": 1, "_": 1}
+_ARGUMENTS |= dict.fromkeys((r"\bar", r"\hat", r"\vec", r"\tilde", r"\dot", r"\mathcal", r"\pmod"), 1)
+_BETWEEN = {r"\over": r"\frac", r"\choose": r"\binom"}  # {1 \over 2}
 _COMMAND_AT_END = re.compile(r"\\[A-Za-z]+\Z")
 _MATRIX = re.compile(
     r"(?<=\\begin)\{(?:[bp]?(?:small)?matrix|array\}\{[lcr]+)\}|(?<=\\end)\{(?:[bp]?(?:small)?matrix|array)\}"
@@ -52,9 +55,10 @@ def normal(text: str) -> str:
     text = re.sub(r"(?<=\\\\)\s*\[[\d.]+\w\w\]", "", text)  # room between the rows of a matrix
     text = _THOUSANDS.sub(_grouped, _GROUPING.sub("", text)).strip("* ")
     text = re.sub(r"\u221a(\d+)", r"\\sqrt{\1}", text).translate(_UNICODE).replace("**", "^")
+    text = re.sub(r"\^\s*(?:\{\s*\\prime\s*\}|\\prime\b)", "'", text)
     read = (_RENAMED.get(token, token) for token in _TOKEN.findall(text.replace(r"\degree", r"^{\circ}")))
     tokens = deque(" " if t in _SPACE or t.isspace() else t for t in read if t not in _DROPPED)
-    spelled = _MATRIX.sub("{matrix}", _sequence(tokens)).strip()
+    spelled = _MATRIX.sub("{matrix}", _sequence(tokens)).strip().lstrip("=:")
     return spelled if spelled.endswith(".m.") else spelled.rstrip(". \\")
 
 
@@ -74,6 +78,8 @@ def _sequence(tokens: deque[str], end: str = "") -> str:
         if token == " ":
             space = True
             continue
+        if token in _BETWEEN:
+            return f"{_BETWEEN[token]}{{{out}}}{{{_sequence(tokens, end)}}}"
         piece = _piece(token, tokens)
         # "1 2" is not 12, and \sin x is not \sinx.
         if (space and out[-1:].isdigit() and piece[:1].isdigit()) or (

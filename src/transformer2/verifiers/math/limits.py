@@ -30,7 +30,10 @@ _KNOWN = frozenset({
     "lt", "gt", "ne", "emptyset", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh",
     "cosh", "tanh", "log", "ln", "exp", "overline", "angle", "begin", "end", "theta", "alpha", "beta", "gamma",
     "lambda", "mu", "omega", "phi", "rho", "sigma", "delta", "mathbb", "vec", "langle", "rangle", "triangle", "binom",
-    "approx", "overrightarrow", "max", "min", "gcd", "det", "lfloor", "rfloor", "lceil", "rceil",
+    "Delta", "Gamma", "Theta", "Lambda", "Sigma", "Phi", "Psi", "Omega", "Pi", "Xi", "epsilon", "varepsilon", "zeta",
+    "eta", "kappa", "nu", "xi", "tau", "chi", "psi", "varphi", "vartheta", "ell", "hbar", "bar", "hat", "tilde", "dot",
+    "mathcal", "equiv", "pmod", "approx", "overrightarrow", "max", "min", "gcd", "det", "lfloor", "rfloor",
+    "lceil", "rceil",
 })  # fmt: skip
 
 

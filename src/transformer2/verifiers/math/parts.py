@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from string import ascii_lowercase
 
 __all__ = ["Leaf", "equal", "unwrapped"]
 
@@ -16,9 +17,15 @@ Leaf = Callable[[str, str], bool | None]
 _OPENING, _CLOSING = "([{", ")]}"
 _AND = re.compile(r"\\text\{,? ?(?:and|or)\}|(?<=[\d })\]])(?:and|or)(?=[ \d\\(\[{-]|[A-Za-z]=)|;")
 _OR = re.compile(r"\\text\{or\}|(?<=[\d })\]])or(?=[ \d\\(\[{-]|[a-z][<>\\])|\\cup(?![a-z])")
-_VARIABLE = r"(?:[A-Za-z]|\\(?!le|ge|ne|in|pi|cdot|times|infty)[a-z]+)(?:_\{\w{1,3}\})?"
-_NAME = re.compile(rf"{_VARIABLE}'?(?:\^\{{-1\}})?(?:\([a-z](?:,[a-z])*\))?")
+_VARIABLE = (
+    r"(?:[A-Za-z]|\\(?:bar|hat|vec|tilde|dot|mathcal|mathbb)\{[A-Za-z]\}"
+    r"|\\(?!le|ge|ne|in|pi|cdot|times|infty)[A-Za-z]+)(?:_\{\w{1,3}\})?"
+)
+_NAME = re.compile(rf"{_VARIABLE}'*(?:\^\{{-1\}})?(?:\([a-z](?:,[a-z])*\))?")
 _MEMBER = re.compile(r"\A(?:[A-Za-z]|\([a-z](?:,[a-z])*\))\\in(?![a-z])")
+_POINT = re.compile(r"(?:\\text\{(?:[Tt]he )?[Pp]oint\} ?)?(?:[A-Z]|\\text\{[A-Z]\})?(?:_\{\w\})?'?:?(?=\()")  # P(3,5)
+_CONGRUENT = re.compile(r"(.+)\\equiv(?! ?0) ?(.+?) ?(?:\(?(?:\\pmod\{?|\\text\{mod\}) ?\d+[})]*)?")
+_NAMES = re.compile(r"\(([a-z](?:,[a-z])+)\)=\((.*)\)")
 _SUCH_THAT = re.compile(r"\A[a-z](?:\\in\\mathbb\{R\})?[|:](?=.*[<>\\])")
 _RELATION = re.compile(r"(<|>|\\[lgn]e(?![a-z]))")
 _WHOLE = {r"\mathbb{R}": r"(-\infty,\infty)", r"\{\}": r"\emptyset"}
@@ -36,7 +43,15 @@ def equal(gold: str, answer: str, leaf: Leaf) -> bool | None:
     gold answer is a list of one, so a second, different answer is refused, and the same one in another form is not.
     Points, intervals and matrices must have equal entries in place.
     """
-    gold, answer = _solved(unwrapped(gold.replace("{,}", ""))), _without_choice(gold, answer)
+    answer = _without_choice(gold, answer)
+    if "equiv" not in gold and (congruent := _CONGRUENT.fullmatch(answer)):
+        answer = f"{congruent[1]}={congruent[2]}"
+    if (about := _variables(gold)) and (named_by := _variables(answer)) and about.isdisjoint(named_by):
+        return False  # y < 3 for x < 3
+    gold, answer = (_NAMES.sub(_in_order, text) for text in (gold, answer))
+    gold = _solved(unwrapped(gold.replace("{,}", "")))
+    if _is_tuple(gold):
+        answer = _POINT.sub("", answer, count=1) if _POINT.match(answer) else answer
     golds = list(_elements(gold))
     answers = list(_elements(_solved(unwrapped(answer.replace("{,}", "")))))
     if "{,}" in answer and len(golds) > 1 and len(answers) != len(golds):  # 2,100 is one number, or two if two are due
@@ -49,9 +64,9 @@ def equal(gold: str, answer: str, leaf: Leaf) -> bool | None:
             return _all(equal(value, claim, leaf) for claim in claims)
     if len(golds) == 1 and len(answers) > 1 and _is_tuple(gold):  # x = 3, y = 4 for (3, 4)
         named = [_split(element, "=") for element in answers]
-        names = [sides[0] for sides in named]
-        if all(len(sides) == 2 and _NAME.fullmatch(sides[0]) for sides in named) and names == sorted(set(names)):
-            answers = ["(" + ",".join(sides[1] for sides in named) + ")"]
+        if all(len(sides) == 2 and _NAME.fullmatch(sides[0]) for sides in named):
+            values = _by_name([sides[0] for sides in named], [sides[1] for sides in named])
+            answers = ["(" + ",".join(values) + ")"] if values else answers
     if r"\cup" in gold and len(golds) == 1 and all(map(_is_tuple, answers)):
         answers = [r"\cup".join(answers)]
     if len(answers) > 2 * len(golds):  # nobody says the same thing three times
@@ -95,6 +110,27 @@ def _is_balanced(text: str) -> bool:
         if depth < 0:
             return False
     return True
+
+
+def _in_order(match: re.Match[str]) -> str:
+    """`(y,x)=(3,5)` as `(5,3)`; but (m,b) stays as it is: only neighbours in the alphabet have an order."""
+    values = _by_name(match[1].split(","), _split(match[2], ","))
+    return "(" + ",".join(values) + ")" if values else match[0]
+
+
+def _by_name(names: list[str], values: list[str]) -> list[str] | None:
+    """Values in the order of their names, as x and y have one; None where neither names nor text give one."""
+    if len(names) == len(values) and "".join(sorted(names)) in ascii_lowercase:
+        return [value for _, value in sorted(zip(names, values, strict=True))]
+    return values if names == sorted(set(names)) else None
+
+
+def _variables(text: str) -> set[str]:
+    """The names that an answer is about: x of `x < 3`, of `1 < x < 2` and of `x \\in [1,2]`; none of a set's."""
+    if member := _MEMBER.match(text):
+        return {member[0].partition(r"\in")[0]}
+    sides = [side.strip() for part in _OR.split(text) for side in _RELATION.split(part)[::2]]
+    return {side for side in sides if _NAME.fullmatch(side)} if _RELATION.search(text) else set()
 
 
 def _without_choice(gold: str, answer: str) -> str:
@@ -202,7 +238,7 @@ def _is_name(side: str, others: Sequence[str]) -> bool:
         return not any(re.search(rf"(?<![A-Za-z\\]){re.escape(side)}(?![A-Za-z])", other) for other in others)
     if r"\text" in side or re.search(r"\\(?:sin|cos|tan|log|ln|angle|gcd|max|min|det)", side):
         return re.search("[A-Za-z]", re.sub(r"\\(?!text|angle|gcd|max|min|det)[a-z]+", "", side)) is not None
-    bare = re.sub(r"_\{[^{}]*\}|\^\{-1\}|(?<=[A-Za-z}])\([\d.,]*\)|\\[a-z]+", "", side)
+    bare = re.sub(r"'|_\{[^{}]*\}|\^\{-1\}|(?<=[A-Za-z}'])\([\d.,]*\)|\\[A-Za-z]+", "", side)
     letters = set(re.findall("[A-Za-z]", bare)) - {"e", "i"}
     if not re.search(r"\d", bare):
         return len(letters) > 0

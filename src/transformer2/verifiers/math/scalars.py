@@ -155,6 +155,8 @@ def _is_words(text: str) -> bool:
 
 
 def _words(text: str) -> str:
-    bare = re.sub(r"(?i)\A(?:an?|the|option|choice) ", "", re.sub(r"\\text|[.{}]", "", text))
+    bare = re.sub(
+        r"(?i)\A(?:an?|the|option|choice|there (?:is|are)) | exists?\Z", "", re.sub(r"\\text|[.{}]", "", text)
+    )
     letter = re.fullmatch(r"\(?([A-Za-z])\)?", bare)
-    return letter[1] if letter else bare.replace(" ", "").lower()
+    return letter[1] if letter else re.sub(r"s\b| ", "", bare).lower()  # "no solutions" is "no solution"
