@@ -56,14 +56,14 @@ def plan(args: Sequence[str]) -> int:
     memory = _number(given, "gpu_memory", 24.0, "--gpu-memory" if hyphen else "")
     gpus, nodes = int(_number(given, "gpus", 1)), int(_number(given, "nodes", 1))
     prompt_tokens, completion = int(_number(given, "prompt_tokens", 0)), _number(given, "mean_completion", 0)
-    quantisation = _one_of(given, "quantisation", get_args(value_of("transformer2.plan.job.Quantisation")))
+    quantisation = _one_of(given, "quantisation", get_args(value_of("transformer2.quantisation.Kind")))
     named = _one_of(given, "device", get_args(value_of("transformer2.plan.seconds.DeviceName")))
     whole = flags.with_engine()
     config = compose(whole.configs, whole.overrides, KEYS)
     check(config, "plan")
 
     from transformer2.plan.advice import make_plan
-    from transformer2.plan.job import job_of
+    from transformer2.plan.job import job_of, strategy_of
     from transformer2.plan.seconds import DEVICES, device_for
     from transformer2.plan.table import explanation, plan_table
     from transformer2.plan.terms import total
@@ -90,23 +90,11 @@ def plan(args: Sequence[str]) -> int:
 
 def strategies(job: Job) -> tuple[Strategy, ...]:
     """Those that make sense for a job; ZeRO-3 shards dense weights only, and torchao's stay in a process."""
-    alone = job.gpus * job.nodes == 1 or job.quantisation == "torchao_int8"
+    alone = job.gpus * job.nodes == 1 or (job.quantisation is not None and job.quantisation.method == "torchao")
     whole: tuple[Strategy, ...] = ("single",) if alone else ("single", "ddp", "zero2")
-    if job.quantisation != "none":
+    if job.quantisation:
         return whole
     return (*whole, "zero3_offload") if len(whole) == 1 else (*whole, "zero3", "zero3_offload")
-
-
-def strategy_of(trainer: Mapping[str, Any]) -> Strategy | None:
-    """What `trainer.strategy` asks for, in the planner's words; None where it leaves the choice."""
-    asked = trainer.get("strategy")
-    text = str(asked).lower()
-    options = asked.get("init_args") or {} if isinstance(asked, Mapping) else {}
-    if "deepspeed" in text:
-        stage = options.get("stage", 3 if "stage_3" in text else 2)
-        offloaded = "offload" in text and options.get("offload_parameters", True)
-        return ("zero3_offload" if offloaded else "zero3") if stage == 3 else "zero2"
-    return "ddp" if "ddp" in text else None
 
 
 def sections(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -173,7 +161,7 @@ def preflight(
         ConfigError: It does not fit.
     """
     from transformer2.plan.advice import advise, changes
-    from transformer2.plan.job import job_of
+    from transformer2.plan.job import job_of, strategy_of
     from transformer2.plan.memory import memory
 
     available = available_bytes(device)

@@ -65,7 +65,7 @@ def explanation(plan: Plan) -> str:
 def _heading(plan: Plan, device: Device) -> list[str]:
     job, shape = plan.job, plan.job.shape
     method = f"SVF, {readable(shape.num_z)} z, form {job.form}" if job.svf else f"LoRA r {job.rank}"
-    packed = "" if job.quantisation == "none" else f", {job.quantisation} base"
+    packed = f", {job.quantisation.name} base" if job.quantisation else ""
     nodes = f"{job.nodes} x " if job.nodes > 1 else ""
     drawn = "rows drawn by a server (not counted)" if job.elsewhere else f"{job.rollout_rows} rows drawn at a time"
     lines = [
