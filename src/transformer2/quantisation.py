@@ -16,17 +16,16 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from transformer2.errors import ConfigError, nearest
 
-__all__ = ["KINDS", "Kind", "Quantisation", "quantisation_of", "quantization_config"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["KINDS", "Quantisation", "quantisation_of", "quantization_config"]
 
 _KEY = "model.model_kwargs.quantization_config"
-
-Kind = Literal["none", "nf4", "int8", "torchao_int8"]  # what conf/quantisation/ holds; the command line reads it
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Quantisation:
         return 0.5 + 1 / 64 + 4 / (64 * 256) if self.bits == 4 else self.bits and self.bits / 8
 
 
-KINDS: dict[Kind, Quantisation | None] = {
+KINDS: dict[str, Quantisation | None] = {  # by their names in conf/quantisation/
     "none": None,
     "nf4": Quantisation("bitsandbytes", 4),
     "int8": Quantisation("bitsandbytes", 8),

@@ -58,7 +58,6 @@ class ZeRO(DeepSpeedStrategy):
         stage: 2 or 3.
         offload: Keep the shards of stage 3 in host memory.
         whole_below: Parameters with at most this many numbers stay whole on every process.
-        prefetch: Numbers that stage 3 gathers ahead of the layer in progress.
         timeout_minutes: How long a process waits for the others before it gives up.
     """
 
@@ -67,7 +66,6 @@ class ZeRO(DeepSpeedStrategy):
         stage: Literal[2, 3] = 3,
         offload: bool = False,
         whole_below: NotNegativeInt = 100_000,
-        prefetch: NotNegativeInt = 50_000_000,
         timeout_minutes: Positive = 30,
     ) -> None:
         check_arguments("ZeRO", ZeRO.__init__, locals())
@@ -79,7 +77,6 @@ class ZeRO(DeepSpeedStrategy):
         if stage == 3:
             zero |= {
                 "stage3_param_persistence_threshold": whole_below,
-                "stage3_prefetch_bucket_size": prefetch,
                 "offload_param": {"device": "cpu" if offload else "none", "pin_memory": torch.cuda.is_available()},
             }
         config = {"zero_optimization": zero, "zero_allow_untested_optimizer": True}

@@ -4,49 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from transformer2.plan.job import KEYS, STRATEGIES, Job
 from transformer2.plan.memory import Memory, memory
-from transformer2.plan.seconds import Device, decomposition, step_seconds, wire
+from transformer2.plan.seconds import Device, step_seconds
 from transformer2.plan.terms import Term
 from transformer2.quantisation import KINDS
 
-__all__ = ["Plan", "advise", "changes", "make_plan"]
+__all__ = ["Plan", "advise", "changes"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One job under one strategy.
+    """Everything there is to say of one job under one strategy.
 
     Attributes:
         job: What was asked for.
         limit: Bytes that a device has.
-        memory: What it would need.
-        seconds: Of one step.
-        decomposition: Seconds, once per base model.
-        wire: Bytes a rank receives in one step.
-        advised: The job with the first change that fits, the job itself where it fits, None where nothing does.
+        device: Whose figures the seconds use.
     """
 
     job: Job
     limit: float
-    memory: Memory
-    seconds: list[Term]
-    decomposition: list[Term]
-    wire: Term
-    advised: Job | None
+    device: Device
+
+    @cached_property
+    def memory(self) -> Memory:
+        """What it needs."""
+        return memory(self.job)
+
+    @cached_property
+    def seconds(self) -> list[Term]:
+        """Of one step."""
+        return step_seconds(self.job, self.device)
 
     @property
     def fits(self) -> bool:
         """Whether the job fits as it is."""
         return self.memory.peak <= self.limit
 
-
-def make_plan(job: Job, limit: float, device: Device) -> Plan:
-    """Everything there is to say of a job."""
-    return Plan(
-        job, limit, memory(job), step_seconds(job, device), decomposition(job, device), wire(job), advise(job, limit)
-    )
+    @cached_property
+    def advised(self) -> Job | None:
+        """The job with the first change that fits, the job itself where it fits, None where nothing does."""
+        return advise(self.job, self.limit)
 
 
 def advise(job: Job, limit: float) -> Job | None:

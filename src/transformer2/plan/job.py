@@ -9,20 +9,17 @@ from typing import Any, Literal, get_args
 from transformer2 import tasks
 from transformer2.errors import ConfigError
 from transformer2.plan.shape import ModelShape, model_shape
-from transformer2.quantisation import KINDS, Kind, Quantisation, quantisation_of
+from transformer2.quantisation import Quantisation, quantisation_of
 from transformer2.svf.forms import choose_form
 
 __all__ = ["KEYS", "STRATEGIES", "Job", "Strategy", "job_of", "strategy_of"]
 
 Strategy = Literal["single", "ddp", "zero2", "zero3", "zero3_offload"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-OF_LIGHTNING: dict[str, Strategy] = {
-    "deepspeed": "zero2",
-    "deepspeed_stage_2": "zero2",
-    "deepspeed_stage_3": "zero3",
-    "deepspeed_stage_3_offload": "zero3_offload",
+STAGES = {  # of DeepSpeed, where the config does not say, by the name of a strategy or of its class
+    **{"ZeRO": 3, "DeepSpeedStrategy": 2, "deepspeed": 2, "deepspeed_stage_2": 2},
+    **{"deepspeed_stage_3": 3, "deepspeed_stage_3_offload": 3},
 }
-DEFAULT_STAGE = {"ZeRO": 3, "DeepSpeedStrategy": 2}
 KEYS = {  # what advice may change: an attribute of Job -> the config's key
     "micro_tokens": "model.micro_batch_tokens",
     "rollout_rows": "model.max_rollout_rows",
@@ -36,51 +33,28 @@ FALLBACK_BUDGET = 512  # of a task that is not known here
 
 @dataclass(frozen=True)
 class Job:
-    """One training run as the planner sees it. Rows and tokens are per rank.
-
-    Attributes:
-        shape: The model and what is tuned in it.
-        svf: SVF, or else LoRA.
-        rank: LoRA's r; 0 for SVF.
-        form: `delta`, `factored` or `merged`: how z enters the forward pass of training.
-        quantisation: Of the base's linear layers; None for a dense base.
-        strategy: Name of conf/strategy/.
-        gpus: Devices of a node.
-        nodes: Nodes.
-        global_rows: Completions of one optimizer step, over all ranks.
-        eval_rows: Prompts per batch of validation, over all ranks.
-        max_rollout_rows: Rows generated at a time; None means all.
-        prompt_tokens: Longest prompt.
-        completion_tokens: Completion budget.
-        mean_completion: Mean length, for the seconds; memory is counted for the budget.
-        micro_batch_tokens: Padded tokens of one forward and backward pass.
-        full_kl: Whether the KL goes over the whole vocabulary.
-        kl: Whether every step runs the reference model.
-        merge_rollouts: Whether rollouts run on composed weights.
-        elsewhere: Whether a server draws the rollouts, on devices of its own.
-        checkpointing: Whether activations are computed again in the backward pass.
-    """
+    """One training run as the planner sees it. Rows and tokens are per rank."""
 
     shape: ModelShape
-    svf: bool
-    rank: int
-    form: str
-    quantisation: Quantisation | None
+    svf: bool  # or else LoRA
+    rank: int  # LoRA's r; 0 for SVF
+    form: str  # `delta`, `factored` or `merged`: how z enters the forward pass of training
+    quantisation: Quantisation | None  # of the base's linear layers; None for a dense base
     strategy: Strategy
-    gpus: int
+    gpus: int  # of a node
     nodes: int
-    global_rows: int
-    eval_rows: int
-    max_rollout_rows: int | None
-    prompt_tokens: int
-    completion_tokens: int
-    mean_completion: float
-    micro_batch_tokens: int
-    full_kl: bool
-    kl: bool
-    merge_rollouts: bool
-    elsewhere: bool
-    checkpointing: bool
+    global_rows: int  # completions of one optimizer step, over all ranks
+    eval_rows: int  # prompts per batch of validation, over all ranks
+    max_rollout_rows: int | None  # generated at a time; None means all
+    prompt_tokens: int  # of the longest prompt
+    completion_tokens: int  # the budget, which memory is counted for
+    mean_completion: float  # which seconds are counted for
+    micro_batch_tokens: int  # padded tokens of one forward and backward pass
+    full_kl: bool  # whether the KL goes over the whole vocabulary
+    kl: bool  # whether every step runs the reference model
+    merge_rollouts: bool  # whether rollouts run on composed weights, where they can
+    elsewhere: bool  # whether a server draws the rollouts, on devices of its own
+    checkpointing: bool  # whether activations are computed again in the backward pass
 
     @property
     def ranks(self) -> int:
@@ -148,7 +122,6 @@ def job_of(
     nodes: int = 1,
     prompt_tokens: int | None = None,
     mean_completion: float | None = None,
-    quantisation: Kind | None = None,
 ) -> Job:
     """A job from complete `model` and `data` sections of a config.
 
@@ -160,7 +133,6 @@ def job_of(
         nodes: Nodes.
         prompt_tokens: Longest prompt; None assumes 256, or what the context leaves.
         mean_completion: Mean completion for the seconds; None assumes half of the budget.
-        quantisation: Instead of what `model.model_kwargs` or a quantised checkpoint says.
 
     Raises:
         UserError: A base, adapter or task that cannot be planned with.
@@ -173,14 +145,13 @@ def job_of(
     prompt = prompt_tokens or min(LONG_PROMPT, max(1, shape.context - budget))
     if prompt + budget > shape.context:
         raise ConfigError(f"{prompt} + {budget} tokens exceed the context of {shape.context}; lower one of them")
-    stored = quantisation_of(loading.get("quantization_config", shape.packed))
     form = adapter.get("form", "auto") if svf else "delta"
     return Job(
         shape=shape,
         svf=svf,
         rank=0 if svf else int(adapter.get("r", 8)),
         form=choose_form() if form == "auto" else form,
-        quantisation=KINDS[quantisation] if quantisation else stored,
+        quantisation=quantisation_of(loading.get("quantization_config", shape.packed)),
         strategy=strategy,
         gpus=gpus,
         nodes=nodes,
@@ -207,13 +178,12 @@ def strategy_of(trainer: Mapping[str, Any]) -> Strategy | None:
     """
     asked = trainer.get("strategy")
     if not isinstance(asked, Mapping):
-        return "ddp" if str(asked).startswith("ddp") else OF_LIGHTNING.get(str(asked))
+        asked = {"class_path": str(asked)}
     name, options = asked["class_path"].rpartition(".")[-1], asked.get("init_args") or {}
-    if name not in DEFAULT_STAGE:
-        return "ddp" if name == "DDPStrategy" else None
-    if options.get("stage", DEFAULT_STAGE[name]) < 3:
-        return "zero2"
-    return "zero3_offload" if options.get("offload") or options.get("offload_parameters") else "zero3"
+    if (stage := options.get("stage", STAGES.get(name))) is None:
+        return "ddp" if name.lower().startswith("ddp") else None
+    offload = name.endswith("_offload") or options.get("offload") or options.get("offload_parameters")
+    return "zero2" if stage < 3 else "zero3_offload" if offload else "zero3"
 
 
 def _budget(task: str) -> int:

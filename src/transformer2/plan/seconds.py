@@ -27,42 +27,28 @@ DeviceName = Literal["cpu", "rtx3060", "rtx4090", "a100", "h100", "h200"]  # the
 
 @dataclass(frozen=True)
 class Device:
-    """Figures of one device (a CPU core counts as one).
-
-    Attributes:
-        name: As in `--device`.
-        memory: GB.
-        flops: Dense FLOP/s in the dtype of training (bf16; fp32 on a CPU).
-        fp32: Dense FLOP/s in fp32.
-        fp64: Dense FLOP/s in fp64.
-        eigh: FLOP/s that an fp64 eigendecomposition reaches, counted as 9 r^3.
-        bandwidth: Bytes/s of its memory.
-        link: Bytes/s to its neighbours in a node.
-        share: Of the peak FLOP/s that matrix products reach.
-        bandwidth_share: Of the peak bandwidth that decoding reaches.
-    """
+    """Figures of one device (a CPU core counts as one)."""
 
     name: DeviceName
-    memory: float
-    flops: float
-    fp32: float
-    fp64: float
-    eigh: float
-    bandwidth: float
-    link: float
-    share: float = 0.4
-    bandwidth_share: float = 0.6
+    flops: float  # dense FLOP/s in the dtype of training (bf16; fp32 on a CPU)
+    fp32: float  # dense FLOP/s in fp32
+    fp64: float  # ... and in fp64
+    eigh: float  # FLOP/s that an fp64 eigendecomposition reaches, counted as 9 r^3
+    bandwidth: float  # bytes/s of its memory
+    link: float  # bytes/s to its neighbours in a node
+    share: float = 0.4  # of the peak FLOP/s that matrix products reach
+    bandwidth_share: float = 0.6  # of the peak bandwidth that decoding reaches
 
 
 DEVICES: dict[str, Device] = {
     d.name: d
     for d in (
-        Device("cpu", 0, 50e9, 50e9, 50e9, 30e9, 10e9, 5e9, share=1, bandwidth_share=1),
-        Device("rtx3060", 12, 25.6e12, 12.7e12, 0.2e12, 0.05e12, 360e9, 12e9),
-        Device("rtx4090", 24, 165e12, 82.6e12, 1.29e12, 0.2e12, 1008e9, 20e9),
-        Device("a100", 80, 312e12, 19.5e12, 19.5e12, 0.4e12, 2039e9, 300e9),
-        Device("h100", 80, 989e12, 67e12, 67e12, 0.5e12, 3350e9, 450e9),
-        Device("h200", 141, 989e12, 67e12, 67e12, 0.5e12, 4800e9, 450e9),
+        Device("cpu", 50e9, 50e9, 50e9, 30e9, 10e9, 5e9, share=1, bandwidth_share=1),
+        Device("rtx3060", 25.6e12, 12.7e12, 0.2e12, 0.05e12, 360e9, 12e9),
+        Device("rtx4090", 165e12, 82.6e12, 1.29e12, 0.2e12, 1008e9, 20e9),
+        Device("a100", 312e12, 19.5e12, 19.5e12, 0.4e12, 2039e9, 300e9),
+        Device("h100", 989e12, 67e12, 67e12, 0.5e12, 3350e9, 450e9),
+        Device("h200", 989e12, 67e12, 67e12, 0.5e12, 4800e9, 450e9),
     )
 }
 
