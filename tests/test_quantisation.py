@@ -6,11 +6,42 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+from transformers import BitsAndBytesConfig
 
 from transformer2.cli import main
+from transformer2.cli.compose import compose
 from transformer2.errors import ConfigError
 from transformer2.policy import load_base
+from transformer2.quantisation import KINDS, Quantisation, quantisation_of
 from transformer2.tiny import model_path
+
+INT4 = {"default": {"_type": "Int8DynamicActivationInt4WeightConfig", "_data": {}, "_version": 1}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_shipped_config_is_the_kind_that_it_is_called(kind):
+    path = f"conf/quantisation/{kind}.yaml"
+    model = {} if kind == "none" else compose([path], [], ["model"])["model"]["model_kwargs"]
+    assert quantisation_of(model.get("quantization_config")) == KINDS[kind]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected", "name"),
+    [
+        ({}, None, None),
+        ({"load_in_8bit": False, "load_in_4bit": True, "quant_method": "bitsandbytes"}, ("bitsandbytes", 4), "nf4"),
+        ({"quant_method": "torchao", "quant_type": INT4}, ("torchao", 4), "4-bit torchao"),
+        ({"quant_method": "torchao", "quant_type": "int4_weight_only"}, ("torchao", 4), "4-bit torchao"),
+        ({"quant_method": "torchao", "quant_type": "Float8WeightOnlyConfig"}, ("torchao", None), "torchao"),
+        ({"quant_method": "gptq", "bits": 4, "desc": "load_in_8bit=True"}, ("gptq", 4), "4-bit gptq"),
+        ({"quant_method": "fp8"}, ("fp8", None), "fp8"),
+        (BitsAndBytesConfig(load_in_8bit=True), ("bitsandbytes", 8), "int8"),
+    ],
+)
+def test_a_config_says_how_weights_are_stored(config, expected, name):
+    given = quantisation_of(config)
+    assert given == (Quantisation(*expected) if expected else None)
+    assert given is None or given.name == name
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def _job(layers: int, batch: Rollouts, toy: bool) -> Job:
         svf=True,
         rank=0,
         form="delta",
-        quantisation="none",
+        quantisation=None,
         strategy="single",
         gpus=1,
         nodes=1,

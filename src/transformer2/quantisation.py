@@ -1,4 +1,4 @@
-"""`quantization_config` as people write it -> the object that transformers loads with, checked.
+"""`quantization_config` as people write it: what it makes of the weights, and the object that transformers loads with.
 
     {load_in_4bit: true, bnb_4bit_quant_type: nf4}              bitsandbytes, as in a model's config.json
     {load_in_8bit: true}
@@ -13,16 +13,78 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from transformer2.errors import ConfigError, nearest
 
-__all__ = ["quantization_config"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["KINDS", "Quantisation", "quantisation_of", "quantization_config"]
 
 _KEY = "model.model_kwargs.quantization_config"
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How the linear layers of a base are stored.
+
+    Attributes:
+        method: `bitsandbytes`, `torchao`, or another of transformers' (`gptq`, ...).
+        bits: Of a weight, without its scales; None where the config does not say.
+    """
+
+    method: str
+    bits: int | None
+
+    @property
+    def name(self) -> str:
+        """Of its file in conf/quantisation/, where there is one."""
+        other = f"{self.bits}-bit {self.method}" if self.bits else self.method
+        return next((kind for kind, known in KINDS.items() if known == self), other)
+
+    @property
+    def bytes_per_weight(self) -> float | None:
+        """Of a linear layer.
+
+        4 bits as in nf4 with double quantisation: an 8-bit scale per 64 weights, an fp32 one per 256 of those. The one
+        fp32 scale per row of 8 bits is left out.
+        """
+        return 0.5 + 1 / 64 + 4 / (64 * 256) if self.bits == 4 else self.bits and self.bits / 8
+
+
+KINDS: dict[str, Quantisation | None] = {  # by their names in conf/quantisation/
+    "none": None,
+    "nf4": Quantisation("bitsandbytes", 4),
+    "int8": Quantisation("bitsandbytes", 8),
+    "torchao_int8": Quantisation("torchao", 8),
+}
+
+
+def quantisation_of(config: Any) -> Quantisation | None:
+    """What a `quantization_config` makes of the weights; None where it makes nothing of them.
+
+    Args:
+        config: As `quantization_config` below takes it, or as a quantised checkpoint's config.json says it.
+    """
+    if not config:
+        return None
+    options = config if isinstance(config, Mapping) else config.to_dict()
+    switched = 4 if options.get("load_in_4bit") else 8 if options.get("load_in_8bit") else None
+    method = options.get("quant_method") or ("bitsandbytes" if switched else "unknown")
+    method = str(getattr(method, "value", method))  # an enum in transformers' own objects
+    if method == "bitsandbytes":
+        return Quantisation(method, switched)
+    if method != "torchao":
+        return Quantisation(method, bits if isinstance(bits := options.get("bits"), int) else None)
+    kind = options.get("quant_type")
+    if isinstance(kind, Mapping):  # as `_torchao_type` gives it, and a saved config.json
+        kind = kind.get("default", {}).get("_type")
+    of_weights = re.search(r"int(\d)_?weight", kind if isinstance(kind, str) else type(kind).__name__, re.IGNORECASE)
+    return Quantisation(method, int(of_weights[1]) if of_weights else None)
 
 
 def quantization_config(given: Any, dtype: torch.dtype) -> Any:
@@ -37,12 +99,10 @@ def quantization_config(given: Any, dtype: torch.dtype) -> Any:
     """
     if not isinstance(given, Mapping):
         return given
-    options = dict(given)
-    if any(options.get(key) for key in ("load_in_4bit", "load_in_8bit")):
-        options.setdefault("quant_method", "bitsandbytes")
-    method = options.get("quant_method")
-    if method not in ("bitsandbytes", "torchao"):
+    quantisation, options = quantisation_of(given), dict(given)
+    if quantisation is None or (method := quantisation.method) not in ("bitsandbytes", "torchao"):
         return options
+    options["quant_method"] = method
     if importlib.util.find_spec(method) is None:
         raise ConfigError(f"{_KEY} needs {method}: pip install -c constraints.txt -e '.[quantised]'")
     from transformers import BitsAndBytesConfig, TorchAoConfig

@@ -1,14 +1,14 @@
 """Under which of Lightning's strategies training runs, and DeepSpeed ZeRO for a frozen base.
 
     ddp                          every process holds the model; z's gradient is summed once a step
-    ZeRO(stage=2)                the same, and the optimizer's state is shared out (z is small: there is little to gain)
-    ZeRO(stage=3)                the frozen weights and bases are shared out, and gathered layer by layer
-    ZeRO(stage=3, offload=True)  ... and kept in host memory
+    ZeRO(stage=2)                the same, and the optimizer's state is sharded (z is small: there is little to gain)
+    ZeRO(stage=3)                the frozen weights and bases are sharded, and gathered layer by layer
+    ZeRO(stage=3, offload=True)  ... and held in host memory
 
 Departures from Lightning's DeepSpeedStrategy:
 
 1. Nothing is cast: the base keeps the dtype it was loaded in, z stays fp32 (bf16 would round it).
-2. The base is loaded into shards (transformers' zero.Init), each basis is shared out as it is made.
+2. The base is loaded into shards (transformers' zero.Init), each basis is sharded as it is made.
 3. What is trained, what is small (norms, sigma) and the output head stay whole on every process: z is read and saved
    everywhere, and the head runs once per chunk of tokens, of which processes have different numbers.
 4. A step without a gradient (it was skipped) leaves the optimizer as it is.
@@ -38,6 +38,7 @@ from transformer2.checkpoints import read_checkpoint, seal_folder
 from transformer2.errors import ConfigError
 from transformer2.experts import replace_folder
 from transformer2.policy import base_dtype
+from transformer2.quantisation import quantisation_of
 
 
 class _AsLoaded(DeepSpeedPrecision):
@@ -57,7 +58,6 @@ class ZeRO(DeepSpeedStrategy):
         stage: 2 or 3.
         offload: Keep the shards of stage 3 in host memory.
         whole_below: Parameters with at most this many numbers stay whole on every process.
-        prefetch: Numbers that stage 3 gathers ahead of the layer in progress.
         timeout_minutes: How long a process waits for the others before it gives up.
     """
 
@@ -66,7 +66,6 @@ class ZeRO(DeepSpeedStrategy):
         stage: Literal[2, 3] = 3,
         offload: bool = False,
         whole_below: NotNegativeInt = 100_000,
-        prefetch: NotNegativeInt = 50_000_000,
         timeout_minutes: Positive = 30,
     ) -> None:
         check_arguments("ZeRO", ZeRO.__init__, locals())
@@ -78,7 +77,6 @@ class ZeRO(DeepSpeedStrategy):
         if stage == 3:
             zero |= {
                 "stage3_param_persistence_threshold": whole_below,
-                "stage3_prefetch_bucket_size": prefetch,
                 "offload_param": {"device": "cpu" if offload else "none", "pin_memory": torch.cuda.is_available()},
             }
         config = {"zero_optimization": zero, "zero_allow_untested_optimizer": True}
@@ -202,13 +200,15 @@ def check_packed(strategy: Strategy, model_kwargs: Mapping[str, Any] | None) -> 
     Raises:
         ConfigError: With what works instead.
     """
-    words = str((model_kwargs or {}).get("quantization_config") or "")
-    if words and in_lockstep(strategy):
+    quantisation = quantisation_of((model_kwargs or {}).get("quantization_config"))
+    if quantisation is None:
+        return
+    if in_lockstep(strategy):
         raise ConfigError(
-            "ZeRO-3 shares out dense weights, not packed ones; use conf/strategy/ddp.yaml (every process holds the "
+            "ZeRO-3 shards dense weights, not packed ones; use conf/strategy/ddp.yaml (every process holds the "
             "packed model), or load the base without quantization_config"
         )
-    if "torchao" in words and isinstance(strategy, DDPStrategy):
+    if quantisation.method == "torchao" and isinstance(strategy, DDPStrategy):
         raise ConfigError(
             f"torchao's packed weights cannot be sent to other processes, as {type(strategy).__name__} does at the "
             "start; use conf/quantisation/nf4.yaml or int8.yaml, or one process"
@@ -216,7 +216,7 @@ def check_packed(strategy: Strategy, model_kwargs: Mapping[str, Any] | None) -> 
 
 
 def in_lockstep(strategy: Strategy) -> bool:
-    """Whether every forward pass needs all processes: the weights are shared out."""
+    """Whether every forward pass needs all processes: the weights are sharded."""
     return isinstance(strategy, ZeRO) and strategy.stage == 3
 
 

@@ -17,10 +17,12 @@ from transformer2.cli import main
 from transformer2.cli.compose import compose
 from transformer2.cli.train import KEYS
 from transformer2.errors import ConfigError, UserError
-from transformer2.plan.job import job_of, quantisation_of
+from transformer2.plan.job import job_of
 from transformer2.plan.memory import memory
 from transformer2.plan.shape import model_shape
 from transformer2.policy import build_policy, load_base, load_tokenizer
+from transformer2.quantisation import KINDS as STORED
+from transformer2.quantisation import quantisation_of
 from transformer2.svf.decompose import decompose
 from transformer2.svf.fingerprint import fingerprint
 from transformer2.svf.layer import probe_weight
@@ -256,7 +258,7 @@ def test_a_checkpoint_that_exists_only_quantised_is_probed_and_says_so(kind, tmp
         decompose(packed)
     shape = model_shape(str(packed), ALL)
     assert shape.params == model_shape(str(folder), ALL).params
-    assert quantisation_of({"quantization_config": shape.packed}) == kind
+    assert quantisation_of(shape.packed) == STORED[kind]
     with pytest.warns(UserWarning, match="bases are those of the quantised weights"):
         policy = build_policy(load_base(str(packed)), ALL)
     with warnings.catch_warnings():

@@ -9,16 +9,18 @@ from fakes import make_llama
 from measured import complete
 
 from transformer2.cli import main
-from transformer2.cli.plan import available_bytes, strategy_of
+from transformer2.cli.compose import compose
+from transformer2.cli.plan import available_bytes
 from transformer2.data import ExpertDataModule
 from transformer2.errors import ConfigError, UserError
 from transformer2.module import SVFReinforceModule
 from transformer2.plan.advice import advise, changes
-from transformer2.plan.job import Job, job_of
+from transformer2.plan.job import STRATEGIES, Job, Strategy, job_of, strategy_of
 from transformer2.plan.memory import memory
-from transformer2.plan.seconds import DEVICES, step_seconds, wire
+from transformer2.plan.seconds import DEVICES, decomposition, step_seconds, wire
 from transformer2.plan.shape import KNOWN, model_shape
 from transformer2.plan.terms import Term, total
+from transformer2.quantisation import KINDS
 
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 LLAMA70 = "meta-llama/Meta-Llama-3-70B-Instruct"
@@ -55,21 +57,33 @@ def test_weights_and_basis_are_the_known_arithmetic() -> None:
         return sum(t.value for t in memory(job).resident if t.part in ("weights", "basis")) / 1e9
 
     assert held(job()) == pytest.approx(19.3, abs=0.05)
-    assert held(job().with_(quantisation="nf4")) == pytest.approx(9.0, abs=0.1)
+    assert held(job().with_(quantisation=KINDS["nf4"])) == pytest.approx(9.0, abs=0.1)
     whole = job(LLAMA70)
     assert held(whole) == pytest.approx(173, abs=0.5)
     sharded = memory(whole.with_(strategy="zero3", gpus=8)).resident
-    assert total(t for t in sharded if "ranks" in t.formula and t.part != "optimizer") / 1e9 == pytest.approx(
-        21.7, abs=0.1
-    )
+    shards = [t for t in sharded if "/ ranks" in t.explain() and t.part != "optimizer"]
+    assert total(shards) / 1e9 == pytest.approx(21.7, abs=0.1)
 
 
-def test_the_arithmetic_is_open() -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"strategy": "zero3_offload", "gpus": 8},
+        {"strategy": "ddp", "gpus": 8, "form": "factored", "checkpointing": True},
+        {"form": "merged", "elsewhere": True},
+        {"svf": False, "rank": 16, "checkpointing": True},
+        {"quantisation": KINDS["int8"]},
+    ],
+)
+def test_the_arithmetic_is_open(change: dict[str, Any]) -> None:
     """The printed numbers, put together again, give the printed value."""
-    planned = memory(job().with_(strategy="zero3", gpus=8))
-    for term in [*planned.resident, *(t for terms in planned.phases.values() for t in terms)]:
-        _, _, filled, value = re.split(r": | = ", term.explain().split(" GB")[0])
-        assert eval(filled) / 1e9 == pytest.approx(float(value), rel=0.01, abs=1e-9)
+    planned, device = job().with_(**change), DEVICES["h100"]
+    needed = memory(planned)
+    terms = [*needed.resident, *needed.host, *(t for terms in needed.phases.values() for t in terms), wire(planned)]
+    for term in [*terms, *step_seconds(planned, device), *decomposition(planned, device)]:
+        _, formula, filled, value = re.split(r": | = ", term.explain("", 1).split("   (")[0])
+        assert eval(filled, {"min": min, "max": max}) == pytest.approx(float(value), rel=0.01)
+        assert not re.search(r"[a-z]{2}", re.sub("min|max", "", filled)) and "." not in formula.replace("1.25", "")
 
 
 def test_the_first_change_that_fits_comes_in_order() -> None:
@@ -136,16 +150,24 @@ def test_wires_and_ranks() -> None:
         ({"strategy": "deepspeed_stage_3_offload"}, "zero3_offload"),
         ({"strategy": {"class_path": "lightning.pytorch.strategies.DeepSpeedStrategy", "init_args": {"stage": 3}}},
          "zero3"),
+        ({"strategy": "ddp_find_unused_parameters_true"}, "ddp"),
+        ({"strategy": {"class_path": "lightning.pytorch.strategies.DDPStrategy"}}, "ddp"),
+        ({"strategy": {"class_path": "lightning.pytorch.strategies.SingleDeviceStrategy"}}, None),
     ],
 )  # fmt: skip
 def test_the_config_s_strategy_is_recognised(trainer: dict[str, Any], strategy: str | None) -> None:
     assert strategy_of(trainer) == strategy
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_every_shipped_strategy_is_planned_as_what_it_is(strategy: Strategy) -> None:
+    assert strategy_of(compose([f"conf/strategy/{strategy}.yaml"], [], ["trainer"])["trainer"]) == strategy
+
+
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--gpus", "8", "--gpu-memory", "80", "--explain"]) == 0
     out = capsys.readouterr().out
-    assert "ddp*" in out and "weights: params * b = 8.0303e9 * 2 = 16.1 GB" in out
+    assert "ddp*" in out and "weights: params * b / ranks = 8.0303e9 * 2 / 1 = 16.1 GB" in out
     folder = make_llama(tmp_path / "only_config")
     (folder / "model.safetensors").unlink()
     assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--model.base", str(folder)]) == 0  # no weights needed
@@ -181,4 +203,10 @@ def test_what_cannot_be_planned_is_said() -> None:
         job(adapter={"peft_type": "IA3"})
     with pytest.raises(UserError, match=r"config\.json"):
         job("nobody/no-model")
-    assert Term("x", "min(a, b) / 2", {"a": 4, "b": 8}).value == 2
+
+
+def test_a_term_reads_its_formula_and_its_numbers_off_its_function() -> None:
+    a, shape = 4.0, model_shape(LLAMA, MLP)
+    term = Term("x", lambda: min(a, shape.heads) / 2, "a note")
+    assert term.value == 2
+    assert term.explain("s", 1) == "x: min(a, heads) / 2 = min(4, 32) / 2 = 2 s   (a note)"

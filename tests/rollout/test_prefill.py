@@ -1,4 +1,4 @@
-"""Prompts a few rows at a time, the last MLP for one position: what a plain forward pass gives, in every family."""
+"""Prompts a few rows at a time, the head for one position: what a plain forward pass gives, in every family."""
 
 import pytest
 import torch
@@ -38,18 +38,16 @@ def test_equals_a_plain_forward_pass(family, whole, monkeypatch):
 
 
 @torch.no_grad()
-def test_the_last_mlp_and_the_head_see_one_position_and_are_left_as_they_were():
+def test_the_head_sees_one_contiguous_position_and_is_left_as_it_was():
     model, (ids, mask, positions) = build("llama"), left_padded()
     seen = []
-    first, last = (layer.mlp for layer in model.model.layers)
-    watched = (first.down_proj, last.down_proj, model.lm_head)
-    hooks = [m.register_forward_hook(lambda m, args, out: seen.append(tuple(args[0].shape[:2]))) for m in watched]
+    watch = model.lm_head.register_forward_hook(lambda m, args, out: seen.append((args[0].shape[:2], args[0].stride())))
     prefill(model, ids, mask, positions, lambda rows: None)
-    for hook in hooks:
-        hook.remove()
-    assert seen == [(ROWS, WIDTH), (ROWS, 1), (ROWS, 1)]
-    assert "forward" not in vars(last) and not model.lm_head._forward_pre_hooks
+    watch.remove()
+    hidden = model.config.hidden_size
+    assert seen == [((ROWS, 1), (hidden, hidden, 1))]
+    assert not model.lm_head._forward_pre_hooks
 
     with pytest.raises(IndexError):
         prefill(model, ids + 1000, mask, positions, lambda rows: None)
-    assert "forward" not in vars(last) and not model.lm_head._forward_pre_hooks
+    assert not model.lm_head._forward_pre_hooks

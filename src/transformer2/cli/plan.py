@@ -11,6 +11,7 @@ from transformer2.cli.check import check
 from transformer2.cli.compose import compose, parse_flags
 from transformer2.cli.schema import value_of
 from transformer2.errors import ConfigError, UserError, nearest
+from transformer2.quantisation import KINDS
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +48,9 @@ def plan(args: Sequence[str]) -> int:
     words = [word.replace("--gpu-memory", "--gpu_memory") for word in args]
     hyphen = words != list(args)
     flags = parse_flags(words, OPTIONS, ("help", "explain"), KEYS)
+    devices = get_args(value_of("transformer2.plan.seconds.DeviceName"))
     if "help" in flags.switches:
-        print(HELP.format(devices=", ".join(get_args(value_of("transformer2.plan.seconds.DeviceName")))), end="")
+        print(HELP.format(devices=", ".join(devices)), end="")
         return 0
     if not flags.configs:
         raise ConfigError("plan needs --config; try --config conf/llama8b_gsm8k.yaml")
@@ -56,33 +58,28 @@ def plan(args: Sequence[str]) -> int:
     memory = _number(given, "gpu_memory", 24.0, "--gpu-memory" if hyphen else "")
     gpus, nodes = int(_number(given, "gpus", 1)), int(_number(given, "nodes", 1))
     prompt_tokens, completion = int(_number(given, "prompt_tokens", 0)), _number(given, "mean_completion", 0)
-    quantisation = _one_of(given, "quantisation", get_args(value_of("transformer2.plan.job.Quantisation")))
-    named = _one_of(given, "device", get_args(value_of("transformer2.plan.seconds.DeviceName")))
+    quantisation = _one_of(given, "quantisation", list(KINDS))
+    named = _one_of(given, "device", devices)
     whole = flags.with_engine()
     config = compose(whole.configs, whole.overrides, KEYS)
     check(config, "plan")
 
-    from transformer2.plan.advice import make_plan
-    from transformer2.plan.job import job_of
+    from transformer2.plan.advice import Plan
+    from transformer2.plan.job import job_of, strategy_of
     from transformer2.plan.seconds import DEVICES, device_for
     from transformer2.plan.table import explanation, plan_table
     from transformer2.plan.terms import total
 
     device = DEVICES.get(named or "", device_for(memory))
-    job = job_of(
-        *sections(config),
-        gpus=gpus,
-        nodes=nodes,
-        prompt_tokens=prompt_tokens or None,
-        mean_completion=completion or None,
-        quantisation=quantisation,  # type: ignore[arg-type]  # one of its names
-    )
-    plans = [make_plan(job.with_(strategy=s), memory * 1e9, device) for s in strategies(job)]
-    wanted = strategy_of(config.get("trainer") or {})
+    job = job_of(*sections(config), "single", gpus, nodes, prompt_tokens or None, completion or None)
+    if quantisation:
+        job = job.with_(quantisation=KINDS[quantisation])
+    plans = [Plan(job.with_(strategy=s), memory * 1e9, device) for s in strategies(job)]
+    wanted = strategy_of(config["trainer"])
     fitting = [p for p in plans if p.fits] or [p for p in plans if p.advised] or plans
     fastest = min(fitting, key=lambda p: total(p.seconds))
     chosen = next((p for p in plans if p.job.strategy == wanted), fastest)
-    print(plan_table(plans, chosen, device))
+    print(plan_table(plans, chosen))
     if "explain" in flags.switches:
         print(f"\n{explanation(chosen)}")
     return 0
@@ -90,23 +87,10 @@ def plan(args: Sequence[str]) -> int:
 
 def strategies(job: Job) -> tuple[Strategy, ...]:
     """Those that make sense for a job; ZeRO-3 shards dense weights only, and torchao's stay in a process."""
-    alone = job.gpus * job.nodes == 1 or job.quantisation == "torchao_int8"
-    whole: tuple[Strategy, ...] = ("single",) if alone else ("single", "ddp", "zero2")
-    if job.quantisation != "none":
-        return whole
-    return (*whole, "zero3_offload") if len(whole) == 1 else (*whole, "zero3", "zero3_offload")
-
-
-def strategy_of(trainer: Mapping[str, Any]) -> Strategy | None:
-    """What `trainer.strategy` asks for, in the planner's words; None where it leaves the choice."""
-    asked = trainer.get("strategy")
-    text = str(asked).lower()
-    options = asked.get("init_args") or {} if isinstance(asked, Mapping) else {}
-    if "deepspeed" in text:
-        stage = options.get("stage", 3 if "stage_3" in text else 2)
-        offloaded = "offload" in text and options.get("offload_parameters", True)
-        return ("zero3_offload" if offloaded else "zero3") if stage == 3 else "zero2"
-    return "ddp" if "ddp" in text else None
+    alone, packed = job.gpus * job.nodes == 1, job.quantisation
+    if alone or (packed and packed.method == "torchao"):
+        return ("single",) if packed else ("single", "zero3_offload")
+    return ("single", "ddp", "zero2") if packed else ("single", "ddp", "zero2", "zero3", "zero3_offload")
 
 
 def sections(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -158,22 +142,13 @@ def preflight(
     device: torch.device,
     prompt_tokens: int,
 ) -> None:
-    """Refuse a run that cannot fit the device, with the first change that would.
-
-    Args:
-        model: Arguments of SVFReinforceModule.
-        data: Arguments of ExpertDataModule.
-        trainer: Arguments of the Trainer.
-        gpus: Devices of a node.
-        nodes: Nodes.
-        device: The torch device of training.
-        prompt_tokens: Longest prompt of the data.
+    """Check that a run fits its device, with the longest prompt of its data; if not, name the first change that would.
 
     Raises:
         ConfigError: It does not fit.
     """
     from transformer2.plan.advice import advise, changes
-    from transformer2.plan.job import job_of
+    from transformer2.plan.job import job_of, strategy_of
     from transformer2.plan.memory import memory
 
     available = available_bytes(device)

@@ -4,49 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
-from transformer2.plan.job import STRATEGIES, Job
+from transformer2.plan.job import KEYS, STRATEGIES, Job
 from transformer2.plan.memory import Memory, memory
-from transformer2.plan.seconds import Device, decomposition, step_seconds, wire
+from transformer2.plan.seconds import Device, step_seconds
 from transformer2.plan.terms import Term
+from transformer2.quantisation import KINDS
 
-__all__ = ["Plan", "advise", "changes", "make_plan"]
+__all__ = ["Plan", "advise", "changes"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One job under one strategy.
+    """Everything there is to say of one job under one strategy.
 
     Attributes:
         job: What was asked for.
         limit: Bytes that a device has.
-        memory: What it would need.
-        seconds: Of one step.
-        decomposition: Seconds, once per base model.
-        wire: Bytes a rank receives in one step.
-        advised: The job with the first change that fits, the job itself where it fits, None where nothing does.
+        device: Whose figures the seconds use.
     """
 
     job: Job
     limit: float
-    memory: Memory
-    seconds: list[Term]
-    decomposition: list[Term]
-    wire: Term
-    advised: Job | None
+    device: Device
+
+    @cached_property
+    def memory(self) -> Memory:
+        """What it needs."""
+        return memory(self.job)
+
+    @cached_property
+    def seconds(self) -> list[Term]:
+        """Of one step."""
+        return step_seconds(self.job, self.device)
 
     @property
     def fits(self) -> bool:
         """Whether the job fits as it is."""
         return self.memory.peak <= self.limit
 
-
-def make_plan(job: Job, limit: float, device: Device) -> Plan:
-    """Everything there is to say of a job."""
-    return Plan(
-        job, limit, memory(job), step_seconds(job, device), decomposition(job, device), wire(job), advise(job, limit)
-    )
+    @cached_property
+    def advised(self) -> Job | None:
+        """The job with the first change that fits, the job itself where it fits, None where nothing does."""
+        return advise(self.job, self.limit)
 
 
 def advise(job: Job, limit: float) -> Job | None:
@@ -56,20 +57,14 @@ def advise(job: Job, limit: float) -> Job | None:
 
 def changes(asked: Job, advised: Job) -> list[str]:
     """What to set, as flags of `transformer2 fit`."""
+    packed = advised.quantisation != asked.quantisation  # ... in the delta form, never merged
     words = []
-    if advised.micro_tokens != asked.micro_tokens:
-        words.append(f"--model.micro_batch_tokens {advised.micro_tokens}")
-    if advised.rollout_rows != asked.rollout_rows:
-        words.append(f"--model.max_rollout_rows {advised.rollout_rows}")
-    if advised.checkpointing and not asked.checkpointing:
-        words.append("--model.activation_checkpointing true")
-    if advised.quantisation != asked.quantisation:
-        words.append(f"--config conf/quantisation/{advised.quantisation}.yaml")
-    else:
-        if advised.form != asked.form:
-            words.append(f"--model.adapter.form {advised.form}")
-        if advised.merge_rollouts != asked.merge_rollouts:
-            words.append("--model.merge_rollouts false")
+    for what, key in KEYS.items():
+        value = getattr(advised, what)
+        if value != getattr(asked, what) and not (packed and what in ("form", "merge_rollouts")):
+            words.append(f"--{key} {str(value).lower()}")
+    if packed and advised.quantisation:
+        words.append(f"--config conf/quantisation/{advised.quantisation.name}.yaml")
     if advised.strategy != asked.strategy:
         words.append(f"--config conf/strategy/{advised.strategy}.yaml")
     return words
@@ -79,13 +74,16 @@ def _ladder(job: Job) -> Iterator[Job]:
     yield job
     job = job.with_(checkpointing=True)
     yield job
-    forms: list[dict[str, Any]] = [{"merge_rollouts": False}] if job.merged_rollouts else []
+    if job.merged_rollouts:
+        yield job.with_(merge_rollouts=False)
     if job.svf and job.form != "delta":
-        forms += [{"form": "delta"}, {"form": "delta", "merge_rollouts": False}]
-    yield from (job.with_(**change) for change in forms)
-    if job.quantisation == "none" and not job.sharded:  # bitsandbytes packs what ZeRO-3 would shard
-        yield from (job.with_(quantisation=packed, form="delta") for packed in ("int8", "nf4"))
-    if job.gpus * job.nodes > 1 and job.quantisation == "none":
+        yield job.with_(form="delta")
+        yield job.with_(form="delta", merge_rollouts=False)
+    if job.quantisation:
+        return
+    if not job.sharded:  # bitsandbytes packs what ZeRO-3 would shard
+        yield from (job.with_(quantisation=KINDS[kind]) for kind in ("int8", "nf4"))
+    if job.gpus * job.nodes > 1:
         later = STRATEGIES[STRATEGIES.index(job.strategy) + 1 :]
         yield from (job.with_(strategy=stage, form="delta") for stage in later if stage in ("zero3", "zero3_offload"))
 

@@ -4,73 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformer2 import tasks
 from transformer2.errors import ConfigError
 from transformer2.plan.shape import ModelShape, model_shape
+from transformer2.quantisation import Quantisation, quantisation_of
 from transformer2.svf.forms import choose_form
 
-__all__ = ["QUANTISED_BYTES", "STRATEGIES", "Job", "Strategy", "job_of"]
+__all__ = ["KEYS", "STRATEGIES", "Job", "Strategy", "job_of", "strategy_of"]
 
 Strategy = Literal["single", "ddp", "zero2", "zero3", "zero3_offload"]
-Quantisation = Literal["none", "nf4", "int8", "torchao_int8"]  # names of conf/quantisation/
-
-STRATEGIES: tuple[Strategy, ...] = ("single", "ddp", "zero2", "zero3", "zero3_offload")
-# nf4 with double quantisation: half a byte, an 8-bit scale per 64 weights, an fp32 one per 256 of those. int8: one
-# byte (and an fp32 scale per row, which is left out).
-QUANTISED_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0, "torchao_int8": 1.0}
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+STAGES = {  # of DeepSpeed, where the config does not say, by the name of a strategy or of its class
+    **{"ZeRO": 3, "DeepSpeedStrategy": 2, "deepspeed": 2, "deepspeed_stage_2": 2},
+    **{"deepspeed_stage_3": 3, "deepspeed_stage_3_offload": 3},
+}
+KEYS = {  # what advice may change: an attribute of Job -> the config's key
+    "micro_tokens": "model.micro_batch_tokens",
+    "rollout_rows": "model.max_rollout_rows",
+    "checkpointing": "model.activation_checkpointing",
+    "form": "model.adapter.form",
+    "merge_rollouts": "model.merge_rollouts",
+}
 LONG_PROMPT = 256  # tokens; the longest GSM8K question in a chat template has about 240
 FALLBACK_BUDGET = 512  # of a task that is not known here
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training run as the planner sees it. Rows and tokens are per rank.
-
-    Attributes:
-        shape: The model and what is tuned in it.
-        svf: SVF, or else LoRA.
-        rank: LoRA's r; 0 for SVF.
-        form: `delta`, `factored` or `merged`: how z enters the forward pass of training.
-        quantisation: Of the base's linear layers.
-        strategy: Name of conf/strategy/.
-        gpus: Devices of a node.
-        nodes: Nodes.
-        global_rows: Completions of one optimizer step, over all ranks.
-        eval_rows: Prompts per batch of validation, over all ranks.
-        max_rollout_rows: Rows generated at a time; None means all.
-        prompt_tokens: Longest prompt.
-        completion_tokens: Completion budget.
-        mean_completion: Mean length, for the seconds; memory is counted for the budget.
-        micro_batch_tokens: Padded tokens of one forward and backward pass.
-        full_kl: Whether the KL goes over the whole vocabulary.
-        kl: Whether every step runs the reference model.
-        merge_rollouts: Whether rollouts run on composed weights.
-        elsewhere: Whether a server draws the rollouts, on devices of its own.
-        checkpointing: Whether activations are computed again in the backward pass.
-    """
+    """One training run as the planner sees it. Rows and tokens are per rank."""
 
     shape: ModelShape
-    svf: bool
-    rank: int
-    form: str
-    quantisation: Quantisation
+    svf: bool  # or else LoRA
+    rank: int  # LoRA's r; 0 for SVF
+    form: str  # `delta`, `factored` or `merged`: how z enters the forward pass of training
+    quantisation: Quantisation | None  # of the base's linear layers; None for a dense base
     strategy: Strategy
-    gpus: int
+    gpus: int  # of a node
     nodes: int
-    global_rows: int
-    eval_rows: int
-    max_rollout_rows: int | None
-    prompt_tokens: int
-    completion_tokens: int
-    mean_completion: float
-    micro_batch_tokens: int
-    full_kl: bool
-    kl: bool
-    merge_rollouts: bool
-    elsewhere: bool
-    checkpointing: bool
+    global_rows: int  # completions of one optimizer step, over all ranks
+    eval_rows: int  # prompts per batch of validation, over all ranks
+    max_rollout_rows: int | None  # generated at a time; None means all
+    prompt_tokens: int  # of the longest prompt
+    completion_tokens: int  # the budget, which memory is counted for
+    mean_completion: float  # which seconds are counted for
+    micro_batch_tokens: int  # padded tokens of one forward and backward pass
+    full_kl: bool  # whether the KL goes over the whole vocabulary
+    kl: bool  # whether every step runs the reference model
+    merge_rollouts: bool  # whether rollouts run on composed weights, where they can
+    elsewhere: bool  # whether a server draws the rollouts, on devices of its own
+    checkpointing: bool  # whether activations are computed again in the backward pass
 
     @property
     def ranks(self) -> int:
@@ -104,6 +88,17 @@ class Job:
         return min(self.rows * self.width, max(self.micro_batch_tokens, self.width))
 
     @property
+    def num_trained(self) -> int:
+        """Trainable numbers: z, or LoRA's A and B."""
+        return self.shape.num_z if self.svf else sum(self.rank * (matrix.m + matrix.n) for matrix in self.shape.tuned)
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of one weight of a linear layer."""
+        packed = self.quantisation and self.quantisation.bytes_per_weight
+        return packed or self.shape.dtype_bytes
+
+    @property
     def sharded(self) -> bool:
         """Whether a rank holds a part of the weights only."""
         return self.strategy in ("zero3", "zero3_offload")
@@ -111,12 +106,12 @@ class Job:
     @property
     def merged_rollouts(self) -> bool:
         """Whether rollouts really run merged: W must be whole and dense (svf.model.merged_for_rollout)."""
-        return self.svf and self.merge_rollouts and self.quantisation == "none" and not (self.sharded or self.elsewhere)
+        return self.svf and self.merge_rollouts and self.quantisation is None and not (self.sharded or self.elsewhere)
 
     def with_(self, **changes: Any) -> Job:
         """The same job with changes; a quantised base has the delta form only."""
         job = replace(self, **changes)
-        return replace(job, form="delta") if job.quantisation != "none" and job.form != "delta" else job
+        return replace(job, form="delta") if job.quantisation else job
 
 
 def job_of(
@@ -127,7 +122,6 @@ def job_of(
     nodes: int = 1,
     prompt_tokens: int | None = None,
     mean_completion: float | None = None,
-    quantisation: Quantisation | None = None,
 ) -> Job:
     """A job from complete `model` and `data` sections of a config.
 
@@ -139,26 +133,25 @@ def job_of(
         nodes: Nodes.
         prompt_tokens: Longest prompt; None assumes 256, or what the context leaves.
         mean_completion: Mean completion for the seconds; None assumes half of the budget.
-        quantisation: Instead of what `model.model_kwargs` or a quantised checkpoint says.
 
     Raises:
         UserError: A base, adapter or task that cannot be planned with.
     """
     adapter = dict(model.get("adapter") or {})
-    shape = model_shape(model["base"], adapter, model["dtype"], model_kwargs=model.get("model_kwargs"))
+    loading = model.get("model_kwargs") or {}
+    shape = model_shape(model["base"], adapter, model["dtype"], model_kwargs=loading)
     svf = str(adapter.get("peft_type", "SVF")).upper() == "SVF"
     budget = model.get("max_new_tokens") or _budget(data["task"])
     prompt = prompt_tokens or min(LONG_PROMPT, max(1, shape.context - budget))
     if prompt + budget > shape.context:
         raise ConfigError(f"{prompt} + {budget} tokens exceed the context of {shape.context}; lower one of them")
-    packed = quantisation or quantisation_of({"quantization_config": shape.packed, **(model.get("model_kwargs") or {})})
     form = adapter.get("form", "auto") if svf else "delta"
     return Job(
         shape=shape,
         svf=svf,
         rank=0 if svf else int(adapter.get("r", 8)),
         form=choose_form() if form == "auto" else form,
-        quantisation=packed,
+        quantisation=quantisation_of(loading.get("quantization_config", shape.packed)),
         strategy=strategy,
         gpus=gpus,
         nodes=nodes,
@@ -169,7 +162,7 @@ def job_of(
         completion_tokens=budget,
         mean_completion=mean_completion or budget / 2,
         micro_batch_tokens=model["micro_batch_tokens"],
-        full_kl=str(model["kl"]).startswith("full"),
+        full_kl=model["kl"] in ("full", "full_reverse"),
         kl=bool(model["kl_coef"]),
         merge_rollouts=bool(model["merge_rollouts"]),
         elsewhere=model["rollout"] == "vllm",
@@ -177,15 +170,20 @@ def job_of(
     ).with_()
 
 
-def quantisation_of(model_kwargs: Mapping[str, Any]) -> Quantisation:
-    """What `quantization_config` makes of the weights, by the words that bitsandbytes and torchao use for it."""
-    words = str(model_kwargs.get("quantization_config") or "").lower()
-    switches = {key: f"{key}': true" in words or f"{key}=true" in words for key in ("load_in_4bit", "load_in_8bit")}
-    if switches["load_in_4bit"] or "int4" in words:
-        return "nf4"
-    if switches["load_in_8bit"]:
-        return "int8"
-    return "torchao_int8" if "int8" in words else "none"
+def strategy_of(trainer: Mapping[str, Any]) -> Strategy | None:
+    """What `trainer.strategy` asks for, in the planner's words; None where it leaves the choice.
+
+    Args:
+        trainer: Arguments of the Trainer; the strategy is one of Lightning's names, or a class and its arguments.
+    """
+    asked = trainer.get("strategy")
+    if not isinstance(asked, Mapping):
+        asked = {"class_path": str(asked)}
+    name, options = asked["class_path"].rpartition(".")[-1], asked.get("init_args") or {}
+    if (stage := options.get("stage", STAGES.get(name))) is None:
+        return "ddp" if name.lower().startswith("ddp") else None
+    offload = name.endswith("_offload") or options.get("offload") or options.get("offload_parameters")
+    return "zero2" if stage < 3 else "zero3_offload" if offload else "zero3"
 
 
 def _budget(task: str) -> int:

@@ -22,10 +22,6 @@ from transformer2.svf.targets import features_of, find_targets
 __all__ = ["KNOWN", "Matrix", "ModelShape", "model_shape"]
 
 
-def _llama(**own: Any) -> dict[str, Any]:
-    return {"model_type": "llama", "num_key_value_heads": 8, "head_dim": 128, **own}
-
-
 def _qwen(hidden: int, intermediate: int, layers: int, heads: int, kv: int, vocab: int, tied: bool) -> dict[str, Any]:
     return {
         "model_type": "qwen2", "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
@@ -34,10 +30,11 @@ def _qwen(hidden: int, intermediate: int, layers: int, heads: int, kv: int, voca
     }  # fmt: skip
 
 
-_LLAMA3_8B = _llama(
-    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, vocab_size=128256,
-    max_position_embeddings=8192, tie_word_embeddings=False,
-)  # fmt: skip
+_LLAMA3_8B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256,
+    "max_position_embeddings": 8192, "tie_word_embeddings": False,
+}  # fmt: skip
 _LLAMA3_70B = _LLAMA3_8B | {
     "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
 }  # fmt: skip
@@ -63,19 +60,12 @@ COUNTED = ("llama", "mistral", "qwen2")
 
 @dataclass(frozen=True)
 class Matrix:
-    """One tuned matrix W (m x n).
+    """One tuned matrix W (m x n)."""
 
-    Attributes:
-        name: Module path.
-        layer: Decoder layer.
-        m: Outputs.
-        n: Inputs.
-    """
-
-    name: str
-    layer: int
-    m: int
-    n: int
+    name: str  # module path
+    layer: int  # decoder layer
+    m: int  # outputs
+    n: int  # inputs
 
     @property
     def r(self) -> int:
@@ -90,44 +80,28 @@ class Matrix:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What memory and time depend on.
+    """What memory and time depend on."""
 
-    Attributes:
-        name: The base as the config names it.
-        model_type: transformers' word for the family.
-        counted: Whether its activations are counted exactly (a Llama-like decoder).
-        params: Parameters, a tied embedding once.
-        linear: Of these, in linear layers of decoder blocks: what a quantised base packs, and what a token multiplies.
-        biases: Of these, vectors: norms and biases.
-        V: Vocabulary.
-        D: Hidden size.
-        I: Intermediate size of the MLP.
-        A: heads x head_dim.
-        K: kv_heads x head_dim.
-        heads: Attention heads.
-        layers: Decoder layers.
-        context: Longest sequence.
-        dtype_bytes: Of the dtype that the weights are stored in.
-        tuned: The matrices that the adapter tunes.
-        packed: The `quantization_config` of a checkpoint that is quantised itself.
-    """
-
-    name: str
-    model_type: str
-    counted: bool
-    params: int
-    linear: int
-    V: int
-    D: int
-    I: int  # noqa: E741  # the paper's letter, beside D and V
-    A: int
-    K: int
+    name: str  # the base as the config names it
+    model_type: str  # transformers' word for the family
+    params: int  # a tied embedding once
+    linear: int  # of these, in linear layers of decoder blocks: what quantisation packs, what a token multiplies
+    V: int  # vocabulary
+    D: int  # hidden size
+    I: int  # noqa: E741  # intermediate size of the MLP; the paper's letter, beside D and V
+    A: int  # heads x head_dim
+    K: int  # kv_heads x head_dim
     heads: int
     layers: int
-    context: int
-    dtype_bytes: int
+    context: int  # longest sequence
+    dtype_bytes: int  # of the dtype that the weights are stored in
     tuned: tuple[Matrix, ...]
-    packed: Mapping[str, Any] | None = None
+    packed: Mapping[str, Any] | None = None  # the `quantization_config` of a checkpoint that is quantised itself
+
+    @property
+    def counted(self) -> bool:
+        """Whether its activations are counted exactly (a Llama-like decoder)."""
+        return self.model_type in COUNTED
 
     @property
     def num_z(self) -> int:
@@ -175,7 +149,6 @@ def model_shape(
         return ModelShape(
             name=base,
             model_type=text.model_type,
-            counted=text.model_type in COUNTED,
             params=sum(p.numel() for p in skeleton.parameters()),
             linear=sum(m.weight.numel() for m in blocks),
             V=text.vocab_size,

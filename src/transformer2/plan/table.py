@@ -6,44 +6,41 @@ from collections.abc import Sequence
 
 from transformer2.plan.advice import Plan, changes
 from transformer2.plan.memory import PARTS
-from transformer2.plan.seconds import Device
+from transformer2.plan.seconds import decomposition, wire
 from transformer2.plan.terms import readable, total
 
 __all__ = ["explanation", "plan_table"]
 
 GB = 1e9
+SECONDS = ("rollout", "log-probs", "backward", "wire")
+WIRE = "wire, GB a step"
 
 
-def plan_table(plans: Sequence[Plan], chosen: Plan, device: Device) -> str:
+def plan_table(plans: Sequence[Plan], chosen: Plan) -> str:
     """The table over strategies; a star marks the chosen one."""
-    rows: list[tuple[str, list[str]]] = [
-        ("GB per device", [f"{p.job.strategy}{'*' if p is chosen else ''}" for p in plans])
+    rows: dict[str, Sequence[str | float]] = {
+        "GB per device": [f"{p.job.strategy}{'*' if p is chosen else ''}" for p in plans],
+        **{f"  {part}": [p.memory.part(part) / GB for p in plans] for part in PARTS},
+        "  peak": [p.memory.peak / GB for p in plans],
+        "  peak is in": [p.memory.peak_phase for p in plans],
+        "  fits": ["yes" if p.fits else "no" for p in plans],
+        "  host memory, GB a node": [total(p.memory.host) / GB for p in plans],
+        "seconds a step": [total(p.seconds) for p in plans],
+        **{f"  {part}": [total(t for t in p.seconds if t.part == part) for p in plans] for part in SECONDS},
+        WIRE: [wire(p.job).value / GB for p in plans],
+        "decomposition, seconds once": [total(decomposition(p.job, p.device)) for p in plans],
+    }
+    cells = [
+        [name, *(value if isinstance(value, str) else _number(value) for value in values)]
+        for name, values in rows.items()
+        if any(values) or name == WIRE
     ]
-    for part in PARTS:
-        if any(p.memory.part(part) for p in plans):
-            rows.append((f"  {part}", [_number(p.memory.part(part) / GB) for p in plans]))
-    rows += [
-        ("  peak", [_number(p.memory.peak / GB) for p in plans]),
-        ("  peak is in", [p.memory.peak_phase for p in plans]),
-        ("  fits", ["yes" if p.fits else "no" for p in plans]),
-    ]
-    if any(p.memory.host for p in plans):
-        rows.append(("  host memory, GB a node", [_number(total(p.memory.host) / GB) for p in plans]))
-    rows.append(("seconds a step", [_number(total(p.seconds)) for p in plans]))
-    for part in ("rollout", "log-probs", "backward", "wire"):
-        values = [total(t for t in p.seconds if t.part == part) for p in plans]
-        if any(values):
-            rows.append((f"  {part}", [_number(v) for v in values]))
-    rows.append(("wire, GB a step", [_number(p.wire.value / GB) for p in plans]))
-    if any(p.decomposition for p in plans):
-        rows.append(("decomposition, seconds once", [_number(total(p.decomposition)) for p in plans]))
-    label = max(len(name) for name, _ in rows)
-    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(plans))]
+    label, *widths = (max(len(cell) for cell in column) for column in zip(*cells, strict=True))
     lines = [
-        f"{name:<{label}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True))
-        for name, cells in rows
+        f"{name:<{label}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+        for name, *line in cells
     ]
-    return "\n".join([*_heading(chosen, device), "", *lines, "", *(_verdict(p) for p in plans)])
+    return "\n".join([*_heading(chosen), "", *lines, "", *(_verdict(p) for p in plans)])
 
 
 def explanation(plan: Plan) -> str:
@@ -57,19 +54,20 @@ def explanation(plan: Plan) -> str:
     if plan.memory.host:
         lines += ["host memory of a node", *(f"  {term.explain()}" for term in plan.memory.host)]
     lines += ["seconds of a step", *(f"  {term.explain('s', 1)}" for term in plan.seconds)]
-    lines += [f"  {plan.wire.explain()}"]
-    lines += ["once", *(f"  {term.explain('s', 1)}" for term in plan.decomposition)] if plan.decomposition else []
+    lines += [f"  {wire(job).explain()}"]
+    if once := decomposition(job, plan.device):
+        lines += ["once", *(f"  {term.explain('s', 1)}" for term in once)]
     return "\n".join(lines)
 
 
-def _heading(plan: Plan, device: Device) -> list[str]:
+def _heading(plan: Plan) -> list[str]:
     job, shape = plan.job, plan.job.shape
     method = f"SVF, {readable(shape.num_z)} z, form {job.form}" if job.svf else f"LoRA r {job.rank}"
-    packed = "" if job.quantisation == "none" else f", {job.quantisation} base"
+    packed = f", {job.quantisation.name} base" if job.quantisation else ""
     nodes = f"{job.nodes} x " if job.nodes > 1 else ""
     drawn = "rows drawn by a server (not counted)" if job.elsewhere else f"{job.rollout_rows} rows drawn at a time"
     lines = [
-        f"{shape.name} on {nodes}{job.gpus} x {plan.limit / GB:.3g} GB ({device.name})",
+        f"{shape.name} on {nodes}{job.gpus} x {plan.limit / GB:.3g} GB ({plan.device.name})",
         f"{shape.params / 1e9:.3g} G parameters of {shape.dtype_bytes} bytes{packed}; {method}, "
         f"{len(shape.tuned)} matrices",
         f"a step: {job.global_rows} rows of {job.prompt_tokens} + {job.completion_tokens} tokens over all devices, "

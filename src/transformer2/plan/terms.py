@@ -1,17 +1,20 @@
 """A line of arithmetic that can be checked: a formula, its numbers, its value.
 
-The value is computed from the printed formula, so what `transformer2 plan --explain` shows is what was added up.
+A formula is a function without arguments, a lambda over the numbers around it: `lambda: s.params * b`. What
+`transformer2 plan --explain` prints is read off that function's source and variables, so it is what was added up.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache, reduce
 
 __all__ = ["Term", "readable", "total"]
-
-_FUNCTIONS = {"min": min, "max": max}
 
 
 @dataclass(frozen=True)
@@ -20,26 +23,41 @@ class Term:
 
     Attributes:
         part: Which part of the memory (or of a step's seconds) it belongs to: `weights`, `basis`, `activations`, ...
-        formula: A Python expression of names and numbers. Formulas are constants of this package, never input.
-        numbers: The value of every name.
+        formula: A lambda of names and numbers, the only one that begins on its line.
         note: What it stands for, in a few words.
     """
 
     part: str
-    formula: str
-    numbers: Mapping[str, float]
+    formula: Callable[[], float]
     note: str = ""
 
     @property
     def value(self) -> float:
         """The formula's value."""
-        return float(eval(self.formula, {"__builtins__": {}}, {**_FUNCTIONS, **self.numbers}))
+        return float(self.formula())
 
     def explain(self, unit: str = "GB", scale: float = 1e9) -> str:
         """`part: formula = numbers = value unit   (note)`."""
-        filled = re.sub(r"[A-Za-z_]\w*", lambda m: readable(self.numbers.get(m[0], m[0])), self.formula)
+        source = _lambdas(self.formula.__module__)[self.formula.__code__.co_firstlineno]
+        around = inspect.getclosurevars(self.formula)
+        numbers = {**around.builtins, **around.globals, **around.nonlocals}
+
+        def number(name: re.Match[str]) -> str:
+            root, *path = name[0].split(".")
+            value = reduce(getattr, path, numbers[root])
+            return name[0] if callable(value) else readable(value)
+
+        names = r"\b[A-Za-z_][\w.]*"
+        formula = re.sub(names, lambda name: name[0].rsplit(".")[-1], source)
         note = f"   ({self.note})" if self.note else ""
-        return f"{self.part}: {self.formula} = {filled} = {self.value / scale:.3g} {unit}{note}"
+        return f"{self.part}: {formula} = {re.sub(names, number, source)} = {self.value / scale:.3g} {unit}{note}"
+
+
+@cache
+def _lambdas(module: str) -> dict[int, str]:
+    """The expression of every lambda of a module, by the line it begins on."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.lineno: ast.unparse(node.body) for node in ast.walk(tree) if isinstance(node, ast.Lambda)}
 
 
 def total(terms: Iterable[Term]) -> float:
@@ -47,10 +65,8 @@ def total(terms: Iterable[Term]) -> float:
     return sum(term.value for term in terms)
 
 
-def readable(number: float | str) -> str:
+def readable(number: float) -> str:
     """A number as short as it can be told: 4096, 0.5625, 8.03e9."""
-    if isinstance(number, str):
-        return number
     if float(number).is_integer() and abs(number) < 1e6:
         return str(int(number))
     mantissa, _, exponent = f"{number:.4e}".partition("e")
