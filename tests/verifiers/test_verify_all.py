@@ -97,7 +97,7 @@ def test_a_users_programs_run_in_the_sandbox():
     assert verdicts[0].reason == "1 of 1 tests" and verdicts[2].reason == "no program"
     warm_up(Squares())
     assert isolation(Squares()).startswith(("full", "no-namespaces")) and isolation(TASK) is None
-    shared().pool.close()
+    shared(False).pool.close()
 
 
 @pytest.mark.parametrize(

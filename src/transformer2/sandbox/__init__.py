@@ -72,17 +72,17 @@ class Sandbox:
             SandboxError: A required layer is missing, or the self-test failed; the message says which.
         """
         found = self.check()
-        failed = "; ".join(found["failed"])
+        failed, missing = "; ".join(found["failed"]), ", ".join(found["missing"])
         if found["refused"]:
-            lacks = ", ".join(found["missing"])
-            why = f"its self-test failed: {failed}" if failed else f"this system lacks {lacks}"
+            why = f"its self-test failed: {failed}" if failed else f"this system lacks {missing}"
             raise SandboxError(
                 f"model-written code is not run here: {why}; `transformer2 sandbox check` says more "
                 "(data.task_options.allow_unsafe_code_execution: true runs it all the same, at your own risk)"
             )
         if found["level"] == "unsafe":
-            lacks = f"{self.level}{'; ' if failed else ''}{failed}"
-            warnings.warn(f"MODEL-WRITTEN CODE RUNS UNPROTECTED: {lacks}", stacklevel=2)
+            warnings.warn(
+                f"MODEL-WRITTEN CODE RUNS UNPROTECTED: {'; '.join([self.level, *found['failed']])}", stacklevel=2
+            )
 
     def run(self, programs: Sequence[Program], deadline: float | None = None) -> list[Outcome]:
         """Outcomes, in the order of the programs.
@@ -104,7 +104,7 @@ class Sandbox:
 
 
 @cache
-def shared(allow_unsafe: bool = False) -> Sandbox:
+def shared(allow_unsafe: bool) -> Sandbox:
     """The sandbox of this process; its judges end with it."""
     return Sandbox(allow_unsafe)
 

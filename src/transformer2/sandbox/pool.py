@@ -187,22 +187,18 @@ class _Worker:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         speaks = bool(poll.poll(TICK if self.is_starting else 0))
-        if not self.is_starting and not speaks:
-            return True
         if self.is_starting and speaks:
             with contextlib.suppress(OSError, EOFError):
-                _receive(self._socket, self._until)
-                self.is_starting = False
-                return True
-        if speaks or time.monotonic() >= self._until:  # it is gone, talks out of turn, or takes too long to start
-            self._failures += 1
-            status = self.kill()
-            if self._failures > MAX_RESTARTS:
-                raise PoolError(
-                    f"worker {' '.join(self._command)!r} died {self._failures} times in a row "
-                    f"(last exit status {status})"
-                )
-            self._start()
+                _receive(self._socket, self._until)  # its first message says: ready
+                self.is_starting = speaks = False
+        if not speaks and (not self.is_starting or time.monotonic() < self._until):
+            return not self.is_starting
+        self._failures += 1  # it is gone, talks out of turn, or takes too long to start
+        status = self.kill()
+        if self._failures > MAX_RESTARTS:
+            command = " ".join(self._command)
+            raise PoolError(f"worker {command!r} died {self._failures} times in a row (last exit status {status})")
+        self._start()
         return False
 
     def ask(self, request: bytes, seconds: float, end: float) -> bytes | Lost:
