@@ -172,6 +172,31 @@ def test_a_timeout_takes_the_whole_group(pool, tmp_path):
     assert until(lambda: not any(is_running(int(pid)) for pid in note.read_text().split()))
 
 
+@pytest.mark.parametrize("hang", [b"sleep 60", b"stuck"])
+def test_an_interrupt_ends_the_wait_and_the_workers(pool, hang):
+    (pid,) = pool.map([b"pid"], 5.0)
+    start = time.monotonic()
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        pool.map([hang] * 4, 60.0)
+    assert time.monotonic() - start < 5 and until(lambda: not is_running(int(pid)))
+    timer.join()
+    assert pool.map([b"echo a"] * 2, 5.0) == [b"a", b"a"]
+
+
+def test_a_worker_that_starts_does_not_hold_up_the_batch(pool):
+    """What is left is answered by the worker that is ready, and nobody waits for one that nothing is left for."""
+    pool.map([b"echo warm"] * 2, 5.0)
+    slow = WorkerPool([sys.executable, "-c", "import time; time.sleep(30)"], 1, start_seconds=60.0)
+    slow.start()
+    pool._workers[0].kill()
+    pool._workers[0] = slow._workers.pop()
+    start = time.monotonic()
+    assert pool.map([b"echo a"] * 4, 5.0) == [b"a"] * 4
+    assert time.monotonic() - start < 3
+
+
 def test_other_threads_run_while_it_waits(pool):
     pool.map([b"echo warm"] * 2, 5.0)
     beats = []

@@ -29,11 +29,7 @@ class BrokenTest(Exception):
 
 
 class Candidate:
-    """The other end of the channel.
-
-    Args:
-        channel: Descriptor.
-    """
+    """The other end of the channel."""
 
     def __init__(self, channel: int) -> None:
         self.channel = channel
@@ -135,15 +131,7 @@ def _raised(name: str, text: str) -> CandidateError:
 
 
 def check(channel: int, program: Program) -> Outcome:
-    """Run a program's tests.
-
-    Args:
-        channel: Descriptor of the candidate's process, which has not read its code yet.
-        program: Code and tests.
-
-    Returns:
-        `passed`, `failed`, `memory`, `output_limit`, `infra_error`, or `lost`: the candidate's process has ended.
-    """
+    """What its tests say of a program, or `lost`: the process at the other end of `channel` has ended."""
     candidate = Candidate(channel)
     space: dict[str, Any] = {"__name__": "tests"}
     try:

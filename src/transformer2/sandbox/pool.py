@@ -144,11 +144,7 @@ class WorkerPool:
 
 
 class _Worker:
-    """A worker process, replaced by another one when it dies or is killed; used by one thread at a time.
-
-    Attributes:
-        is_starting: Whether it has not yet said that it is ready.
-    """
+    """A worker process, replaced by another one when it dies or is killed; used by one thread at a time."""
 
     def __init__(self, pool: WorkerPool) -> None:
         self._command, self._env, self._start_seconds = pool.command, pool.env, pool.start_seconds
@@ -179,11 +175,7 @@ class _Worker:
         self._until = time.monotonic() + self._start_seconds
 
     def is_ready(self) -> bool:
-        """Whether it takes a request; waits a moment for one that starts, and replaces one that ended meanwhile.
-
-        Raises:
-            PoolError: It cannot be started, or has died too often.
-        """
+        """Whether it takes a request; waits a moment for one that starts, and replaces one that ended meanwhile."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         speaks = bool(poll.poll(TICK if self.is_starting else 0))
@@ -224,7 +216,7 @@ class _Worker:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def kill(self) -> int:
-        """End it and all it started; its exit status."""
+        """End it and all it started, and say its exit status."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is gone already
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -233,17 +225,12 @@ class _Worker:
         return status
 
     def close(self) -> None:
-        """Close this process's ends."""
         self._socket.close()
         self._life.close()
 
 
 def serve(handle: Callable[[bytes], bytes]) -> None:
-    """The worker's side: answer requests until the owner closes its end.
-
-    Args:
-        handle: Request -> answer. An exception ends the worker; the owner starts another.
-    """
+    """The worker's side: answer requests until the owner is gone. An exception ends the worker; another is started."""
     owner = socket.socket(fileno=int(sys.argv[-1]))
     owner.set_inheritable(False)
     with contextlib.suppress(EOFError):
@@ -264,12 +251,7 @@ def _send(channel: socket.socket, message: bytes) -> None:
 
 
 def _receive(channel: socket.socket, until: float = math.inf) -> bytes:
-    """The next message.
-
-    Raises:
-        TimeoutError: It is not there in time.
-        EOFError: The other side is gone.
-    """
+    """The next message; TimeoutError when it is not there in time, EOFError when the other side is gone."""
 
     def exactly(size: int) -> bytes:
         data = bytearray()

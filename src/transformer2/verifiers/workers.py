@@ -32,13 +32,7 @@ START_SECONDS = 120.0  # a task's module may import much
 def verify_in_workers(
     task: Verifier, examples: Sequence[Example], completions: Sequence[str], deadline: float | None = None
 ) -> list[Verdict]:
-    """Verdicts of `task.verify`, each within `task.verify_seconds`.
-
-    Args:
-        task: A picklable task of an importable module.
-        examples: The questions.
-        completions: The answers.
-        deadline: Seconds for the whole batch; None takes `batch_deadline`.
+    """Verdicts of `task.verify`, each within `task.verify_seconds`, all within `deadline` (or `batch_deadline`).
 
     Raises:
         UserError: The task cannot be sent to other processes.
