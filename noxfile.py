@@ -81,7 +81,7 @@ def screenshot(session: nox.Session) -> None:
 def gold(session: nox.Session) -> None:
     """Every gold answer of the real data sets against its verifier; says loudly when ../shared/data is absent."""
     install(session, "dev")
-    what = ("-m", "not gpu and not sandbox", "tests/tasks", "tests/verifiers")
+    what = ("-m", "not gpu and not sandbox", "tests/tasks", "tests/verifiers", "tests/sandbox")
     session.run("pytest", "-n", "2", "-rsP", *what, *session.posargs, env=ENV)
 
 
@@ -89,7 +89,7 @@ def gold(session: nox.Session) -> None:
 def sandbox(session: nox.Session) -> None:
     """Hostile programs against the sandbox, in an outer jail: 0 pass, 0 leave a trace, with and without namespaces."""
     install(session, "dev")
-    session.run("pytest", "-m", "sandbox", "-rs", "-s", "tests/verifiers/code", *session.posargs, env=ENV)
+    session.run("pytest", "-m", "sandbox", "-rs", "-s", "tests/sandbox", *session.posargs, env=ENV)
 
 
 @nox.session

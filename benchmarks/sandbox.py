@@ -14,7 +14,7 @@ from pathlib import Path
 
 from _common import Row
 
-from transformer2.verifiers.code import Program, Sandbox
+from transformer2.sandbox import Program, Sandbox
 
 HONEST = Program(
     "import math\n\ndef f(n):\n    return [math.isqrt(i) for i in range(n)]\n",

@@ -38,7 +38,7 @@ from transformer2.report.table import versions, write_report
 from transformer2.strategies import gather_objects, in_lockstep
 from transformer2.svf.rows import z_rows
 from transformer2.types import PromptBatch, Report, Rollouts, Score, Verdict
-from transformer2.verifiers import stop_if_unverified, verify_all
+from transformer2.verifiers import isolation, stop_if_unverified, verify_all
 
 __all__ = ["Choice", "TwoPass"]
 
@@ -212,7 +212,7 @@ class TwoPass:
             seconds={name: round(value, 2) for name, value in self.seconds.items()},
             seeds=(self.seed,) if self.data.seed == self.seed else (self.seed, self.data.seed),
             versions=versions(),
-            sandbox=self.data.task.isolation(),
+            sandbox=isolation(self.data.task),
             **{
                 **facts,
                 "details": {**self._settings(), **details(self.records, self.strategy), **facts.get("details", {})},

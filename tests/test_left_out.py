@@ -14,7 +14,7 @@ from transformer2.rl.advantages import equal_groups
 from transformer2.rl.logprobs import score_tokens
 from transformer2.types import Verdict
 from transformer2.verifiers import stop_if_unverified
-from transformer2.verifiers.isolated import checked
+from transformer2.verifiers.base import checked
 
 LONG = {"max_new_tokens": 96, "kl_coef": 0.1, "kl": "full"}
 ABSTAINED, FAILED, RIGHT = Verdict.abstain("no key"), Verdict(None, False, None, "hung"), Verdict.of(True, "a", "")

@@ -77,6 +77,16 @@ class Verdict:
         """No verdict, by choice: the question has no usable gold answer, or the answer cannot be judged fairly."""
         return cls(None, False, extracted, reason, abstained=True)
 
+    @classmethod
+    def failed(cls, reason: str) -> Verdict:
+        """No verdict, because the verifier failed (an infra error): nothing is known about the answer."""
+        return cls(None, False, None, reason)
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether there is no reward because the verifier failed."""
+        return self.reward is None and not self.abstained
+
 
 @dataclass(frozen=True)
 class PromptBatch:

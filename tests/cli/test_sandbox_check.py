@@ -11,7 +11,7 @@ import pytest
 
 from transformer2.cli import main
 
-JAIL = Path(__file__).parents[1] / "verifiers" / "code"
+JAIL = Path(__file__).parents[1] / "sandbox"
 
 
 def test_it_prints_every_layer(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from transformer2 import tasks
 from transformer2.errors import DataError
 from transformer2.types import Example
+from transformer2.verifiers import verify_all
 
 BLOCK = "Here is the function.\n\n```python\n{}\n```\n"
 PERTURB = """
@@ -58,7 +59,7 @@ def altered(code: str, name: str) -> dict[str, str]:
 def accepted(name: str, data: Path, splits: tuple[str, ...]) -> tuple[int, list[str]]:
     task = tasks.get(name)
     examples = [e for split in splits for e in task.examples(split, str(data))]
-    verdicts = task.verify_many(examples, [BLOCK.format(solution(e)) for e in examples])
+    verdicts = verify_all(task, examples, [BLOCK.format(solution(e)) for e in examples])
     return len(examples), [f"{e.id}: {v.reason}" for e, v in zip(examples, verdicts, strict=True) if not v.correct]
 
 
@@ -79,7 +80,7 @@ def test_every_reference_solution_passes(real_data: Path, name: str, splits: tup
 def test_bodies_pass_as_continuations(real_data: Path) -> None:
     task = tasks.get("humaneval")
     examples = task.examples("test", str(real_data))
-    verdicts = task.verify_many(examples, [e.answer for e in examples])
+    verdicts = verify_all(task, examples, [e.answer for e in examples])
     assert [e.id for e, v in zip(examples, verdicts, strict=True) if not v.correct] == []
 
 
@@ -93,7 +94,7 @@ def test_altered_solutions_fail(real_data: Path, name: str, every: int) -> None:
     for i, example in enumerate(examples):
         ways = altered(solution(example), example.fields["names"][-1])
         cases += [(example, way, text) for j, (way, text) in enumerate(ways.items()) if (i + j) % every == 0]
-    verdicts = task.verify_many([e for e, _, _ in cases], [text for _, _, text in cases])
+    verdicts = verify_all(task, [e for e, _, _ in cases], [text for _, _, text in cases])
     assert all(v.reward is not None for v in verdicts)
     counts = Counter(way for _, way, _ in cases)
     passed = {(e.id, way) for (e, way, _), v in zip(cases, verdicts, strict=True) if v.correct}

@@ -12,9 +12,10 @@ from types import MappingProxyType
 import pytest
 from toy_task import Broken, FirstLetter
 
-from transformer2.errors import UserError
+from transformer2.errors import ConfigError, UserError
+from transformer2.sandbox import Program, shared
 from transformer2.types import Example, Verdict
-from transformer2.verifiers import isolated, verify_all
+from transformer2.verifiers import isolation, stop_if_unverified, verify_all, warm_up, workers
 
 TASK = FirstLetter()
 EXAMPLES = TASK.examples("train")[:6]
@@ -46,9 +47,9 @@ def test_a_failure_is_none_and_the_rest_is_judged(monkeypatch, fault):
 
 
 @pytest.mark.parametrize("fault", ["raises", "returns None", "returns NaN"])
-def test_a_bounded_task_fails_the_same_way(monkeypatch, fault):
+def test_an_inline_task_fails_the_same_way(monkeypatch, fault):
     task = broken(monkeypatch, fault, rows=2)
-    monkeypatch.setattr(Broken, "bounded", True)
+    monkeypatch.setattr(Broken, "verify_in", "inline")
     verdicts = verify_all(task, EXAMPLES, TEXTS)
     assert [v.reward is None for v in verdicts] == [True, True, False, False, False, False]
 
@@ -78,6 +79,49 @@ def test_machinery_that_fails_judges_nobody(answer, reason):
     assert [v.reward for v in verdicts] == [None] * 6 and all(v.reason.startswith(reason) for v in verdicts)
 
 
+class Squares(FirstLetter):
+    """Answers are programs; an answer without one is wrong."""
+
+    verify_in = "sandbox"
+    allow_unsafe_code_execution = False
+
+    def program(self, example, completion):
+        return Program(completion, ("assert f(3) == 9",), ("f",)) if completion else None
+
+
+def test_a_users_programs_run_in_the_sandbox():
+    texts = ["def f(x): return x * x", "def f(x): return x", "", "1 +"]
+    verdicts = verify_all(Squares(), EXAMPLES[:4], texts)
+    assert [v.reward for v in verdicts] == [1.0, -1.0, -1.0, -1.0]
+    assert [v.extracted for v in verdicts] == [*texts[:2], None, texts[3]]
+    assert verdicts[0].reason == "1 of 1 tests" and verdicts[2].reason == "no program"
+    warm_up(Squares())
+    assert isolation(Squares()).startswith(("full", "no-namespaces")) and isolation(TASK) is None
+    shared(False).pool.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"verify_in": "inlin"}, "task Odd: verify_in is 'inlin'; use inline, workers, sandbox"),
+        ({"bounded": True}, 'task Odd: `bounded = True` is now `verify_in = "inline"`'),
+    ],
+)
+def test_where_verdicts_are_made_is_checked(said, message):
+    with pytest.raises(ConfigError) as e:
+        type("Odd", (FirstLetter,), said)
+    assert str(e.value) == message
+
+
+def test_counts_of_all_processes_stop_a_run():
+    wrong, hung = Verdict.of(False, None, ""), Verdict.failed("hung")
+    stop_if_unverified([hung], failed=5, total=100)
+    with pytest.raises(UserError, match=r"6 of 100 answers could not be verified \(hung\)"):
+        stop_if_unverified([wrong, hung], failed=6, total=100)
+    with pytest.raises(UserError, match="another process says why"):
+        stop_if_unverified([wrong], failed=6, total=100)
+
+
 def test_a_deadline_ends_the_batch(monkeypatch):
     task = broken(monkeypatch, "hangs", rows=6)
     monkeypatch.setattr(Broken, "verify_seconds", 60.0)
@@ -88,8 +132,8 @@ def test_a_deadline_ends_the_batch(monkeypatch):
 
 
 def test_every_batch_has_a_deadline():
-    assert isolated.batch_deadline(1, 5.0, 8) == 60.0
-    assert isolated.batch_deadline(256, 5.0, 2) == 1280.0
+    assert workers.batch_deadline(1, 5.0, 8) == 60.0
+    assert workers.batch_deadline(256, 5.0, 2) == 1280.0
 
 
 class Unstartable(FirstLetter):
@@ -138,6 +182,6 @@ def test_a_script_and_a_file_outside_the_package(tmp_path):
 
 
 def test_verifying_needs_no_torch():
-    code = "import sys; import transformer2.verifiers._task_worker; sys.exit('torch' in sys.modules)"
+    code = "import sys; import transformer2.verifiers.workers; sys.exit('torch' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
     assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0

@@ -38,6 +38,7 @@ from transformer2.report.notes import on_answers, scores
 from transformer2.report.table import text_table, versions, write_report, write_text
 from transformer2.strategies import check_strategy
 from transformer2.types import Report, Score
+from transformer2.verifiers import isolation
 
 PASS_AT = (1, 5, 10, 100)  # the k of pass@k in the literature; those that test_samples allows
 LINKED = (
@@ -235,7 +236,7 @@ class Experiment:
             seconds={name: round(value, 2) for name, value in seconds.items()},
             seeds=(self.seed,),
             versions=versions(),
-            sandbox=self.data.task.isolation(),
+            sandbox=isolation(self.data.task),
             details=_details(records, getattr(self.data.task, "labels", ()), self.module.alarms.notes()),
         )
         if self.trainer.is_global_zero:

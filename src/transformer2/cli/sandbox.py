@@ -44,7 +44,7 @@ def sandbox(args: Sequence[str]) -> int:
         raise ConfigError(f"unknown verb {verb!r}; use `sandbox check`")
     parse_flags(rest, (), (), ())
 
-    from transformer2.verifiers.code import Sandbox
+    from transformer2.sandbox import Sandbox
 
     box = Sandbox(size=1)
     found = box.check()

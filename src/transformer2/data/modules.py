@@ -20,6 +20,7 @@ from transformer2.data.prompts import DATE, ChatTemplate, render
 from transformer2.errors import ConfigError, DataError
 from transformer2.policy import load_config, load_tokenizer
 from transformer2.types import Example, PromptBatch
+from transformer2.verifiers import warm_up
 
 # Options are bare dicts: jsonargparse would read a text inside dict[str, Any] as YAML, `Q: {question}` as a mapping.
 
@@ -94,7 +95,7 @@ class ExpertDataModule(L.LightningDataModule):
         Raises:
             UserError: A split cannot be used; before training, this holds of the test split too.
         """
-        self.task.warm_up()
+        warm_up(self.task)
         wanted = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"]}.get(stage, [])
         for split in wanted:
             if split not in self._rows:
@@ -305,7 +306,7 @@ class UnseenTaskDataModule(ExpertDataModule):
         """Choose the shots; what is left of the test split is scored."""
         if "test" in self._rows:
             return
-        self.task.warm_up()
+        warm_up(self.task)
         clean = [s for s in ("few_shot", "train", "validation") if s in self.task.splits]
         source = clean[0] if clean and self.protocol == "clean" else "test"
         examples, ids = self._read(source)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import ClassVar
 
 from transformer2.errors import DataError
+from transformer2.sandbox import Program
 from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
-from transformer2.verifiers.code import Outcome, Program, Sandbox, shared
-from transformer2.verifiers.code.extract import extract_code
-from transformer2.verifiers.isolated import batch_deadline
+from transformer2.verifiers import verify_all
+from transformer2.verifiers.code import extract_code
 
 __all__ = ["CodeTask", "used_names"]
 
@@ -45,6 +45,7 @@ class CodeTask(Task):
     hub_id: ClassVar[str]
     pinned: ClassVar[str]
     cpu_seconds: ClassVar[int] = 2
+    verify_in = "sandbox"
     wording_fields: ClassVar[tuple[str, ...]] = ("question",)
     user: ClassVar[str]
 
@@ -59,37 +60,21 @@ class CodeTask(Task):
         self.allow_unsafe_code_execution = allow_unsafe_code_execution
         self.wording = Wording(self.name, system, self.user if prompt is None else prompt, self.wording_fields)
 
-    @property
-    def sandbox(self) -> Sandbox:
-        """The judges, started when first asked for and shared by all tasks of this process."""
-        return shared(self.allow_unsafe_code_execution)
-
-    def warm_up(self) -> None:
-        """Start the judges, and refuse now rather than after the first rollout where nothing may be run."""
-        self.sandbox.pool.start()
-        self.sandbox.require()
-
-    def isolation(self) -> str:
-        """The level of isolation that answers are run under."""
-        return self.sandbox.level
+    def program(self, example: Example, completion: str) -> Program | None:
+        """The program in a completion, with the tests that it has to pass."""
+        fields = example.fields
+        code = extract_code(completion, fields["names"], fields["prompt"])
+        if code is None:
+            return None
+        if fields["prompt"] and not code.startswith(fields["prompt"]):
+            # The prompt's imports and helpers come first, where an answer repeats only the function.
+            code = "".join([*_FUTURE.findall(code), fields["prompt"], "\n", _FUTURE.sub("", code)])
+        return Program(code, fields["tests"], fields["names"], fields["setup"], fields["cpu_seconds"])
 
     def verify(self, example: Example, completion: str) -> Verdict:
         """+1 when the program in the completion passes every test."""
-        (verdict,) = self.verify_many([example], [completion])
+        (verdict,) = verify_all(self, [example], [completion])
         return verdict
-
-    def verify_many(
-        self, examples: Sequence[Example], completions: Sequence[str], deadline: float | None = None
-    ) -> list[Verdict]:
-        """Verdicts on many completions, run side by side."""
-        codes = [_code_of(e, text) for e, text in zip(examples, completions, strict=True)]
-        programs = [_program(e, code) for e, code in zip(examples, codes, strict=True) if code is not None]
-        limit = 4.0 * max((p.cpu_seconds for p in programs), default=1)  # three of them are waiting
-        deadline = deadline or batch_deadline(len(programs), limit, self.sandbox.pool.size)
-        outcomes = iter(self.sandbox.run(programs, deadline))
-        return [
-            Verdict.of(False, None, "no program") if code is None else _verdict(code, next(outcomes)) for code in codes
-        ]
 
 
 def used_names(tests: Iterable[str], reference: str, where: str) -> tuple[str, ...]:
@@ -108,22 +93,3 @@ def used_names(tests: Iterable[str], reference: str, where: str) -> tuple[str, .
     if not names:
         raise DataError(f"{where}: its tests use nothing that its code defines; correct or drop the row")
     return names
-
-
-def _code_of(example: Example, completion: str) -> str | None:
-    return extract_code(completion, example.fields["names"], example.fields["prompt"])
-
-
-def _program(example: Example, code: str) -> Program:
-    fields = example.fields
-    if fields["prompt"] and not code.startswith(fields["prompt"]):
-        # The prompt's imports and helpers come first, where an answer repeats only the function.
-        code = "".join([*_FUTURE.findall(code), fields["prompt"], "\n", _FUTURE.sub("", code)])
-    return Program(code, fields["tests"], fields["names"], fields["setup"], fields["cpu_seconds"])
-
-
-def _verdict(code: str, outcome: Outcome) -> Verdict:
-    if outcome.outcome == "infra_error":
-        return Verdict(None, False, code, f"infra_error: {outcome.reason}")
-    passed = outcome.outcome == "passed"
-    return Verdict.of(passed, code, outcome.reason if passed else f"{outcome.outcome}: {outcome.reason}")

@@ -29,7 +29,7 @@ _CHOICE = re.compile(r"Pick (\w+) ([A-Z])\s?\.")
 class TinyTask(Task):
     """A task whose questions are drawn from the embedded world, the same ones on every machine.
 
-    Bounded: the verifiers split and match text in linear time, and `_tiny_program` limits length, depth and values.
+    Inline: the verifiers split and match text in linear time, and `_tiny_program` limits length, depth and values.
 
     Args:
         system: System message; None sends none.
@@ -37,7 +37,7 @@ class TinyTask(Task):
     """
 
     max_new_tokens: ClassVar[int] = 40
-    bounded: ClassVar[bool] = True
+    verify_in = "inline"
     sources: ClassVar[dict[str, tuple[str, int]]] = SPLITS
 
     def __init__(self, system: str | None = None, prompt: str = "{question}") -> None:

@@ -37,7 +37,7 @@ class GSM8K(Task):
     The Hub has no validation split. Ours is every train question whose sha256 is 0 modulo 15 (538 of 7473): it does not
     depend on the order of rows, and equal questions fall on the same side. `train` is the rest; `test` is the Hub's.
 
-    Bounded: the numeric verifier reads in linear time, 0.05 s for 40,000 characters (tests/verifiers/test_numeric.py).
+    Inline: the numeric verifier reads in linear time, 0.05 s for 40,000 characters (tests/verifiers/test_numeric.py).
 
     Args:
         revision: Commit of the Hub data set; None takes the newest.
@@ -48,7 +48,7 @@ class GSM8K(Task):
     name: ClassVar[str] = "gsm8k"
     description: ClassVar[str] = "grade-school mathematics: word problems answered with a number"
     max_new_tokens: ClassVar[int] = 512
-    bounded: ClassVar[bool] = True
+    verify_in = "inline"
 
     def __init__(
         self, revision: str | None = REVISION, system: str | None = _SYSTEM, prompt: str = "{question}"

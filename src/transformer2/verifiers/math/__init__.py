@@ -40,14 +40,15 @@ import json
 from collections.abc import Sequence
 from functools import cache
 
+from transformer2.sandbox.pool import Lost, WorkerPool, cores
+from transformer2.sandbox.python import python_worker
 from transformer2.types import Verdict
-from transformer2.verifiers.isolated import batch_deadline, failed
 from transformer2.verifiers.math.final import final_expression
 from transformer2.verifiers.math.latex import normal
 from transformer2.verifiers.math.limits import refusal, unreadable
 from transformer2.verifiers.math.parts import equal
 from transformer2.verifiers.math.scalars import compare_scalars
-from transformer2.verifiers.pool import Lost, WarmPool, cores, python_worker
+from transformer2.verifiers.workers import batch_deadline
 
 __all__ = ["SECONDS", "start_workers", "verify_math", "verify_math_many"]
 
@@ -85,7 +86,7 @@ def verify_math_many(golds: Sequence[str], completions: Sequence[str], deadline:
 def _without_algebra(gold: str, completion: str) -> Verdict | str:
     """The verdict of the first two stages; the answer as written when they leave it open."""
     if reason := unreadable(gold):
-        return failed(f"the gold answer {gold[:40]!r} cannot be read: {reason}")
+        return Verdict.failed(f"the gold answer {gold[:40]!r} cannot be read: {reason}")
     found = final_expression(completion)
     if found.value is None:
         return Verdict.of(False, None, found.reason)
@@ -105,7 +106,7 @@ def _with_algebra(gold: str, answer: str, found: bytes | Lost) -> Verdict:
     if found in (Lost.TIMEOUT, Lost.DIED):  # a model must not escape a verdict by an answer that kills its checker
         return Verdict.of(False, answer, f"could not be compared: {found.value}")
     if isinstance(found, Lost):
-        return failed(f"comparing {answer!r}: {found.value}")
+        return Verdict.failed(f"comparing {answer!r}: {found.value}")
     return Verdict.of(found == b"equal", answer, "equal" if found == b"equal" else f"expected {gold}")
 
 
@@ -115,6 +116,6 @@ def start_workers() -> None:
 
 
 @cache
-def _pool() -> WarmPool:
+def _pool() -> WorkerPool:
     command, env = python_worker("transformer2.verifiers.math.worker")
-    return WarmPool(command, max(2, cores()), env=env)  # two: while one is replaced, the next answer has a warm one
+    return WorkerPool(command, max(2, cores()), env=env)  # two: while one is replaced, the next answer has a warm one

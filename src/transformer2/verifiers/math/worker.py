@@ -1,4 +1,4 @@
-"""A worker that compares answers part by part and by value: `python -m transformer2.verifiers.math.worker`.
+"""A worker that compares answers part by part and by value.
 
 The owner kills a worker that takes too long.
 """
@@ -9,13 +9,10 @@ import json
 import resource
 import sys
 
-from transformer2.verifiers._serve import Channel, serve
-
-CHANNEL = Channel() if __name__ == "__main__" else None  # before the imports below can print
-
-from transformer2.verifiers.math.expression import same  # noqa: E402
-from transformer2.verifiers.math.parts import equal  # noqa: E402
-from transformer2.verifiers.math.scalars import compare_scalars  # noqa: E402
+from transformer2.sandbox.pool import serve
+from transformer2.verifiers.math.expression import same
+from transformer2.verifiers.math.parts import equal
+from transformer2.verifiers.math.scalars import compare_scalars
 
 MEMORY = 2 << 30  # bytes of address space: a huge number ends in a MemoryError here, not in the machine's
 
@@ -25,7 +22,7 @@ def main() -> None:
     sys.setrecursionlimit(3_000)  # more than 16 levels of brackets take the reader, less than the stack holds
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    serve(compare, channel=CHANNEL)
+    serve(compare)
 
 
 def compare(request: bytes) -> bytes:
@@ -43,7 +40,3 @@ def _same(gold: str, answer: str) -> bool:
         return same(gold, answer)
     except Exception:  # whatever the reader and mpmath raise: what cannot be read is not equal
         return False
-
-
-if __name__ == "__main__":
-    main()

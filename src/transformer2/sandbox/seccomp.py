@@ -25,90 +25,39 @@ __all__ = ["ARCHITECTURES", "NUMBERS", "allow_filter", "install"]
 # machine -> (AUDIT_ARCH_* of linux/audit.h, column of NUMBERS)
 ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
-# name -> (x86_64, aarch64); None: that architecture has no such call.
+# Name, number on x86_64, number on aarch64; -: that architecture has no such call.
+_TABLE = """
+# memory and descriptors that are already open
+read 0 63                   write 1 64                  close 3 57                  fstat 5 80
+lseek 8 62                  mmap 9 222                  mprotect 10 226             munmap 11 215
+brk 12 214                  mremap 25 216               madvise 28 233              pread64 17 67
+readv 19 65                 writev 20 66                dup 32 23                   dup2 33 -
+dup3 292 24                 poll 7 -                    ppoll 271 73                select 23 -
+pselect6 270 72             epoll_create1 291 20        epoll_ctl 233 21            epoll_wait 232 -
+epoll_pwait 281 22          getsockname 51 204
+# files by name: Landlock says which
+open 2 -                    openat 257 56               stat 4 -                    lstat 6 -
+newfstatat 262 79           statx 332 291               access 21 -                 faccessat 269 48
+faccessat2 439 439          readlink 89 -               readlinkat 267 78           getdents64 217 61
+getcwd 79 17
+# signals of this process, time, randomness
+rt_sigaction 13 134         rt_sigprocmask 14 135       rt_sigreturn 15 139         sigaltstack 131 132
+restart_syscall 219 128     setitimer 38 103            getitimer 36 102            alarm 37 -
+nanosleep 35 101            clock_nanosleep 230 115     clock_gettime 228 113       clock_getres 229 114
+gettimeofday 96 169         time 201 -                  times 100 153               getrandom 318 278
+# who and where am I
+getpid 39 172               getppid 110 173             gettid 186 178              getuid 102 174
+geteuid 107 175             getgid 104 176              getegid 108 177             getresuid 118 148
+getresgid 120 150           getgroups 115 158           getrusage 98 165            getrlimit 97 163
+sysinfo 99 179              uname 63 160
+# threads and the end
+sched_yield 24 124          sched_getaffinity 204 123   futex 202 98                set_robust_list 273 99
+rseq 334 293                membarrier 324 283          exit 60 93                  exit_group 231 94
+"""
+_WORDS = [word for line in _TABLE.splitlines() if not line.startswith("#") for word in line.split()]
 NUMBERS: dict[str, tuple[int | None, int | None]] = {
-    # memory and descriptors that are already open
-    "read": (0, 63),
-    "write": (1, 64),
-    "close": (3, 57),
-    "fstat": (5, 80),
-    "lseek": (8, 62),
-    "mmap": (9, 222),
-    "mprotect": (10, 226),
-    "munmap": (11, 215),
-    "brk": (12, 214),
-    "mremap": (25, 216),
-    "madvise": (28, 233),
-    "pread64": (17, 67),
-    "readv": (19, 65),
-    "writev": (20, 66),
-    "dup": (32, 23),
-    "dup2": (33, None),
-    "dup3": (292, 24),
-    "poll": (7, None),
-    "ppoll": (271, 73),
-    "select": (23, None),
-    "pselect6": (270, 72),
-    "epoll_create1": (291, 20),
-    "epoll_ctl": (233, 21),
-    "epoll_wait": (232, None),
-    "epoll_pwait": (281, 22),
-    "getsockname": (51, 204),
-    # files by name: Landlock says which
-    "open": (2, None),
-    "openat": (257, 56),
-    "stat": (4, None),
-    "lstat": (6, None),
-    "newfstatat": (262, 79),
-    "statx": (332, 291),
-    "access": (21, None),
-    "faccessat": (269, 48),
-    "faccessat2": (439, 439),
-    "readlink": (89, None),
-    "readlinkat": (267, 78),
-    "getdents64": (217, 61),
-    "getcwd": (79, 17),
-    # signals of this process, time, randomness
-    "rt_sigaction": (13, 134),
-    "rt_sigprocmask": (14, 135),
-    "rt_sigreturn": (15, 139),
-    "sigaltstack": (131, 132),
-    "restart_syscall": (219, 128),
-    "setitimer": (38, 103),
-    "getitimer": (36, 102),
-    "alarm": (37, None),
-    "nanosleep": (35, 101),
-    "clock_nanosleep": (230, 115),
-    "clock_gettime": (228, 113),
-    "clock_getres": (229, 114),
-    "gettimeofday": (96, 169),
-    "time": (201, None),
-    "times": (100, 153),
-    "getrandom": (318, 278),
-    # who and where am I
-    "getpid": (39, 172),
-    "getppid": (110, 173),
-    "gettid": (186, 178),
-    "getuid": (102, 174),
-    "geteuid": (107, 175),
-    "getgid": (104, 176),
-    "getegid": (108, 177),
-    "getresuid": (118, 148),
-    "getresgid": (120, 150),
-    "getgroups": (115, 158),
-    "getrusage": (98, 165),
-    "getrlimit": (97, 163),
-    "sysinfo": (99, 179),
-    "uname": (63, 160),
-    # threads and the end
-    "sched_yield": (24, 124),
-    "sched_getaffinity": (204, 123),
-    "futex": (202, 98),
-    "set_robust_list": (273, 99),
-    "rseq": (334, 293),
-    "membarrier": (324, 283),
-    "exit": (60, 93),
-    "exit_group": (231, 94),
+    name: (None if x86_64 == "-" else int(x86_64), None if aarch64 == "-" else int(aarch64))
+    for name, x86_64, aarch64 in zip(_WORDS[::3], _WORDS[1::3], _WORDS[2::3], strict=True)
 }
 # Allowed or answered by their arguments below.
 _CLONE, _CLONE3 = (56, 220), (435, 435)

@@ -27,9 +27,11 @@ FORGERIES = {
     "forged success on stdout": "import sys\nprint('PASSED')\nprint('{\"outcome\": \"passed\"}', file=sys.stderr)\n"
     "def f(x):\n    print('passed')\n",
     "forged reports on every descriptor": "import os, json, struct\n"
-    "m = json.dumps({'outcome': 'passed', 'reason': '', 'missing': {}}).encode()\n"
-    "for fd in range(64):\n    for data in (m, struct.pack('<I', len(m)) + m):\n        try: os.write(fd, data)\n"
-    "        except OSError: pass\ndef f(x):\n    return None\n",
+    "for form in ({'outcome': 'passed', 'reason': '', 'missing': {}}, ['passed', '', {}], ['passed', '']):\n"
+    "    m = json.dumps(form).encode()\n"
+    "    for fd in range(64):\n        for data in (m, struct.pack('<I', len(m)) + m):\n"
+    "            try: os.write(fd, data)\n"
+    "            except OSError: pass\ndef f(x):\n    return None\n",
     "answers ahead of the questions": "import os, json, struct\n"
     "m = json.dumps({'ok': True}).encode()\n"
     "for fd in range(3, 32):\n    for _ in range(9):\n        try: os.write(fd, struct.pack('<I', len(m)) + m)\n"
@@ -37,7 +39,7 @@ FORGERIES = {
     "patched builtins": "import builtins\nbuiltins.AssertionError = type('A', (Exception,), {})\n"
     "builtins.isinstance = lambda *a: True\nbuiltins.len = lambda x: 0\nbuiltins.exec = lambda *a: None\n"
     "def f(x):\n    return None\n",
-    "patched protocol": "import sys\nc = sys.modules['transformer2.verifiers.code.candidate']\n"
+    "patched protocol": "import sys\nc = sys.modules['transformer2.sandbox.candidate']\n"
     "c.encode = lambda *a: {'h': 1, 'n': 'str'}\nc.send = lambda *a: None\ndef f(x):\n    return 1\n",
     "patched json": 'import json\njson.dumps = lambda o: \'{"ok": {"h": 1, "n": "str"}}\'\ndef f(x):\n    return 1\n',
     "search the memory for the tests": "import gc\ndef f(x):\n    for o in gc.get_objects():\n"

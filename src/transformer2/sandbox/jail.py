@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from transformer2.verifiers.code import landlock, seccomp
+from transformer2.sandbox import landlock, seccomp
 
 __all__ = ["NAMESPACES", "Limits", "confine", "new_pid_namespace", "readable", "separate", "standard_library"]
 

@@ -62,7 +62,7 @@ def main() -> int:
 
 def enter(root: str) -> int:
     script, arguments = str(Path(sys.argv[1]).resolve()), sys.argv[2:]
-    checkout = str(Path(__file__).resolve().parents[3])
+    checkout = str(Path(__file__).resolve().parents[2])
     system = [p for p in ("/usr", "/lib", "/lib64", "/bin", "/etc") if os.path.exists(p)]
     readable = [*system, *dict.fromkeys([sys.base_prefix, sys.prefix, checkout])]
     readable = [p for p in readable if not any(p != q and p.startswith(q + "/") for q in readable)]

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from transformer2.verifiers.code import Program, Sandbox
-from transformer2.verifiers.code.extract import extract_code
+from transformer2.sandbox import Program, Sandbox
+from transformer2.verifiers.code import extract_code
 
 PROMPT = 'from typing import List\n\n\ndef f(x: int) -> int:\n    """ Square. """\n'
 CODE = "def f(x):\n    y = x * x\n    return y"

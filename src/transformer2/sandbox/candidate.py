@@ -3,24 +3,36 @@
 The candidate shares this interpreter and can rewrite every line of it; all it can gain is to send other data. The walls
 are the process's (`jail.py`), and the verdict is made elsewhere (`checker.py`).
 
-    <- {"layers": {layer: why missing}}                    put on before anything is read
-    -> {"code": source}                                    <- {"ok": form} or {"error": type, "text": ...}
-    -> {"do": "call" | "get" | "set" | ..., "on": name or handle, ...}   <- the same
+    -> {"layers": {layer: why missing}}                    sent before anything is read
+    <- {"do": "run", "arguments": [source], ...}           -> {"ok": value} or {"error": type, "text": ...}
+    <- {"do": one of OPERATIONS, "on": name or handle, "arguments": [...], "named": {...}}    -> the same
 """
 
 from __future__ import annotations
 
 import itertools
+import operator
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
-from transformer2.verifiers.code.values import Closed, TooLarge, decode, encode, receive, send
+from transformer2.sandbox.values import Closed, TooLarge, decode, encode, receive, send
 
 __all__ = ["serve"]
 
 MODULE = "candidate"  # not __main__: what a script does when started is no part of what it defines
 MAX_ITEMS = 100_000  # of an iterator that a test wants to see whole
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "call": operator.call,
+    "get": getattr,
+    "set": setattr,
+    "item": operator.getitem,
+    "next": next,
+    "list": lambda target: list(itertools.islice(target, MAX_ITEMS)),
+    "bool": bool,
+    "len": len,
+}
 
 
 def serve(channel: int, missing: dict[str, str]) -> None:
@@ -30,48 +42,26 @@ def serve(channel: int, missing: dict[str, str]) -> None:
     sys.modules[MODULE] = module
     kept: dict[int, Any] = {}
 
-    def keep(value: Any) -> dict[str, Any]:
+    def keep(value: Any) -> tuple[int, str]:
         kept[id(value)] = value
-        return {"h": id(value), "n": str(type(value).__name__)}
+        return id(value), str(type(value).__name__)
 
-    def find(target: Any) -> Any:
+    def find(target: Any, _: str = "") -> Any:
         return kept[target] if isinstance(target, int) else module.__dict__[target]
 
-    def read(form: Any) -> Any:
-        return decode(form, lambda target, _: find(target))
-
     def do(message: dict[str, Any]) -> Any:
-        if "code" in message:
-            exec(compile(message["code"], "<candidate>", "exec", dont_inherit=True), module.__dict__)
+        arguments = [decode(form, find) for form in message["arguments"]]
+        if message["do"] == "run":
+            exec(compile(arguments[0], "<candidate>", "exec", dont_inherit=True), module.__dict__)
             return None
-        target = find(message["on"])
-        match message["do"]:
-            case "call":
-                named = {name: read(form) for name, form in message["named"].items()}
-                return target(*map(read, message["arguments"]), **named)
-            case "get":
-                return getattr(target, message["name"])
-            case "set":
-                return setattr(target, message["name"], read(message["value"]))
-            case "bool":
-                return bool(target)
-            case "len":
-                return len(target)
-            case "next":
-                return next(target)
-            case "item":
-                return target[read(message["value"])]
-            case "list":
-                return list(itertools.islice(target, MAX_ITEMS))
-        raise ValueError(message["do"])
+        named = {name: decode(form, find) for name, form in message["named"].items()}
+        return OPERATIONS[message["do"]](find(message["on"]), *arguments, **named)
 
     while True:
         try:
             message = receive(channel)
             try:
                 answer = {"ok": encode(do(message), keep)}
-            except Closed:
-                raise
             except BaseException as e:  # SystemExit and KeyboardInterrupt are answers like any other
                 answer = {"error": type(e).__name__, "text": _text(e)}
             try:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[2] / "src")]
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "src")]
 
 from hostile_programs import (  # noqa: E402  # the path comes first
     BOMBS,
@@ -29,7 +29,7 @@ from hostile_programs import (  # noqa: E402  # the path comes first
 )
 
 from transformer2.errors import SandboxError  # noqa: E402
-from transformer2.verifiers.code import Program, Sandbox  # noqa: E402
+from transformer2.sandbox import Program, Sandbox  # noqa: E402
 
 # (number, first argument or None for any) by machine, and how the call fails.
 CALLS = {

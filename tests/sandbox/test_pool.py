@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from transformer2.verifiers.pool import Lost, PoolError, WarmPool, cores
+from transformer2.sandbox.pool import Lost, PoolError, WorkerPool, cores
 
 WORKER = [sys.executable, str(Path(__file__).with_name("pool_worker.py"))]
 SRC = str(Path(__file__).parents[2] / "src")
@@ -21,7 +21,7 @@ ENV = {**os.environ, "PYTHONPATH": SRC}
 
 @pytest.fixture
 def pool():
-    pool = WarmPool(WORKER, 2, env=ENV)
+    pool = WorkerPool(WORKER, 2, env=ENV)
     yield pool
     pool.close()
 
@@ -43,7 +43,6 @@ def until(holds, seconds: float = 10.0) -> bool:
 def test_answers_come_in_the_order_of_the_requests(pool):
     requests = [f"{'sleep' if i % 3 == 0 else 'echo'} 0.0{i % 10}".encode() for i in range(40)]
     assert pool.map(requests, 5.0) == [r.partition(b" ")[2] for r in requests]
-    assert pool.hello.startswith(b"hello from ")
     assert pool.map([], 5.0) == []
 
 
@@ -92,13 +91,13 @@ def test_a_worker_killed_between_batches_is_replaced(pool):
 
 
 def test_a_pool_that_dies_is_restarted_three_times_and_then_stops(tmp_path):
-    pool = WarmPool(WORKER, 1, env={**ENV, "WORKER_FAILS": "1"})
+    pool = WorkerPool(WORKER, 1, env={**ENV, "WORKER_FAILS": "1"})
     with pytest.raises(PoolError, match=r"died 4 times in a row \(last exit status 7\)"):
         pool.map([b"echo a"], 5.0)
     with pytest.raises(PoolError, match="cannot be started"):
-        WarmPool([str(tmp_path / "nothing")], 1).map([b"echo a"], 5.0)
+        WorkerPool([str(tmp_path / "nothing")], 1).map([b"echo a"], 5.0)
     with pytest.raises(PoolError, match="died 4 times"):
-        WarmPool([sys.executable, "-c", "import time; time.sleep(60)"], 1, start_seconds=0.2).map([b"echo a"], 5.0)
+        WorkerPool([sys.executable, "-c", "import time; time.sleep(60)"], 1, start_seconds=0.2).map([b"echo a"], 5.0)
 
 
 def test_answers_reset_the_count(pool):
@@ -110,10 +109,10 @@ def test_answers_reset_the_count(pool):
 
 
 def test_start_warms_up_without_waiting():
-    pool = WarmPool(WORKER, 2, env=ENV)
+    pool = WorkerPool(WORKER, 2, env=ENV)
     start = time.monotonic()
     pool.start()
-    assert time.monotonic() - start < 1 and pool.hello == b""
+    assert time.monotonic() - start < 1
     assert pool.map([b"echo a"], 5.0) == [b"a"]
     pool.close()
     assert pool.map([b"echo again"], 5.0) == [b"again"]
@@ -133,7 +132,7 @@ def test_threads_share_it(pool):
         thread.join()
     assert found == {name: [f"{name}{i}".encode() for i in range(20)] for name in "abc"}
     time.sleep(0.1)  # the threads that started the workers are gone; the workers stay
-    assert pool.map([b"pid"] * 2, 5.0) and not any(worker.is_gone for worker in pool._workers)
+    assert pool.map([b"pid"] * 2, 5.0) and all(worker.is_ready() for worker in pool._workers)
 
 
 def test_a_fork_has_workers_of_its_own_and_leaves_the_parents(pool):
@@ -155,8 +154,8 @@ def test_no_process_outlives_the_owner(tmp_path, end):
     """Not even a worker that is stuck, nor what it started."""
     note = tmp_path / "pids"
     code = (
-        "import sys; from transformer2.verifiers.pool import WarmPool\n"
-        f"WarmPool({WORKER!r}, 1).map([b'child {note}'], 600.0)"
+        "import sys; from transformer2.sandbox.pool import WorkerPool\n"
+        f"WorkerPool({WORKER!r}, 1).map([b'child {note}'], 600.0)"
     )
     owner = subprocess.Popen([sys.executable, "-c", code], env=ENV)
     assert until(lambda: note.exists() and len(note.read_text().split()) == 2)
@@ -171,6 +170,31 @@ def test_a_timeout_takes_the_whole_group(pool, tmp_path):
     note = tmp_path / "pids"
     assert pool.map([f"child {note}".encode()], 1.0) == [Lost.TIMEOUT]
     assert until(lambda: not any(is_running(int(pid)) for pid in note.read_text().split()))
+
+
+@pytest.mark.parametrize("hang", [b"sleep 60", b"stuck"])
+def test_an_interrupt_ends_the_wait_and_the_workers(pool, hang):
+    (pid,) = pool.map([b"pid"], 5.0)
+    start = time.monotonic()
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        pool.map([hang] * 4, 60.0)
+    assert time.monotonic() - start < 5 and until(lambda: not is_running(int(pid)))
+    timer.join()
+    assert pool.map([b"echo a"] * 2, 5.0) == [b"a", b"a"]
+
+
+def test_a_worker_that_starts_does_not_hold_up_the_batch(pool):
+    """What is left is answered by the worker that is ready, and nobody waits for one that nothing is left for."""
+    pool.map([b"echo warm"] * 2, 5.0)
+    slow = WorkerPool([sys.executable, "-c", "import time; time.sleep(30)"], 1, start_seconds=60.0)
+    slow.start()
+    pool._workers[0].kill()
+    pool._workers[0] = slow._workers.pop()
+    start = time.monotonic()
+    assert pool.map([b"echo a"] * 4, 5.0) == [b"a"] * 4
+    assert time.monotonic() - start < 3
 
 
 def test_other_threads_run_while_it_waits(pool):
@@ -191,4 +215,4 @@ def test_other_threads_run_while_it_waits(pool):
 
 
 def test_the_size_is_the_cores_this_process_may_use():
-    assert WarmPool(WORKER).size == cores() >= 1
+    assert WorkerPool(WORKER).size == cores() >= 1

@@ -7,13 +7,14 @@ may enter, too few threads); an attack that works here would work for every comp
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+
+from transformer2.sandbox.program import Outcome, Program
 
 __all__ = ["CONTROLS", "PROBES", "self_test"]
 
 
-def _program(code: str, *tests: str) -> dict[str, Any]:
-    return {"code": code, "names": ["f"], "setup": "", "tests": list(tests), "cpu_seconds": 2}
+def _program(code: str, *tests: str, names: tuple[str, ...] = ("f",)) -> Program:
+    return Program(code, tests, names)
 
 
 CONTROLS = [
@@ -36,6 +37,7 @@ CONTROLS = [
         "class Pair:\n    def __init__(self, a):\n        self.a = a\n"
         "def f(x):\n    print('noise')\n    return (y for y in (x.a, None, 1.5, {2: b'b'}))\n",
         "p = Pair(3)\np.a = (4,)\nassert list(f(p)) == [(4,), None, 1.5, {2: b'b'}]",
+        names=("f", "Pair"),
     ),
     _program(
         "import asyncio\n"
@@ -45,7 +47,6 @@ CONTROLS = [
         "assert f() == [1, 2]",
     ),
 ]
-CONTROLS[4]["names"] = ["f", "Pair"]
 
 # Each tries one thing and returns whether it worked. None must, at any level but `unsafe`.
 PROBES = {
@@ -80,7 +81,7 @@ _PROBE = _program(
 )
 
 
-def self_test(run: Callable[[dict[str, Any]], dict[str, Any]], level: str) -> list[str]:
+def self_test(run: Callable[[Program], Outcome], level: str) -> list[str]:
     """What went wrong, one line each; empty when all is well.
 
     Args:
@@ -89,8 +90,8 @@ def self_test(run: Callable[[dict[str, Any]], dict[str, Any]], level: str) -> li
     """
     failed = []
     for number, control in enumerate(CONTROLS, 1):
-        if (result := run(control))["outcome"] != "passed":
-            failed.append(f"honest program {number}: {result['outcome']} ({result['reason']})")
-    if level != "unsafe" and (result := run(_PROBE))["outcome"] != "passed":
-        failed.append(f"attacks: {result['outcome']} ({result['reason']})")
+        if (result := run(control)).outcome != "passed":
+            failed.append(f"honest program {number}: {result.outcome} ({result.reason})")
+    if level != "unsafe" and (result := run(_PROBE)).outcome != "passed":
+        failed.append(f"attacks: {result.outcome} ({result.reason})")
     return failed

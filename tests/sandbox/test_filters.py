@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from transformer2.verifiers.code import seccomp
+from transformer2.sandbox import seccomp
 
 ALLOW, KILL = "allow", "kill"
 SPECIAL = {

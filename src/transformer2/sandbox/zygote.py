@@ -23,8 +23,8 @@ import sys
 import warnings
 from dataclasses import replace
 
-from transformer2.verifiers.code import candidate
-from transformer2.verifiers.code.jail import Limits, confine, new_pid_namespace, readable, separate, standard_library
+from transformer2.sandbox import candidate
+from transformer2.sandbox.jail import Limits, confine, new_pid_namespace, readable, separate, standard_library
 
 __all__ = ["main", "preload"]
 
@@ -66,7 +66,7 @@ def main(control: int) -> None:
     missing = separate()
     # Without a user of their own, the limit on threads would count the trainer's.
     shared_user = os.geteuid() != 0 and "mnt" in missing
-    judge.sendall(json.dumps({"missing": missing}).encode() + b"\n")
+    judge.sendall(json.dumps(missing).encode() + b"\n")
     gc.collect()
     gc.freeze()  # or every collection in a candidate would copy these pages
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors leave no zombies

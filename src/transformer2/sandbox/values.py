@@ -4,13 +4,10 @@ Everything a candidate sends is untrusted. What comes out of `decode` is built h
 compares, hashes and prints as they do: no object of a candidate's making, with its own idea of equality, exists in the
 checker. What is no plain data stays where it is and is spoken of by a handle.
 
-    None True False "text"            themselves
-    {"i": hex} {"f": hex} {"c": [re, im]} {"b": base64}
-    {"l": [...]} {"t": [...]} {"s": [...]} {"z": [...]} {"d": [[key, value], ...]}     list tuple set frozenset dict
-    {"k": [...]} {"e": [...]} {"x": [...]}    the keys of a dict, its items; a deque
-    {"r": [start, stop, step]} {"q": [numerator, denominator]} {"n": text}    range Fraction Decimal
-    {"y": name}                       a built-in type
-    {"h": number or name, "n": type name}    a handle
+    None True False "text"                          themselves
+    {"i": hex} {"f": hex} {"b": base64} {"y": name}    an int, a float, bytes, a built-in type
+    {"l": [part, ...]} {"d": [key, value, ...]} ...    what is made of parts: `_PARTS` holds the kinds
+    {"h": number or name, "n": type name}              a handle
 """
 
 from __future__ import annotations
@@ -23,23 +20,30 @@ from collections import deque
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 __all__ = ["MAX_FRAME", "Closed", "TooLarge", "Unreadable", "decode", "encode", "receive", "send"]
 
 MAX_FRAME = 1 << 20  # bytes of one message
 MAX_DEPTH = 64  # levels of containers in one value
-_SEQUENCES: dict[str, type] = {
-    "l": list,
-    "t": tuple,
-    "s": set,
-    "z": frozenset,
-    "x": deque,
-    "k": type({}.keys()),
-    "e": type({}.items()),
-}
 _TYPES = {t.__name__: t for t in (bool, bytes, complex, dict, float, int, list, object, set, str, tuple)}
 _LENGTH = struct.Struct("<I")
+# tag: type, value -> parts, parts -> value. Methods of the types themselves: a subclass may have its own.
+_PARTS: dict[str, tuple[type, Callable[[Any], Any], Callable[[list[Any]], Any]]] = {
+    "l": (list, list.__iter__, list),
+    "t": (tuple, tuple.__iter__, tuple),
+    "s": (set, set.__iter__, set),
+    "z": (frozenset, frozenset.__iter__, frozenset),
+    "x": (deque, deque.__iter__, deque),
+    "d": (dict, lambda v: chain.from_iterable(dict.items(v)), lambda p: _paired(p)),
+    "k": (type({}.keys()), iter, lambda p: dict.fromkeys(p).keys()),
+    "e": (type({}.items()), chain.from_iterable, lambda p: _paired(p).items()),
+    "r": (range, lambda v: (v.start, v.stop, v.step), lambda p: range(*p)),
+    "c": (complex, lambda v: (v.real, v.imag), lambda p: complex(*p)),
+    "q": (Fraction, lambda v: (v.numerator, v.denominator), lambda p: Fraction(*p)),
+    "n": (Decimal, lambda v: (Decimal.__str__(v),), lambda p: Decimal(*p)),
+}
 
 
 class Closed(Exception):
@@ -54,12 +58,12 @@ class Unreadable(Exception):
     """A message is not of this form."""
 
 
-def encode(value: Any, handle: Callable[[Any], dict[str, Any]], depth: int = MAX_DEPTH) -> Any:
+def encode(value: Any, handle: Callable[[Any], tuple[int | str, str]], depth: int = MAX_DEPTH) -> Any:
     """A value as JSON can hold it.
 
     Args:
         value: Anything. Subclasses of built-in types travel as the built-in type.
-        handle: Gives the form of what is no plain data.
+        handle: Number or name, and type's name, of what is no plain data.
         depth: Levels of containers that are left.
 
     Raises:
@@ -69,34 +73,21 @@ def encode(value: Any, handle: Callable[[Any], dict[str, Any]], depth: int = MAX
         return value
     if depth == 0:
         raise TooLarge("nested too deeply")
-
-    def part(v: Any) -> Any:
-        return encode(v, handle, depth - 1)
-
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
         return {"i": int.__format__(value, "x")}
     if isinstance(value, float):
         return {"f": float.hex(value)}
-    if isinstance(value, complex):
-        return {"c": [float.hex(value.real), float.hex(value.imag)]}
     if isinstance(value, bytes | bytearray):
         return {"b": base64.b64encode(value).decode("ascii")}
-    if isinstance(value, dict):
-        return {"d": [[part(k), part(v)] for k, v in dict.items(value)]}
-    if isinstance(value, range):
-        return {"r": [part(n) for n in (value.start, value.stop, value.step)]}
-    if isinstance(value, Fraction):
-        return {"q": [part(value.numerator), part(value.denominator)]}
-    if isinstance(value, Decimal):
-        return {"n": Decimal.__str__(value)}
-    for tag, kind in _SEQUENCES.items():
+    for tag, (kind, parts, _) in _PARTS.items():
         if isinstance(value, kind):
-            return {tag: [part(v) for v in kind.__iter__(value)]}  # type: ignore[attr-defined]  # all four iterate
+            return {tag: [encode(part, handle, depth - 1) for part in parts(value)]}
     if isinstance(value, type) and _TYPES.get(name := type.__dict__["__name__"].__get__(value)) is value:
         return {"y": name}
-    return handle(value)
+    target, name = handle(value)
+    return {"h": target, "n": name}
 
 
 def decode(form: Any, handle: Callable[[int | str, str], Any], depth: int = MAX_DEPTH) -> Any:
@@ -117,37 +108,26 @@ def decode(form: Any, handle: Callable[[int | str, str], Any], depth: int = MAX_
         raise TooLarge("nested too deeply")
     if type(form) is not dict or not form:
         raise Unreadable("not a tagged value")
-    tag = next(iter(form))
-    content = form[tag]
+    tag, content = next(iter(form.items()))
     try:
         match tag:
             case "i":
                 return int(content, 16)
             case "f":
                 return float.fromhex(content)
-            case "c":
-                return complex(*map(float.fromhex, content))
             case "b":
                 return base64.b64decode(content)
-            case "d":
-                return {decode(k, handle, depth - 1): decode(v, handle, depth - 1) for k, v in content}
-            case "k":
-                return dict.fromkeys(decode(v, handle, depth - 1) for v in content).keys()
-            case "e":
-                return dict(decode(v, handle, depth - 1) for v in content).items()
-            case "r":
-                return range(*(decode(v, handle, depth - 1) for v in content))
-            case "q":
-                return Fraction(*(decode(v, handle, depth - 1) for v in content))
-            case "n":
-                return Decimal(content)
             case "y":
                 return _TYPES[content]
             case "h":
                 return handle(content if type(content) is str else int(content), str(form["n"]))
-        return _SEQUENCES[tag](decode(v, handle, depth - 1) for v in content)
+        return _PARTS[tag][2]([decode(part, handle, depth - 1) for part in content])
     except (TypeError, ValueError, KeyError, ArithmeticError) as e:  # unhashable members and malformed content alike
         raise Unreadable(f"malformed {tag!r}") from e
+
+
+def _paired(parts: list[Any]) -> dict[Any, Any]:
+    return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def send(channel: int, message: dict[str, Any]) -> None:
@@ -160,8 +140,10 @@ def send(channel: int, message: dict[str, Any]) -> None:
     frame = json.dumps(message).encode("ascii")
     if len(frame) > MAX_FRAME:
         raise TooLarge(f"{len(frame)} bytes")
+    data = memoryview(_LENGTH.pack(len(frame)) + frame)
     try:
-        _write(channel, _LENGTH.pack(len(frame)) + frame)
+        while data:  # write(2) and read(2), not send and recv: the seccomp filter allows few socket calls
+            data = data[os.write(channel, data) :]
     except OSError as e:
         raise Closed from e
 
@@ -188,22 +170,14 @@ def receive(channel: int) -> dict[str, Any]:
     return message
 
 
-# read(2) and write(2), not recv and send: the seccomp filter knows no socket calls.
 def _read(channel: int, size: int) -> bytes:
-    parts = []
-    while size:
+    data = b""
+    while len(data) < size:
         try:
-            part = os.read(channel, size)
+            part = os.read(channel, size - len(data))
         except OSError as e:
             raise Closed from e
         if not part:
             raise Closed
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
-def _write(channel: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(channel, view) :]
+        data += part
+    return data

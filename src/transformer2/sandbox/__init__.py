@@ -1,11 +1,11 @@
-"""Running code that a model wrote, and believing only what can be checked: the sandbox's front.
+"""Running code that a model wrote, and believing only what can be checked. Nothing of tasks, nothing of torch.
 
     Sandbox().run([Program(code, tests, names)]) -> [Outcome]
 
-How it is built, from the outside in: a pool of warm judges (`judge.py`), each with a zygote that forks candidates
-(`zygote.py`) behind walls (`jail.py`, `seccomp.py`, `landlock.py`); a candidate (`candidate.py`) answers questions in
-plain data (`values.py`) that a checker (`checker.py`), in another process, asks on behalf of the data set's tests. What
-a judge tries before it takes work is in `selftest.py`, the way from a completion to a program in `extract.py`.
+How it is built, from the outside in: a pool (`pool.py`) of warm judges (`judge.py`), each with a zygote that forks
+candidates (`zygote.py`) behind walls (`jail.py`, `seccomp.py`, `landlock.py`); a candidate (`candidate.py`) answers
+questions in plain data (`values.py`) that a checker (`checker.py`), in another process, asks on behalf of the tests.
+What a judge tries before it takes work is in `selftest.py`.
 
 Linux with seccomp filters and Landlock (5.13 or newer), x86-64 or aarch64. Elsewhere it refuses, unless told otherwise.
 """
@@ -16,48 +16,16 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
 from transformer2.errors import SandboxError
-from transformer2.verifiers.code.judge import SLACK, python_that_runs
-from transformer2.verifiers.pool import Lost, PoolError, WarmPool
+from transformer2.sandbox.pool import Lost, PoolError, WorkerPool
+from transformer2.sandbox.program import SLACK, Outcome, Program
+from transformer2.sandbox.python import isolated_python
 
 __all__ = ["Outcome", "Program", "Sandbox", "shared"]
-
-
-@dataclass(frozen=True)
-class Program:
-    """A candidate and the tests that it has to pass.
-
-    Attributes:
-        code: Source that a model wrote.
-        tests: Trusted sources, run in order in one namespace; one that raises fails the candidate.
-        names: What of the candidate the tests use (functions, classes).
-        setup: Trusted source run before; `names` win over what it defines.
-        cpu_seconds: CPU time of the candidate; three times as much of wall-clock time.
-    """
-
-    code: str
-    tests: tuple[str, ...]
-    names: tuple[str, ...]
-    setup: str = ""
-    cpu_seconds: int = 2
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a program.
-
-    Attributes:
-        outcome: `passed`, `failed`, `timeout`, `memory`, `crashed`, `output_limit`, or `infra_error`: then nothing is
-            known about the program.
-        reason: One short phrase.
-    """
-
-    outcome: str
-    reason: str
 
 
 class Sandbox:
@@ -71,7 +39,7 @@ class Sandbox:
 
     def __init__(self, allow_unsafe: bool = False, size: int | None = None) -> None:
         self.allow_unsafe = allow_unsafe
-        self.pool = WarmPool(python_that_runs("judge", allow_unsafe), size, env=_environment(), start_seconds=60)
+        self.pool = WorkerPool(isolated_python("judge", allow_unsafe), size, env=_environment(), start_seconds=60)
         self._checked: Mapping[str, Any] | None = None
 
     def check(self) -> Mapping[str, Any]:
@@ -104,17 +72,17 @@ class Sandbox:
             SandboxError: A required layer is missing, or the self-test failed; the message says which.
         """
         found = self.check()
-        failed = "; ".join(found["failed"])
+        failed, missing = "; ".join(found["failed"]), ", ".join(found["missing"])
         if found["refused"]:
-            lacks = ", ".join(found["missing"])
-            why = f"its self-test failed: {failed}" if failed else f"this system lacks {lacks}"
+            why = f"its self-test failed: {failed}" if failed else f"this system lacks {missing}"
             raise SandboxError(
                 f"model-written code is not run here: {why}; `transformer2 sandbox check` says more "
                 "(data.task_options.allow_unsafe_code_execution: true runs it all the same, at your own risk)"
             )
         if found["level"] == "unsafe":
-            lacks = f"{self.level}{'; ' if failed else ''}{failed}"
-            warnings.warn(f"MODEL-WRITTEN CODE RUNS UNPROTECTED: {lacks}", stacklevel=2)
+            warnings.warn(
+                f"MODEL-WRITTEN CODE RUNS UNPROTECTED: {'; '.join([self.level, *found['failed']])}", stacklevel=2
+            )
 
     def run(self, programs: Sequence[Program], deadline: float | None = None) -> list[Outcome]:
         """Outcomes, in the order of the programs.
@@ -129,14 +97,14 @@ class Sandbox:
         if not programs:
             return []
         self.require()
-        seconds = 3.0 * max(p.cpu_seconds for p in programs) + 3 * SLACK
+        seconds = max(p.seconds for p in programs) + 3 * SLACK
         requests = [json.dumps(asdict(p)).encode() for p in programs]
         answers = self.pool.map(requests, seconds, deadline)
-        return [Outcome("infra_error", a.value) if isinstance(a, Lost) else Outcome(**json.loads(a)) for a in answers]
+        return [Outcome("infra_error", a.value) if isinstance(a, Lost) else Outcome(*json.loads(a)) for a in answers]
 
 
 @cache
-def shared(allow_unsafe: bool = False) -> Sandbox:
+def shared(allow_unsafe: bool) -> Sandbox:
     """The sandbox of this process; its judges end with it."""
     return Sandbox(allow_unsafe)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from transformer2.errors import SandboxError
-from transformer2.verifiers.code import Outcome, Program, Sandbox
-from transformer2.verifiers.code.judge import level_of
+from transformer2.sandbox import Outcome, Program, Sandbox
+from transformer2.sandbox.judge import level_of
 
 HERE = Path(__file__).parent
 SQUARE = Program("def f(x):\n    return x * x\n", ("assert f(7) == 49", "assert f(-2) == 4"), ("f",))
@@ -218,7 +218,7 @@ def descendants() -> list[int]:
             continue
         if state != "Z":
             parents[int(folder.name)] = int(parent)
-            if b"verifiers.code.judge" in command and int(parent) == os.getpid():
+            if b"sandbox.judge" in command and int(parent) == os.getpid():
                 judges.append(int(folder.name))
     for pid in judges:
         judges += [child for child, parent in parents.items() if parent == pid]
