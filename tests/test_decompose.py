@@ -21,9 +21,10 @@ from transformer2.errors import BasisError, ConfigError, UserError
 from transformer2.policy import load_base
 from transformer2.svf import decompose as module
 from transformer2.svf.basis import Basis, basis_error, compute_basis
-from transformer2.svf.cache import BasisCache, fingerprint
+from transformer2.svf.cache import BasisCache
 from transformer2.svf.decompose import decompose
-from transformer2.svf.model import svf_layers
+from transformer2.svf.fingerprint import fingerprint
+from transformer2.svf.layer import svf_layers
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +26,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import transformer2
 from transformer2 import tiny
+from transformer2.adapters import expert_adapter
 from transformer2.cli import main
 from transformer2.errors import ExpertError, UserError
 from transformer2.experts import (
@@ -43,7 +45,7 @@ from transformer2.experts import (
 )  # fmt: skip
 from transformer2.experts import folder as expert_files
 from transformer2.experts.read import config_for_peft as verify
-from transformer2.svf.cache import fingerprint
+from transformer2.svf.fingerprint import fingerprint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.10.mlp.down_proj"
@@ -398,6 +400,19 @@ def test_an_expert_of_format_1_loads_and_is_stamped(folder: Path, base_folder: P
     assert json.loads((tmp_path / "old" / CONFIG).read_text())["expert_format_version"] == 2
     assert "NaN" not in refusal(folder, call=lambda f: (edit_weights(f, **{GOOD_KEY: torch.full((2,), torch.nan)}),
                                                         stamp_expert(f)))  # fmt: skip
+
+
+def test_an_expert_with_a_form_and_a_start_of_earlier_versions_loads(base_folder: Path, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    get_peft_model(base, transformer2.SVFConfig()).save_pretrained(tmp_path / "old")
+    edit_config(tmp_path / "old", form="merged", init_std=0.0)
+    stamp_expert(tmp_path / "old")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), tmp_path / "old")
+    assert loaded.peft_config["default"].form == "delta" and read_expert(tmp_path / "old").deltas
+    fresh = AutoModelForCausalLM.from_pretrained(base_folder)
+    assert expert_adapter(tmp_path / "old", {"form": "factored"}, fresh).form == "factored"
 
 
 def test_saving_by_transformers_over_an_old_expert_is_no_damage(base_folder: Path, tmp_path: Path) -> None:

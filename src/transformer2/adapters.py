@@ -26,6 +26,7 @@ from torch import nn
 
 from transformer2.errors import ConfigError, ExpertError, UserError, nearest, shown
 from transformer2.experts import read_adapter, read_config
+from transformer2.experts.read import OLD_FIELDS
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import warn_of_another_base
 from transformer2.svf.targets import find_targets
@@ -33,7 +34,7 @@ from transformer2.svf.targets import find_targets
 __all__ = ["adapter_config", "expert_adapter", "load_expert"]
 
 _TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-_HOW = ("form", "parametrization", "init_std", "basis_cache")  # of SVF: how it trains, not what it is
+_HOW = ("form", "parametrization", "basis_cache")  # of SVF: how it trains, not what it is
 _SECONDS_TO_MATCH = 10
 _MATCH_ALL = """
 import json, re, sys
@@ -75,7 +76,7 @@ def expert_adapter(folder: str | Path, given: Mapping[str, Any], base: nn.Module
     Args:
         folder: The expert folder, of any of PEFT's methods.
         given: `model.adapter` as the user has it; may say less than the expert's config, but nothing else. What says
-            how SVF trains (`form`, `parametrization`, `init_std`, `basis_cache`) is taken from here.
+            how SVF trains (`form`, `parametrization`, `basis_cache`) is taken from here.
         base: The base model, without adapters.
 
     Raises:
@@ -89,7 +90,7 @@ def expert_adapter(folder: str | Path, given: Mapping[str, Any], base: nn.Module
         kind = shown(saved["peft_type"], 40)
         raise ExpertError(f"{folder}: this PEFT knows no peft_type {kind!r}{nearest(kind, _methods())}")
     fields = {f.name for f in dataclasses.fields(cls) if f.init}
-    if unknown := sorted(saved.keys() - fields - {"runtime_config"}):
+    if unknown := sorted(saved.keys() - fields - OLD_FIELDS - {"runtime_config"}):
         raise ExpertError(
             f"{folder}: adapter_config.json has field {shown(unknown[0], 60)!r}, which this PEFT does not know and "
             "would leave out; the file is damaged, or upgrade peft"

@@ -20,7 +20,8 @@ from transformer2.experts import load_experts, save_expert
 from transformer2.module import SVFReinforceModule
 from transformer2.policy import build_policy, export_merged, load_base, load_expert, reference
 from transformer2.rollout.base import Sampling
-from transformer2.svf.model import factored_for_choice, svf_layers
+from transformer2.svf.layer import svf_layers
+from transformer2.svf.modes import factored_for_choice
 from transformer2.tiny import words
 
 TASK = FirstLetter()

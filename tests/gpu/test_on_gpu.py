@@ -21,12 +21,12 @@ from transformer2.rollout.hf import HFEngine
 from transformer2.svf.basis import basis_error, compute_basis
 from transformer2.svf.decompose import decompose
 from transformer2.svf.forms import compose_weight
-from transformer2.svf.layer import SVFLayer
-from transformer2.svf.model import merged_for_rollout, svf_layers
+from transformer2.svf.layer import SVFLayer, svf_layers
+from transformer2.svf.modes import merged_for_rollout
 from transformer2.types import Example
 
 DEVICE = "cuda"
-FORMS = ("delta", "factored", "merged")
+FORMS = ("delta", "factored")
 SHAPES = ((896, 256), (256, 896), (256, 256), (64, 256))
 pytestmark = [
     pytest.mark.gpu,

@@ -25,8 +25,8 @@ from transformer2.quantisation import KINDS as STORED
 from transformer2.quantisation import quantisation_of
 from transformer2.svf.decompose import decompose
 from transformer2.svf.fingerprint import fingerprint
-from transformer2.svf.layer import probe_weight
-from transformer2.svf.model import merged_for_rollout, svf_layers
+from transformer2.svf.layer import probe_weight, svf_layers
+from transformer2.svf.modes import merged_for_rollout
 from transformer2.svf.quantised import check_gradient, quantisation_name
 
 sys.path.append(str(Path(__file__).parents[1] / "plan"))

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from transformer2.errors import BasisError
 from transformer2.svf.basis import Basis, compute_basis
-from transformer2.svf.cache import BasisCache, default_cache_root, fingerprint, fingerprint_folder
+from transformer2.svf.cache import BasisCache, default_cache_root
+from transformer2.svf.fingerprint import fingerprint, fingerprint_folder
 
 NAME = "model.layers.0.mlp.up_proj"
 WEIGHT = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))

@@ -19,7 +19,9 @@ from peft.utils.peft_types import PeftType
 from svf_families import build, prompt, randomize
 
 from transformer2 import SVFConfig
-from transformer2.svf.model import SVFModel, merged_for_rollout, svf_layers
+from transformer2.svf.layer import svf_layers
+from transformer2.svf.model import SVFModel
+from transformer2.svf.modes import merged_for_rollout
 from transformer2.svf.register import extend_peft_types
 
 

@@ -10,16 +10,17 @@ from peft.utils import set_peft_model_state_dict
 
 from transformer2.errors import ConfigError
 from transformer2.experts import Expert
+from transformer2.experts.read import delta_key
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import warn_of_another_base
-from transformer2.svf.model import svf_layers
+from transformer2.svf.layer import tuned_layers
 
 __all__ = ["matrices", "members"]
 
 
 def matrices(policy: PeftModel) -> list[str]:
     """Paths of the tuned matrices in module order: the axis L of `z_rows`."""
-    return [name.removeprefix("base_model.model.") for name, _ in svf_layers(policy)]
+    return list(tuned_layers(policy))
 
 
 @contextmanager
@@ -54,5 +55,5 @@ def _add(policy: PeftModel, name: str, expert: Expert, names: list[str]) -> None
     config = SVFConfig(target_modules=sorted(expert.deltas), inference_mode=True)
     policy.add_adapter(name, config)
     names.append(name)
-    state = {f"base_model.model.{m}.svf_z.delta": delta_R for m, delta_R in expert.deltas.items()}
+    state = {delta_key(m): delta_R for m, delta_R in expert.deltas.items()}
     set_peft_model_state_dict(policy, state, adapter_name=name)

@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -25,14 +24,14 @@ from transformer2.experts.read import (
     check_delta,
     check_name,
     config_sha256,
+    delta_key,
+    module_of,
     read_adapter,
     read_config,
 )
 from transformer2.files import fsync, read_file
 
 __all__ = ["expert_folder", "replace_folder", "save_expert", "stamp_expert"]
-
-_KEY = re.compile(r"base_model\.model\.\w+(?:\.\w+)*\.svf_z\.delta", re.ASCII)
 
 
 def expert_folder(root: str | Path, name: str) -> Path:
@@ -68,6 +67,8 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
     if not expert.deltas:
         raise ExpertError(f"expert {expert.name!r} tunes no matrix; there is nothing to save")
     for module, delta_R in expert.deltas.items():
+        if module_of(delta_key(module)) is None:
+            raise ExpertError(f"{module!r} is no module path; an expert maps module paths to z - 1")
         check_delta(f"expert {expert.name!r}", module, delta_R)
     if folder.exists() and not overwrite:
         raise ExpertError(f"{folder} exists; choose another folder, or overwrite it on purpose")
@@ -89,7 +90,7 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
         temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         temp.chmod(0o755)
         save_file(
-            {_key(m): d.contiguous() for m, d in expert.deltas.items()}, temp / WEIGHTS, metadata={"format": "pt"}
+            {delta_key(m): d.contiguous() for m, d in expert.deltas.items()}, temp / WEIGHTS, metadata={"format": "pt"}
         )
         config.save_pretrained(str(temp))
         replace_folder(temp, folder)
@@ -184,10 +185,3 @@ def _exchange(a: Path, b: Path) -> bool:
     if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
         return False
     raise OSError(code, os.strerror(code), str(a), None, str(b))
-
-
-def _key(module: str) -> str:
-    key = f"base_model.model.{module}.svf_z.delta"
-    if not _KEY.fullmatch(key):
-        raise ExpertError(f"{module!r} is no module path; an expert maps module paths to z - 1")
-    return key

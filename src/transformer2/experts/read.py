@@ -36,7 +36,9 @@ FORMAT_VERSION = 2  # 1 had no config_sha256
 LARGEST_CONFIG, LARGEST_EXPERT, LARGEST_ADAPTER = 2**23, 2**30, 2**36
 ROLES = ("mlp", "attention", "all-linear")  # of svf/targets.py; any other string is a regular expression
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_KEY = re.compile(r"base_model\.model\.(?P<module>\w+(?:\.\w+)*)\.svf_z\.delta", re.ASCII)
+BASE = "base_model.model."  # PEFT's name for the base model, in front of every module path
+_KEY = re.compile(rf"{re.escape(BASE)}(?P<module>\w+(?:\.\w+)*)\.svf_z\.delta", re.ASCII)
+OLD_FORMS, OLD_FIELDS = ("auto", "merged"), frozenset({"init_std"})  # in experts that earlier versions saved
 _FIELDS: dict[str, tuple[type, ...]] = {
     "task": (str,),
     "step": (int,),
@@ -110,7 +112,7 @@ def read_expert(folder: str | Path, name: str | None = None) -> Expert:
             "scored as z; load the folder with PeftModel.from_pretrained"
         )
     _, tensors = read_adapter(folder)
-    deltas = {_KEY.fullmatch(key)["module"]: delta_R for key, delta_R in tensors.items()}  # type: ignore[index]
+    deltas = {str(module_of(key)): delta_R for key, delta_R in tensors.items()}
     if name is None:
         resolved = folder.resolve()
         name = plain_name(resolved.parent.name if resolved.name == "expert" else resolved.name)
@@ -191,12 +193,11 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     if not tensors:
         raise ExpertError(f"{file} holds no tensors; copy the expert folder again")
     for key, tensor in tensors.items():
-        if svf and _KEY.fullmatch(key):
+        if svf and module_of(key):
             check_delta(file, key, tensor)
         elif svf and not config["modules_to_save"]:
             raise ExpertError(
-                f"{file}: tensor {shown(key, 80)!r} is not 'base_model.model.<module path>.svf_z.delta'; "
-                "this is no SVF expert"
+                f"{file}: tensor {shown(key, 80)!r} is not '{delta_key('<module path>')}'; this is no SVF expert"
             )
         elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ExpertError(
@@ -227,15 +228,33 @@ def config_for_peft(file: str | Path) -> dict[str, Any] | None:
         raise ExpertError(
             f"{_at(folder)}: field 'peft_type' is {shown(config['peft_type'], 40)!r}, not 'SVF'; the file is damaged"
         )
-    if not (folder / WEIGHTS).exists():
+    if (folder / WEIGHTS).exists():
+        _, tensors = read_adapter(folder)
+        target, named = config.get("target_modules"), isinstance(config.get("exclude_modules"), str)
+        if (isinstance(target, str) and target not in ROLES) or named or config.get("layers_pattern"):
+            config["target_modules"] = list(filter(None, map(module_of, sorted(tensors))))
+            config |= dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
+    else:
         _check_config_sha256(folder, config)
-        return config
-    _, tensors = read_adapter(folder)
-    target, exclude = config.get("target_modules"), config.get("exclude_modules")
-    if (isinstance(target, str) and target not in ROLES) or isinstance(exclude, str) or config.get("layers_pattern"):
-        config["target_modules"] = [m["module"] for m in map(_KEY.fullmatch, sorted(tensors)) if m]
-        config |= dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
-    return config
+    if config.get("form") in OLD_FORMS:
+        config["form"] = "delta"
+    return {key: value for key, value in config.items() if key not in OLD_FIELDS}
+
+
+def delta_key(module: str) -> str:
+    """The name of a module's z - 1 in the weights file."""
+    return f"{BASE}{module}.svf_z.delta"
+
+
+def module_path(name: str) -> str:
+    """A module's path in the base model, from its path in a PeftModel."""
+    return name.removeprefix(BASE)
+
+
+def module_of(key: str) -> str | None:
+    """The module path in a key of `delta_key`; None for any other key."""
+    match = _KEY.fullmatch(key)
+    return match and match["module"]
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:

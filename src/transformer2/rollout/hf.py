@@ -28,7 +28,7 @@ from transformer2.rl.halving import run_or_halve
 from transformer2.rollout.base import RolloutEngine, Sampling, uniforms
 from transformer2.rollout.prefill import next_logits, prefill
 from transformer2.rollout.probe import check_decoding
-from transformer2.svf.model import merged_for_rollout
+from transformer2.svf.modes import merged_for_rollout
 from transformer2.svf.rows import batch_rows
 from transformer2.types import PromptBatch, Rollouts
 

@@ -19,7 +19,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedT
 
 from transformer2.errors import UserError
 from transformer2.rollout.base import RolloutEngine, Sampling, prompt_ids, refuse_rows
-from transformer2.svf.model import merged_for_rollout
+from transformer2.svf.modes import merged_for_rollout
 from transformer2.types import PromptBatch, Rollouts
 
 PAGE = 256  # tokens, the library's default

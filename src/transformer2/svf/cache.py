@@ -27,9 +27,8 @@ from torch import Tensor
 
 from transformer2.errors import BasisError
 from transformer2.svf.basis import Basis, basis_error, compute_basis
-from transformer2.svf.fingerprint import fingerprint, fingerprint_folder
 
-__all__ = ["BasisCache", "default_cache_root", "fingerprint", "fingerprint_folder"]
+__all__ = ["BasisCache", "default_cache_root"]
 
 VERSION = 1  # of the file format and of `compute_basis`; another version is another folder
 _ORTHOGONALITY, _RECONSTRUCTION = 1e-4, 1e-4  # an fp32 basis is at about 1e-6

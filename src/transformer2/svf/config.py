@@ -21,13 +21,12 @@ from torch import Tensor
 
 from transformer2.errors import ConfigError
 from transformer2.experts.read import CONFIG, FORMAT_VERSION, WEIGHTS, config_sha256
+from transformer2.svf.forms import FORMS, Form
 from transformer2.svf.register import extend_peft_types, register
 
-__all__ = ["FORMS", "PARAMETRIZATIONS", "Form", "SVFConfig"]
+__all__ = ["PARAMETRIZATIONS", "SVFConfig", "check_form"]
 
-Form = Literal["auto", "delta", "factored", "merged"]
 Parametrization = Literal["direct", "sigmoid_renorm"]
-FORMS: tuple[str, ...] = get_args(Form)
 PARAMETRIZATIONS: tuple[str, ...] = get_args(Parametrization)
 
 extend_peft_types()
@@ -42,10 +41,9 @@ class SVFConfig(PeftConfig):
             and module names, or a string that is a regular expression for full module paths.
         layers_to_transform: Decoder layers to tune, an index or a list; None means all.
         layers_pattern: Name(s) of the module list that holds the decoder layers; needed only where several do.
-        form: How z enters the forward pass; "auto" is the exact one, "delta" (see forms.choose_form).
+        form: How z enters the forward pass: "delta", exactly the base at z = 1, or "factored" (see svf/forms.py).
         parametrization: "direct" trains z - 1; "sigmoid_renorm" is the reference code's: p ~ N(0.1, 0.01^2),
             z = sigmoid(p) sum(sigma) / sum(sigma sigmoid(p)).
-        init_std: Standard deviation of z - 1 at the start ("direct" only).
         basis_cache: Folder of the basis cache. None means the default folder where a decomposition takes long
             (r >= 512), and no folder otherwise; "off" means never. Never saved.
         exclude_modules: Module names, or a regular expression, to leave out.
@@ -75,9 +73,8 @@ class SVFConfig(PeftConfig):
     target_modules: str | list[str] | set[str] = "mlp"
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] | None = None
-    form: Form = "auto"
+    form: Form = "delta"
     parametrization: Parametrization = "direct"
-    init_std: float = 0.0
     basis_cache: str | None = None
     exclude_modules: str | list[str] | set[str] | None = None
     modules_to_save: list[str] | None = None
@@ -102,18 +99,9 @@ class SVFConfig(PeftConfig):
             self.target_modules = "mlp"
         self._check_targets()
         self._check_layers()
-        for name, value, allowed in (
-            ("form", self.form, FORMS),
-            ("parametrization", self.parametrization, PARAMETRIZATIONS),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"{name}={value!r} is not one of {', '.join(allowed)}")
-        if not isinstance(self.init_std, (int, float)) or not 0 <= self.init_std < 1:
-            raise ConfigError(f"init_std={self.init_std!r} must be in [0, 1); it is the spread of z - 1 at the start")
-        if self.init_std and self.parametrization != "direct":
-            raise ConfigError(
-                f"init_std={self.init_std} with parametrization='sigmoid_renorm', which has its own start; set it to 0"
-            )
+        check_form(self.form)
+        if self.parametrization not in PARAMETRIZATIONS:
+            raise ConfigError(f"parametrization={self.parametrization!r} is not one of {', '.join(PARAMETRIZATIONS)}")
         if not isinstance(self.expert_format_version, int) or self.expert_format_version > FORMAT_VERSION:
             raise ConfigError(
                 f"expert_format_version={self.expert_format_version!r}, this version reads up to {FORMAT_VERSION}; "
@@ -175,7 +163,6 @@ class SVFConfig(PeftConfig):
         saved |= {
             "parametrization": "direct",
             "trained_parametrization": self.trained_parametrization or self.parametrization,
-            "init_std": 0.0,
             "basis_cache": None,
             "expert_format_version": FORMAT_VERSION,
         }
@@ -184,6 +171,17 @@ class SVFConfig(PeftConfig):
         from transformer2.svf.card import write_card
 
         write_card(folder, saved)
+
+
+def check_form(form: str) -> None:
+    """Raise ConfigError where this is no form."""
+    if form in ("auto", "merged"):
+        raise ConfigError(
+            f"form={form!r} is no longer a form of training; leave it out for 'delta', which is exact (rollouts and "
+            "exports merge by themselves)"
+        )
+    if form not in FORMS:
+        raise ConfigError(f"form={form!r} is not one of {', '.join(FORMS)}")
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
