@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from transformer2.experts import replace_folder
+from transformer2.files import replace_folder
 from transformer2.module import SVFReinforceModule
 from transformer2.module.identity import KEY
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from transformer2.errors import CheckpointError
-from transformer2.files import fsync
+from transformer2.files import fsync, whole_folder
 
 __all__ = ["pack", "read_checkpoint", "seal_folder", "write_checkpoint"]
 
@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: It is missing, damaged, foreign, or holds more than tensors and plain values.
     """
-    path = Path(path)
+    path = whole_folder(Path(path))
     try:
         if path.is_dir():
             return _read_folder(path)

@@ -1,8 +1,9 @@
-"""Read what a stranger left on disk: a regular file of bounded size, and nothing that makes a reader wait."""
+"""Files: what strangers left is read only where it is regular and of bounded size; ours are whole or absent."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -49,3 +50,49 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_folder(fresh: Path, target: Path) -> None:
+    """Put a finished folder in the place of another one, which is kept until then.
+
+    A kill in the moment between the two renames leaves nothing at the target: read it with `whole_folder`.
+
+    Args:
+        fresh: The new folder, beside the target.
+        target: Where it goes; may exist.
+
+    Raises:
+        OSError: The folder cannot be moved; the old one is in its place.
+    """
+    for file in [*fresh.iterdir(), fresh]:
+        fsync(file)
+    old = _replaced(target)
+    moved = os.path.lexists(target)
+    if moved:
+        _remove(old)
+        os.replace(target, old)
+    try:
+        os.replace(fresh, target)
+    except OSError:
+        if moved:
+            os.replace(old, target)
+        raise
+    fsync(target.parent)
+    _remove(old)
+
+
+def whole_folder(target: Path) -> Path:
+    """Where to read a folder that `replace_folder` writes: there, or beside it where a replacement was cut off."""
+    old = _replaced(target)
+    return old if old.is_dir() and not os.path.lexists(target) else target
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        folder.unlink(missing_ok=True)

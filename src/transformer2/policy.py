@@ -4,18 +4,14 @@ load_config, load_tokenizer, load_base      from a config's `base` and `model_kw
 build_policy                                the base with an adapter (adapters.py), checked
 hidden_states, lm_head                      the model in two halves, so that logits never exist whole (rl/logprobs.py)
 reference                                   the base model: the same weights with the adapters off, never a copy
-export_merged                               the policy as a plain model folder, for tools that know no adapters
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -33,17 +29,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from transformer2.adapters import adapter_config, expert_adapter, load_expert
 from transformer2.errors import ConfigError, DataError, UserError, shown
-from transformer2.experts import replace_folder
 from transformer2.quantisation import quantization_config
 from transformer2.rollout.probe import probe
-from transformer2.svf.checkpoint import base_folder, for_readers, for_weights
+from transformer2.svf.base_folder import base_folder, for_readers, for_weights
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.quantised import keep_differentiable
 
 __all__ = [
     "adapter_config", "base_dtype", "build_policy", "check_halves", "checkpointed", "eos_token_ids", "expert_adapter",
-    "export_merged", "hidden_states", "lm_head", "load_base", "load_config", "load_expert", "load_tokenizer",
-    "new_folder", "reference",
+    "hidden_states", "lm_head", "load_base", "load_config", "load_expert", "load_tokenizer", "reference",
 ]  # fmt: skip
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -211,66 +205,6 @@ def _check_adapter(policy: PeftModel, before_V: Tensor, kind: str) -> None:
         raise ConfigError(
             f"this {kind} adapter trains nothing that the base model's answers depend on; use another one"
         )
-
-
-def new_folder(folder: str | Path) -> Path:
-    """The absolute path of a folder to export to.
-
-    Raises:
-        UserError: It holds files, or is one.
-    """
-    folder = Path(os.path.abspath(Path(folder).expanduser()))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder; name a new one to export to")
-    return folder
-
-
-def export_merged(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
-    """Write the policy as a plain model folder, with the active adapter merged: what lm-eval, vLLM and others read.
-
-    Without a second copy of the weights in memory; an SVF policy is bit for bit what it was before.
-
-    Args:
-        policy: The model; its weights must be whole and not quantised.
-        tokenizer: Saved beside it, chat template included.
-        folder: A new or empty folder.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: The folder holds files, or the adapter cannot be merged.
-    """
-    folder = new_folder(folder)
-    base, kind = policy.get_base_model(), policy.peft_config[policy.active_adapter].peft_type.value
-    with torch.device("meta"):
-        names = set(type(base)(base.config).state_dict())
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")  # whole or absent
-    try:
-        policy.merge_adapter()
-    except (RuntimeError, ValueError, NotImplementedError, AttributeError) as e:
-        if isinstance(e, UserError | torch.OutOfMemoryError):
-            raise
-        raise UserError(f"this {kind} adapter cannot be merged: {shown(e, 300)}") from e
-    try:
-        plain = {
-            name.replace(".modules_to_save.default.", ".").replace(".base_layer.", "."): value
-            for name, value in base.state_dict().items()
-        }
-        weights = {name: plain[name] for name in names & plain.keys()}  # not the adapter's own
-        if missing := sorted(names - weights.keys()):
-            raise UserError(f"this {kind} adapter leaves no {missing[0]} when it is merged, so it cannot be exported")
-        base.save_pretrained(fresh, state_dict=weights)
-        tokenizer.save_pretrained(fresh)
-        if folder.exists():
-            folder.rmdir()
-        replace_folder(fresh, folder)
-    except OSError as e:
-        raise UserError(f"{folder} cannot be written: {e.strerror or e}; free some space or choose another one") from e
-    finally:
-        policy.unmerge_adapter()
-        shutil.rmtree(fresh, ignore_errors=True)
-    return folder
 
 
 @contextmanager

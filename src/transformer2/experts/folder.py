@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import hashlib
 import json
 import os
 import shutil
@@ -17,21 +14,20 @@ from safetensors.torch import save_file
 from transformer2.errors import ExpertError
 from transformer2.experts.read import (
     CONFIG,
-    FORMAT_VERSION,
     LARGEST_EXPERT,
     WEIGHTS,
     Expert,
     check_delta,
     check_name,
-    config_sha256,
+    checksums,
     delta_key,
     module_of,
     read_adapter,
     read_config,
 )
-from transformer2.files import fsync, read_file
+from transformer2.files import fsync, read_file, replace_folder
 
-__all__ = ["expert_folder", "replace_folder", "save_expert", "stamp_expert"]
+__all__ = ["expert_folder", "save_expert", "stamp_expert"]
 
 
 def expert_folder(root: str | Path, name: str) -> Path:
@@ -117,8 +113,7 @@ def stamp_expert(folder: str | Path) -> Path:
     if config["peft_type"] != "SVF":
         raise ExpertError(f"{folder / CONFIG}: peft_type {config['peft_type']!r} has no checksums")
     weights = read_file(folder / WEIGHTS, LARGEST_EXPERT, ExpertError)
-    config |= {"expert_format_version": FORMAT_VERSION, "sha256": hashlib.sha256(weights).hexdigest()}
-    config["config_sha256"] = config_sha256(config)
+    config = checksums(config, weights)
     try:
         with tempfile.TemporaryDirectory(prefix=".stamp.", dir=folder) as temp:
             (Path(temp) / WEIGHTS).write_bytes(weights)
@@ -130,58 +125,3 @@ def stamp_expert(folder: str | Path) -> Path:
     except OSError as e:
         raise ExpertError(f"{folder} cannot be written: {e.strerror}; check its permissions") from e
     return folder
-
-
-def replace_folder(fresh: Path, target: Path) -> None:
-    """Put a finished folder in the place of another one, which is kept until then.
-
-    On Linux the two swap names in one step, so that a reader or a kill finds the old folder or the new one. Where the
-    system or the file system cannot do that, two renames leave a moment without either at the target; a kill in it
-    leaves the old one beside the target as `<fresh>.old`.
-
-    Args:
-        fresh: The new folder, beside the target.
-        target: Where it goes; may exist.
-
-    Raises:
-        OSError: The folder cannot be moved.
-    """
-    for file in [*fresh.iterdir(), fresh]:
-        fsync(file)
-    old = fresh.with_name(fresh.name + ".old")
-    if not os.path.lexists(target):
-        os.replace(fresh, target)
-    elif _exchange(fresh, target):
-        old = fresh
-    else:
-        os.replace(target, old)
-        try:
-            os.replace(fresh, target)
-        except OSError:
-            os.replace(old, target)
-            raise
-    fsync(target.parent)
-    if old.is_dir() and not old.is_symlink():
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        old.unlink(missing_ok=True)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two names in one step; False, with nothing done, where that is impossible.
-
-    Raises:
-        OSError: It is possible, but failed.
-    """
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2  # Linux; Python has no name for it
-    except (AttributeError, OSError, TypeError):
-        return False
-    cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
-    if renameat2(cwd, os.fsencode(a), cwd, os.fsencode(b), exchange) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
-        return False
-    raise OSError(code, os.strerror(code), str(a), None, str(b))

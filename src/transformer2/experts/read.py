@@ -27,18 +27,22 @@ from safetensors.torch import load
 from torch import Tensor
 
 from transformer2.errors import ExpertError, shown
-from transformer2.files import read_file
+from transformer2.files import read_file, whole_folder
 
-__all__ = ["CONFIG", "WEIGHTS", "Expert", "config_for_peft", "read_adapter", "read_config", "read_expert"]
+__all__ = [
+    "CONFIG", "FORMAT_VERSION", "WEIGHTS", "Expert", "config_for_peft", "delta_key", "module_path", "read_adapter",
+    "read_config", "read_expert",
+]  # fmt: skip
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FORMAT_VERSION = 2  # 1 had no config_sha256
+OLD_FORMS, OLD_FIELDS = ("auto", "merged"), frozenset({"init_std"})  # in experts that earlier versions saved
+BASE = "base_model.model."  # PEFT's name for the base model, in front of every module path
 LARGEST_CONFIG, LARGEST_EXPERT, LARGEST_ADAPTER = 2**23, 2**30, 2**36
 ROLES = ("mlp", "attention", "all-linear")  # of svf/targets.py; any other string is a regular expression
+_FACTS = ("task", "step", "score", "base_fingerprint", "base_quantisation", "revision", "sha256")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-BASE = "base_model.model."  # PEFT's name for the base model, in front of every module path
 _KEY = re.compile(rf"{re.escape(BASE)}(?P<module>\w+(?:\.\w+)*)\.svf_z\.delta", re.ASCII)
-OLD_FORMS, OLD_FIELDS = ("auto", "merged"), frozenset({"init_std"})  # in experts that earlier versions saved
 _FIELDS: dict[str, tuple[type, ...]] = {
     "task": (str,),
     "step": (int,),
@@ -101,33 +105,17 @@ def read_expert(folder: str | Path, name: str | None = None) -> Expert:
         ExpertError: Missing, truncated, flipped, foreign or odd in any way; the message names file and field.
     """
     folder = Path(folder).expanduser()
-    config = read_config(folder)
-    if config["peft_type"] != "SVF":
-        kind = shown(config["peft_type"], 40)
-        raise ExpertError(f"{_at(folder)}: field 'peft_type' is {kind!r}, not 'SVF'; this is no SVF expert")
-    if config["modules_to_save"]:
-        whole = shown(", ".join(map(str, config["modules_to_save"])), 80)
-        raise ExpertError(
-            f"{_at(folder)}: field 'modules_to_save' names modules trained whole ({whole}), which cannot be mixed or "
-            "scored as z; load the folder with PeftModel.from_pretrained"
-        )
-    _, tensors = read_adapter(folder)
-    deltas = {str(module_of(key)): delta_R for key, delta_R in tensors.items()}
+    config, tensors = read_adapter(folder, only_z=True)
     if name is None:
         resolved = folder.resolve()
         name = plain_name(resolved.parent.name if resolved.name == "expert" else resolved.name)
+    deltas = {str(module_of(key)): delta_R for key, delta_R in tensors.items()}
     return Expert(
         name=name,
         path=folder,
-        task=config["task"],
-        step=config["step"],
-        score=config["score"],
         base=config["base_model_name_or_path"],
-        base_fingerprint=config["base_fingerprint"],
-        base_quantisation=config["base_quantisation"],
-        revision=config["revision"],
         deltas=dict(sorted(deltas.items(), key=lambda item: _natural(item[0]))),
-        sha256=hashlib.sha256(read_file(folder / WEIGHTS, LARGEST_EXPERT, ExpertError)).hexdigest(),
+        **{key: config[key] for key in _FACTS},
     )
 
 
@@ -137,7 +125,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         ExpertError: No such folder or file, not JSON, no peft_type, or an odd field.
     """
-    folder = Path(folder).expanduser()
+    folder = whole_folder(Path(folder).expanduser())
     if not folder.is_dir():
         raise ExpertError(
             f"{shown(str(folder))} is no folder; give an expert folder, which holds {CONFIG} and {WEIGHTS}"
@@ -169,15 +157,28 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of any of PEFT's adapters. An SVF expert is held against its checksums.
+def read_adapter(folder: str | Path, only_z: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of any of PEFT's adapters. An SVF expert is held against its checksums, and has a `sha256`.
+
+    Args:
+        folder: The folder.
+        only_z: Refuse what is more than z, or other than z.
 
     Raises:
         ExpertError: See `read_expert`.
     """
-    folder = Path(folder).expanduser()
+    folder = whole_folder(Path(folder).expanduser())
     config, file = read_config(folder), shown(str(folder / WEIGHTS))
     svf = config["peft_type"] == "SVF"
+    if only_z and not svf:
+        kind = shown(config["peft_type"], 40)
+        raise ExpertError(f"{_at(folder)}: field 'peft_type' is {kind!r}, not 'SVF'; this is no SVF expert")
+    if only_z and config["modules_to_save"]:
+        whole = shown(", ".join(map(str, config["modules_to_save"])), 80)
+        raise ExpertError(
+            f"{_at(folder)}: field 'modules_to_save' names modules trained whole ({whole}), which cannot be mixed or "
+            "scored as z; load the folder with PeftModel.from_pretrained"
+        )
     data = read_file(folder / WEIGHTS, LARGEST_EXPERT if svf else LARGEST_ADAPTER, ExpertError)
     if svf and config["sha256"] is not None and config["sha256"] != hashlib.sha256(data).hexdigest():
         raise ExpertError(
@@ -200,11 +201,10 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
                 f"{file}: tensor {shown(key, 80)!r} is not '{delta_key('<module path>')}'; this is no SVF expert"
             )
         elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ExpertError(
-                f"{file}: {shown(key, 80)!r} has non-finite values; the training diverged or the file is damaged"
-            )
+            _raise_non_finite(file, shown(key, 80))
     if svf:
         _check_config_sha256(folder, config)
+        config["sha256"] = hashlib.sha256(data).hexdigest()
     return config, tensors
 
 
@@ -246,15 +246,22 @@ def delta_key(module: str) -> str:
     return f"{BASE}{module}.svf_z.delta"
 
 
+def module_of(key: str) -> str | None:
+    """The module path in a key of `delta_key`; None for any other key."""
+    match = _KEY.fullmatch(key)
+    return match and match["module"]
+
+
 def module_path(name: str) -> str:
     """A module's path in the base model, from its path in a PeftModel."""
     return name.removeprefix(BASE)
 
 
-def module_of(key: str) -> str | None:
-    """The module path in a key of `delta_key`; None for any other key."""
-    match = _KEY.fullmatch(key)
-    return match and match["module"]
+def checksums(config: Mapping[str, Any], weights: bytes | None = None) -> dict[str, Any]:
+    """A config with the checksums of a file of weights, where given, and of itself; of this format."""
+    own = {} if weights is None else {"sha256": hashlib.sha256(weights).hexdigest()}
+    stamped = {**config, "expert_format_version": FORMAT_VERSION, **own}
+    return {**stamped, "config_sha256": config_sha256(stamped)}
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:
@@ -306,7 +313,11 @@ def check_delta(where: str, key: str, delta_R: Tensor) -> None:
             f"{where}: {key!r} is {delta_R.dtype} {tuple(delta_R.shape)}, z - 1 must be float32 (r,); save it again"
         )
     if not bool(torch.isfinite(delta_R).all()):
-        raise ExpertError(f"{where}: {key!r} has non-finite values; the training diverged or the file is damaged")
+        _raise_non_finite(where, key)
+
+
+def _raise_non_finite(where: str, key: str) -> None:
+    raise ExpertError(f"{where}: {key!r} has non-finite values; the training diverged or the file is damaged")
 
 
 def _natural(module: str) -> list[tuple[int, str]]:

@@ -55,7 +55,8 @@ def import_reference_checkpoint(
         UserError: See `svf.decompose`.
     """
     # transformers and peft load in seconds; reading and mixing experts does without them.
-    from transformer2.svf.checkpoint import LocalCheckpoint, base_folder
+    from transformer2.svf.base_folder import base_folder
+    from transformer2.svf.checkpoint import LocalCheckpoint
     from transformer2.svf.decompose import base_bases
     from transformer2.svf.fingerprint import fingerprint_folder
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from transformer2.errors import shown
+from transformer2.svf.base_folder import is_local
 
-__all__ = ["is_local", "write_card"]
+__all__ = ["write_card"]
 
 _BEGIN, _END = "<!-- transformer2: begin -->", "<!-- transformer2: end -->"
 
@@ -86,12 +87,6 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     else:
         text = text.rstrip() + "\n\n" + section + "\n"
     file.write_text(text, encoding="utf-8")
-
-
-def is_local(base: str) -> bool:
-    """Whether a config's base is a folder of some machine, rather than `tiny` or a Hub id."""
-    looks_it = base.startswith((".", "/", "~")) or base.count("/") > 1 or "\\" in base
-    return base != "tiny" and (looks_it or Path(base).is_dir())
 
 
 def _code(base: str | None, revision: str | None, local: bool) -> str:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from transformer2.errors import ConfigError
-from transformer2.experts.read import CONFIG, FORMAT_VERSION, WEIGHTS, config_sha256
+from transformer2.experts.read import CONFIG, FORMAT_VERSION, WEIGHTS, checksums
 from transformer2.svf.forms import FORMS, Form
 from transformer2.svf.register import extend_peft_types, register
 
@@ -159,14 +159,14 @@ class SVFConfig(PeftConfig):
             self.sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
         super().save_pretrained(save_directory, **kwargs)
         file = folder / CONFIG
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        saved |= {
-            "parametrization": "direct",
-            "trained_parametrization": self.trained_parametrization or self.parametrization,
-            "basis_cache": None,
-            "expert_format_version": FORMAT_VERSION,
-        }
-        saved["config_sha256"] = config_sha256(saved)
+        saved = checksums(
+            json.loads(file.read_text(encoding="utf-8"))
+            | {
+                "parametrization": "direct",
+                "trained_parametrization": self.trained_parametrization or self.parametrization,
+                "basis_cache": None,
+            }
+        )
         file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         from transformer2.svf.card import write_card
 

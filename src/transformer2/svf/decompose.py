@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformer2.errors import ConfigError, UserError
 from transformer2.svf.basis import Basis
 from transformer2.svf.cache import BasisCache, default_cache_root
-from transformer2.svf.checkpoint import LocalCheckpoint, base_folder
+from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import fingerprint_checkpoint
 from transformer2.svf.targets import find_targets, refuse_absent_layers
@@ -74,8 +74,7 @@ def decompose(
     """
     start = time.monotonic()
     _check_device(device)
-    options = model_kwargs or {}
-    checkpoint = LocalCheckpoint(base_folder(base, options), _dtype(dtype), bool(options.get("trust_remote_code")))
+    checkpoint = LocalCheckpoint.of_base(base, model_kwargs, _dtype(dtype))
     if checkpoint.quantised:
         raise UserError(
             f"{checkpoint.folder} is a quantised checkpoint; decompose the model it was made from, or let SVF compute "
@@ -119,7 +118,7 @@ def base_bases(
     Raises:
         UserError: Unknown base, a module it does not have, or a cache that cannot be written.
     """
-    checkpoint = LocalCheckpoint(base_folder(base))
+    checkpoint = LocalCheckpoint.of_base(base)
     for name, basis in _bases(checkpoint, names, _cache(checkpoint, cache_dir), None, progress):
         yield name, basis.sigma_R
 
