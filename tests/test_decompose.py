@@ -250,6 +250,6 @@ def test_a_checkpoint_of_several_modalities_is_decomposed_as_the_model_that_asks
     assert built["fingerprint"] == fingerprint(base)
     policy = get_peft_model(base, SVFConfig(target_modules="all-linear", basis_cache=str(tmp_path / "cache")))
     layers = svf_layers(policy)
-    assert len(layers) == built["matrices"] == policy.base_model._basis_cache.counts["reused"] > 10
+    assert len(layers) == built["matrices"] == policy.base_model._bases.cache.counts["reused"] > 10
     for name, layer in layers:
         assert basis_error(Basis(layer.side, layer.svf_basis.data, layer._sigma_R), layer.weight_mn())[1] < 1e-3, name

@@ -68,7 +68,7 @@ def test_decompose_fills_the_cache_that_a_policy_reads(tmp_path):
     assert done["built"] == done["matrices"] > 0
     model = load_base(str(folder), "bfloat16").to(DEVICE)
     policy = get_peft_model(model, SVFConfig(target_modules="mlp", basis_cache=str(tmp_path / "cache")))
-    assert policy.base_model._basis_cache.counts["reused"] == done["matrices"]
+    assert policy.base_model._bases.cache.counts["reused"] == done["matrices"]
     assert {layer.svf_basis.device.type for _, layer in svf_layers(policy)} == {DEVICE}
 
 

@@ -120,7 +120,7 @@ def test_the_cache_of_the_unquantised_model_serves_the_quantised_one(tmp_path):
     assert decompose(folder, "all-linear", cache_dir=cache, progress=False)["built"] == 14
     before = {file: file.stat().st_mtime_ns for file in cache.rglob("*.safetensors")}
     policy = build_policy(quantised("torchao_int8", folder), {**ALL, "basis_cache": str(cache)})
-    assert policy.base_model._basis_cache.counts == {"reused": 14}
+    assert policy.base_model._bases.cache.counts == {"reused": 14}
     assert {file: file.stat().st_mtime_ns for file in cache.rglob("*.safetensors")} == before
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from transformer2.errors import ExpertError
+from transformer2.experts.card import write_card
 from transformer2.experts.read import (
     CONFIG,
     LARGEST_EXPERT,
@@ -106,8 +107,6 @@ def stamp_expert(folder: str | Path) -> Path:
     Raises:
         ExpertError: It is no SVF expert, its weights cannot be one's, or it cannot be written.
     """
-    from transformer2.svf.card import write_card
-
     folder = Path(folder).expanduser()
     config = read_config(folder)
     if config["peft_type"] != "SVF":

@@ -52,17 +52,19 @@ def check_compatible(experts: Sequence[Expert]) -> None:
                     f"{pair} differ in length on {module} ({delta_R.numel()}, {other.deltas[module].numel()}); "
                     "they belong to different base models"
                 )
-        if first.base_fingerprint and other.base_fingerprint and first.base_fingerprint != other.base_fingerprint:
-            if first.base_fingerprint.partition(":")[0] != other.base_fingerprint.partition(":")[0]:
-                raise ExpertError(
-                    f"{pair} have base models of different architecture ({first.base}, {other.base}); "
-                    "mix experts of one base"
-                )
-            warnings.warn(
-                f"{pair} were trained on different weights of one architecture ({first.base}, {other.base}, "
-                "or one base in two dtypes)",
-                stacklevel=3,
+        prints = [first.base_fingerprint, other.base_fingerprint]
+        if None in prints or prints[0] == prints[1]:
+            continue
+        if len({str(one).partition(":")[0] for one in prints}) > 1:
+            raise ExpertError(
+                f"{pair} have base models of different architecture ({first.base}, {other.base}); mix experts of one "
+                "base"
             )
+        warnings.warn(
+            f"{pair} were trained on different weights of one architecture ({first.base}, {other.base}, or one base in "
+            "two dtypes)",
+            stacklevel=3,
+        )
 
 
 def mix_experts(

@@ -159,7 +159,7 @@ def _ids_and_strings(tokenizer: PreTrainedTokenizerBase, stop: list[str | int]) 
     return ids, strings
 
 
-def refuse_rows(policy: nn.Module) -> None:
+def check_no_rows(policy: nn.Module) -> None:
     """For engines that draw under one z.
 
     Raises:

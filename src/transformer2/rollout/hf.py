@@ -136,7 +136,7 @@ class HFEngine(RolloutEngine):
             policy, ids, mask, positions, lambda part: select(rows[part]), whole=self.in_lockstep
         )
         for t in range(sampling.max_new_tokens):
-            _refuse_non_finite(logits_BV, rows, prompts)
+            _check_finite(logits_BV, rows, prompts)
             token, logprob = _choose(logits_BV, uniforms_BC[rows, t], sampling)
             token = token.masked_fill(done, self.pad_id)
             yield t, rows[~done], token[~done], logprob[~done]
@@ -174,7 +174,7 @@ class HFEngine(RolloutEngine):
         return self._completing[token]
 
 
-def _refuse_non_finite(logits_BV: Tensor, rows: Tensor, prompts: PromptBatch) -> None:
+def _check_finite(logits_BV: Tensor, rows: Tensor, prompts: PromptBatch) -> None:
     # max propagates NaN and +inf; entries of -inf (masked vocabulary) are fine.
     sane_B = torch.isfinite(logits_BV.amax(-1))
     if not bool(sane_B.all()):

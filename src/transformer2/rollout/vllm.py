@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from transformer2.errors import ConfigError, UserError
-from transformer2.rollout.base import RolloutEngine, Sampling, prompt_ids, refuse_rows
+from transformer2.rollout.base import RolloutEngine, Sampling, check_no_rows, prompt_ids
 from transformer2.rollout.server import Client, Refused, Server, VLLMOptions
 from transformer2.rollout.weights import active_deltas, composed, weights_and_bases
 from transformer2.svf.layer import tuned_layers
@@ -156,7 +156,7 @@ class VLLMEngine(RolloutEngine):
         Raises:
             UserError: Rows have z of their own (`z_rows`), or the server refuses.
         """
-        refuse_rows(policy)
+        check_no_rows(policy)
         layers = tuned_layers(policy)
         now = active_deltas(layers)
         changed = {name: d for name, d in now.items() if name not in self._sent or not torch.equal(d, self._sent[name])}

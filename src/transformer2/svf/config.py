@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from transformer2.errors import ConfigError
+from transformer2.experts.card import write_card
 from transformer2.experts.read import CONFIG, FORMAT_VERSION, WEIGHTS, checksums
 from transformer2.svf.forms import FORMS, Form
 from transformer2.svf.register import extend_peft_types, register
@@ -95,10 +96,12 @@ class SVFConfig(PeftConfig):
         from peft.utils.peft_types import PeftType
 
         self.peft_type = PeftType("SVF")
-        if self.target_modules is None:
-            self.target_modules = "mlp"
-        self._check_targets()
-        self._check_layers()
+        self.target_modules = "mlp" if self.target_modules is None else _names("target_modules", self.target_modules)
+        if not self.target_modules:
+            raise ConfigError("target_modules is empty; give 'mlp', 'attention', 'all-linear' or module names")
+        if self.exclude_modules is not None:
+            self.exclude_modules = _names("exclude_modules", self.exclude_modules)
+        _check_layers(self.layers_to_transform, self.layers_pattern)
         check_form(self.form)
         if self.parametrization not in PARAMETRIZATIONS:
             raise ConfigError(f"parametrization={self.parametrization!r} is not one of {', '.join(PARAMETRIZATIONS)}")
@@ -107,36 +110,6 @@ class SVFConfig(PeftConfig):
                 f"expert_format_version={self.expert_format_version!r}, this version reads up to {FORMAT_VERSION}; "
                 "upgrade transformer2"
             )
-
-    def _check_targets(self) -> None:
-        for name in ("target_modules", "exclude_modules"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, tuple | frozenset):
-                value = list(value)
-                setattr(self, name, value)
-            if isinstance(value, str):
-                try:
-                    re.compile(value)
-                except re.error as e:
-                    raise ConfigError(f"{name}={value!r} is no regular expression ({e}); give a list of names") from e
-            elif not isinstance(value, list | set) or not all(isinstance(item, str) and item for item in value):
-                raise ConfigError(f"{name}={value!r} must be a string or a list of module names")
-        if not self.target_modules:
-            raise ConfigError("target_modules is empty; give 'mlp', 'attention', 'all-linear' or module names")
-
-    def _check_layers(self) -> None:
-        layers = self.layers_to_transform
-        if layers is not None:
-            listed = [layers] if isinstance(layers, int) else layers
-            ok = isinstance(listed, list | tuple) and all(isinstance(i, int) and i >= 0 for i in listed)
-            if not ok or not listed or isinstance(layers, bool):
-                raise ConfigError(
-                    f"layers_to_transform={layers!r} must be a layer index or a non-empty list of them (0 is the first)"
-                )
-        if self.layers_pattern and layers is None:
-            raise ConfigError(f"layers_pattern={self.layers_pattern!r} has no effect without layers_to_transform")
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain values; sets become sorted lists, so that a saved file is reproducible."""
@@ -168,9 +141,33 @@ class SVFConfig(PeftConfig):
             }
         )
         file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        from transformer2.svf.card import write_card
-
         write_card(folder, saved)
+
+
+def _names(field: str, value: Any) -> Any:
+    """A regular expression, or a list or set of names, checked."""
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as e:
+            raise ConfigError(f"{field}={value!r} is no regular expression ({e}); give a list of names") from e
+        return value
+    value = list(value) if isinstance(value, tuple | frozenset) else value
+    if not isinstance(value, list | set) or not all(isinstance(item, str) and item for item in value):
+        raise ConfigError(f"{field}={value!r} must be a string or a list of module names")
+    return value
+
+
+def _check_layers(layers: Any, pattern: Any) -> None:
+    if layers is not None:
+        listed = [layers] if isinstance(layers, int) else layers
+        ok = isinstance(listed, list | tuple) and all(isinstance(i, int) and i >= 0 for i in listed)
+        if not ok or not listed or isinstance(layers, bool):
+            raise ConfigError(
+                f"layers_to_transform={layers!r} must be a layer index or a non-empty list of them (0 is the first)"
+            )
+    if pattern and layers is None:
+        raise ConfigError(f"layers_pattern={pattern!r} has no effect without layers_to_transform")
 
 
 def check_form(form: str) -> None:

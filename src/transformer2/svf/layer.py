@@ -95,7 +95,7 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         self._parameters[name] = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
 
     def update_layer(self, adapter_name: str, config: SVFConfig) -> None:
-        """Add an adapter, at z = 1 (plus noise when the config asks for it and it is not about to be loaded)."""
+        """Add an adapter, at z = 1."""
         device = self.svf_basis.device
         scale: DirectScale | RenormScale
         if config.parametrization == "sigmoid_renorm":
@@ -127,11 +127,9 @@ class SVFLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output under the active z; the base layer's own where adapters are off or merged."""
-        if self._disable_adapters:
-            if self.merged_adapters:
-                self.unmerge()
-            return self.base_layer(x, *args, **kwargs)
-        if self.merged_adapters:
+        if self._disable_adapters and self.merged_adapters:
+            self.unmerge()
+        if self._disable_adapters or self.merged_adapters:
             return self.base_layer(x, *args, **kwargs)
         # torch.compile reads through an empty set, not through a context variable.
         delta = Rows.of(self) if Rows.everywhere else None
@@ -142,10 +140,11 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         if delta.ndim == 2:
             delta = forms.spread_rows(delta, x)
         if self.form == "delta":
-            base = functools.partial(_call, self.base_layer, args, kwargs) if args or kwargs else self.base_layer
+            base = (lambda x: self.base_layer(x, *args, **kwargs)) if args or kwargs else self.base_layer
             bias_m = self._bias(x) if self.side == "out" else None
             return forms.forward_delta(x, base, bias_m, self.svf_basis.to(x.dtype), delta.to(x.dtype), self.side)
-        dtype = _amp_dtype(x)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         bias_m = cast(Tensor | None, self.base_layer.bias)
         factor = cast(Tensor, self.svf_factor)
         return forms.forward_factored(
@@ -324,12 +323,3 @@ def _device_and_dtype(layer: nn.Module) -> tuple[torch.device, torch.dtype]:
         floating = [t.dtype for t in tensors if t.is_floating_point() and t.element_size() >= 2]
         dtype = floating[0] if floating else torch.get_default_dtype()
     return device, dtype
-
-
-def _call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Tensor:
-    return layer(x, *args, **kwargs)
-
-
-def _amp_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

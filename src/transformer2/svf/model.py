@@ -25,31 +25,25 @@ import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
 from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK
-from peft.utils.integrations import gather_params_ctx
 from peft.utils.peft_types import PeftType, register_peft_method
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from transformer2.errors import BasisError, ConfigError, ExpertError, UserError
 from transformer2.experts.read import BASE, CONFIG, WEIGHTS, delta_key, module_path
-from transformer2.svf.basis import Basis, compute_basis
+from transformer2.svf.bases import Bases
 from transformer2.svf.bypassed import check_all_called
-from transformer2.svf.cache import BasisCache, default_cache_root
-from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig, tensors_sha256
 from transformer2.svf.fingerprint import fingerprint, warn_of_another_base
-from transformer2.svf.layer import SVFLayer, probe_weight, svf_layers
+from transformer2.svf.layer import SVFLayer, svf_layers
 from transformer2.svf.mixing import Mix, mix_deltas, mixing_weights
-from transformer2.svf.quantised import keep_differentiable, quantisation_name, unquantised_checkpoint
+from transformer2.svf.quantised import keep_differentiable, quantisation_name
 from transformer2.svf.rows import rows_by_name
 from transformer2.svf.scales import DirectScale, RenormScale, renorm_decode, renorm_encode
-from transformer2.svf.targets import features_of, find_targets, is_excluded
+from transformer2.svf.targets import find_targets, is_excluded
 
 __all__ = ["SVFModel"]
 
-# From this r on a model's decomposition takes half a minute and goes to the default cache unless the config says
-# otherwise.
-_CACHED_FROM_R = 512
+_NARROWING = ("layers_to_transform", "layers_pattern", "exclude_modules")
 _SAVED_KEY = re.compile(r"^(?P<layer>.*)\.svf_z\.(?P<adapter>[^.]+)\.(?P<what>delta|logit)$")
 
 
@@ -80,8 +74,7 @@ class SVFModel(BaseTuner):
         if peft_config.base_fingerprint is not None and not any(p.is_meta for p in model.parameters()):
             warn_of_another_base({"the expert": (peft_config.base_fingerprint, peft_config.base_quantisation)}, model)
         keep_differentiable(model)
-        self._dtype, self._checkpoint = _source(model)
-        self._basis_cache = _open_cache(peft_config, model, targets)
+        self._bases = Bases(model, targets, peft_config.basis_cache)
         self._watched_once = False  # what the model does with its layers
         # Some models have one layer under several names.
         self._places: defaultdict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
@@ -109,7 +102,7 @@ class SVFModel(BaseTuner):
         if isinstance(target, SVFLayer):
             target.update_layer(adapter_name, peft_config)
             return
-        layer = SVFLayer(target, adapter_name, peft_config, self._basis(current_key, target), self._dtype)
+        layer = SVFLayer(target, adapter_name, peft_config, self._bases.of(current_key, target), self._bases.dtype)
         shard = getattr(next(target.parameters(), None), "convert_to_zero_parameters", None)
         if shard is not None:  # the base is sharded among processes (ZeRO-3): so is its basis, as it is made
             shard([layer.svf_basis])
@@ -124,31 +117,11 @@ class SVFModel(BaseTuner):
             setattr(holder, name, new_module)
         self._places[new_module] = places
 
-    def _basis(self, name: str, target: nn.Module) -> Basis | None:
-        if self._basis_cache is None and any(p.is_meta for p in target.parameters()):
-            return None
-
-        def weight() -> Tensor:
-            if self._checkpoint is None:
-                return probe_weight(target)
-            return self._checkpoint.matrix(name).to(next(target.parameters()).device)
-
-        with gather_params_ctx(list(target.parameters()), modifier_rank=None):
-            try:
-                return self._basis_cache.get(name, weight) if self._basis_cache else compute_basis(weight())
-            except BasisError as e:
-                raise BasisError(f"{name}: {e}" if name not in str(e) else str(e)) from e
-
     # Forward
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT's joint around forward and `generate`: `adapter_names`, one per row, `__base__` for the base model.
-
-        Raises:
-            ConfigError: As PEFT refuses them for LoRA: unknown names, too many or too few, training mode.
-            UserError: Adapters are merged.
-        """
+        """PEFT's joint around forward and `generate`: `adapter_names`, see `rows_by_name`."""
         names = kwargs.pop("adapter_names", None)
         with ExitStack() as stack:
             if names is not None:
@@ -294,8 +267,7 @@ class SVFModel(BaseTuner):
         same = all(config._svf_targets == targets for config in configs)
         self.peft_config[adapter_name] = replace(
             configs[0],
-            target_modules=configs[0].target_modules if same else sorted(targets),
-            **({} if same else {"layers_to_transform": None, "layers_pattern": None, "exclude_modules": None}),
+            **({} if same else {**dict.fromkeys(_NARROWING), "target_modules": sorted(targets)}),
             parametrization="direct",
             **dict.fromkeys(("task", "step", "score", "sha256", "config_sha256", "trained_parametrization")),
         )
@@ -306,34 +278,6 @@ class SVFModel(BaseTuner):
                 cast(DirectScale, layer.svf_z[adapter_name]).delta.copy_(mix_deltas(mixing_K, deltas, mix))
 
 
-def _source(model: nn.Module) -> tuple[torch.dtype | None, LocalCheckpoint | None]:
-    """The dtype of P where the packed weights do not say it, and the files that its W is read from; None where the
-    model itself has both."""
-    quantisation = quantisation_name(model)
-    if quantisation is None:
-        return None, None
-    checkpoint = unquantised_checkpoint(model)
-    if checkpoint is None:
-        warnings.warn(
-            f"the unquantised weights of this {quantisation} base are not to be had as plain files, so its bases are "
-            "those of the quantised weights: experts of the unquantised model fit it in part only (docs/quantised.md)",
-            stacklevel=2,
-        )
-    return cast(PreTrainedModel, model).dtype, checkpoint
-
-
-def _open_cache(config: SVFConfig, model: nn.Module, targets: Sequence[str]) -> BasisCache | None:
-    if config.basis_cache == "off":
-        return None
-    root = config.basis_cache
-    if root is None:
-        sizes = [features_of(model.get_submodule(name)) for name in targets]
-        if max((min(size) for size in sizes if size), default=0) < _CACHED_FROM_R:
-            return None
-        root = str(default_cache_root())
-    return BasisCache(root, fingerprint(model))
-
-
 def _check_keys(expected: Collection[str], given: list[str]) -> None:
     extra = [key for key in given if key not in expected]
     missing = [key for key in expected if key not in given]
@@ -341,17 +285,17 @@ def _check_keys(expected: Collection[str], given: list[str]) -> None:
         parts = [f"{len(extra)} unknown (first: {extra[0]})"] if extra else []
         parts += [f"{len(missing)} missing (first: {missing[0]})"] if missing else []
         raise ExpertError(
-            f"{WEIGHTS} does not fit this model and {CONFIG}: {', '.join(parts)} keys; is it another base's expert?"
+            f"{WEIGHTS} does not fit this model and {CONFIG}: keys {', '.join(parts)}; "
+            "is it an expert for another base model?"
         )
 
 
 def _check_value(key: str, value: Tensor, r: int) -> None:
-    if tuple(value.shape) != (r,):
+    if tuple(value.shape) != (r,) or not value.is_floating_point():
         raise ExpertError(
-            f"{key} has shape {tuple(value.shape)}, this model's weight needs ({r},); is it an expert for another base?"
+            f"{key} has shape {tuple(value.shape)} and dtype {value.dtype}, this model's weight needs fp32 ({r},); is "
+            "it an expert for another base?"
         )
-    if not value.is_floating_point():
-        raise ExpertError(f"{key} has dtype {value.dtype}, z - 1 must be fp32")
     if not bool(torch.isfinite(value).all()):
         raise ExpertError(f"{key} has non-finite values; the file is damaged")
 

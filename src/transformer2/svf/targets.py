@@ -23,13 +23,12 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from transformer2.errors import ConfigError
+from transformer2.experts.read import ROLES
 
 if TYPE_CHECKING:
     from transformer2.svf.config import SVFConfig
 
-__all__ = ["ROLES", "features_of", "find_targets", "is_excluded", "role_of"]
-
-ROLES = ("mlp", "attention", "all-linear")
+__all__ = ["ROLES", "check_layers_present", "features_of", "find_targets", "is_excluded", "role_of"]
 
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _MLP = re.compile(r"mlp|ffn|feed_?forward|moe|expert|dense_?relu_?dense", re.IGNORECASE)
@@ -85,7 +84,7 @@ def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
     heads = _head_names(model)
     target = config.target_modules
     if isinstance(target, str) and target not in ROLES:
-        _refuse_heads([name for name in heads if re.fullmatch(target, name)], target)
+        _check_no_head([name for name in heads if re.fullmatch(target, name)], target)
         chosen = {name for name in linear if re.fullmatch(target, name)}
     else:
         chosen = set()
@@ -93,9 +92,9 @@ def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
             if entry in ROLES:
                 found = {name for name in linear if _has_role(name, entry)}
                 if entry != "attention":
-                    _refuse_fused_experts(model, config)
+                    _check_no_fused_experts(model, config)
             else:
-                _refuse_heads([name for name in heads if _ends_with(name, entry)], entry)
+                _check_no_head([name for name in heads if _ends_with(name, entry)], entry)
                 found = {name for name in linear if _ends_with(name, entry)}
                 if not found:
                     raise ConfigError(_nothing(entry, linear))
@@ -158,7 +157,7 @@ def is_excluded(name: str, config: SVFConfig) -> bool:
     return any(re.match(rf"(^|.*\.){re.escape(m)}($|\..*)", name) for m in config.modules_to_save or ())
 
 
-def refuse_absent_layers(names: Iterable[str], config: SVFConfig) -> None:
+def check_layers_present(names: Iterable[str], config: SVFConfig) -> None:
     """Raise ConfigError where `layers_to_transform` lists a layer in which nothing was found."""
     layers = config.layers_to_transform
     for layer in [layers] if isinstance(layers, int) else layers or ():
@@ -180,7 +179,7 @@ def _in_layers(name: str, config: SVFConfig) -> bool:
     return False
 
 
-def _refuse_heads(names: list[str], asked: str) -> None:
+def _check_no_head(names: list[str], asked: str) -> None:
     if names:
         raise ConfigError(
             f"target_modules={asked!r} reaches {names[0]}: SVF tunes linear layers of decoder blocks, not the output "
@@ -188,7 +187,7 @@ def _refuse_heads(names: list[str], asked: str) -> None:
         )
 
 
-def _refuse_fused_experts(model: nn.Module, config: SVFConfig) -> None:
+def _check_no_fused_experts(model: nn.Module, config: SVFConfig) -> None:
     for name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
             path = f"{name}.{parameter_name}"

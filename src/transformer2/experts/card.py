@@ -11,7 +11,7 @@ from typing import Any
 from transformer2.errors import shown
 from transformer2.svf.base_folder import is_local
 
-__all__ = ["write_card"]
+__all__ = ["facts_of", "write_card"]
 
 _BEGIN, _END = "<!-- transformer2: begin -->", "<!-- transformer2: end -->"
 
@@ -36,9 +36,6 @@ model = PeftModel.from_pretrained(base, folder)
 ```
 {end}"""
 
-# A folder of the machine it was trained on is nobody else's business: the config has it, the card does not.
-_FROM_CONFIG = "Path(PeftConfig.from_pretrained(folder).base_model_name_or_path).expanduser()"
-
 
 def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     """Write or refresh our section of README.md.
@@ -49,60 +46,66 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
         folder: The expert folder.
         config: The saved adapter_config.json.
     """
-    score, given, revision = config.get("score"), config.get("base_model_name_or_path"), config.get("revision")
-    local = given is None or is_local(str(given))
+    given, revision = config.get("base_model_name_or_path"), config.get("revision")
+    base = None if given is None else str(given)
+    local = base is not None and is_local(base)
     facts = {
-        "base model": f"{Path(str(given)).name} (a local folder)" if given and local else given,
-        "base revision": revision,
-        "base fingerprint": config.get("base_fingerprint"),
-        "base quantised as": config.get("base_quantisation"),
-        "task": config.get("task"),
-        "step": config.get("step"),
-        "validation accuracy": None if score is None else f"{100 * score:.1f} %",
+        "base model": f"{Path(str(base)).name} (a local folder)" if local else base,
+        **facts_of(config),
         "tuned": _words(config.get("target_modules")),
         "layers": _words(config.get("layers_to_transform")),
         "trained as": config.get("trained_parametrization"),
-        "sha256": config.get("sha256"),
     }
+    if base is None:
+        code = '"path/to/the/base/model"'
+    elif local:  # a folder of one machine is nobody else's business: the config has it, the card does not
+        code = "Path(PeftConfig.from_pretrained(folder).base_model_name_or_path).expanduser()"
+    else:
+        code = "transformer2.tiny.model_path()" if base == "tiny" else ascii(base)
+        code += f", revision={revision!a}" if revision else ""
     section = _SECTION.format(
         begin=_BEGIN,
         end=_END,
         title=f": {shown(config['task'])}" if config.get("task") else "",
         rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items() if value is not None),
-        more="from pathlib import Path\n\n" if given and local else "",
-        imports="PeftConfig, PeftModel" if given and local else "PeftModel",
-        base=_code(None if given is None else str(given), revision, local),
+        more="from pathlib import Path\n\n" if local else "",
+        imports="PeftConfig, PeftModel" if local else "PeftModel",
+        base=code,
     )
     file = folder / "README.md"
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    header = re.match(r"---\n.*?\n---\n", text, re.DOTALL)
-    if header and given:  # PEFT names the folder that the base was loaded from
-        text = _public_header(header.group(0), str(given), local) + text[header.end() :]
-    if _BEGIN in text and _END in text:
-        head, rest = text.split(_BEGIN, 1)
-        text = head + section + rest.split(_END, 1)[1]
-    elif "[More Information Needed]" in text or not text.strip():
-        header = re.match(r"---\n.*?\n---\n", text, re.DOTALL)
-        text = (header.group(0) + "\n" if header else "") + section + "\n"
+    found = re.match(r"---\n.*?\n---\n", text, re.DOTALL)
+    header, body = (found[0], text[found.end() :]) if found else ("", text)
+    if header and base:
+        header = _public_header(header, None if local or base == "tiny" else base)
+    if _BEGIN in body and _END in body:
+        before, rest = body.split(_BEGIN, 1)
+        body = before + section + rest.split(_END, 1)[1]
+    elif "[More Information Needed]" in body or not body.strip():
+        body = ("\n" if header else "") + section + "\n"
     else:
-        text = text.rstrip() + "\n\n" + section + "\n"
-    file.write_text(text, encoding="utf-8")
+        body = body.rstrip() + "\n\n" + section + "\n"
+    file.write_text(header + body, encoding="utf-8")
 
 
-def _code(base: str | None, revision: str | None, local: bool) -> str:
-    """The arguments of `from_pretrained` that find the base."""
-    if base is None:
-        return '"path/to/the/base/model"'
-    if local:
-        return _FROM_CONFIG
-    where = "transformer2.tiny.model_path()" if base == "tiny" else ascii(base)
-    return where + (f", revision={revision!a}" if revision else "")
+def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card, or a listing, says of an expert beside its base; None where it is not known."""
+    score = config.get("score")
+    return {
+        "task": config.get("task"),
+        "step": config.get("step"),
+        "validation accuracy": None if score is None else f"{100 * score:.1f} %",
+        "base revision": config.get("revision"),
+        "base fingerprint": config.get("base_fingerprint"),
+        "base quantised as": config.get("base_quantisation"),
+        "sha256": config.get("sha256"),
+    }
 
 
-def _public_header(header: str, base: str, local: bool) -> str:
-    """PEFT's metadata without paths: the Hub id where the base has one."""
+def _public_header(header: str, base: str | None) -> str:
+    """PEFT's metadata without the folder that the base was loaded from: its Hub id, if it has one."""
     lines = [line for line in header.splitlines() if not line.startswith(("base_model:", "- base_model:adapter:"))]
-    if not local and base != "tiny":
+    if base is not None:
         lines.insert(1, f"base_model: {json.dumps(base)}")
     return "\n".join(lines) + "\n"
 
