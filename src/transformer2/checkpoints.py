@@ -16,13 +16,14 @@ import os
 import re
 import stat
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from transformer2.errors import CheckpointError
-from transformer2.files import fsync, whole_folder
+from transformer2.files import fsync, whole_folder, write_file
 
 __all__ = ["pack", "read_checkpoint", "seal_folder", "write_checkpoint"]
 
@@ -49,21 +50,12 @@ def write_checkpoint(data: bytes, path: str | Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        _unpack(temporary, temporary.read_bytes())
-        os.replace(temporary, path)
-        fsync(path.parent)
+        write_file(path, data, temporary, partial(_unpack, temporary))
     except OSError as e:
         raise CheckpointError(
             f"checkpoint {path} cannot be written ({e.strerror}), the one before it is intact; free some space, or "
             "give another --run_dir"
         ) from e
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from transformer2.errors import UserError, shown
@@ -41,6 +43,32 @@ def read_file(path: str | Path, limit: int, error: type[UserError] = UserError) 
     if status.st_size > limit or len(data) > limit:
         raise error(f"{name} has more than {limit} bytes, which no file of this kind has; check where it came from")
     return data
+
+
+def write_file(path: Path, data: bytes, temporary: Path, check: Callable[[bytes], object] | None = None) -> None:
+    """Put data in the place of a file, which stays as it is until data is on the disk.
+
+    Args:
+        path: The file; may exist.
+        data: Its new content.
+        temporary: A name beside it, of this writer alone.
+        check: Raises where what came back from the disk is not good enough to replace the old file.
+
+    Raises:
+        OSError: It cannot be written; the old file is intact.
+    """
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if check is not None:
+            check(temporary.read_bytes())
+        os.replace(temporary, path)
+        fsync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def fsync(path: Path) -> None:

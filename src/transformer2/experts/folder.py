@@ -26,7 +26,7 @@ from transformer2.experts.read import (
     read_adapter,
     read_config,
 )
-from transformer2.files import fsync, read_file, replace_folder
+from transformer2.files import read_file, replace_folder, write_file
 
 __all__ = ["expert_folder", "save_expert", "stamp_expert"]
 
@@ -113,13 +113,11 @@ def stamp_expert(folder: str | Path) -> Path:
         raise ExpertError(f"{folder / CONFIG}: peft_type {config['peft_type']!r} has no checksums")
     weights = read_file(folder / WEIGHTS, LARGEST_EXPERT, ExpertError)
     config = checksums(config, weights)
+    data = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     try:
         with tempfile.TemporaryDirectory(prefix=".stamp.", dir=folder) as temp:
             (Path(temp) / WEIGHTS).write_bytes(weights)
-            (Path(temp) / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            read_adapter(temp)
-            fsync(Path(temp) / CONFIG)
-            os.replace(Path(temp) / CONFIG, folder / CONFIG)
+            write_file(folder / CONFIG, data, Path(temp) / CONFIG, lambda _: read_adapter(temp))
         write_card(folder, config)
     except OSError as e:
         raise ExpertError(f"{folder} cannot be written: {e.strerror}; check its permissions") from e

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from transformer2.errors import ExpertError
 from transformer2.experts.read import Expert, plain_name
+from transformer2.svf.scales import renorm_decode
 
 __all__ = ["import_reference_checkpoint"]
 
@@ -71,10 +72,7 @@ def import_reference_checkpoint(
                 f"{path}: {module} has {tuple(p_R.shape)} values, the base model's weight needs "
                 f"{tuple(sigma_R.shape)}; give the base model it was trained on"
             )
-        m_R = torch.sigmoid(p_R.double())
-        total = (sigma_R.double() * m_R).sum()
-        z_R = m_R * sigma_R.double().sum() / total if float(total) else torch.ones_like(m_R)
-        deltas[module] = (z_R - 1).float()
+        deltas[module] = renorm_decode(p_R.double(), sigma_R).nan_to_num(nan=0.0).float()  # W = 0 has no z
     return Expert(name or plain_name(path.stem), None, task, None, None, str(base), fingerprint_folder(folder), deltas)
 
 
