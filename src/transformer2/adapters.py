@@ -24,8 +24,9 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_tar
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from transformer2.errors import ConfigError, ExpertError, UserError, nearest, shown
-from transformer2.experts.read import CONFIG, OLD_FIELDS, read_adapter, read_config
+from transformer2.errors import ConfigError, ExpertError, UserError, nearest, one_line, shown
+from transformer2.experts.format import CONFIG
+from transformer2.experts.read import OLD_FIELDS, read_adapter, read_config
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import warn_of_another_base
 from transformer2.svf.targets import find_targets
@@ -99,7 +100,7 @@ def expert_adapter(folder: str | Path, given: Mapping[str, Any], base: nn.Module
     except UserError as e:
         raise ExpertError(f"{folder}: {e}") from e
     except (TypeError, ValueError, KeyError, AttributeError) as e:
-        raise ExpertError(f"{folder}: {CONFIG}: {_one_line(e)}") from e
+        raise ExpertError(f"{folder}: {CONFIG}: {one_line(e)}") from e
     own.inference_mode, own.base_model_name_or_path = False, None
     words = {key: value for key, value in given.items() if key != "peft_type"}
     differing = {"peft_type": (str(given.get("peft_type", kind)).upper(), kind)}
@@ -153,7 +154,7 @@ def load_expert(policy: PeftModel, folder: str | Path) -> None:
     try:
         set_peft_model_state_dict(policy, state)
     except (KeyError, RuntimeError) as e:
-        raise ExpertError(f"{folder} does not fit this model: {_one_line(e)}") from e
+        raise ExpertError(f"{folder} does not fit this model: {one_line(e)}") from e
 
 
 def _built(kind: str, build: Callable[[], PeftConfig]) -> PeftConfig:
@@ -162,11 +163,7 @@ def _built(kind: str, build: Callable[[], PeftConfig]) -> PeftConfig:
     except UserError:
         raise
     except (TypeError, ValueError) as e:
-        raise ConfigError(f"model.adapter cannot be a {kind} config: {_one_line(e)}") from e
-
-
-def _one_line(error: Exception) -> str:
-    return shown(" ".join(str(error).split()), 300)
+        raise ConfigError(f"model.adapter cannot be a {kind} config: {one_line(e)}") from e
 
 
 def _methods() -> dict[str, type[PeftConfig]]:

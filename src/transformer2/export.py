@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from transformer2.errors import UserError, shown
+from transformer2.errors import UserError, one_line
 from transformer2.files import replace_folder
 
 __all__ = ["export_merged", "new_folder"]
@@ -54,7 +54,7 @@ def export_merged(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder:
     except (RuntimeError, ValueError, NotImplementedError, AttributeError) as e:
         if isinstance(e, UserError | torch.OutOfMemoryError):
             raise
-        raise UserError(f"this {kind} adapter cannot be merged: {shown(e, 300)}") from e
+        raise UserError(f"this {kind} adapter cannot be merged: {one_line(e)}") from e
     try:
         plain = {
             name.replace(".modules_to_save.default.", ".").replace(".base_layer.", "."): value

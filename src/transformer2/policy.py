@@ -28,7 +28,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from transformer2.adapters import adapter_config, expert_adapter, load_expert
-from transformer2.errors import ConfigError, DataError, UserError, shown
+from transformer2.errors import ConfigError, DataError, UserError, one_line
 from transformer2.quantisation import quantization_config
 from transformer2.rollout.probe import probe
 from transformer2.svf.base_folder import base_folder, for_readers, for_weights
@@ -139,7 +139,7 @@ def _readable(base: str) -> Iterator[None]:
     try:
         yield
     except ImportError as e:  # a checkpoint that is quantised itself names the package it needs
-        raise ConfigError(f"base {base!r} needs a package that is not here: {' '.join(str(e).split())}") from e
+        raise ConfigError(f"base {base!r} needs a package that is not here: {one_line(e)}") from e
     except (OSError, ValueError) as e:
         if isinstance(e, UserError):
             raise
@@ -171,7 +171,7 @@ def build_policy(base: PreTrainedModel, adapter: Mapping[str, Any] | PeftConfig)
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError) as e:
             if svf or isinstance(e, UserError):
                 raise
-            raise ConfigError(f"a {kind} adapter cannot be built so: {shown(' '.join(str(e).split()), 300)}") from e
+            raise ConfigError(f"a {kind} adapter cannot be built so: {one_line(e)}") from e
     policy.eval()
     # A bias of the base's own, trained with `bias: all`, stays as it was for `reference`.
     policy.lent = [(p, p.detach().clone()) for p in policy.parameters() if p.requires_grad and id(p) in owned]
@@ -195,7 +195,7 @@ def _check_adapter(policy: PeftModel, before_V: Tensor, kind: str) -> None:
         ids_BT = torch.zeros((1, 1), dtype=torch.long, device=policy.device)
         reached = lm_head(policy)(hidden_states(policy, ids_BT, torch.ones_like(ids_BT))).requires_grad
     except (ValueError, TypeError) as e:
-        raise ConfigError(f"a {kind} adapter does not run in this trainer: {shown(e, 300)}") from e
+        raise ConfigError(f"a {kind} adapter does not run in this trainer: {one_line(e)}") from e
     if not same:
         raise ConfigError(
             f"this {kind} adapter changes the base's own weights, so no base is left to compare with; use another "

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,22 +26,28 @@ from safetensors.torch import load
 from torch import Tensor
 
 from transformer2.errors import ExpertError, shown
+from transformer2.experts.format import (
+    CONFIG,
+    FORMAT_VERSION,
+    LARGEST_ADAPTER,
+    LARGEST_CONFIG,
+    LARGEST_EXPERT,
+    ROLES,
+    SUMS,
+    WEIGHTS,
+    check_name,
+    config_sha256,
+    delta_key,
+    module_of,
+    plain_name,
+    sums_of,
+)
 from transformer2.files import read_file, whole_folder
 
-__all__ = [
-    "CONFIG", "FORMAT_VERSION", "WEIGHTS", "Expert", "config_for_peft", "delta_key", "module_path", "read_adapter",
-    "read_config", "read_expert",
-]  # fmt: skip
+__all__ = ["Expert", "config_for_peft", "read_adapter", "read_config", "read_expert"]
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-FORMAT_VERSION = 2  # 1 had no config_sha256
 OLD_FORMS, OLD_FIELDS = ("auto", "merged"), frozenset({"init_std"})  # in experts that earlier versions saved
-BASE = "base_model.model."  # PEFT's name for the base model, in front of every module path
-LARGEST_CONFIG, LARGEST_EXPERT, LARGEST_ADAPTER = 2**23, 2**30, 2**36
-ROLES = ("mlp", "attention", "all-linear")  # words of target_modules; any other string is a regular expression
 _FACTS = ("task", "step", "score", "base_fingerprint", "base_quantisation", "revision", "sha256")
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_KEY = re.compile(rf"{re.escape(BASE)}(?P<module>\w+(?:\.\w+)*)\.svf_z\.delta", re.ASCII)
 _FIELDS: dict[str, tuple[type, ...]] = {
     "task": (str,),
     "step": (int,),
@@ -158,7 +163,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_adapter(folder: str | Path, only_z: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of any of PEFT's adapters. An SVF expert is held against its checksums, and has a `sha256`.
+    """Config and tensors of any of PEFT's adapters, held against their checksums. An SVF expert's has a `sha256`.
 
     Args:
         folder: The folder.
@@ -202,7 +207,9 @@ def read_adapter(folder: str | Path, only_z: bool = False) -> tuple[dict[str, An
             )
         elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             _raise_non_finite(file, shown(key, 80))
-    if svf:
+    if not svf:
+        _check_sums(folder, data)
+    else:
         _check_config_sha256(folder, config)
         config["sha256"] = hashlib.sha256(data).hexdigest()
     return config, tensors
@@ -241,35 +248,6 @@ def config_for_peft(file: str | Path) -> dict[str, Any] | None:
     return {key: value for key, value in config.items() if key not in OLD_FIELDS}
 
 
-def delta_key(module: str) -> str:
-    """The name of a module's z - 1 in the weights file."""
-    return f"{BASE}{module}.svf_z.delta"
-
-
-def module_of(key: str) -> str | None:
-    """The module path in a key of `delta_key`; None for any other key."""
-    match = _KEY.fullmatch(key)
-    return match and match["module"]
-
-
-def module_path(name: str) -> str:
-    """A module's path in the base model, from its path in a PeftModel."""
-    return name.removeprefix(BASE)
-
-
-def checksums(config: Mapping[str, Any], weights: bytes | None = None) -> dict[str, Any]:
-    """A config with the checksums of a file of weights, where given, and of itself; of this format."""
-    own = {} if weights is None else {"sha256": hashlib.sha256(weights).hexdigest()}
-    stamped = {**config, "expert_format_version": FORMAT_VERSION, **own}
-    return {**stamped, "config_sha256": config_sha256(stamped)}
-
-
-def config_sha256(config: Mapping[str, Any]) -> str:
-    """The checksum of an adapter_config.json, and through its `sha256` of the weights: over all fields but itself."""
-    rest = {key: value for key, value in config.items() if key != "config_sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
 def _check_config_sha256(folder: Path, config: Mapping[str, Any]) -> None:
     stamped = config["config_sha256"]
     if stamped is None and (config["expert_format_version"] or 1) < 2:
@@ -281,25 +259,18 @@ def _check_config_sha256(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
+def _check_sums(folder: Path, weights: bytes) -> None:
+    if not (folder / SUMS).exists():
+        return  # PEFT wrote it, or an earlier version of ours
+    if read_file(folder / SUMS, LARGEST_CONFIG, ExpertError).decode(errors="replace") != sums_of(folder, weights):
+        raise ExpertError(
+            f"{shown(str(folder))}: {CONFIG} or {WEIGHTS} differs from {SUMS}; a file is damaged or was edited: copy "
+            f"the folder again, or accept it as it is by deleting {SUMS}"
+        )
+
+
 def _at(folder: Path) -> str:
     return shown(str(folder / CONFIG))
-
-
-def check_name(name: str) -> str:
-    """The name, when it is a good one.
-
-    Raises:
-        ExpertError: It is not `[A-Za-z0-9._-]{1,64}`, or is only dots.
-    """
-    if not _NAME.fullmatch(name) or not name.strip("."):
-        raise ExpertError(f"expert name {name[:80]!r} is not 1 to 64 of A-Z a-z 0-9 . _ -; rename it")
-    return name
-
-
-def plain_name(text: str) -> str:
-    """A good name out of any folder's: characters that names do not have become `_`."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", text)[:64]
-    return name if name.strip(".") else "expert"
 
 
 def check_delta(where: str, key: str, delta_R: Tensor) -> None:

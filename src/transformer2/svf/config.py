@@ -21,7 +21,7 @@ from torch import Tensor
 
 from transformer2.errors import ConfigError
 from transformer2.experts.card import write_card
-from transformer2.experts.read import CONFIG, FORMAT_VERSION, WEIGHTS, checksums
+from transformer2.experts.format import CONFIG, FORMAT_VERSION, WEIGHTS, checksums
 from transformer2.svf.forms import FORMS, Form
 from transformer2.svf.register import extend_peft_types, register
 

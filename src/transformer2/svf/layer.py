@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from transformer2.errors import ConfigError, UserError
-from transformer2.experts.read import module_path
+from transformer2.experts.format import module_path
 from transformer2.svf import forms
 from transformer2.svf.basis import Basis, Side
 from transformer2.svf.config import SVFConfig, check_form

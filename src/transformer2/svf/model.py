@@ -29,7 +29,7 @@ from peft.utils.peft_types import PeftType, register_peft_method
 from torch import Tensor, nn
 
 from transformer2.errors import BasisError, ConfigError, ExpertError, UserError
-from transformer2.experts.read import BASE, CONFIG, WEIGHTS, delta_key, module_path
+from transformer2.experts.format import BASE, CONFIG, WEIGHTS, delta_key, module_path
 from transformer2.svf.bases import Bases
 from transformer2.svf.bypassed import check_all_called
 from transformer2.svf.config import SVFConfig, tensors_sha256
