@@ -59,7 +59,8 @@ class LocalCheckpoint:
         config = getattr(model, "config", None)
         folder = on_disk(str(getattr(config, "_name_or_path", "")))
         # Code that runs out of the folder was trusted when the model was loaded.
-        return folder and cls(folder, dtype, type(config).__module__.startswith("transformers_modules"))
+        trusted = type(config).__module__.startswith("transformers_modules")
+        return None if folder is None else cls(folder, dtype, trusted)
 
     @cached_property
     def config(self) -> Any:

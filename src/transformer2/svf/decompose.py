@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,12 @@ def _bases(
     with tqdm(total=sum(costs.values()), unit="flop", unit_scale=True, disable=not progress, desc="decompose") as bar:
         for done, (name, cost) in enumerate(costs.items()):
             bar.set_postfix_str(f"{done}/{len(names)} {name}")
-            yield name, cache.get(name, lambda name=name: checkpoint.matrix(name).to(device), verify=True)
+            yield name, cache.get(name, partial(_weight, checkpoint, name, device), verify=True)
             bar.update(cost)
+
+
+def _weight(checkpoint: LocalCheckpoint, name: str, device: str) -> Tensor:
+    return checkpoint.matrix(name).to(device)
 
 
 def _check_device(device: str | None) -> None:

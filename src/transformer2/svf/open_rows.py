@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from contextvars import ContextVar
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -23,7 +23,7 @@ class Rows:
     _of_this_code: ContextVar[tuple[Rows, ...]] = ContextVar("svf_rows", default=())
     everywhere: ClassVar[set[Rows]] = set()  # all that are open
 
-    def __init__(self, deltas: dict[nn.Module, Tensor]):
+    def __init__(self, deltas: dict[Any, Tensor]):
         self.deltas, self.thread = deltas, threading.get_ident()
 
     def __enter__(self) -> Rows:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from transformer2.tiny import words, world
@@ -112,9 +111,14 @@ def _rows(kinds: dict[str, float], count: int, rng: random.Random, tokenizer: Pr
 
 def collate(rows: list[Row], pad_id: int) -> tuple[Tensor, Tensor]:
     """Right-padded ids (B, T) and loss weights (B, T - 1) of the predicted tokens."""
-    ids_BT = pad_sequence([torch.tensor(ids) for ids, _ in rows], batch_first=True, padding_value=pad_id)
-    weights = [torch.tensor([PROMPT_WEIGHT] * n + [1.0] * (len(ids) - n)) for ids, n in rows]
-    return ids_BT, pad_sequence(weights, batch_first=True)[:, 1:]
+    width = max(len(ids) for ids, _ in rows)
+    ids_BT = torch.full((len(rows), width), pad_id)
+    weight_BT = torch.zeros(len(rows), width)
+    for b, (ids, num_prompt) in enumerate(rows):
+        ids_BT[b, : len(ids)] = torch.tensor(ids)
+        weight_BT[b, :num_prompt] = PROMPT_WEIGHT
+        weight_BT[b, num_prompt : len(ids)] = 1.0
+    return ids_BT, weight_BT[:, 1:]
 
 
 def batches(phase: str, size: int, rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[Row]]:
