@@ -283,7 +283,7 @@ def test_a_lora_run_is_scored_as_it_was_trained(tmp_path: Path, capsys: pytest.C
     steps = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--data.batch_size", "8"]
     assert main([*command, *steps, "--run_dir", str(tmp_path / "fit")]) == 0
     expert = str(tmp_path / "fit" / "expert")
-    assert (tmp_path / "fit" / "expert" / "sha256sums.txt").is_file()
+    assert (tmp_path / "fit" / "expert" / "manifest.sha256").is_file()
     assert main(["test", "--expert", expert, *small, "--run_dir", str(tmp_path / "test")]) == 0
     records = [
         [json.loads(line)["completion"] for line in (tmp_path / run / "records.jsonl").read_text().splitlines()]

@@ -23,13 +23,12 @@ from typing import Any
 import torch
 
 from transformer2.errors import CheckpointError
-from transformer2.files import fsync, whole_folder, write_file
+from transformer2.files import MANIFEST, fsync, manifest, whole_folder, write_file
 
 __all__ = ["pack", "read_checkpoint", "seal_folder", "write_checkpoint"]
 
 MARK = b"transformer2 sha256 "
 SEAL = len(MARK) + 64
-MANIFEST = "manifest.sha256"
 
 
 def pack(content: dict[str, Any]) -> bytes:
@@ -113,7 +112,7 @@ def _deepspeed_classes() -> list[Any]:
 
 def _manifest(folder: Path) -> str:
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir() and p.name != MANIFEST)
-    return "".join(f"{hashlib.sha256(_read(folder / name)).hexdigest()}  {name}\n" for name in files)
+    return manifest(folder, files, CheckpointError)
 
 
 def _read(path: Path, sealed: bool = False) -> bytes:

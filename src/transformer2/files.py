@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from transformer2.errors import UserError, shown
+
+MANIFEST = "manifest.sha256"
 
 
 def read_file(path: str | Path, limit: int, error: type[UserError] = UserError) -> bytes:
@@ -43,6 +46,12 @@ def read_file(path: str | Path, limit: int, error: type[UserError] = UserError) 
     if status.st_size > limit or len(data) > limit:
         raise error(f"{name} has more than {limit} bytes, which no file of this kind has; check where it came from")
     return data
+
+
+def manifest(folder: Path, names: Iterable[str], error: type[UserError] = UserError) -> str:
+    """The content of a folder's MANIFEST: the SHA-256 of these files, as `sha256sum -c` reads it."""
+    hashes = {name: hashlib.sha256(read_file(folder / name, 2**62, error)).hexdigest() for name in names}
+    return "".join(f"{found}  {name}\n" for name, found in hashes.items())
 
 
 def write_file(path: Path, data: bytes, temporary: Path, check: Callable[[bytes], object] | None = None) -> None:

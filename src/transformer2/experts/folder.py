@@ -15,18 +15,15 @@ from transformer2.errors import ExpertError
 from transformer2.experts.card import write_card
 from transformer2.experts.format import (
     CONFIG,
-    LARGEST_ADAPTER,
     LARGEST_EXPERT,
-    SUMS,
     WEIGHTS,
     check_name,
     checksums,
     delta_key,
     module_of,
-    sums_of,
 )
 from transformer2.experts.read import Expert, check_delta, read_adapter, read_config
-from transformer2.files import read_file, replace_folder, write_file
+from transformer2.files import MANIFEST, manifest, read_file, replace_folder, write_file
 
 __all__ = ["expert_folder", "save_expert", "seal_adapter", "stamp_expert"]
 
@@ -104,8 +101,7 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
 def seal_adapter(folder: Path) -> None:
     """Write the checksums of what PEFT saved there beside it, unless it is an SVF expert, which carries its own."""
     if read_config(folder)["peft_type"] != "SVF":
-        weights = read_file(folder / WEIGHTS, LARGEST_ADAPTER, ExpertError)
-        (folder / SUMS).write_text(sums_of(folder, weights), encoding="utf-8")
+        (folder / MANIFEST).write_text(manifest(folder, (CONFIG, WEIGHTS), ExpertError), encoding="utf-8")
 
 
 def stamp_expert(folder: str | Path) -> Path:

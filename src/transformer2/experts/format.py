@@ -6,20 +6,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from transformer2.errors import ExpertError
-from transformer2.files import read_file
 
 __all__ = [
-    "BASE", "CONFIG", "FORMAT_VERSION", "LARGEST_ADAPTER", "LARGEST_CONFIG", "LARGEST_EXPERT", "ROLES", "SUMS",
-    "WEIGHTS", "check_name", "checksums", "config_sha256", "delta_key", "module_of", "module_path", "plain_name",
-    "sums_of",
+    "BASE", "CONFIG", "FORMAT_VERSION", "LARGEST_ADAPTER", "LARGEST_CONFIG", "LARGEST_EXPERT", "ROLES", "WEIGHTS",
+    "check_name", "checksums", "config_sha256", "delta_key", "module_of", "module_path", "plain_name",
 ]  # fmt: skip
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-SUMS = "sha256sums.txt"  # beside an adapter of another method, whose config has no fields for checksums
 FORMAT_VERSION = 2  # 1 had no config_sha256
 BASE = "base_model.model."  # PEFT's name for the base model, in front of every module path
 LARGEST_CONFIG, LARGEST_EXPERT, LARGEST_ADAPTER = 2**23, 2**30, 2**36
@@ -55,12 +51,6 @@ def config_sha256(config: Mapping[str, Any]) -> str:
     """The checksum of an adapter_config.json, and through its `sha256` of the weights: over all fields but itself."""
     rest = {key: value for key, value in config.items() if key != "config_sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def sums_of(folder: Path, weights: bytes) -> str:
-    """The lines that `sha256sum -c` reads, of an adapter's two files."""
-    content = {CONFIG: read_file(folder / CONFIG, LARGEST_CONFIG, ExpertError), WEIGHTS: weights}
-    return "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in content.items())
 
 
 def check_name(name: str) -> str:

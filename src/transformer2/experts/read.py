@@ -33,16 +33,14 @@ from transformer2.experts.format import (
     LARGEST_CONFIG,
     LARGEST_EXPERT,
     ROLES,
-    SUMS,
     WEIGHTS,
     check_name,
     config_sha256,
     delta_key,
     module_of,
     plain_name,
-    sums_of,
 )
-from transformer2.files import read_file, whole_folder
+from transformer2.files import MANIFEST, manifest, read_file, whole_folder
 
 __all__ = ["Expert", "config_for_peft", "read_adapter", "read_config", "read_expert"]
 
@@ -208,7 +206,7 @@ def read_adapter(folder: str | Path, only_z: bool = False) -> tuple[dict[str, An
         elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             _raise_non_finite(file, shown(key, 80))
     if not svf:
-        _check_sums(folder, data)
+        _check_manifest(folder)
     else:
         _check_config_sha256(folder, config)
         config["sha256"] = hashlib.sha256(data).hexdigest()
@@ -259,13 +257,14 @@ def _check_config_sha256(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_sums(folder: Path, weights: bytes) -> None:
-    if not (folder / SUMS).exists():
-        return  # PEFT wrote it, or an earlier version of ours
-    if read_file(folder / SUMS, LARGEST_CONFIG, ExpertError).decode(errors="replace") != sums_of(folder, weights):
+def _check_manifest(folder: Path) -> None:
+    if not (folder / MANIFEST).exists():
+        return  # PEFT saved it, or an earlier version of ours
+    sealed = read_file(folder / MANIFEST, LARGEST_CONFIG, ExpertError).decode(errors="replace")
+    if sealed != manifest(folder, (CONFIG, WEIGHTS), ExpertError):
         raise ExpertError(
-            f"{shown(str(folder))}: {CONFIG} or {WEIGHTS} differs from {SUMS}; a file is damaged or was edited: copy "
-            f"the folder again, or accept it as it is by deleting {SUMS}"
+            f"{shown(str(folder))}: {CONFIG} or {WEIGHTS} differs from {MANIFEST}; it is damaged or was edited: copy "
+            f"the folder again, or accept it as it is by deleting {MANIFEST}"
         )
 
 
