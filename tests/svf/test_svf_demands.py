@@ -155,6 +155,8 @@ def test_9_importing_transformer2_is_cheap():
         "import peft; import transformer2",
         "from transformer2.svf.config import SVFConfig; SVFConfig()",
         "import transformer2.svf.layer; import transformer2; transformer2.SVFConfig()",
+        "import transformer2.svf.bases; import transformer2; transformer2.SVFConfig()",
+        "import transformer2.svf.targets; import transformer2; transformer2.SVFConfig()",
     ],
 )
 def test_9_any_import_order_registers(first):

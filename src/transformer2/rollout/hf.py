@@ -46,7 +46,7 @@ class HFEngine(RolloutEngine):
         eos_ids: See RolloutEngine.
         max_rows: Rows generated at a time; None takes the whole batch. Halved when memory does not suffice.
         lockstep: Says on every rank whether something is so on some rank. Given, all ranks run equally many forward
-            passes, as weights that are shared out among them need; a rank that is done keeps others company, and none
+            passes, as weights that are sharded among them need; a rank that is done keeps others company, and none
             halves its rows by itself.
         merge: Draw under weights into which the active z is composed, where that is possible: the base model's speed.
         stop: See RolloutEngine.
