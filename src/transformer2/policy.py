@@ -46,15 +46,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 
 def load_config(base: str, model_kwargs: Mapping[str, Any] | None = None) -> PretrainedConfig:
-    """The base model's config.
-
-    Args:
-        base: `tiny`, a folder, or a Hub id.
-        model_kwargs: As `load_base` takes them.
-
-    Raises:
-        DataError: The base cannot be found; the message says what to give instead.
-    """
+    """The base model's config; arguments and errors as of `load_base`."""
     with _readable(base):
         folder = base_folder(base, model_kwargs, weights=False)
         return AutoConfig.from_pretrained(str(folder), **for_readers(model_kwargs))
@@ -63,14 +55,8 @@ def load_config(base: str, model_kwargs: Mapping[str, Any] | None = None) -> Pre
 def load_tokenizer(base: str, model_kwargs: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, padding on the left.
 
-    A tokenizer without a pad token pads with its EOS token; masks, made from lengths, tell the two apart.
-
-    Args:
-        base: `tiny`, a folder, or a Hub id.
-        model_kwargs: As `load_base` takes them.
-
-    Raises:
-        DataError: The base cannot be found or has no tokenizer; the message says what to give instead.
+    A tokenizer without a pad token pads with its EOS token; masks, made from lengths, tell the two apart. Arguments and
+    errors as of `load_base`; a base without a tokenizer is a DataError, too.
     """
     with _readable(base):
         folder = base_folder(base, model_kwargs, weights=False)
@@ -94,6 +80,10 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
         dtype: `auto` (as stored), or a torch dtype's name.
         kwargs: `model_kwargs`: which files (`revision`, `subfolder`, `cache_dir`, `token`, `trust_remote_code`), and
             what `from_pretrained` makes of them (`attn_implementation`, `device_map`, `quantization_config`, ...).
+
+    Raises:
+        DataError: The base cannot be found or read; the message says what to give instead.
+        ConfigError: It cannot be loaded so; the message names the key.
     """
     options = for_weights(kwargs)
     if dtype not in get_args(DType):

@@ -57,16 +57,15 @@ def import_reference_checkpoint(
         UserError: See `svf.decompose`.
     """
     # transformers and peft load in seconds; reading and mixing experts does without them.
-    from transformer2.svf.base_folder import base_folder
     from transformer2.svf.checkpoint import LocalCheckpoint
     from transformer2.svf.decompose import base_bases
-    from transformer2.svf.fingerprint import fingerprint_folder
+    from transformer2.svf.fingerprint import fingerprint_checkpoint
 
     path = Path(path).expanduser()
-    folder = base_folder(base)
-    params = _named(path, _unpickle(path), LocalCheckpoint(folder).skeleton)
+    checkpoint = LocalCheckpoint.of_base(base)
+    params = _named(path, _unpickle(path), checkpoint.skeleton)
     deltas = {}
-    for module, sigma_R in base_bases(folder, list(params), cache_dir, progress):
+    for module, sigma_R in base_bases(checkpoint.folder, list(params), cache_dir, progress):
         p_R = params[module].float()
         if p_R.shape != sigma_R.shape:
             raise ExpertError(
@@ -74,7 +73,8 @@ def import_reference_checkpoint(
                 f"{tuple(sigma_R.shape)}; give the base model it was trained on"
             )
         deltas[module] = renorm_decode(p_R.double(), sigma_R).nan_to_num(nan=0.0).float()  # W = 0 has no z
-    return Expert(name or plain_name(path.stem), None, task, None, None, str(base), fingerprint_folder(folder), deltas)
+    print_of_base = fingerprint_checkpoint(checkpoint)
+    return Expert(name or plain_name(path.stem), None, task, None, None, str(base), print_of_base, deltas)
 
 
 def _unpickle(path: Path) -> dict[str, Any]:

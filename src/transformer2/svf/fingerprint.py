@@ -19,7 +19,6 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from transformer2.errors import BasisError, shown
 from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.quantised import base_model, quantisation_name, unquantised_checkpoint
 
-__all__ = ["fingerprint", "fingerprint_checkpoint", "fingerprint_folder", "warn_of_another_base"]
+__all__ = ["fingerprint", "fingerprint_checkpoint", "warn_of_another_base"]
 
 _ROWS, _COLUMNS = 8, 64
 # Short on purpose: library defaults come and go in `config.to_dict()`, and an expert must outlive an upgrade.
@@ -73,11 +72,7 @@ def warn_of_another_base(experts: Mapping[str, tuple[str | None, str | None]], m
     """Note which experts were trained on another base than this model, or at another precision.
 
     They run all the same: other weights of one architecture are an experiment (paper, Table 5), but a surprise when it
-    was not meant as one.
-
-    Args:
-        experts: Expert -> its base's fingerprint and `quantisation_name`.
-        model: The model it runs on.
+    was not meant as one. `experts`: name -> its base's fingerprint and `quantisation_name`.
     """
     try:
         ours = fingerprint(model) if any(theirs for theirs, _ in experts.values()) else ""
@@ -100,16 +95,6 @@ def warn_of_another_base(experts: Mapping[str, tuple[str | None, str | None]], m
             "docs/quantised.md says what that costs",
             stacklevel=3,
         )
-
-
-def fingerprint_folder(path: str | Path, dtype: torch.dtype | None = None) -> str:
-    """The fingerprint of a model folder; see `fingerprint_checkpoint`.
-
-    Args:
-        path: Folder with config.json and safetensors weights.
-        dtype: The dtype the model would be loaded in; None means the checkpoint's own.
-    """
-    return fingerprint_checkpoint(LocalCheckpoint(path, dtype))
 
 
 def fingerprint_checkpoint(checkpoint: LocalCheckpoint) -> str:

@@ -99,13 +99,7 @@ def batch_rows(model: nn.Module, size: int) -> Iterator[Callable[[Tensor], None]
 def rows_by_name(
     tuner: BaseTuner, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Iterator[None]:
-    """PEFT's `adapter_names`: inside, row b of the batch runs under the adapter names[b], `__base__` for none.
-
-    Args:
-        tuner: The model's tuner.
-        names: One per row, before `generate` expands them.
-        args: Of the call.
-        kwargs: Of the call.
+    """PEFT's `adapter_names`: inside, row b of this call's batch runs under the adapter names[b], `__base__` for none.
 
     Raises:
         ConfigError: As PEFT refuses them for LoRA: unknown names, too many or too few, training mode.

@@ -72,10 +72,6 @@ def role_of(name: str) -> str | None:
 def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
     """The modules that a config tunes, as full paths in module order.
 
-    Args:
-        model: The base model, plain or with SVF layers in place.
-        config: Its `target_modules`, `exclude_modules`, `layers_to_transform`, `layers_pattern` and `modules_to_save`.
-
     Raises:
         ConfigError: The output head or the embeddings are asked for, a name matches nothing, experts are fused 3-D
             parameters, or nothing is left to tune.
