@@ -223,7 +223,7 @@ def _layers_with_gradient(job: Job) -> tuple[int, int, int]:
     return 2 * layers - without, layers - without, layers
 
 
-def _inputs(matrices: Iterable[Matrix], shared: bool = True) -> int:
+def _inputs(matrices: Iterable[Matrix], shared: bool) -> int:
     """Sum of the inputs that tuned matrices keep; one that several matrices of a layer share is kept once."""
     kept = {(m.layer, SHARED_INPUT.get(m.leaf, m.leaf) if shared else m.leaf): m.n for m in matrices}
     return sum(kept.values())
