@@ -11,12 +11,14 @@ from typing import Any
 from transformer2.errors import ExpertError
 
 __all__ = [
-    "BASE", "CONFIG", "FORMAT_VERSION", "LARGEST_ADAPTER", "LARGEST_CONFIG", "LARGEST_EXPERT", "ROLES", "WEIGHTS",
+    "BASE", "CONFIG", "FORMAT_VERSION", "LARGEST_ADAPTER", "LARGEST_CONFIG", "LARGEST_EXPERT", "OLD_FIELDS",
+    "OLD_FORMS", "ROLES", "WEIGHTS",
     "check_name", "checksums", "config_sha256", "delta_key", "module_of", "module_path", "plain_name",
 ]  # fmt: skip
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FORMAT_VERSION = 2  # 1 had no config_sha256
+OLD_FORMS, OLD_FIELDS = ("auto", "merged"), frozenset({"init_std"})  # in experts that earlier versions saved
 BASE = "base_model.model."  # PEFT's name for the base model, in front of every module path
 LARGEST_CONFIG, LARGEST_EXPERT, LARGEST_ADAPTER = 2**23, 2**30, 2**36
 ROLES = ("mlp", "attention", "all-linear")  # words of target_modules; any other string is a regular expression

@@ -32,6 +32,8 @@ from transformer2.experts.format import (
     LARGEST_ADAPTER,
     LARGEST_CONFIG,
     LARGEST_EXPERT,
+    OLD_FIELDS,
+    OLD_FORMS,
     ROLES,
     WEIGHTS,
     check_name,
@@ -44,7 +46,6 @@ from transformer2.files import MANIFEST, manifest, read_file, whole_folder
 
 __all__ = ["Expert", "config_for_peft", "read_adapter", "read_config", "read_expert"]
 
-OLD_FORMS, OLD_FIELDS = ("auto", "merged"), frozenset({"init_std"})  # in experts that earlier versions saved
 _FACTS = ("task", "step", "score", "base_fingerprint", "base_quantisation", "revision", "sha256")
 _FIELDS: dict[str, tuple[type, ...]] = {
     "task": (str,),

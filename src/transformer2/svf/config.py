@@ -21,7 +21,7 @@ from torch import Tensor
 
 from transformer2.errors import ConfigError
 from transformer2.experts.card import write_card
-from transformer2.experts.format import CONFIG, FORMAT_VERSION, WEIGHTS, checksums
+from transformer2.experts.format import CONFIG, FORMAT_VERSION, OLD_FORMS, WEIGHTS, checksums
 from transformer2.svf.forms import FORMS, Form
 from transformer2.svf.register import extend_peft_types, register
 
@@ -172,7 +172,7 @@ def _check_layers(layers: Any, pattern: Any) -> None:
 
 def check_form(form: str) -> None:
     """Raise ConfigError where this is no form."""
-    if form in ("auto", "merged"):
+    if form in OLD_FORMS:
         raise ConfigError(
             f"form={form!r} is no longer a form of training; leave it out for 'delta', which is exact (rollouts and "
             "exports merge by themselves)"
