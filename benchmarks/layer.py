@@ -3,8 +3,8 @@
     python benchmarks/run.py layer
 
 A step is 8 micro-batches of 512 tokens, forward and backward to the input and to z, after which z changes; so the
-merged form and the reference compose W' once per step. With 4096 tokens a step is 8 r tokens long; 256 answers of 300
-tokens on an 8B model are 19 r. The last rows compose for every 512 tokens (1 r), the merged form's worst case.
+reference composes W' once per step. With 4096 tokens a step is 8 r tokens long; 256 answers of 300 tokens on an 8B
+model are 19 r.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformer2.svf.basis import compute_basis
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.layer import SVFLayer
 
-TARGETS = {"factored": 1.40, "merged": 1.45, "delta": 1.75}
+TARGETS = {"factored": 1.40, "delta": 1.75}
 SHAPES = {"rho 0.29 in": (1792, 512), "rho 0.29 out": (512, 1792), "rho 1": (1024, 1024)}  # (m, n)
 
 
@@ -47,9 +47,6 @@ def _shape_rows(name: str, m: int, n: int, tokens: int, micro_batches: int, roun
     lora = inject_adapter_in_model(LoraConfig(r=16, target_modules=["0"]), nn.Sequential(linear))
     steps["PEFT LoRA r16"] = _step(lora, batches, grads)
     steps["reference"] = _reference_step(RecomposedLinear(linear), batches, grads)
-    merged = SVFLayer(linear, "default", SVFConfig(form="merged"), basis)
-    pieces = [_step(merged, [x], [g]) for x, g in zip(batches, grads, strict=True)]
-    steps["merged, composed for every micro-batch"] = lambda: [piece() for piece in pieces] and None
 
     times = interleave(steps, rounds)
     note = f"{m} x {n}, {micro_batches} x {tokens} tokens; frozen {1e3 * times.median('frozen'):.0f} ms"

@@ -32,7 +32,7 @@ from transformer2.cli.train import KEYS
 from transformer2.data import ExpertDataModule
 from transformer2.module import SVFReinforceModule
 from transformer2.policy import load_expert
-from transformer2.svf import model as svf_model
+from transformer2.svf import bases as svf_bases
 from transformer2.tiny import model_path
 from transformer2.types import Score
 
@@ -65,7 +65,7 @@ def measure(toy: bool = False) -> list[Row]:
         for name, flags in bases.items():
             scores |= {(name, of): score for of, score in _score(flags, experts, toy).items()}
             if name not in ("fp32", "bf16"):
-                with mock.patch.object(svf_model, "unquantised_checkpoint", lambda model: None):
+                with mock.patch.object(svf_bases, "unquantised_checkpoint", lambda model: None):
                     found = _score(flags, {ROUNDED: experts["fp32"]}, toy)
                 scores[name, ROUNDED] = found[ROUNDED]
     print(matrix(scores), flush=True)

@@ -19,14 +19,12 @@ from _models import MLP, embedded_model, random_llama, rollouts
 from _reference import recomposed
 from _steps import KL_COEF, forward_of, reference_step_of, step_of
 from peft import LoraConfig
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from transformer2.policy import build_policy
 from transformer2.svf.config import SVFConfig
-from transformer2.svf.model import svf_layers
 
-SPEED = {"factored": 1.05, "delta": 1.25, "merged": None}
+SPEED = {"factored": 1.05, "delta": 1.25}
 FASTER = 5.0 if DEVICE.type == "cuda" else 1.3
 ALL = (*MLP, "q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -52,14 +50,11 @@ def _rows(
     for form, config in configs.items():
         policy = build_policy(copy.deepcopy(base), config)
         steps[form] = step_of(policy, batch, advantages_B, kl_coef=0.0)
-        if form in ("delta", "factored"):
+        if form in SPEED:
             steps[f"{form} with KL"] = step_of(policy, batch, advantages_B, kl_coef=KL_COEF)
         steps[form]()
         forward = forward_of(policy, batch, advantages_B, kl_coef=0.0)
-        with torch.no_grad():
-            forward()  # composes W' for the z of now
-        resident = [*policy.parameters(), *policy.buffers(), *_composed(policy)]
-        saved[form] = saved_bytes(forward, resident)
+        saved[form] = saved_bytes(forward, [*policy.parameters(), *policy.buffers()])
     dense = copy.deepcopy(base)
     steps["reference with KL"] = reference_step_of(dense, recomposed(dense, modules), base, batch, advantages_B)
     peak = {form: peak_bytes(step) for form, step in steps.items()}
@@ -72,7 +67,7 @@ def _rows(
     ]
     for what, sizes in {"saved for backward": saved, "peak allocated": peak}.items():
         for form in SPEED:
-            limit = 1.0 if what.startswith("saved") and form != "merged" else None
+            limit = 1.0 if what.startswith("saved") else None
             note = f"{sizes[form] / MIB:.1f} of {sizes['LoRA'] / MIB:.1f} MiB"
             rows.append(
                 Row(f"{name}: {form} / LoRA r16, {what}", sizes[form] / sizes["LoRA"], at_most=limit, note=note)
@@ -84,8 +79,3 @@ def _rows(
     note = f"{peak['reference with KL'] / MIB:.0f} of {peak['delta with KL'] / MIB:.0f} MiB"
     lighter = peak["reference with KL"] / peak["delta with KL"]
     return [*rows, Row(f"{name}: reference / delta with KL, peak allocated", lighter, note=note)]
-
-
-def _composed(policy: Any) -> list[Tensor]:
-    """Weights W' of the merged form: as many bytes whatever the batch, so no activations."""
-    return [layer._composed[2] for _, layer in svf_layers(policy) if layer._composed is not None]

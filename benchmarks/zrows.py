@@ -29,7 +29,8 @@ from transformer2.policy import build_policy
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
 from transformer2.svf.config import SVFConfig
-from transformer2.svf.model import factored_for_choice, svf_layers
+from transformer2.svf.layer import svf_layers
+from transformer2.svf.modes import factored_for_choice
 from transformer2.types import PromptBatch
 
 EXPERTS = 8

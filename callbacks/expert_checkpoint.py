@@ -11,7 +11,8 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from transformer2.experts import replace_folder
+from transformer2.experts import seal_adapter
+from transformer2.files import replace_folder
 from transformer2.module import SVFReinforceModule
 from transformer2.module.identity import KEY
 
@@ -86,6 +87,7 @@ class ExpertCheckpoint(L.Callback):
         target = self.folder(trainer)
         fresh = target.with_name(f".{target.name}.{os.getpid()}")
         pl_module.policy.save_pretrained(fresh, save_embedding_layers=False)  # they are never tuned
+        seal_adapter(fresh)
         replace_folder(fresh, target)
 
     def _metadata(self, trainer: L.Trainer, pl_module: SVFReinforceModule) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from transformer2.arguments import NotNegativeInt, check_arguments
 from transformer2.module import SVFReinforceModule
-from transformer2.svf.model import svf_layers
+from transformer2.svf.layer import svf_layers
 from transformer2.types import Rollouts, Verdict
 
 

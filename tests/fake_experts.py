@@ -6,8 +6,8 @@ import torch
 
 from transformer2.experts import Expert, save_expert
 from transformer2.policy import build_policy, load_base
-from transformer2.svf.cache import fingerprint
-from transformer2.svf.model import svf_layers
+from transformer2.svf.fingerprint import fingerprint
+from transformer2.svf.layer import svf_layers
 
 ALL = {"peft_type": "SVF", "target_modules": "all-linear"}
 

@@ -10,7 +10,7 @@ import transformers as tf
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from transformer2.svf.model import svf_layers
+from transformer2.svf.layer import svf_layers
 
 VOCAB = 64
 _COMMON = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)

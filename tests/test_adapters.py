@@ -16,6 +16,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformer2.adapters import expert_adapter
 from transformer2.cli import main
 from transformer2.errors import ConfigError, ExpertError, UserError
+from transformer2.experts import seal_adapter
 from transformer2.module import SVFReinforceModule
 from transformer2.policy import build_policy, hidden_states, lm_head, load_base, load_expert, reference
 from transformer2.svf.fingerprint import fingerprint
@@ -241,6 +242,22 @@ def test_a_strange_lora_is_an_expert_error(
     assert "\n" not in str(e.value) and len(str(e.value)) < 700
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_damaged_byte_of_a_sealed_lora_is_an_expert_error(folder: Path, tmp_path: Path, name: str) -> None:
+    policy, _ = trained(folder, lora(), tmp_path)
+    seal_adapter(tmp_path)
+    load_expert(policy, tmp_path)
+    file = tmp_path / name
+    whole = file.read_bytes()
+    for i in range(len(whole) // 2, len(whole), 97):
+        file.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
+        with pytest.raises(ExpertError) as e:
+            load_expert(policy, tmp_path)
+        assert "\n" not in str(e.value)
+    file.write_bytes(whole)
+    load_expert(policy, tmp_path)
+
+
 def test_another_base_is_named(folder: Path, tmp_path: Path) -> None:
     """`test`, `validate` and `fit --expert` say so as `adapt` does."""
     twin = load_base(str(folder))
@@ -266,6 +283,7 @@ def test_a_lora_run_is_scored_as_it_was_trained(tmp_path: Path, capsys: pytest.C
     steps = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--data.batch_size", "8"]
     assert main([*command, *steps, "--run_dir", str(tmp_path / "fit")]) == 0
     expert = str(tmp_path / "fit" / "expert")
+    assert (tmp_path / "fit" / "expert" / "manifest.sha256").is_file()
     assert main(["test", "--expert", expert, *small, "--run_dir", str(tmp_path / "test")]) == 0
     records = [
         [json.loads(line)["completion"] for line in (tmp_path / run / "records.jsonl").read_text().splitlines()]

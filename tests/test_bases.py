@@ -25,8 +25,9 @@ from transformer2.experts import read_expert
 from transformer2.module import SVFReinforceModule
 from transformer2.plan.shape import model_shape
 from transformer2.policy import base_dtype, load_base, load_config, load_tokenizer
+from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.decompose import decompose
-from transformer2.svf.fingerprint import fingerprint, fingerprint_folder
+from transformer2.svf.fingerprint import fingerprint, fingerprint_checkpoint
 
 SMALL = ["--data.task", "toy_task.FirstLetter", "--model.max_new_tokens", "6", "--quiet"]
 STEPS = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--data.batch_size", "8"]
@@ -73,7 +74,7 @@ def test_everything_reads_the_same_files(source: tuple[str, dict[str, Any]], hub
     assert load_tokenizer(base, options).chat_template == TEMPLATE
     assert load_config(base, options).hidden_size == 32 and base_dtype(base, "auto", options) == torch.bfloat16
     model = load_base(base, "auto", **options)
-    ours = fingerprint_folder(v1(hub))
+    ours = fingerprint_checkpoint(LocalCheckpoint(v1(hub)))
     assert model.dtype == torch.bfloat16 and fingerprint(model) == ours
     report = decompose(base, "mlp", cache_dir=tmp_path, progress=False, model_kwargs=options)
     assert report["fingerprint"] == ours and report["matrices"] == 6
@@ -92,7 +93,8 @@ def test_a_run_at_a_revision_is_scored_at_it(hub: Path, tmp_path: Path, capsys: 
     fit = ["fit", "--config", "conf/tiny.yaml", "--model.base", "org/model", *where, *SMALL, *STEPS]
     assert main([*fit, "--run_dir", str(tmp_path / "fit")]) == 0
     expert = tmp_path / "fit" / "expert"
-    assert read_expert(expert).revision == "v1" and read_expert(expert).base_fingerprint == fingerprint_folder(v1(hub))
+    assert read_expert(expert).revision == "v1"
+    assert read_expert(expert).base_fingerprint == fingerprint_checkpoint(LocalCheckpoint(v1(hub)))
     card = (expert / "README.md").read_text()
     assert "from_pretrained('org/model', revision='v1')" in card and str(hub) not in card
     assert "hf_secret" not in "".join(

@@ -21,9 +21,10 @@ from transformer2.errors import BasisError, ConfigError, UserError
 from transformer2.policy import load_base
 from transformer2.svf import decompose as module
 from transformer2.svf.basis import Basis, basis_error, compute_basis
-from transformer2.svf.cache import BasisCache, fingerprint
+from transformer2.svf.cache import BasisCache
 from transformer2.svf.decompose import decompose
-from transformer2.svf.model import svf_layers
+from transformer2.svf.fingerprint import fingerprint
+from transformer2.svf.layer import svf_layers
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +250,6 @@ def test_a_checkpoint_of_several_modalities_is_decomposed_as_the_model_that_asks
     assert built["fingerprint"] == fingerprint(base)
     policy = get_peft_model(base, SVFConfig(target_modules="all-linear", basis_cache=str(tmp_path / "cache")))
     layers = svf_layers(policy)
-    assert len(layers) == built["matrices"] == policy.base_model._basis_cache.counts["reused"] > 10
+    assert len(layers) == built["matrices"] == policy.base_model._bases.cache.counts["reused"] > 10
     for name, layer in layers:
         assert basis_error(Basis(layer.side, layer.svf_basis.data, layer._sigma_R), layer.weight_mn())[1] < 1e-3, name

@@ -6,7 +6,8 @@ from fakes import make_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from transformer2.errors import UserError
-from transformer2.policy import build_policy, export_merged, load_base, load_tokenizer
+from transformer2.export import export_merged
+from transformer2.policy import build_policy, load_base, load_tokenizer
 
 SVF = {"target_modules": "all-linear"}
 

@@ -14,8 +14,7 @@ from transformer2.module.training import predicting_states
 from transformer2.policy import build_policy, check_halves, lm_head
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
-from transformer2.svf.layer import dense_weight
-from transformer2.svf.model import svf_layers
+from transformer2.svf.layer import dense_weight, svf_layers
 from transformer2.types import Example
 
 EOS = list(range(2, 8))  # so many that rows end at different times

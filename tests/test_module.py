@@ -91,7 +91,6 @@ def rewards(trainer):
         {"adapter": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "down_proj"]}, "lr": 0.02},
         {"adapter": {**ALL, "parametrization": "sigmoid_renorm"}, "lr": 0.2},
         {"adapter": {**ALL, "form": "factored"}},
-        {"adapter": {**ALL, "form": "merged"}},
     ],
     ids=str,
 )

@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
-from transformer2.svf.model import merged_for_rollout
+from transformer2.svf.modes import merged_for_rollout
 from transformer2.types import PromptBatch
 
 UNIT = "tokens/s"

@@ -26,7 +26,7 @@ from transformer2.plan.terms import total
 from transformer2.policy import build_policy, checkpointed
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
-from transformer2.svf.model import merged_for_rollout
+from transformer2.svf.modes import merged_for_rollout
 from transformer2.types import PromptBatch, Rollouts
 
 WITHIN = 10.0  # per cent

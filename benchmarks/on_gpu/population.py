@@ -26,7 +26,7 @@ import transformer2
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
 from transformer2.svf.config import SVFConfig
-from transformer2.svf.model import svf_layers
+from transformer2.svf.layer import svf_layers
 from transformer2.types import PromptBatch
 
 NAMES = [f"expert{k}" for k in range(8)]

@@ -13,14 +13,14 @@ from transformer2.svf.register import register_when_peft_loads
 if TYPE_CHECKING:
     from transformer2.experts import compare_experts, import_reference_checkpoint, load_experts, mix_experts
     from transformer2.svf.config import SVFConfig
-    from transformer2.svf.model import set_form
+    from transformer2.svf.modes import set_form
     from transformer2.svf.rows import z_rows
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "SVFConfig": "transformer2.svf.config",
-    "set_form": "transformer2.svf.model",
+    "set_form": "transformer2.svf.modes",
     "z_rows": "transformer2.svf.rows",
     "compare_experts": "transformer2.experts",
     "import_reference_checkpoint": "transformer2.experts",

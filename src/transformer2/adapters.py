@@ -24,8 +24,9 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_tar
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from transformer2.errors import ConfigError, ExpertError, UserError, nearest, shown
-from transformer2.experts import read_adapter, read_config
+from transformer2.errors import ConfigError, ExpertError, UserError, nearest, one_line, shown
+from transformer2.experts.format import CONFIG, OLD_FIELDS
+from transformer2.experts.read import read_adapter, read_config
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import warn_of_another_base
 from transformer2.svf.targets import find_targets
@@ -33,7 +34,7 @@ from transformer2.svf.targets import find_targets
 __all__ = ["adapter_config", "expert_adapter", "load_expert"]
 
 _TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-_HOW = ("form", "parametrization", "init_std", "basis_cache")  # of SVF: how it trains, not what it is
+_HOW = ("form", "parametrization", "basis_cache")  # of SVF: how it trains, not what it is
 _SECONDS_TO_MATCH = 10
 _MATCH_ALL = """
 import json, re, sys
@@ -58,15 +59,14 @@ def adapter_config(adapter: Mapping[str, Any] | PeftConfig) -> PeftConfig:
     methods = _methods()
     if peft_type not in methods:
         raise ConfigError(f"unknown adapter.peft_type {peft_type!r}{nearest(peft_type, methods)}")
-    cls = methods[peft_type]
-    known = [f.name for f in dataclasses.fields(cls) if f.init]
-    for key in options:
+    known = _fields(methods[peft_type])
+    for key, value in options.items():
         if key not in known:
             near = "; did you mean 'r'?" if key == "rank" and "r" in known else nearest(key, known)
             raise ConfigError(f"unknown key adapter.{key} for {peft_type}{near}")
-        if isinstance(options[key], float) and not math.isfinite(options[key]):
-            raise ConfigError(f"adapter.{key} must be a finite number, not {options[key]}")
-    return _built(peft_type, lambda: cls(**options))
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"adapter.{key} must be a finite number, not {value}")
+    return _built(peft_type, lambda: methods[peft_type](**options))
 
 
 def expert_adapter(folder: str | Path, given: Mapping[str, Any], base: nn.Module) -> PeftConfig:
@@ -75,7 +75,7 @@ def expert_adapter(folder: str | Path, given: Mapping[str, Any], base: nn.Module
     Args:
         folder: The expert folder, of any of PEFT's methods.
         given: `model.adapter` as the user has it; may say less than the expert's config, but nothing else. What says
-            how SVF trains (`form`, `parametrization`, `init_std`, `basis_cache`) is taken from here.
+            how SVF trains (`form`, `parametrization`, `basis_cache`) is taken from here.
         base: The base model, without adapters.
 
     Raises:
@@ -84,37 +84,39 @@ def expert_adapter(folder: str | Path, given: Mapping[str, Any], base: nn.Module
     """
     folder = Path(folder).expanduser()
     saved = read_config(folder)
-    cls = _methods().get(saved["peft_type"])
-    if cls is None:
-        kind = shown(saved["peft_type"], 40)
-        raise ExpertError(f"{folder}: this PEFT knows no peft_type {kind!r}{nearest(kind, _methods())}")
-    fields = {f.name for f in dataclasses.fields(cls) if f.init}
-    if unknown := sorted(saved.keys() - fields - {"runtime_config"}):
+    kind = saved["peft_type"]
+    if (cls := _methods().get(kind)) is None:
+        raise ExpertError(f"{folder}: this PEFT knows no peft_type {shown(kind, 40)!r}{nearest(kind, _methods())}")
+    fields = _fields(cls)
+    if unknown := sorted(saved.keys() - fields - OLD_FIELDS - {"runtime_config"}):
         raise ExpertError(
-            f"{folder}: adapter_config.json has field {shown(unknown[0], 60)!r}, which this PEFT does not know and "
-            "would leave out; the file is damaged, or upgrade peft"
+            f"{folder}: {CONFIG} has field {shown(unknown[0], 60)!r}, which this PEFT does not know and would leave "
+            "out; the file is damaged, or upgrade peft"
         )
     if cls is not SVFConfig:  # an SVF expert's weights say which modules it tunes
-        _refuse_endless(folder, saved, (name for name, _ in base.named_modules()))
+        _check_patterns(folder, saved, (name for name, _ in base.named_modules()))
     try:
         own = PeftConfig.from_pretrained(str(folder))
+    except UserError as e:
+        raise ExpertError(f"{folder}: {e}") from e
     except (TypeError, ValueError, KeyError, AttributeError) as e:
-        if isinstance(e, UserError):
-            raise ExpertError(f"{folder}: {e}") from e
-        raise ExpertError(f"{folder}: adapter_config.json: {shown(' '.join(str(e).split()))}") from e
+        raise ExpertError(f"{folder}: {CONFIG}: {one_line(e)}") from e
     own.inference_mode, own.base_model_name_or_path = False, None
     words = {key: value for key, value in given.items() if key != "peft_type"}
-    if (kind := str(given.get("peft_type", saved["peft_type"])).upper()) != saved["peft_type"]:
-        _refuse(folder, "peft_type", kind, saved["peft_type"])
-    if unknown := sorted(words.keys() - fields):
-        raise ConfigError(f"unknown key model.adapter.{unknown[0]} for {kind}{nearest(unknown[0], fields)}")
-    asked = _built(kind, lambda: dataclasses.replace(own, **words))
-    for key in words:
-        mine, theirs = (_plain(getattr(config, key)) for config in (asked, own))
+    differing = {"peft_type": (str(given.get("peft_type", kind)).upper(), kind)}
+    if differing["peft_type"][0] == kind:
+        if unknown := sorted(words.keys() - fields):
+            raise ConfigError(f"unknown key model.adapter.{unknown[0]} for {kind}{nearest(unknown[0], fields)}")
+        asked = _built(kind, lambda: dataclasses.replace(own, **words))
+        differing = {key: (_plain(getattr(asked, key)), _plain(getattr(own, key))) for key in words}
+    for key, (mine, theirs) in differing.items():
         if isinstance(own, SVFConfig) and key in _HOW:
             setattr(own, key, mine)
         elif mine != theirs and not (key in _TARGETS and _targets(base, own) == _targets(base, asked)):
-            _refuse(folder, key, mine, theirs)
+            raise ConfigError(
+                f"model.adapter.{key} is {shown(mine, 120)}, but {folder} was trained with {shown(theirs, 120)}; leave "
+                "the key out, or give another expert"
+            )
     if isinstance(own, SVFConfig):
         own.base_fingerprint = own.base_quantisation = None  # compared by load_expert, stamped anew when it is saved
     return own
@@ -134,17 +136,13 @@ def load_expert(policy: PeftModel, folder: str | Path) -> None:
     if isinstance(config, SVFConfig):  # the tuner checks names and shapes
         warn_of_another_base({"the expert": (saved["base_fingerprint"], saved["base_quantisation"])}, policy)
     else:
-        expected = get_peft_model_state_dict(policy, save_embedding_layers=False)
-        wrong = sorted(
-            key
-            for key in {*expected, *state}
-            if key not in expected or key not in state or expected[key].shape != state[key].shape
-        )
-        if wrong:
-            sizes = [tuple(s[wrong[0]].shape) if wrong[0] in s else "none" for s in (state, expected)]
+        needed = {k: tuple(v.shape) for k, v in get_peft_model_state_dict(policy, save_embedding_layers=False).items()}
+        given = {k: tuple(v.shape) for k, v in state.items()}
+        if wrong := sorted(key for key in {*needed, *given} if needed.get(key) != given.get(key)):
             raise ExpertError(
                 f"{folder}: {len(wrong)} tensors do not fit this model and adapter (first: {shown(wrong[0], 120)}, "
-                f"{sizes[0]} in the file, {sizes[1]} needed); is it an expert for another base model?"
+                f"{given.get(wrong[0], 'none')} in the file, {needed.get(wrong[0], 'none')} needed); is it an expert "
+                "for another base model?"
             )
         base = saved.get("base_model_name_or_path")
         if base is not None and base != config.base_model_name_or_path:
@@ -156,27 +154,24 @@ def load_expert(policy: PeftModel, folder: str | Path) -> None:
     try:
         set_peft_model_state_dict(policy, state)
     except (KeyError, RuntimeError) as e:
-        raise ExpertError(f"{folder} does not fit this model: {shown(' '.join(str(e).split()))}") from e
+        raise ExpertError(f"{folder} does not fit this model: {one_line(e)}") from e
 
 
 def _built(kind: str, build: Callable[[], PeftConfig]) -> PeftConfig:
     try:
         return build()
+    except UserError:
+        raise
     except (TypeError, ValueError) as e:
-        if isinstance(e, UserError):
-            raise
-        raise ConfigError(f"model.adapter cannot be a {kind} config: {shown(' '.join(str(e).split()), 300)}") from e
+        raise ConfigError(f"model.adapter cannot be a {kind} config: {one_line(e)}") from e
 
 
 def _methods() -> dict[str, type[PeftConfig]]:
     return {str(getattr(kind, "value", kind)): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 
 
-def _refuse(folder: Path, key: str, mine: Any, theirs: Any) -> None:
-    raise ConfigError(
-        f"model.adapter.{key} is {shown(mine, 120)}, but {folder} was trained with {shown(theirs, 120)}; leave the key "
-        "out, or give another expert"
-    )
+def _fields(cls: type[PeftConfig]) -> set[str]:
+    return {f.name for f in dataclasses.fields(cls) if f.init}
 
 
 def _plain(value: Any) -> Any:
@@ -195,7 +190,7 @@ def _targets(base: nn.Module, config: PeftConfig) -> list[str]:
     return [name for name, _ in base.named_modules() if name and check_target_module_exists(config, name)]
 
 
-def _refuse_endless(folder: Path, saved: Mapping[str, Any], names: Iterable[str]) -> None:
+def _check_patterns(folder: Path, saved: Mapping[str, Any], names: Iterable[str]) -> None:
     """Try a stranger's regular expressions in a process that can be stopped: some take years, and hold the GIL."""
     words = [saved.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern")]
     words += [*(saved.get("rank_pattern") or ()), *(saved.get("alpha_pattern") or ())]
@@ -211,6 +206,6 @@ def _refuse_endless(folder: Path, saved: Mapping[str, Any], names: Iterable[str]
         )
     except subprocess.TimeoutExpired:
         raise ExpertError(
-            f"{folder}: a regular expression of adapter_config.json ({shown(patterns[0], 60)!r}) takes more than "
+            f"{folder}: a regular expression of {CONFIG} ({shown(patterns[0], 60)!r}) takes more than "
             f"{_SECONDS_TO_MATCH} s to match this model's modules; name the modules instead"
         ) from None

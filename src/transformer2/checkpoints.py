@@ -16,19 +16,20 @@ import os
 import re
 import stat
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from transformer2.errors import CheckpointError
-from transformer2.files import fsync
+from transformer2.files import MANIFEST, fsync, manifest, read_file, whole_folder, write_file
 
 __all__ = ["pack", "read_checkpoint", "seal_folder", "write_checkpoint"]
 
 MARK = b"transformer2 sha256 "
 SEAL = len(MARK) + 64
-MANIFEST = "manifest.sha256"
+_KEPT = "a run keeps checkpoints/last.ckpt"
 
 
 def pack(content: dict[str, Any]) -> bytes:
@@ -49,21 +50,12 @@ def write_checkpoint(data: bytes, path: str | Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        _unpack(temporary, temporary.read_bytes())
-        os.replace(temporary, path)
-        fsync(path.parent)
+        write_file(path, data, temporary, partial(_unpack, temporary))
     except OSError as e:
         raise CheckpointError(
             f"checkpoint {path} cannot be written ({e.strerror}), the one before it is intact; free some space, or "
             "give another --run_dir"
         ) from e
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -72,14 +64,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: It is missing, damaged, foreign, or holds more than tensors and plain values.
     """
-    path = Path(path)
+    path = whole_folder(Path(path))
     try:
         if path.is_dir():
             return _read_folder(path)
-        return _unpack(path, _read(path, sealed=True))
+        return _unpack(path, _read(path))
     except FileNotFoundError as e:
         missing = e.filename or path
-        raise CheckpointError(f"--ckpt_path {missing} does not exist; a run keeps checkpoints/last.ckpt") from None
+        raise CheckpointError(f"--ckpt_path {missing} does not exist; {_KEPT}") from None
     except OSError as e:
         raise CheckpointError(f"--ckpt_path {path} cannot be read ({e.strerror}); check its permissions") from e
 
@@ -100,7 +92,7 @@ def seal_folder(folder: str | Path) -> None:
 def _read_folder(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise CheckpointError(f"{folder} is a folder without a {MANIFEST}; only DeepSpeed's checkpoints are folders")
-    if _read(folder / MANIFEST).decode(errors="replace") != _manifest(folder):
+    if read_file(folder / MANIFEST, 2**30, CheckpointError).decode(errors="replace") != _manifest(folder):
         raise CheckpointError(f"--ckpt_path {folder} is damaged: its files are not those of its {MANIFEST}")
     content: dict[str, Any] = {}
     for file in sorted(folder.rglob("*.pt")):
@@ -121,33 +113,32 @@ def _deepspeed_classes() -> list[Any]:
 
 def _manifest(folder: Path) -> str:
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir() and p.name != MANIFEST)
-    return "".join(f"{hashlib.sha256(_read(folder / name)).hexdigest()}  {name}\n" for name in files)
+    return manifest(folder, files, CheckpointError)
 
 
-def _read(path: Path, sealed: bool = False) -> bytes:
-    """The bytes of a regular file; a pipe or a device would never end."""
+def _read(path: Path) -> bytes:
+    """The bytes of a regular file (a pipe or a device would never end) that ends with a seal."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise CheckpointError(f"--ckpt_path {path} is no file; a run keeps checkpoints/last.ckpt")
-    with open(path, "rb") as file:
-        if sealed:  # found out before all of a large file is read
-            file.seek(max(0, os.fstat(file.fileno()).st_size - SEAL))
-            if not file.read(SEAL).startswith(MARK):
-                raise CheckpointError(
-                    f"--ckpt_path {path} is damaged or no checkpoint of this version of transformer2: it does not end "
-                    f"with its checksum{_good_one_beside(path)}"
-                )
-            file.seek(0)
+        raise CheckpointError(f"--ckpt_path {path} is no file; {_KEPT}")
+    with open(path, "rb") as file:  # found out before all of a large file is read
+        file.seek(max(0, os.fstat(file.fileno()).st_size - SEAL))
+        if not file.read(SEAL).startswith(MARK):
+            raise CheckpointError(
+                f"--ckpt_path {path} is damaged or no checkpoint of this version of transformer2: it does not end "
+                f"with its checksum; {_good_one_beside(path)}"
+            )
+        file.seek(0)
         return file.read()
 
 
 def _unpack(path: Path, data: bytes) -> dict[str, Any]:
     if not _is_whole(data):
         raise CheckpointError(
-            f"--ckpt_path {path} is damaged: its SHA-256 is not the one that it ends with{_good_one_beside(path)}"
+            f"--ckpt_path {path} is damaged: its SHA-256 is not the one that it ends with; {_good_one_beside(path)}"
         )
     content = _load(path, data)
     if "state_dict" not in content:
-        raise CheckpointError(f"{path} is no Lightning checkpoint; a run keeps checkpoints/last.ckpt")
+        raise CheckpointError(f"{path} is no Lightning checkpoint; {_KEPT}")
     return content
 
 
@@ -166,7 +157,7 @@ def _load(path: Path, data: bytes) -> dict[str, Any]:
             "it is refused, whoever wrote it"
         ) from e
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no Lightning checkpoint; a run keeps checkpoints/last.ckpt")
+        raise CheckpointError(f"{path} is no Lightning checkpoint; {_KEPT}")
     return content
 
 
@@ -176,5 +167,5 @@ def _good_one_beside(path: Path) -> str:
         files = [p for p in path.parent.glob("*.ckpt") if p.is_file() and p.name != path.name]
         for other in sorted(files, key=lambda p: p.stat().st_mtime, reverse=True):
             if _is_whole(other.read_bytes()):
-                return f"; resume from {other}, which is whole"
-    return "; a run keeps checkpoints/last.ckpt"
+                return f"resume from {other}, which is whole"
+    return _KEPT

@@ -43,3 +43,8 @@ def shown(text: object, limit: int = 200) -> str:
     whole = str(text)
     safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in whole[:limit])
     return f"{safe}... ({len(whole)} characters)" if len(whole) > limit else safe
+
+
+def one_line(error: Exception, limit: int = 300) -> str:
+    """What another library's exception says, for a message of ours."""
+    return shown(" ".join(str(error).split()), limit)

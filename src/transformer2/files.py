@@ -1,12 +1,18 @@
-"""Read what a stranger left on disk: a regular file of bounded size, and nothing that makes a reader wait."""
+"""Files: what strangers left is read only where it is regular and of bounded size; ours are whole or absent."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import shutil
 import stat
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from transformer2.errors import UserError, shown
+
+MANIFEST = "manifest.sha256"
 
 
 def read_file(path: str | Path, limit: int, error: type[UserError] = UserError) -> bytes:
@@ -42,6 +48,38 @@ def read_file(path: str | Path, limit: int, error: type[UserError] = UserError) 
     return data
 
 
+def manifest(folder: Path, names: Iterable[str], error: type[UserError] = UserError) -> str:
+    """The content of a folder's MANIFEST: the SHA-256 of these files, as `sha256sum -c` reads it."""
+    hashes = {name: hashlib.sha256(read_file(folder / name, 2**62, error)).hexdigest() for name in names}
+    return "".join(f"{found}  {name}\n" for name, found in hashes.items())
+
+
+def write_file(path: Path, data: bytes, temporary: Path, check: Callable[[bytes], object] | None = None) -> None:
+    """Put data in the place of a file, which stays as it is until data is on the disk.
+
+    Args:
+        path: The file; may exist.
+        data: Its new content.
+        temporary: A name beside it, of this writer alone.
+        check: Raises where what came back from the disk is not good enough to replace the old file.
+
+    Raises:
+        OSError: It cannot be written; the old file is intact.
+    """
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if check is not None:
+            check(temporary.read_bytes())
+        os.replace(temporary, path)
+        fsync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def fsync(path: Path) -> None:
     """Put a file, or the entries of a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -49,3 +87,49 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_folder(fresh: Path, target: Path) -> None:
+    """Put a finished folder in the place of another one, which is kept until then.
+
+    A kill in the moment between the two renames leaves nothing at the target: read it with `whole_folder`.
+
+    Args:
+        fresh: The new folder, beside the target.
+        target: Where it goes; may exist.
+
+    Raises:
+        OSError: The folder cannot be moved; the old one is in its place.
+    """
+    for file in [*fresh.iterdir(), fresh]:
+        fsync(file)
+    old = _replaced(target)
+    moved = os.path.lexists(target)
+    if moved:
+        _remove(old)
+        os.replace(target, old)
+    try:
+        os.replace(fresh, target)
+    except OSError:
+        if moved:
+            os.replace(old, target)
+        raise
+    fsync(target.parent)
+    _remove(old)
+
+
+def whole_folder(target: Path) -> Path:
+    """Where to read a folder that `replace_folder` writes: there, or beside it where a replacement was cut off."""
+    old = _replaced(target)
+    return old if old.is_dir() and not os.path.lexists(target) else target
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        folder.unlink(missing_ok=True)

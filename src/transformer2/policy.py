@@ -4,18 +4,14 @@ load_config, load_tokenizer, load_base      from a config's `base` and `model_kw
 build_policy                                the base with an adapter (adapters.py), checked
 hidden_states, lm_head                      the model in two halves, so that logits never exist whole (rl/logprobs.py)
 reference                                   the base model: the same weights with the adapters off, never a copy
-export_merged                               the policy as a plain model folder, for tools that know no adapters
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -32,18 +28,16 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from transformer2.adapters import adapter_config, expert_adapter, load_expert
-from transformer2.errors import ConfigError, DataError, UserError, shown
-from transformer2.experts import replace_folder
+from transformer2.errors import ConfigError, DataError, UserError, one_line
 from transformer2.quantisation import quantization_config
 from transformer2.rollout.probe import probe
-from transformer2.svf.checkpoint import base_folder, for_readers, for_weights
+from transformer2.svf.base_folder import base_folder, for_readers, for_weights
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.quantised import keep_differentiable
 
 __all__ = [
     "adapter_config", "base_dtype", "build_policy", "check_halves", "checkpointed", "eos_token_ids", "expert_adapter",
-    "export_merged", "hidden_states", "lm_head", "load_base", "load_config", "load_expert", "load_tokenizer",
-    "new_folder", "reference",
+    "hidden_states", "lm_head", "load_base", "load_config", "load_expert", "load_tokenizer", "reference",
 ]  # fmt: skip
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -52,15 +46,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 
 def load_config(base: str, model_kwargs: Mapping[str, Any] | None = None) -> PretrainedConfig:
-    """The base model's config.
-
-    Args:
-        base: `tiny`, a folder, or a Hub id.
-        model_kwargs: As `load_base` takes them.
-
-    Raises:
-        DataError: The base cannot be found; the message says what to give instead.
-    """
+    """The base model's config; arguments and errors as of `load_base`."""
     with _readable(base):
         folder = base_folder(base, model_kwargs, weights=False)
         return AutoConfig.from_pretrained(str(folder), **for_readers(model_kwargs))
@@ -69,14 +55,8 @@ def load_config(base: str, model_kwargs: Mapping[str, Any] | None = None) -> Pre
 def load_tokenizer(base: str, model_kwargs: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, padding on the left.
 
-    A tokenizer without a pad token pads with its EOS token; masks, made from lengths, tell the two apart.
-
-    Args:
-        base: `tiny`, a folder, or a Hub id.
-        model_kwargs: As `load_base` takes them.
-
-    Raises:
-        DataError: The base cannot be found or has no tokenizer; the message says what to give instead.
+    A tokenizer without a pad token pads with its EOS token; masks, made from lengths, tell the two apart. Arguments and
+    errors as of `load_base`; a base without a tokenizer is a DataError, too.
     """
     with _readable(base):
         folder = base_folder(base, model_kwargs, weights=False)
@@ -100,6 +80,10 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
         dtype: `auto` (as stored), or a torch dtype's name.
         kwargs: `model_kwargs`: which files (`revision`, `subfolder`, `cache_dir`, `token`, `trust_remote_code`), and
             what `from_pretrained` makes of them (`attn_implementation`, `device_map`, `quantization_config`, ...).
+
+    Raises:
+        DataError: The base cannot be found or read; the message says what to give instead.
+        ConfigError: It cannot be loaded so; the message names the key.
     """
     options = for_weights(kwargs)
     if dtype not in get_args(DType):
@@ -145,7 +129,7 @@ def _readable(base: str) -> Iterator[None]:
     try:
         yield
     except ImportError as e:  # a checkpoint that is quantised itself names the package it needs
-        raise ConfigError(f"base {base!r} needs a package that is not here: {' '.join(str(e).split())}") from e
+        raise ConfigError(f"base {base!r} needs a package that is not here: {one_line(e)}") from e
     except (OSError, ValueError) as e:
         if isinstance(e, UserError):
             raise
@@ -177,7 +161,7 @@ def build_policy(base: PreTrainedModel, adapter: Mapping[str, Any] | PeftConfig)
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError) as e:
             if svf or isinstance(e, UserError):
                 raise
-            raise ConfigError(f"a {kind} adapter cannot be built so: {shown(' '.join(str(e).split()), 300)}") from e
+            raise ConfigError(f"a {kind} adapter cannot be built so: {one_line(e)}") from e
     policy.eval()
     # A bias of the base's own, trained with `bias: all`, stays as it was for `reference`.
     policy.lent = [(p, p.detach().clone()) for p in policy.parameters() if p.requires_grad and id(p) in owned]
@@ -201,7 +185,7 @@ def _check_adapter(policy: PeftModel, before_V: Tensor, kind: str) -> None:
         ids_BT = torch.zeros((1, 1), dtype=torch.long, device=policy.device)
         reached = lm_head(policy)(hidden_states(policy, ids_BT, torch.ones_like(ids_BT))).requires_grad
     except (ValueError, TypeError) as e:
-        raise ConfigError(f"a {kind} adapter does not run in this trainer: {shown(e, 300)}") from e
+        raise ConfigError(f"a {kind} adapter does not run in this trainer: {one_line(e)}") from e
     if not same:
         raise ConfigError(
             f"this {kind} adapter changes the base's own weights, so no base is left to compare with; use another "
@@ -211,66 +195,6 @@ def _check_adapter(policy: PeftModel, before_V: Tensor, kind: str) -> None:
         raise ConfigError(
             f"this {kind} adapter trains nothing that the base model's answers depend on; use another one"
         )
-
-
-def new_folder(folder: str | Path) -> Path:
-    """The absolute path of a folder to export to.
-
-    Raises:
-        UserError: It holds files, or is one.
-    """
-    folder = Path(os.path.abspath(Path(folder).expanduser()))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder; name a new one to export to")
-    return folder
-
-
-def export_merged(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
-    """Write the policy as a plain model folder, with the active adapter merged: what lm-eval, vLLM and others read.
-
-    Without a second copy of the weights in memory; an SVF policy is bit for bit what it was before.
-
-    Args:
-        policy: The model; its weights must be whole and not quantised.
-        tokenizer: Saved beside it, chat template included.
-        folder: A new or empty folder.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: The folder holds files, or the adapter cannot be merged.
-    """
-    folder = new_folder(folder)
-    base, kind = policy.get_base_model(), policy.peft_config[policy.active_adapter].peft_type.value
-    with torch.device("meta"):
-        names = set(type(base)(base.config).state_dict())
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")  # whole or absent
-    try:
-        policy.merge_adapter()
-    except (RuntimeError, ValueError, NotImplementedError, AttributeError) as e:
-        if isinstance(e, UserError | torch.OutOfMemoryError):
-            raise
-        raise UserError(f"this {kind} adapter cannot be merged: {shown(e, 300)}") from e
-    try:
-        plain = {
-            name.replace(".modules_to_save.default.", ".").replace(".base_layer.", "."): value
-            for name, value in base.state_dict().items()
-        }
-        weights = {name: plain[name] for name in names & plain.keys()}  # not the adapter's own
-        if missing := sorted(names - weights.keys()):
-            raise UserError(f"this {kind} adapter leaves no {missing[0]} when it is merged, so it cannot be exported")
-        base.save_pretrained(fresh, state_dict=weights)
-        tokenizer.save_pretrained(fresh)
-        if folder.exists():
-            folder.rmdir()
-        replace_folder(fresh, folder)
-    except OSError as e:
-        raise UserError(f"{folder} cannot be written: {e.strerror or e}; free some space or choose another one") from e
-    finally:
-        policy.unmerge_adapter()
-        shutil.rmtree(fresh, ignore_errors=True)
-    return folder
 
 
 @contextmanager

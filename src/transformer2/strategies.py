@@ -36,7 +36,7 @@ from torch import Tensor
 from transformer2.arguments import NotNegativeInt, Positive, check_arguments
 from transformer2.checkpoints import read_checkpoint, seal_folder
 from transformer2.errors import ConfigError
-from transformer2.experts import replace_folder
+from transformer2.files import replace_folder, whole_folder
 from transformer2.policy import base_dtype
 from transformer2.quantisation import quantisation_of
 
@@ -160,7 +160,7 @@ class ZeRO(DeepSpeedStrategy):
             CheckpointError: It is damaged, or holds what DeepSpeed should not unpickle.
         """
         read_checkpoint(checkpoint_path)
-        content = super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        content = super().load_checkpoint(whole_folder(Path(checkpoint_path)), *args, **kwargs)
         self._keep_whole()
         return content
 

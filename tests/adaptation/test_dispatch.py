@@ -15,7 +15,6 @@ from transformer2.experts import load_experts
 from transformer2.module import SVFReinforceModule
 from transformer2.policy import reference
 from transformer2.rollout.base import Sampling
-from transformer2.svf.model import set_form
 from transformer2.svf.rows import z_rows
 from transformer2.types import Example
 
@@ -115,18 +114,15 @@ class RowsSaid:
         self.completions = completions
 
 
-@pytest.mark.parametrize("form", ["delta", "merged"])
-def test_a_row_sent_to_the_base_has_the_base_s_logits_bit_for_bit(world, form):
+def test_a_row_sent_to_the_base_has_the_base_s_logits_bit_for_bit(world):
     """What is reported never runs factored, and beside whatever other rows "other" is the base exactly."""
     module, experts = world
     prompts = collate([EXAMPLE] * 3, [render(module.engine.tokenizer, EXAMPLE)] * 3, 0)
-    set_form(module.policy, form)
     with torch.no_grad(), members(module.policy, experts) as names:
         with z_rows(module.policy, THREE.weights([0, 3, None]), names, mix="raw"):
             mixed = module.policy(prompts.input_ids_BP, attention_mask=prompts.attention_mask_BP).logits
         with reference(module.policy):
             base = module.policy(prompts.input_ids_BP, attention_mask=prompts.attention_mask_BP).logits
-    set_form(module.policy, "delta")
     assert torch.equal(mixed[1:], base[1:]) and not torch.allclose(mixed[0], base[0], atol=1e-2)
 
 

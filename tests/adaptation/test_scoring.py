@@ -17,10 +17,12 @@ from transformer2.adaptation.search import CEM
 from transformer2.data import collate, render
 from transformer2.errors import ConfigError
 from transformer2.experts import load_experts, save_expert
+from transformer2.export import export_merged
 from transformer2.module import SVFReinforceModule
-from transformer2.policy import build_policy, export_merged, load_base, load_expert, reference
+from transformer2.policy import build_policy, load_base, load_expert, reference
 from transformer2.rollout.base import Sampling
-from transformer2.svf.model import factored_for_choice, svf_layers
+from transformer2.svf.layer import svf_layers
+from transformer2.svf.modes import factored_for_choice
 from transformer2.tiny import words
 
 TASK = FirstLetter()

@@ -24,7 +24,7 @@ WRONG = {
 # By key: of the right type, and nonsense.
 RANGE = {
     "model.base": ["/no/such/folder", "./no", "~/no-such", '"x\\0y"', "'{}'".format("x" * 5000)],
-    "model.adapter": ["{peft_type: LORRA}", "{target_module: mlp}", "{target_modules: []}", "{init_std: .nan}"],
+    "model.adapter": ["{peft_type: LORRA}", "{target_module: mlp}", "{target_modules: []}", "{score: .nan}"],
     "model.dtype": ["int8", "fp7", "fp16"],
     "model.lr": ["-1", "0", "1e9"],
     "model.warmup_steps": ["-1"],

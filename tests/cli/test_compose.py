@@ -49,8 +49,8 @@ def test_flag_values_are_yaml(text, value):
 
 def test_lists_and_mappings_are_replaced_by_flags_and_merged_by_files(write):
     a = write("a.yaml", model={"adapter": {"peft_type": "SVF", "form": "delta"}})
-    b = write("b.yaml", model={"adapter": {"form": "merged"}})
-    assert compose([a, b], [], KEYS)["model"]["adapter"] == {"peft_type": "SVF", "form": "merged"}
+    b = write("b.yaml", model={"adapter": {"form": "factored"}})
+    assert compose([a, b], [], KEYS)["model"]["adapter"] == {"peft_type": "SVF", "form": "factored"}
     assert compose([a], [("model.adapter", "{peft_type: LORA}")], KEYS)["model"]["adapter"] == {"peft_type": "LORA"}
 
 

@@ -21,12 +21,12 @@ from transformer2.rollout.hf import HFEngine
 from transformer2.svf.basis import basis_error, compute_basis
 from transformer2.svf.decompose import decompose
 from transformer2.svf.forms import compose_weight
-from transformer2.svf.layer import SVFLayer
-from transformer2.svf.model import merged_for_rollout, svf_layers
+from transformer2.svf.layer import SVFLayer, svf_layers
+from transformer2.svf.modes import merged_for_rollout
 from transformer2.types import Example
 
 DEVICE = "cuda"
-FORMS = ("delta", "factored", "merged")
+FORMS = ("delta", "factored")
 SHAPES = ((896, 256), (256, 896), (256, 256), (64, 256))
 pytestmark = [
     pytest.mark.gpu,
@@ -68,7 +68,7 @@ def test_decompose_fills_the_cache_that_a_policy_reads(tmp_path):
     assert done["built"] == done["matrices"] > 0
     model = load_base(str(folder), "bfloat16").to(DEVICE)
     policy = get_peft_model(model, SVFConfig(target_modules="mlp", basis_cache=str(tmp_path / "cache")))
-    assert policy.base_model._basis_cache.counts["reused"] == done["matrices"]
+    assert policy.base_model._bases.cache.counts["reused"] == done["matrices"]
     assert {layer.svf_basis.device.type for _, layer in svf_layers(policy)} == {DEVICE}
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from fakes import make_llama
 
-from transformer2.policy import build_policy, export_merged, load_base, load_tokenizer
+from transformer2.export import export_merged
+from transformer2.policy import build_policy, load_base, load_tokenizer
 
 pytestmark = pytest.mark.integration
 

@@ -25,8 +25,8 @@ from transformer2.quantisation import KINDS as STORED
 from transformer2.quantisation import quantisation_of
 from transformer2.svf.decompose import decompose
 from transformer2.svf.fingerprint import fingerprint
-from transformer2.svf.layer import probe_weight
-from transformer2.svf.model import merged_for_rollout, svf_layers
+from transformer2.svf.layer import probe_weight, svf_layers
+from transformer2.svf.modes import merged_for_rollout
 from transformer2.svf.quantised import check_gradient, quantisation_name
 
 sys.path.append(str(Path(__file__).parents[1] / "plan"))
@@ -120,7 +120,7 @@ def test_the_cache_of_the_unquantised_model_serves_the_quantised_one(tmp_path):
     assert decompose(folder, "all-linear", cache_dir=cache, progress=False)["built"] == 14
     before = {file: file.stat().st_mtime_ns for file in cache.rglob("*.safetensors")}
     policy = build_policy(quantised("torchao_int8", folder), {**ALL, "basis_cache": str(cache)})
-    assert policy.base_model._basis_cache.counts == {"reused": 14}
+    assert policy.base_model._bases.cache.counts == {"reused": 14}
     assert {file: file.stat().st_mtime_ns for file in cache.rglob("*.safetensors")} == before
 
 

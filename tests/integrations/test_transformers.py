@@ -7,7 +7,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from transformer2.cli import main
-from transformer2.policy import export_merged, load_tokenizer
+from transformer2.export import export_merged
+from transformer2.policy import load_tokenizer
 
 pytestmark = pytest.mark.integration
 

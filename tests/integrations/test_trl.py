@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import transformer2
 from transformer2.errors import UserError
-from transformer2.svf.model import svf_layers
+from transformer2.svf.layer import svf_layers
 from transformer2.tiny import model_path
 
 pytestmark = pytest.mark.integration

@@ -24,7 +24,7 @@ from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
 from transformer2.rollout.server import Client, Server, VLLMOptions
 from transformer2.rollout.vllm import VLLMEngine
-from transformer2.svf.model import svf_layers
+from transformer2.svf.layer import svf_layers
 from transformer2.types import PromptBatch
 
 pytestmark = pytest.mark.vllm

@@ -166,8 +166,12 @@ def test_masks_cover_exactly_what_was_sampled_eos_included(model, tokenizer, pro
 @pytest.mark.parametrize("max_rows", [None, 3])
 def test_every_row_keeps_its_own_z_while_rows_leave(model, tokenizer, prompts, max_rows):
     """A mixed batch, sorted, split and shrunk, against each row alone."""
-    policy = get_peft_model(copy.deepcopy(model), SVFConfig(target_modules="all-linear", init_std=0.3))
-    policy.add_adapter("other", SVFConfig(target_modules="all-linear", init_std=0.3))
+    policy = get_peft_model(copy.deepcopy(model), SVFConfig(target_modules="all-linear"))
+    policy.add_adapter("other", SVFConfig(target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if ".svf_z." in name:
+                parameter.normal_(0.0, 0.3)
     weights = torch.tensor([[0.0, 0.0], [1, 0], [0, 1], [0.5, 0.5], [0, 0], [0, 1], [1, 0], [1, 1]])
     engine, names = HFEngine(tokenizer, EOS, max_rows), ["default", "other"]
     with z_rows(policy, weights, names):

@@ -15,7 +15,7 @@ from transformer2.policy import build_policy, load_base, load_tokenizer, referen
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
 from transformer2.rollout.paged import PagedEngine
-from transformer2.svf.model import svf_layers
+from transformer2.svf.layer import svf_layers
 from transformer2.types import PromptBatch
 
 EOS = [3]

@@ -9,8 +9,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM,
 
 from transformer2.policy import build_policy, reference
 from transformer2.rollout.server import ON_SERVER
-from transformer2.rollout.weights import active_deltas, composed, tuned, weights_and_bases
-from transformer2.svf.model import merged_for_rollout, svf_layers
+from transformer2.rollout.weights import active_deltas, composed, weights_and_bases
+from transformer2.svf.layer import svf_layers, tuned_layers
+from transformer2.svf.modes import merged_for_rollout
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 MODELS = {
@@ -65,7 +66,7 @@ def test_the_worker_ends_with_the_policys_weights(make, sync, extension, tmp_pat
     policy, served = policy_of(make)
     worker = type("W", (extension.SVFWorker, Worker), {})(served)
     extension.find_spec = lambda name: None  # no vLLM here: its older way to load
-    layers, ids = tuned(policy), torch.arange(12)[None]
+    layers, ids = tuned_layers(policy), torch.arange(12)[None]
 
     def call(method, tensors):
         path = tmp_path / f"{method}.safetensors"

@@ -19,7 +19,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from transformer2.errors import BasisError
 from transformer2.svf.basis import Basis, compute_basis
-from transformer2.svf.cache import BasisCache, default_cache_root, fingerprint, fingerprint_folder
+from transformer2.svf.cache import BasisCache, default_cache_root
+from transformer2.svf.checkpoint import LocalCheckpoint
+from transformer2.svf.fingerprint import fingerprint, fingerprint_checkpoint
 
 NAME = "model.layers.0.mlp.up_proj"
 WEIGHT = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
@@ -266,17 +268,18 @@ def tiny_llama(seed: int = 0, **changes: Any) -> nn.Module:
 def test_a_folder_has_the_fingerprint_of_its_model(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:
     tiny_llama(tie_word_embeddings=tied).save_pretrained(tmp_path / "a", max_shard_size="20KB")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "a", dtype=dtype)
-    assert fingerprint_folder(tmp_path / "a", dtype) == fingerprint(model)
+    assert fingerprint_checkpoint(LocalCheckpoint(tmp_path / "a", dtype)) == fingerprint(model)
     (tmp_path / "a").rename(tmp_path / "b")
-    assert fingerprint_folder(tmp_path / "b", dtype) == fingerprint(model)
+    assert fingerprint_checkpoint(LocalCheckpoint(tmp_path / "b", dtype)) == fingerprint(model)
     if dtype == torch.float32:
-        assert fingerprint_folder(tmp_path / "b") == fingerprint(model)  # the checkpoint's own dtype
+        # The checkpoint's own dtype.
+        assert fingerprint_checkpoint(LocalCheckpoint(tmp_path / "b")) == fingerprint(model)
 
 
 def test_gpt2_too(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_config(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50, n_positions=16))
     model.save_pretrained(tmp_path)
-    assert fingerprint_folder(tmp_path) == fingerprint(model)
+    assert fingerprint_checkpoint(LocalCheckpoint(tmp_path)) == fingerprint(model)
 
 
 def test_what_changes_a_fingerprint_and_what_does_not() -> None:
@@ -353,6 +356,6 @@ def test_renamed_tensors_are_refused(tmp_path: Path) -> None:
     tensors["strange"] = tensors.pop(f"{NAME}.weight")
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BasisError, match=rf"no tensor for '{NAME}\.weight'"):
-        fingerprint_folder(tmp_path)
+        fingerprint_checkpoint(LocalCheckpoint(tmp_path))
     with pytest.raises(BasisError, match=r"config\.json"):
-        fingerprint_folder(tmp_path / "nowhere")
+        fingerprint_checkpoint(LocalCheckpoint(tmp_path / "nowhere"))

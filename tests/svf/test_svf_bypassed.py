@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from transformer2 import SVFConfig
 from transformer2.errors import ConfigError
-from transformer2.policy import build_policy, export_merged
-from transformer2.svf.model import merged_for_rollout, svf_layers
+from transformer2.export import export_merged
+from transformer2.policy import build_policy
+from transformer2.svf.layer import svf_layers
+from transformer2.svf.modes import merged_for_rollout
 from transformer2.svf.targets import find_targets
 
 

@@ -19,7 +19,9 @@ from peft.utils.peft_types import PeftType
 from svf_families import build, prompt, randomize
 
 from transformer2 import SVFConfig
-from transformer2.svf.model import SVFModel, merged_for_rollout, svf_layers
+from transformer2.svf.layer import svf_layers
+from transformer2.svf.model import SVFModel
+from transformer2.svf.modes import merged_for_rollout
 from transformer2.svf.register import extend_peft_types
 
 
@@ -153,6 +155,8 @@ def test_9_importing_transformer2_is_cheap():
         "import peft; import transformer2",
         "from transformer2.svf.config import SVFConfig; SVFConfig()",
         "import transformer2.svf.layer; import transformer2; transformer2.SVFConfig()",
+        "import transformer2.svf.bases; import transformer2; transformer2.SVFConfig()",
+        "import transformer2.svf.targets; import transformer2; transformer2.SVFConfig()",
     ],
 )
 def test_9_any_import_order_registers(first):

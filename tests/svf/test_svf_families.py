@@ -10,7 +10,8 @@ from svf_families import FAMILIES, build, oracle, prompt, randomize
 from transformers.pytorch_utils import Conv1D
 
 from transformer2 import SVFConfig, set_form
-from transformer2.svf.model import merged_for_rollout, svf_layers
+from transformer2.svf.layer import svf_layers
+from transformer2.svf.modes import merged_for_rollout
 from transformer2.svf.targets import role_of
 
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -26,7 +27,7 @@ def test_z_of_one_is_the_base_bit_for_bit(family, dtype):
     assert torch.equal(model(prompt()).logits, expected)
     randomize(model)
     assert not torch.equal(model(prompt()).logits, expected)
-    for form in ("delta", "factored", "merged"):
+    for form in ("delta", "factored"):
         set_form(model, form)
         with model.disable_adapter():
             assert torch.equal(model(prompt()).logits, expected)
@@ -39,7 +40,7 @@ def test_forms_and_merging_agree_with_the_svd(family):
     model = get_peft_model(base, SVFConfig(target_modules="all-linear"))
     randomize(model)
     expected = oracle(family, model)(prompt()).logits
-    for form in ("delta", "factored", "merged"):
+    for form in ("delta", "factored"):
         set_form(model, form)
         torch.testing.assert_close(model(prompt()).logits, expected, rtol=2e-4, atol=2e-4)
     set_form(model, "delta")
@@ -66,7 +67,7 @@ def test_gradient_of_z_is_sigma_u_g_v_in_every_form(family):
     reference = oracle(family, model)
     base = build(family)
     reference(prompt(), labels=prompt()).loss.backward()
-    for form in ("delta", "factored", "merged"):
+    for form in ("delta", "factored"):
         set_form(model, form)
         model.zero_grad()
         model(prompt(), labels=prompt()).loss.backward()

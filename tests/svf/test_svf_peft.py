@@ -15,10 +15,10 @@ from svf_families import build, build_int8, oracle, prompt, randomize, svd_weigh
 
 from transformer2 import SVFConfig, set_form
 from transformer2.errors import ConfigError, ExpertError, UserError
-from transformer2.experts.read import config_sha256
+from transformer2.experts.format import config_sha256
 from transformer2.svf.fingerprint import fingerprint
-from transformer2.svf.layer import RenormScale, SVFLayer, probe_weight
-from transformer2.svf.model import merged_for_rollout, svf_layers
+from transformer2.svf.layer import RenormScale, SVFLayer, probe_weight, svf_layers
+from transformer2.svf.modes import merged_for_rollout
 
 ALL = SVFConfig(target_modules="all-linear")
 
@@ -131,17 +131,6 @@ def test_training_moves_z_and_nothing_else(model):
     assert moved == {name for name in before if ".svf_z." in name}
 
 
-def test_merged_form_follows_z_also_when_written_through_data(model):
-    set_form(model, "merged")
-    first = logits(model)
-    for _, layer in svf_layers(model):
-        layer.svf_z["default"].delta.data.zero_()  # as DeepSpeed does: no version counter moves
-    with model.disable_adapter():
-        base = logits(model)
-    assert torch.equal(logits(model), base)
-    assert not torch.allclose(first, base, atol=1e-3)
-
-
 # Merging
 
 
@@ -192,7 +181,7 @@ def test_disabled_adapters_are_exact_under_merged_weights(model):
         assert torch.equal(logits(model), base)
 
 
-@pytest.mark.parametrize("form", ["delta", "factored", "merged"])
+@pytest.mark.parametrize("form", ["delta", "factored"])
 def test_rollout_context_merges_bypasses_and_restores(model, form):
     set_form(model, form)
     before, weights = logits(model), {n: p.clone() for n, p in model.named_parameters()}
@@ -223,13 +212,15 @@ def test_set_form_names_its_errors(model):
         set_form(model, "fast")
     with pytest.raises(ConfigError, match="no SVF layers"):
         set_form(build("llama"), "delta")
-    set_form(model, "auto")
+    for gone in ("auto", "merged"):
+        with pytest.raises(ConfigError, match=f"form='{gone}' is no longer a form of training; leave it out"):
+            set_form(model, gone)
     assert {layer.form for _, layer in svf_layers(model)} == {"delta"}
 
 
 def test_forms_work_under_autocast(model):
     expected = logits(model)
-    for form in ("delta", "factored", "merged"):
+    for form in ("delta", "factored"):
         set_form(model, form)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = model(prompt(), labels=prompt()).loss
@@ -389,7 +380,7 @@ def test_bases_come_from_the_cache_folder(tmp_path, monkeypatch):
     files = list(tmp_path.rglob("*.safetensors"))
     assert len(files) == 6
     monkeypatch.setattr("transformer2.svf.cache.compute_basis", None)
-    monkeypatch.setattr("transformer2.svf.model.compute_basis", None)
+    monkeypatch.setattr("transformer2.svf.bases.compute_basis", None)
     second = get_peft_model(build("llama"), SVFConfig(**options))
     for (_, a), (_, b) in zip(svf_layers(first), svf_layers(second), strict=True):
         assert torch.equal(a.svf_basis, b.svf_basis)
@@ -440,9 +431,8 @@ def test_torchs_dynamic_int8_runs_as_delta_only():
     with merged_for_rollout(model) as merged:
         assert not merged
         assert torch.equal(logits(model), expected)
-    for form in ("factored", "merged"):
-        with pytest.raises(ConfigError, match="quantised"):
-            set_form(model, form)
+    with pytest.raises(ConfigError, match="quantised"):
+        set_form(model, "factored")
     for merge in (model.merge_adapter, model.merge_and_unload):
         with pytest.raises(ConfigError, match="quantised"):
             merge()
@@ -459,8 +449,8 @@ def test_unknown_linear_layers_are_black_boxes():
     expected = net(x)
     model = get_peft_model(net, SVFConfig(target_modules=["0", "1"]))
     assert torch.equal(model(x), expected)
-    with pytest.raises(ConfigError, match="Scaled is quantised, shared out or opaque"):
-        set_form(model, "merged")
+    with pytest.raises(ConfigError, match="Scaled is quantised, sharded or opaque"):
+        set_form(model, "factored")
     layer = model.get_base_model()[0]
     assert isinstance(layer, SVFLayer)
     with torch.no_grad():

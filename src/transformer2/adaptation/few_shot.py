@@ -23,7 +23,7 @@ from transformer2.adaptation.mixture import Mixture
 from transformer2.adaptation.scoring import Scorer
 from transformer2.adaptation.search import Search
 from transformer2.errors import ConfigError
-from transformer2.svf.model import factored_for_choice
+from transformer2.svf.modes import factored_for_choice
 from transformer2.tasks import Task
 from transformer2.types import PromptBatch
 from transformer2.verifiers import verify_all

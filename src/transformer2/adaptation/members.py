@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from peft import PeftModel
@@ -10,16 +10,17 @@ from peft.utils import set_peft_model_state_dict
 
 from transformer2.errors import ConfigError
 from transformer2.experts import Expert
+from transformer2.experts.format import delta_key
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import warn_of_another_base
-from transformer2.svf.model import svf_layers
+from transformer2.svf.layer import tuned_layers
 
 __all__ = ["matrices", "members"]
 
 
 def matrices(policy: PeftModel) -> list[str]:
     """Paths of the tuned matrices in module order: the axis L of `z_rows`."""
-    return [name.removeprefix("base_model.model.") for name, _ in svf_layers(policy)]
+    return list(tuned_layers(policy))
 
 
 @contextmanager
@@ -38,21 +39,18 @@ def members(policy: PeftModel, experts: Sequence[Expert]) -> Iterator[list[str]]
         raise ConfigError("experts are mixed in SVF models only; set model.adapter.peft_type: SVF")
     warn_of_another_base({e.name: (e.base_fingerprint, e.base_quantisation) for e in experts}, policy)
     names: list[str] = []
+
+    def add(name: str, modules: Iterable[str]) -> None:
+        policy.add_adapter(name, SVFConfig(target_modules=sorted(modules), inference_mode=True))
+        names.append(name)
+
     try:
         for k, expert in enumerate(experts):
-            _add(policy, f"member_{k}", expert, names)
-        with_layers = [m for e in experts for m in e.deltas] or matrices(policy)
-        policy.add_adapter("member_base", SVFConfig(target_modules=sorted(set(with_layers)), inference_mode=True))
-        names.append("member_base")
+            add(f"member_{k}", expert.deltas)
+            state = {delta_key(m): delta_R for m, delta_R in expert.deltas.items()}
+            set_peft_model_state_dict(policy, state, adapter_name=names[-1])
+        add("member_base", {m for e in experts for m in e.deltas} or matrices(policy))
         yield list(names)
     finally:
         for name in reversed(names):
             policy.delete_adapter(name)
-
-
-def _add(policy: PeftModel, name: str, expert: Expert, names: list[str]) -> None:
-    config = SVFConfig(target_modules=sorted(expert.deltas), inference_mode=True)
-    policy.add_adapter(name, config)
-    names.append(name)
-    state = {f"base_model.model.{m}.svf_z.delta": delta_R for m, delta_R in expert.deltas.items()}
-    set_peft_model_state_dict(policy, state, adapter_name=name)

@@ -1,35 +1,31 @@
 """What a search's numbers mean: mixing weights per expert, module kind, layer or matrix.
 
-delta        z' = 1 + sum_k a_k (z_k - 1)                     default: zeros are the base model
-normalised   the same with a / sum(a)
-raw          z' = sum_k a_k z_k                               the paper's (section 3.2)
-
-Every one of them is a weighted sum of the experts' z and of the base's z = 1,
+Every mix of svf/mixing.py is a weighted sum of the experts' z and of the base's z = 1,
 
     z' = sum_k w_k z_k + w_0 · 1,    w_k = a_k,    w_0 = 1 - sum_k a_k; raw: 0, or the base's own a,
 
 so one set of weights (L, B, K + 1) serves experts, mixtures, the base and constant z alike, and one batch may hold them
-all. Departure from the reference code: no division unless asked for, and a sum of zero is then not finite and rejected.
+all; they are "raw" weights of the experts with the base as one more.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from transformer2.errors import ConfigError
 from transformer2.experts import Expert
+from transformer2.experts.mix import mixture
+from transformer2.svf.mixing import MIXES, Mix, normalised
 
 __all__ = ["GRANULARITIES", "MIXES", "Granularity", "Mix", "Mixture", "base_row", "constant_rows", "expert_rows"]
 
 Granularity = Literal["expert", "kind", "layer", "matrix"]
-Mix = Literal["delta", "normalised", "raw"]
-GRANULARITIES: tuple[Granularity, ...] = ("expert", "kind", "layer", "matrix")
-MIXES: tuple[Mix, ...] = ("delta", "normalised", "raw")
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 
 class Mixture:
@@ -39,7 +35,7 @@ class Mixture:
         matrices: Paths of the L tuned matrices, in module order.
         experts: Names of the K experts.
         granularity: One alpha per expert, or per expert and module kind, layer or matrix.
-        mix: See the module's formulas.
+        mix: See svf/mixing.py.
         base_member: The base has an alpha of its own (without effect on `delta`, and refused there).
 
     Attributes:
@@ -77,8 +73,7 @@ class Mixture:
         """Weights (L, M, K + 1) over the experts and the base; not finite where a sum to divide by is zero."""
         alpha_MGK = self.by_group(alpha_MD).float()
         if self.mix == "normalised":
-            total_MG1 = alpha_MGK.sum(-1, keepdim=True)
-            alpha_MGK = torch.where(total_MG1.abs() < 1e-6, torch.nan, alpha_MGK / total_MG1)
+            alpha_MGK = normalised(alpha_MGK)
         expert_MGK, base_MG = alpha_MGK[..., : len(self.experts)], alpha_MGK[..., len(self.experts) :].sum(-1)
         if self.mix != "raw":
             base_MG = 1 - expert_MGK.sum(-1)
@@ -94,23 +89,9 @@ class Mixture:
             task: What it was adapted to.
         """
         weights_LK = self.weights(alpha_D[None])[:, 0].double()
-        deltas = {}
-        for index, matrix in enumerate(self.matrices):
-            have = [(k, e.deltas[matrix].double()) for k, e in enumerate(experts) if matrix in e.deltas]
-            if have:
-                delta_R = sum(weights_LK[index, k] * delta_R for k, delta_R in have)
-                deltas[matrix] = (delta_R + weights_LK[index].sum() - 1).float()
-        prints = {e.base_fingerprint for e in experts}
-        return Expert(
-            name=name,
-            path=None,
-            task=task,
-            step=None,
-            score=None,
-            base=experts[0].base,
-            base_fingerprint=prints.pop() if len(prints) == 1 else None,
-            deltas=deltas,
-        )
+        base = Expert("base", None, None, None, None, experts[0].base, experts[0].base_fingerprint, {})
+        weights = dict(zip(self.matrices, weights_LK, strict=True))
+        return mixture([*experts, base], weights, "raw", name, task)
 
 
 def group_name(matrix: str, granularity: Granularity) -> str:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from transformer2.policy import hidden_states
@@ -127,12 +128,9 @@ class Scorer:
         eos = self.tokenizer.eos_token_id
         end = [self.engine.eos_ids[0] if eos is None else eos]
         ids = [list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) + end for text in texts]
-        ids_BC = torch.full((len(ids), max(map(len, ids))), self.engine.pad_id, dtype=torch.long)
-        mask_BC = torch.zeros_like(ids_BC)
-        for row, tokens in enumerate(ids):
-            ids_BC[row, : len(tokens)] = torch.tensor(tokens)
-            mask_BC[row, : len(tokens)] = 1
-        return ids_BC.to(device), mask_BC.to(device)
+        rows = [torch.tensor(tokens, device=device) for tokens in ids]
+        ids_BC = pad_sequence(rows, batch_first=True, padding_value=self.engine.pad_id)
+        return ids_BC, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
 
     def _within_memory(self, rows: int, run: Callable[[], Result]) -> Result:
         """Halve the micro-batch until it fits."""

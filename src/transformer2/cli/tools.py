@@ -141,15 +141,8 @@ def export(args: Sequence[str]) -> int:
         raise ConfigError(f"{expert} does not say which base it belongs to; give --base")
     quieten("quiet" in flags.switches)
 
-    from transformer2.policy import (
-        build_policy,
-        expert_adapter,
-        export_merged,
-        load_base,
-        load_expert,
-        load_tokenizer,
-        new_folder,
-    )
+    from transformer2.export import export_merged, new_folder
+    from transformer2.policy import build_policy, expert_adapter, load_base, load_expert, load_tokenizer
 
     new_folder(out)
     options = model.get("model_kwargs") or {}

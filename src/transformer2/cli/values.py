@@ -73,6 +73,8 @@ def check_adapter(given: Mapping[str, Any]) -> None:
     for key, value in given.items():
         if key in ("peft_type", *OF_PEFT):
             continue
+        if key == "init_std" or (key, value) in (("form", "auto"), ("form", "merged")):
+            raise ConfigError(f"model.adapter.{key}: {written(value)} is gone; leave it out (docs/svf.md)")
         if key not in known:
             near = get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise ConfigError(f"unknown key model.adapter.{key} for SVF; did you mean {near!r}?")

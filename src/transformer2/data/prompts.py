@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from transformer2.errors import ConfigError, DataError
@@ -142,10 +143,7 @@ def collate(
     positions: Sequence[int] = (),
 ) -> PromptBatch:
     """A left-padded batch of rendered prompts; see `PromptBatch` for the numbers."""
-    width = max(map(len, ids))
-    input_ids_BP = torch.full((len(ids), width), pad_id, dtype=torch.long)
-    mask_BP = torch.zeros_like(input_ids_BP)
-    for row, prompt in enumerate(ids):
-        input_ids_BP[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask_BP[row, width - len(prompt) :] = 1
+    rows = [torch.tensor(prompt, dtype=torch.long) for prompt in ids]
+    input_ids_BP = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left")
+    mask_BP = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
     return PromptBatch(tuple(examples), input_ids_BP, mask_BP, tuple(row_ids), tuple(positions))

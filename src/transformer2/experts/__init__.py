@@ -8,7 +8,7 @@ save_expert(mix_experts(experts, [0.7, 0.7]), "experts/both")
 from __future__ import annotations
 
 from transformer2.experts.compare import Comparison, compare_experts, show_expert
-from transformer2.experts.folder import expert_folder, replace_folder, save_expert, stamp_expert
+from transformer2.experts.folder import expert_folder, save_expert, seal_adapter, stamp_expert
 from transformer2.experts.mix import load_experts, mix_experts, mix_folders
 from transformer2.experts.read import Expert, read_adapter, read_config, read_expert
 from transformer2.experts.reference import import_reference_checkpoint
@@ -25,8 +25,8 @@ __all__ = [
     "read_adapter",
     "read_config",
     "read_expert",
-    "replace_folder",
     "save_expert",
+    "seal_adapter",
     "show_expert",
     "stamp_expert",
 ]

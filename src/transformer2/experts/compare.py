@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from transformer2.errors import shown
+from transformer2.experts.card import facts_of
 from transformer2.experts.mix import check_compatible
 from transformer2.experts.read import Expert, read_expert
 
@@ -86,14 +87,8 @@ def show_expert(path: str | Path) -> str:
     z = torch.cat([delta_R.double() + 1 for delta_R in expert.deltas.values()])
     facts = {
         "expert": expert.name,
-        "task": expert.task,
-        "step": expert.step,
-        "validation accuracy": None if expert.score is None else f"{100 * expert.score:.1f} %",
         "base model": expert.base,
-        "base revision": expert.revision,
-        "base fingerprint": expert.base_fingerprint,
-        "base quantised as": expert.base_quantisation or "not at all",
-        "sha256": expert.sha256,
+        **facts_of({**vars(expert), "base_quantisation": expert.base_quantisation or "not at all"}),
         "tuned matrices": len(expert.deltas),
         "numbers": z.numel(),
         "z": f"{z.min():.4f} to {z.max():.4f}, mean {z.mean():.4f}",

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,23 +12,20 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from transformer2.errors import ExpertError
-from transformer2.experts.read import (
+from transformer2.experts.card import write_card
+from transformer2.experts.format import (
     CONFIG,
-    FORMAT_VERSION,
     LARGEST_EXPERT,
     WEIGHTS,
-    Expert,
-    check_delta,
     check_name,
-    config_sha256,
-    read_adapter,
-    read_config,
+    checksums,
+    delta_key,
+    module_of,
 )
-from transformer2.files import fsync, read_file
+from transformer2.experts.read import Expert, check_delta, read_adapter, read_config
+from transformer2.files import MANIFEST, manifest, read_file, replace_folder, write_file
 
-__all__ = ["expert_folder", "replace_folder", "save_expert", "stamp_expert"]
-
-_KEY = re.compile(r"base_model\.model\.\w+(?:\.\w+)*\.svf_z\.delta", re.ASCII)
+__all__ = ["expert_folder", "save_expert", "seal_adapter", "stamp_expert"]
 
 
 def expert_folder(root: str | Path, name: str) -> Path:
@@ -68,6 +61,8 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
     if not expert.deltas:
         raise ExpertError(f"expert {expert.name!r} tunes no matrix; there is nothing to save")
     for module, delta_R in expert.deltas.items():
+        if module_of(delta_key(module)) is None:
+            raise ExpertError(f"{module!r} is no module path; an expert maps module paths to z - 1")
         check_delta(f"expert {expert.name!r}", module, delta_R)
     if folder.exists() and not overwrite:
         raise ExpertError(f"{folder} exists; choose another folder, or overwrite it on purpose")
@@ -89,7 +84,7 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
         temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         temp.chmod(0o755)
         save_file(
-            {_key(m): d.contiguous() for m, d in expert.deltas.items()}, temp / WEIGHTS, metadata={"format": "pt"}
+            {delta_key(m): d.contiguous() for m, d in expert.deltas.items()}, temp / WEIGHTS, metadata={"format": "pt"}
         )
         config.save_pretrained(str(temp))
         replace_folder(temp, folder)
@@ -103,91 +98,30 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
     return folder
 
 
+def seal_adapter(folder: Path) -> None:
+    """Write the checksums of what PEFT saved there beside it, unless it is an SVF expert, which carries its own."""
+    if read_config(folder)["peft_type"] != "SVF":
+        (folder / MANIFEST).write_text(manifest(folder, (CONFIG, WEIGHTS), ExpertError), encoding="utf-8")
+
+
 def stamp_expert(folder: str | Path) -> Path:
     """Write the checksums of an SVF expert as it is now: after its config was edited on purpose, or for an old format.
 
     Raises:
         ExpertError: It is no SVF expert, its weights cannot be one's, or it cannot be written.
     """
-    from transformer2.svf.card import write_card
-
     folder = Path(folder).expanduser()
     config = read_config(folder)
     if config["peft_type"] != "SVF":
         raise ExpertError(f"{folder / CONFIG}: peft_type {config['peft_type']!r} has no checksums")
     weights = read_file(folder / WEIGHTS, LARGEST_EXPERT, ExpertError)
-    config |= {"expert_format_version": FORMAT_VERSION, "sha256": hashlib.sha256(weights).hexdigest()}
-    config["config_sha256"] = config_sha256(config)
+    config = checksums(config, weights)
+    data = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     try:
         with tempfile.TemporaryDirectory(prefix=".stamp.", dir=folder) as temp:
             (Path(temp) / WEIGHTS).write_bytes(weights)
-            (Path(temp) / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            read_adapter(temp)
-            fsync(Path(temp) / CONFIG)
-            os.replace(Path(temp) / CONFIG, folder / CONFIG)
+            write_file(folder / CONFIG, data, Path(temp) / CONFIG, lambda _: read_adapter(temp))
         write_card(folder, config)
     except OSError as e:
         raise ExpertError(f"{folder} cannot be written: {e.strerror}; check its permissions") from e
     return folder
-
-
-def replace_folder(fresh: Path, target: Path) -> None:
-    """Put a finished folder in the place of another one, which is kept until then.
-
-    On Linux the two swap names in one step, so that a reader or a kill finds the old folder or the new one. Where the
-    system or the file system cannot do that, two renames leave a moment without either at the target; a kill in it
-    leaves the old one beside the target as `<fresh>.old`.
-
-    Args:
-        fresh: The new folder, beside the target.
-        target: Where it goes; may exist.
-
-    Raises:
-        OSError: The folder cannot be moved.
-    """
-    for file in [*fresh.iterdir(), fresh]:
-        fsync(file)
-    old = fresh.with_name(fresh.name + ".old")
-    if not os.path.lexists(target):
-        os.replace(fresh, target)
-    elif _exchange(fresh, target):
-        old = fresh
-    else:
-        os.replace(target, old)
-        try:
-            os.replace(fresh, target)
-        except OSError:
-            os.replace(old, target)
-            raise
-    fsync(target.parent)
-    if old.is_dir() and not old.is_symlink():
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        old.unlink(missing_ok=True)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two names in one step; False, with nothing done, where that is impossible.
-
-    Raises:
-        OSError: It is possible, but failed.
-    """
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2  # Linux; Python has no name for it
-    except (AttributeError, OSError, TypeError):
-        return False
-    cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
-    if renameat2(cwd, os.fsencode(a), cwd, os.fsencode(b), exchange) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
-        return False
-    raise OSError(code, os.strerror(code), str(a), None, str(b))
-
-
-def _key(module: str) -> str:
-    key = f"base_model.model.{module}.svf_z.delta"
-    if not _KEY.fullmatch(key):
-        raise ExpertError(f"{module!r} is no module path; an expert maps module paths to z - 1")
-    return key

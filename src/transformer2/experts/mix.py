@@ -1,26 +1,21 @@
-"""Experts together: load several that fit each other, and mix them into one.
-
-delta        z = 1 + sum_k w_k (z_k - 1)                 zeros are the base model
-normalised   the same with w / sum(w)
-raw          z = sum_k w_k z_k                           the paper's z' = sum_k alpha_k z_k (section 3.2)
-"""
+"""Experts together: load several that fit each other, and mix them into one (the formulas: svf/mixing.py)."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
+from torch import Tensor
 
 from transformer2.errors import ExpertError
 from transformer2.experts.folder import save_expert
-from transformer2.experts.read import Expert, plain_name, read_expert
+from transformer2.experts.format import plain_name
+from transformer2.experts.read import Expert, read_expert
+from transformer2.svf.mixing import Mix, mix_deltas, mixing_weights
 
-__all__ = ["check_compatible", "load_experts", "mix_experts", "mix_folders"]
-
-Mix = Literal["delta", "normalised", "raw"]
+__all__ = ["check_compatible", "load_experts", "mix_experts", "mix_folders", "mixture"]
 
 
 def load_experts(paths: Sequence[str | Path]) -> list[Expert]:
@@ -58,17 +53,19 @@ def check_compatible(experts: Sequence[Expert]) -> None:
                     f"{pair} differ in length on {module} ({delta_R.numel()}, {other.deltas[module].numel()}); "
                     "they belong to different base models"
                 )
-        if first.base_fingerprint and other.base_fingerprint and first.base_fingerprint != other.base_fingerprint:
-            if first.base_fingerprint.partition(":")[0] != other.base_fingerprint.partition(":")[0]:
-                raise ExpertError(
-                    f"{pair} have base models of different architecture ({first.base}, {other.base}); "
-                    "mix experts of one base"
-                )
-            warnings.warn(
-                f"{pair} were trained on different weights of one architecture ({first.base}, {other.base}, "
-                "or one base in two dtypes)",
-                stacklevel=3,
+        prints = [first.base_fingerprint, other.base_fingerprint]
+        if None in prints or prints[0] == prints[1]:
+            continue
+        if len({str(one).partition(":")[0] for one in prints}) > 1:
+            raise ExpertError(
+                f"{pair} have base models of different architecture ({first.base}, {other.base}); mix experts of one "
+                "base"
             )
+        warnings.warn(
+            f"{pair} were trained on different weights of one architecture ({first.base}, {other.base}, or one base in "
+            "two dtypes)",
+            stacklevel=3,
+        )
 
 
 def mix_experts(
@@ -79,33 +76,40 @@ def mix_experts(
     Args:
         experts: K experts that fit each other.
         weights: K finite numbers.
-        mix: See the module's formulas.
+        mix: See svf/mixing.py.
         name: Name of the new expert.
 
     Raises:
         ExpertError: The experts do not fit each other.
         UserError: Unknown mix, not K weights, non-finite ones, or a zero sum to divide by.
     """
-    from transformer2.svf.model import mixing_weights
-
     check_compatible(experts)
-    mixing_K = mixing_weights(weights, len(experts), mix)
-    shift = sum(mixing_K) - 1 if mix == "raw" else 0.0
+    weights_K = mixing_weights(weights, len(experts), mix)
+    return mixture(experts, dict.fromkeys(experts[0].deltas, weights_K), mix, name)
+
+
+def mixture(
+    experts: Sequence[Expert], weights: Mapping[str, Tensor], mix: Mix, name: str, task: str | None = None
+) -> Expert:
+    """The expert that mixes others by weights of each matrix's own.
+
+    Args:
+        experts: K experts; one that does not tune a matrix has z = 1 there.
+        weights: Module path -> K weights, normalised already where that is wanted.
+        mix: "delta" or "raw".
+        name: Its name.
+        task: What it is for.
+    """
     deltas = {}
-    for module in experts[0].deltas:
-        delta_KR = torch.stack([e.deltas[module].double() for e in experts])
-        deltas[module] = (torch.tensor(mixing_K, dtype=torch.float64) @ delta_KR + shift).float()
+    for matrix, weights_K in weights.items():
+        given = [e.deltas.get(matrix) for e in experts]
+        like = next((delta_R for delta_R in given if delta_R is not None), None)
+        if like is not None:
+            whole = [torch.zeros_like(like) if delta_R is None else delta_R for delta_R in given]
+            deltas[matrix] = mix_deltas(weights_K, [delta_R.double() for delta_R in whole], mix).float()
     fingerprints = {e.base_fingerprint for e in experts}
-    return Expert(
-        name=name,
-        path=None,
-        task=None,
-        step=None,
-        score=None,
-        base=experts[0].base,
-        base_fingerprint=fingerprints.pop() if len(fingerprints) == 1 else None,
-        deltas=deltas,
-    )
+    shared = fingerprints.pop() if len(fingerprints) == 1 else None
+    return Expert(name, None, task, None, None, experts[0].base, shared, deltas)
 
 
 def mix_folders(paths: Sequence[str | Path], weights: Sequence[float], out: str | Path, mix: Mix = "delta") -> str:

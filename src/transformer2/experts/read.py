@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,16 +26,27 @@ from safetensors.torch import load
 from torch import Tensor
 
 from transformer2.errors import ExpertError, shown
-from transformer2.files import read_file
+from transformer2.experts.format import (
+    CONFIG,
+    FORMAT_VERSION,
+    LARGEST_ADAPTER,
+    LARGEST_CONFIG,
+    LARGEST_EXPERT,
+    OLD_FIELDS,
+    OLD_FORMS,
+    ROLES,
+    WEIGHTS,
+    check_name,
+    config_sha256,
+    delta_key,
+    module_of,
+    plain_name,
+)
+from transformer2.files import MANIFEST, manifest, read_file, whole_folder
 
-__all__ = ["CONFIG", "WEIGHTS", "Expert", "config_for_peft", "read_adapter", "read_config", "read_expert"]
+__all__ = ["Expert", "config_for_peft", "read_adapter", "read_config", "read_expert"]
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-FORMAT_VERSION = 2  # 1 had no config_sha256
-LARGEST_CONFIG, LARGEST_EXPERT, LARGEST_ADAPTER = 2**23, 2**30, 2**36
-ROLES = ("mlp", "attention", "all-linear")  # of svf/targets.py; any other string is a regular expression
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_KEY = re.compile(r"base_model\.model\.(?P<module>\w+(?:\.\w+)*)\.svf_z\.delta", re.ASCII)
+_FACTS = ("task", "step", "score", "base_fingerprint", "base_quantisation", "revision", "sha256")
 _FIELDS: dict[str, tuple[type, ...]] = {
     "task": (str,),
     "step": (int,),
@@ -99,33 +109,17 @@ def read_expert(folder: str | Path, name: str | None = None) -> Expert:
         ExpertError: Missing, truncated, flipped, foreign or odd in any way; the message names file and field.
     """
     folder = Path(folder).expanduser()
-    config = read_config(folder)
-    if config["peft_type"] != "SVF":
-        kind = shown(config["peft_type"], 40)
-        raise ExpertError(f"{_at(folder)}: field 'peft_type' is {kind!r}, not 'SVF'; this is no SVF expert")
-    if config["modules_to_save"]:
-        whole = shown(", ".join(map(str, config["modules_to_save"])), 80)
-        raise ExpertError(
-            f"{_at(folder)}: field 'modules_to_save' names modules trained whole ({whole}), which cannot be mixed or "
-            "scored as z; load the folder with PeftModel.from_pretrained"
-        )
-    _, tensors = read_adapter(folder)
-    deltas = {_KEY.fullmatch(key)["module"]: delta_R for key, delta_R in tensors.items()}  # type: ignore[index]
+    config, tensors = read_adapter(folder, only_z=True)
     if name is None:
         resolved = folder.resolve()
         name = plain_name(resolved.parent.name if resolved.name == "expert" else resolved.name)
+    deltas = {str(module_of(key)): delta_R for key, delta_R in tensors.items()}
     return Expert(
         name=name,
         path=folder,
-        task=config["task"],
-        step=config["step"],
-        score=config["score"],
         base=config["base_model_name_or_path"],
-        base_fingerprint=config["base_fingerprint"],
-        base_quantisation=config["base_quantisation"],
-        revision=config["revision"],
         deltas=dict(sorted(deltas.items(), key=lambda item: _natural(item[0]))),
-        sha256=hashlib.sha256(read_file(folder / WEIGHTS, LARGEST_EXPERT, ExpertError)).hexdigest(),
+        **{key: config[key] for key in _FACTS},
     )
 
 
@@ -135,7 +129,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         ExpertError: No such folder or file, not JSON, no peft_type, or an odd field.
     """
-    folder = Path(folder).expanduser()
+    folder = whole_folder(Path(folder).expanduser())
     if not folder.is_dir():
         raise ExpertError(
             f"{shown(str(folder))} is no folder; give an expert folder, which holds {CONFIG} and {WEIGHTS}"
@@ -167,15 +161,28 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of any of PEFT's adapters. An SVF expert is held against its checksums.
+def read_adapter(folder: str | Path, only_z: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of any of PEFT's adapters, held against their checksums. An SVF expert's has a `sha256`.
+
+    Args:
+        folder: The folder.
+        only_z: Refuse what is more than z, or other than z.
 
     Raises:
         ExpertError: See `read_expert`.
     """
-    folder = Path(folder).expanduser()
+    folder = whole_folder(Path(folder).expanduser())
     config, file = read_config(folder), shown(str(folder / WEIGHTS))
     svf = config["peft_type"] == "SVF"
+    if only_z and not svf:
+        kind = shown(config["peft_type"], 40)
+        raise ExpertError(f"{_at(folder)}: field 'peft_type' is {kind!r}, not 'SVF'; this is no SVF expert")
+    if only_z and config["modules_to_save"]:
+        whole = shown(", ".join(map(str, config["modules_to_save"])), 80)
+        raise ExpertError(
+            f"{_at(folder)}: field 'modules_to_save' names modules trained whole ({whole}), which cannot be mixed or "
+            "scored as z; load the folder with PeftModel.from_pretrained"
+        )
     data = read_file(folder / WEIGHTS, LARGEST_EXPERT if svf else LARGEST_ADAPTER, ExpertError)
     if svf and config["sha256"] is not None and config["sha256"] != hashlib.sha256(data).hexdigest():
         raise ExpertError(
@@ -191,19 +198,19 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     if not tensors:
         raise ExpertError(f"{file} holds no tensors; copy the expert folder again")
     for key, tensor in tensors.items():
-        if svf and _KEY.fullmatch(key):
+        if svf and module_of(key):
             check_delta(file, key, tensor)
         elif svf and not config["modules_to_save"]:
             raise ExpertError(
-                f"{file}: tensor {shown(key, 80)!r} is not 'base_model.model.<module path>.svf_z.delta'; "
-                "this is no SVF expert"
+                f"{file}: tensor {shown(key, 80)!r} is not '{delta_key('<module path>')}'; this is no SVF expert"
             )
         elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ExpertError(
-                f"{file}: {shown(key, 80)!r} has non-finite values; the training diverged or the file is damaged"
-            )
-    if svf:
+            _raise_non_finite(file, shown(key, 80))
+    if not svf:
+        _check_manifest(folder)
+    else:
         _check_config_sha256(folder, config)
+        config["sha256"] = hashlib.sha256(data).hexdigest()
     return config, tensors
 
 
@@ -227,21 +234,17 @@ def config_for_peft(file: str | Path) -> dict[str, Any] | None:
         raise ExpertError(
             f"{_at(folder)}: field 'peft_type' is {shown(config['peft_type'], 40)!r}, not 'SVF'; the file is damaged"
         )
-    if not (folder / WEIGHTS).exists():
+    if (folder / WEIGHTS).exists():
+        _, tensors = read_adapter(folder)
+        target, named = config.get("target_modules"), isinstance(config.get("exclude_modules"), str)
+        if (isinstance(target, str) and target not in ROLES) or named or config.get("layers_pattern"):
+            config["target_modules"] = list(filter(None, map(module_of, sorted(tensors))))
+            config |= dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
+    else:
         _check_config_sha256(folder, config)
-        return config
-    _, tensors = read_adapter(folder)
-    target, exclude = config.get("target_modules"), config.get("exclude_modules")
-    if (isinstance(target, str) and target not in ROLES) or isinstance(exclude, str) or config.get("layers_pattern"):
-        config["target_modules"] = [m["module"] for m in map(_KEY.fullmatch, sorted(tensors)) if m]
-        config |= dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
-    return config
-
-
-def config_sha256(config: Mapping[str, Any]) -> str:
-    """The checksum of an adapter_config.json, and through its `sha256` of the weights: over all fields but itself."""
-    rest = {key: value for key, value in config.items() if key != "config_sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    if config.get("form") in OLD_FORMS:
+        config["form"] = "delta"
+    return {key: value for key, value in config.items() if key not in OLD_FIELDS}
 
 
 def _check_config_sha256(folder: Path, config: Mapping[str, Any]) -> None:
@@ -255,25 +258,19 @@ def _check_config_sha256(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
+def _check_manifest(folder: Path) -> None:
+    if not (folder / MANIFEST).exists():
+        return  # PEFT saved it, or an earlier version of ours
+    sealed = read_file(folder / MANIFEST, LARGEST_CONFIG, ExpertError).decode(errors="replace")
+    if sealed != manifest(folder, (CONFIG, WEIGHTS), ExpertError):
+        raise ExpertError(
+            f"{shown(str(folder))}: {CONFIG} or {WEIGHTS} differs from {MANIFEST}; it is damaged or was edited: copy "
+            f"the folder again, or accept it as it is by deleting {MANIFEST}"
+        )
+
+
 def _at(folder: Path) -> str:
     return shown(str(folder / CONFIG))
-
-
-def check_name(name: str) -> str:
-    """The name, when it is a good one.
-
-    Raises:
-        ExpertError: It is not `[A-Za-z0-9._-]{1,64}`, or is only dots.
-    """
-    if not _NAME.fullmatch(name) or not name.strip("."):
-        raise ExpertError(f"expert name {name[:80]!r} is not 1 to 64 of A-Z a-z 0-9 . _ -; rename it")
-    return name
-
-
-def plain_name(text: str) -> str:
-    """A good name out of any folder's: characters that names do not have become `_`."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", text)[:64]
-    return name if name.strip(".") else "expert"
 
 
 def check_delta(where: str, key: str, delta_R: Tensor) -> None:
@@ -287,7 +284,11 @@ def check_delta(where: str, key: str, delta_R: Tensor) -> None:
             f"{where}: {key!r} is {delta_R.dtype} {tuple(delta_R.shape)}, z - 1 must be float32 (r,); save it again"
         )
     if not bool(torch.isfinite(delta_R).all()):
-        raise ExpertError(f"{where}: {key!r} has non-finite values; the training diverged or the file is damaged")
+        _raise_non_finite(where, key)
+
+
+def _raise_non_finite(where: str, key: str) -> None:
+    raise ExpertError(f"{where}: {key!r} has non-finite values; the training diverged or the file is damaged")
 
 
 def _natural(module: str) -> list[tuple[int, str]]:

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from transformer2.errors import ExpertError
-from transformer2.experts.read import Expert, plain_name
+from transformer2.experts.format import plain_name
+from transformer2.experts.read import Expert
+from transformer2.svf.scales import renorm_decode
 
 __all__ = ["import_reference_checkpoint"]
 
@@ -55,26 +57,24 @@ def import_reference_checkpoint(
         UserError: See `svf.decompose`.
     """
     # transformers and peft load in seconds; reading and mixing experts does without them.
-    from transformer2.svf.checkpoint import LocalCheckpoint, base_folder
+    from transformer2.svf.checkpoint import LocalCheckpoint
     from transformer2.svf.decompose import base_bases
-    from transformer2.svf.fingerprint import fingerprint_folder
+    from transformer2.svf.fingerprint import fingerprint_checkpoint
 
     path = Path(path).expanduser()
-    folder = base_folder(base)
-    params = _named(path, _unpickle(path), LocalCheckpoint(folder).skeleton)
+    checkpoint = LocalCheckpoint.of_base(base)
+    params = _named(path, _unpickle(path), checkpoint.skeleton)
     deltas = {}
-    for module, sigma_R in base_bases(folder, list(params), cache_dir, progress):
+    for module, sigma_R in base_bases(checkpoint.folder, list(params), cache_dir, progress):
         p_R = params[module].float()
         if p_R.shape != sigma_R.shape:
             raise ExpertError(
                 f"{path}: {module} has {tuple(p_R.shape)} values, the base model's weight needs "
                 f"{tuple(sigma_R.shape)}; give the base model it was trained on"
             )
-        m_R = torch.sigmoid(p_R.double())
-        total = (sigma_R.double() * m_R).sum()
-        z_R = m_R * sigma_R.double().sum() / total if float(total) else torch.ones_like(m_R)
-        deltas[module] = (z_R - 1).float()
-    return Expert(name or plain_name(path.stem), None, task, None, None, str(base), fingerprint_folder(folder), deltas)
+        deltas[module] = renorm_decode(p_R.double(), sigma_R).nan_to_num(nan=0.0).float()  # W = 0 has no z
+    print_of_base = fingerprint_checkpoint(checkpoint)
+    return Expert(name or plain_name(path.stem), None, task, None, None, str(base), print_of_base, deltas)
 
 
 def _unpickle(path: Path) -> dict[str, Any]:

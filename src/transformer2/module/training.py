@@ -70,7 +70,7 @@ from transformer2.rollout.paged import PagedEngine
 from transformer2.rollout.server import VLLMOptions
 from transformer2.rollout.vllm import VLLMEngine
 from transformer2.strategies import check_packed, gather_objects, in_lockstep
-from transformer2.svf.checkpoint import base_folder
+from transformer2.svf.base_folder import base_folder
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.quantised import check_gradient
 from transformer2.types import PromptBatch, Rollouts, Verdict

@@ -10,7 +10,6 @@ from transformer2 import tasks
 from transformer2.errors import ConfigError
 from transformer2.plan.shape import ModelShape, model_shape
 from transformer2.quantisation import Quantisation, quantisation_of
-from transformer2.svf.forms import choose_form
 
 __all__ = ["KEYS", "STRATEGIES", "Job", "Strategy", "job_of", "strategy_of"]
 
@@ -38,7 +37,7 @@ class Job:
     shape: ModelShape
     svf: bool  # or else LoRA
     rank: int  # LoRA's r; 0 for SVF
-    form: str  # `delta`, `factored` or `merged`: how z enters the forward pass of training
+    form: str  # `delta` or `factored`: how z enters the forward pass of training
     quantisation: Quantisation | None  # of the base's linear layers; None for a dense base
     strategy: Strategy
     gpus: int  # of a node
@@ -105,7 +104,7 @@ class Job:
 
     @property
     def merged_rollouts(self) -> bool:
-        """Whether rollouts really run merged: W must be whole and dense (svf.model.merged_for_rollout)."""
+        """Whether rollouts really run merged: W must be whole and dense (svf.modes.merged_for_rollout)."""
         return self.svf and self.merge_rollouts and self.quantisation is None and not (self.sharded or self.elsewhere)
 
     def with_(self, **changes: Any) -> Job:
@@ -145,12 +144,11 @@ def job_of(
     prompt = prompt_tokens or min(LONG_PROMPT, max(1, shape.context - budget))
     if prompt + budget > shape.context:
         raise ConfigError(f"{prompt} + {budget} tokens exceed the context of {shape.context}; lower one of them")
-    form = adapter.get("form", "auto") if svf else "delta"
     return Job(
         shape=shape,
         svf=svf,
         rank=0 if svf else int(adapter.get("r", 8)),
-        form=choose_form() if form == "auto" else form,
+        form=adapter.get("form", "delta") if svf else "delta",
         quantisation=quantisation_of(loading.get("quantization_config", shape.packed)),
         strategy=strategy,
         gpus=gpus,

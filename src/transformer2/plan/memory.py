@@ -3,7 +3,7 @@
     peak = resident + max over phases (compose, prefill, decode, update) of the sum of its terms
 
 Every term counts what our code keeps, checked against measured tensor bytes (tests/plan): W stays beside B in the
-factored form and beside W' in the merged one (docs/adr/0002); W is frozen, so no linear layer keeps its input for the
+factored form (docs/adr/0002); W is frozen, so no linear layer keeps its input for the
 backward pass; activations exist for the layers above the first tuned one only, one micro-batch at a time.
 
 Names in formulas: b bytes of an activation, V D I vocabulary, hidden and MLP size, A = heads x head_dim, K = kv_heads x
@@ -100,9 +100,8 @@ def _frozen(job: Job) -> list[Term]:
         ]
     if job.svf:
         terms.append(Term("basis", lambda: s.basis * b / ranks, "P, r^2 per tuned matrix"))
-        if job.form != "delta":
-            copy = {"factored": "B of the factored form beside W", "merged": "W' of the merged form beside W"}
-            terms.append(Term("weights", lambda: s.tuned_weights * b / ranks, copy[job.form]))
+        if job.form == "factored":
+            terms.append(Term("weights", lambda: s.tuned_weights * b / ranks, "B of the factored form beside W"))
     return terms
 
 
@@ -199,11 +198,6 @@ def _activations(job: Job, parts: int = 1) -> list[Term]:
         inputs = _inputs(s.tuned, shared=b == 4) / parts
         inner = job.rank * len(s.tuned) / parts
         terms.append(Term("activations", lambda: tokens * 4 * (inputs + inner), "LoRA: x and A x, fp32"))
-    elif job.form == "merged":
-        smaller = _inputs(m for m in s.tuned if m.n <= m.m) + sum(m.m for m in s.tuned if m.m < m.n)
-        sides = smaller / parts
-        note = "SVF merged: inputs and outputs of the smaller side"
-        terms.append(Term("activations", lambda: tokens * sides * b, note))
     else:
         z = s.num_z / parts
         terms.append(Term("activations", lambda: tokens * z * b, "SVF: P^T x of every tuned matrix"))
@@ -229,7 +223,7 @@ def _layers_with_gradient(job: Job) -> tuple[int, int, int]:
     return 2 * layers - without, layers - without, layers
 
 
-def _inputs(matrices: Iterable[Matrix], shared: bool = True) -> int:
+def _inputs(matrices: Iterable[Matrix], shared: bool) -> int:
     """Sum of the inputs that tuned matrices keep; one that several matrices of a layer share is kept once."""
     kept = {(m.layer, SHARED_INPUT.get(m.leaf, m.leaf) if shared else m.leaf): m.n for m in matrices}
     return sum(kept.values())

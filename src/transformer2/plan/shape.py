@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from transformer2.errors import ConfigError, DataError, UserError, nearest
-from transformer2.svf.checkpoint import LocalCheckpoint, base_folder
+from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.targets import features_of, find_targets
 
@@ -173,8 +173,7 @@ def _skeleton(base: str, source: Mapping[str, Any] | None, model_kwargs: Mapping
 
     if source is None:
         try:
-            folder = base_folder(base, {**model_kwargs, "local_files_only": True}, weights=False)
-            checkpoint = LocalCheckpoint(folder, trust_remote_code=bool(model_kwargs.get("trust_remote_code")))
+            checkpoint = LocalCheckpoint.of_base(base, {**model_kwargs, "local_files_only": True}, weights=False)
             return checkpoint.skeleton, checkpoint.config
         except DataError as e:
             if base not in KNOWN:

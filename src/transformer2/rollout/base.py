@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from transformer2.errors import ConfigError, UserError
@@ -88,11 +89,9 @@ class RolloutEngine(ABC):
     def _packed(self, prompts: PromptBatch, ids: Sequence[list[int]], logprobs: Sequence[list[float]]) -> Rollouts:
         """Rollouts of B lists of sampled ids, EOS included, and of their log-probabilities."""
         like = prompts.input_ids_BP
-        ids_BC = like.new_full((len(ids), max(map(len, ids))), self.pad_id)
-        logprobs_BC = torch.zeros(ids_BC.shape, device=like.device)
-        for row, (tokens, values) in enumerate(zip(ids, logprobs, strict=True)):
-            ids_BC[row, : len(tokens)] = like.new_tensor(tokens)
-            logprobs_BC[row, : len(values)] = torch.tensor(values, device=like.device)
+        rows = [like.new_tensor(tokens) for tokens in ids]
+        ids_BC = pad_sequence(rows, batch_first=True, padding_value=self.pad_id)
+        logprobs_BC = pad_sequence([torch.tensor(values) for values in logprobs], batch_first=True).to(like.device)
         return self._rollouts(prompts, ids_BC, like.new_tensor([len(tokens) for tokens in ids]), logprobs_BC)
 
     def _rollouts(
@@ -160,7 +159,7 @@ def _ids_and_strings(tokenizer: PreTrainedTokenizerBase, stop: list[str | int]) 
     return ids, strings
 
 
-def refuse_rows(policy: nn.Module) -> None:
+def check_no_rows(policy: nn.Module) -> None:
     """For engines that draw under one z.
 
     Raises:

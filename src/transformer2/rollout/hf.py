@@ -28,7 +28,7 @@ from transformer2.rl.halving import run_or_halve
 from transformer2.rollout.base import RolloutEngine, Sampling, uniforms
 from transformer2.rollout.prefill import next_logits, prefill
 from transformer2.rollout.probe import check_decoding
-from transformer2.svf.model import merged_for_rollout
+from transformer2.svf.modes import merged_for_rollout
 from transformer2.svf.rows import batch_rows
 from transformer2.types import PromptBatch, Rollouts
 
@@ -46,7 +46,7 @@ class HFEngine(RolloutEngine):
         eos_ids: See RolloutEngine.
         max_rows: Rows generated at a time; None takes the whole batch. Halved when memory does not suffice.
         lockstep: Says on every rank whether something is so on some rank. Given, all ranks run equally many forward
-            passes, as weights that are shared out among them need; a rank that is done keeps others company, and none
+            passes, as weights that are sharded among them need; a rank that is done keeps others company, and none
             halves its rows by itself.
         merge: Draw under weights into which the active z is composed, where that is possible: the base model's speed.
         stop: See RolloutEngine.
@@ -136,7 +136,7 @@ class HFEngine(RolloutEngine):
             policy, ids, mask, positions, lambda part: select(rows[part]), whole=self.in_lockstep
         )
         for t in range(sampling.max_new_tokens):
-            _refuse_non_finite(logits_BV, rows, prompts)
+            _check_finite(logits_BV, rows, prompts)
             token, logprob = _choose(logits_BV, uniforms_BC[rows, t], sampling)
             token = token.masked_fill(done, self.pad_id)
             yield t, rows[~done], token[~done], logprob[~done]
@@ -174,7 +174,7 @@ class HFEngine(RolloutEngine):
         return self._completing[token]
 
 
-def _refuse_non_finite(logits_BV: Tensor, rows: Tensor, prompts: PromptBatch) -> None:
+def _check_finite(logits_BV: Tensor, rows: Tensor, prompts: PromptBatch) -> None:
     # max propagates NaN and +inf; entries of -inf (masked vocabulary) are fine.
     sane_B = torch.isfinite(logits_BV.amax(-1))
     if not bool(sane_B.all()):

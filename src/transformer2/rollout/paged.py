@@ -18,8 +18,8 @@ from torch import nn
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from transformer2.errors import UserError
-from transformer2.rollout.base import RolloutEngine, Sampling, prompt_ids, refuse_rows
-from transformer2.svf.model import merged_for_rollout
+from transformer2.rollout.base import RolloutEngine, Sampling, check_no_rows, prompt_ids
+from transformer2.svf.modes import merged_for_rollout
 from transformer2.types import PromptBatch, Rollouts
 
 PAGE = 256  # tokens, the library's default
@@ -55,7 +55,7 @@ class PagedEngine(RolloutEngine):
         Raises:
             UserError: Rows have z of their own (`z_rows`), or a row was not finished.
         """
-        refuse_rows(policy)
+        check_no_rows(policy)
         model: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         ids = prompt_ids(prompts)
         greedy = sampling.temperature == 0

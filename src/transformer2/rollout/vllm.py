@@ -29,9 +29,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from transformer2.errors import ConfigError, UserError
-from transformer2.rollout.base import RolloutEngine, Sampling, prompt_ids, refuse_rows
+from transformer2.rollout.base import RolloutEngine, Sampling, check_no_rows, prompt_ids
 from transformer2.rollout.server import Client, Refused, Server, VLLMOptions
-from transformer2.rollout.weights import active_deltas, composed, tuned, weights_and_bases
+from transformer2.rollout.weights import active_deltas, composed, weights_and_bases
+from transformer2.svf.layer import tuned_layers
 from transformer2.svf.quantised import quantisation_name
 from transformer2.types import PromptBatch, Rollouts
 
@@ -91,7 +92,7 @@ class VLLMEngine(RolloutEngine):
             self._call("svf_start")
         if options.sync == "z":
             with torch.no_grad():  # now: later on DeepSpeed has shards under way that cannot be gathered
-                self._send("svf_keep", weights_and_bases(policy, tuned(policy), wanted=self.is_sender))
+                self._send("svf_keep", weights_and_bases(policy, tuned_layers(policy), wanted=self.is_sender))
 
     def generate(self, policy: nn.Module, prompts: PromptBatch, sampling: Sampling, seed: int) -> Rollouts:
         """See `RolloutEngine.generate`.
@@ -155,8 +156,8 @@ class VLLMEngine(RolloutEngine):
         Raises:
             UserError: Rows have z of their own (`z_rows`), or the server refuses.
         """
-        refuse_rows(policy)
-        layers = tuned(policy)
+        check_no_rows(policy)
+        layers = tuned_layers(policy)
         now = active_deltas(layers)
         changed = {name: d for name, d in now.items() if name not in self._sent or not torch.equal(d, self._sent[name])}
         if changed:
@@ -218,7 +219,7 @@ class VLLMEngine(RolloutEngine):
 
 
 def _refuse_what_cannot_be_sent(policy: PeftModel, options: VLLMOptions) -> None:
-    layers = tuned(policy)
+    layers = tuned_layers(policy)
     if not layers:
         raise ConfigError("rollouts by vLLM need an SVF adapter; use model.rollout: hf for other adapters")
     if (name := quantisation_name(policy)) is not None:

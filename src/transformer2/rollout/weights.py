@@ -16,23 +16,14 @@ from transformers.pytorch_utils import Conv1D
 
 from transformer2.svf.forms import compose_weight
 from transformer2.svf.layer import SVFLayer
-from transformer2.svf.model import svf_layers
 
-__all__ = ["active_deltas", "composed", "tuned", "weights_and_bases"]
-
-
-def tuned(policy: nn.Module) -> dict[str, SVFLayer]:
-    """SVF layers by their module's path in the base model."""
-    return {name.removeprefix("base_model.model."): layer for name, layer in svf_layers(policy)}
+__all__ = ["active_deltas", "composed", "weights_and_bases"]
 
 
 def active_deltas(layers: Mapping[str, SVFLayer]) -> dict[str, Tensor]:
     """z - 1, fp32 (r,) on the CPU, that each layer runs under; 0 where adapters are off."""
-    deltas = []
-    for layer in layers.values():
-        delta_R = None if layer.disable_adapters else layer.delta(layer.active_adapters)
-        r = min(layer.in_features, layer.out_features)
-        deltas.append(torch.zeros(r) if delta_R is None else delta_R.detach().float())
+    active = {name: () if layer.disable_adapters else layer.active_adapters for name, layer in layers.items()}
+    deltas = [layer.detached_delta(active[name]) for name, layer in layers.items()]
     whole = torch.cat([d.to(deltas[-1].device) for d in deltas]).cpu()  # one transfer
     return dict(zip(layers, whole.split([len(d) for d in deltas]), strict=True))
 
@@ -45,7 +36,7 @@ def weights_and_bases(policy: Any, layers: Mapping[str, SVFLayer], wanted: bool)
 
     Args:
         policy: The model.
-        layers: See `tuned`.
+        layers: See `tuned_layers`.
         wanted: Whether this process needs them; if not it only takes part in gathering shards.
     """
     for parent, parameters in _neighbours(policy, layers):
@@ -90,7 +81,7 @@ def _parent(path: str) -> str:
 
 @contextmanager
 def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Inside, parameters that DeepSpeed shares out are whole on every rank."""
+    """Inside, parameters that DeepSpeed shards are whole on every rank."""
     shards = [p for p in parameters if hasattr(p, "ds_status") and p.ds_status.name != "AVAILABLE"]
     if not shards:
         yield

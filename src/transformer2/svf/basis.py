@@ -27,7 +27,7 @@ from torch import Tensor
 
 from transformer2.errors import BasisError
 
-__all__ = ["Basis", "basis_error", "compute_basis"]
+__all__ = ["Basis", "Side", "basis_error", "compute_basis"]
 
 Side = Literal["in", "out"]
 

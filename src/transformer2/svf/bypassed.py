@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from transformer2.errors import ConfigError
 from transformer2.svf.layer import SVFLayer
 
-__all__ = ["refuse_bypassed"]
+__all__ = ["check_all_called"]
 
 
 @contextmanager
-def refuse_bypassed(layers: Mapping[str, SVFLayer]) -> Iterator[None]:
+def check_all_called(layers: Mapping[str, SVFLayer]) -> Iterator[None]:
     """Watch what a forward pass inside does with these layers. One that it does not meet at all is let be.
 
     Args:

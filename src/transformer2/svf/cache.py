@@ -26,10 +26,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from transformer2.errors import BasisError
+from transformer2.files import write_file
 from transformer2.svf.basis import Basis, basis_error, compute_basis
-from transformer2.svf.fingerprint import fingerprint, fingerprint_folder
 
-__all__ = ["BasisCache", "default_cache_root", "fingerprint", "fingerprint_folder"]
+__all__ = ["BasisCache", "default_cache_root"]
 
 VERSION = 1  # of the file format and of `compute_basis`; another version is another folder
 _ORTHOGONALITY, _RECONSTRUCTION = 1e-4, 1e-4  # an fp32 basis is at about 1e-6
@@ -104,7 +104,8 @@ class BasisCache:
         # One metadata entry: safetensors keeps several in no fixed order, and a rebuilt file should be the same bytes.
         header = {"basis": json.dumps(meta, sort_keys=True)}
         data = save({"vectors": basis.vectors_RR, "sigma": basis.sigma_R}, metadata=header)
-        _write_atomic(path, data)
+        # Under the entry's lock: a leftover of a killed writer is overwritten by the next one.
+        write_file(path, data, path.with_name(f".{path.name}.tmp"))
         self.counts["built"] += 1
         return basis
 
@@ -161,22 +162,3 @@ def _digest(meta: dict[str, str], *tensors: Tensor) -> str:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.contiguous().numpy().data.cast("B"))
     return digest.hexdigest()
-
-
-def _write_atomic(path: Path, data: bytes) -> None:
-    """Write a file that is whole or absent after a crash at any point. The caller holds the entry's lock."""
-    temp = path.with_name(f".{path.name}.tmp")  # a leftover of a killed writer is overwritten by the next one
-    try:
-        with open(temp, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temp, path)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

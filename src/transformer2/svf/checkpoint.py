@@ -6,7 +6,8 @@ Nothing here loads a model: a 70B checkpoint costs the memory of the tensor that
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -16,96 +17,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from transformer2 import tiny
-from transformer2.errors import BasisError, DataError
+from transformer2.errors import BasisError
+from transformer2.svf.base_folder import base_folder, for_readers, on_disk
 
-__all__ = ["LocalCheckpoint", "base_folder", "folder_on_disk", "for_readers", "for_weights", "is_trusted"]
-
-# What of `model_kwargs` says where a base's files are, beside `subfolder`; the rest is for who reads them.
-_WHERE = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-_SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
-_WEIGHTS = ("*.safetensors",)
-
-
-def base_folder(base: str | Path, model_kwargs: Mapping[str, Any] | None = None, weights: bool = True) -> Path:
-    """The local folder of a base model: what config, tokenizer, weights and bases are all read from.
-
-    Args:
-        base: A folder, "tiny" (the embedded model), or a Hub id, which is downloaded.
-        model_kwargs: As `from_pretrained` takes them; `subfolder`, and for a Hub id `revision`, `cache_dir`, `token`
-            and `local_files_only`, count here.
-        weights: Download the weights too, not only config and tokenizer.
-
-    Raises:
-        DataError: No such folder, or the Hub did not give it; the message says what to give instead.
-    """
-    options = dict(model_kwargs or {})
-    inside = str(options.get("subfolder") or "")
-    folder = tiny.model_path() if str(base) == "tiny" else Path(base).expanduser()
-    if not folder.is_dir():
-        if folder.exists() or str(base).startswith((".", "/", "~")) or str(base).count("/") > 1:
-            raise DataError(f"base {str(base)!r} is no model folder here; give `tiny`, a folder, or a Hub id")
-        folder = _from_hub(str(base), options, f"{inside}/" if inside else "", weights)
-    if not (folder / inside / "config.json").is_file():
-        raise DataError(f"base {str(folder / inside)!r} has no config.json; give the folder of a transformers model")
-    return folder / inside
-
-
-def _from_hub(base: str, options: Mapping[str, Any], inside: str, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    where = {key: options[key] for key in _WHERE if options.get(key) is not None}
-    # Not the copies that some repositories keep beside the weights (original/, consolidated.safetensors).
-    ignored = [f"{inside}*/*", f"{inside}consolidated*"]
-
-    def fetch(patterns: Iterable[str]) -> Path:
-        allowed = [inside + pattern for pattern in patterns]
-        return Path(snapshot_download(base, allow_patterns=allowed, ignore_patterns=ignored, **where))
-
-    try:
-        folder = fetch((*_SMALL, *(_WEIGHTS if weights else ())))
-        if weights and not any((folder / inside).glob("*.safetensors")):
-            fetch(("*.bin",))
-    except Exception as e:  # requests, OS and hub errors alike mean: not to be had from there
-        revision = f" at revision {where['revision']!r}" if "revision" in where else ""
-        raise DataError(
-            f"base {base!r}{revision} is no folder here and the Hub did not give it ({type(e).__name__}); give "
-            "model.base a local folder (download it where there is a network), or `tiny`"
-        ) from e
-    return folder
-
-
-def for_readers(model_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What of `model_kwargs` the readers of config and tokenizer need, now that the files are in a folder."""
-    given = model_kwargs or {}
-    known = {key: given[key] for key in ("trust_remote_code", "code_revision") if key in given}
-    return {"trust_remote_code": False, **known}  # not said, transformers would ask, and wait
-
-
-def for_weights(model_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What of `model_kwargs` the reader of the weights needs."""
-    rest = {key: value for key, value in (model_kwargs or {}).items() if key not in (*_WHERE, "subfolder")}
-    return {"trust_remote_code": False, **rest}
-
-
-def is_trusted(model: nn.Module) -> bool:
-    """Whether a loaded model runs code out of its folder, which somebody trusted then."""
-    return type(getattr(model, "config", None)).__module__.startswith("transformers_modules")
-
-
-def folder_on_disk(base: str) -> Path | None:
-    """The folder of a base model that is on this machine already, by path or by Hub id; None otherwise."""
-    folder = Path(base).expanduser()
-    if base and (folder / "config.json").is_file():
-        return folder
-    if base.count("/") != 1:
-        return None
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(base, allow_patterns=[*_SMALL, *_WEIGHTS], local_files_only=True))
-    except Exception:  # whatever the reason, it is not to be had without the network
-        return None
+__all__ = ["LocalCheckpoint"]
 
 
 class LocalCheckpoint:
@@ -125,6 +40,27 @@ class LocalCheckpoint:
         if not (self.folder / "config.json").is_file():
             raise BasisError(f"{self.folder} has no config.json; give the folder of a transformers model")
         self._requested_dtype, self._trusted = dtype, trust_remote_code
+
+    @classmethod
+    def of_base(
+        cls,
+        base: str | Path,
+        model_kwargs: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        weights: bool = True,
+    ) -> LocalCheckpoint:
+        """The files of `base` as a config names it; see `base_folder`."""
+        trusted = for_readers(model_kwargs)["trust_remote_code"]
+        return cls(base_folder(base, model_kwargs, weights), dtype, bool(trusted))
+
+    @classmethod
+    def of_model(cls, model: nn.Module, dtype: torch.dtype) -> LocalCheckpoint | None:
+        """The files that a model was loaded from, where they are on this machine."""
+        config = getattr(model, "config", None)
+        folder = on_disk(str(getattr(config, "_name_or_path", "")))
+        # Code that runs out of the folder was trusted when the model was loaded.
+        trusted = type(config).__module__.startswith("transformers_modules")
+        return None if folder is None else cls(folder, dtype, trusted)
 
     @cached_property
     def config(self) -> Any:
@@ -146,7 +82,7 @@ class LocalCheckpoint:
         # What `load_base` loads: of some checkpoints of several modalities the text model alone.
         cls = None if type(self.config) in causal._model_mapping else getattr(transformers, "".join(names[:1]), None)
         try:
-            # The second says that zero.Init is at work already: a skeleton has no values to share out under ZeRO-3.
+            # The second says that zero.Init is at work already: a skeleton has no values to shard under ZeRO-3.
             with torch.device("meta"), transformers.modeling_utils.set_zero3_state():
                 if cls is None:
                     return causal.from_config(self.config, trust_remote_code=self._trusted)
@@ -242,33 +178,31 @@ class LocalCheckpoint:
             key: A checkpoint key.
             choose: Given the number of rows, the indices to read.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(self.shard_of[key]), "pt") as f:
-                part = f.get_slice(key)
-                shape = part.get_shape()
-                if not shape:
-                    return f.get_tensor(key)[None]
-                return torch.cat([part[i : i + 1] for i in choose(shape[0])] or [f.get_tensor(key)])
-        except (SafetensorError, OSError) as e:
-            raise BasisError(
-                f"{self.shard_of[key]}: tensor {key!r} is unreadable ({e}); download the shard again"
-            ) from e
+        with self._open(key) as f:
+            part = f.get_slice(key)
+            shape = part.get_shape()
+            if not shape:
+                return f.get_tensor(key)[None]
+            return torch.cat([part[i : i + 1] for i in choose(shape[0])] or [f.get_tensor(key)])
 
     def read(self, parameter: str) -> Tensor:
         """The whole tensor of a parameter, in `dtype`."""
+        key = self.key_of(parameter)
+        with self._open(key) as f:
+            tensor: Tensor = f.get_tensor(key)
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    @contextmanager
+    def _open(self, key: str) -> Iterator[Any]:
         from safetensors import SafetensorError, safe_open
 
-        key = self.key_of(parameter)
         try:
             with safe_open(str(self.shard_of[key]), "pt") as f:
-                tensor: Tensor = f.get_tensor(key)
+                yield f
         except (SafetensorError, OSError) as e:
             raise BasisError(
                 f"{self.shard_of[key]}: tensor {key!r} is unreadable ({e}); download the shard again"
             ) from e
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def matrix(self, module: str) -> Tensor:
         """W (m, n) of a linear layer of the model, in `dtype`."""

@@ -20,14 +20,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from transformer2.errors import ConfigError
-from transformer2.experts.read import CONFIG, FORMAT_VERSION, WEIGHTS, config_sha256
+from transformer2.experts.card import write_card
+from transformer2.experts.format import CONFIG, FORMAT_VERSION, OLD_FORMS, WEIGHTS, checksums
+from transformer2.svf.forms import FORMS, Form
 from transformer2.svf.register import extend_peft_types, register
 
-__all__ = ["FORMS", "PARAMETRIZATIONS", "Form", "SVFConfig"]
+__all__ = ["PARAMETRIZATIONS", "SVFConfig", "check_form"]
 
-Form = Literal["auto", "delta", "factored", "merged"]
 Parametrization = Literal["direct", "sigmoid_renorm"]
-FORMS: tuple[str, ...] = get_args(Form)
 PARAMETRIZATIONS: tuple[str, ...] = get_args(Parametrization)
 
 extend_peft_types()
@@ -42,10 +42,9 @@ class SVFConfig(PeftConfig):
             and module names, or a string that is a regular expression for full module paths.
         layers_to_transform: Decoder layers to tune, an index or a list; None means all.
         layers_pattern: Name(s) of the module list that holds the decoder layers; needed only where several do.
-        form: How z enters the forward pass; "auto" is the exact one, "delta" (see forms.choose_form).
+        form: How z enters the forward pass: "delta", exactly the base at z = 1, or "factored" (see svf/forms.py).
         parametrization: "direct" trains z - 1; "sigmoid_renorm" is the reference code's: p ~ N(0.1, 0.01^2),
             z = sigmoid(p) sum(sigma) / sum(sigma sigmoid(p)).
-        init_std: Standard deviation of z - 1 at the start ("direct" only).
         basis_cache: Folder of the basis cache. None means the default folder where a decomposition takes long
             (r >= 512), and no folder otherwise; "off" means never. Never saved.
         exclude_modules: Module names, or a regular expression, to leave out.
@@ -75,9 +74,8 @@ class SVFConfig(PeftConfig):
     target_modules: str | list[str] | set[str] = "mlp"
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] | None = None
-    form: Form = "auto"
+    form: Form = "delta"
     parametrization: Parametrization = "direct"
-    init_std: float = 0.0
     basis_cache: str | None = None
     exclude_modules: str | list[str] | set[str] | None = None
     modules_to_save: list[str] | None = None
@@ -98,57 +96,20 @@ class SVFConfig(PeftConfig):
         from peft.utils.peft_types import PeftType
 
         self.peft_type = PeftType("SVF")
-        if self.target_modules is None:
-            self.target_modules = "mlp"
-        self._check_targets()
-        self._check_layers()
-        for name, value, allowed in (
-            ("form", self.form, FORMS),
-            ("parametrization", self.parametrization, PARAMETRIZATIONS),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"{name}={value!r} is not one of {', '.join(allowed)}")
-        if not isinstance(self.init_std, (int, float)) or not 0 <= self.init_std < 1:
-            raise ConfigError(f"init_std={self.init_std!r} must be in [0, 1); it is the spread of z - 1 at the start")
-        if self.init_std and self.parametrization != "direct":
-            raise ConfigError(
-                f"init_std={self.init_std} with parametrization='sigmoid_renorm', which has its own start; set it to 0"
-            )
+        self.target_modules = "mlp" if self.target_modules is None else _names("target_modules", self.target_modules)
+        if not self.target_modules:
+            raise ConfigError("target_modules is empty; give 'mlp', 'attention', 'all-linear' or module names")
+        if self.exclude_modules is not None:
+            self.exclude_modules = _names("exclude_modules", self.exclude_modules)
+        _check_layers(self.layers_to_transform, self.layers_pattern)
+        check_form(self.form)
+        if self.parametrization not in PARAMETRIZATIONS:
+            raise ConfigError(f"parametrization={self.parametrization!r} is not one of {', '.join(PARAMETRIZATIONS)}")
         if not isinstance(self.expert_format_version, int) or self.expert_format_version > FORMAT_VERSION:
             raise ConfigError(
                 f"expert_format_version={self.expert_format_version!r}, this version reads up to {FORMAT_VERSION}; "
                 "upgrade transformer2"
             )
-
-    def _check_targets(self) -> None:
-        for name in ("target_modules", "exclude_modules"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, tuple | frozenset):
-                value = list(value)
-                setattr(self, name, value)
-            if isinstance(value, str):
-                try:
-                    re.compile(value)
-                except re.error as e:
-                    raise ConfigError(f"{name}={value!r} is no regular expression ({e}); give a list of names") from e
-            elif not isinstance(value, list | set) or not all(isinstance(item, str) and item for item in value):
-                raise ConfigError(f"{name}={value!r} must be a string or a list of module names")
-        if not self.target_modules:
-            raise ConfigError("target_modules is empty; give 'mlp', 'attention', 'all-linear' or module names")
-
-    def _check_layers(self) -> None:
-        layers = self.layers_to_transform
-        if layers is not None:
-            listed = [layers] if isinstance(layers, int) else layers
-            ok = isinstance(listed, list | tuple) and all(isinstance(i, int) and i >= 0 for i in listed)
-            if not ok or not listed or isinstance(layers, bool):
-                raise ConfigError(
-                    f"layers_to_transform={layers!r} must be a layer index or a non-empty list of them (0 is the first)"
-                )
-        if self.layers_pattern and layers is None:
-            raise ConfigError(f"layers_pattern={self.layers_pattern!r} has no effect without layers_to_transform")
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain values; sets become sorted lists, so that a saved file is reproducible."""
@@ -171,19 +132,53 @@ class SVFConfig(PeftConfig):
             self.sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
         super().save_pretrained(save_directory, **kwargs)
         file = folder / CONFIG
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        saved |= {
-            "parametrization": "direct",
-            "trained_parametrization": self.trained_parametrization or self.parametrization,
-            "init_std": 0.0,
-            "basis_cache": None,
-            "expert_format_version": FORMAT_VERSION,
-        }
-        saved["config_sha256"] = config_sha256(saved)
+        saved = checksums(
+            json.loads(file.read_text(encoding="utf-8"))
+            | {
+                "parametrization": "direct",
+                "trained_parametrization": self.trained_parametrization or self.parametrization,
+                "basis_cache": None,
+            }
+        )
         file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        from transformer2.svf.card import write_card
-
         write_card(folder, saved)
+
+
+def _names(field: str, value: Any) -> Any:
+    """A regular expression, or a list or set of names, checked."""
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as e:
+            raise ConfigError(f"{field}={value!r} is no regular expression ({e}); give a list of names") from e
+        return value
+    value = list(value) if isinstance(value, tuple | frozenset) else value
+    if not isinstance(value, list | set) or not all(isinstance(item, str) and item for item in value):
+        raise ConfigError(f"{field}={value!r} must be a string or a list of module names")
+    return value
+
+
+def _check_layers(layers: Any, pattern: Any) -> None:
+    if layers is not None:
+        listed = [layers] if isinstance(layers, int) else layers
+        ok = isinstance(listed, list | tuple) and all(isinstance(i, int) and i >= 0 for i in listed)
+        if not ok or not listed or isinstance(layers, bool):
+            raise ConfigError(
+                f"layers_to_transform={layers!r} must be a layer index or a non-empty list of them (0 is the first)"
+            )
+    if pattern and layers is None:
+        raise ConfigError(f"layers_pattern={pattern!r} has no effect without layers_to_transform")
+
+
+def check_form(form: str) -> None:
+    """Raise ConfigError where this is no form."""
+    if form in OLD_FORMS:
+        raise ConfigError(
+            f"form={form!r} is no longer a form of training; leave it out for 'delta', which is exact (rollouts and "
+            "exports merge by themselves)"
+        )
+    if form not in FORMS:
+        raise ConfigError(f"form={form!r} is not one of {', '.join(FORMS)}")
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

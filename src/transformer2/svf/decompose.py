@@ -17,20 +17,21 @@ import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from transformer2.errors import ConfigError, UserError
 from transformer2.svf.basis import Basis
 from transformer2.svf.cache import BasisCache, default_cache_root
-from transformer2.svf.checkpoint import LocalCheckpoint, base_folder
+from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import fingerprint_checkpoint
-from transformer2.svf.targets import find_targets, refuse_absent_layers
+from transformer2.svf.targets import check_layers_present, find_targets
 
 __all__ = ["base_bases", "decompose"]
 
@@ -74,8 +75,7 @@ def decompose(
     """
     start = time.monotonic()
     _check_device(device)
-    options = model_kwargs or {}
-    checkpoint = LocalCheckpoint(base_folder(base, options), _dtype(dtype), bool(options.get("trust_remote_code")))
+    checkpoint = LocalCheckpoint.of_base(base, model_kwargs, _dtype(dtype))
     if checkpoint.quantised:
         raise UserError(
             f"{checkpoint.folder} is a quantised checkpoint; decompose the model it was made from, or let SVF compute "
@@ -87,8 +87,8 @@ def decompose(
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
     found = find_targets(checkpoint.skeleton, config)
-    refuse_absent_layers(found, config)
-    names = _share(checkpoint, found, rank, world_size)
+    check_layers_present(found, config)
+    names = _share(_costs(checkpoint, found), rank, world_size)
     cache = _cache(checkpoint, cache_dir)
     # Closing the generator closes its bar, so that Ctrl-C leaves a clean line.
     with closing(_bases(checkpoint, names, cache, device, progress and rank == 0)) as bases:
@@ -119,7 +119,7 @@ def base_bases(
     Raises:
         UserError: Unknown base, a module it does not have, or a cache that cannot be written.
     """
-    checkpoint = LocalCheckpoint(base_folder(base))
+    checkpoint = LocalCheckpoint.of_base(base)
     for name, basis in _bases(checkpoint, names, _cache(checkpoint, cache_dir), None, progress):
         yield name, basis.sigma_R
 
@@ -131,25 +131,21 @@ def _cache(checkpoint: LocalCheckpoint, cache_dir: str | Path | None) -> BasisCa
 def _bases(
     checkpoint: LocalCheckpoint, names: list[str], cache: BasisCache, device: str | None, progress: bool
 ) -> Generator[tuple[str, Basis], None, None]:
-    place = device or _device()
-    modules = {name: _linear(checkpoint, name) for name in names}
+    if device is None:
+        device = "cpu"
+        if torch.cuda.is_available():
+            device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     # The bar counts arithmetic, so that the time left holds for matrices of unlike sizes.
-    costs = {name: _cost(tuple(module.weight.shape)) for name, module in modules.items()}
+    costs = _costs(checkpoint, names)
     with tqdm(total=sum(costs.values()), unit="flop", unit_scale=True, disable=not progress, desc="decompose") as bar:
-        for done, name in enumerate(modules):
+        for done, (name, cost) in enumerate(costs.items()):
             bar.set_postfix_str(f"{done}/{len(names)} {name}")
-
-            def weight(name: str = name) -> Tensor:
-                return checkpoint.matrix(name).to(place)
-
-            yield name, cache.get(name, weight, verify=True)
-            bar.update(costs[name])
+            yield name, cache.get(name, partial(_weight, checkpoint, name, device), verify=True)
+            bar.update(cost)
 
 
-def _device() -> str:
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+def _weight(checkpoint: LocalCheckpoint, name: str, device: str) -> Tensor:
+    return checkpoint.matrix(name).to(device)
 
 
 def _check_device(device: str | None) -> None:
@@ -159,35 +155,31 @@ def _check_device(device: str | None) -> None:
         raise ConfigError(f"--device {device!r} cannot be used here ({str(e).splitlines()[0]}); leave it out") from e
 
 
-def _share(checkpoint: LocalCheckpoint, names: list[str], rank: int, world_size: int) -> list[str]:
+def _share(costs: Mapping[str, int], rank: int, world_size: int) -> list[str]:
     """The matrices of one process: the dearest first, each to the process with the least to do; in module order."""
-    costs = {name: _cost(tuple(_linear(checkpoint, name).weight.shape)) for name in names}
     load = [0] * world_size
     mine: set[str] = set()
-    for name in sorted(names, key=lambda name: -costs[name]):
+    for name in sorted(costs, key=lambda name: -costs[name]):
         owner = load.index(min(load))
         load[owner] += costs[name]
         if owner == rank:
             mine.add(name)
-    return [name for name in names if name in mine]
+    return [name for name in costs if name in mine]
 
 
-def _linear(checkpoint: LocalCheckpoint, name: str) -> Any:
-    try:
-        module: nn.Module = checkpoint.skeleton.get_submodule(name)
-    except AttributeError:
-        raise ConfigError(f"{checkpoint.folder} has no module {name!r}; is this another base model?") from None
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
-        raise ConfigError(f"{name} of {checkpoint.folder} is no linear layer; name linear layers")
-    return module
-
-
-def _cost(shape: tuple[int, ...]) -> int:
-    """Flops, about: the Gram matrix, ||W p||, and an eigendecomposition."""
-    m, n = shape
-    r = min(m, n)
-    return 4 * r * m * n + 9 * r**3
+def _costs(checkpoint: LocalCheckpoint, names: list[str]) -> dict[str, int]:
+    """Flops of each matrix, about: the Gram matrix, ||W p||, and an eigendecomposition."""
+    costs = {}
+    for name in names:
+        try:
+            weight = getattr(checkpoint.skeleton.get_submodule(name), "weight", None)
+        except AttributeError:
+            raise ConfigError(f"{checkpoint.folder} has no module {name!r}; is this another base model?") from None
+        if not isinstance(weight, Tensor) or weight.ndim != 2:
+            raise ConfigError(f"{name} of {checkpoint.folder} is no linear layer; name linear layers")
+        r = min(weight.shape)
+        costs[name] = 4 * r * weight.numel() + 9 * r**3
+    return costs
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

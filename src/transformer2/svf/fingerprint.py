@@ -19,17 +19,16 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from transformer2.errors import BasisError, shown
-from transformer2.svf.checkpoint import LocalCheckpoint, folder_on_disk, is_trusted
-from transformer2.svf.quantised import base_model, unquantised_checkpoint, warn_of_another_precision
+from transformer2.svf.checkpoint import LocalCheckpoint
+from transformer2.svf.quantised import base_model, quantisation_name, unquantised_checkpoint
 
-__all__ = ["fingerprint", "fingerprint_checkpoint", "fingerprint_folder", "warn_of_another_base"]
+__all__ = ["fingerprint", "fingerprint_checkpoint", "warn_of_another_base"]
 
 _ROWS, _COLUMNS = 8, 64
 # Short on purpose: library defaults come and go in `config.to_dict()`, and an expert must outlive an upgrade.
@@ -58,14 +57,14 @@ def fingerprint(model: nn.Module) -> str:
     held = [(name, p) for name, p, _ in named if p is not None]
     if not all(_readable(p) for _, p in held):
         # Under ZeRO-3 a rank holds a shard of each weight; the folder that the model came from holds them all.
-        folder = folder_on_disk(str(getattr(config, "_name_or_path", "")))
-        if folder is None:
+        dtypes = [p.dtype for _, p in held if p.dtype.is_floating_point]
+        checkpoint = LocalCheckpoint.of_model(base, max(set(dtypes), key=dtypes.count))
+        if checkpoint is None:
             raise BasisError(
                 "the base weights are on the meta device or sharded and the model's folder is unknown; "
                 "pass base as a local folder so that its fingerprint can be read from the files"
             )
-        dtypes = [p.dtype for _, p in held if p.dtype.is_floating_point]
-        return fingerprint_checkpoint(LocalCheckpoint(folder, max(set(dtypes), key=dtypes.count), is_trusted(base)))
+        return fingerprint_checkpoint(checkpoint)
     return f"{arch}:{_weights(held, lambda item: _sample(item.detach()))}"
 
 
@@ -73,48 +72,40 @@ def warn_of_another_base(experts: Mapping[str, tuple[str | None, str | None]], m
     """Note which experts were trained on another base than this model, or at another precision.
 
     They run all the same: other weights of one architecture are an experiment (paper, Table 5), but a surprise when it
-    was not meant as one.
-
-    Args:
-        experts: Expert -> its base's fingerprint and `quantisation_name`.
-        model: The model it runs on.
+    was not meant as one. `experts`: name -> its base's fingerprint and `quantisation_name`.
     """
     try:
         ours = fingerprint(model) if any(theirs for theirs, _ in experts.values()) else ""
     except BasisError:  # on the meta device, or sharded, from an unknown folder
         return
+    arch, precision = ours.partition(":")[0], quantisation_name(model)
     for name, (theirs, _) in experts.items():
-        if not theirs or theirs == ours:
-            continue
-        arch, here = theirs.partition(":")[0], ours.partition(":")[0]
-        what = (
-            "other weights (or another dtype) than this base"
-            if arch == here
-            else f"a base model of another architecture ({shown(arch, 40)}, this one is {here})"
+        if theirs and theirs != ours:
+            given = theirs.partition(":")[0]
+            what = (
+                "other weights (or another dtype) than this base"
+                if given == arch
+                else f"a base model of another architecture ({shown(given, 40)}, this one is {arch})"
+            )
+            warnings.warn(f"{name}: trained on {what}", stacklevel=3)
+    others = [f"{name} ({theirs or 'unquantised'})" for name, (_, theirs) in experts.items() if theirs != precision]
+    if others:
+        warnings.warn(
+            f"{', '.join(others)}: trained at another precision than this base ({precision or 'unquantised'}); "
+            "docs/quantised.md says what that costs",
+            stacklevel=3,
         )
-        warnings.warn(f"{name}: trained on {what}", stacklevel=3)
-    warn_of_another_precision({name: precision for name, (_, precision) in experts.items()}, model)
-
-
-def fingerprint_folder(path: str | Path, dtype: torch.dtype | None = None) -> str:
-    """The fingerprint of a model folder, from config.json and a few rows of each tensor; the model is never loaded.
-
-    Equal to `fingerprint` of the model loaded from that folder in the same dtype. Not so, and refused or different:
-    models whose weights transformers fuses or renames at load (BasisError), and modules it keeps in fp32 whatever the
-    dtype.
-
-    Args:
-        path: Folder with config.json and safetensors weights.
-        dtype: The dtype the model would be loaded in; None means the checkpoint's own.
-
-    Raises:
-        BasisError: Unreadable folder, or a parameter without a tensor in the checkpoint.
-    """
-    return fingerprint_checkpoint(LocalCheckpoint(path, dtype))
 
 
 def fingerprint_checkpoint(checkpoint: LocalCheckpoint) -> str:
-    """`fingerprint_folder` of a checkpoint that is open."""
+    """The fingerprint of a model's files, from config.json and a few rows of each tensor; the model is never loaded.
+
+    Equal to `fingerprint` of the model loaded from there in the same dtype. Not so, and refused or different: models
+    whose weights transformers fuses or renames at load (BasisError), and modules it keeps in fp32 whatever the dtype.
+
+    Raises:
+        BasisError: Unreadable files, or a parameter without a tensor in them.
+    """
     named = list(_base_parameters(checkpoint.skeleton))
     arch = _arch(checkpoint.skeleton.config, ((name, shape) for name, _, shape in named))
 

@@ -5,14 +5,15 @@
     form      n <= m (P = V)               m < n (P = U), h = W x           forward, units of m n
     delta     W (x + P (d * P^T x))        h + P (d * P^T h)                1 + 2 rho
     factored  (W P) (z * P^T x)            P (z * (P^T W) x)                1 + rho
-    merged    (W + W P diag(d) P^T) x      (W + P diag(d) P^T W) x          1
+
+Rollouts and exports may compose W' = W + W P diag(d) P^T, or W + P diag(d) P^T W, and then cost 1; training does not
+(docs/adr/0015-no-merged-training.md).
 
 Departures from the paper and from the reference code:
 
 1. W and one orthogonal P instead of U, sigma and V: W P = U diag(sigma) for n <= m.
 2. d = z - 1 is what is stored, so the base model is d = 0 and delta gives its output bit for bit.
-3. The gradient of z never passes through a dense gradient of W:
-   dz = sum_t (P^T x_t) * (P^T dx_t) / z (n <= m) and sum_t (P^T dy_t) * (P^T h'_t) / z (m < n), with h' = W' x.
+3. The gradient of z never passes through a dense gradient of W.
 4. z may have one row per row of the batch; the reference serves one z at a time.
 
 Shapes: x (..., n), base output (..., m), d (r,) fp32 or (rows, r), P (r, r), r = min(m, n). T counts all leading axes.
@@ -21,49 +22,22 @@ Shapes: x (..., n), base output (..., m), d (r,) fp32 or (rows, r), P (r, r), r 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from transformer2.errors import UserError
+from transformer2.svf.basis import Side
 
 __all__ = [
-    "TINY_Z",
-    "add_in_basis",
-    "choose_form",
-    "compose_weight",
-    "factor_weight",
-    "forward_delta",
-    "forward_factored",
-    "forward_merged",
+    "FORMS", "Form", "add_in_basis", "compose_weight", "factor_weight", "forward_delta", "forward_factored",
     "spread_rows",
-]
+]  # fmt: skip
 
-Side = Literal["in", "out"]
-
-# Below this |z| the merged gradient, which divides by z, is computed from W instead.
-TINY_Z = 1e-2
-
-
-def choose_form(
-    *, quantised: bool = False, z_per_row: bool = False, exact_base: bool = True, grad: bool = True
-) -> Literal["delta", "factored", "merged"]:
-    """The cheapest form that does what is needed (PERFORMANCE.md, section 2).
-
-    Args:
-        quantised: W cannot be rewritten or multiplied outside its own layer.
-        z_per_row: Rows of one batch have different z.
-        exact_base: z = 1 must be the base model bit for bit; so with a KL penalty in bf16 training.
-        grad: z is being trained.
-    """
-    if quantised or z_per_row:
-        return "delta"
-    if not grad:
-        return "merged"
-    # Per token of a training step: delta 2 + 4 rho, factored 2 + 2 rho, merged 2 + 2 rho + (1 + rho) r / tokens a step.
-    return "delta" if exact_base else "factored"
+Form = Literal["delta", "factored"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
 def spread_rows(delta_BR: Tensor, x: Tensor) -> Tensor:
@@ -135,79 +109,3 @@ def compose_weight(weight_mn: Tensor, basis_RR: Tensor, delta_R: Tensor, side: S
     step_RR = (basis * delta) @ basis.T
     product = torch.addmm(weight, weight, step_RR) if side == "in" else torch.addmm(weight, step_RR, weight)
     return product.to(weight_mn.dtype)
-
-
-def forward_merged(
-    x: Tensor,
-    composed_mn: Tensor,
-    weight_mn: Tensor,
-    bias_m: Tensor | None,
-    basis_RR: Tensor,
-    delta_R: Tensor,
-    side: Side,
-    tiny_z: bool,
-) -> Tensor:
-    """One GEMM with W'; gradients reach x and d (r,), never W.
-
-    Args:
-        x: (..., n).
-        composed_mn: W', from `compose_weight` of these arguments.
-        weight_mn: W, read in the backward pass only where some |z| is tiny.
-        bias_m: Bias of the layer.
-        basis_RR: P.
-        delta_R: d, one row for all of x.
-        side: Which side P is on.
-        tiny_z: Whether some |z| is below TINY_Z.
-    """
-    return _Merged.apply(x, delta_R, composed_mn, weight_mn, bias_m, basis_RR, side, tiny_z)
-
-
-class _Merged(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        delta_R: Tensor,
-        composed_mn: Tensor,
-        weight_mn: Tensor,
-        bias_m: Tensor | None,
-        basis_RR: Tensor,
-        side: Side,
-        tiny_z: bool,
-    ) -> Tensor:
-        y = F.linear(x, composed_mn, bias_m)
-        # One side reads x, the other the output without its bias: both are alive anyway in a transformer block.
-        ctx.save_for_backward(
-            x if side == "in" or tiny_z else None, y if side == "out" else None, delta_R, composed_mn, weight_mn,
-            bias_m, basis_RR,
-        )  # fmt: skip
-        ctx.side, ctx.tiny_z = side, tiny_z
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, delta_R, composed_mn, weight_mn, bias_m, basis_RR = ctx.saved_tensors
-        grad_x = grad_y @ composed_mn if ctx.needs_input_grad[0] or ctx.side == "in" else None
-        grad_delta = None
-        if ctx.needs_input_grad[1]:
-            accumulate = torch.promote_types(grad_y.dtype, torch.float32)
-            z_R = 1 + delta_R.to(accumulate)
-            if ctx.side == "in":
-                left, right = x @ basis_RR, grad_x @ basis_RR
-            else:
-                left, right = (y if bias_m is None else y - bias_m) @ basis_RR, grad_y @ basis_RR
-            divisor_R = z_R
-            if ctx.tiny_z:
-                divisor_R = torch.where(z_R.abs() < TINY_Z, torch.ones_like(z_R), z_R)
-            grad_delta = (left * right).flatten(0, -2).sum(0, dtype=accumulate) / divisor_R
-            if ctx.tiny_z:
-                tiny_S = (z_R.abs() < TINY_Z).nonzero().flatten()
-                picked_RS = basis_RR[:, tiny_S]
-                if ctx.side == "in":
-                    left, right = x @ picked_RS, grad_y @ (weight_mn @ picked_RS)
-                else:
-                    left, right = x @ (weight_mn.T @ picked_RS), grad_y @ picked_RS
-                grad_delta[tiny_S] = (left * right).flatten(0, -2).sum(0, dtype=accumulate)
-            grad_delta = grad_delta.to(delta_R.dtype)
-        return (grad_x if ctx.needs_input_grad[0] else None), grad_delta, None, None, None, None, None, None

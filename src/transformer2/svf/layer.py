@@ -20,131 +20,24 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
-import warnings
-from contextvars import ContextVar
-from typing import Any, ClassVar, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from transformer2.errors import ConfigError, ExpertError, UserError
+from transformer2.errors import ConfigError, UserError
+from transformer2.experts.format import module_path
 from transformer2.svf import forms
-from transformer2.svf.basis import Basis
-from transformer2.svf.config import FORMS, SVFConfig
+from transformer2.svf.basis import Basis, Side
+from transformer2.svf.config import SVFConfig, check_form
+from transformer2.svf.open_rows import Rows
+from transformer2.svf.scales import DirectScale, RenormScale
 from transformer2.svf.targets import features_of
 
-__all__ = [
-    "DirectScale",
-    "RenormScale",
-    "Rows",
-    "SVFLayer",
-    "dense_weight",
-    "probe_weight",
-    "renorm_decode",
-    "renorm_encode",
-]
-
-
-class DirectScale(nn.Module):
-    """z - 1 as it is. Parameter: `delta` (r,) fp32."""
-
-    def __init__(self, delta_R: Tensor):
-        super().__init__()
-        self.delta = nn.Parameter(delta_R)
-
-    def forward(self, sigma_R: Tensor | None) -> Tensor:
-        """z - 1, (r,)."""
-        return self.delta
-
-
-class RenormScale(nn.Module):
-    """z = m sum(sigma) / sum(sigma m), m = sigmoid(logit). Parameter: `logit` (r,) fp32, from N(0.1, 0.01^2)."""
-
-    def __init__(self, logit_R: Tensor):
-        super().__init__()
-        self.logit = nn.Parameter(logit_R)
-
-    def forward(self, sigma_R: Tensor) -> Tensor:
-        """z - 1, (r,)."""
-        return renorm_decode(self.logit, sigma_R)
-
-
-def renorm_decode(logit_R: Tensor, sigma_R: Tensor) -> Tensor:
-    """z - 1 of the logits of `sigmoid_renorm`."""
-    m_R, sigma_R = torch.sigmoid(logit_R), sigma_R.to(logit_R)
-    return m_R * (sigma_R.sum() / (sigma_R * m_R).sum()) - 1
-
-
-def renorm_encode(delta_R: Tensor, sigma_R: Tensor) -> Tensor:
-    """Logits that give this z - 1, fp32: m is proportional to z; the factor is free, so m keeps its mean start, 0.525.
-
-    Raises:
-        ExpertError: No logits give it (z <= 0, or sum(sigma z) != sum(sigma)).
-    """
-    z_R, sigma_R = 1 + delta_R.double(), sigma_R.to(delta_R.device).double()
-    drift = float((sigma_R * z_R).sum() / sigma_R.sum() - 1)
-    if float(z_R.min()) <= 0 or abs(drift) > 1e-3:
-        raise ExpertError(
-            f"this z cannot be written as sigmoid_renorm (smallest z {float(z_R.min()):.3g}, sum(sigma z) off by "
-            f"{drift:.1e}); load it with parametrization='direct'"
-        )
-    m_R = z_R * min(0.525, 0.98 / float(z_R.max()))
-    return torch.log(m_R / (1 - m_R)).float()
-
-
-class Rows:
-    """z - 1 for every row of the batch, (B, r) by layer, between `open` and `close`, for the code that opened it.
-
-    Each thread and each asyncio task sees its own, as with torch.no_grad().
-    """
-
-    _of_this_code: ContextVar[tuple[Rows, ...]] = ContextVar("svf_rows", default=())
-    everywhere: ClassVar[set[Rows]] = set()  # all that are open
-
-    def __init__(self, deltas: dict[SVFLayer, Tensor]):
-        self.deltas, self.thread = deltas, threading.get_ident()
-
-    def open(self) -> None:
-        """From now on this code runs under these rows."""
-        self.everywhere.add(self)
-        self._of_this_code.set((*self._of_this_code.get(), self))
-
-    def close(self) -> None:
-        """Back to the rows of before.
-
-        Raises:
-            UserError: Others were opened since and are still open, so what ran in between ran under those.
-        """
-        mine = self._of_this_code.get()
-        self.everywhere.discard(self)
-        self._of_this_code.set(tuple(rows for rows in mine if rows is not self))
-        if mine[-1:] != (self,):
-            raise UserError(
-                "z_rows was left in another order, thread or task than it was entered (a generator that was suspended "
-                "inside?), so rows ran under z that are not theirs; leave it before you yield"
-            )
-
-    @classmethod
-    def of(cls, layer: SVFLayer) -> Tensor | None:
-        """The layer's rows in this code; None outside `z_rows`."""
-        for rows in reversed(cls._of_this_code.get()):
-            if layer in rows.deltas and rows in cls.everywhere:
-                return rows.deltas[layer]
-        if any(rows.thread != threading.get_ident() for rows in cls.open_anywhere(layer)):
-            warnings.warn(
-                "z_rows is open in another thread and not in this one, which runs under the active adapter; a thread "
-                "opens z_rows itself, or passes adapter_names",
-                stacklevel=2,
-            )
-        return None
-
-    @classmethod
-    def open_anywhere(cls, layer: SVFLayer) -> list[Rows]:
-        """All that are open for this layer, in whatever thread."""
-        return [rows for rows in tuple(cls.everywhere) if layer in rows.deltas]
+__all__ = ["SVFLayer", "dense_weight", "probe_weight", "svf_layers", "tuned_layers"]
 
 
 class SVFLayer(nn.Module, BaseTunerLayer):
@@ -179,57 +72,52 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         assert features is not None
         self.base_layer = base_layer
         self.in_features, self.out_features = features
-        self.side: forms.Side = "in" if self.in_features <= self.out_features else "out"
+        self.side: Side = "in" if self.in_features <= self.out_features else "out"
+        self.r = min(features)
         self.merged_adapters: list[str] = []
         self.svf_z = nn.ModuleDict()
-        self._composed: tuple[tuple[int, int], Tensor, Tensor, bool] | None = None
         self._unmerged_weight: nn.Parameter | None = None  # W as stored, while adapters are merged into the base layer
         self.weight_was_read = False
-        device, compute_dtype = _compute_device_and_dtype(base_layer)
-        r = min(features)
+        device, compute_dtype = _device_and_dtype(base_layer)
         if basis is None:
-            vectors, sigma = torch.empty(r, r, device="meta"), torch.empty(r, device="meta")
+            vectors_RR, self._sigma_R = torch.empty(self.r, self.r, device="meta"), torch.empty(self.r, device="meta")
         else:
-            vectors, sigma = basis.vectors_RR.to(device), basis.sigma_R.to(device)
-        # Past nn.Module.__setattr__: under low_cpu_mem_usage PEFT patches register_parameter to build on the meta
-        # device, where a frozen basis would stay for ever. (A buffer would be broadcast by DDP and whole under ZeRO-3.)
-        self._parameters["svf_basis"] = nn.Parameter(
-            vectors.to(dtype or compute_dtype).contiguous(), requires_grad=False
-        )
-        self._parameters["svf_sigma"] = None
-        self._parameters["svf_factor"] = None
-        self._sigma_R = sigma
+            vectors_RR, self._sigma_R = basis.vectors_RR.to(device), basis.sigma_R.to(device)
+        self._freeze("svf_basis", vectors_RR.to(dtype or compute_dtype).contiguous())
+        self._freeze("svf_sigma", None)
         self._active_adapter = adapter_name
-        self.form: str = "delta"
         self.update_layer(adapter_name, config)
         self.set_form(config.form)
 
+    def _freeze(self, name: str, tensor: Tensor | None) -> None:
+        # Past nn.Module.__setattr__: under low_cpu_mem_usage PEFT patches register_parameter to build on the meta
+        # device, where a frozen basis would stay for ever. (A buffer would be broadcast by DDP and whole under ZeRO-3.)
+        self._parameters[name] = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+
     def update_layer(self, adapter_name: str, config: SVFConfig) -> None:
-        """Add an adapter, at z = 1 (plus noise when the config asks for it and it is not about to be loaded)."""
-        r, device = min(self.in_features, self.out_features), self.svf_basis.device
+        """Add an adapter, at z = 1."""
+        device = self.svf_basis.device
+        scale: DirectScale | RenormScale
         if config.parametrization == "sigmoid_renorm":
-            if self._parameters["svf_sigma"] is None:
-                self._parameters["svf_sigma"] = nn.Parameter(self._sigma_R.to(device), requires_grad=False)
-            logit_R = torch.empty(r, device=device).normal_(0.1, 0.01)
-            scale: nn.Module = RenormScale(logit_R)
+            if self.svf_sigma is None:
+                self._freeze("svf_sigma", self._sigma_R.to(device))
+            scale = RenormScale(torch.empty(self.r, device=device).normal_(0.1, 0.01))
         else:
-            delta_R = torch.zeros(r, device=device)
-            if config.init_std and not config.inference_mode:
-                delta_R.normal_(0.0, config.init_std)
-            scale = DirectScale(delta_R)
+            scale = DirectScale(torch.zeros(self.r, device=device))
         scale.requires_grad_(adapter_name in self.active_adapters and not config.inference_mode)
         self.svf_z[adapter_name] = scale
 
     # z
 
-    def delta(self, adapter_names: list[str]) -> Tensor | None:
+    def delta(self, adapter_names: Sequence[str]) -> Tensor | None:
         """sum_k (z_k - 1) over these adapters, (r,); None when the layer has none of them."""
-        total: Tensor | None = None
-        for name in adapter_names:
-            if name in self.svf_z:
-                delta_R = self.svf_z[name](self.svf_sigma)
-                total = delta_R if total is None else total + delta_R
-        return total
+        deltas = [self.svf_z[name](self.svf_sigma) for name in adapter_names if name in self.svf_z]
+        return functools.reduce(torch.add, deltas) if deltas else None
+
+    def detached_delta(self, adapter_names: Sequence[str]) -> Tensor:
+        """The same without a graph, fp32; zeros when the layer has none of them."""
+        delta_R = self.delta(adapter_names)
+        return torch.zeros(self.r, device=self.svf_basis.device) if delta_R is None else delta_R.detach().float()
 
     def parameters_of(self, adapter_name: str) -> list[nn.Parameter]:
         """The trainable parameter of an adapter, if the layer has that adapter."""
@@ -239,11 +127,9 @@ class SVFLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output under the active z; the base layer's own where adapters are off or merged."""
-        if self._disable_adapters:
-            if self.merged_adapters:
-                self.unmerge()
-            return self.base_layer(x, *args, **kwargs)
-        if self.merged_adapters:
+        if self._disable_adapters and self.merged_adapters:
+            self.unmerge()
+        if self._disable_adapters or self.merged_adapters:
             return self.base_layer(x, *args, **kwargs)
         # torch.compile reads through an empty set, not through a context variable.
         delta = Rows.of(self) if Rows.everywhere else None
@@ -251,28 +137,20 @@ class SVFLayer(nn.Module, BaseTunerLayer):
             delta = self.delta(self.active_adapters)
         if delta is None:
             return self.base_layer(x, *args, **kwargs)
-        if self.form == "delta" or (delta.ndim == 2 and self.form == "merged"):
-            return self._forward_delta(x, delta, *args, **kwargs)
-        weight_mn, bias_m = self.weight_mn(), cast(Tensor | None, self.base_layer.bias)
-        dtype = _amp_dtype(x)
-        x, basis_RR = x.to(dtype), self.svf_basis.to(dtype)
-        if self.form == "factored":
-            delta = forms.spread_rows(delta, x) if delta.ndim == 2 else delta
-            return forms.forward_factored(
-                x, cast(Tensor, self.svf_factor).to(dtype), _cast(bias_m, dtype), basis_RR, delta.to(dtype), self.side
-            )
-        composed_mn, tiny_z = self._compose_cached(weight_mn, delta)
-        return forms.forward_merged(
-            x, composed_mn.to(dtype), weight_mn.to(dtype), _cast(bias_m, dtype), basis_RR, delta, self.side, tiny_z
-        )
-
-    def _forward_delta(self, x: Tensor, delta: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if delta.ndim == 2:
             delta = forms.spread_rows(delta, x)
-
-        base = functools.partial(_call, self.base_layer, args, kwargs) if args or kwargs else self.base_layer
-        bias_m = self._bias(x) if self.side == "out" else None
-        return forms.forward_delta(x, base, bias_m, self.svf_basis.to(x.dtype), delta.to(x.dtype), self.side)
+        if self.form == "delta":
+            base = (lambda x: self.base_layer(x, *args, **kwargs)) if args or kwargs else self.base_layer
+            bias_m = self._bias(x) if self.side == "out" else None
+            return forms.forward_delta(x, base, bias_m, self.svf_basis.to(x.dtype), delta.to(x.dtype), self.side)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        bias_m = cast(Tensor | None, self.base_layer.bias)
+        factor = cast(Tensor, self.svf_factor)
+        return forms.forward_factored(
+            x.to(dtype), factor.to(dtype), None if bias_m is None else bias_m.to(dtype), self.svf_basis.to(dtype),
+            delta.to(dtype), self.side,
+        )  # fmt: skip
 
     def _bias(self, x: Tensor) -> Tensor | None:
         bias = getattr(self.base_layer, "bias", None)
@@ -281,20 +159,6 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         # Packed layers hide it behind a method; the layer's answer to zeros is the bias whatever it is called.
         with torch.no_grad():
             return self.base_layer(x.new_zeros(1, self.in_features))[0]
-
-    def _compose_cached(self, weight_mn: Tensor, delta_R: Tensor) -> tuple[Tensor, bool]:
-        """W' and whether some |z| is tiny, composed anew when z or W is not what it was."""
-        weight_key = (weight_mn.data_ptr(), weight_mn._version)
-        if self._composed is not None:
-            of_weight, of_delta_R, composed_mn, tiny_z = self._composed
-            # z by value: an optimizer that writes through `.data` (DeepSpeed) leaves version counters as they were.
-            if of_weight == weight_key and composed_mn.device == delta_R.device and torch.equal(of_delta_R, delta_R):
-                return composed_mn, tiny_z
-        with torch.no_grad():
-            composed_mn = forms.compose_weight(weight_mn, self.svf_basis, delta_R, self.side)
-            tiny_z = bool(((1 + delta_R).abs() < forms.TINY_Z).any())
-        self._composed = (weight_key, delta_R.detach().clone(), composed_mn, tiny_z)
-        return composed_mn, tiny_z
 
     # Forms and merging
 
@@ -307,7 +171,7 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         weight = dense_weight(self.base_layer)
         if weight is None:
             raise ConfigError(
-                f"{type(self.base_layer).__name__} is quantised, shared out or opaque: its weight cannot be factored "
+                f"{type(self.base_layer).__name__} is quantised, sharded or opaque: its weight cannot be factored "
                 "or merged; use form='delta', or load the base model unquantised"
             )
         if self._unmerged_weight is not None:
@@ -325,30 +189,18 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         """1 for every adapter: see peft.utils.hotswap."""
         return dict.fromkeys(self.svf_z, 1)
 
-    def is_dense_fp32(self) -> bool:
-        """Whether W is a plain fp32 matrix."""
-        weight = dense_weight(self.base_layer)
-        return weight is not None and weight.dtype == torch.float32
-
     def set_form(self, form: str) -> None:
-        """Switch the form of the forward pass; "auto" takes the exact one.
+        """Switch the form of the forward pass.
 
         Raises:
             ConfigError: Unknown form, or one that this base layer cannot have.
         """
-        if form not in FORMS:
-            raise ConfigError(f"form={form!r} is not one of {', '.join(FORMS)}")
-        opaque = dense_weight(self.base_layer) is None
-        if form == "auto":
-            form = forms.choose_form(quantised=opaque)
+        check_form(form)
         factor = None
         if form == "factored":
             with torch.no_grad():
                 factor = forms.factor_weight(self.weight_mn(), self.svf_basis, self.side)
-        elif form == "merged":
-            self.weight_mn()
-        self._parameters["svf_factor"] = None if factor is None else nn.Parameter(factor, requires_grad=False)
-        self._composed = None
+        self._freeze("svf_factor", factor)
         self.form = form
 
     @torch.no_grad()
@@ -419,13 +271,23 @@ class SVFLayer(nn.Module, BaseTunerLayer):
 
     def extra_repr(self) -> str:
         """Side, size and form."""
-        return f"side={self.side}, r={min(self.in_features, self.out_features)}, form={self.form}"
+        return f"side={self.side}, r={self.r}, form={self.form}"
+
+
+def svf_layers(model: nn.Module) -> list[tuple[str, SVFLayer]]:
+    """(path, layer) of every SVF layer of a model, in module order; works on PeftModel and on plain models."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, SVFLayer)]
+
+
+def tuned_layers(policy: nn.Module) -> dict[str, SVFLayer]:
+    """The same by their module's path in the base model: the axis L of `z_rows`."""
+    return {module_path(name): layer for name, layer in svf_layers(policy)}
 
 
 def dense_weight(layer: nn.Module) -> Tensor | None:
     """W (m, n) of a layer that is x W^T + b with a plain floating W, as a view; None for quantised or other layers.
 
-    Also None for a W that is shared out among processes and not gathered at the moment (ZeRO-3).
+    Also None for a W that is sharded among processes and not gathered at the moment (ZeRO-3).
     """
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, nn.Parameter) or type(weight.data) is not Tensor or weight.ndim != 2:
@@ -445,13 +307,13 @@ def probe_weight(layer: nn.Module) -> Tensor:
         return weight.detach()
     features = features_of(layer)
     assert features is not None
-    device, dtype = _compute_device_and_dtype(layer)
+    device, dtype = _device_and_dtype(layer)
     zeros = torch.zeros(1, features[0], device=device, dtype=dtype)
     units = torch.eye(features[0], device=device, dtype=dtype)
     return (layer(units).float() - layer(zeros).float()).T
 
 
-def _compute_device_and_dtype(layer: nn.Module) -> tuple[torch.device, torch.dtype]:
+def _device_and_dtype(layer: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where a layer is, and the dtype it multiplies in."""
     tensors = [t for t in (*layer.parameters(), *layer.buffers()) if isinstance(t, Tensor)]
     device = tensors[0].device if tensors else torch.device("cpu")
@@ -461,16 +323,3 @@ def _compute_device_and_dtype(layer: nn.Module) -> tuple[torch.device, torch.dty
         floating = [t.dtype for t in tensors if t.is_floating_point() and t.element_size() >= 2]
         dtype = floating[0] if floating else torch.get_default_dtype()
     return device, dtype
-
-
-def _call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Tensor:
-    return layer(x, *args, **kwargs)
-
-
-def _amp_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)

@@ -16,40 +16,34 @@ from __future__ import annotations
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
 from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK
-from peft.utils.integrations import gather_params_ctx
 from peft.utils.peft_types import PeftType, register_peft_method
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from transformer2.errors import BasisError, ConfigError, ExpertError, UserError
-from transformer2.svf.basis import Basis, compute_basis
-from transformer2.svf.bypassed import refuse_bypassed
-from transformer2.svf.cache import BasisCache, default_cache_root, fingerprint
-from transformer2.svf.checkpoint import LocalCheckpoint
+from transformer2.experts.format import BASE, CONFIG, WEIGHTS, delta_key, module_path
+from transformer2.svf.bases import Bases
+from transformer2.svf.bypassed import check_all_called
 from transformer2.svf.config import SVFConfig, tensors_sha256
-from transformer2.svf.fingerprint import warn_of_another_base
-from transformer2.svf.layer import DirectScale, RenormScale, Rows, SVFLayer, probe_weight, renorm_decode, renorm_encode
-from transformer2.svf.quantised import (
-    keep_differentiable,
-    quantisation_name,
-    unquantised_checkpoint,
-)
-from transformer2.svf.targets import features_of, find_targets, is_excluded
+from transformer2.svf.fingerprint import fingerprint, warn_of_another_base
+from transformer2.svf.layer import SVFLayer, svf_layers
+from transformer2.svf.mixing import Mix, mix_deltas, mixing_weights
+from transformer2.svf.quantised import keep_differentiable, quantisation_name
+from transformer2.svf.rows import rows_by_name
+from transformer2.svf.scales import DirectScale, RenormScale, renorm_decode, renorm_encode
+from transformer2.svf.targets import find_targets, is_excluded
 
-__all__ = ["SVFModel", "merged_for_rollout", "set_form", "svf_layers"]
+__all__ = ["SVFModel"]
 
-# From this r on a model's decomposition takes half a minute and goes to the default cache unless the config says
-# otherwise.
-_CACHED_FROM_R = 512
+_NARROWING = ("layers_to_transform", "layers_pattern", "exclude_modules")
 _SAVED_KEY = re.compile(r"^(?P<layer>.*)\.svf_z\.(?P<adapter>[^.]+)\.(?P<what>delta|logit)$")
 
 
@@ -80,8 +74,7 @@ class SVFModel(BaseTuner):
         if peft_config.base_fingerprint is not None and not any(p.is_meta for p in model.parameters()):
             warn_of_another_base({"the expert": (peft_config.base_fingerprint, peft_config.base_quantisation)}, model)
         keep_differentiable(model)
-        self._dtype, self._checkpoint = _source(model)
-        self._basis_cache = _open_cache(peft_config, model, targets)
+        self._bases = Bases(model, targets, peft_config.basis_cache)
         self._watched_once = False  # what the model does with its layers
         # Some models have one layer under several names.
         self._places: defaultdict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
@@ -109,10 +102,10 @@ class SVFModel(BaseTuner):
         if isinstance(target, SVFLayer):
             target.update_layer(adapter_name, peft_config)
             return
-        layer = SVFLayer(target, adapter_name, peft_config, self._basis(current_key, target), self._dtype)
-        share_out = getattr(next(target.parameters(), None), "convert_to_zero_parameters", None)
-        if share_out is not None:  # the base is shared out among processes (ZeRO-3): so is its basis, as it is made
-            share_out([layer.svf_basis])
+        layer = SVFLayer(target, adapter_name, peft_config, self._bases.of(current_key, target), self._bases.dtype)
+        shard = getattr(next(target.parameters(), None), "convert_to_zero_parameters", None)
+        if shard is not None:  # the base is sharded among processes (ZeRO-3): so is its basis, as it is made
+            shard([layer.svf_basis])
         if adapter_name not in self.active_adapters:
             layer.svf_z.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -124,40 +117,18 @@ class SVFModel(BaseTuner):
             setattr(holder, name, new_module)
         self._places[new_module] = places
 
-    def _basis(self, name: str, target: nn.Module) -> Basis | None:
-        if self._basis_cache is None and any(p.is_meta for p in target.parameters()):
-            return None
-
-        def weight() -> Tensor:
-            if self._checkpoint is None:
-                return probe_weight(target)
-            return self._checkpoint.matrix(name).to(next(target.parameters()).device)
-
-        with gather_params_ctx(list(target.parameters()), modifier_rank=None):
-            try:
-                return self._basis_cache.get(name, weight) if self._basis_cache else compute_basis(weight())
-            except BasisError as e:
-                raise BasisError(f"{name}: {e}" if name not in str(e) else str(e)) from e
-
     # Forward
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT's joint around forward and `generate`: `adapter_names`, one per row, `__base__` for the base model.
-
-        Raises:
-            ConfigError: As PEFT refuses them for LoRA: unknown names, too many or too few, training mode.
-            UserError: Adapters are merged.
-        """
+        """PEFT's joint around forward and `generate`: `adapter_names`, see `rows_by_name`."""
         names = kwargs.pop("adapter_names", None)
         with ExitStack() as stack:
             if names is not None:
-                from transformer2.svf.rows import rows_by_name  # which needs this module
-
                 stack.enter_context(rows_by_name(self, names, args, kwargs))
             watch = not (self._watched_once or torch.compiler.is_compiling())
             if watch and not any(layer.merged for _, layer in svf_layers(self.model)):
-                stack.enter_context(refuse_bypassed(dict(svf_layers(self.model))))
+                stack.enter_context(check_all_called(dict(svf_layers(self.model))))
                 stack.callback(setattr, self, "_watched_once", True)
             yield
 
@@ -172,11 +143,10 @@ class SVFModel(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        layers = {name for name, _ in svf_layers(model)}
+        layers = dict(svf_layers(model))
         # A layer that the model has under several names is saved under the first.
-        aliases = {
-            name for name, layer in model.named_modules(remove_duplicate=False) if isinstance(layer, SVFLayer)
-        } - layers
+        everywhere = (n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, SVFLayer))
+        aliases = set(everywhere) - layers.keys()
         saved: dict[str, Tensor] = {}
         for key, value in state_dict.items():
             match = _SAVED_KEY.match(key)
@@ -185,7 +155,7 @@ class SVFModel(BaseTuner):
             if match["what"] == "logit":
                 sigma_R = state_dict.get(f"{match['layer']}.svf_sigma")
                 if sigma_R is None:  # a state dict of trainables only
-                    sigma_R = cast(SVFLayer, model.get_submodule(match["layer"])).svf_sigma
+                    sigma_R = layers[match["layer"]].svf_sigma
                 assert sigma_R is not None
                 value = renorm_decode(value.float(), sigma_R)
             saved[f"{match['layer']}.svf_z.{adapter_name}.delta"] = value.detach().float()
@@ -211,21 +181,18 @@ class SVFModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: SVFConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        layers = {
-            f"base_model.model.{name.removeprefix('base_model.model.')}.svf_z.delta": (name, layer)
-            for name, layer in svf_layers(model)
-            if adapter_name in layer.svf_z
-        }
+        with_adapter = [(name, layer) for name, layer in svf_layers(model) if adapter_name in layer.svf_z]
+        layers = {delta_key(module_path(name)): (name, layer) for name, layer in with_adapter}
+        given = {BASE + module_path(key): key for key in state_dict}
+        _check_keys(layers, [key for key in given if ".svf_" in key])
         remapped: dict[str, Tensor] = {}
-        given = {k if k.startswith("base_model.model.") else f"base_model.model.{k}": k for k in state_dict}
-        _check_keys(layers.keys(), [k for k in given if ".svf_" in k])
         for full_key, key in given.items():
             value = state_dict[key]
             if full_key not in layers:  # modules_to_save and the like are PEFT's
                 remapped[key] = value
                 continue
             name, layer = layers[full_key]
-            _check_delta(full_key, value, min(layer.in_features, layer.out_features))
+            _check_value(full_key, value, layer.r)
             if isinstance(layer.svf_z[adapter_name], RenormScale):
                 assert layer.svf_sigma is not None
                 remapped[f"{name}.svf_z.{adapter_name}.logit"] = renorm_encode(value, layer.svf_sigma)
@@ -273,7 +240,7 @@ class SVFModel(BaseTuner):
         adapters: Sequence[str],
         weights: Sequence[float],
         adapter_name: str,
-        mix: Literal["delta", "normalised", "raw"] = "delta",
+        mix: Mix = "delta",
         combination_type: str = "linear",
     ) -> None:
         """Make a new adapter out of others. It is not made active.
@@ -282,8 +249,7 @@ class SVFModel(BaseTuner):
             adapters: Names of K adapters.
             weights: K finite numbers.
             adapter_name: Name of the new one.
-            mix: z = 1 + sum_k w_k (z_k - 1) ("delta"), the same with w / sum(w) ("normalised"), or
-                z = sum_k w_k z_k ("raw", the paper's). A matrix that an adapter does not tune counts as z_k = 1.
+            mix: See svf/mixing.py. A matrix that an adapter does not tune counts as z_k = 1.
             combination_type: PEFT's word; z combine linearly, and in no other way.
 
         Raises:
@@ -301,178 +267,35 @@ class SVFModel(BaseTuner):
         same = all(config._svf_targets == targets for config in configs)
         self.peft_config[adapter_name] = replace(
             configs[0],
-            target_modules=configs[0].target_modules if same else sorted(targets),
-            **({} if same else {"layers_to_transform": None, "layers_pattern": None, "exclude_modules": None}),
+            **({} if same else {**dict.fromkeys(_NARROWING), "target_modules": sorted(targets)}),
             parametrization="direct",
-            init_std=0.0,
-            task=None,
-            step=None,
-            score=None,
-            sha256=None,
-            config_sha256=None,
-            trained_parametrization=None,
+            **dict.fromkeys(("task", "step", "score", "sha256", "config_sha256", "trained_parametrization")),
         )
         self.inject_adapter(self.model, adapter_name)
         for _, layer in svf_layers(self.model):
             if adapter_name in layer.svf_z:
-                cast(DirectScale, layer.svf_z[adapter_name]).delta.copy_(mixed_delta(layer, adapters, mixing_K, mix))
+                deltas = [layer.detached_delta([name]) for name in adapters]
+                cast(DirectScale, layer.svf_z[adapter_name]).delta.copy_(mix_deltas(mixing_K, deltas, mix))
 
 
-def svf_layers(model: nn.Module) -> list[tuple[str, SVFLayer]]:
-    """(path, layer) of every SVF layer of a model, in module order; works on PeftModel and on plain models."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, SVFLayer)]
-
-
-def set_form(model: nn.Module, form: str) -> None:
-    """Switch the form of every SVF layer ("auto", "delta", "factored", "merged"); z stays as it is.
-
-    Raises:
-        ConfigError: Unknown form, one that a quantised layer cannot have (no layer is changed then), or no SVF layer.
-    """
-    layers = svf_layers(model)
-    if not layers:
-        raise ConfigError("this model has no SVF layers; wrap it with get_peft_model(model, SVFConfig()) first")
-    if form in ("factored", "merged"):
-        for _, layer in layers:
-            layer.weight_mn()
-    for _, layer in layers:
-        layer.set_form(form)
-
-
-@contextmanager
-def merged_for_rollout(model: nn.Module) -> Iterator[bool]:
-    """Generate under the active z at the base model's speed: W' is composed into the weights, W put back at the end.
-
-    Calls go straight to the base layers inside. Where merging is not possible or not exact (quantised or sharded
-    bases, other tuners, adapters switched off, an open `z_rows`, already merged) nothing is done and the model runs as
-    it is. The weights are the very ones of before after any exit.
-
-    Yields:
-        Whether the weights are merged inside.
-    """
-    layers = [layer for _, layer in svf_layers(model)]
-    possible = layers and all(_can_merge(layer) for layer in layers)
-    if not possible:
-        yield False
-        return
-    try:
-        for layer in layers:
-            layer.merge()
-        for layer in layers:
-            layer.bypass()
-        yield True
-    finally:
-        for layer in layers:
-            layer.unmerge()
-
-
-@contextmanager
-def factored_for_choice(model: nn.Module) -> Iterator[None]:
-    """Inside, rows of different z cost 1 + rho instead of 1 + 2 rho: fp32 layers in the delta form run factored.
-
-    For scores that choose something, not for those that are reported: z = 1 is then the base up to rounding. Layers of
-    lower precision (which would lose small z - 1) and quantised ones stay as they are.
-    """
-    layers = [layer for _, layer in svf_layers(model) if layer.form == "delta" and layer.is_dense_fp32()]
-    try:
-        for layer in layers:
-            layer.set_form("factored")
-        yield
-    finally:
-        for layer in layers:
-            layer.set_form("delta")
-
-
-def mixing_weights(weights: Sequence[float] | Tensor, count: int, mix: str) -> list[float]:
-    """K checked weights, normalised where `mix` says so.
-
-    Raises:
-        UserError: Unknown mix, a count that is not K, non-finite weights, or a zero sum to divide by.
-    """
-    if mix not in ("delta", "normalised", "raw"):
-        raise UserError(f"mix={mix!r} is not one of delta, normalised, raw")
-    values = [float(w) for w in weights]
-    if len(values) != count or not count:
-        raise UserError(f"got {len(values)} weights for {count} experts; give one weight per expert")
-    if not all(abs(w) < float("inf") for w in values):
-        raise UserError(f"weights {values} are not all finite")
-    if mix == "normalised":
-        total = sum(values)
-        if abs(total) < 1e-8:
-            raise UserError(f"weights {values} sum to zero and cannot be normalised; use mix='delta'")
-        values = [w / total for w in values]
-    return values
-
-
-def mixed_delta(layer: SVFLayer, adapters: Sequence[str], mixing_K: Sequence[float], mix: str) -> Tensor:
-    """z - 1 (r,) of the mixture on one layer; an adapter without this layer counts as z_k = 1."""
-    total = torch.zeros_like(layer._sigma_R, device=layer.svf_basis.device)
-    for name, weight in zip(adapters, mixing_K, strict=True):
-        delta_R = layer.delta([name])
-        if delta_R is not None:
-            total += weight * delta_R
-    return total + (sum(mixing_K) - 1) if mix == "raw" else total
-
-
-def _can_merge(layer: SVFLayer) -> bool:
-    if layer.disable_adapters or layer.merged or Rows.open_anywhere(layer):
-        return False
-    if hasattr(layer.svf_basis, "ds_id"):
-        return False
-    try:
-        weight_mn = layer.weight_mn()
-    except ConfigError:
-        return False
-    return weight_mn.shape == (layer.out_features, layer.in_features) and not weight_mn.is_meta
-
-
-def _source(model: nn.Module) -> tuple[torch.dtype | None, LocalCheckpoint | None]:
-    """The dtype of P where the packed weights do not say it, and the files that its W is read from; None where the
-    model itself has both."""
-    quantisation = quantisation_name(model)
-    if quantisation is None:
-        return None, None
-    checkpoint = unquantised_checkpoint(model)
-    if checkpoint is None:
-        warnings.warn(
-            f"the unquantised weights of this {quantisation} base are not to be had as plain files, so its bases are "
-            "those of the quantised weights: experts of the unquantised model fit it in part only (docs/quantised.md)",
-            stacklevel=2,
-        )
-    return cast(PreTrainedModel, model).dtype, checkpoint
-
-
-def _open_cache(config: SVFConfig, model: nn.Module, targets: Sequence[str]) -> BasisCache | None:
-    if config.basis_cache == "off":
-        return None
-    root = config.basis_cache
-    if root is None:
-        sizes = [features_of(model.get_submodule(name)) for name in targets]
-        if max((min(size) for size in sizes if size), default=0) < _CACHED_FROM_R:
-            return None
-        root = str(default_cache_root())
-    return BasisCache(root, fingerprint(model))
-
-
-def _check_keys(expected: Any, given: list[str]) -> None:
+def _check_keys(expected: Collection[str], given: list[str]) -> None:
     extra = [key for key in given if key not in expected]
     missing = [key for key in expected if key not in given]
     if extra or missing:
         parts = [f"{len(extra)} unknown (first: {extra[0]})"] if extra else []
         parts += [f"{len(missing)} missing (first: {missing[0]})"] if missing else []
         raise ExpertError(
-            f"adapter_model.safetensors does not fit this model and adapter_config.json: keys {', '.join(parts)}; "
+            f"{WEIGHTS} does not fit this model and {CONFIG}: keys {', '.join(parts)}; "
             "is it an expert for another base model?"
         )
 
 
-def _check_delta(key: str, value: Tensor, r: int) -> None:
-    if tuple(value.shape) != (r,):
+def _check_value(key: str, value: Tensor, r: int) -> None:
+    if tuple(value.shape) != (r,) or not value.is_floating_point():
         raise ExpertError(
-            f"{key} has shape {tuple(value.shape)}, this model's weight needs ({r},); is it an expert for another base?"
+            f"{key} has shape {tuple(value.shape)} and dtype {value.dtype}, this model's weight needs fp32 ({r},); is "
+            "it an expert for another base?"
         )
-    if not value.is_floating_point():
-        raise ExpertError(f"{key} has dtype {value.dtype}, z - 1 must be fp32")
     if not bool(torch.isfinite(value).all()):
         raise ExpertError(f"{key} has non-finite values; the file is damaged")
 

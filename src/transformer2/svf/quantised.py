@@ -9,15 +9,14 @@ itself leaves nothing but the packed matrix to decompose.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from transformer2.errors import BasisError, ConfigError
-from transformer2.svf.checkpoint import LocalCheckpoint, folder_on_disk, is_trusted
+from transformer2.svf.checkpoint import LocalCheckpoint
 
 __all__ = [
     "base_model",
@@ -25,7 +24,6 @@ __all__ = [
     "keep_differentiable",
     "quantisation_name",
     "unquantised_checkpoint",
-    "warn_of_another_precision",
 ]
 
 
@@ -56,31 +54,11 @@ def unquantised_checkpoint(model: nn.Module) -> LocalCheckpoint | None:
     """
     if _quantization_config(model) is None:
         return None
-    folder = folder_on_disk(str(getattr(model.config, "_name_or_path", "")))
-    if folder is None:
-        return None
-    checkpoint = LocalCheckpoint(folder, model.dtype, is_trusted(model))  # type: ignore[arg-type]  # a transformers model has one
+    checkpoint = LocalCheckpoint.of_model(model, cast(PreTrainedModel, model).dtype)
     try:
-        return checkpoint if checkpoint.complete and not checkpoint.quantised else None
+        return checkpoint if checkpoint and checkpoint.complete and not checkpoint.quantised else None
     except BasisError:  # not in safetensors, or a class that only its own code can build
         return None
-
-
-def warn_of_another_precision(trained_on: Mapping[str, str | None], model: nn.Module) -> None:
-    """Note which experts were trained on a base of another precision than this model's; they run all the same.
-
-    Args:
-        trained_on: Expert -> `quantisation_name` of its base.
-        model: The model it runs on.
-    """
-    ours = quantisation_name(model)
-    others = [f"{name} ({theirs or 'unquantised'})" for name, theirs in trained_on.items() if theirs != ours]
-    if others:
-        warnings.warn(
-            f"{', '.join(others)}: trained at another precision than this base ({ours or 'unquantised'}); "
-            "docs/quantised.md says what that costs",
-            stacklevel=3,
-        )
 
 
 def keep_differentiable(model: nn.Module) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 __all__ = ["extend_peft_types", "register", "register_when_peft_loads", "verify_experts"]
 
 # These import peft themselves; the last one registers SVF at its end.
-_OWN_MODULES = tuple(f"transformer2.svf.{name}" for name in ("config", "layer", "rows", "model"))
+_OWN_MODULES = tuple(f"transformer2.svf.{name}" for name in ("config", "layer", "rows", "targets", "bases", "model"))
 
 
 def extend_peft_types() -> None:

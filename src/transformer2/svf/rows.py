@@ -1,11 +1,10 @@
 """One z per row of a batch: mixed requests, a CEM population and base rows go through one forward pass.
 
-    z_b = 1 + sum_k w[b, k] (z_k - 1)        mix="delta"; a row of zeros is the base model, bit for bit
-                                             in the delta form, to rounding in the factored one
-    z_b = sum_k w[b, k] z_k                  mix="raw", the paper's z' = sum_k alpha_k z_k (section 3.2)
+Row b mixes the experts by weights w[b] of its own (svf/mixing.py). Under mix="delta" a row of zeros is the base model:
+bit for bit in the delta form, to rounding in the factored one.
 
-Departures from the reference code: it recomposes the weights for every candidate and runs them one after the other;
-here candidates are rows. No division by sum(w), so a row of zeros is no 0/0.
+Departure from the reference code: it recomposes the weights for every candidate and runs them one after the other;
+here candidates are rows.
 """
 
 from __future__ import annotations
@@ -15,13 +14,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from transformer2.errors import ConfigError, UserError
 from transformer2.svf.forms import spread_rows
-from transformer2.svf.layer import Rows, SVFLayer
-from transformer2.svf.model import SVFModel, svf_layers
+from transformer2.svf.layer import SVFLayer, svf_layers
+from transformer2.svf.mixing import mix_deltas
+from transformer2.svf.open_rows import Rows
 
 __all__ = ["batch_rows", "has_rows", "rows_by_name", "z_rows"]
 
@@ -39,14 +40,13 @@ def z_rows(
     inside opens its own (or calls `policy.generate(adapter_names=[...])`), and several may serve one model at once.
 
     Works with `generate`: where a batch is a multiple of B (several sequences or beams per prompt), every row's z
-    serves its run of repeats. Layers in the merged form run as delta inside. With `disable_adapter()` inside, every
-    row is the base model.
+    serves its run of repeats. With `disable_adapter()` inside, every row is the base model.
 
     Args:
         model: A model with SVF adapters.
         weights_BK: (B, K) numbers, or (L, B, K): one set per tuned matrix, in module order.
         experts: Names of K loaded adapters. A matrix that an expert does not tune counts as z_k = 1.
-        mix: See the module's formulas.
+        mix: See svf/mixing.py.
 
     Raises:
         UserError: Unknown expert or mix, weights of another shape or non-finite, adapters merged into the weights;
@@ -55,17 +55,14 @@ def z_rows(
     layers = [layer for _, layer in svf_layers(model)]
     weights = torch.as_tensor(weights_BK, dtype=torch.float32)
     _check(layers, weights, experts, mix)
-    rows = Rows(
+    per_layer = weights if weights.ndim == 3 else weights.expand(len(layers), *weights.shape)
+    with Rows(
         {
-            layer: _rows_delta(layer, weights[i] if weights.ndim == 3 else weights, experts, mix)
-            for i, layer in enumerate(layers)
+            layer: mix_deltas(weights_BK, [layer.detached_delta([name]) for name in experts], mix)
+            for layer, weights_BK in zip(layers, per_layer, strict=True)
         }
-    )
-    rows.open()
-    try:
+    ):
         yield
-    finally:
-        rows.close()
 
 
 def has_rows(model: nn.Module) -> bool:
@@ -94,24 +91,15 @@ def batch_rows(model: nn.Module, size: int) -> Iterator[Callable[[Tensor], None]
     def select(index: Tensor) -> None:
         rows.deltas = {layer: rows_BR[index.to(rows_BR.device)] for layer, rows_BR in whole.items()}
 
-    rows.open()
-    try:
+    with rows:
         yield select
-    finally:
-        rows.close()
 
 
 @contextmanager
 def rows_by_name(
-    tuner: SVFModel, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+    tuner: BaseTuner, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Iterator[None]:
-    """PEFT's `adapter_names`: inside, row b of the batch runs under the adapter names[b], `__base__` for none.
-
-    Args:
-        tuner: The model's tuner.
-        names: One per row, before `generate` expands them.
-        args: Of the call.
-        kwargs: Of the call.
+    """PEFT's `adapter_names`: inside, row b of this call's batch runs under the adapter names[b], `__base__` for none.
 
     Raises:
         ConfigError: As PEFT refuses them for LoRA: unknown names, too many or too few, training mode.
@@ -154,16 +142,6 @@ def rows_by_name(
         if weights:
             stack.enter_context(z_rows(tuner.model, weights, experts))
         yield
-
-
-def _rows_delta(layer: SVFLayer, weights_BK: Tensor, experts: Sequence[str], mix: str) -> Tensor:
-    """z - 1, (B, r), of every row on one layer."""
-    weights_BK = weights_BK.to(layer.svf_basis.device)
-    r = min(layer.in_features, layer.out_features)
-    deltas = [layer.delta([name]) for name in experts]
-    delta_KR = torch.stack([weights_BK.new_zeros(r) if d is None else d.detach().float() for d in deltas])
-    delta_BR = weights_BK @ delta_KR
-    return delta_BR + (weights_BK.sum(-1, keepdim=True) - 1) if mix == "raw" else delta_BR
 
 
 def _check(layers: list[SVFLayer], weights: Tensor, experts: Sequence[str], mix: str) -> None:

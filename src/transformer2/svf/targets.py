@@ -23,13 +23,12 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from transformer2.errors import ConfigError
+from transformer2.experts.format import ROLES
 
 if TYPE_CHECKING:
     from transformer2.svf.config import SVFConfig
 
-__all__ = ["ROLES", "features_of", "find_targets", "is_excluded", "role_of"]
-
-ROLES = ("mlp", "attention", "all-linear")
+__all__ = ["ROLES", "check_layers_present", "features_of", "find_targets", "is_excluded", "role_of"]
 
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _MLP = re.compile(r"mlp|ffn|feed_?forward|moe|expert|dense_?relu_?dense", re.IGNORECASE)
@@ -73,33 +72,25 @@ def role_of(name: str) -> str | None:
 def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
     """The modules that a config tunes, as full paths in module order.
 
-    Args:
-        model: The base model, plain or with SVF layers in place.
-        config: Its `target_modules`, `exclude_modules`, `layers_to_transform`, `layers_pattern` and `modules_to_save`.
-
     Raises:
         ConfigError: The output head or the embeddings are asked for, a name matches nothing, experts are fused 3-D
             parameters, or nothing is left to tune.
     """
-    linear = _linear_names(model)
-    heads = _head_names(model)
+    linear, heads = _linear_names(model), _head_names(model)
     target = config.target_modules
-    if isinstance(target, str) and target not in ROLES:
-        _refuse_heads([name for name in heads if re.fullmatch(target, name)], target)
-        chosen = {name for name in linear if re.fullmatch(target, name)}
-    else:
-        chosen = set()
-        for entry in [target] if isinstance(target, str) else sorted(target):
-            if entry in ROLES:
-                found = {name for name in linear if _has_role(name, entry)}
-                if entry != "attention":
-                    _refuse_fused_experts(model, config)
-            else:
-                _refuse_heads([name for name in heads if _ends_with(name, entry)], entry)
-                found = {name for name in linear if _ends_with(name, entry)}
-                if not found:
-                    raise ConfigError(_nothing(entry, linear))
-            chosen |= found
+    chosen: set[str] = set()
+    for entry in [target] if isinstance(target, str) else sorted(target):
+        if entry in ROLES:
+            if entry != "attention":
+                _check_no_fused_experts(model, config)
+            chosen.update(name for name in linear if role_of(name) and entry in (role_of(name), "all-linear"))
+            continue
+        named = _matches if isinstance(target, str) else _ends_with
+        _check_no_head([name for name in heads if named(name, entry)], entry)
+        found = [name for name in linear if named(name, entry)]
+        if not found:
+            raise ConfigError(_nothing(entry, linear))
+        chosen.update(found)
     kept = [
         name
         for name in linear
@@ -138,9 +129,8 @@ def _head_names(model: nn.Module) -> set[str]:
     return heads
 
 
-def _has_role(name: str, wanted: str) -> bool:
-    role = role_of(name)
-    return role is not None and wanted in (role, "all-linear")
+def _matches(name: str, pattern: str) -> bool:
+    return re.fullmatch(pattern, name) is not None
 
 
 def _ends_with(name: str, entry: str) -> bool:
@@ -149,16 +139,14 @@ def _ends_with(name: str, entry: str) -> bool:
 
 def is_excluded(name: str, config: SVFConfig) -> bool:
     """Whether a module is left out by `exclude_modules` or belongs to `modules_to_save`."""
-    exclude = config.exclude_modules
-    if isinstance(exclude, str) and re.fullmatch(exclude, name):
-        return True
-    if exclude and not isinstance(exclude, str) and any(_ends_with(name, entry) for entry in exclude):
+    exclude = config.exclude_modules or ()
+    if _matches(name, exclude) if isinstance(exclude, str) else any(_ends_with(name, entry) for entry in exclude):
         return True
     # What PEFT trains whole must not be wrapped as well.
     return any(re.match(rf"(^|.*\.){re.escape(m)}($|\..*)", name) for m in config.modules_to_save or ())
 
 
-def refuse_absent_layers(names: Iterable[str], config: SVFConfig) -> None:
+def check_layers_present(names: Iterable[str], config: SVFConfig) -> None:
     """Raise ConfigError where `layers_to_transform` lists a layer in which nothing was found."""
     layers = config.layers_to_transform
     for layer in [layers] if isinstance(layers, int) else layers or ():
@@ -180,7 +168,7 @@ def _in_layers(name: str, config: SVFConfig) -> bool:
     return False
 
 
-def _refuse_heads(names: list[str], asked: str) -> None:
+def _check_no_head(names: list[str], asked: str) -> None:
     if names:
         raise ConfigError(
             f"target_modules={asked!r} reaches {names[0]}: SVF tunes linear layers of decoder blocks, not the output "
@@ -188,7 +176,7 @@ def _refuse_heads(names: list[str], asked: str) -> None:
         )
 
 
-def _refuse_fused_experts(model: nn.Module, config: SVFConfig) -> None:
+def _check_no_fused_experts(model: nn.Module, config: SVFConfig) -> None:
     for name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
             path = f"{name}.{parameter_name}"
@@ -202,10 +190,7 @@ def _refuse_fused_experts(model: nn.Module, config: SVFConfig) -> None:
 
 def _nothing(asked: object, linear: Iterable[str], note: str = "") -> str:
     leaves = sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in linear})
-    near = (
-        get_close_matches(asked, [*ROLES, *leaves, *(leaf.rsplit(".")[-1] for leaf in leaves)])
-        if isinstance(asked, str)
-        else []
-    )
+    known = [*ROLES, *leaves, *(leaf.rsplit(".")[-1] for leaf in leaves)]
+    near = get_close_matches(asked, known) if isinstance(asked, str) else []
     hint = f"; did you mean {near[0]!r}?" if near else f"; linear layers here: {', '.join(leaves[:12]) or 'none'}"
     return f"target_modules={asked!r}{note} matches no linear layer of this model{hint}"

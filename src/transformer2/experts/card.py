@@ -1,0 +1,120 @@
+"""The README.md of an expert folder: what it is, what it was trained on, and how to load it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformer2.errors import shown
+from transformer2.svf.base_folder import is_local
+
+__all__ = ["facts_of", "write_card"]
+
+_BEGIN, _END = "<!-- transformer2: begin -->", "<!-- transformer2: end -->"
+
+_SECTION = """{begin}
+# SVF expert{title}
+
+One scale z per singular value of each tuned weight matrix: W' = U diag(sigma z) V^T
+([Transformer-Squared](https://arxiv.org/abs/2501.06252)). The file holds z - 1, so zeros are the base model.
+
+| | |
+|---|---|
+{rows}
+
+```python
+{more}import transformer2  # first: it makes PEFT know SVF (KeyError: 'SVF' without it)
+from peft import {imports}
+from transformers import AutoModelForCausalLM
+
+folder = "path/to/this/folder"
+base = AutoModelForCausalLM.from_pretrained({base})
+model = PeftModel.from_pretrained(base, folder)
+```
+{end}"""
+
+
+def write_card(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write or refresh our section of README.md.
+
+    PEFT's empty template is replaced; a card that somebody wrote is kept, with the section in place or at its end.
+
+    Args:
+        folder: The expert folder.
+        config: The saved adapter_config.json.
+    """
+    given, revision = config.get("base_model_name_or_path"), config.get("revision")
+    base = None if given is None else str(given)
+    local = base is not None and is_local(base)
+    facts = {
+        "base model": f"{Path(str(base)).name} (a local folder)" if local else base,
+        **facts_of(config),
+        "tuned": _words(config.get("target_modules")),
+        "layers": _words(config.get("layers_to_transform")),
+        "trained as": config.get("trained_parametrization"),
+    }
+    if base is None:
+        code = '"path/to/the/base/model"'
+    elif local:  # a folder of one machine is nobody else's business: the config has it, the card does not
+        code = "Path(PeftConfig.from_pretrained(folder).base_model_name_or_path).expanduser()"
+    else:
+        code = "transformer2.tiny.model_path()" if base == "tiny" else ascii(base)
+        code += f", revision={revision!a}" if revision else ""
+    section = _SECTION.format(
+        begin=_BEGIN,
+        end=_END,
+        title=f": {shown(config['task'])}" if config.get("task") else "",
+        rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items() if value is not None),
+        more="from pathlib import Path\n\n" if local else "",
+        imports="PeftConfig, PeftModel" if local else "PeftModel",
+        base=code,
+    )
+    file = folder / "README.md"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    found = re.match(r"---\n.*?\n---\n", text, re.DOTALL)
+    header, body = (found[0], text[found.end() :]) if found else ("", text)
+    if header and base:
+        header = _public_header(header, None if local or base == "tiny" else base)
+    if _BEGIN in body and _END in body:
+        before, rest = body.split(_BEGIN, 1)
+        body = before + section + rest.split(_END, 1)[1]
+    elif "[More Information Needed]" in body or not body.strip():
+        body = ("\n" if header else "") + section + "\n"
+    else:
+        body = body.rstrip() + "\n\n" + section + "\n"
+    file.write_text(header + body, encoding="utf-8")
+
+
+def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card, or a listing, says of an expert beside its base; None where it is not known."""
+    score = config.get("score")
+    return {
+        "task": config.get("task"),
+        "step": config.get("step"),
+        "validation accuracy": None if score is None else f"{100 * score:.1f} %",
+        "base revision": config.get("revision"),
+        "base fingerprint": config.get("base_fingerprint"),
+        "base quantised as": config.get("base_quantisation"),
+        "sha256": config.get("sha256"),
+    }
+
+
+def _public_header(header: str, base: str | None) -> str:
+    """PEFT's metadata without the folder that the base was loaded from: its Hub id, if it has one."""
+    lines = [line for line in header.splitlines() if not line.startswith(("base_model:", "- base_model:adapter:"))]
+    if base is not None:
+        lines.insert(1, f"base_model: {json.dumps(base)}")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return shown(value, 400).replace("|", "\\|")
+
+
+def _words(value: Any) -> str | None:
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value[:8]) + (f", ... ({len(value)})" if len(value) > 8 else "")
+    return None if value is None else str(value)

@@ -1,0 +1,72 @@
+"""What the files of an expert folder are called, what is in them, and how they are sealed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from transformer2.errors import ExpertError
+
+__all__ = [
+    "BASE", "CONFIG", "FORMAT_VERSION", "LARGEST_ADAPTER", "LARGEST_CONFIG", "LARGEST_EXPERT", "OLD_FIELDS",
+    "OLD_FORMS", "ROLES", "WEIGHTS",
+    "check_name", "checksums", "config_sha256", "delta_key", "module_of", "module_path", "plain_name",
+]  # fmt: skip
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+FORMAT_VERSION = 2  # 1 had no config_sha256
+OLD_FORMS, OLD_FIELDS = ("auto", "merged"), frozenset({"init_std"})  # in experts that earlier versions saved
+BASE = "base_model.model."  # PEFT's name for the base model, in front of every module path
+LARGEST_CONFIG, LARGEST_EXPERT, LARGEST_ADAPTER = 2**23, 2**30, 2**36
+ROLES = ("mlp", "attention", "all-linear")  # words of target_modules; any other string is a regular expression
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KEY = re.compile(rf"{re.escape(BASE)}(?P<module>\w+(?:\.\w+)*)\.svf_z\.delta", re.ASCII)
+
+
+def delta_key(module: str) -> str:
+    """The name of a module's z - 1 in the weights file."""
+    return f"{BASE}{module}.svf_z.delta"
+
+
+def module_of(key: str) -> str | None:
+    """The module path in a key of `delta_key`; None for any other key."""
+    match = _KEY.fullmatch(key)
+    return match and match["module"]
+
+
+def module_path(name: str) -> str:
+    """A module's path in the base model, from its path in a PeftModel."""
+    return name.removeprefix(BASE)
+
+
+def checksums(config: Mapping[str, Any], weights: bytes | None = None) -> dict[str, Any]:
+    """A config with the checksums of a file of weights, where given, and of itself; of this format."""
+    own = {} if weights is None else {"sha256": hashlib.sha256(weights).hexdigest()}
+    stamped = {**config, "expert_format_version": FORMAT_VERSION, **own}
+    return {**stamped, "config_sha256": config_sha256(stamped)}
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """The checksum of an adapter_config.json, and through its `sha256` of the weights: over all fields but itself."""
+    rest = {key: value for key, value in config.items() if key != "config_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def check_name(name: str) -> str:
+    """The name, when it is a good one.
+
+    Raises:
+        ExpertError: It is not `[A-Za-z0-9._-]{1,64}`, or is only dots.
+    """
+    if not _NAME.fullmatch(name) or not name.strip("."):
+        raise ExpertError(f"expert name {name[:80]!r} is not 1 to 64 of A-Z a-z 0-9 . _ -; rename it")
+    return name
+
+
+def plain_name(text: str) -> str:
+    """A good name out of any folder's: characters that names do not have become `_`."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", text)[:64]
+    return name if name.strip(".") else "expert"

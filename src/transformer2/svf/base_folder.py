@@ -1,0 +1,99 @@
+"""Where a base model's files are: a folder, the embedded model, or the Hub; and who is told what of `model_kwargs`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformer2 import tiny
+from transformer2.errors import DataError
+
+__all__ = ["base_folder", "for_readers", "for_weights", "is_local", "looks_like_a_path", "on_disk"]
+
+# What of `model_kwargs` says where a base's files are, beside `subfolder`; the rest is for who reads them.
+_WHERE = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+_SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
+_WEIGHTS = ("*.safetensors",)
+
+
+def base_folder(base: str | Path, model_kwargs: Mapping[str, Any] | None = None, weights: bool = True) -> Path:
+    """The local folder of a base model: what config, tokenizer, weights and bases are all read from.
+
+    Args:
+        base: A folder, "tiny" (the embedded model), or a Hub id, which is downloaded.
+        model_kwargs: As `from_pretrained` takes them; `subfolder`, and for a Hub id `revision`, `cache_dir`, `token`
+            and `local_files_only`, count here.
+        weights: Download the weights too, not only config and tokenizer.
+
+    Raises:
+        DataError: No such folder, or the Hub did not give it; the message says what to give instead.
+    """
+    options = dict(model_kwargs or {})
+    inside = str(options.get("subfolder") or "")
+    folder = tiny.model_path() if str(base) == "tiny" else Path(base).expanduser()
+    if not folder.is_dir():
+        if folder.exists() or looks_like_a_path(str(base)):
+            raise DataError(f"base {str(base)!r} is no model folder here; give `tiny`, a folder, or a Hub id")
+        folder = _from_hub(str(base), options, f"{inside}/" if inside else "", weights)
+    if not (folder / inside / "config.json").is_file():
+        raise DataError(f"base {str(folder / inside)!r} has no config.json; give the folder of a transformers model")
+    return folder / inside
+
+
+def _from_hub(base: str, options: Mapping[str, Any], inside: str, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    where = {key: options[key] for key in _WHERE if options.get(key) is not None}
+    # Not the copies that some repositories keep beside the weights (original/, consolidated.safetensors).
+    where["ignore_patterns"] = [f"{inside}*/*", f"{inside}consolidated*"]
+    wanted = [inside + pattern for pattern in (*_SMALL, *(_WEIGHTS if weights else ()))]
+    try:
+        folder = Path(snapshot_download(base, allow_patterns=wanted, **where))
+        if weights and not any((folder / inside).glob("*.safetensors")):
+            snapshot_download(base, allow_patterns=[f"{inside}*.bin"], **where)
+    except Exception as e:  # requests, OS and hub errors alike mean: not to be had from there
+        revision = f" at revision {where['revision']!r}" if "revision" in where else ""
+        raise DataError(
+            f"base {base!r}{revision} is no folder here and the Hub did not give it ({type(e).__name__}); give "
+            "model.base a local folder (download it where there is a network), or `tiny`"
+        ) from e
+    return folder
+
+
+def on_disk(base: str) -> Path | None:
+    """The folder of a base model that is on this machine already, by path or by Hub id; None otherwise."""
+    folder = Path(base).expanduser()
+    if base and (folder / "config.json").is_file():
+        return folder
+    if looks_like_a_path(base) or "/" not in base:
+        return None
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(base, allow_patterns=[*_SMALL, *_WEIGHTS], local_files_only=True))
+    except Exception:  # whatever the reason, it is not to be had without the network
+        return None
+
+
+def is_local(base: str) -> bool:
+    """Whether a config's base is a folder of some machine, rather than `tiny` or a Hub id."""
+    return base != "tiny" and (looks_like_a_path(base) or Path(base).is_dir())
+
+
+def looks_like_a_path(base: str) -> bool:
+    """Whether this can be no Hub id."""
+    return base.startswith((".", "/", "~")) or base.count("/") > 1 or "\\" in base
+
+
+def for_readers(model_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of `model_kwargs` the readers of config and tokenizer need, now that the files are in a folder."""
+    given = model_kwargs or {}
+    known = {key: given[key] for key in ("trust_remote_code", "code_revision") if key in given}
+    return {"trust_remote_code": False, **known}  # not said, transformers would ask, and wait
+
+
+def for_weights(model_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of `model_kwargs` the reader of the weights needs."""
+    rest = {key: value for key, value in (model_kwargs or {}).items() if key not in (*_WHERE, "subfolder")}
+    return {"trust_remote_code": False, **rest}

@@ -1,0 +1,86 @@
+"""How all SVF layers of a model run: their form, merged for rollouts, factored for choices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from transformer2.errors import ConfigError
+from transformer2.svf.config import check_form
+from transformer2.svf.layer import SVFLayer, dense_weight, svf_layers
+from transformer2.svf.open_rows import Rows
+
+__all__ = ["factored_for_choice", "merged_for_rollout", "set_form"]
+
+
+def set_form(model: nn.Module, form: str) -> None:
+    """Switch the form of every SVF layer ("delta" or "factored"); z stays as it is.
+
+    Raises:
+        ConfigError: Unknown form, one that a quantised layer cannot have (no layer is changed then), or no SVF layer.
+    """
+    check_form(form)
+    layers = [layer for _, layer in svf_layers(model)]
+    if not layers:
+        raise ConfigError("this model has no SVF layers; wrap it with get_peft_model(model, SVFConfig()) first")
+    if form == "factored":
+        for layer in layers:
+            layer.weight_mn()
+    for layer in layers:
+        layer.set_form(form)
+
+
+@contextmanager
+def merged_for_rollout(model: nn.Module) -> Iterator[bool]:
+    """Generate under the active z at the base model's speed: W' is composed into the weights, W put back at the end.
+
+    Calls go straight to the base layers inside. Where merging is not possible or not exact (quantised or sharded
+    bases, other tuners, adapters switched off, an open `z_rows`, already merged) nothing is done and the model runs as
+    it is. The weights are the very ones of before after any exit.
+
+    Yields:
+        Whether the weights are merged inside.
+    """
+    layers = [layer for _, layer in svf_layers(model)]
+    if not layers or not all(_can_merge(layer) for layer in layers):
+        yield False
+        return
+    try:
+        for layer in layers:
+            layer.merge()
+        for layer in layers:
+            layer.bypass()
+        yield True
+    finally:
+        for layer in layers:
+            layer.unmerge()
+
+
+@contextmanager
+def factored_for_choice(model: nn.Module) -> Iterator[None]:
+    """Inside, rows of different z cost 1 + rho instead of 1 + 2 rho: fp32 layers in the delta form run factored.
+
+    For scores that choose something, not for those that are reported: z = 1 is then the base up to rounding. Layers of
+    lower precision (which would lose small z - 1) and quantised ones stay as they are.
+    """
+    weights = ((layer, dense_weight(layer.base_layer)) for _, layer in svf_layers(model) if layer.form == "delta")
+    layers = [layer for layer, weight in weights if weight is not None and weight.dtype == torch.float32]
+    try:
+        for layer in layers:
+            layer.set_form("factored")
+        yield
+    finally:
+        for layer in layers:
+            layer.set_form("delta")
+
+
+def _can_merge(layer: SVFLayer) -> bool:
+    if layer.disable_adapters or layer.merged or Rows.open_anywhere(layer) or hasattr(layer.svf_basis, "ds_id"):
+        return False
+    weight_mn = dense_weight(layer.base_layer)
+    if weight_mn is None or weight_mn.is_meta:
+        return False
+    return weight_mn.shape == (layer.out_features, layer.in_features)
