@@ -98,7 +98,9 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_pretrained(str(base_folder(base, kwargs)), dtype=dtype, **options)
         except TypeError as e:
             given = ", ".join(kwargs) or "none"  # their names: a token is nobody else's business
-            raise ConfigError(f"base {base!r} cannot be loaded with these model.model_kwargs ({given}): {e}") from e
+            raise ConfigError(
+                f"base {base!r} cannot be loaded with these model.model_kwargs ({given}): {one_line(e)}"
+            ) from e
         except RuntimeError as e:
             if not quantised or isinstance(e, torch.OutOfMemoryError):
                 raise
