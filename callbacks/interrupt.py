@@ -131,6 +131,12 @@ def current() -> Listener | None:
     return _current
 
 
+def ignore_signals() -> None:
+    """From here on no signal of ours changes how this process ends."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _after_fork() -> None:
     """A child that never execs is no command: a signal to it is not one to its parent, whose socket it holds."""
     if _current is not None and signal.set_wakeup_fd(-1) == _current._writer.fileno():

@@ -162,7 +162,7 @@ def test_paths_with_spaces_tildes_and_umlauts(tmp_path: Path, monkeypatch: pytes
     make_llama(tmp_path / "my mödels" / "a base")
     base, run = "~/my mödels/a base", tmp_path / "rüns and more" / "one"
     config = ["--config", "conf/tiny.yaml", "--model.base", base]
-    assert main(["decompose", "--base", base, "--quiet"]) == 0
+    assert main(["decompose", "--model.base", base, "--quiet"]) == 0
     assert main(["plan", *config]) == 0
     assert main(["fit", *config, *SMALL, *STEPS, "--run_dir", str(run)]) == 0
     expert = "~/rüns and more/one/expert"
@@ -228,15 +228,15 @@ def test_export_is_a_plain_model(adapter: str, tmp_path: Path, capsys: pytest.Ca
 
 def test_decompose_follows_the_configs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def built(*args: str) -> str:
-        assert main(["decompose", *args, "--cache_dir", str(tmp_path / "cache"), "--quiet"]) == 0
+        assert main(["decompose", *args, "--model.adapter.basis_cache", str(tmp_path / "cache"), "--quiet"]) == 0
         return capsys.readouterr().out
 
-    assert "21 matrices (21 built" in built("--base", "tiny")
+    assert "21 matrices (21 built" in built("--model.base", "tiny")
     assert "21 matrices (0 built, 21 reused" in built("--config", "conf/tiny_math.yaml")
-    assert "9 matrices (0 built" in built("--base", "tiny", "--target_modules", "mlp")
+    assert "9 matrices (0 built" in built("--model.base", "tiny", "--model.adapter.target_modules", "mlp")
     (tmp_path / "c.yaml").write_text("_base_: conf/tiny.yaml\nmodel: {adapter: {layers_to_transform: [1]}}\n")
     assert "7 matrices (0 built" in built("--config", str(tmp_path / "c.yaml"))
-    for wrong in (["--device", "cuda"], ["--device", "nowhere"], ["--dtype", "int7"]):
+    for wrong in (["--device", "cuda"], ["--device", "nowhere"], ["--model.dtype", "int7"]):
         if wrong[1] != "cuda" or not torch.cuda.is_available():
-            assert main(["decompose", "--base", "tiny", *wrong]) == 2
+            assert main(["decompose", "--model.base", "tiny", *wrong]) == 2
             assert wrong[1] in (err := capsys.readouterr().err) and err.count("\n") == 1

@@ -132,7 +132,8 @@ def test_processes_share_the_matrices_evenly(llama: Path, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_many_writers_end_with_one_good_cache(llama: Path, tmp_path: Path) -> None:
     """Ranks as torchrun starts them, one rank twice and one process that takes everything, all at once."""
-    command = [sys.executable, "-m", "transformer2", "decompose", "--base", str(llama), "--quiet", "--cache_dir"]
+    command = [sys.executable, "-m", "transformer2", "decompose", "--model.base", str(llama), "--quiet"]
+    command.append("--model.adapter.basis_cache")
     environments = [
         {"RANK": "0", "WORLD_SIZE": "2"},
         {"RANK": "1", "WORLD_SIZE": "2"},

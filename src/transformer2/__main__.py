@@ -1,9 +1,8 @@
 """`python -m transformer2` is the command `transformer2`."""
 
-import signal
 import sys
 
-from transformer2.callbacks.interrupt import SIGNALS
+from transformer2.callbacks.interrupt import ignore_signals
 from transformer2.cli import main
 
 
@@ -11,8 +10,7 @@ def run() -> None:
     """The command as a process of its own: once it has said its last word, one more Ctrl-C changes nothing."""
     code = main()
     if code > 128:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        ignore_signals()
     sys.exit(code)
 
 

@@ -8,7 +8,6 @@ reference                                   the base model: the same weights wit
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from transformer2.quantisation import quantization_config
 from transformer2.rollout.probe import probe
 from transformer2.svf.base_folder import base_folder, for_readers, for_weights
 from transformer2.svf.config import SVFConfig
+from transformer2.svf.loading import check_options
 from transformer2.svf.quantised import keep_differentiable
 
 __all__ = [
@@ -92,14 +92,15 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
         options["quantization_config"] = quantization_config(
             kwargs["quantization_config"], base_dtype(base, dtype, kwargs)
         )
+    check_options(load_config(base, kwargs), kwargs)
     with _readable(base):
         try:
             model = AutoModelForCausalLM.from_pretrained(str(base_folder(base, kwargs)), dtype=dtype, **options)
-        except TypeError as e:  # what from_pretrained does not know it hands to the model's constructor
-            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(e))
-            if unknown is None or unknown[1] not in options:
-                raise
-            raise ConfigError(f"unknown key model.model_kwargs.{unknown[1]} for base {base!r}; leave it out") from e
+        except TypeError as e:
+            given = ", ".join(kwargs) or "none"  # their names: a token is nobody else's business
+            raise ConfigError(
+                f"base {base!r} cannot be loaded with these model.model_kwargs ({given}): {one_line(e)}"
+            ) from e
         except RuntimeError as e:
             if not quantised or isinstance(e, torch.OutOfMemoryError):
                 raise

@@ -196,7 +196,7 @@ FIT_FLAGS = {
     "ckpt_path too long": ["--ckpt_path", "x" * 5000],
     "expert missing": ["--expert", "nowhere"],
     "expert a file": ["--expert", "small.yaml"],
-    "rollout unknown": ["--rollout", "magic"],
+    "rollout unknown": ["--config", "conf/rollout/magic.yaml"],
 }
 
 

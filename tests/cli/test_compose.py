@@ -93,10 +93,3 @@ def test_bad_files(write, tmp_path):
     listed.write_text("- 1\n")
     with pytest.raises(ConfigError, match="not keys and values"):
         compose([str(listed)], [], KEYS)
-
-
-def test_an_engine_comes_below_the_users_own_keys(tmp_path) -> None:
-    own = tmp_path / "own.yaml"
-    own.write_text("model: {rollout: hf, importance_cap: 5.0}")
-    flags = parse_flags(["--config", str(own), "--rollout", "vllm"], ["rollout"], [], ["model"]).with_engine()
-    assert compose(flags.configs, flags.overrides, ["model"])["model"] == {"rollout": "vllm", "importance_cap": 5.0}

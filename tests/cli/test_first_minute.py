@@ -132,7 +132,7 @@ def test_paths_with_spaces_tildes_and_other_alphabets(tmp_path, monkeypatch, cap
     experts = "[~/the exp ü/math, ~/a run ñ/expert]"
     adapt = ["adapt", *few, "--adapt.controls", "false", "--quiet", "--adapt.experts", experts, "--run_dir=~/adäpt"]
     assert main(adapt) == 0 and (home / "adäpt" / "report.json").is_file()
-    assert main(["decompose", "--base=~/my möde l", "--cache_dir=~/cäche dir", "--quiet"]) == 0
+    assert main(["decompose", "--model.base=~/my möde l", "--model.adapter.basis_cache=~/cäche dir", "--quiet"]) == 0
     assert any((home / "cäche dir").rglob("*"))
     assert main(["experts", "show", "~/the exp ü/math"]) == 0 and main(["report", "~/a run ñ"]) == 0
     assert not (tmp_path / "~").exists() and not Path("~").exists()
@@ -174,10 +174,12 @@ def test_other_commands_refuse_in_one_line(tmp_path, monkeypatch, capfd) -> None
     (tmp_path / "file").write_text("x")
     long = "x" * 5000
     for words in (
-        *(["decompose", *more] for more in ([], ["--base", ""], ["--base", "/no"], ["--base", long], ["tiny"])),
-        *(["decompose", "--base", "tiny", f"--{key}", value] for key, value in (
-            ("dtype", "fp7"), ("layers", "1,x"), ("layers", ","), ("layers", "99"), ("target_modules", "["),
-            ("cache_dir", "file"), ("cache_dir", "/proc/x"), ("bsae", "x"),
+        *(["decompose", *more] for more in (
+            [], ["--model.base", ""], ["--model.base", "/no"], ["--model.base", long], ["tiny"])),
+        *(["decompose", "--model.base", "tiny", f"--{key}", value] for key, value in (
+            ("model.dtype", "fp7"), ("model.adapter.layers_to_transform", "1,x"), ("bsae", "x"),
+            *(("model.adapter.layers_to_transform", n) for n in (",", "99")), ("model.adapter.target_modules", "["),
+            ("model.adapter.basis_cache", "file"), ("model.adapter.basis_cache", "/proc/x"),
         )),
         *(["report", word] for word in ("/no", "file", ".", "", long)), ["report", "--out", "x"],
         *(["experts", *more] for more in (["zzz"], ["show"], ["show", "/no"], ["show", "file"], ["show", ""],
@@ -185,7 +187,7 @@ def test_other_commands_refuse_in_one_line(tmp_path, monkeypatch, capfd) -> None
         *(["sandbox", *more] for more in (["zzz"], ["check", "--zzz", "1"], ["check", "more"])),
         *(["plan", "--config", "conf/tiny_math.yaml", *more] for more in (["--gpus", "1e30"], ["--gpus", "1.5"],
           ["--gpu-memory", "nan"], ["--gpu-memory", "inf"], ["--nodes", "0"], ["--prompt_tokens", "0.5"],
-          ["--device", "abacus"], ["--rollout", "magic"])),
+          ["--device", "abacus"])),
         ["adapt", "--resume", "/no"], ["adapt", "--resume", long], ["adapt", "--strategy", "[cem]"],
         ["zzz"], ["fit"], ["test", "--ckpt_path", "/no"], ["validate", "--expert", long],
     ):  # fmt: skip

@@ -108,7 +108,7 @@ def test_a_run_folder_is_never_overwritten(run, llama_folder, real_data, capsys)
         (["--ckpt_path", "README.md"], "README.md is damaged or no checkpoint"),
         (["--trainer.accelerator", "cuda"], "the trainer cannot be built"),
         (["--trainer.val_check_interval", "0"], "trainer.val_check_interval must be an integer >= 1"),
-        (["--trainer.devices", "2", "--trainer.strategy", "ddp_spawn"], "use trainer.strategy: ddp"),
+        (["--trainer.devices", "2", "--trainer.strategy", "ddp_spawn"], "add one of --config conf/strategy/{ddp,"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_2(llama_folder, real_data, tmp_path, capfd, more, message):

@@ -13,6 +13,7 @@ from transformer2.cli.compose import PACKAGED
 FIT = ["fit", "--config", "conf/tiny_math.yaml"]
 PLAN = ["plan", "--config", "conf/tiny_math.yaml"]
 KWARGS, ADAPTER, CALLBACKS = "--model.model_kwargs", "--model.adapter", "--trainer.callbacks"
+DECOMPOSE = ["decompose", "--model.base", "tiny"]
 MIX = ["experts", "mix", ".", ".", "--out", "o"]
 
 EARLY = [  # words, what the line says
@@ -26,17 +27,17 @@ EARLY = [  # words, what the line says
     ([*FIT, KWARGS, "{attn_implementaton: sdpa}"], "did you mean attn_implementation?"),
     (["export", "--expert", ".", "--out", "o", KWARGS, "{load_in_8bit: true}"], "conf/quantisation/int8.yaml"),
     (["export", "--expert", ".", "--out", "o", "--model.foo", "1"], "unknown config key model.foo"),
-    (["export", "--expert", ".", "--out", "o", "--dtype", "int8"], "--dtype must be one of"),
-    (["decompose", "--base", "tiny", KWARGS, "{torch_dtype: x}"], "set model.dtype"),
-    (["decompose", "--base", "tiny", "--model", "5"], "model must hold keys and values"),
+    (["export", "--expert", ".", "--out", "o", "--model.dtype", "int8"], "model.dtype must be one of"),
+    ([*DECOMPOSE, KWARGS, "{torch_dtype: x}"], "set model.dtype"),
+    ([*DECOMPOSE, "--model", "5"], "model must hold keys and values"),
     (["decompose", *FIT[1:], ADAPTER, "5"], "model.adapter must be"),
     (["decompose", *FIT[1:], "--data.task", "nosuch"], "unknown task 'nosuch'"),
     (["decompose", *FIT[1:], "--model.lrr", "1"], "did you mean model.lr?"),
-    (["decompose", "--base", "tiny", "--layers", "a"], "--layers takes numbers"),
-    (["decompose", "--base", "tiny", "--layers", "-1"], "--layers takes numbers"),
-    (["decompose", "--base", "tiny", "--dtype", "int8"], "--dtype must be one of"),
-    (["decompose", "--base", "tiny", "--device", "gpu"], "--device must be"),
-    (["report", "nosuch"], "nosuch: no such folder"),
+    ([*DECOMPOSE, "--model.adapter.layers_to_transform", "a"], "adapter.layers_to_transform must be"),
+    ([*DECOMPOSE, "--model.adapter.layers_to_transform", "-1"], "adapter.layers_to_transform must be"),
+    ([*DECOMPOSE, "--model.dtype", "int8"], "model.dtype must be one of"),
+    ([*DECOMPOSE, "--device", "gpu"], "--device must be"),
+    (["report", "nosuch"], "'nosuch' is no folder here"),
     ([*FIT, ADAPTER, "{peft_type: LORRA}"], "did you mean 'LORA'?"),
     ([*FIT, ADAPTER, "{target_modles: x}"], "did you mean 'target_modules'?"),
     ([*FIT, ADAPTER, "{parametrization: bad}"], "one of direct, sigmoid_renorm"),
@@ -53,7 +54,6 @@ EARLY = [  # words, what the line says
     ([*PLAN, "--gpu-memory", "80GB"], "--gpu-memory takes"),
     ([*PLAN, "--gpu_memory", "80GB"], "--gpu_memory takes"),
     ([*PLAN, "--device", "h1000"], "did you mean 'h100'?"),
-    ([*PLAN, "--quantisation", "nf3"], "did you mean 'nf4'?"),
     ([*PLAN, "--nodes", "-1"], "--nodes takes"),
     ([*PLAN, "--prompt_tokens", "-1"], "--prompt_tokens takes"),
     ([*FIT, "--trainer.max_time", "foo"], "DD:HH:MM:SS"),
@@ -67,7 +67,19 @@ EARLY = [  # words, what the line says
     (["adapt", "--adapt.experts", "[]"], "adapt.experts is empty"),
     (["adapt", "--strategy", "cls", "--adapt.classifier", "nosuch"], "adapt.classifier: nosuch"),
     (["adapt", "--adapt.population", "1"], "at least 2"),
-    (["experts", "show", "nosuch"], "nosuch is no folder here"),
+    # What had a second spelling names the one that is left.
+    ([*FIT, "--rollout", "vllm"], "unknown flag --rollout; did you mean --config conf/rollout/ENGINE.yaml?"),
+    ([*PLAN, "--rollout=vllm"], "unknown flag --rollout; did you mean --config conf/rollout/ENGINE.yaml?"),
+    ([*PLAN, "--quantisation", "nf4"], "did you mean --config conf/quantisation/KIND.yaml?"),
+    (["decompose", "--base", "tiny"], "unknown flag --base; did you mean --model.base?"),
+    ([*DECOMPOSE, "--target_modules", "mlp"], "did you mean --model.adapter.target_modules?"),
+    ([*DECOMPOSE, "--layers", "1"], "did you mean --model.adapter.layers_to_transform?"),
+    ([*DECOMPOSE, "--cache_dir", "x"], "did you mean --model.adapter.basis_cache?"),
+    (
+        ["export", "--expert", ".", "--out", "o", "--dtype", "float32"],
+        "unknown flag --dtype; did you mean --model.dtype?",
+    ),
+    (["experts", "show", "nosuch"], "'nosuch' is no folder here"),
     ([*MIX, "--weights", ".7"], "1 numbers for 2 experts"),
     ([*MIX, "--weights", "nan", ".7"], "from -100 to 100"),
     ([*MIX, "--weights", "1e30", ".7"], "from -100 to 100"),
@@ -162,7 +174,7 @@ def test_what_only_the_libraries_know(words, says, tmp_path, monkeypatch, capfd)
 
 
 def test_a_layer_that_is_not_there(tmp_path, capfd) -> None:
-    words = ["decompose", "--base", "tiny", "--layers", "0,99", "--cache_dir", str(tmp_path)]
+    words = [*DECOMPOSE, "--model.adapter.layers_to_transform", "[0, 99]"]
     assert "layer 99" in refusal(words, capfd)
 
 

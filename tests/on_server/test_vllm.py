@@ -200,7 +200,7 @@ def fit(tmp_path: Path, *flags: str) -> dict:
 def test_fit_improves_as_with_the_default_engine(tmp_path) -> None:
     """The README's run, 40 steps of it, with rollouts by a server that `fit` itself starts and ends."""
     steps = ("--trainer.max_steps", "40", "--trainer.val_check_interval", "10")
-    report = fit(tmp_path / "vllm", "--rollout", "vllm", *steps)
+    report = fit(tmp_path / "vllm", "--config", "conf/rollout/vllm.yaml", *steps)
     default = fit(tmp_path / "hf", *steps)
     gain = report["result"]["accuracy"] - report["base"]["accuracy"]
     expected = default["result"]["accuracy"] - default["base"]["accuracy"]
@@ -223,7 +223,7 @@ def test_two_processes_share_one_server(server, tmp_path, flags) -> None:
     if "zero3" in flags[1]:
         pytest.importorskip("deepspeed")
     short = ("--trainer.max_steps", "3", "--data.validation_limit", "16", "--data.test_limit", "32")
-    short += ("--rollout", "vllm", "--model.vllm.url", server.url)
+    short += ("--config", "conf/rollout/vllm.yaml", "--model.vllm.url", server.url)
     one = fit(tmp_path / "one", *short)
     two = fit(tmp_path / "two", *short, *flags, "--trainer.devices", "2")
     assert two["base"] == one["base"] and two["result"] == one["result"]

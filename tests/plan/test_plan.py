@@ -171,7 +171,12 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     folder = make_llama(tmp_path / "only_config")
     (folder / "model.safetensors").unlink()
     assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--model.base", str(folder)]) == 0  # no weights needed
-    for bad in (["--gpus", "0"], ["--device", "h1000"], ["--quantisation", "int3"], ["--model.bsae", "x"]):
+    for bad in (
+        ["--gpus", "0"],
+        ["--device", "h1000"],
+        ["--config", "conf/quantisation/int3.yaml"],
+        ["--model.bsae", "x"],
+    ):
         assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", *bad]) == 2
     assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--model.base", "meta-llama/Llama-9"]) == 2
     assert all(len(line.splitlines()) == 1 for line in capsys.readouterr().err.strip().splitlines())

@@ -223,7 +223,7 @@ def test_odd_rows_are_named(tmp_path: Path, name: str, file: str, row: object, m
 
 
 def test_unknown_splits_and_missing_rows_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="humaneval has no split 'train'; its only split is test"):
+    with pytest.raises(DataError, match="humaneval has no split 'train'; its splits are test"):
         tasks.get("humaneval").examples("train", str(tmp_path))
     with pytest.raises(DataError, match="mbpp has no split 'dev'"):
         tasks.get("mbpp").examples("dev", str(tmp_path))

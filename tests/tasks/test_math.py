@@ -209,7 +209,9 @@ def test_the_hub_is_asked_for_pinned_rows(monkeypatch, hub):
         asked.append((*args, kwargs["split"], kwargs["revision"]))
         return [ROW]
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setitem(
+        sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, config=types.SimpleNamespace())
+    )
     examples = MATH(hub).examples("test")
     configs = SUBJECTS if hub == BY_SUBJECT else [None]
     assert asked == [(hub, config, "test", REVISIONS[hub]) for config in configs] and len(examples) == len(asked)

@@ -13,7 +13,7 @@ import sys
 import traceback
 
 from transformer2.callbacks.interrupt import listening
-from transformer2.cli.folder import refuse_bad_ranks
+from transformer2.cli.folder import check_ranks
 from transformer2.errors import UserError, nearest, shown
 
 COMMANDS = {
@@ -87,7 +87,7 @@ def _guarded(command: str, args: list[str], debug: bool) -> int:
     try:
         with listening() as listener:
             try:
-                refuse_bad_ranks()
+                check_ranks()
                 code = _find(command)(args)
             except BaseException:
                 if not listener.number:

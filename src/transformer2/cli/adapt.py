@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformer2.arguments import written
 from transformer2.cli.check import STRATEGIES, check, folder_name, is_folder, keys_help, sections, suggestion
 from transformer2.cli.compose import compose, parse_flags
-from transformer2.cli.folder import holds_run, refuse_unwritable, run_folder
+from transformer2.cli.folder import check_writable, holds_run, run_folder
 from transformer2.errors import ConfigError, nearest, shown
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def adapt(args: Sequence[str]) -> int:
             f"adapt.classifier: {shown(classifier)} is no folder here; train it with fit, or name its own"
         )
     name = folder_name(config.pop("name", None) or f"adapt_{strategy}")
-    refuse_unwritable(resumed or flags.options.get("run_dir") or "runs")
+    check_writable(resumed or flags.options.get("run_dir") or "runs")
     start = time.perf_counter()
 
     # From here on the heavy libraries are needed.
@@ -122,7 +122,7 @@ def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet:
         if len(ours) > 1:
             _together(folder, ours)
         print(adaptation_table({c.strategy: c.report for c in ours if c.report is not None}))
-        print(f"  kept in {folder}, {time.perf_counter() - start:.0f} s after the command")
+        print(f"  saved to {folder}, {time.perf_counter() - start:.0f} s after the command")
     return 0
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
@@ -75,8 +74,7 @@ RUNS |= {"plan": (), "decompose": (), "export": ()}
 NO_ROWS = ("plan", "decompose", "export")
 REMEDIES = {
     "seed_everything": "several seeds are several runs",
-    "trainer.strategy": "use trainer.strategy: ddp, or add one of "
-    "--config conf/strategy/{ddp,zero2,zero3,zero3_offload}.yaml",
+    "trainer.strategy": "add one of --config conf/strategy/{ddp,zero2,zero3,zero3_offload}.yaml",
 }
 ELSEWHERE = {  # keys that follow from others
     "data.base": "model.base",
@@ -135,9 +133,7 @@ def sections(adapt: bool, strategies: Sequence[str] = tuple(STRATEGIES)) -> dict
         adapt: Whether for `adapt`.
         strategies: Whose settings `adapt` holds.
     """
-    data = arguments(DATA)
-    if adapt:  # whose documentation refers to the other's
-        data = {k: replace(a, line=data[k].line if k in data else a.line) for k, a in arguments(UNSEEN_DATA).items()}
+    data = arguments(UNSEEN_DATA if adapt else DATA)
     trainer = {k: Argument(LIGHTNING.get(k, a.hint), a.default, a.line) for k, a in arguments(TRAINER).items()}
     found = {"model": arguments(MODEL), "data": data, "trainer": trainer}
     if adapt:

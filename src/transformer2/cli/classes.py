@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -31,8 +31,7 @@ def check_classes(trainer: Mapping[str, Any]) -> None:
         for entry in given if isinstance(given, list) else [given]:
             path = entry.get("class_path") if isinstance(entry, dict) else entry
             if isinstance(path, str):
-                arguments = (entry.get("init_args") or {}) if isinstance(entry, dict) else {}
-                _check(f"trainer.{key}", path, arguments, kind, home)
+                _check(f"trainer.{key}", path, (isinstance(entry, dict) and entry.get("init_args")) or {}, kind, home)
 
 
 def _check(key: str, path: str, given: Mapping[str, Any], kind: type, home: Any) -> None:
@@ -40,26 +39,25 @@ def _check(key: str, path: str, given: Mapping[str, Any], kind: type, home: Any)
     try:
         cls = getattr(importlib.import_module(module) if module else home, name)
     except (ImportError, AttributeError, ValueError) as e:
-        ours = {c.__name__ for c in _subclasses(kind)}
-        if not module and name in ours:
+        known = {c.__name__ for c in _subclasses(kind)}
+        if not module and name in known:
             return
-        near = get_close_matches(name, ours, n=1)
-        hint = f"did you mean {near[0]}?" if near else "give module.Class"
-        raise ConfigError(f"{key}: there is no class {written(path)}; {hint}") from e
+        raise ConfigError(f"{key}: there is no class {written(path)}{_near(name, known, 'give module.Class')}") from e
     if not (isinstance(cls, type) and issubclass(cls, kind)):
-        if not isinstance(cls, type) and callable(cls) and not inspect.isbuiltin(cls):
-            returned = inspect.get_annotations(cls, eval_str=False).get("return")
-            if returned is not None:  # a function that makes one, which jsonargparse calls
-                return
+        makes_one = inspect.isfunction(cls) and "return" in inspect.get_annotations(cls)
+        if makes_one:  # which jsonargparse calls
+            return
         raise ConfigError(f"{key}: {written(path)} is no {kind.__name__.lower()}")
     parameters = inspect.signature(cls).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
     for argument in given:
-        if argument not in parameters:
-            near = get_close_matches(argument, parameters, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(parameters) or 'none'}"
-            raise ConfigError(f"{key}: {cls.__name__} takes no {argument}; {hint}")
+        if argument not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            hint = _near(argument, parameters, f"it takes {', '.join(parameters) or 'none'}")
+            raise ConfigError(f"{key}: {cls.__name__} takes no {argument}{hint}")
+
+
+def _near(name: str, known: Iterable[str], otherwise: str) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; {otherwise}"
 
 
 def _subclasses(kind: type) -> set[type]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import KeyValidationError, OmegaConfBaseException
 
 from transformer2.arguments import written
 from transformer2.cli.check import OURS, sections, suggestion
@@ -24,8 +23,17 @@ from transformer2.errors import ConfigError, nearest, shown
 
 PACKAGED = Path(__file__).parent.parent  # holds conf/ in an installed package
 UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
-LINES = "write lines such as `model: {lr: 0.01}`"
 MAX_BYTES = 1_000_000  # of one config file; OmegaConf itself refuses keys given twice and aliases that explode
+KINDS = {"seq": "a list", "int": "a number", "float": "a number", "bool": "true or false", "null": "nothing"}
+MOVED = {  # second spellings that were
+    "base": "--model.base",
+    "cache_dir": "--model.adapter.basis_cache",
+    "dtype": "--model.dtype",
+    "layers": "--model.adapter.layers_to_transform",
+    "quantisation": "--config conf/quantisation/KIND.yaml",
+    "rollout": "--config conf/rollout/ENGINE.yaml",
+    "target_modules": "--model.adapter.target_modules",
+}
 
 
 @dataclass
@@ -43,13 +51,6 @@ class Flags:
     overrides: list[tuple[str, str]] = field(default_factory=list)
     switches: set[str] = field(default_factory=set)
     options: dict[str, str] = field(default_factory=dict)
-
-    def with_engine(self) -> Flags:
-        """`--rollout ENGINE` as a config below the others, whose other keys may differ, and an override."""
-        if (engine := self.options.get("rollout")) is None:
-            return self
-        files = [f"conf/rollout/{engine}.yaml", *self.configs]
-        return replace(self, configs=files, overrides=[("model.rollout", engine), *self.overrides])
 
 
 def parse_flags(args: Sequence[str], options: Sequence[str], switches: Sequence[str], keys: Sequence[str]) -> Flags:
@@ -83,6 +84,8 @@ def parse_flags(args: Sequence[str], options: Sequence[str], switches: Sequence[
         if name in switches:
             raise ConfigError(f"--{name} takes no value; leave {value!r} out")
         known = [*options, *(["config"] if keys else [])]
+        if name not in known and name in MOVED and keys:
+            raise ConfigError(f"unknown flag --{name}; did you mean {MOVED[name]}?")
         if name not in known and name.partition(".")[0] not in keys:
             raise ConfigError(f"unknown flag --{name}{_flag_like(name, [*known, *switches], keys)}")
         if not equals:
@@ -173,23 +176,24 @@ def _load(path: Path, seen: tuple[Path, ...]) -> DictConfig:
         raise ConfigError(f"{path} is too large to be a config; give one of at most {MAX_BYTES} bytes")
     try:
         text = path.read_bytes().decode()
-        config = OmegaConf.load(io.StringIO(text))
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        config = OmegaConf.load(io.StringIO(text)) if isinstance(root, yaml.MappingNode) else None
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path} is not UTF-8 (byte {e.start}); save it as UTF-8") from e
+    except KeyValidationError as e:
+        raise ConfigError(f"{path} has a key that is null or a list; put quotes around it, or remove it") from e
     except UNREADABLE as e:
-        if "Invalid loaded object type" in str(e):
-            raise ConfigError(f"{path} holds {_kind(text)}, not keys and values; {LINES}") from e
-        if "Incompatible key type" in str(e):
-            raise ConfigError(f"{path} has a key that is null or a list; put quotes around it, or remove it") from e
         raise ConfigError(f"{path} cannot be read as YAML ({_one_line(e)}); correct it") from e
-    if not isinstance(config, DictConfig) or not text.strip() or (len(config) == 1 and _kind(text) == "text"):
-        raise ConfigError(f"{path} holds {_kind(text)}, not keys and values; {LINES}")
-    bases = OmegaConf.to_container(config).get("_base_", [])  # type: ignore[union-attr]  # a DictConfig gives a dict
-    bases = [] if bases is None else bases
-    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(config, DictConfig):  # its words are not shown: it may be no config at all
+        kind = "nothing" if root is None else KINDS.get(root.tag.rpartition(":")[2], "text")
+        raise ConfigError(f"{path} holds {kind}, not keys and values; write lines such as `model: {{lr: 0.01}}`")
+    plain: Any = OmegaConf.to_container(config)
+    bases = plain.get("_base_")
+    bases = [] if bases is None else [bases] if isinstance(bases, str) else bases
+    if "_base_" in plain:
+        del config["_base_"]
     if not isinstance(bases, list) or not all(isinstance(base, str) and base.strip() for base in bases):
         raise ConfigError(f"{path}: _base_ must be a config file or a list of them, not {shown(repr(bases), 60)}")
-    config.pop("_base_", None)
     merged = OmegaConf.create({})
     for base in bases:
         beside = path.parent / base
@@ -208,20 +212,6 @@ def _merge(below: DictConfig, above: DictConfig, name: str) -> DictConfig:
         raise ConfigError(f"{name} does not fit on top of what is below it ({_one_line(e)})") from e
     assert isinstance(merged, DictConfig)
     return merged
-
-
-def _kind(text: str) -> str:
-    """What a file that is no mapping holds, without showing it: it may be no config at all."""
-    value = yaml.safe_load(text) if text.strip() else None
-    kinds = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        NoneType: "nothing",
-    }
-    return kinds.get(type(value), "no mapping")
 
 
 def _one_line(error: Exception) -> str:

@@ -242,7 +242,7 @@ class Experiment:
         if self.trainer.is_global_zero:
             write_report(self.folder, report, records)
             print(text_table(report))
-            print(f"  kept in {self.folder}")
+            print(f"  saved to {self.folder}")
         return 0
 
     def farewell(self, number: int) -> str | None:

@@ -38,7 +38,7 @@ def run_folder(given: str | None, name: str, resumed: bool = False) -> Iterator[
             raise ConfigError("processes started by torchrun or SLURM need --run_dir, so that they agree on the folder")
         yield Path(chosen)
         return
-    number, before = 1, os.environ.get(RUN_DIR_VARIABLE)
+    number = 1
     while True:
         folder = Path(given or f"runs/{name}{f'-{number}' * (number > 1)}")
         made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -67,12 +67,10 @@ def run_folder(given: str | None, name: str, resumed: bool = False) -> Iterator[
         raise
     finally:
         os.close(lock)
-        os.environ.pop(RUN_DIR_VARIABLE)
-        if before is not None:
-            os.environ[RUN_DIR_VARIABLE] = before
+        os.environ.pop(RUN_DIR_VARIABLE, None)
 
 
-def refuse_unwritable(folder: str | Path, flag: str = "--run_dir") -> None:
+def check_writable(folder: str | Path, flag: str = "--run_dir") -> None:
     """Find out before anything is loaded whether files can be kept there; leaves nothing behind.
 
     Raises:
@@ -87,7 +85,7 @@ def refuse_unwritable(folder: str | Path, flag: str = "--run_dir") -> None:
         raise ConfigError(f"{shown(folder)} cannot be written to ({e.strerror}); give another {flag}") from e
 
 
-def refuse_bad_ranks() -> None:
+def check_ranks() -> None:
     """The variables by which launchers number processes; Lightning and torch read them while they are imported.
 
     Raises:

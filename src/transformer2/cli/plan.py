@@ -11,7 +11,6 @@ from transformer2.cli.check import check
 from transformer2.cli.compose import compose, parse_flags
 from transformer2.cli.schema import value_of
 from transformer2.errors import ConfigError, UserError, nearest
-from transformer2.quantisation import KINDS
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from transformer2.plan.job import Job, Strategy
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
-OPTIONS = ("gpus", "gpu_memory", "nodes", "device", "quantisation", "rollout", "prompt_tokens", "mean_completion")
+OPTIONS = ("gpus", "gpu_memory", "nodes", "device", "prompt_tokens", "mean_completion")
 
 HELP = """\
 usage: transformer2 plan --config FILE [--gpus N] [--gpu-memory GB] [--nodes M] [--KEY.SUB VALUE ...]
@@ -34,8 +33,6 @@ Qwen2.5, and for any local folder with a config.json.
                          to the driver's context and to fragmentation
   --nodes M              nodes (default 1)
   --device NAME          {devices}: whose figures the seconds use (default: by memory)
-  --quantisation KIND    none, nf4, int8 or torchao_int8, instead of what the config says
-  --rollout ENGINE       what draws completions, as for fit: with vllm that is not counted, it has devices of its own
   --prompt_tokens N      longest prompt (default 256)
   --mean_completion N    mean completion, for the seconds (default: half of the budget)
   --explain              print every term of the chosen strategy as formula = numbers = value
@@ -58,10 +55,8 @@ def plan(args: Sequence[str]) -> int:
     memory = _number(given, "gpu_memory", 24.0, "--gpu-memory" if hyphen else "")
     gpus, nodes = int(_number(given, "gpus", 1)), int(_number(given, "nodes", 1))
     prompt_tokens, completion = int(_number(given, "prompt_tokens", 0)), _number(given, "mean_completion", 0)
-    quantisation = _one_of(given, "quantisation", list(KINDS))
     named = _one_of(given, "device", devices)
-    whole = flags.with_engine()
-    config = compose(whole.configs, whole.overrides, KEYS)
+    config = compose(flags.configs, flags.overrides, KEYS)
     check(config, "plan")
 
     from transformer2.plan.advice import Plan
@@ -72,8 +67,6 @@ def plan(args: Sequence[str]) -> int:
 
     device = DEVICES.get(named or "", device_for(memory))
     job = job_of(*sections(config), "single", gpus, nodes, prompt_tokens or None, completion or None)
-    if quantisation:
-        job = job.with_(quantisation=KINDS[quantisation])
     plans = [Plan(job.with_(strategy=s), memory * 1e9, device) for s in strategies(job)]
     wanted = strategy_of(config["trainer"])
     fitting = [p for p in plans if p.fits] or [p for p in plans if p.advised] or plans

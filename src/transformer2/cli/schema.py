@@ -59,8 +59,11 @@ def arguments(path: str) -> dict[str, Argument]:
     given = zip([*own, *by_name], defaults, strict=True)
     found = {a.arg: names.argument(a.arg, a.annotation, default, lines) for a, default in given}
     if init.args.kwarg is not None:
+        calls = [n for n in ast.walk(init) if isinstance(n, ast.Call) and ast.unparse(n.func) == "super().__init__"]
+        fixed = {keyword.arg for call in calls for keyword in call.keywords}
         for base in cls.bases:
-            found = {**arguments(names.path_of(ast.unparse(base))), **found}
+            inherited = arguments(names.path_of(ast.unparse(base)))
+            found = {**{key: a for key, a in inherited.items() if key not in fixed}, **found}
     return found
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from transformer2.cli.check import check, folder_name, keys_help
 from transformer2.cli.compose import PACKAGED, compose, parse_flags
-from transformer2.cli.folder import refuse_unwritable, run_folder
+from transformer2.cli.folder import check_writable, run_folder
 from transformer2.errors import ConfigError, shown
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
-OPTIONS = ("run_dir", "ckpt_path", "expert", "rollout")
+OPTIONS = ("run_dir", "ckpt_path", "expert")
 SWITCHES = ("help", "print_config", "quiet", "no_preflight")
 
 HELP = """\
@@ -28,10 +28,11 @@ usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE
 {what}
 
   --config FILE        a config file; several are merged, later ones win. A file that is not here is looked up among the
-                       shipped ones: {configs}
+                       shipped ones: {configs};
+                       and, to put on top, conf/preset/paper.yaml, conf/strategy/{{ddp,zero2,zero3,zero3_offload}}.yaml,
+                       conf/quantisation/{{nf4,int8,torchao_int8}}.yaml, conf/rollout/{{hf,paged,vllm}}.yaml
   --KEY.SUB VALUE      any key of the config, e.g. --model.lr 2e-3 --data.batch_size 32 --trainer.max_steps 50
   --seed_everything N  seed of everything (default 0)
-  --rollout ENGINE     what draws completions: hf (default), paged, vllm; your configs win over conf/rollout/ENGINE.yaml
   --run_dir DIR        where the run is kept (default runs/<name>; a number is added rather than overwriting)
   --ckpt_path FILE     {ckpt}
   --expert DIR         start from, or score, this expert folder
@@ -78,19 +79,19 @@ def _run(command: str, args: Sequence[str]) -> int:
         return 0
     if not flags.configs and command == "fit":
         raise ConfigError("fit needs --config; try --config conf/tiny_math.yaml")
-    expert = Path(flags.options["expert"]).expanduser() if "expert" in flags.options else None
+    expert = Path(flags.options["expert"]) if "expert" in flags.options else None
     if expert is not None and command != "fit" and "ckpt_path" in flags.options:
         raise ConfigError(f"--expert and --ckpt_path both say what to {command}; give one of them")
-    whole = flags.with_engine()
-    config = compose(whole.configs, whole.overrides, KEYS)
+    config = compose(flags.configs, flags.overrides, KEYS)
     kept = "print_config" not in flags.switches
-    if expert is not None:
-        take_from_expert(config, expert, scored=command != "fit")
     check(config, command, folders=kept)
-    _refuse_missing(flags.options.get("ckpt_path"), config["trainer"].get("strategy"))
+    if expert is not None:
+        take_from_expert(config, expert, base=command != "fit", task=command != "fit")
+        check(config, command, folders=kept)
+    _check_checkpoint(flags.options.get("ckpt_path"), config["trainer"].get("strategy"))
     name = folder_name(config.pop("name", None) or (Path(flags.configs[-1]).stem if flags.configs else command))
     if kept:
-        refuse_unwritable(flags.options.get("run_dir") or "runs")
+        check_writable(flags.options.get("run_dir") or "runs")
     start = time.perf_counter()
 
     # From here on the heavy libraries are needed.
@@ -110,8 +111,8 @@ def _run(command: str, args: Sequence[str]) -> int:
         return verb(expert, flags.options.get("ckpt_path"), start)
 
 
-def take_from_expert(config: dict[str, Any], expert: Path, scored: bool) -> None:
-    """What an expert's own config says, where the user's says nothing: the method, and what it is scored with.
+def take_from_expert(config: dict[str, Any], expert: Path, base: bool, task: bool = False) -> None:
+    """What an expert's own config says, where the user's, checked already, says nothing: method, base, task.
 
     The rest of its adapter is read when the model is built, and held against what the user's config says of it.
     """
@@ -120,26 +121,20 @@ def take_from_expert(config: dict[str, Any], expert: Path, scored: bool) -> None
     from transformer2.experts import read_config
 
     saved = read_config(expert)
-    sections = [config.get(key) or {} for key in ("model", "data")]
-    inner = [sections[0].get(key) or {} for key in ("adapter", "model_kwargs")] if isinstance(sections[0], dict) else []
-    if not all(isinstance(part, dict) for part in (*sections, *inner)):
-        return  # `check` says what is wrong with it
-    model = config["model"] = dict(sections[0])
+    model = config["model"]
     if given := model.get("adapter"):
         model["adapter"] = {"peft_type": saved["peft_type"], **given}
     elif saved["peft_type"] == "SVF" and isinstance(targets := saved.get("target_modules"), list):
         model["adapter"] = {"peft_type": "SVF", "target_modules": targets}  # for --print_config to show
-    if not scored:
-        return
-    if base := saved.get("base_model_name_or_path"):
-        model.setdefault("base", str(base))
-    if model.get("base") == base and (revision := saved.get("revision")):
-        model["model_kwargs"] = {"revision": str(revision), **(model.get("model_kwargs") or {})}
-    if task := saved.get("task"):
-        config["data"] = {"task": str(task), **(config.get("data") or {})}
+    if base and (own := saved.get("base_model_name_or_path")):
+        model.setdefault("base", str(own))
+        if model["base"] == own and (revision := saved.get("revision")):
+            model["model_kwargs"] = {"revision": str(revision), **(model.get("model_kwargs") or {})}
+    if task and saved.get("task"):
+        config["data"].setdefault("task", str(saved["task"]))
 
 
-def _refuse_missing(ckpt_path: str | None, strategy: Any) -> None:
+def _check_checkpoint(ckpt_path: str | None, strategy: Any) -> None:
     if ckpt_path is None or os.path.isfile(ckpt_path):
         return
     if os.path.lexists(ckpt_path) and not os.path.isdir(ckpt_path):

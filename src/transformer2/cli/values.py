@@ -10,30 +10,10 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, get_origin
 
 from transformer2.arguments import expected, fits, written
-from transformer2.cli.schema import arguments, members
+from transformer2.cli.schema import arguments, members, value_of
 from transformer2.errors import ConfigError, DataError
 
-LOADING: dict[str, Any] = {  # of from_pretrained; what it does not know it takes for one of the model config's keys
-    "attn_implementation": str,
-    "cache_dir": str,
-    "code_revision": str,
-    "device_map": str | dict[str, Any] | None,
-    "experts_implementation": str,
-    "force_download": bool,
-    "local_files_only": bool,
-    "low_cpu_mem_usage": bool,
-    "max_memory": dict,
-    "offload_folder": str,
-    "quantization_config": dict[str, Any] | None,
-    "revision": str,
-    "subfolder": str,
-    "token": str | bool | None,
-    "trust_remote_code": bool,
-    "use_kernels": bool,
-    "use_safetensors": bool | None,
-    "variant": str,
-    "weights_only": bool,
-}
+LOADING: dict[str, Any] = value_of("transformer2.svf.loading.LOADING")
 INSTEAD = {
     "load_in_4bit": "use --config conf/quantisation/nf4.yaml",
     "load_in_8bit": "use --config conf/quantisation/int8.yaml",
@@ -125,16 +105,15 @@ def check_base(base: str, on_disk: bool) -> None:
         base: `model.base`.
         on_disk: Whether a folder must be there.
     """
-    if len(base) <= 255 and os.path.isdir(base):
+    too_long = len(base) > 255
+    if not too_long and os.path.isdir(base):
         return
-    path = len(base) > 255 or (on_disk and (base.startswith((".", "/")) or base.count("/") > 1))
-    if path:
-        raise DataError(
-            f"base {written(base)} is no folder on this machine; give model.base `tiny`, a folder, or a Hub id"
-        )
-    if base.startswith((".", "/")) or base.count("/") > 1:  # a folder elsewhere, for a plan or to print
-        return
-    if base != "tiny" and get_close_matches(base.lower().rstrip("/"), ["tiny"], cutoff=0.7):
+    if too_long or base.startswith((".", "/")) or base.count("/") > 1:
+        if too_long or on_disk:  # else a folder elsewhere, for a plan or to print
+            raise DataError(
+                f"base {written(base)} is no folder on this machine; give model.base `tiny`, a folder, or a Hub id"
+            )
+    elif base != "tiny" and get_close_matches(base.lower().rstrip("/"), ["tiny"], cutoff=0.7):
         raise DataError(f"base {written(base)} is no folder on this machine; did you mean 'tiny'?")
-    if not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", base, re.ASCII):
+    elif not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", base, re.ASCII):
         raise DataError(f"base {written(base)} is no folder here and no Hub id; give `tiny`, a folder, or OWNER/NAME")

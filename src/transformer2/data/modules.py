@@ -245,22 +245,14 @@ class UnseenTaskDataModule(ExpertDataModule):
     are not scored either, but whoever chose the task's settings may have seen them.
 
     Args:
-        task: See `ExpertDataModule`, like all arguments but these.
-        base: See `ExpertDataModule`.
-        data_dir: See `ExpertDataModule`.
-        task_options: See `ExpertDataModule`.
+        task: A task's name, or the class path of your own.
+        base: `tiny`, a folder or a Hub id: whose tokenizer renders the prompts (linked to `model.base`).
+        data_dir: Folder with local copies of the rows; None reads the Hub (embedded tasks make their own).
         few_shot: Number of rows to adapt with.
         protocol: `clean` or `paper`.
-        eval_batch_size: See `ExpertDataModule`.
-        test_limit: Score at most this many rows.
-        drop_long_prompts: See `ExpertDataModule`.
-        chat_template: See `ExpertDataModule`.
-        chat_template_kwargs: See `ExpertDataModule`.
-        template_date: See `ExpertDataModule`.
-        keep_prompts: See `ExpertDataModule`.
-        max_new_tokens: See `ExpertDataModule`.
-        seed: Seed of the choice of shots.
-        model_kwargs: See `ExpertDataModule`.
+        eval_batch_size: Prompts per batch of what is scored.
+        options: The other arguments of `ExpertDataModule` but those of training; `test_limit` counts scored rows, and
+            `seed` is that of the choice of shots.
     """
 
     def __init__(
@@ -268,36 +260,14 @@ class UnseenTaskDataModule(ExpertDataModule):
         task: str = "tiny_code_math",
         base: str = "tiny",
         data_dir: str | None = None,
-        task_options: dict | None = None,
         few_shot: Count = 20,
         protocol: Literal["clean", "paper"] = "clean",
         eval_batch_size: Count = 128,
-        test_limit: Count | None = None,
-        drop_long_prompts: bool = False,
-        chat_template: Literal["model", "none"] = "model",
-        chat_template_kwargs: dict | None = None,
-        template_date: str = DATE,
-        keep_prompts: bool = False,
-        max_new_tokens: Count | None = None,
-        seed: Seed = 0,
-        model_kwargs: dict[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         check_arguments("data", UnseenTaskDataModule.__init__, locals())
         super().__init__(
-            task,
-            base,
-            data_dir,
-            task_options,
-            eval_batch_size=eval_batch_size,
-            test_limit=test_limit,
-            drop_long_prompts=drop_long_prompts,
-            chat_template=chat_template,
-            chat_template_kwargs=chat_template_kwargs,
-            template_date=template_date,
-            keep_prompts=keep_prompts,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            model_kwargs=model_kwargs,
+            task, base, data_dir, eval_batch_size=eval_batch_size, batch_size=few_shot, validation_limit=None, **options
         )
         self.few_shot, self.protocol = few_shot, protocol
         self.test_limit = self.limits.pop("test")  # counts what is left of the split without the shots

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
-import http.client
 import json
 import os
 import shutil
@@ -19,13 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+
+import httpx2
 
 from transformer2.arguments import Count, Positive, check_arguments
 from transformer2.errors import ConfigError, UserError
@@ -73,7 +71,11 @@ class VLLMOptions:
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
         check_arguments("model.vllm", VLLMOptions.__init__, vars(self))
-        if self.url is not None and urlsplit(self.url).scheme not in ("http", "https"):
+        try:
+            usable = self.url is None or httpx2.URL(self.url).scheme in ("http", "https")
+        except httpx2.InvalidURL:
+            usable = False
+        if not usable:
             raise ConfigError(f"model.vllm.url {self.url!r} is no URL; write http://HOST:PORT")
 
 
@@ -90,14 +92,19 @@ class Client:
     """
 
     def __init__(self, url: str, timeout_minutes: float) -> None:
-        self.url, self.seconds = url.rstrip("/"), 60 * timeout_minutes
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows our loopback
+        self.url = url.rstrip("/")
         key = os.environ.get("VLLM_API_KEY")
-        self.headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+        self._http = httpx2.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=60 * timeout_minutes,
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+            trust_env=False,  # no proxy knows our loopback
+        )
 
     def get(self, path: str) -> Any:
         """The answer of a GET request; None where it is empty."""
-        return self._ask(path, None)
+        return self._answer("GET", path)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The answer of a POST request; None where it is empty.
@@ -106,22 +113,19 @@ class Client:
             Refused: With the server's words.
             UserError: It does not answer, or it is no such server.
         """
-        return self._ask(path, json.dumps(body).encode())
+        return self._answer("POST", path, json=body)
 
-    def _ask(self, path: str, data: bytes | None) -> Any:
-        request = urllib.request.Request(self.url + path, data, self.headers)
+    def _answer(self, method: str, path: str, **content: Any) -> Any:
         try:
-            with self._opener.open(request, timeout=self.seconds) as answer:
-                text = answer.read()
-            return json.loads(text) if text else None
-        except urllib.error.HTTPError as e:
-            words = e.read().decode(errors="replace")[:300]
-            raise Refused(f"the vLLM server refuses {path} ({e.code}): {words}") from e
-        except (OSError, http.client.HTTPException) as e:
+            answer = self._http.request(method, path, **content)
+            if not answer.is_success:
+                raise Refused(f"the vLLM server refuses {path} ({answer.status_code}): {answer.text[:300]}")
+            return answer.json() if answer.content else None
+        except httpx2.RequestError as e:
             raise UserError(
                 f"the vLLM server at {self.url} does not answer ({e}); is it running, and is model.vllm.url right?"
             ) from e
-        except ValueError as e:
+        except json.JSONDecodeError as e:
             raise UserError(f"what answers at {self.url} is no vLLM server: {path} gives no JSON") from e
 
 
@@ -143,7 +147,7 @@ class Server:
 
     def __init__(self, options: VLLMOptions, model: str, dtype: str, on_gpu: bool) -> None:
         python = options.python or os.environ.get(PYTHON_VARIABLE) or sys.executable
-        _refuse_without_vllm(python)
+        _check_vllm(python)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -172,9 +176,10 @@ class Server:
 
     def _wait(self, until: float) -> None:
         print(f"starting vLLM (its log: {self.log})", file=sys.stderr, flush=True)
+        client = Client(self.url, timeout_minutes=5 / 60)
         while self.process.poll() is None and time.monotonic() < until:
             with contextlib.suppress(UserError):
-                Client(self.url, timeout_minutes=5 / 60).get("/health")
+                client.get("/health")
                 return
             time.sleep(0.5)
         ended = self.process.poll() is not None
@@ -211,7 +216,7 @@ class Server:
         return True
 
 
-def _refuse_without_vllm(python: str) -> None:
+def _check_vllm(python: str) -> None:
     probe = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
     try:
         found = subprocess.run([python, "-c", probe], capture_output=True).returncode == 0

@@ -71,7 +71,7 @@ class VLLMEngine(RolloutEngine):
     ) -> None:
         super().__init__(tokenizer, eos_ids, stop)
         self.options, self.share, self.is_sender = options, share, rank == 0
-        _refuse_what_cannot_be_sent(policy, options)
+        _check_policy(policy, options)
         if options.url is None and len(set(share(socket.gethostname()))) > 1:
             raise ConfigError(
                 "several machines need one vLLM server that all of them reach: name it with model.vllm.url"
@@ -218,7 +218,7 @@ class VLLMEngine(RolloutEngine):
             raise UserError(f"the server's worker extension is of another version; {how}")
 
 
-def _refuse_what_cannot_be_sent(policy: PeftModel, options: VLLMOptions) -> None:
+def _check_policy(policy: PeftModel, options: VLLMOptions) -> None:
     layers = tuned_layers(policy)
     if not layers:
         raise ConfigError("rollouts by vLLM need an SVF adapter; use model.rollout: hf for other adapters")

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformer2 import tiny
 from transformer2.errors import DataError
+from transformer2.hub import hub_answers
 
 __all__ = ["base_folder", "for_readers", "for_weights", "is_local", "looks_like_a_path", "on_disk"]
 
@@ -45,6 +46,8 @@ def _from_hub(base: str, options: Mapping[str, Any], inside: str, weights: bool)
     from huggingface_hub import snapshot_download
 
     where = {key: options[key] for key in _WHERE if options.get(key) is not None}
+    if not hub_answers():
+        where["local_files_only"] = True  # what is in the cache, or an error at once
     # Not the copies that some repositories keep beside the weights (original/, consolidated.safetensors).
     where["ignore_patterns"] = [f"{inside}*/*", f"{inside}consolidated*"]
     wanted = [inside + pattern for pattern in (*_SMALL, *(_WEIGHTS if weights else ()))]

@@ -19,6 +19,7 @@ from peft.config import PeftConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
+from transformer2.arguments import NotNegativeInt
 from transformer2.errors import ConfigError
 from transformer2.experts.card import write_card
 from transformer2.experts.format import CONFIG, FORMAT_VERSION, OLD_FORMS, WEIGHTS, checksums
@@ -72,7 +73,7 @@ class SVFConfig(PeftConfig):
     alpha_pattern: ClassVar[dict[str, int]] = {}
 
     target_modules: str | list[str] | set[str] = "mlp"
-    layers_to_transform: int | list[int] | None = None
+    layers_to_transform: NotNegativeInt | list[NotNegativeInt] | None = None
     layers_pattern: str | list[str] | None = None
     form: Form = "delta"
     parametrization: Parametrization = "direct"

@@ -1,6 +1,6 @@
 """`transformer2 decompose`: fill the basis cache of a base model, one matrix at a time, straight from its files.
 
-    transformer2 decompose --base /models/Llama-3.1-8B-Instruct --target_modules mlp
+    transformer2 decompose --model.base /models/Llama-3.1-8B-Instruct
 
 The model is never loaded: its skeleton on the meta device says which matrices are tuned, and each is read from its
 shard when its turn comes. Stop it whenever you like and start it again: what is there and verifies is not done twice.
@@ -8,7 +8,7 @@ shard when its turn comes. Stop it whenever you like and start it again: what is
 Many processes share the work, each on its own GPU where there are several; they need not know of each other, for the
 cache locks every entry, and one that is missing at the end is built by the next run or by `fit`:
 
-    torchrun --nproc_per_node 8 -m transformer2 decompose --base /models/Meta-Llama-3-70B-Instruct
+    torchrun --nproc_per_node 8 -m transformer2 decompose --model.base /models/Meta-Llama-3-70B-Instruct
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from transformer2.svf.cache import BasisCache, default_cache_root
 from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import fingerprint_checkpoint
+from transformer2.svf.loading import check_options
 from transformer2.svf.targets import check_layers_present, find_targets
 
 __all__ = ["base_bases", "decompose"]
@@ -76,6 +77,7 @@ def decompose(
     start = time.monotonic()
     _check_device(device)
     checkpoint = LocalCheckpoint.of_base(base, model_kwargs, _dtype(dtype))
+    check_options(checkpoint.config, model_kwargs)
     if checkpoint.quantised:
         raise UserError(
             f"{checkpoint.folder} is a quantised checkpoint; decompose the model it was made from, or let SVF compute "

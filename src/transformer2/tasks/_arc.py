@@ -50,8 +50,7 @@ class ARC(Task):
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """All questions of a split, in the order of the source."""
-        if split not in self.splits:
-            raise DataError(f"{self.name} has no split {split!r}; its splits are {', '.join(self.splits)}")
+        self.check_split(split)
         rows = load_rows(self.name, split, data_dir, HUB_ID, config=self.config, revision=self.revision)
         return examples_of(rows, lambda i, row: self._example(row, f"{self.name}/{split}/{i}"))
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib
 import json
-import logging
 import os
 import re
 import zlib
@@ -16,9 +16,10 @@ from typing import Any
 import yaml
 
 from transformer2.errors import DataError, UserError
+from transformer2.hub import hub_answers
 from transformer2.types import Example
 
-__all__ = ["Row", "examples_of", "field_of", "load_rows"]
+__all__ = ["Row", "examples_of", "field_of", "hash_of", "load_rows"]
 
 LONGEST_LINE = 2**26  # bytes; a row of MBPP+ has some 10^5, and what holds no line break must not fill the memory
 _SUFFIXES = ("jsonl", "jsonl.gz", "parquet", "arrow")
@@ -116,6 +117,11 @@ def field_of(row: Mapping[str, Any], field: str, where: str, kind: type | tuple[
         shown = repr(value)
         raise DataError(f"{where}: field {field!r} is {shown[:60]}, which is not usable; correct or drop the row")
     return value
+
+
+def hash_of(text: str) -> int:
+    """A number that follows from the text alone: it assigns rows to splits whatever their order."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest())
 
 
 def _files_of(split: str, folders: Sequence[Path], seen: list[str]) -> list[Path]:
@@ -261,9 +267,8 @@ def _hub_rows(name: str, split: str, hub_id: str, config: str | None, revision: 
         import datasets
     except ImportError as e:
         raise DataError(f"reading {hub_id} from the Hub needs the package datasets; install it, or {remedy}") from e
-    logging.getLogger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # five retries with two lines each: the end is said below
+    if not hub_answers():
+        datasets.config.HF_HUB_OFFLINE = True  # what is in the cache, or an error at once
     try:
         rows = [Row(row) for row in datasets.load_dataset(hub_id, config, split=split, revision=revision)]
     except ConnectionError as e:

@@ -11,7 +11,6 @@ import re
 from types import MappingProxyType
 from typing import ClassVar
 
-from transformer2.errors import DataError
 from transformer2.tasks import _tiny_program
 from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
@@ -53,8 +52,7 @@ class TinyTask(Task):
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """All questions of a split, in a fixed order; `data_dir` is not used."""
-        if split not in self.sources:
-            raise DataError(f"{self.name} has no split {split!r}; use one of {', '.join(self.sources)}")
+        self.check_split(split)
         source, count = self.sources[split]
         drawn = world.questions(lambda rng: self.question(rng, split), source, count, seed=self.name)
         return [self.example(question, f"{self.name}/{split}/{row}") for row, question in enumerate(drawn)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar
 
+from transformer2.errors import DataError
 from transformer2.types import Example
 from transformer2.verifiers import Verifier
 
@@ -36,3 +37,12 @@ class Task(Verifier):
         Raises:
             DataError: Unknown split, unreadable source, or a row with a missing or odd field (named).
         """
+
+    def check_split(self, split: str) -> None:
+        """Refuse a split that the task does not have.
+
+        Raises:
+            DataError: With those that it has.
+        """
+        if split not in self.splits:
+            raise DataError(f"{self.name} has no split {split!r}; its splits are {', '.join(self.splits)}")

@@ -29,7 +29,7 @@ from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 from transformer2 import tasks
-from transformer2.errors import ConfigError, DataError
+from transformer2.errors import ConfigError
 from transformer2.tasks import _other
 from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
@@ -144,8 +144,7 @@ class Dispatch(Task):
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """The rows of a split, categories mixed, in a fixed order; `data_dir` holds the rows of all tasks."""
-        if split not in self.splits:
-            raise DataError(f"dispatch has no split {split!r}; its splits are {', '.join(self.splits)}")
+        self.check_split(split)
         rows = [(label, r) for label in self.labels for r in _part(self._requests(label, data_dir), split)]
         random.Random(f"{self.seed}/{split}").shuffle(rows)
         return [

@@ -12,11 +12,10 @@ The model sees the question and is asked to end on a line `#### N`. Right means:
 
 from __future__ import annotations
 
-import hashlib
 from typing import ClassVar
 
 from transformer2.errors import DataError
-from transformer2.tasks._rows import Row, examples_of, field_of, load_rows
+from transformer2.tasks._rows import Row, examples_of, field_of, hash_of, load_rows
 from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
@@ -58,15 +57,14 @@ class GSM8K(Task):
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """All questions of a split, in the order of the source."""
-        if split not in self.splits:
-            raise DataError(f"gsm8k has no split {split!r}; its splits are {', '.join(self.splits)}")
+        self.check_split(split)
         source = "test" if split == "test" else "train"
         rows = load_rows("gsm8k", source, data_dir, "openai/gsm8k", config="main", revision=self.revision)
 
         def example(i: int, row: Row) -> Example | None:
             where = f"gsm8k/{source}/{i}"
             question = field_of(row, "question", where).strip()
-            if split != "test" and (split == "validation") != _is_validation(question):
+            if split != "test" and (split == "validation") != (hash_of(question) % 15 == 0):
                 return None
             answer = _gold(field_of(row, "answer", where), where)
             return Example(f"gsm8k/{split}/{i}", self.wording.messages(question=question), answer)
@@ -79,10 +77,6 @@ class GSM8K(Task):
 
 
 TASK = GSM8K
-
-
-def _is_validation(question: str) -> bool:
-    return int.from_bytes(hashlib.sha256(question.encode()).digest()) % 15 == 0
 
 
 def _gold(answer: str, where: str) -> str:

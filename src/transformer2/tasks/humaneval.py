@@ -44,8 +44,7 @@ class HumanEval(CodeTask):
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """All functions, in the order of the source."""
-        if split not in self.splits:
-            raise DataError(f"{self.name} has no split {split!r}; its only split is test")
+        self.check_split(split)
         rows = load_rows(self.name, split, data_dir, self.hub_id, revision=self.revision)
         return examples_of(rows, lambda i, row: self._example(row, f"{self.name}/{split}/{i}"))
 

@@ -49,8 +49,7 @@ class MBPP(CodeTask):
 
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """All functions of a split, in the order of the source."""
-        if split not in self.splits:
-            raise DataError(f"{self.name} has no split {split!r}; its splits are {', '.join(self.splits)}")
+        self.check_split(split)
         rows = self._rows(data_dir)
         numbers: list[int] = []
         examples_of(rows, lambda i, row: numbers.append(_number(row, f"{self.name}/{i}")))

@@ -10,11 +10,10 @@ trained on `mbpp` may be scored here; one trained here has seen tasks of the tes
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import ClassVar
 
-from transformer2.tasks._rows import Row, field_of, load_rows
+from transformer2.tasks._rows import Row, field_of, hash_of, load_rows
 from transformer2.tasks.mbpp import SPLITS
 from transformer2.tasks.mbpp_sanitized import SanitizedMBPP
 
@@ -38,10 +37,10 @@ class MBPPPro(SanitizedMBPP):
         return load_rows("mbpp_pro", "test", data_dir, self.hub_id, revision=self.revision)
 
     def _split(self, numbers: list[int]) -> Mapping[str, range | set[int]]:
-        candidates = sorted((n for n in numbers if n in SPLITS["test"]), key=_hash)
+        candidates = sorted((n for n in numbers if n in SPLITS["test"]), key=lambda n: hash_of(str(n)))
         test = set(candidates[: min(TEST_ROWS, len(numbers) // 4)])
         rest = set(numbers) - test
-        validation = {n for n in rest if _hash(n) % 7 == 0}
+        validation = {n for n in rest if hash_of(str(n)) % 7 == 0}
         return {"train": rest - validation, "validation": validation, "test": test}
 
     def _tests(self, row: Row, shown: list[str], where: str) -> tuple[str, ...]:
@@ -49,7 +48,3 @@ class MBPPPro(SanitizedMBPP):
 
 
 TASK = MBPPPro
-
-
-def _hash(number: int) -> int:
-    return int.from_bytes(hashlib.sha256(str(number).encode()).digest())
