@@ -1,0 +1,209 @@
+"""What a strategy is: settings that, shown a task, become a policy that decides how to answer each prompt.
+
+    Strategy        settings alone; `adapt_to_task` is the first pass over the few-shot rows
+    AdaptedPolicy   what came out of it, as long as one evaluation; `adapt_to_batch` is the first pass over a batch
+    Choice          the mixing weights of the second pass
+
+A strategy of one's own is a subclass of `Strategy` and one of `MixedPolicy` (as in dispatch_strategy.py and
+search_strategy.py), and for use inside `fit` a callback of three lines (as in callbacks/prompt.py).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from transformer2 import tiny
+from transformer2.adaptation.answerer import Answerer
+from transformer2.adaptation.mixture import base_row
+from transformer2.adaptation.mixtures import Baseline, Cache, Mixtures, mixtures_of
+from transformer2.arguments import Count, Seed, check_arguments
+from transformer2.errors import ConfigError
+from transformer2.experts import Expert, load_experts
+from transformer2.policy import reference
+from transformer2.report.build import Facts, label_confusion
+from transformer2.types import Answer, PromptBatch, Record
+
+__all__ = ["AdaptedPolicy", "Choice", "MixedPolicy", "Strategy", "ThisExpert", "check_folder"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a first pass decided for a batch.
+
+    Attributes:
+        weights: (B, K + 1) or (L, B, K + 1) over the experts and the base; one row serves all. None: the policy as it
+            is.
+        columns: What to note in the B records (first-pass text, chosen expert, alpha).
+    """
+
+    weights: Tensor | None
+    columns: Sequence[Mapping[str, Any]] = ()
+
+
+class AdaptedPolicy(ABC):
+    """A policy adapted to a task."""
+
+    @abstractmethod
+    def adapt_to_batch(self, batch: PromptBatch) -> Choice:
+        """Choose how to answer every row of a batch."""
+
+    @abstractmethod
+    def answers(self, batch: PromptBatch, choice: Choice, index: int) -> list[Answer]:
+        """Answer a batch, the `index`-th of the task, as was chosen."""
+
+    @abstractmethod
+    def baselines(self, batch: PromptBatch, index: int) -> list[Baseline]:
+        """What the answers stand beside."""
+
+    def facts(self, records: Sequence[Record]) -> Facts:
+        """What the report says of it."""
+        return Facts()
+
+    def figure(self, records: Sequence[Record]) -> Any:
+        """A matplotlib figure where the strategy has a `picture`, else None."""
+        return None
+
+    def expert(self) -> Expert | None:
+        """What was found, as an expert like any other, where it is one."""
+        return None
+
+
+class MixedPolicy(AdaptedPolicy):
+    """A policy under mixtures of experts; by itself the base model.
+
+    Args:
+        mixtures: What there is to choose from.
+        name: The strategy's.
+    """
+
+    def __init__(self, mixtures: Mixtures, name: str) -> None:
+        self.mixtures, self.name = mixtures, name
+
+    def adapt_to_batch(self, batch: PromptBatch) -> Choice:
+        """The base for every row."""
+        return Choice(base_row(len(self.mixtures.experts)))
+
+    def answers(self, batch: PromptBatch, choice: Choice, index: int) -> list[Answer]:
+        """One z for each row."""
+        assert choice.weights is not None
+        return self.mixtures.answers(batch, choice.weights)
+
+    def baselines(self, batch: PromptBatch, index: int) -> list[Baseline]:
+        """Base and controls."""
+        return self.mixtures.baselines(batch)
+
+    def facts(self, records: Sequence[Record]) -> Facts:
+        """Who chose from what, having seen which rows."""
+        experts = [e.name for e in self.mixtures.experts]
+        shots = [e.id for e in self.mixtures.few_shot.examples]
+        return Facts(details={"strategy": self.name, "experts": experts, "few_shot": shots})
+
+
+class Strategy:
+    """A choice among experts, as settings; by itself the choice of the base model.
+
+    Args:
+        experts: Expert folders; None takes the shipped ones of the embedded model.
+        controls: Also score each expert alone, their uniform mixture, and the best constant z.
+        max_rows: Rows (prompts x mixtures) of one micro-batch; None takes all at once.
+        seed: Of whatever the strategy draws, and inside `fit` of the choice of shots.
+    """
+
+    name: ClassVar[str] = "base"
+    picture: ClassVar[str] = ""  # TensorBoard tag of its figure; its file has the name of the last part
+
+    def __init__(
+        self,
+        experts: list[str] | None = None,
+        controls: bool = True,
+        max_rows: Count | None = None,
+        seed: Seed = 0,
+    ) -> None:
+        check_arguments("adapt", Strategy.__init__, locals())
+        for folder in experts or []:
+            check_folder(folder, "experts")
+        self.experts, self.controls, self.max_rows, self.seed = experts, controls, max_rows, seed
+
+    def load(self, base: str) -> list[Expert]:
+        """The experts to choose from."""
+        if self.experts is None and base != "tiny":
+            raise ConfigError("name the expert folders: adapt.experts (only the embedded model ships with its own)")
+        shipped = [tiny.expert_path(name) for name in tiny.EXPERTS]
+        return load_experts(shipped if self.experts is None else self.experts)
+
+    def load_helpers(self, base: str) -> list[Expert]:
+        """Further experts, which are not chosen from but used in the first pass."""
+        return []
+
+    def prepared(
+        self, answerer: Answerer, data: Any, cache: Cache, folder: Path | None, bar: Any
+    ) -> AbstractContextManager[Any]:
+        """What `adapt_to_task` works with: the policy with the experts in it, which are gone again at the exit."""
+        experts, helpers = self.load(data.base), self.load_helpers(data.base)
+        return mixtures_of(experts, helpers, answerer, data, self.max_rows, self.controls, cache, folder, bar)
+
+    def adapt_to_task(self, mixtures: Any) -> AdaptedPolicy:
+        """First pass over the task, once per evaluation."""
+        return MixedPolicy(mixtures, self.name)
+
+
+class ThisExpert(Strategy):
+    """Nothing to choose: the policy's own adapter beside the base, as `test` scores them.
+
+    Args:
+        samples: Also draw so many completions of each question, for pass@k.
+        temperature: Of the samples.
+        seed: Of the samples.
+    """
+
+    name: ClassVar[str] = "expert"
+
+    def __init__(self, samples: int = 0, temperature: float = 1.0, seed: int = 0) -> None:
+        super().__init__(controls=False, seed=seed)
+        self.samples, self.temperature = samples, temperature
+
+    def prepared(self, answerer: Answerer, *rest: Any) -> AbstractContextManager[Any]:
+        """The policy as it is."""
+        return nullcontext(answerer)
+
+    def adapt_to_task(self, answerer: Any) -> AdaptedPolicy:
+        """Nothing to look at."""
+        return _ActivePolicy(answerer, self)
+
+
+class _ActivePolicy(AdaptedPolicy):
+    """The policy under whatever is active."""
+
+    def __init__(self, answerer: Answerer, settings: ThisExpert) -> None:
+        self.answerer, self.settings = answerer, settings
+
+    def adapt_to_batch(self, batch: PromptBatch) -> Choice:
+        return Choice(None)
+
+    def answers(self, batch: PromptBatch, choice: Choice, index: int) -> list[Answer]:
+        answers = self.answerer.answer(batch)
+        if not (count := self.settings.samples):
+            return answers
+        seed = (self.settings.seed * 1_000_003 + index) * 4096
+        counted = self.answerer.count_samples(batch, count, self.settings.temperature, seed)
+        return [replace(answer, samples=samples) for answer, samples in zip(answers, counted, strict=True)]
+
+    def baselines(self, batch: PromptBatch, index: int) -> list[Baseline]:
+        with reference(self.answerer.policy):
+            return [Baseline(answer, {}) for answer in self.answers(batch, Choice(None), index)]
+
+    def facts(self, records: Sequence[Record]) -> Facts:
+        return Facts(details=label_confusion(records, self.answerer.task))
+
+
+def check_folder(folder: str, key: str) -> None:
+    """Say at once, not after the model has been loaded, that an expert is not there."""
+    if not Path(folder).expanduser().is_dir():
+        raise ConfigError(f"adapt.{key}: {folder} is no folder here; train that expert with fit, or name its folder")
