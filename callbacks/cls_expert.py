@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformer2.adaptation.dispatch_strategy import ClassifierDispatch
+from transformer2.adaptation.dispatch import ClassifierDispatch
 from transformer2.callbacks.evaluator import AdaptationEvaluator
 
 __all__ = ["ClassifierEvaluator"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformer2.adaptation.search_strategy import FewShotSearch
+from transformer2.adaptation.few_shot import FewShotSearch
 from transformer2.callbacks.evaluator import AdaptationEvaluator
 
 __all__ = ["FewShotEvaluator"]

@@ -12,7 +12,7 @@ from toy_task import FirstLetter
 from transformers import PreTrainedTokenizerFast
 
 import transformer2
-from transformer2.adaptation import dispatch_strategy
+from transformer2.adaptation import dispatch
 from transformer2.callbacks.evaluator import AdaptationEvaluator
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule, collate, render
 from transformer2.data.prompts import ChatTemplate
@@ -265,8 +265,8 @@ def test_training_and_every_evaluation_read_the_same_ids(llama_folder):
         for example, ids, mask in zip(batch.examples, batch.input_ids_BP, batch.attention_mask_BP, strict=True):
             assert ids[mask.bool()].tolist() == render(tokenizer, example)
     assert len(unseen.shots()) == 2 and len(unseen.scored()) == 6, "a question that is a shot is not scored"
-    assert dispatch_strategy.render is render
-    assert dispatch_strategy.collate is collate
+    assert dispatch.render is render
+    assert dispatch.collate is collate
 
 
 def test_chat_templates_are_applied_in_one_place():

@@ -11,7 +11,7 @@ from fake_experts import make_experts
 from fakes import make_llama
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from transformer2.adaptation import search_strategy
+from transformer2.adaptation import few_shot
 from transformer2.cli import main
 from transformer2.experts import read_expert
 from transformer2.rollout.hf import HFEngine
@@ -91,17 +91,17 @@ def test_figures_and_tensorboard(run):
 
 
 def test_an_interrupted_search_resumes_to_the_same_result(run, adapt, tmp_path, monkeypatch, capsys):
-    save, folder = search_strategy._save, tmp_path / "cut"
+    save, folder = few_shot._save, tmp_path / "cut"
 
     def save_and_signal(file, search, trace):
         save(file, search, trace)
         if search.generation == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(search_strategy, "_save", save_and_signal)
+    monkeypatch.setattr(few_shot, "_save", save_and_signal)
     assert adapt(folder) == 143
     assert f"--resume {folder}" in capsys.readouterr().err and not (folder / "report.json").exists()
-    monkeypatch.setattr(search_strategy, "_save", save)
+    monkeypatch.setattr(few_shot, "_save", save)
     assert main(["adapt", "--resume", str(folder), "--quiet"]) == 0
     cut, uncut = report_of(folder), report_of(run)
     for report in (cut, uncut):

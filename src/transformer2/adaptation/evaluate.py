@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from transformer2.types import PromptBatch, Record, Report
 if TYPE_CHECKING:
     from transformer2.data import ExpertDataModule
 
-__all__ = ["Evaluation", "Stopwatch", "evaluate", "evaluate_batch", "in_order"]
+__all__ = ["Evaluation", "evaluate", "evaluate_batch", "in_order"]
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,11 @@ class Evaluation:
     expert: Expert | None = None
 
 
-@dataclass
-class Stopwatch:
-    """Wall-clock seconds of an evaluation by part."""
-
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("first_pass", "second_pass", "controls"), 0.0)
-    )
-
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Count what happens inside as a part's."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[part] += time.perf_counter() - start
+@contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -90,20 +79,21 @@ def evaluate(
         progress: Whether to draw a bar.
         max_batches: Score no more than the first ones.
     """
-    watch, records = Stopwatch(), list[Record]()
+    records: list[Record] = []
+    seconds = dict.fromkeys(("first_pass", "second_pass", "controls"), 0.0)
     bar = tqdm(desc=f"adapt {strategy.name}", disable=not (progress and answerer.rank == 0), unit="step")
     with bar, strategy.prepared(answerer, data, {} if cache is None else cache, folder, bar) as prepared:
-        with watch.timed("first_pass"):
+        with _timed(seconds, "first_pass"):
             adapted = strategy.adapt_to_task(prepared)
         loader = data.test_dataloader()
         bar.reset(total=min(len(loader), max_batches or len(loader)))
         for index, batch in enumerate(islice(loader, max_batches)):
-            records += evaluate_batch(adapted, strategy, data, batch.to(answerer.device), index, watch)
+            records += evaluate_batch(adapted, strategy, data, batch.to(answerer.device), index, seconds)
             bar.update()
     records = in_order(answerer, records)
     seeds = (strategy.seed,) if data.seed == strategy.seed else (strategy.seed, data.seed)
     facts, protocol = adapted.facts(records), getattr(data, "protocol", data.task.protocol)
-    report = build_report(records, data.task, protocol, watch.seconds, seeds, strategy.name, facts)
+    report = build_report(records, data.task, protocol, seconds, seeds, strategy.name, facts)
     return Evaluation(report, records, adapted.figure(records), adapted.expert())
 
 
@@ -113,15 +103,15 @@ def evaluate_batch(
     data: ExpertDataModule,
     batch: PromptBatch,
     index: int,
-    watch: Stopwatch | None = None,
+    seconds: dict[str, float] | None = None,
 ) -> list[Record]:
-    """Answer and judge one batch, the `index`-th of the task, and what stands beside it."""
-    watch = watch or Stopwatch()
-    with watch.timed("first_pass"):
+    """Answer and judge one batch, the `index`-th of the task, and what stands beside it; adds to `seconds` by part."""
+    seconds = {} if seconds is None else seconds
+    with _timed(seconds, "first_pass"):
         choice = adapted.adapt_to_batch(batch)
-    with watch.timed("controls"):
+    with _timed(seconds, "controls"):
         baselines = adapted.baselines(batch, index)
-    with watch.timed("second_pass"):
+    with _timed(seconds, "second_pass"):
         answers = adapted.answers(batch, choice, index)
     shown, positions = data.shown_prompts(batch), batch.positions or range(len(batch))
     return [

@@ -4,15 +4,14 @@
     AdaptedPolicy   what came out of it, as long as one evaluation; `adapt_to_batch` is the first pass over a batch
     Choice          the mixing weights of the second pass
 
-A strategy of one's own is a subclass of `Strategy` and one of `MixedPolicy` (as in dispatch_strategy.py and
-search_strategy.py), and for use inside `fit` a callback of three lines (as in callbacks/prompt.py).
+A strategy of one's own is a subclass of the first two (as in dispatch.py, few_shot.py), and for use
+inside `fit` a callback of three lines (as in callbacks/prompt.py).
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,8 +20,10 @@ from torch import Tensor
 
 from transformer2 import tiny
 from transformer2.adaptation.answerer import Answerer
+from transformer2.adaptation.members import members
 from transformer2.adaptation.mixture import base_row
-from transformer2.adaptation.mixtures import Baseline, Cache, Mixtures, mixtures_of
+from transformer2.adaptation.mixtures import Baseline, Cache, Mixtures
+from transformer2.adaptation.scoring import Scorer
 from transformer2.arguments import Count, Seed, check_arguments
 from transformer2.errors import ConfigError
 from transformer2.experts import Expert, load_experts
@@ -30,7 +31,7 @@ from transformer2.policy import reference
 from transformer2.report.build import Facts, label_confusion
 from transformer2.types import Answer, PromptBatch, Record
 
-__all__ = ["AdaptedPolicy", "Choice", "MixedPolicy", "Strategy", "ThisExpert", "check_folder"]
+__all__ = ["AdaptedPolicy", "Choice", "Strategy", "ThisExpert", "check_folder"]
 
 
 @dataclass(frozen=True)
@@ -47,36 +48,8 @@ class Choice:
     columns: Sequence[Mapping[str, Any]] = ()
 
 
-class AdaptedPolicy(ABC):
-    """A policy adapted to a task."""
-
-    @abstractmethod
-    def adapt_to_batch(self, batch: PromptBatch) -> Choice:
-        """Choose how to answer every row of a batch."""
-
-    @abstractmethod
-    def answers(self, batch: PromptBatch, choice: Choice, index: int) -> list[Answer]:
-        """Answer a batch, the `index`-th of the task, as was chosen."""
-
-    @abstractmethod
-    def baselines(self, batch: PromptBatch, index: int) -> list[Baseline]:
-        """What the answers stand beside."""
-
-    def facts(self, records: Sequence[Record]) -> Facts:
-        """What the report says of it."""
-        return Facts()
-
-    def figure(self, records: Sequence[Record]) -> Any:
-        """A matplotlib figure where the strategy has a `picture`, else None."""
-        return None
-
-    def expert(self) -> Expert | None:
-        """What was found, as an expert like any other, where it is one."""
-        return None
-
-
-class MixedPolicy(AdaptedPolicy):
-    """A policy under mixtures of experts; by itself the base model.
+class AdaptedPolicy:
+    """A policy adapted to a task; by itself the base model.
 
     Args:
         mixtures: What there is to choose from.
@@ -87,23 +60,31 @@ class MixedPolicy(AdaptedPolicy):
         self.mixtures, self.name = mixtures, name
 
     def adapt_to_batch(self, batch: PromptBatch) -> Choice:
-        """The base for every row."""
+        """Choose the z of every row of a batch."""
         return Choice(base_row(len(self.mixtures.experts)))
 
     def answers(self, batch: PromptBatch, choice: Choice, index: int) -> list[Answer]:
-        """One z for each row."""
+        """Answer a batch, the `index`-th of the task, as was chosen."""
         assert choice.weights is not None
         return self.mixtures.answers(batch, choice.weights)
 
     def baselines(self, batch: PromptBatch, index: int) -> list[Baseline]:
-        """Base and controls."""
+        """What the answers stand beside."""
         return self.mixtures.baselines(batch)
 
     def facts(self, records: Sequence[Record]) -> Facts:
-        """Who chose from what, having seen which rows."""
-        experts = [e.name for e in self.mixtures.experts]
-        shots = [e.id for e in self.mixtures.few_shot.examples]
-        return Facts(details={"strategy": self.name, "experts": experts, "few_shot": shots})
+        """What the report says besides the scores."""
+        experts, shots = self.mixtures.experts, self.mixtures.few_shot.examples
+        names = {"experts": [e.name for e in experts], "few_shot": [e.id for e in shots]}
+        return Facts(details={"strategy": self.name, **names})
+
+    def figure(self, records: Sequence[Record]) -> Any:
+        """A matplotlib figure where the strategy has a `picture`, else None."""
+        return None
+
+    def expert(self) -> Expert | None:
+        """What was found, as an expert like any other, where it is one."""
+        return None
 
 
 class Strategy:
@@ -117,7 +98,7 @@ class Strategy:
     """
 
     name: ClassVar[str] = "base"
-    picture: ClassVar[str] = ""  # TensorBoard tag of its figure; its file has the name of the last part
+    picture: ClassVar[str] = ""  # TensorBoard tag of its figure, whose file has the name of the last part
 
     def __init__(
         self,
@@ -142,16 +123,24 @@ class Strategy:
         """Further experts, which are not chosen from but used in the first pass."""
         return []
 
-    def prepared(
-        self, answerer: Answerer, data: Any, cache: Cache, folder: Path | None, bar: Any
-    ) -> AbstractContextManager[Any]:
-        """What `adapt_to_task` works with: the policy with the experts in it, which are gone again at the exit."""
-        experts, helpers = self.load(data.base), self.load_helpers(data.base)
-        return mixtures_of(experts, helpers, answerer, data, self.max_rows, self.controls, cache, folder, bar)
+    @contextmanager
+    def prepared(self, answerer: Answerer, data: Any, cache: Cache, folder: Path | None, bar: Any) -> Iterator[Any]:
+        """What `adapt_to_task` works with; the experts are in the policy inside, and gone after any exit."""
+        if answerer.engine.in_lockstep:
+            raise ConfigError("experts are not chosen or mixed under ZeRO-3 yet; adapt with trainer.strategy: ddp")
+        experts = self.load(data.base)
+        key = (data.task.name, data.protocol, data.seed, data.few_shot, *(e.sha256 for e in experts))
+        with members(answerer.policy, [*experts, *self.load_helpers(data.base)]) as names:
+            scorer, helpers = (
+                Scorer(answerer.policy, part, answerer.engine, answerer.head, self.max_rows or answerer.max_rows)
+                for part in ([*names[: len(experts)], names[-1]], names[len(experts) :])
+            )
+            shots, judged = data.shots().to(answerer.device), cache.setdefault(key, {})
+            yield Mixtures(answerer, data, shots, experts, scorer, helpers, self.controls, judged, folder, bar)
 
     def adapt_to_task(self, mixtures: Any) -> AdaptedPolicy:
         """First pass over the task, once per evaluation."""
-        return MixedPolicy(mixtures, self.name)
+        return AdaptedPolicy(mixtures, self.name)
 
 
 class ThisExpert(Strategy):
@@ -166,12 +155,13 @@ class ThisExpert(Strategy):
     name: ClassVar[str] = "expert"
 
     def __init__(self, samples: int = 0, temperature: float = 1.0, seed: int = 0) -> None:
-        super().__init__(controls=False, seed=seed)
+        super().__init__(seed=seed)
         self.samples, self.temperature = samples, temperature
 
-    def prepared(self, answerer: Answerer, *rest: Any) -> AbstractContextManager[Any]:
+    @contextmanager
+    def prepared(self, answerer: Answerer, *rest: Any) -> Iterator[Any]:
         """The policy as it is."""
-        return nullcontext(answerer)
+        yield answerer
 
     def adapt_to_task(self, answerer: Any) -> AdaptedPolicy:
         """Nothing to look at."""
@@ -188,8 +178,8 @@ class _ActivePolicy(AdaptedPolicy):
         return Choice(None)
 
     def answers(self, batch: PromptBatch, choice: Choice, index: int) -> list[Answer]:
-        answers = self.answerer.answer(batch)
-        if not (count := self.settings.samples):
+        answers, count = self.answerer.answer(batch), self.settings.samples
+        if not count:
             return answers
         seed = (self.settings.seed * 1_000_003 + index) * 4096
         counted = self.answerer.count_samples(batch, count, self.settings.temperature, seed)

@@ -23,9 +23,9 @@ DATA = "transformer2.data.modules.ExpertDataModule"
 UNSEEN_DATA = "transformer2.data.modules.UnseenTaskDataModule"
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 STRATEGIES = {
-    "cem": "transformer2.adaptation.search_strategy.FewShotSearch",
-    "prompt": "transformer2.adaptation.dispatch_strategy.PromptDispatch",
-    "cls": "transformer2.adaptation.dispatch_strategy.ClassifierDispatch",
+    "cem": "transformer2.adaptation.few_shot.FewShotSearch",
+    "prompt": "transformer2.adaptation.dispatch.PromptDispatch",
+    "cls": "transformer2.adaptation.dispatch.ClassifierDispatch",
 }
 
 _Batches = Annotated[int, ">= 0"] | Annotated[float, ">= 0", "<= 1"] | None
