@@ -233,6 +233,21 @@ def test_without_a_config_all_three_on_the_embedded_model(tmp_path, capsys):
     assert report_of(tmp_path / "run") == before  # nothing is done twice
 
 
+def test_a_strategy_of_one_s_own_is_a_callback_without_a_task(adapt, world, tmp_path):
+    options = {"experts": world[1], "controls": False}
+    own = {"class_path": "transformer2.callbacks.evaluator.AdaptationEvaluator", "init_args": options}
+    in_fit = {**own, "init_args": {**options, "task": "toy_task.FirstLetter"}}  # not for `adapt`
+    flags = ["--trainer.callbacks", json.dumps([own, in_fit]), "--adapt.controls", "false"]
+    assert adapt(tmp_path / "run", *flags) == 0
+    strategies = report_of(tmp_path / "run")["strategies"]
+    assert list(strategies) == ["base", "cem"] and strategies["base"]["result"] == strategies["base"]["base"]
+
+
+def test_batches_are_limited_where_wanted(adapt, tmp_path):
+    flags = ["--data.eval_batch_size", "4", "--trainer.limit_predict_batches", "0.5", "--adapt.controls", "false"]
+    assert adapt(tmp_path / "run", *flags) == 0 and report_of(tmp_path / "run")["n"] == 8
+
+
 def test_rows_that_share_one_id_are_told_apart(adapt, world, tmp_path):
     few = ["--adapt.population", "2", "--adapt.generations", "1", "--adapt.classifier", world[1][1]]
     with pytest.warns(
