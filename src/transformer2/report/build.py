@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import comb
 from typing import Any
 
 from transformer2.metrics import Confusion, PassAtK
 from transformer2.report.notes import details as notes_on
-from transformer2.report.statistics import mcnemar_p
 from transformer2.report.table import versions
 from transformer2.tasks import Task
 from transformer2.types import Record, Report, Score
@@ -64,7 +64,7 @@ def build_report(
         n=len(both),
         base=Score.of(base),
         result=Score.of(result),
-        paired_p=mcnemar_p(base, result),
+        paired_p=_mcnemar_p(base, result),
         controls={control: Score.of(right) for control, right in by_control.items()},
         alpha=facts.alpha,
         evaluations=facts.evaluations,
@@ -102,3 +102,22 @@ def _pass_at_k(records: Sequence[Record]) -> dict[str, Any]:
             if judged:
                 scores[who][str(k)] = {name: value.item() for name, value in metric.compute().items()}
     return {"pass_at_k": scores}
+
+
+def _mcnemar_p(before: Sequence[bool], after: Sequence[bool]) -> float:
+    """Two-sided exact McNemar test of two sets of verdicts on the same questions.
+
+    Args:
+        before: Right or wrong, one per question.
+        after: The same questions, in the same order.
+
+    Returns:
+        The probability of a difference at least this large if right-to-wrong and wrong-to-right flips were equally
+        likely; 1 when nothing flipped.
+    """
+    gained = sum(b < a for b, a in zip(before, after, strict=True))
+    lost = sum(b > a for b, a in zip(before, after, strict=True))
+    flips = gained + lost
+    # Integers throughout: 2**flips overflows a float beyond about a thousand flips.
+    tail = sum(comb(flips, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**flips)
