@@ -88,7 +88,7 @@ def evaluate(
         loader = data.test_dataloader()
         bar.reset(total=min(len(loader), max_batches or len(loader)))
         for index, batch in enumerate(islice(loader, max_batches)):
-            records += evaluate_batch(adapted, strategy, data, batch.to(answerer.device), index, seconds)
+            records += evaluate_batch(adapted, data, batch.to(answerer.device), index, seconds)
             bar.update()
     records = in_order(answerer, records)
     seeds = (strategy.seed,) if data.seed == strategy.seed else (strategy.seed, data.seed)
@@ -99,7 +99,6 @@ def evaluate(
 
 def evaluate_batch(
     adapted: AdaptedPolicy,
-    strategy: Strategy,
     data: ExpertDataModule,
     batch: PromptBatch,
     index: int,
@@ -123,7 +122,7 @@ def evaluate_batch(
             base=baselines[b].base,
             result=answers[b],
             prompt=shown[b],
-            strategy=None if choice.weights is None else strategy.name,
+            strategy=None if choice.weights is None else adapted.name,
             choice=choice.columns[b] if choice.columns else {},
             controls=baselines[b].controls,
         )

@@ -31,7 +31,7 @@ from transformer2.policy import reference
 from transformer2.report.build import Facts, label_confusion
 from transformer2.types import Answer, PromptBatch, Record
 
-__all__ = ["AdaptedPolicy", "Choice", "Strategy", "ThisExpert", "check_folder"]
+__all__ = ["AdaptedPolicy", "Choice", "Strategy", "ThisExpert", "check_folder", "check_whole"]
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,7 @@ class Strategy:
     @contextmanager
     def prepared(self, answerer: Answerer, data: Any, cache: Cache, folder: Path | None, bar: Any) -> Iterator[Any]:
         """What `adapt_to_task` works with; the experts are in the policy inside, and gone after any exit."""
-        if answerer.engine.in_lockstep:
-            raise ConfigError("experts are not chosen or mixed under ZeRO-3 yet; adapt with trainer.strategy: ddp")
+        check_whole(answerer.engine.in_lockstep)
         experts = self.load(data.base)
         key = (data.task.name, data.protocol, data.seed, data.few_shot, *(e.sha256 for e in experts))
         with members(answerer.policy, [*experts, *self.load_helpers(data.base)]) as names:
@@ -172,7 +171,7 @@ class _ActivePolicy(AdaptedPolicy):
     """The policy under whatever is active."""
 
     def __init__(self, answerer: Answerer, settings: ThisExpert) -> None:
-        self.answerer, self.settings = answerer, settings
+        self.answerer, self.settings, self.name = answerer, settings, settings.name
 
     def adapt_to_batch(self, batch: PromptBatch) -> Choice:
         return Choice(None)
@@ -191,6 +190,12 @@ class _ActivePolicy(AdaptedPolicy):
 
     def facts(self, records: Sequence[Record]) -> Facts:
         return Facts(details=label_confusion(records, self.answerer.task))
+
+
+def check_whole(in_lockstep: bool) -> None:
+    """Refuse a policy whose weights are shards on several processes."""
+    if in_lockstep:
+        raise ConfigError("experts are not chosen or mixed under ZeRO-3 yet; adapt with trainer.strategy: ddp")
 
 
 def check_folder(folder: str, key: str) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from transformer2.adaptation.evaluate import Evaluation
-    from transformer2.adaptation.strategy import Strategy
+    from transformer2.adaptation.strategy import Strategy, check_whole
     from transformer2.cli.experiment import Experiment
     from transformer2.types import Report
 
@@ -98,7 +98,7 @@ def adapt(args: Sequence[str]) -> int:
 
 
 def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool, start: float) -> int:
-    from transformer2.adaptation.strategy import Strategy
+    from transformer2.adaptation.strategy import Strategy, check_whole
     from transformer2.cli.experiment import Experiment, explained
     from transformer2.data import UnseenTaskDataModule
     from transformer2.strategies import in_lockstep
@@ -108,8 +108,7 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
     settings.setdefault("seed", config.get("seed_everything", 0))
     strategies = [_strategy(name, settings) for name in names]
     experiment = Experiment.of(config, folder, quiet, data_class=UnseenTaskDataModule)
-    if in_lockstep(experiment.trainer.strategy):
-        raise ConfigError("experts are not chosen or mixed under ZeRO-3 yet; adapt with trainer.strategy: ddp")
+    check_whole(in_lockstep(experiment.trainer.strategy))
     experiment.data.setup("test")  # rows that cannot be read are found before there is a folder
     _keep_config(experiment, names, settings)
     # A strategy of the user's own comes as a callback without a task of its own.

@@ -119,7 +119,7 @@ class PolicyModule(L.LightningModule):
         """Answer one batch with the base and with the expert."""
         h, data = self.hparams, self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
         strategy = ThisExpert(h["test_samples"], h["test_temperature"], h["seed"])
-        self.records += evaluate_batch(strategy.adapt_to_task(self.answerer()), strategy, data, prompts, batch_idx)
+        self.records += evaluate_batch(strategy.adapt_to_task(self.answerer()), data, prompts, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         """The records of all ranks, in the order of the questions."""
