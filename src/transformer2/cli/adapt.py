@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from transformer2.adaptation.evaluate import Evaluation
-    from transformer2.adaptation.strategy import Strategy, check_whole
+    from transformer2.adaptation.strategy import Strategy
     from transformer2.cli.experiment import Experiment
     from transformer2.types import Report
 
