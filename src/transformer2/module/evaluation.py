@@ -63,8 +63,8 @@ class PolicyModule(L.LightningModule):
             self.head,
             max_new_tokens=self.hparams["max_new_tokens"] or task.max_new_tokens,
             max_rows=self.hparams["max_rollout_rows"],
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            rank=self.global_rank,
+            world_size=1 if self._trainer is None else self.trainer.world_size,
             gather=gather_objects,
             total=sum_over_ranks,
         )
