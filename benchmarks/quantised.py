@@ -116,6 +116,6 @@ def _score(flags: list[str], experts: dict[str, Path], toy: bool) -> dict[str, S
         load_expert(module.policy, folder)
         trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
         trainer.test(module, data, verbose=False)
-        scores["none"] = Score.of([r["base_correct"] for r in module.records])
-        scores[of] = Score.of([r["correct"] for r in module.records])
+        scores["none"] = Score.of([r.base.correct for r in module.records])
+        scores[of] = Score.of([r.result.correct for r in module.records])
     return scores

@@ -1,118 +1,98 @@
-"""Two-pass evaluation of an unseen task as a callback: choose a z, answer with it, stand beside the controls.
+"""Adaptation to an unseen task watched inside `fit`: after a validation the whole evaluation, which leaves no trace.
 
-    first pass    adapt_to_task(few_shot) once, adapt_to_batch(batch) for every batch -> mixing weights
-    second pass   the scored rows answered under them
-
-Without an override both say "the base", and the evaluator is the base-model baseline. In `transformer2 adapt` (or
-`trainer.predict` with an UnseenTaskDataModule) it rides on the loop; with a `task` of its own it runs inside `fit`,
-after validation, and leaves no trace there: adapters are removed again, random numbers put back.
-
-Departure from the reference code: whatever was chosen, every rank runs the same number of forward passes, since a
-batch of different choices is one batch with one z per row.
+Adapters are removed again and random numbers put back, so training does not notice. `transformer2 adapt` runs the same
+evaluation (adaptation/evaluate.py) outside.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any, cast
 
 import lightning as L
-import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from transformer2 import tasks
-from transformer2.arguments import Count, Seed, check_arguments
-from transformer2.callbacks.two_pass import Choice, TwoPass
+from transformer2.adaptation.evaluate import Evaluation, evaluate
+from transformer2.adaptation.mixtures import Cache
+from transformer2.adaptation.strategy import Strategy
+from transformer2.arguments import Count, check_arguments
+from transformer2.callbacks.protocols import HasPolicy
 from transformer2.data import UnseenTaskDataModule
-from transformer2.types import PromptBatch, Rollouts
+from transformer2.types import Report
 
-__all__ = ["AdaptationEvaluator", "Choice"]
+__all__ = ["AdaptationEvaluator", "log_evaluation"]
 
 
-class AdaptationEvaluator(TwoPass, L.Callback):
-    """Base class of the three strategies, and by itself the base-model baseline.
+class AdaptationEvaluator(L.Callback, Strategy):
+    """When and on what a strategy is evaluated; by itself it evaluates the base model.
 
     Args:
-        experts: Expert folders; None takes the shipped ones of the embedded model.
-        task: Unseen task to evaluate inside `fit`; None outside, where the trainer's datamodule has the task.
+        task: Unseen task to evaluate inside `fit`; without one nothing is evaluated there.
         task_options: Its options.
-        data_dir: Its rows, like all up to `test_limit` inside `fit` only.
+        data_dir: Its rows.
         few_shot: Its few-shot rows.
         test_limit: Score at most this many rows.
-        every_n_epochs: Inside `fit`: after every n-th validation.
-        controls: Also score each expert alone, their uniform mixture, and the best constant z.
-        max_rows: Rows (prompts x mixtures) of one micro-batch; None takes all at once.
-        seed: Of the choice of shots, inside `fit`, and of whatever the strategy draws.
+        every_n_epochs: After every n-th validation.
+        options: The arguments of the strategy.
+
+    Attributes:
+        report: The last evaluation's.
     """
 
     def __init__(
         self,
-        experts: list[str] | None = None,
         task: str | None = None,
         task_options: dict | None = None,
         data_dir: str | None = None,
         few_shot: Count = 20,
         test_limit: Count | None = None,
         every_n_epochs: Count = 1,
-        controls: bool = True,
-        max_rows: Count | None = None,
-        seed: Seed = 0,
+        **options: Any,
     ) -> None:
+        super().__init__(**options)
         check_arguments("adapt", AdaptationEvaluator.__init__, locals())
-        super().__init__(experts, controls, max_rows, seed)
         if task is not None:
             tasks.get(task, **(task_options or {}))  # a typo is refused before anything is trained
-        self.own_task, self.task_options, self.data_dir = task, task_options, data_dir
-        self.every_n_epochs = every_n_epochs
-        self.few_shot, self.test_limit = few_shot, test_limit
-        self.validations = 0
+        self.own_task, self.every_n_epochs, self.validations = task, every_n_epochs, 0
+        self.data_options: dict[str, Any] = {"task_options": task_options, "data_dir": data_dir, "few_shot": few_shot}
+        self.data_options |= {"test_limit": test_limit, "seed": self.seed}
         self.own_data: UnseenTaskDataModule | None = None
-
-    # ------------------------------------------------------------------ Lightning's hooks
+        self.report: Report | None = None
+        self.cache: Cache = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Open the task of its own: what is wrong with it must not be found hours later."""
-        if self.own_task is not None and stage == "fit":
-            self._data(trainer, pl_module).predict_dataloader()
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """First pass over the task."""
-        data = getattr(trainer, "datamodule", None)
-        if self.own_task is None and isinstance(data, UnseenTaskDataModule):
-            self.begin(trainer, pl_module, data)
-
-    def on_predict_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: PromptBatch, *args: Any
-    ) -> None:
-        """First pass over the batch; what the module answers next, it answers under the chosen z."""
-        if self.running:
-            self.enter(batch)
-
-    def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Rollouts, batch: PromptBatch, *args: Any
-    ) -> None:
-        """Judge the answers, and those of the controls."""
-        if self.running:
-            self.leave(batch, outputs)
-
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Report."""
-        if self.running:
-            self.finish(trainer)
+        if self.own_task is not None and stage == "fit" and self.own_data is None:
+            prompting = trainer.datamodule.prompting  # type: ignore[attr-defined]  # prompts are built as the run's
+            self.own_data = UnseenTaskDataModule(self.own_task, **prompting, **self.data_options)
+            self.own_data.setup("fit")
+            self.own_data.trainer = trainer
+            self.own_data.test_dataloader()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Inside `fit`: the whole evaluation on a task of its own, without a trace."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking or self.own_task is None:
+        """Evaluate, and log."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or self.own_data is None:
             return
         self.validations += 1
         if self.validations % self.every_n_epochs:
             return
-        with isolate_rng(), torch.no_grad():
-            self.begin(trainer, pl_module, self._data(trainer, pl_module))
-            for batch in self.data.predict_dataloader():
-                batch = batch.to(pl_module.device)
-                self.enter(batch)
-                self.leave(batch, self.scorer.rows(batch, self.choice.weights, self.budget))
-            self.finish(trainer)
+        with isolate_rng():
+            answerer = cast(HasPolicy, pl_module).answerer(self.own_data.task)
+            found = evaluate(answerer, self.own_data, self, self.cache)
+        self.report = found.report
+        if trainer.is_global_zero:
+            tags = (self._tag(trainer, tag) for tag in (f"adapt/{self.name}", self.picture))
+            log_evaluation(trainer.loggers, found, trainer.global_step, *tags)
+
+    def _tag(self, trainer: L.Trainer, tag: str) -> str:
+        """The tag, with strategy and task at its end where an evaluator before this one in the run has it already."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it at run time
+        before = [c for c in takewhile(lambda c: c is not self, callbacks) if isinstance(c, AdaptationEvaluator)]
+        taken = {t for c in before for t in (f"adapt/{c.name}", c.picture)}
+        return f"{tag}_{self.name}_{self.own_data.task.name}" if tag in taken and self.own_data else tag
 
     @property
     def state_key(self) -> str:
@@ -127,18 +107,20 @@ class AdaptationEvaluator(TwoPass, L.Callback):
         """Go on from a checkpoint."""
         self.validations = state_dict["validations"]
 
-    def on_exception(self, *args: Any) -> None:
-        """Take the adapters out again."""
-        self.abort()
 
-    def _data(self, trainer: L.Trainer, pl_module: L.LightningModule) -> UnseenTaskDataModule:
-        if self.own_data is None:
-            assert self.own_task is not None
-            options = {key: pl_module.hparams[key] for key in ("base", "model_kwargs", "max_new_tokens")}
-            options |= {"few_shot": self.few_shot, "test_limit": self.test_limit, "seed": self.seed}
-            options |= getattr(getattr(trainer, "datamodule", None), "prompting", {})  # prompts are the run's
-            options |= {"data_dir": self.data_dir, "task_options": self.task_options}
-            self.own_data = UnseenTaskDataModule(self.own_task, **options)
-            self.own_data.setup("predict")
-            self.own_data.trainer = trainer
-        return self.own_data
+def log_evaluation(loggers: Sequence[Logger], found: Evaluation, step: int, group: str, picture: str) -> None:
+    """Scores, seconds and the figure of an evaluation, to every logger.
+
+    Args:
+        loggers: Of the trainer.
+        found: The evaluation.
+        step: Optimizer steps so far.
+        group: What the tags of the scores begin with.
+        picture: Tag of the figure.
+    """
+    result = found.report.result
+    scores = {"accuracy": result.accuracy, "accuracy_se": result.se, **found.report.seconds}
+    for logger in loggers:
+        logger.log_metrics({f"{group}/{name}": float(value) for name, value in scores.items()}, step=step)
+        if found.figure is not None and isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(picture, found.figure, step)

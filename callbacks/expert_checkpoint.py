@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from transformer2.callbacks.protocols import HasPolicy
 from transformer2.experts import seal_adapter
 from transformer2.files import replace_folder
-from transformer2.module import SVFReinforceModule
 from transformer2.module.identity import KEY
 
 
@@ -79,19 +79,17 @@ class ExpertCheckpoint(L.Callback):
 
     @rank_zero_only
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, SVFReinforceModule)
-        config = pl_module.policy.peft_config["default"]
-        for key, value in self._metadata(trainer, pl_module).items():
+        module = cast(HasPolicy, pl_module)
+        config = module.policy.peft_config["default"]
+        metadata = {"task": module.task.name, "step": self.best_step, "score": self.best_score}
+        for key, value in metadata.items():
             if hasattr(config, key):
                 setattr(config, key, value)
         target = self.folder(trainer)
         fresh = target.with_name(f".{target.name}.{os.getpid()}")
-        pl_module.policy.save_pretrained(fresh, save_embedding_layers=False)  # they are never tuned
+        module.policy.save_pretrained(fresh, save_embedding_layers=False)  # they are never tuned
         seal_adapter(fresh)
         replace_folder(fresh, target)
-
-    def _metadata(self, trainer: L.Trainer, pl_module: SVFReinforceModule) -> dict[str, Any]:
-        return {"task": pl_module.task.name, "step": self.best_step, "score": self.best_score}
 
     def state_dict(self) -> dict[str, Any]:
         """The best expert so far, for resume."""

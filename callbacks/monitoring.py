@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from transformer2.arguments import NotNegativeInt, check_arguments
-from transformer2.module import SVFReinforceModule
+from transformer2.callbacks.protocols import HasPolicy
 from transformer2.svf.layer import svf_layers
-from transformer2.types import Rollouts, Verdict
+from transformer2.types import Answer, Example
 
 
 class Monitoring(L.Callback):
@@ -27,14 +29,15 @@ class Monitoring(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write histograms and samples."""
-        assert isinstance(pl_module, SVFReinforceModule)
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not isinstance(trainer.logger, TensorBoardLogger):
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        board = trainer.logger.experiment
-        for name, delta in z_by_layer(pl_module.policy).items():
-            board.add_histogram(f"z/{name}", 1 + delta, trainer.global_step)
-        if pl_module.last_answers is not None:
-            board.add_text("samples", samples_table(*pl_module.last_answers, self.num_samples), trainer.global_step)
+        module, step = cast(HasPolicy, pl_module), trainer.global_step
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for name, delta in z_by_layer(module.policy).items():
+                    logger.experiment.add_histogram(f"z/{name}", 1 + delta, step)
+                if module.validated:
+                    logger.experiment.add_text("samples", samples_table(module.validated, self.num_samples), step)
 
 
 def z_by_layer(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -43,10 +46,10 @@ def z_by_layer(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name.removeprefix("base_model.model."): d.detach() for name, d in deltas if d is not None}
 
 
-def samples_table(rollouts: Rollouts, verdicts: list[Verdict], count: int) -> str:
+def samples_table(answered: Iterable[tuple[Example, Answer]], count: int) -> str:
     """A Markdown table of the first answers."""
     rows: list[Any] = ["| question | answer | gold | verdict |", "|---|---|---|---|"]
-    for example, text, verdict in list(zip(rollouts.examples, rollouts.completions, verdicts, strict=True))[:count]:
-        cells = (example.messages[-1]["content"], text, example.answer, verdict.reason)
+    for example, answer in islice(answered, count):
+        cells = (example.messages[-1]["content"], answer.completion, example.answer, answer.verdict.reason)
         rows.append("| " + " | ".join(str(c).replace("|", "\\|").replace("\n", "<br>") for c in cells) + " |")
     return "\n".join(rows)

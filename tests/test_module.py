@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -15,7 +16,7 @@ from transformer2.errors import ConfigError, UserError
 from transformer2.module import SVFReinforceModule, predicting_states
 from transformer2.policy import hidden_states, lm_head, load_base, reference
 from transformer2.rl.loss import sum_by_row
-from transformer2.types import Verdict
+from transformer2.types import Answer, Verdict
 
 ALL = {"peft_type": "SVF", "target_modules": "all-linear"}
 
@@ -214,7 +215,9 @@ def test_a_failing_verifier_is_left_out_and_counted(make, monkeypatch):
 
 def test_what_could_not_be_verified_is_no_wrong_answer_in_validation(make):
     _, module, _ = make()
-    module._count([Verdict.of(True, "a", ""), Verdict.of(False, "z", ""), Verdict(None, False, None, "infra")])
+    verdicts = [Verdict.of(True, "a", ""), Verdict.of(False, "z", ""), Verdict(None, False, None, "infra")]
+    module.answerer = lambda: SimpleNamespace(answer=lambda prompts: [Answer("", True, v) for v in verdicts])
+    module.validation_step(SimpleNamespace(examples=[None] * 3), 0)
     assert module.val_correct.compute()["n"] == 2
 
 

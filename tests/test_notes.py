@@ -1,6 +1,7 @@
 """Reports that say why a score says little: one line each."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from fake_experts import make_experts
@@ -8,8 +9,9 @@ from fakes import make_llama
 from toy_task import Undecided
 
 from transformer2.cli import main
-from transformer2.report.notes import answered, details, scores
-from transformer2.types import Verdict
+from transformer2.report.build import build_report
+from transformer2.report.notes import details
+from transformer2.types import Answer, Record, Verdict
 
 RIGHT, WRONG = Verdict.of(True, "a", "equal"), Verdict.of(False, "b", "expected a")
 UNREAD, ABSTAINED = Verdict.of(False, None, "no final answer"), Verdict.abstain("no gold answer")
@@ -19,8 +21,8 @@ FAILED = Verdict(None, False, None, "verifier: hung")
 def records(base, expert, base_texts="abcd", texts="efgh", base_finished=True, finished=True):
     rows = zip(base, expert, base_texts, texts, strict=True)
     return [
-        {**answered(text, base_finished, of_base, "base_"), **answered(other, finished, of_expert)}
-        for of_base, of_expert, text, other in rows
+        Record(i, "", "", "", Answer(text, base_finished, of_base), Answer(other, finished, of_expert))
+        for i, (of_base, of_expert, text, other) in enumerate(rows)
     ]
 
 
@@ -66,16 +68,17 @@ def test_one_line_for_each_reason(rows, notes):
 
 def test_shares_and_counts():
     rows = records([ABSTAINED, FAILED, RIGHT, WRONG], [ABSTAINED, RIGHT, RIGHT, RIGHT])
-    rows[0]["finished"] = False
+    rows[0] = replace(rows[0], result=replace(rows[0].result, finished=False))
     found = details(rows)
     assert found["unfinished"] == {"base": 0.0, "result": 0.25}
     assert found["abstained"] == {"base": 1, "result": 1} and found["infra_errors"] == {"base": 1, "result": 0}
 
 
 def test_questions_without_a_verdict_on_either_side_are_not_scored():
-    found = scores(records([ABSTAINED, RIGHT, WRONG, WRONG], [RIGHT, FAILED, RIGHT, WRONG]))
-    assert found["n"] == found["base"].n == found["result"].n == 2
-    assert (found["base"].accuracy, found["result"].accuracy, found["paired_p"]) == (0.0, 0.5, 1.0)
+    rows = records([ABSTAINED, RIGHT, WRONG, WRONG], [RIGHT, FAILED, RIGHT, WRONG])
+    found = build_report(rows, Undecided(), "clean", {}, (0,))
+    assert found.n == found.base.n == found.result.n == 2
+    assert (found.base.accuracy, found.result.accuracy, found.paired_p) == (0.0, 0.5, 1.0)
 
 
 @pytest.fixture(scope="module")

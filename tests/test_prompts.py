@@ -12,8 +12,8 @@ from toy_task import FirstLetter
 from transformers import PreTrainedTokenizerFast
 
 import transformer2
+from transformer2.adaptation import dispatch
 from transformer2.callbacks.evaluator import AdaptationEvaluator
-from transformer2.callbacks.prompt import PromptEvaluator
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule, collate, render
 from transformer2.data.prompts import ChatTemplate
 from transformer2.errors import ConfigError, DataError
@@ -148,11 +148,10 @@ def test_a_template_that_is_there_is_left_out_where_none_is_wanted(llama_folder)
     for make in (ExpertDataModule, UnseenTaskDataModule):
         data = make("toy_task.FirstLetter", str(llama_folder), chat_template="none")
         data.setup("test")
-        loader = data.test_dataloader() if make is ExpertDataModule else data.predict_dataloader()
-        (prompt, *_) = data.asked(next(iter(loader)))
+        batch = next(iter(data.test_dataloader()))
+        assert data.shown_prompts(batch) == [None] * len(batch)
         data.keep_prompts = True
-        (prompt, *_) = data.asked(next(iter(loader)))
-        assert prompt["prompt"] == f"{prompt['question']}\n\n"
+        assert data.shown_prompts(batch) == [f"{e.question}\n\n" for e in batch.examples]
     with pytest.raises(ConfigError, match=r"data\.chat_template is none"):
         ExpertDataModule(chat_template="none", chat_template_kwargs={"enable_thinking": False})
     with pytest.raises(ConfigError, match=r"data\.chat_template must be one of model, none, not 'no'"):
@@ -174,7 +173,7 @@ def folder_of(template, folder):
 def first_prompt(base, **options):
     data = ExpertDataModule("toy_task.FirstLetter", base, keep_prompts=True, **options)
     data.setup("test")
-    return data.asked(next(iter(data.test_dataloader())))[0]["prompt"]
+    return data.shown_prompts(next(iter(data.test_dataloader())))[0]
 
 
 def test_variables_reach_the_template_and_those_without_effect_are_named(tmp_path, recwarn):
@@ -234,13 +233,12 @@ def test_an_evaluator_inside_fit_builds_prompts_as_the_run_does(tmp_path):
     base = folder_of(THINKING, tmp_path / "llama")
     data = ExpertDataModule("toy_task.FirstLetter", base, chat_template_kwargs={"enable_thinking": False})
     trainer = SimpleNamespace(datamodule=data, global_rank=0, world_size=1)
-    module = SimpleNamespace(hparams={"base": base, "max_new_tokens": None, "model_kwargs": None})
     evaluator = AdaptationEvaluator(experts=[], task="toy_task.FirstLetter", few_shot=2)
-    evaluator.setup(trainer, module, "fit")
+    evaluator.setup(trainer, None, "fit")
     ids = evaluator.own_data.shots().input_ids_BP[0].tolist()
     assert evaluator.own_data.tokenizer.decode(ids).endswith("<think>\n\n</think>\n\n")
     with pytest.raises(ConfigError, match="leaves nothing"):  # before training, not after the first validation
-        AdaptationEvaluator(experts=[], task="toy_task.FirstLetter", few_shot=64).setup(trainer, module, "fit")
+        AdaptationEvaluator(experts=[], task="toy_task.FirstLetter", few_shot=64).setup(trainer, None, "fit")
 
 
 class SameQuestions(FirstLetter):
@@ -261,14 +259,14 @@ def test_training_and_every_evaluation_read_the_same_ids(llama_folder):
     ]
     unseen = UnseenTaskDataModule(name, base, few_shot=2)
     unseen.setup("predict")
-    batches += [unseen.shots(), next(iter(unseen.predict_dataloader()))]
+    batches += [unseen.shots(), next(iter(unseen.test_dataloader()))]
     tokenizer = byte_tokenizer()
     for batch in batches:
         for example, ids, mask in zip(batch.examples, batch.input_ids_BP, batch.attention_mask_BP, strict=True):
             assert ids[mask.bool()].tolist() == render(tokenizer, example)
     assert len(unseen.shots()) == 2 and len(unseen.scored()) == 6, "a question that is a shot is not scored"
-    assert PromptEvaluator._choose.__globals__["render"] is render
-    assert PromptEvaluator._choose.__globals__["collate"] is collate
+    assert dispatch.render is render
+    assert dispatch.collate is collate
 
 
 def test_chat_templates_are_applied_in_one_place():

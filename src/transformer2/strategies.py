@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -227,3 +227,13 @@ def gather_objects(mine: Any) -> list[Any]:
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     return everyone
+
+
+def sum_over_ranks(counts: Sequence[int]) -> list[int]:
+    """Sums of the counts of all ranks."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(counts)
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(counts, device=device)
+    dist.all_reduce(total)
+    return [int(n) for n in total.tolist()]

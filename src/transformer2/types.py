@@ -178,6 +178,80 @@ class Rollouts:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One completion of a question and the verdict on it.
+
+    Attributes:
+        completion: The text.
+        finished: Whether it ended within the budget.
+        verdict: On the text.
+        samples: Of further completions, sampled for pass@k: how many are right, and how many have a verdict.
+    """
+
+    completion: str
+    finished: bool
+    verdict: Verdict
+    samples: tuple[int, int] | None = None
+
+    @property
+    def correct(self) -> bool | None:
+        """None where there is no verdict: such an answer is not scored."""
+        return None if self.verdict.reward is None else self.verdict.correct
+
+    def columns(self, prefix: str = "") -> dict[str, Any]:
+        """The answer's columns of records.jsonl; of the base's, which have a prefix, no more than its score."""
+        columns: dict[str, Any] = {
+            "completion": self.completion,
+            "correct": self.correct,
+            "finished": self.finished,
+            **({"abstained": True} if self.verdict.abstained else {}),
+            **({} if prefix else {"extracted": self.verdict.extracted, "reason": self.verdict.reason}),
+            **({} if self.samples is None else {"samples": self.samples[1], "right": self.samples[0]}),
+        }
+        return {prefix + name: value for name, value in columns.items()}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One scored question: a line of records.jsonl.
+
+    Attributes:
+        row: Its position in the split.
+        id: See `Example`.
+        question: What was asked.
+        gold: The right answer.
+        base: The base model's answer.
+        result: The answer of the expert, or of what a strategy chose.
+        prompt: The rendered prompt, where records keep it.
+        strategy: Name of the strategy that chose; None where nothing was chosen.
+        choice: What it chose for this question: its columns of the record.
+        controls: Name of a control -> whether it was right, None where the verifier did not say.
+    """
+
+    row: int
+    id: str
+    question: str
+    gold: str
+    base: Answer
+    result: Answer
+    prompt: str | None = None
+    strategy: str | None = None
+    choice: Mapping[str, Any] = field(default_factory=dict)
+    controls: Mapping[str, bool | None] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            **{"row": self.row, "id": self.id, "question": self.question, "answer": self.gold},
+            **({} if self.prompt is None else {"prompt": self.prompt}),
+            **({} if self.strategy is None else {"strategy": self.strategy, **self.choice}),
+            **self.base.columns("base_"),
+            **self.result.columns(),
+            **({} if self.strategy is None else {"controls_correct": dict(self.controls)}),
+        }
+
+
+@dataclass(frozen=True)
 class Score:
     """An accuracy with its sampling error.
 

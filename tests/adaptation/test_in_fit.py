@@ -14,6 +14,7 @@ from transformer2.callbacks.evaluator import AdaptationEvaluator
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.callbacks.few_shot import FewShotEvaluator
 from transformer2.callbacks.prompt import PromptEvaluator
+from transformer2.cli import main
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule
 from transformer2.errors import ConfigError
 from transformer2.module import SVFReinforceModule
@@ -92,6 +93,16 @@ def test_several_tasks_in_one_fit_and_a_resumed_count(world, tmp_path):
     again = AdaptationEvaluator(task=TASK, every_n_epochs=2, **options)
     again.load_state_dict(evaluators[0].state_dict())
     assert again.validations == 3
+
+
+def test_the_shipped_preset_reaches_both_halves_of_an_evaluator(capsys):
+    """The arguments of the strategy and of when it is run, through the checks and through jsonargparse."""
+    watched = ["--config", "conf/tiny_math.yaml", "--config", "conf/preset/watch_adaptation.yaml"]
+    assert main(["fit", *watched, "--print_config"]) == 0
+    assert "population: 16" in capsys.readouterr().out
+    wrong = "[{class_path: transformer2.callbacks.few_shot.FewShotEvaluator, init_args: {populatoin: 3}}]"
+    assert main(["fit", *watched, "--trainer.callbacks", wrong]) == 2
+    assert "unknown config key trainer.callbacks.FewShotEvaluator.populatoin" in capsys.readouterr().err
 
 
 def test_shots_and_scored_rows_are_disjoint():

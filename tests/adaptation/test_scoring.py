@@ -9,10 +9,10 @@ from fakes import make_llama
 from toy_task import FirstLetter
 
 from transformer2 import tasks, tiny
-from transformer2.adaptation.few_shot import Budget, run_search, score_members
+from transformer2.adaptation.few_shot import Budget, run_search
 from transformer2.adaptation.members import matrices, members
 from transformer2.adaptation.mixture import Mixture, base_row, constant_rows, expert_rows
-from transformer2.adaptation.scoring import Scorer
+from transformer2.adaptation.scoring import Scorer, score_members
 from transformer2.adaptation.search import CEM
 from transformer2.data import collate, render
 from transformer2.errors import ConfigError
@@ -171,17 +171,27 @@ def test_adapters_come_and_go_without_a_trace(module, experts):
     assert trained == [n for n, p in module.policy.named_parameters() if p.requires_grad]
 
 
-def test_memory_that_runs_out_halves_the_micro_batch(scorer, prompts, monkeypatch):
-    whole = scorer.rows(prompts, base_row(3), 8).completions
-    generate = type(scorer.engine).generate
+def test_memory_that_runs_out_halves_the_micro_batch(scorer, prompts):
+    """The model's own pass raises what CUDA's allocator would above two rows."""
+    texts = ["early"] * 5
+    whole, sums_B = (
+        scorer.rows(prompts, base_row(3), 8).completions,
+        scorer.log_likelihood(prompts, texts, base_row(3))[0],
+    )
 
-    def small(self, policy, batch, *args):
-        if (self.max_rows or len(batch)) > 2:
+    def small(layer, args):
+        if len(args[0]) > 2:
             raise torch.OutOfMemoryError("no memory")
-        return generate(self, policy, batch, *args)
 
-    monkeypatch.setattr(type(scorer.engine), "generate", small)
-    assert scorer.rows(prompts, base_row(3), 8).completions == whole and scorer.engine.max_rows == 2
+    with scorer.policy.get_base_model().model.layers[0].register_forward_pre_hook(small):
+        for run in (
+            lambda: scorer.rows(prompts, base_row(3), 8).completions == whole,
+            lambda: torch.allclose(scorer.log_likelihood(prompts, texts, base_row(3))[0], sums_B, atol=1e-4),
+        ):
+            scorer.engine.max_rows = None
+            with pytest.warns(UserWarning, match="out of memory with 3 rows"):
+                assert run()
+            assert scorer.engine.max_rows == 2
 
 
 def test_search_rejects_members_without_finite_weights(scorer, prompts):

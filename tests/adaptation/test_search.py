@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from transformer2.adaptation.search import CEM, RandomSearch, SepCMA, make_search
+from transformer2.adaptation.search import CEM, PRESETS, RandomSearch, SepCMA, make_search
 from transformer2.errors import ConfigError, UserError
 
 TARGET = torch.tensor([0.7, 0.2, 1.1])
@@ -76,10 +76,10 @@ def test_equal_scores_are_ordered_by_the_tie_break():
 
 
 def test_keep_best_holds_slot_zero():
-    search = CEM.preset("reference", 3, seed=0)
+    search = CEM(3, **PRESETS["reference"])
     run(search, 2)
     assert torch.equal(search.ask()[0], search.best)
-    assert float(CEM.preset("paper", 4, seed=0).mean[0]) == 0.25
+    assert float(CEM(4, **PRESETS["paper"]).mean[0]) == 0.25
 
 
 def test_best_is_the_best_ever_and_mean_starts_where_it_is_told():
@@ -100,7 +100,6 @@ def test_best_is_the_best_ever_and_mean_starts_where_it_is_told():
         (lambda: CEM(2, std=float("nan")), "std must be a number > 0"),
         (lambda: CEM(2, population=True), "population must be an integer"),
         (lambda: CEM(2, mean=[1.0, 2.0, 3.0]), "one finite number or 2"),
-        (lambda: CEM.preset("papers", 2), "unknown preset"),
         (lambda: CEM(2).tell([1.0]), "population of 32"),
         (lambda: SepCMA(1), "dim >= 2"),
         (lambda: CEM(2).load_state_dict(CEM(3).state_dict()), "start it anew"),

@@ -11,7 +11,7 @@ from fake_experts import make_experts
 from fakes import make_llama
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from transformer2.callbacks.few_shot import FewShotEvaluator
+from transformer2.adaptation import few_shot
 from transformer2.cli import main
 from transformer2.experts import read_expert
 from transformer2.rollout.hf import HFEngine
@@ -91,17 +91,17 @@ def test_figures_and_tensorboard(run):
 
 
 def test_an_interrupted_search_resumes_to_the_same_result(run, adapt, tmp_path, monkeypatch, capsys):
-    save, folder = FewShotEvaluator._save, tmp_path / "cut"
+    save, folder = few_shot._save, tmp_path / "cut"
 
-    def save_and_signal(self):
-        save(self)
-        if self.search.generation == 1:
+    def save_and_signal(file, search, trace):
+        save(file, search, trace)
+        if search.generation == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(FewShotEvaluator, "_save", save_and_signal)
+    monkeypatch.setattr(few_shot, "_save", save_and_signal)
     assert adapt(folder) == 143
     assert f"--resume {folder}" in capsys.readouterr().err and not (folder / "report.json").exists()
-    monkeypatch.setattr(FewShotEvaluator, "_save", save)
+    monkeypatch.setattr(few_shot, "_save", save)
     assert main(["adapt", "--resume", str(folder), "--quiet"]) == 0
     cut, uncut = report_of(folder), report_of(run)
     for report in (cut, uncut):
@@ -231,6 +231,21 @@ def test_without_a_config_all_three_on_the_embedded_model(tmp_path, capsys):
     before = report_of(tmp_path / "run")
     assert main(["adapt", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
     assert report_of(tmp_path / "run") == before  # nothing is done twice
+
+
+def test_a_strategy_of_one_s_own_is_a_callback_without_a_task(adapt, world, tmp_path):
+    options = {"experts": world[1], "controls": False}
+    own = {"class_path": "transformer2.callbacks.evaluator.AdaptationEvaluator", "init_args": options}
+    in_fit = {**own, "init_args": {**options, "task": "toy_task.FirstLetter"}}  # not for `adapt`
+    flags = ["--trainer.callbacks", json.dumps([own, in_fit]), "--adapt.controls", "false"]
+    assert adapt(tmp_path / "run", *flags) == 0
+    strategies = report_of(tmp_path / "run")["strategies"]
+    assert list(strategies) == ["base", "cem"] and strategies["base"]["result"] == strategies["base"]["base"]
+
+
+def test_batches_are_limited_where_wanted(adapt, tmp_path):
+    flags = ["--data.eval_batch_size", "4", "--trainer.limit_predict_batches", "0.5", "--adapt.controls", "false"]
+    assert adapt(tmp_path / "run", *flags) == 0 and report_of(tmp_path / "run")["n"] == 8
 
 
 def test_rows_that_share_one_id_are_told_apart(adapt, world, tmp_path):

@@ -36,9 +36,9 @@ PHASES = {
     "test after fit": (FIT, "on_test_start", 6, "the trained expert is in"),
     "validate": (VALIDATE, "on_validation_start", 0, "nothing was changed"),
     "test": (["test", *VALIDATE[1:]], "on_test_start", 0, "nothing was changed"),
-    "adapt prompt": ([*ADAPT, "--strategy", "prompt"], "on_predict_batch_start", 0, "nothing was kept yet"),
-    "adapt cls": ([*ADAPT, "--strategy", "cls"], "on_predict_batch_start", 0, "nothing was kept yet"),
-    "adapt cem": ([*ADAPT, *SEARCH], "on_predict_batch_start", 0, "adapt --resume"),
+    "adapt prompt": ([*ADAPT, "--strategy", "prompt"], "evaluate_batch", 0, "nothing was kept yet"),
+    "adapt cls": ([*ADAPT, "--strategy", "cls"], "evaluate_batch", 0, "nothing was kept yet"),
+    "adapt cem": ([*ADAPT, *SEARCH], "evaluate_batch", 0, "adapt --resume"),
 }
 
 

@@ -36,12 +36,19 @@ class Runs:
             *("--run_dir", str(self.folder / name), *flags),
         ]
 
-    def start(self, *args, environment=(), **kwargs):
+    def adapt_command(self, name, *flags):
+        """`transformer2 adapt` with all strategies, on the embedded model."""
+        few = ["--data.few_shot", "3", "--data.test_limit", "9", "--data.eval_batch_size", "4"]
+        search = ["--adapt.population", "5", "--adapt.generations", "2", "--adapt.dispatch_limit", "9"]
+        verb = [sys.executable, "-m", "transformer2", "adapt", "--config", "conf/adapt_tiny.yaml", "--strategy", "all"]
+        return [*verb, *few, *search, "--quiet", "--run_dir", str(self.folder / name), *flags]
+
+    def start(self, *args, environment=(), verb="fit", **kwargs):
         path = os.pathsep.join(p for p in sys.path if p)
         own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         pipe = subprocess.PIPE
         environment = {**os.environ, **own, **dict(environment)}
-        command = self.command(*args, **kwargs)
+        command = self.adapt_command(*args) if verb == "adapt" else self.command(*args, **kwargs)
         return subprocess.Popen(
             command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )

@@ -1,6 +1,10 @@
 """Two processes train what one does: plain data parallelism."""
 
+import json
+
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from transformer2.report.curve import read_scalars
 
@@ -22,3 +26,16 @@ def test_ddp_trains_what_one_process_does(runs, one, launch):
         here, there = (read_scalars(runs.folder / run, (tag,))[tag] for run in (one, name))
         assert [step for step, _ in here] == [step for step, _ in there]
         assert [v for _, v in here] == pytest.approx([v for _, v in there], rel=1e-4, abs=1e-6), tag
+
+
+def test_ddp_adapts_as_one_process_does(runs):
+    """Nine rows, five members and nine dispatch questions for two processes: none of them is dealt out evenly."""
+    reports = {}
+    for name, flags in (("adapt", ()), ("adapt2", DDP)):
+        runs.run(name, *flags, verb="adapt")
+        strategies = json.loads((runs.folder / name / "report.json").read_text())["strategies"]
+        reports[name] = {s: {k: v for k, v in r.items() if k != "seconds"} for s, r in strategies.items()}
+    assert reports["adapt"] == reports["adapt2"] and list(reports["adapt"]) == ["cem", "prompt", "cls"]
+    assert runs.records("adapt") == runs.records("adapt2")
+    experts = [load_file(runs.folder / name / "cem" / "expert" / "adapter_model.safetensors") for name in reports]
+    assert all(torch.equal(experts[0][key], experts[1][key]) for key in experts[0])

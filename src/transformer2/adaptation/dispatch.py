@@ -9,18 +9,31 @@ the request before. The categories are the experts', however many: their names a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from transformer2 import tasks, tiny
+from transformer2.adaptation.mixture import base_row, expert_rows
+from transformer2.adaptation.mixtures import Mixtures
 from transformer2.adaptation.scoring import Scorer
+from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy, check_folder
+from transformer2.arguments import Count, check_arguments
+from transformer2.data.prompts import collate, render
+from transformer2.errors import ConfigError, UserError
+from transformer2.experts import Expert, read_expert
+from transformer2.metrics import UNPARSED, Confusion
+from transformer2.report.adaptation import confusion_figure
+from transformer2.report.build import Facts
 from transformer2.tasks.dispatch import OTHER, category_prompt, check_categories, request_of
-from transformer2.types import Example, PromptBatch
+from transformer2.types import Example, PromptBatch, Record
 from transformer2.verifiers.label import find_label
 
-__all__ = ["OTHER", "Dispatcher", "first_pass"]
+__all__ = ["OTHER", "ClassifierDispatch", "Dispatcher", "PromptDispatch", "first_pass"]
 
 
 @dataclass(frozen=True)
@@ -93,3 +106,152 @@ def first_pass(
     sums_R, _ = scorer.log_likelihood(prompts.repeat(count), dispatcher.categories * len(prompts), weights_1K)
     choices = sums_R.view(len(prompts), count).argmax(-1).tolist()
     return choices, [dispatcher.categories[c] for c in choices]
+
+
+class PromptDispatch(Strategy):
+    """Chooses one expert per prompt, or the base, by asking the base model.
+
+    Args:
+        first_pass: `generate` (the answer is parsed) or `constrained` (each category's tokens are scored).
+        dispatch_task: A task whose `labels` are the experts' categories and whose `prompt` is the dispatch question;
+            its test rows measure the dispatch itself. None: tiny_dispatch for the embedded model, else a prompt made of
+            the experts' names and descriptions.
+        dispatch_options: Options of that task; its rows are looked for in `data.data_dir`.
+        dispatch_limit: Measure the dispatch on at most this many rows.
+        options: The arguments of `Strategy`.
+    """
+
+    name: ClassVar[str] = "prompt"
+    picture: ClassVar[str] = "dispatch/confusion"
+
+    def __init__(
+        self,
+        first_pass: Literal["generate", "constrained"] = "generate",
+        dispatch_task: str | None = None,
+        dispatch_options: dict[str, Any] | None = None,
+        dispatch_limit: Count | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        check_arguments("adapt", PromptDispatch.__init__, locals())
+        task = None if dispatch_task is None else tasks.get(dispatch_task, **(dispatch_options or {}))
+        if task is not None and not hasattr(task, "labels"):
+            raise ConfigError(f"{dispatch_task} has no labels, so it is no dispatch task; use dispatch or null")
+        self.first_pass: Literal["generate", "constrained"] = first_pass
+        self.dispatch_task, self.dispatch_limit = task, dispatch_limit
+
+    def adapt_to_task(self, mixtures: Mixtures) -> AdaptedPolicy:
+        """Needs no shots; measures the dispatch where there are labelled requests."""
+        return _DispatchedPolicy(mixtures, self, mixtures.scorer, base_row(len(mixtures.experts)))
+
+
+class ClassifierDispatch(PromptDispatch):
+    """As `PromptDispatch`, with an expert for the dispatch itself (for one, `fit --config conf/tiny_dispatch.yaml`).
+
+    Args:
+        classifier: Folder of the classification expert; None takes the embedded model's.
+        options: The arguments of `PromptDispatch`.
+    """
+
+    name: ClassVar[str] = "cls"
+
+    def __init__(self, classifier: str | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        if classifier is not None:
+            check_folder(classifier, "classifier")
+        self.classifier = classifier
+
+    def load_helpers(self, base: str) -> list[Expert]:
+        """The classification expert, which is not chosen from."""
+        if self.classifier is None and base != "tiny":
+            raise ConfigError("name the classification expert's folder: adapt.classifier (train one with fit)")
+        return [read_expert(self.classifier or tiny.expert_path(tiny.CLASSIFIER))]
+
+    def adapt_to_task(self, mixtures: Mixtures) -> AdaptedPolicy:
+        """The first pass runs under the classification expert's z."""
+        return _DispatchedPolicy(mixtures, self, mixtures.helpers, expert_rows(1))
+
+
+class _DispatchedPolicy(AdaptedPolicy):
+    """One expert, or the base, per row.
+
+    Args:
+        mixtures: The experts.
+        settings: Of the dispatch.
+        scorer: Runs the first pass.
+        weights_1K: The z of the first pass.
+    """
+
+    def __init__(self, mixtures: Mixtures, settings: PromptDispatch, scorer: Scorer, weights_1K: Tensor) -> None:
+        super().__init__(mixtures, settings.name)
+        self.settings, self.scorer, self.weights_1K = settings, scorer, weights_1K
+        on_tiny = mixtures.data.base == "tiny"
+        labelled: Any = settings.dispatch_task or (tasks.get("tiny_dispatch") if on_tiny else None)
+        names, descriptions = zip(*(_category(e, labelled) for e in mixtures.experts), strict=True)
+        asked: dict[str, Any] = {}
+        if labelled is not None:
+            system = getattr(getattr(labelled, "wording", None), "system", None)
+            asked = {"prompt": labelled.prompt, "max_new_tokens": labelled.max_new_tokens, "system": system}
+        self.dispatcher = Dispatcher(names, descriptions, **asked)
+        self.measured = None if labelled is None else self._measure(labelled)
+
+    def _measure(self, labelled: Any) -> Confusion:
+        """What labelled requests are taken for; each rank takes every world_size-th of them."""
+        data, answerer = self.mixtures.data, self.mixtures.answerer
+        measured = Confusion(labelled.labels).to(answerer.device)
+        examples = labelled.examples("test", data.data_dir)[: self.settings.dispatch_limit]
+        mine = examples[answerer.rank :: answerer.world_size]
+        for start in range(0, len(mine), data.eval_batch_size):
+            part = mine[start : start + data.eval_batch_size]
+            choices, _ = self._choose(part)  # its rows are dispatch questions already
+            measured.update((e.answer, self._name(c)) for e, c in zip(part, choices, strict=True))
+        return measured
+
+    def adapt_to_batch(self, batch: PromptBatch) -> Choice:
+        choices, texts = self._choose([self.dispatcher.question(e) for e in batch.examples])
+        columns = [{"first_pass": t, "choice": self._name(c)} for t, c in zip(texts, choices, strict=True)]
+        return Choice(self.dispatcher.weights(choices), columns)
+
+    def facts(self, records: Sequence[Record]) -> Facts:
+        share = {name: round(count / len(records), 4) for name, count in _chosen(records).items()}
+        details = {**super().facts(records).details, "first_pass": self.settings.first_pass, "chosen": share}
+        if self.measured is not None:
+            details |= {"dispatch": self.measured.scores(), "confusion": self.measured.table()}
+        return Facts(details=details)
+
+    def figure(self, records: Sequence[Record]) -> Any:
+        """The confusion of labelled requests, and what the scored task was taken for."""
+        table = {} if self.measured is None else self.measured.table()
+        table[self.mixtures.data.task.name] = _chosen(records)
+        columns = [*self.dispatcher.categories, UNPARSED]
+        if not any(UNPARSED in row for row in table.values()):
+            columns.remove(UNPARSED)
+        return confusion_figure(table, columns, f"dispatch by {self.name}")
+
+    def _name(self, choice: int | None) -> str:
+        return UNPARSED if choice is None else self.dispatcher.categories[choice]
+
+    def _choose(self, questions: Sequence[Example]) -> tuple[list[int | None], list[str]]:
+        ids = [render(self.scorer.tokenizer, question, self.mixtures.data.template) for question in questions]
+        prompts = collate(questions, ids, self.scorer.engine.pad_id).to(self.mixtures.answerer.device)
+        constrained = self.settings.first_pass == "constrained"
+        return first_pass(self.dispatcher, self.scorer, prompts, self.weights_1K, constrained)
+
+
+def _chosen(records: Sequence[Record]) -> dict[str, int]:
+    return dict(Counter(r.choice["choice"] for r in records))
+
+
+def _category(expert: Expert, labelled: Any) -> tuple[str, str]:
+    """An expert's category and what it is for, from its task where that is known."""
+    try:
+        description = tasks.get(expert.task).description if expert.task else expert.name
+    except UserError:  # a task of somebody else's code
+        description = expert.name
+    if labelled is None or expert.name in labelled.labels:
+        return expert.name, description
+    label = labelled.label_of(expert.task)
+    if label is None:
+        known = ", ".join(labelled.labels)
+        raise ConfigError(f"expert {expert.name!r} fits none of the labels of {labelled.name} ({known}); rename it")
+    return label, description

@@ -2,6 +2,9 @@
 
     score of a member = share of right answers on the shots; ties by the mean log-likelihood of the right answers
 
+Under the `clean` protocol the answer is where the search ends; under `paper` it is the iteration that scores best on
+the scored rows, as in the reference code, and the report says so.
+
 Departures from the reference code: a generation is scored in one batch with one z per row (in the factored form where
 that is exact to fp32 rounding: a score here chooses, it is not reported); ties are broken by the
 likelihood of the given right answers, which exist for every member, not of the member's own right samples; the budget
@@ -10,26 +13,39 @@ is a limit on members, generations or minutes, whichever comes first.
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from transformer2.adaptation.mixture import Mixture
-from transformer2.adaptation.scoring import Scorer
-from transformer2.adaptation.search import Search
+from transformer2.adaptation.members import matrices
+from transformer2.adaptation.mixture import Granularity, Mix, Mixture
+from transformer2.adaptation.mixtures import Mixtures
+from transformer2.adaptation.search import PRESETS, Search, make_search
+from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy
+from transformer2.arguments import Count, Positive, check_arguments
 from transformer2.errors import ConfigError
-from transformer2.svf.modes import factored_for_choice
-from transformer2.tasks import Task
-from transformer2.types import PromptBatch
-from transformer2.verifiers import verify_all
+from transformer2.experts import Expert
+from transformer2.report.adaptation import alpha_figure
+from transformer2.report.build import Facts
+from transformer2.report.table import write_text
+from transformer2.types import PromptBatch, Record
 
-__all__ = ["Budget", "Scores", "run_search", "score_members"]
+__all__ = ["Budget", "FewShotSearch", "Scores", "run_search"]
 
+Alpha = Annotated[float, ">= -100", "<= 100"]
+# What the presets say beyond the search itself: the paper's z' = sum alpha_k z_k, and the code's one alpha per matrix.
+PRESET_MIXTURES: dict[str, dict[str, Any]] = {
+    "paper": {"mix": "raw", "granularity": "expert", "generations": 100},
+    "reference": {"mix": "raw", "granularity": "matrix", "generations": 50},
+}
 # Scores and tie-breaks of N members, from weights (L, N, K + 1).
 Scores = Callable[[Tensor], tuple[list[float], list[float]]]
 
@@ -91,27 +107,176 @@ def _finite_only(weights_LNK: Tensor, scores: Scores) -> tuple[list[float], list
     return found, ties
 
 
-def score_members(
-    scorer: Scorer,
-    shots: PromptBatch,
-    task: Task,
-    max_new_tokens: int,
-    weights_LNK: Tensor,
-) -> tuple[list[float], list[float]]:
-    """Share of right answers and mean log-likelihood of the right ones, for each of N mixtures.
+class FewShotSearch(Strategy):
+    """Searches the mixing weights that answer the few-shot rows best; the answer is the search's final mean.
 
     Args:
-        scorer: Runs mixtures.
-        shots: The few-shot rows.
-        task: Judges the answers; those it could not judge are left out.
-        max_new_tokens: Completion budget.
-        weights_LNK: (L, N, K + 1), or (N, K + 1).
+        search: `cem`, `random` or `sep_cma`.
+        preset: `paper` or `reference`: their settings in place of the defaults below.
+        granularity: One alpha per `expert`, and also per module `kind`, `layer` or `matrix`.
+        mix: `delta`, `normalised` or `raw` (adaptation/mixture.py).
+        base_member: The base has an alpha of its own (mix normalised or raw).
+        population: Members of a generation.
+        elite_ratio: Share that a generation learns from.
+        low: Smallest alpha.
+        high: Largest alpha.
+        std: Standard deviation of the first generation; its mean is 1 / members.
+        generations: Limit; None for no limit.
+        max_evaluations: Limit on members tried.
+        max_minutes: Limit on wall-clock time.
+        keep_best: cem: slot 0 of a generation holds the best member so far.
+        answer: `mean` (the search's final mean) or `best` (the best member seen).
+        options: The arguments of `Strategy`.
     """
-    with factored_for_choice(scorer.policy):
-        answers = scorer.answers(shots, weights_LNK, max_new_tokens)
-        ties = scorer.mean_log_likelihood(shots, weights_LNK).tolist()
-    shares = []
-    for rollouts in answers:
-        judged = [v for v in verify_all(task, rollouts.examples, rollouts.completions) if v.reward is not None]
-        shares.append(sum(v.correct for v in judged) / len(judged) if judged else math.nan)
-    return shares, ties
+
+    name: ClassVar[str] = "cem"
+    picture: ClassVar[str] = "cem/alpha"
+
+    def __init__(
+        self,
+        search: Literal["cem", "random", "sep_cma"] = "cem",
+        preset: Literal["paper", "reference"] | None = None,
+        granularity: Granularity = "expert",
+        mix: Mix = "delta",
+        base_member: bool = False,
+        population: Count = 16,
+        elite_ratio: Annotated[float, "> 0", "<= 1"] = 0.25,
+        low: Alpha = 0.0,
+        high: Alpha = 1.5,
+        std: Annotated[float, "> 0", "<= 100"] = 0.5,
+        generations: Count | None = 8,
+        max_evaluations: Count | None = None,
+        max_minutes: Positive | None = None,
+        keep_best: bool = False,
+        answer: Literal["mean", "best"] = "mean",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        check_arguments("adapt", FewShotSearch.__init__, locals())
+        own = {"population": population, "elite_ratio": elite_ratio, "low": low, "high": high, "std": std}
+        if search == "cem":
+            own["keep_best"] = keep_best
+        self.search, self.answer, self.search_options = search, answer, own
+        self.mixture_options: dict[str, Any] = {"granularity": granularity, "mix": mix, "base_member": base_member}
+        if preset is not None:
+            if search != "cem":
+                raise ConfigError(f"adapt.preset {preset} with adapt.search {search}: presets are of cem; leave it out")
+            theirs = dict(PRESET_MIXTURES[preset])
+            generations = theirs.pop("generations")
+            self.search_options = {**own, **PRESETS[preset]}
+            self.mixture_options |= theirs
+        self.budget = Budget(generations, max_evaluations, max_minutes)
+        Mixture(["m"], ["e"], **self.mixture_options)  # refuses what does not go together
+        make_search(search, 2, **self.search_options)
+
+    def adapt_to_task(self, mixtures: Mixtures) -> AdaptedPolicy:
+        """Search, from where an interrupted run was; every generation is saved, so a signal cuts no more than one."""
+        mixture = Mixture(
+            matrices(mixtures.answerer.policy), [e.name for e in mixtures.experts], **self.mixture_options
+        )
+        start = 1 / len(mixture.members)
+        search = make_search(self.search, mixture.dim, mean=start, seed=self.seed, **self.search_options)
+        file = None if mixtures.folder is None else mixtures.folder / "search.json"
+        trace = [] if file is None else _resume(file, search)
+        mixtures.bar.reset(total=self.budget.total(search.population))
+        mixtures.bar.update(search.generation)
+        for entry in run_search(search, mixture, partial(_sharded_scores, mixtures), self.budget):
+            trace.append(entry)
+            if file is not None and mixtures.answerer.rank == 0:
+                _save(file, search, trace)
+            mixtures.bar.set_postfix(shots=f"{entry['score']:.2f}", refresh=False)
+            mixtures.bar.update()
+        return _SearchedPolicy(mixtures, self, mixture, search, trace)
+
+
+class _SearchedPolicy(AdaptedPolicy):
+    """The same z for every row."""
+
+    def __init__(
+        self,
+        mixtures: Mixtures,
+        settings: FewShotSearch,
+        mixture: Mixture,
+        search: Search,
+        trace: Sequence[Mapping[str, Any]],
+    ) -> None:
+        super().__init__(mixtures, settings.name)
+        self.settings, self.mixture, self.search, self.trace = settings, mixture, search, trace
+        best = settings.answer == "best"
+        # Where the search would have ended after each generation.
+        ends_GD = torch.tensor([entry["best"] if best and entry["best"] else entry["answer"] for entry in trace])
+        on_scored_rows = mixtures.data.protocol == "paper"
+        self.selection = self._select_on_scored_rows(ends_GD) if on_scored_rows else {}
+        self.alpha_D = ends_GD[self.selection.get("iteration", len(ends_GD)) - 1]
+
+    def _select_on_scored_rows(self, ends_GD: Tensor) -> dict[str, Any]:
+        """Protocol `paper`: the iteration that scores best on the very rows that are reported (reference code).
+
+        The score that is reported is then the largest of G noisy ones; `clean` takes the last iteration unseen.
+        """
+        counts_G2 = torch.zeros((len(ends_GD), 2), dtype=torch.long)  # right, scored
+        for batch in self.mixtures.data.test_dataloader():
+            for g, weights_L1K in enumerate(self.mixture.weights(ends_GD).split(1, dim=1)):
+                answers = self.mixtures.answers(batch.to(self.mixtures.answerer.device), weights_L1K)
+                judged = [a.correct for a in answers if a.correct is not None]
+                counts_G2[g] += torch.tensor([sum(judged), len(judged)])
+        totals = torch.tensor(self.mixtures.answerer.total(counts_G2.flatten().tolist())).view_as(counts_G2).tolist()
+        scores = [right / max(1, scored) for right, scored in totals]
+        return {"iteration": scores.index(max(scores)) + 1, "scores": scores}
+
+    def adapt_to_batch(self, batch: PromptBatch) -> Choice:
+        return Choice(self.mixture.weights(self.alpha_D[None]), [{"alpha": self._alpha()}] * len(batch))
+
+    def facts(self, records: Sequence[Record]) -> Facts:
+        """Alpha and what it cost."""
+        selected = {"selected_on_scored_rows": self.selection} if self.selection else {}
+        settings = {"search": self.settings.search, **self.settings.search_options, **self.settings.mixture_options}
+        details = {
+            **super().facts(records).details,
+            "rejected": self.search.rejected,
+            "best_on_shots": self.search.best_score,
+            "answer": self.settings.answer,
+            **selected,
+            "settings": settings,
+        }
+        return Facts(self._alpha(), self.search.evaluations, details)
+
+    def figure(self, records: Sequence[Record]) -> Any:
+        """Alpha over the generations and by group."""
+        last = {"mean": self.alpha_D.tolist(), "std": self.search.std.tolist(), "score": self.search.best_score}
+        return alpha_figure(self.mixture.members, self.mixture.groups, [*self.trace, last])
+
+    def expert(self) -> Expert:
+        """The mixture as an expert."""
+        return self.mixture.expert(self.alpha_D, self.mixtures.experts, "expert", task=self.mixtures.data.task.name)
+
+    def _alpha(self) -> dict[str, Any]:
+        """Member -> alpha, or group -> member -> alpha."""
+        alpha_GK = self.mixture.by_group(self.alpha_D[None])[0].tolist()
+        named = [dict(zip(self.mixture.members, (round(a, 4) for a in row), strict=True)) for row in alpha_GK]
+        return named[0] if len(named) == 1 else dict(zip(self.mixture.groups, named, strict=True))
+
+
+def _sharded_scores(mixtures: Mixtures, weights_LNK: Tensor) -> tuple[list[float], list[float]]:
+    """Scores of all members on the few-shot rows; each rank runs every world_size-th of them."""
+    rank, size, n = mixtures.answerer.rank, mixtures.answerer.world_size, weights_LNK.shape[1]
+    mine: tuple[list[float], list[float]] = ([], [])
+    if rank < n:
+        mine = mixtures.scores(weights_LNK[:, rank::size])
+    parts = mixtures.answerer.gather(mine)
+    scores, ties = ([parts[i % size][which][i // size] for i in range(n)] for which in (0, 1))
+    return scores, ties
+
+
+def _save(file: Path, search: Search, trace: Sequence[Mapping[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps({"search": search.state_dict(), "trace": trace}))
+
+
+def _resume(file: Path, search: Search) -> list[Mapping[str, Any]]:
+    """The trace of an interrupted search, whose state goes on; [] for a new one."""
+    if not file.exists():
+        return []
+    state = json.loads(file.read_text(encoding="utf-8"))
+    search.load_state_dict(state["search"])
+    return list(state["trace"])

@@ -10,8 +10,9 @@ other. Here a micro-batch holds at most `max_rows` rows, halved where memory run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -20,16 +21,18 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from transformer2.policy import hidden_states
+from transformer2.rl.halving import run_or_halve
 from transformer2.rl.logprobs import Head, chunk_tokens, score_tokens
 from transformer2.rl.loss import sum_by_row
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
+from transformer2.svf.modes import factored_for_choice
 from transformer2.svf.rows import batch_rows, z_rows
+from transformer2.tasks import Task
 from transformer2.types import Example, PromptBatch, Rollouts
+from transformer2.verifiers import verify_all
 
-__all__ = ["Scorer", "right_answer"]
-
-Result = TypeVar("Result")
+__all__ = ["Scorer", "right_answer", "score_members"]
 
 
 def right_answer(example: Example) -> str:
@@ -79,7 +82,7 @@ class Scorer:
         """Greedy answers, row b under weights b; one row of weights serves all."""
         sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
         with z_rows(self.policy, weights_LBK, self.members, mix="raw"):
-            return self._within_memory(len(prompts), lambda: self.engine.generate(self.policy, prompts, sampling, 0))
+            return self.engine.generate(self.policy, prompts, sampling, 0)
 
     @torch.no_grad()
     def log_likelihood(self, prompts: PromptBatch, texts: Sequence[str], weights_LBK: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,20 +103,24 @@ class Scorer:
         chunk = chunk_tokens(self.policy.config.get_text_config().vocab_size)
         b = len(texts)
 
-        def score() -> Tensor:
-            pieces = []
-            with batch_rows(self.policy, b) as select:
-                for rows in torch.arange(b, device=ids_BC.device).split(self.engine.max_rows or b):
-                    select(rows)
-                    hidden_bTD = hidden_states(self.policy, whole_BT[rows], mask_BT[rows])
-                    sampled_bC = mask_BC[rows].bool()
-                    hidden_ND = hidden_bTD[:, first:-1][sampled_bC]  # the state at t - 1 predicts token t
-                    scores = score_tokens(hidden_ND, ids_BC[rows][sampled_bC], self.head, chunk=chunk)
-                    pieces.append(sum_by_row(scores.logprobs_N, sampled_bC))
-            return torch.cat(pieces)
+        sums_B = torch.zeros(b, device=ids_BC.device)
 
-        with z_rows(self.policy, weights_LBK, self.members, mix="raw"):
-            return self._within_memory(b, score), mask_BC.sum(-1)
+        def score(rows: Tensor) -> None:
+            select(rows)
+            hidden_bTD = hidden_states(self.policy, whole_BT[rows], mask_BT[rows])
+            sampled_bC = mask_BC[rows].bool()
+            hidden_ND = hidden_bTD[:, first:-1][sampled_bC]  # the state at t - 1 predicts token t
+            scores = score_tokens(hidden_ND, ids_BC[rows][sampled_bC], self.head, chunk=chunk)
+            sums_B[rows] = sum_by_row(scores.logprobs_N, sampled_bC)
+
+        with z_rows(self.policy, weights_LBK, self.members, mix="raw"), batch_rows(self.policy, b) as select:
+            remaining = torch.arange(b, device=ids_BC.device)
+            while len(remaining):
+                rows, remaining = remaining.tensor_split([self.engine.max_rows or b])
+                size = run_or_halve(score, rows, lambda: None, "lower adapt.max_rows")
+                if size < len(rows):
+                    self.engine.max_rows = size
+        return sums_B, mask_BC.sum(-1)
 
     def mean_log_likelihood(self, prompts: PromptBatch, weights_LMK: Tensor) -> Tensor:
         """(M,): the mean over prompts of the log-likelihood per token of the right answers, under each mixture."""
@@ -132,14 +139,28 @@ class Scorer:
         ids_BC = pad_sequence(rows, batch_first=True, padding_value=self.engine.pad_id)
         return ids_BC, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
 
-    def _within_memory(self, rows: int, run: Callable[[], Result]) -> Result:
-        """Halve the micro-batch until it fits."""
-        while True:
-            try:
-                return run()
-            except torch.OutOfMemoryError:
-                size = min(rows, self.engine.max_rows or rows)
-                if size == 1:
-                    raise
-                self.engine.max_rows = size // 2
-            torch.cuda.empty_cache()
+
+def score_members(
+    scorer: Scorer,
+    shots: PromptBatch,
+    task: Task,
+    max_new_tokens: int,
+    weights_LNK: Tensor,
+) -> tuple[list[float], list[float]]:
+    """Share of right answers and mean log-likelihood of the right ones, for each of N mixtures.
+
+    Args:
+        scorer: Runs mixtures.
+        shots: The few-shot rows.
+        task: Judges the answers; those it could not judge are left out.
+        max_new_tokens: Completion budget.
+        weights_LNK: (L, N, K + 1), or (N, K + 1).
+    """
+    with factored_for_choice(scorer.policy):
+        answers = scorer.answers(shots, weights_LNK, max_new_tokens)
+        ties = scorer.mean_log_likelihood(shots, weights_LNK).tolist()
+    shares = []
+    for rollouts in answers:
+        judged = [v for v in verify_all(task, rollouts.examples, rollouts.completions) if v.reward is not None]
+        shares.append(sum(v.correct for v in judged) / len(judged) if judged else math.nan)
+    return shares, ties

@@ -154,40 +154,15 @@ class CEM(Search):
     """The cross-entropy method.
 
     Args:
-        dim: See `Search`, like all arguments but the last two.
-        population: See `Search`.
-        elite_ratio: See `Search`.
-        low: See `Search`.
-        high: See `Search`.
-        mean: See `Search`.
-        std: See `Search`.
-        seed: See `Search`.
+        dim: See `Search`.
         keep_best: Slot 0 of every later generation holds the best member so far, as in the reference code.
         min_std: Floor of the standard deviation.
+        options: The other arguments of `Search`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        population: int = 32,
-        elite_ratio: float = 0.2,
-        low: float = 0.0,
-        high: float = 1.5,
-        mean: float | Numbers | None = None,
-        std: float = 0.5,
-        seed: int = 0,
-        keep_best: bool = False,
-        min_std: float = 0.02,
-    ) -> None:
-        super().__init__(dim, population, elite_ratio, low, high, mean, std, seed)
+    def __init__(self, dim: int, keep_best: bool = False, min_std: float = 0.02, **options: Any) -> None:
+        super().__init__(dim, **options)
         self.keep_best, self.min_std = keep_best, min_std
-
-    @classmethod
-    def preset(cls, name: str, dim: int, **options: Any) -> CEM:
-        """CEM with the settings of `paper` or `reference`; `options` on top."""
-        if name not in PRESETS:
-            raise ConfigError(f"unknown preset {name!r}; use one of {', '.join(PRESETS)}")
-        return cls(dim, **{**PRESETS[name], **options})
 
     def _sample(self) -> Tensor:
         noise_ND = torch.randn((self.population, self.dim), generator=self._generator())

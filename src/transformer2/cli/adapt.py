@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,12 @@ from transformer2.cli.folder import check_writable, holds_run, run_folder
 from transformer2.errors import ConfigError, nearest, shown
 
 if TYPE_CHECKING:
-    from transformer2.callbacks.evaluator import AdaptationEvaluator
+    from lightning.pytorch.loggers import Logger
+
+    from transformer2.adaptation.evaluate import Evaluation
+    from transformer2.adaptation.strategy import Strategy
     from transformer2.cli.experiment import Experiment
+    from transformer2.types import Report
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer", "adapt", "strategy")
 OPTIONS = ("run_dir", "resume")
@@ -92,90 +97,108 @@ def adapt(args: Sequence[str]) -> int:
         return _run(config, strategies, folder, quiet, start)
 
 
-def _run(config: dict[str, Any], strategies: Sequence[str], folder: Path, quiet: bool, start: float) -> int:
+def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool, start: float) -> int:
+    from transformer2.adaptation.strategy import Strategy, check_whole
     from transformer2.cli.experiment import Experiment, explained
     from transformer2.data import UnseenTaskDataModule
-    from transformer2.report.adaptation import adaptation_table
+    from transformer2.strategies import in_lockstep
 
     settings = dict(config.pop("adapt", None) or {})
     del config["strategy"]
     settings.setdefault("seed", config.get("seed_everything", 0))
-    trainer = dict(config.pop("trainer", None) or {})
-    given = list(trainer.get("callbacks") or [])
-    callbacks = [*given, *_evaluators(strategies, settings)]
-    experiment = Experiment.of(
-        {**config, "trainer": {**trainer, "callbacks": callbacks}}, folder, quiet, data_class=UnseenTaskDataModule
-    )
-    experiment.data.setup("predict")  # rows that cannot be read are found before there is a folder
-    _keep_config(experiment, given, strategies, settings)
-    ours = [c for c in experiment.callbacks_of(_base_class()) if c.own_task is None]
-    for evaluator in ours:
-        evaluator.folder = folder if len(ours) == 1 else folder / evaluator.strategy
-        evaluator.progress = not quiet
+    strategies = [_strategy(name, settings) for name in names]
+    experiment = Experiment.of(config, folder, quiet, data_class=UnseenTaskDataModule)
+    check_whole(in_lockstep(experiment.trainer.strategy))
+    experiment.data.setup("test")  # rows that cannot be read are found before there is a folder
+    _keep_config(experiment, names, settings)
+    # A strategy of the user's own comes as a callback without a task of its own.
+    own = [c for c in experiment.callbacks_of(Strategy) if c.own_task is None]
     kept, again = f"go on with transformer2 adapt --resume {folder}", "nothing was kept yet; run the command again"
     experiment.hint = lambda: kept if holds_run(folder) else again
-    for evaluator in ours:
-        evaluator.cache = ours[0].cache  # base and controls are the same for all: answered once
-        with explained():
-            _one(experiment, evaluator, ours)
-    if experiment.trainer.is_global_zero:
-        if len(ours) > 1:
-            _together(folder, ours)
-        print(adaptation_table({c.strategy: c.report for c in ours if c.report is not None}))
+    with explained():
+        return experiment.in_every_process(lambda: _adapt(experiment, [*own, *strategies], quiet, start))
+
+
+def _adapt(experiment: Experiment, strategies: Sequence[Strategy], quiet: bool, start: float) -> int:
+    """One strategy after the other; in every process."""
+    from transformer2.adaptation.evaluate import evaluate
+    from transformer2.adaptation.mixtures import Cache
+    from transformer2.data.loader import batches_within
+    from transformer2.report.adaptation import adaptation_table
+    from transformer2.report.table import read_report
+
+    trainer, data, folder = experiment.trainer, experiment.data, experiment.folder
+    answerer, several = experiment.module.answerer(), len(strategies) > 1
+    count = batches_within(data.test_dataloader(), trainer.limit_predict_batches)
+    reports: dict[str, Report] = {}
+    cache: Cache = {}  # base and controls are the same for all: answered once
+    for strategy in strategies:
+        own = folder / strategy.name if several else folder
+        if (own / "report.json").exists():  # of an interrupted run
+            reports[strategy.name] = read_report(own)
+            continue
+        found = evaluate(answerer, data, strategy, cache, own, progress=not quiet, max_batches=count)
+        reports[strategy.name] = found.report
+        if trainer.is_global_zero:
+            _write(own, strategy, found, _loggers(trainer.loggers, own, several))
+    if trainer.is_global_zero:
+        if several:
+            _together(folder, reports)
+        print(adaptation_table(reports))
         print(f"  saved to {folder}, {time.perf_counter() - start:.0f} s after the command")
     return 0
 
 
-def _one(experiment: Experiment, evaluator: AdaptationEvaluator, ours: Sequence[AdaptationEvaluator]) -> None:
-    """Run one strategy, unless an interrupted run has its report already."""
+def _write(folder: Path, strategy: Strategy, found: Evaluation, loggers: Sequence[Logger]) -> None:
+    """Everything that one strategy leaves behind; report.json, which says that it is done, last."""
+    from transformer2.callbacks.evaluator import log_evaluation
+    from transformer2.experts import save_expert
+    from transformer2.report.adaptation import save_figure
+    from transformer2.report.table import write_report
+
+    if found.figure is not None:
+        save_figure(found.figure, folder / "figures" / f"{strategy.picture.rpartition('/')[2]}.png")
+    if found.expert is not None:
+        save_expert(found.expert, folder / "expert", overwrite=True)
+    log_evaluation(loggers, found, 0, f"adapt/{strategy.name}", strategy.picture)
+    for logger in loggers:
+        logger.finalize("success")
+    write_report(folder, found.report, found.records)
+
+
+def _loggers(loggers: Sequence[Logger], folder: Path, several: bool) -> list[Logger]:
+    """The trainer's loggers, with a run of TensorBoard for each of several strategies: they share tags."""
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    from transformer2.report.table import read_report
-
-    assert evaluator.folder is not None
-    if (evaluator.folder / "report.json").exists():
-        evaluator.report = read_report(evaluator.folder)
-    else:
-        trainer: Any = experiment.trainer
-        everything = list(trainer.callbacks)
-        trainer.callbacks = [c for c in everything if c is evaluator or c not in ours]
-        if len(ours) > 1 and isinstance(trainer.logger, TensorBoardLogger):
-            # A run of TensorBoard for each strategy: they share tags.
-            trainer.logger = TensorBoardLogger(evaluator.folder, name="", version="")
-        try:
-            trainer.predict(experiment.module, experiment.data, return_predictions=False)
-        finally:
-            trainer.callbacks = everything
+    return [
+        TensorBoardLogger(folder, name="", version="") if several and isinstance(logger, TensorBoardLogger) else logger
+        for logger in loggers
+    ]
 
 
-def _together(folder: Path, ours: Sequence[AdaptationEvaluator]) -> None:
+def _together(folder: Path, strategies: Mapping[str, Report]) -> None:
     """One report.json with every strategy, all records, all figures; the strategies' own folders stay."""
     import json
     import shutil
 
     from transformer2.report.table import write_text
 
-    records, reports = "", {}
     (folder / "figures").mkdir(exist_ok=True)
-    for evaluator in ours:
-        assert evaluator.folder is not None and evaluator.report is not None
-        records += (evaluator.folder / "records.jsonl").read_text(encoding="utf-8")
-        reports[evaluator.strategy] = evaluator.report.to_json()
-        for picture in (evaluator.folder / "figures").glob("*.png"):
-            shutil.copyfile(picture, folder / "figures" / f"{evaluator.strategy}_{picture.name}")
-    write_text(folder / "records.jsonl", records)
+    for name in strategies:
+        for picture in (folder / name / "figures").glob("*.png"):
+            shutil.copyfile(picture, folder / "figures" / f"{name}_{picture.name}")
+    records = [(folder / name / "records.jsonl").read_text(encoding="utf-8") for name in strategies]
+    reports = {name: report.to_json() for name, report in strategies.items()}
+    write_text(folder / "records.jsonl", "".join(records))
     write_text(folder / "report.json", json.dumps({"strategies": reports}, indent=2) + "\n")
 
 
-def _base_class() -> type[AdaptationEvaluator]:
-    from transformer2.callbacks.evaluator import AdaptationEvaluator
-
-    return AdaptationEvaluator
-
-
-def _settings_of(strategy: str) -> set[str]:
-    """The keys under `adapt` that a strategy takes."""
-    return set(sections(True, [strategy])["adapt"])
+def _strategy(name: str, settings: Mapping[str, Any]) -> Strategy:
+    """A strategy with the settings that it takes."""
+    module, _, cls = STRATEGIES[name].rpartition(".")
+    taken = sections(True, [name])["adapt"]
+    strategy: Strategy = getattr(import_module(module), cls)(**{k: v for k, v in settings.items() if k in taken})
+    return strategy
 
 
 def _check_flags(strategies: Sequence[str], flags: Sequence[str]) -> None:
@@ -192,24 +215,13 @@ def _check_flags(strategies: Sequence[str], flags: Sequence[str]) -> None:
             )
 
 
-def _evaluators(strategies: Sequence[str], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One callback a strategy, as config entries, each with the settings that it takes."""
-    return [
-        {"class_path": STRATEGIES[s], "init_args": {k: v for k, v in settings.items() if k in _settings_of(s)}}
-        for s in strategies
-    ]
-
-
-def _keep_config(
-    experiment: Experiment, given: list[Any], strategies: Sequence[str], settings: Mapping[str, Any]
-) -> None:
+def _keep_config(experiment: Experiment, strategies: Sequence[str], settings: Mapping[str, Any]) -> None:
     """The run's config as YAML that runs again, and that `--resume` reads."""
     import yaml
 
     from transformer2.report.table import write_text
 
     whole = yaml.safe_load(experiment.yaml())
-    whole["trainer"]["callbacks"] = given
     whole |= {"strategy": strategies[0] if len(strategies) == 1 else "all", "adapt": dict(settings)}
     experiment.folder.mkdir(parents=True, exist_ok=True)
     write_text(experiment.folder / "config.yaml", yaml.safe_dump(whole, sort_keys=False))

@@ -23,12 +23,10 @@ DATA = "transformer2.data.modules.ExpertDataModule"
 UNSEEN_DATA = "transformer2.data.modules.UnseenTaskDataModule"
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 STRATEGIES = {
-    "cem": "transformer2.callbacks.few_shot.FewShotEvaluator",
-    "prompt": "transformer2.callbacks.prompt.PromptEvaluator",
-    "cls": "transformer2.callbacks.cls_expert.ClassifierEvaluator",
+    "cem": "transformer2.adaptation.few_shot.FewShotSearch",
+    "prompt": "transformer2.adaptation.dispatch.PromptDispatch",
+    "cls": "transformer2.adaptation.dispatch.ClassifierDispatch",
 }
-# Arguments of an evaluator inside `fit`; in `adapt` the datamodule has them.
-IN_FIT = {"task", "task_options", "data_dir", "few_shot", "test_limit", "every_n_epochs"}
 
 _Batches = Annotated[int, ">= 0"] | Annotated[float, ">= 0", "<= 1"] | None
 LIGHTNING: dict[str, Any] = {  # what Lightning's own annotations leave open, and what our step does not do
@@ -137,8 +135,7 @@ def sections(adapt: bool, strategies: Sequence[str] = tuple(STRATEGIES)) -> dict
     trainer = {k: Argument(LIGHTNING.get(k, a.hint), a.default, a.line) for k, a in arguments(TRAINER).items()}
     found = {"model": arguments(MODEL), "data": data, "trainer": trainer}
     if adapt:
-        taken = [arguments(STRATEGIES[strategy]) for strategy in strategies]
-        found["adapt"] = {key: a for one in taken for key, a in one.items() if key not in IN_FIT}
+        found["adapt"] = {key: a for strategy in strategies for key, a in arguments(STRATEGIES[strategy]).items()}
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,14 @@ from transformer2.cli.classes import check_classes
 from transformer2.cli.plan import preflight
 from transformer2.data import ExpertDataModule
 from transformer2.errors import ConfigError, UserError
-from transformer2.metrics import Confusion, PassAtK
 from transformer2.module import SVFReinforceModule
+from transformer2.report.build import Facts, build_report, label_confusion
 from transformer2.report.curve import draw_curve
-from transformer2.report.notes import details as of_answers
-from transformer2.report.notes import on_answers, scores
-from transformer2.report.table import text_table, versions, write_report, write_text
+from transformer2.report.notes import on_answers
+from transformer2.report.table import text_table, write_report, write_text
 from transformer2.strategies import check_strategy
-from transformer2.types import Report, Score
-from transformer2.verifiers import isolation
+from transformer2.types import Score
 
-PASS_AT = (1, 5, 10, 100)  # the k of pass@k in the literature; those that test_samples allows
 LINKED = (
     ("model.base", "data.base"),
     ("model.model_kwargs", "data.model_kwargs"),
@@ -208,7 +205,7 @@ class Experiment:
         metrics = self.trainer.callback_metrics
         score = Score(float(metrics["val/accuracy"]), float(metrics["val/accuracy_se"]), int(metrics["val/n"]))
         lines = [f"{self.data.task.name}   validation split, n = {score.n}", str(score)]
-        print("\n  ".join([*lines, *on_answers(self.module.validated, "model")]))
+        print("\n  ".join([*lines, *on_answers([answer for _, answer in self.module.validated], "model")]))
         return 0
 
     @explained()
@@ -228,17 +225,9 @@ class Experiment:
         self.module.expert = expert
 
     def _report(self, seconds: dict[str, float]) -> int:
-        records = self.module.records
-        report = Report(
-            task=self.data.task.name,
-            protocol=self.data.task.protocol,
-            **scores(records),
-            seconds={name: round(value, 2) for name, value in seconds.items()},
-            seeds=(self.seed,),
-            versions=versions(),
-            sandbox=isolation(self.data.task),
-            details=_details(records, getattr(self.data.task, "labels", ()), self.module.alarms.notes()),
-        )
+        records, task = self.module.records, self.data.task
+        facts = Facts(details=label_confusion(records, task), notes=self.module.alarms.notes())
+        report = build_report(records, task, task.protocol, seconds, (self.seed,), facts=facts)
         if self.trainer.is_global_zero:
             write_report(self.folder, report, records)
             print(text_table(report))
@@ -262,33 +251,40 @@ class Experiment:
         """The trainer's callbacks of a class."""
         return [c for c in self.trainer.callbacks if isinstance(c, kind)]  # type: ignore[attr-defined]
 
+    def in_every_process(self, function: Callable[[], int]) -> int:
+        """Call a function where and as the trainer's own verbs would: on each device, the model ready, watched.
+
+        Args:
+            function: Called in each process; what it returns here is returned.
+        """
+        trainer, module, strategy = self.trainer, self.module, self.trainer.strategy
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it at run time
+        module.trainer = self.data.trainer = trainer
+        trainer.datamodule = self.data  # type: ignore[attr-defined]
+
+        def here() -> int:
+            strategy.connect(module)
+            strategy.setup_environment()
+            for callback in callbacks:
+                callback.setup(trainer, module, "predict")
+            module.configure_model()
+            strategy.model_to_device()
+            result = function()
+            for callback in callbacks:
+                callback.teardown(trainer, module, "predict")
+            strategy.teardown()
+            return result
+
+        try:
+            return here() if strategy.launcher is None else int(strategy.launcher.launch(here, trainer=trainer))
+        except BaseException as e:
+            for callback in callbacks:
+                callback.on_exception(trainer, module, e)
+            strategy.teardown()
+            raise
+
     def _callback(self, kind: type) -> Any:
         return next((c for c in self.trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
-
-
-def _details(records: Sequence[Mapping[str, Any]], labels: Sequence[str], notes: Sequence[str] = ()) -> dict[str, Any]:
-    """What else the records of a test say: pass@k where samples were drawn, the confusion where answers are labels."""
-    details = of_answers(records)
-    if notes:
-        details["notes"] = [*notes, *details.get("notes", ())]
-    if records and "samples" in records[0]:
-        details["pass_at_k"] = {
-            who: {str(k): score for k in PASS_AT if (score := _pass_at_k(records, prefix, k))["n"]}
-            for who, prefix in (("base", "base_"), ("result", ""))
-        }
-    if labels:
-        confusion = Confusion(labels, sync_on_compute=False)
-        confusion.update((r["answer"], r["extracted"]) for r in records if r["correct"] is not None)
-        details |= {"dispatch": confusion.scores(), "confusion": confusion.table()}
-    return details
-
-
-def _pass_at_k(records: Sequence[Mapping[str, Any]], prefix: str, k: int) -> dict[str, float]:
-    """Over the questions with verdicts on k samples or more."""
-    metric = PassAtK(k, sync_on_compute=False)  # every rank has all records
-    judged = [r for r in records if r[prefix + "samples"] >= k]
-    metric.update([r[prefix + "samples"] for r in judged], [r[prefix + "right"] for r in judged])
-    return {name: value.item() for name, value in metric.compute().items()}
 
 
 def _tensorboard(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import builtins
 import importlib
 import importlib.util
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -49,6 +50,8 @@ def arguments(path: str) -> dict[str, Argument]:
         raise LookupError(path)
     lines = _lines_of(ast.get_docstring(cls) or "")
     init = next((n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    if init is None and not cls.decorator_list:
+        return _of_bases(names, cls)
     if init is None:  # a dataclass
         fields = [n for n in cls.body if isinstance(n, ast.AnnAssign)]
         return {k: names.argument(k, f.annotation, f.value, lines) for f in fields for k in [ast.unparse(f.target)]}
@@ -58,12 +61,19 @@ def arguments(path: str) -> dict[str, Argument]:
     defaults = [*missing, *init.args.defaults, *init.args.kw_defaults]
     given = zip([*own, *by_name], defaults, strict=True)
     found = {a.arg: names.argument(a.arg, a.annotation, default, lines) for a, default in given}
-    if init.args.kwarg is not None:
-        calls = [n for n in ast.walk(init) if isinstance(n, ast.Call) and ast.unparse(n.func) == "super().__init__"]
-        fixed = {keyword.arg for call in calls for keyword in call.keywords}
-        for base in cls.bases:
-            inherited = arguments(names.path_of(ast.unparse(base)))
-            found = {**{key: a for key, a in inherited.items() if key not in fixed}, **found}
+    if init.args.kwarg is None:
+        return found
+    calls = [n for n in ast.walk(init) if isinstance(n, ast.Call) and ast.unparse(n.func) == "super().__init__"]
+    fixed = {keyword.arg for call in calls for keyword in call.keywords}
+    return {**{key: a for key, a in _of_bases(names, cls).items() if key not in fixed}, **found}
+
+
+def _of_bases(names: _Names, cls: ast.ClassDef) -> dict[str, Argument]:
+    """The arguments of the bases that can be looked up, as `super().__init__(**options)` hands them on."""
+    found: dict[str, Argument] = {}
+    for base in cls.bases:
+        with suppress(LookupError):  # a base of somebody else's
+            found = {**arguments(names.path_of(ast.unparse(base))), **found}
     return found
 
 

@@ -4,13 +4,18 @@ one would have drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 
 import torch
 
 from transformer2.data.prompts import collate
 from transformer2.errors import ConfigError
 from transformer2.types import Example, PromptBatch
+
+
+def batches_within(loader: Sized, limit: int | float) -> int:
+    """How many batches Lightning's `limit_..._batches` leaves: a number of them, or a share of all."""
+    return min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
 
 
 class PromptLoader:

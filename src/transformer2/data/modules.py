@@ -77,6 +77,9 @@ class ExpertDataModule(L.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.limits = {"validation": validation_limit, "test": test_limit}
         self.prompting: dict[str, Any] = {  # for another task in the same run
+            "base": base,
+            "model_kwargs": model_kwargs,
+            "max_new_tokens": max_new_tokens,
             "drop_long_prompts": drop_long_prompts,
             "chat_template": chat_template,
             "chat_template_kwargs": chat_template_kwargs,
@@ -183,16 +186,13 @@ class ExpertDataModule(L.LightningDataModule):
                     "know it, or does so by itself"
                 )
 
-    def asked(self, batch: PromptBatch) -> list[dict[str, Any]]:
-        """What records say of the B questions of a batch, whoever answers them."""
+    def shown_prompts(self, batch: PromptBatch) -> list[str | None]:
+        """The B prompts of a batch as text, for records; None each without `keep_prompts`."""
+        if not self.keep_prompts:
+            return [None] * len(batch)
         assert self.tokenizer is not None
-        columns: list[dict[str, Any]] = []
-        for b, (row, e) in enumerate(zip(batch.positions or range(len(batch)), batch.examples, strict=True)):
-            columns.append({"row": row, "id": e.id, "question": e.question, "answer": e.answer})
-            if self.keep_prompts:
-                ids = batch.input_ids_BP[b][batch.attention_mask_BP[b].bool()]
-                columns[b]["prompt"] = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        return columns
+        rows = zip(batch.input_ids_BP, batch.attention_mask_BP, strict=True)
+        return [self.tokenizer.decode(ids[mask.bool()], clean_up_tokenization_spaces=False) for ids, mask in rows]
 
     def digest(self, split: str) -> str:
         """Of what a split asks and how it is judged: the same model scores otherwise only where this is another one."""
@@ -233,7 +233,7 @@ class ExpertDataModule(L.LightningDataModule):
         return self._loader("validation", self.eval_batch_size)
 
     def test_dataloader(self) -> PromptLoader:
-        """The test split in order; open in `test` only."""
+        """The test split, or the scored rows of an unseen task, in order; open in `test` and `adapt` only."""
         return self._loader("test", self.eval_batch_size)
 
 
@@ -309,7 +309,3 @@ class UnseenTaskDataModule(ExpertDataModule):
     def scored(self) -> list[Example]:
         """The scored rows in order."""
         return self._rows["test"][0]
-
-    def predict_dataloader(self) -> PromptLoader:
-        """The scored rows in order."""
-        return self._loader("test", self.eval_batch_size)

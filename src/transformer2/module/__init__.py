@@ -1,4 +1,4 @@
-"""The LightningModule: training.py is the paper's equation, answering.py what it shares with validation and test."""
+"""The LightningModule: training.py is the paper's equation, evaluation.py what it shares with validation and test."""
 
 from transformer2.module.training import SVFReinforceModule, predicting_states
 

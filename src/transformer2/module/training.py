@@ -39,7 +39,7 @@ from transformer2.data.loader import PromptLoader
 from transformer2.data.prompts import open_turn_end
 from transformer2.errors import ConfigError, UserError
 from transformer2.module.alarms import Alarms
-from transformer2.module.answering import Answering
+from transformer2.module.evaluation import PolicyModule
 from transformer2.module.identity import KEY, OPTIMIZER, check_identity, identity
 from transformer2.policy import (
     DType,
@@ -83,7 +83,7 @@ SUMMED = ("rows", "length", "finished", "abstained", "tokens", "loss", "entropy"
 KL_MONITOR_EVERY = 10  # with kl_coef 0 the KL costs a forward pass and changes nothing, so it is only looked at
 
 
-class SVFReinforceModule(Answering):
+class SVFReinforceModule(PolicyModule):
     """Trains one expert on verifiable rewards.
 
     Args:

@@ -1,77 +1,51 @@
-"""Scores from records, and what to know before believing them.
-
-A record is one question of a test: `base_completion`, `base_correct`, `base_finished` of the base; `completion`,
-`correct`, `finished`, `extracted`, `reason` of the expert or of what a strategy chose. `correct` is None where there is
-no verdict: such a question is not scored. `abstained` (or `base_abstained`) is there where that is the task's choice.
-"""
+"""What to know before believing the scores of an evaluation, from its records."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from transformer2.report.statistics import mcnemar_p
-from transformer2.types import Score, Verdict
+from transformer2.types import Answer, Record
 
-__all__ = ["CUT_REMEDY", "MOST", "answered", "details", "most_common", "on_answers", "scores"]
+__all__ = ["CUT_REMEDY", "MOST", "details", "most_common", "on_answers"]
 
-Records = Sequence[Mapping[str, Any]]
 MOST = 0.5  # share of the answers
 CUT_REMEDY = "raise model.max_new_tokens, or name what ends an answer with model.stop"
 
 
-def answered(completion: str, finished: Any, verdict: Verdict, prefix: str = "") -> dict[str, Any]:
-    """What a record keeps of one answer; with a prefix, of the base's."""
-    kept = {"completion": completion, "correct": None if verdict.reward is None else verdict.correct}
-    kept |= {"finished": bool(finished), **({"abstained": True} if verdict.abstained else {})}
-    kept |= {} if prefix else {"extracted": verdict.extracted, "reason": verdict.reason}
-    return {prefix + name: value for name, value in kept.items()}
-
-
-def scores(records: Records) -> dict[str, Any]:
-    """`n`, `base`, `result` and `paired_p` of a report, over the questions that both have a verdict on."""
-    both = [r for r in records if r["base_correct"] is not None and r["correct"] is not None]
-    base, result = ([bool(r[key]) for r in both] for key in ("base_correct", "correct"))
-    p = mcnemar_p(base, result)
-    return {"n": len(both), "base": Score.of(base), "result": Score.of(result), "paired_p": p}
-
-
-def details(records: Records, name: str = "expert") -> dict[str, Any]:
+def details(records: Sequence[Record], name: str = "expert") -> dict[str, Any]:
     """The fields of a report's `details` that tell what the scores do not.
 
     Args:
-        records: See the module docstring.
+        records: Of all scored questions.
         name: What the notes call the result.
 
     Returns:
         `unfinished`: shares of answers of base and result that were cut off. Where there are any: `abstained` and
         `infra_errors`, their numbers, and `notes`, one line for each reason why the scores say little.
     """
-    sides = {"base": "base_", "result": ""}
-    total = max(1, len(records))
-    unfinished = {who: sum(not r[p + "finished"] for r in records) / total for who, p in sides.items()}
-    abstained = {who: sum(r.get(p + "abstained", False) for r in records) for who, p in sides.items()}
-    unscored = {who: sum(r[p + "correct"] is None for r in records) for who, p in sides.items()}
-    failed = {who: unscored[who] - abstained[who] for who in sides}
+    base, result = [r.base for r in records], [r.result for r in records]
+    sides = {"base": base, "result": result}
+    unfinished = {who: sum(not a.finished for a in side) / max(1, len(side)) for who, side in sides.items()}
+    abstained = {who: sum(a.verdict.abstained for a in side) for who, side in sides.items()}
+    failed = {who: sum(a.correct is None for a in side) - abstained[who] for who, side in sides.items()}
     lines = []
     for what, counts in (("the task abstains", abstained), ("the verifier failed", failed)):
         if any(counts.values()):
-            mine = [r for r in records if r["correct"] is None and r.get("abstained", False) == (counts is abstained)]
-            reasons = most_common(r["reason"] for r in mine)
+            mine = [a for a in result if a.correct is None and a.verdict.abstained == (counts is abstained)]
+            reasons = most_common(a.verdict.reason for a in mine)
             numbers = f"base {counts['base']}, {name} {counts['result']} of {len(records)} answers"
             lines.append(f"not scored, since {what}: {numbers}{f' ({reasons})' if reasons else ''}")
-    lines += [*on_answers(records, "base", "base_"), *on_answers(records, name), *_on_verdicts(records, name)]
-    found: dict[str, Any] = {"unfinished": unfinished, "abstained": abstained, "infra_errors": failed}
-    found = {key: value for key, value in found.items() if key == "unfinished" or any(value.values())}
-    return {**found, **({"notes": lines} if lines else {})}
+    lines += [*on_answers(base, "base", read=False), *on_answers(result, name), *_on_verdicts(records, name)]
+    found = {key: value for key, value in (("abstained", abstained), ("infra_errors", failed)) if any(value.values())}
+    return {"unfinished": unfinished, **found, **({"notes": lines} if lines else {})}
 
 
-def on_answers(records: Records, who: str, prefix: str = "") -> list[str]:
-    """Lines on one side's answers: cut off, empty, all the same, or none that the verifier can read."""
-    n = len(records)
-    texts = [r[prefix + "completion"] for r in records]
-    cut, empty = sum(not r[prefix + "finished"] for r in records), sum(not text.strip() for text in texts)
+def on_answers(answers: Sequence[Answer], who: str, read: bool = True) -> list[str]:
+    """Lines on one side's answers: cut off, empty, all the same, or (where asked) none that the verifier can read."""
+    n, texts = len(answers), [a.completion for a in answers]
+    cut, empty = sum(not a.finished for a in answers), sum(not text.strip() for text in texts)
     lines = []
     if n and cut >= MOST * n:
         lines.append(f"{who}: {cut} of {n} answers were cut off; {CUT_REMEDY}")
@@ -79,26 +53,26 @@ def on_answers(records: Records, who: str, prefix: str = "") -> list[str]:
         lines.append(f"{who}: {empty} of {n} answers are empty; does the model end its turn at once?")
     if n > 1 and empty < n and len(set(texts)) == 1:
         lines.append(f"{who}: the same answer to all {n} questions, {texts[0][:40]!r}")
-    scored = [] if prefix else [r for r in records if r["correct"] is not None]
-    if scored and all(r["extracted"] is None and not r["correct"] for r in scored):
-        said = most_common(r["reason"] for r in scored)
+    scored = [a.verdict for a in answers if a.correct is not None] if read else []
+    if scored and all(v.extracted is None and not v.correct for v in scored):
+        said = most_common(v.reason for v in scored)
         lines.append(f"{who}: the verifier found an answer in none of {len(scored)} completions ({said})")
     return lines
 
 
-def _on_verdicts(records: Records, name: str) -> list[str]:
+def _on_verdicts(records: Sequence[Record], name: str) -> list[str]:
     """Lines on verdicts that are all right, all wrong, or the same for base and result."""
     lines = []
-    pairs = [(r["base_correct"], r["correct"]) for r in records if None not in (r["base_correct"], r["correct"])]
-    right = sum(map(sum, pairs))
+    pairs = [(r.base.correct, r.result.correct) for r in records if None not in (r.base.correct, r.result.correct)]
+    right = sum(bool(correct) for pair in pairs for correct in pair)
     if not pairs:
         lines.append("no question was scored for both base and result")
     elif right == 0:
-        said = most_common(r["reason"] for r in records if r["correct"] is not None)
+        said = most_common(r.result.verdict.reason for r in records if r.result.correct is not None)
         lines.append(f"no answer is right: nothing can be told of what was learnt ({said}); see records.jsonl")
     elif right == 2 * len(pairs):
         lines.append("every answer is right: the task is too easy to tell what was learnt")
-    if records and all(r["base_completion"] == r["completion"] for r in records):
+    if records and all(r.base.completion == r.result.completion for r in records):
         lines.append(f"{name} answers exactly as the base, word for word")
     elif pairs and all(base == result for base, result in pairs):
         lines.append(f"{name} has the verdict of the base on every question")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from transformer2.errors import DataError
-from transformer2.types import Report, Score
+from transformer2.types import Record, Report, Score
 
 PACKAGES = ("transformer2", "torch", "lightning", "transformers", "peft", "deepspeed")
 
@@ -49,11 +48,12 @@ def dispatch_lines(report: Report) -> list[str]:
     return [f"dispatch, {name}: {Score(**score)} of {score['n']}" for name, score in scores]
 
 
-def write_report(folder: Path, report: Report, records: Sequence[Mapping[str, Any]] = ()) -> None:
+def write_report(folder: Path, report: Report, records: Sequence[Record] = ()) -> None:
     """Write report.json and, if there are any, records.jsonl; each appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     if records:
-        write_text(folder / "records.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+        lines = (json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records)
+        write_text(folder / "records.jsonl", "".join(lines))
     write_text(folder / "report.json", json.dumps(report.to_json(), indent=2) + "\n")
 
 

@@ -1,0 +1,104 @@
+"""A policy under mixtures of experts, for as long as one evaluation lasts; and what every mixture stands beside.
+
+Controls are the base, each expert alone, their uniform mixture, and the best constant z: a gain that one of them has as
+well is no merit of the choice of alpha.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from transformer2.adaptation.answerer import Answerer
+from transformer2.adaptation.mixture import base_row, constant_rows, expert_rows
+from transformer2.adaptation.scoring import Scorer, score_members
+from transformer2.experts import Expert
+from transformer2.types import Answer, PromptBatch
+
+if TYPE_CHECKING:
+    from transformer2.data import UnseenTaskDataModule
+
+__all__ = ["Baseline", "Cache", "Mixtures"]
+
+CONSTANTS = (0.8, 0.9, 1.1, 1.2)
+
+
+class Baseline(NamedTuple):
+    """The base's answer to a question, and whether each control was right (None: the verifier did not say)."""
+
+    base: Answer
+    controls: dict[str, bool | None]
+
+
+# Task and experts -> position of a scored row -> its baseline. Baselines never change: they are answered once, however
+# often a `fit` evaluates, and once for several strategies.
+Cache = MutableMapping[tuple[Any, ...], dict[int, Baseline]]
+
+
+@dataclass(frozen=True)
+class Mixtures:
+    """What a strategy has to work with.
+
+    Attributes:
+        answerer: Judges answers; says which process this is.
+        data: The unseen task.
+        few_shot: The rows to adapt with.
+        experts: The K experts to choose from.
+        scorer: Runs mixtures of them and the base.
+        helpers: Runs mixtures of the strategy's helpers and the base.
+        controls: Whether there is more than the base to stand beside.
+        judged: The baselines that are known, by position.
+        folder: Where a run of its own keeps its files; None inside `fit`.
+        bar: A tqdm bar.
+    """
+
+    answerer: Answerer
+    data: UnseenTaskDataModule
+    few_shot: PromptBatch
+    experts: Sequence[Expert]
+    scorer: Scorer
+    helpers: Scorer
+    controls: bool
+    judged: dict[int, Baseline]
+    folder: Path | None
+    bar: Any
+
+    def scores(self, weights_LNK: Tensor) -> tuple[list[float], list[float]]:
+        """Share of right answers, and mean log-likelihood of the right answers, to the few-shot rows for N mixtures."""
+        task, budget = self.answerer.task, self.answerer.max_new_tokens
+        return score_members(self.scorer, self.few_shot, task, budget, weights_LNK)
+
+    def answers(self, batch: PromptBatch, weights_LBK: Tensor) -> list[Answer]:
+        """Answers to a batch, row b under weights b; one row of weights serves all."""
+        return self.answerer.judge(self.scorer.rows(batch, weights_LBK, self.answerer.max_new_tokens))
+
+    def baselines(self, batch: PromptBatch) -> list[Baseline]:
+        """Base and controls on the rows of a batch, all in one."""
+        if not all(row in self.judged for row in batch.positions):
+            weights = torch.cat(list(self._arms.values()))
+            rollouts = self.scorer.answers(batch, weights, self.answerer.max_new_tokens)
+            answers = dict(zip(self._arms, map(self.answerer.judge, rollouts), strict=True))
+            base = answers.pop("base")
+            for b, row in enumerate(batch.positions):
+                self.judged[row] = Baseline(base[b], {name: of[b].correct for name, of in answers.items()})
+        return [self.judged[row] for row in batch.positions]
+
+    @cached_property
+    def _arms(self) -> dict[str, Tensor]:
+        """Name -> weights (1, K + 1); the few-shot rows choose the constant."""
+        k = len(self.experts)
+        arms = {"base": base_row(k)}
+        if self.controls:
+            singles, constants = expert_rows(k), constant_rows(k, CONSTANTS)
+            arms |= {f"expert {e.name}": singles[i : i + 1] for i, e in enumerate(self.experts)}
+            arms["uniform mixture"] = singles.mean(0, keepdim=True)
+            shares, ties = self.scores(constants)
+            best = max(range(len(CONSTANTS)), key=lambda i: (shares[i], ties[i]))
+            arms[f"constant z = {CONSTANTS[best]}"] = constants[best : best + 1]
+        return arms

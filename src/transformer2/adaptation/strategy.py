@@ -1,0 +1,204 @@
+"""What a strategy is: settings that, shown a task, become a policy that decides how to answer each prompt.
+
+    Strategy        settings alone; `adapt_to_task` is the first pass over the few-shot rows
+    AdaptedPolicy   what came out of it, as long as one evaluation; `adapt_to_batch` is the first pass over a batch
+    Choice          the mixing weights of the second pass
+
+A strategy of one's own is a subclass of the first two (as in dispatch.py, few_shot.py), and for use
+inside `fit` a callback of three lines (as in callbacks/prompt.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from transformer2 import tiny
+from transformer2.adaptation.answerer import Answerer
+from transformer2.adaptation.members import members
+from transformer2.adaptation.mixture import base_row
+from transformer2.adaptation.mixtures import Baseline, Cache, Mixtures
+from transformer2.adaptation.scoring import Scorer
+from transformer2.arguments import Count, Seed, check_arguments
+from transformer2.errors import ConfigError
+from transformer2.experts import Expert, load_experts
+from transformer2.policy import reference
+from transformer2.report.build import Facts, label_confusion
+from transformer2.types import Answer, PromptBatch, Record
+
+__all__ = ["AdaptedPolicy", "Choice", "Strategy", "ThisExpert", "check_folder", "check_whole"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a first pass decided for a batch.
+
+    Attributes:
+        weights: (B, K + 1) or (L, B, K + 1) over the experts and the base; one row serves all. None: the policy as it
+            is.
+        columns: What to note in the B records (first-pass text, chosen expert, alpha).
+    """
+
+    weights: Tensor | None
+    columns: Sequence[Mapping[str, Any]] = ()
+
+
+class AdaptedPolicy:
+    """A policy adapted to a task; by itself the base model.
+
+    Args:
+        mixtures: What there is to choose from.
+        name: The strategy's.
+    """
+
+    def __init__(self, mixtures: Mixtures, name: str) -> None:
+        self.mixtures, self.name = mixtures, name
+
+    def adapt_to_batch(self, batch: PromptBatch) -> Choice:
+        """Choose the z of every row of a batch."""
+        return Choice(base_row(len(self.mixtures.experts)))
+
+    def answers(self, batch: PromptBatch, choice: Choice, index: int) -> list[Answer]:
+        """Answer a batch, the `index`-th of the task, as was chosen."""
+        assert choice.weights is not None
+        return self.mixtures.answers(batch, choice.weights)
+
+    def baselines(self, batch: PromptBatch, index: int) -> list[Baseline]:
+        """What the answers stand beside."""
+        return self.mixtures.baselines(batch)
+
+    def facts(self, records: Sequence[Record]) -> Facts:
+        """What the report says besides the scores."""
+        experts, shots = self.mixtures.experts, self.mixtures.few_shot.examples
+        names = {"experts": [e.name for e in experts], "few_shot": [e.id for e in shots]}
+        return Facts(details={"strategy": self.name, **names})
+
+    def figure(self, records: Sequence[Record]) -> Any:
+        """A matplotlib figure where the strategy has a `picture`, else None."""
+        return None
+
+    def expert(self) -> Expert | None:
+        """What was found, as an expert like any other, where it is one."""
+        return None
+
+
+class Strategy:
+    """A choice among experts, as settings; by itself the choice of the base model.
+
+    Args:
+        experts: Expert folders; None takes the shipped ones of the embedded model.
+        controls: Also score each expert alone, their uniform mixture, and the best constant z.
+        max_rows: Rows (prompts x mixtures) of one micro-batch; None takes all at once.
+        seed: Of whatever the strategy draws, and inside `fit` of the choice of shots.
+    """
+
+    name: ClassVar[str] = "base"
+    picture: ClassVar[str] = ""  # TensorBoard tag of its figure, whose file has the name of the last part
+
+    def __init__(
+        self,
+        experts: list[str] | None = None,
+        controls: bool = True,
+        max_rows: Count | None = None,
+        seed: Seed = 0,
+    ) -> None:
+        check_arguments("adapt", Strategy.__init__, locals())
+        for folder in experts or []:
+            check_folder(folder, "experts")
+        self.experts, self.controls, self.max_rows, self.seed = experts, controls, max_rows, seed
+
+    def load(self, base: str) -> list[Expert]:
+        """The experts to choose from."""
+        if self.experts is None and base != "tiny":
+            raise ConfigError("name the expert folders: adapt.experts (only the embedded model ships with its own)")
+        shipped = [tiny.expert_path(name) for name in tiny.EXPERTS]
+        return load_experts(shipped if self.experts is None else self.experts)
+
+    def load_helpers(self, base: str) -> list[Expert]:
+        """Further experts, which are not chosen from but used in the first pass."""
+        return []
+
+    @contextmanager
+    def prepared(self, answerer: Answerer, data: Any, cache: Cache, folder: Path | None, bar: Any) -> Iterator[Any]:
+        """What `adapt_to_task` works with; the experts are in the policy inside, and gone after any exit."""
+        check_whole(answerer.engine.in_lockstep)
+        experts = self.load(data.base)
+        key = (data.task.name, data.protocol, data.seed, data.few_shot, *(e.sha256 for e in experts))
+        with members(answerer.policy, [*experts, *self.load_helpers(data.base)]) as names:
+            scorer, helpers = (
+                Scorer(answerer.policy, part, answerer.engine, answerer.head, self.max_rows or answerer.max_rows)
+                for part in ([*names[: len(experts)], names[-1]], names[len(experts) :])
+            )
+            shots, judged = data.shots().to(answerer.device), cache.setdefault(key, {})
+            yield Mixtures(answerer, data, shots, experts, scorer, helpers, self.controls, judged, folder, bar)
+
+    def adapt_to_task(self, mixtures: Any) -> AdaptedPolicy:
+        """First pass over the task, once per evaluation."""
+        return AdaptedPolicy(mixtures, self.name)
+
+
+class ThisExpert(Strategy):
+    """Nothing to choose: the policy's own adapter beside the base, as `test` scores them.
+
+    Args:
+        samples: Also draw so many completions of each question, for pass@k.
+        temperature: Of the samples.
+        seed: Of the samples.
+    """
+
+    name: ClassVar[str] = "expert"
+
+    def __init__(self, samples: int = 0, temperature: float = 1.0, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        self.samples, self.temperature = samples, temperature
+
+    @contextmanager
+    def prepared(self, answerer: Answerer, *rest: Any) -> Iterator[Any]:
+        """The policy as it is."""
+        yield answerer
+
+    def adapt_to_task(self, answerer: Any) -> AdaptedPolicy:
+        """Nothing to look at."""
+        return _ActivePolicy(answerer, self)
+
+
+class _ActivePolicy(AdaptedPolicy):
+    """The policy under whatever is active."""
+
+    def __init__(self, answerer: Answerer, settings: ThisExpert) -> None:
+        self.answerer, self.settings, self.name = answerer, settings, settings.name
+
+    def adapt_to_batch(self, batch: PromptBatch) -> Choice:
+        return Choice(None)
+
+    def answers(self, batch: PromptBatch, choice: Choice, index: int) -> list[Answer]:
+        answers, count = self.answerer.answer(batch), self.settings.samples
+        if not count:
+            return answers
+        seed = (self.settings.seed * 1_000_003 + index) * 4096
+        counted = self.answerer.count_samples(batch, count, self.settings.temperature, seed)
+        return [replace(answer, samples=samples) for answer, samples in zip(answers, counted, strict=True)]
+
+    def baselines(self, batch: PromptBatch, index: int) -> list[Baseline]:
+        with reference(self.answerer.policy):
+            return [Baseline(answer, {}) for answer in self.answers(batch, Choice(None), index)]
+
+    def facts(self, records: Sequence[Record]) -> Facts:
+        return Facts(details=label_confusion(records, self.answerer.task))
+
+
+def check_whole(in_lockstep: bool) -> None:
+    """Refuse a policy whose weights are shards on several processes."""
+    if in_lockstep:
+        raise ConfigError("experts are not chosen or mixed under ZeRO-3 yet; adapt with trainer.strategy: ddp")
+
+
+def check_folder(folder: str, key: str) -> None:
+    """Say at once, not after the model has been loaded, that an expert is not there."""
+    if not Path(folder).expanduser().is_dir():
+        raise ConfigError(f"adapt.{key}: {folder} is no folder here; train that expert with fit, or name its folder")

@@ -1,0 +1,126 @@
+"""Validation and test of a policy under Lightning's verbs; how a question is answered is adaptation/answerer.py's."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from transformer2.adaptation.answerer import Answerer
+from transformer2.adaptation.evaluate import evaluate_batch, in_order
+from transformer2.adaptation.strategy import ThisExpert
+from transformer2.data.loader import batches_within
+from transformer2.metrics import Accuracy
+from transformer2.rl.logprobs import Head
+from transformer2.rollout.base import RolloutEngine
+from transformer2.rollout.hf import HFEngine
+from transformer2.strategies import gather_objects, sum_over_ranks
+from transformer2.tasks import Task
+from transformer2.types import Answer, Example, PromptBatch, Record, Rollouts, Verdict
+
+
+class PolicyModule(L.LightningModule):
+    """A module whose policy answers prompts; the hyper-parameters and `configure_model` are the subclass's.
+
+    Attributes:
+        policy: The model with its adapters; None before `configure_model`.
+        engine: Draws rows of different z, and what `sampler` draws where that is the same.
+        sampler: Draws completions under one z.
+        head: Hidden states -> logits.
+        validated: Questions of this rank and their answers in the last validation.
+        records: One for each question of the last test.
+    """
+
+    policy: Any
+    engine: HFEngine
+    sampler: RolloutEngine
+    head: Head
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = None
+        self.val_correct = Accuracy()
+        self.validated: list[tuple[Example, Answer]] = []
+        self.records: list[Record] = []
+
+    # ------------------------------------------------------------------ sampling and verifying
+
+    @property
+    def task(self) -> Task:
+        """The task of the datamodule in use: what verifies answers."""
+        return self.trainer.datamodule.task  # type: ignore[attr-defined]  # Lightning sets it at run time
+
+    def answerer(self, task: Task | None = None) -> Answerer:
+        """The policy as what answers a task's prompts; None takes the datamodule's task."""
+        task = task or self.task
+        return Answerer(
+            self.policy,
+            task,
+            self.engine,
+            self.sampler,
+            self.head,
+            max_new_tokens=self.hparams["max_new_tokens"] or task.max_new_tokens,
+            max_rows=self.hparams["max_rollout_rows"],
+            rank=self.global_rank,
+            world_size=1 if self._trainer is None else self.trainer.world_size,
+            gather=gather_objects,
+            total=sum_over_ranks,
+        )
+
+    def sample(self, prompts: PromptBatch, temperature: float, seed: int) -> Rollouts:
+        """Completions under whatever is active: an adapter, the base, or a z for each row."""
+        return self.answerer().sample(prompts, temperature, seed)
+
+    def verify(self, rollouts: Rollouts) -> list[Verdict]:
+        """One verdict per completion; over 5 % without one stop the run."""
+        return self.answerer().verify(rollouts)
+
+    # ------------------------------------------------------------------ validation and test
+
+    def on_train_start(self) -> None:
+        """Where the learning curve begins: the validation accuracy before the first step."""
+        if self.global_step or not self.trainer.loggers:
+            return
+        loader = self.trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]  # set at run time
+        count = batches_within(loader, self.trainer.limit_val_batches)
+        for index, batch in enumerate(islice(loader, count)):
+            self.validation_step(batch.to(self.device), index)
+        if count:
+            metrics = {name: float(value) for name, value in self._val_score().items()}
+            for logger in self.trainer.loggers:
+                logger.log_metrics(metrics, step=0)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start a fresh set of answers."""
+        self.validated = []
+
+    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        """Score one batch of validation questions; an answer that could not be verified is no wrong one."""
+        answers = self.answerer().answer(prompts)
+        self.val_correct.update([a.correct for a in answers if a.correct is not None])
+        self.validated += zip(prompts.examples, answers, strict=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log accuracy and its standard error."""
+        self.log_dict(self._val_score())
+
+    def _val_score(self) -> dict[str, Tensor]:
+        score = self.val_correct.compute()  # over all ranks
+        self.val_correct.reset()
+        return {f"val/{name}": value.float() for name, value in score.items()}
+
+    def on_test_start(self) -> None:
+        """Start a fresh set of records."""
+        self.records = []
+
+    def test_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        """Answer one batch with the base and with the expert."""
+        h, data = self.hparams, self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
+        strategy = ThisExpert(h["test_samples"], h["test_temperature"], h["seed"])
+        self.records += evaluate_batch(strategy.adapt_to_task(self.answerer()), data, prompts, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """The records of all ranks, in the order of the questions."""
+        self.records = in_order(self.answerer(), self.records)

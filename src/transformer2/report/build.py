@@ -1,0 +1,123 @@
+"""From records to a report: the one place where `fit`, `test`, `adapt` and the evaluators inside `fit` make theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import comb
+from typing import Any
+
+from transformer2.metrics import Confusion, PassAtK
+from transformer2.report.notes import details as notes_on
+from transformer2.report.table import versions
+from transformer2.tasks import Task
+from transformer2.types import Record, Report, Score
+from transformer2.verifiers import isolation
+
+__all__ = ["Facts", "build_report", "label_confusion"]
+
+PASS_AT = (1, 5, 10, 100)  # the k of pass@k in the literature; those that the samples allow
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a report says besides the scores of its records; see `Report` for the fields."""
+
+    alpha: Mapping[str, Any] | None = None
+    evaluations: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def build_report(
+    records: Sequence[Record],
+    task: Task,
+    protocol: str,
+    seconds: Mapping[str, float],
+    seeds: tuple[int, ...],
+    name: str = "expert",
+    facts: Facts | None = None,
+) -> Report:
+    """The report of an evaluation.
+
+    Args:
+        records: All scored questions, of all ranks.
+        task: Whose they are.
+        protocol: `clean` or `paper`.
+        seconds: Wall-clock seconds by part.
+        seeds: Every seed used.
+        name: What notes call the result.
+        facts: What else there is to say.
+    """
+    facts = facts or Facts()
+    both = [(r.base.correct, r.result.correct) for r in records if None not in (r.base.correct, r.result.correct)]
+    base, result = ([bool(pair[side]) for pair in both] for side in (0, 1))
+    by_control: dict[str, list[bool]] = {control: [] for r in records[:1] for control in r.controls}
+    for control, right in by_control.items():
+        right += [bool(r.controls[control]) for r in records if r.controls[control] is not None]
+    details = {**notes_on(records, name), **_pass_at_k(records), **facts.details}
+    if facts.notes:
+        details["notes"] = [*facts.notes, *details.get("notes", ())]
+    return Report(
+        task=task.name,
+        protocol=protocol,
+        n=len(both),
+        base=Score.of(base),
+        result=Score.of(result),
+        paired_p=_mcnemar_p(base, result),
+        controls={control: Score.of(right) for control, right in by_control.items()},
+        alpha=facts.alpha,
+        evaluations=facts.evaluations,
+        seconds={part: round(value, 2) for part, value in seconds.items()},
+        seeds=seeds,
+        versions=versions(),
+        sandbox=isolation(task),
+        details=details,
+    )
+
+
+def label_confusion(records: Sequence[Record], task: Task) -> dict[str, Any]:
+    """Details of a task whose answers are labels: what each was taken for; {} for other tasks."""
+    if not (labels := getattr(task, "labels", ())):
+        return {}
+    confusion = Confusion(labels, sync_on_compute=False)  # every rank has all records
+    confusion.update((r.gold, r.result.verdict.extracted) for r in records if r.result.correct is not None)
+    return {"dispatch": confusion.scores(), "confusion": confusion.table()}
+
+
+def _pass_at_k(records: Sequence[Record]) -> dict[str, Any]:
+    """Over the questions with verdicts on k samples or more, where samples were drawn."""
+    drawn = {
+        "base": [r.base.samples for r in records if r.base.samples is not None],
+        "result": [r.result.samples for r in records if r.result.samples is not None],
+    }
+    if not any(drawn.values()):
+        return {}
+    scores: dict[str, dict[str, Any]] = {who: {} for who in drawn}
+    for who, samples in drawn.items():
+        for k in PASS_AT:
+            metric = PassAtK(k, sync_on_compute=False)
+            judged = [(right, n) for right, n in samples if n >= k]
+            metric.update([n for _, n in judged], [right for right, _ in judged])
+            if judged:
+                scores[who][str(k)] = {name: value.item() for name, value in metric.compute().items()}
+    return {"pass_at_k": scores}
+
+
+def _mcnemar_p(before: Sequence[bool], after: Sequence[bool]) -> float:
+    """Two-sided exact McNemar test of two sets of verdicts on the same questions.
+
+    Args:
+        before: Right or wrong, one per question.
+        after: The same questions, in the same order.
+
+    Returns:
+        The probability of a difference at least this large if right-to-wrong and wrong-to-right flips were equally
+        likely; 1 when nothing flipped.
+    """
+    gained = sum(b < a for b, a in zip(before, after, strict=True))
+    lost = sum(b > a for b, a in zip(before, after, strict=True))
+    flips = gained + lost
+    # Integers throughout: 2**flips overflows a float beyond about a thousand flips.
+    tail = sum(comb(flips, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**flips)

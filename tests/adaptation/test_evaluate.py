@@ -1,0 +1,127 @@
+"""One evaluation: what `test` scores, `evaluate` scores without a trainer; a fourth strategy is one class."""
+
+import csv
+import dataclasses
+
+import lightning as L
+import pytest
+import torch
+from fake_experts import ALL, make_experts
+from fakes import make_llama
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from toy_task import Broken
+
+from transformer2.adaptation.evaluate import evaluate
+from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy, ThisExpert
+from transformer2.callbacks.evaluator import AdaptationEvaluator
+from transformer2.data import ExpertDataModule, UnseenTaskDataModule
+from transformer2.errors import UserError
+from transformer2.module import SVFReinforceModule
+
+TASK = "toy_task.FirstLetter"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    base = str(make_llama(folder / "llama", init=0.25))
+    return base, make_experts(folder, base)
+
+
+def trainer_of(**options):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return L.Trainer(**{"accelerator": "cpu", "devices": 1, "logger": False, **quiet, **options})
+
+
+@pytest.fixture
+def tested(world):
+    """A module with a z of its own, after `trainer.test`, and its data."""
+    base, _ = world
+    module = SVFReinforceModule(base, adapter=ALL, dtype="float32", test_samples=2, seed=5)
+    module.configure_model()
+    with torch.no_grad():
+        for parameter in module.trained():
+            parameter.uniform_(-0.4, 0.4, generator=torch.Generator().manual_seed(0))
+    data = ExpertDataModule(TASK, base, eval_batch_size=6)
+    trainer_of().test(module, data, verbose=False)
+    data.setup("test")
+    return module, data
+
+
+def test_this_expert_scores_what_a_test_scores(tested):
+    module, data = tested
+    found = evaluate(module.answerer(), data, ThisExpert(samples=2, temperature=0.8, seed=5))
+    assert len(found.records) == 16 and list(found.records) == module.records
+    assert found.records[0].base != found.records[0].result and found.report.details["pass_at_k"]["result"]["1"]
+    assert [r.to_json()["row"] for r in found.records] == list(range(16))
+    assert "strategy" not in found.records[0].to_json() and found.report.controls == {}
+
+
+class HalfAndHalf(Strategy):
+    """A strategy of one's own: every second row is the first expert's, the others are the base's."""
+
+    name = "half"
+
+    def adapt_to_task(self, mixtures):
+        return Alternating(mixtures, self.name)
+
+
+class Alternating(AdaptedPolicy):
+    def adapt_to_batch(self, batch):
+        choices = [row % 2 for row in batch.positions]
+        return Choice(torch.eye(4)[[0 if c else 3 for c in choices]], [{"choice": c} for c in choices])
+
+
+def test_a_strategy_of_one_s_own_is_one_class(tested, world):
+    module, _ = tested
+    data = UnseenTaskDataModule(TASK, world[0], few_shot=2, test_limit=8)
+    data.setup("test")
+    before = {name: p.detach().clone() for name, p in module.policy.named_parameters()}
+    cache = {}
+    found = evaluate(module.answerer(data.task), data, HalfAndHalf(experts=world[1]), cache)
+    assert [r.choice["choice"] for r in found.records] == [r.row % 2 for r in found.records]
+    assert all(r.base.completion == r.result.completion for r in found.records if not r.row % 2)
+    assert any(r.base.completion != r.result.completion for r in found.records if r.row % 2)
+    singles = [r.controls["expert math"] == r.result.correct for r in found.records if r.row % 2]
+    assert all(singles) and found.records[0].to_json()["strategy"] == "half"
+    after = dict(module.policy.named_parameters())
+    assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
+    (judged,) = cache.values()
+    again = evaluate(module.answerer(data.task), data, Strategy(experts=world[1]), cache)
+    assert len(judged) == 8 and [r.base for r in again.records] == [r.base for r in found.records]
+    assert evaluate(module.answerer(data.task), data, Strategy(experts=world[1]), max_batches=0).records == []
+
+
+def test_too_many_failures_anywhere_stop_every_rank(tested, monkeypatch):
+    """What ranks exchange is two counts."""
+    module, data = tested
+    monkeypatch.setattr(Broken, "broken", 0)
+    answerer = module.answerer(Broken())
+    rollouts = answerer.sample(next(iter(data.test_dataloader())))
+    assert len(answerer.verify(rollouts)) == 6
+    one_of_two = dataclasses.replace(answerer, total=lambda mine: [mine[0] + 9, mine[1] + 3])
+    with pytest.raises(UserError, match=r"^9 of 9 answers could not be verified \(another process says why\)"):
+        one_of_two.verify(rollouts)
+
+
+@pytest.mark.parametrize(("limit", "asked"), [(0, 0), (1, 4), (0.5, 8), (1.0, 16)])
+def test_the_first_validation_honours_its_limit_and_reaches_every_logger(world, tmp_path, limit, asked):
+    base, experts = world
+    loggers = [TensorBoardLogger(tmp_path, name="board", version=""), CSVLogger(tmp_path, name="csv", version="")]
+    evaluator = AdaptationEvaluator(task=TASK, experts=experts, few_shot=2, test_limit=2, controls=False)
+    steps = {"max_steps": 1, "val_check_interval": 1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
+    trainer = trainer_of(logger=loggers, limit_val_batches=limit, log_every_n_steps=1, callbacks=[evaluator], **steps)
+    module = SVFReinforceModule(base, adapter=ALL, dtype="float32")
+    drawn = []
+    step = module.validation_step
+    module.validation_step = lambda batch, batch_idx: (
+        drawn.append((trainer.global_step, len(batch))),
+        step(batch, batch_idx),
+    )
+    trainer.fit(module, ExpertDataModule(TASK, base, batch_size=8, eval_batch_size=4))
+    assert sum(n for at, n in drawn if at == 0) == asked
+    with open(tmp_path / "csv" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    first = [row for row in rows if row["step"] == "0" and row.get("val/n")]
+    assert [float(row["val/n"]) for row in first] == [asked] * 2 * bool(asked)  # Lightning logs step 1 as its 0
+    assert any(row.get("adapt/base/accuracy") for row in rows) == bool(asked)
