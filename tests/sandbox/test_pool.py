@@ -60,7 +60,7 @@ def test_what_takes_too_long_is_killed_and_the_rest_answered(pool, hang):
     start = time.monotonic()
     answers = pool.map([b"echo a", hang, b"echo b", b"echo c"], 0.5)
     assert answers == [b"a", Lost.TIMEOUT, b"b", b"c"]
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
     assert pool.map([b"echo d"], 5.0) == [b"d"]
 
 
@@ -78,7 +78,7 @@ def test_the_deadline_gives_up_what_is_not_answered(pool):
     start = time.monotonic()
     answers = pool.map([b"echo a", b"sleep 60", b"sleep 60", b"sleep 60"], 30.0, deadline=1.0)
     assert answers == [b"a", Lost.DEADLINE, Lost.DEADLINE, Lost.DEADLINE]
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 30
     assert pool.map([b"echo b"], 5.0) == [b"b"]  # and not a late answer of the batch before
 
 
@@ -109,10 +109,13 @@ def test_answers_reset_the_count(pool):
 
 
 def test_start_warms_up_without_waiting():
-    pool = WorkerPool(WORKER, 2, env=ENV)
+    asleep = WorkerPool([sys.executable, "-c", "import time; time.sleep(60)"], 1, start_seconds=90.0)
     start = time.monotonic()
+    asleep.start()
+    assert time.monotonic() - start < 30
+    asleep.close()
+    pool = WorkerPool(WORKER, 2, env=ENV)
     pool.start()
-    assert time.monotonic() - start < 1
     assert pool.map([b"echo a"], 5.0) == [b"a"]
     pool.close()
     assert pool.map([b"echo again"], 5.0) == [b"again"]
