@@ -11,7 +11,7 @@ pytestmark = pytest.mark.distributed
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is installed on Linux alone")
 
-# Small enough a threshold that the matrices of a small model are shared out, and z (48 numbers) stays whole.
+# Small enough a threshold that the matrices of a small model are sharded, and z (48 numbers) stays whole.
 SHARDED = ("--trainer.strategy.init_args.whole_below", "1000", "--trainer.callbacks", "[shards.Shards]")
 FLAGS = {"zero2": (), "zero3": SHARDED, "zero3_offload": SHARDED}
 
