@@ -8,7 +8,7 @@ import resource
 import lightning as L
 import pytest
 import torch
-from fakes import make_llama
+from fakes import grouped, make_llama
 
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.callbacks.last_checkpoint import LastCheckpoint
@@ -83,7 +83,7 @@ def start(llama, tmp_path):
         base = str(llama if base is None else make_llama(tmp_path / base, seed=1, init=0.25))
         data = ExpertDataModule(task, base, batch_size=batch_size, seed=0)
         module = {"adapter": SVF, "lr": 0.05, "dtype": "float32", **module}
-        return trainer, SVFReinforceModule(base, **module), data, (curve, keeper, last)
+        return trainer, SVFReinforceModule(base, **grouped(**module)), data, (curve, keeper, last)
 
     return start
 
@@ -141,7 +141,8 @@ def test_another_rate_or_seed_is_named_and_holds(start):
     first.fit(module, data)
     second, module, data, (curve, *_) = start("second", max_steps=6, lr=0.01, lr_schedule="constant")
     with pytest.warns(
-        UserWarning, match=r"model.lr 0.05 -> 0.01, model.lr_schedule cosine -> constant, trainer.max_steps"
+        UserWarning,
+        match=r"model.optimizer.lr 0.05 -> 0.01, model.lr_scheduler WarmupCosine -> Warmup, trainer.max_steps",
     ):
         second.fit(module, data, ckpt_path=last.path)
     assert {round(value, 6) for (name, _), value in curve.points.items() if name == "train/lr"} == {0.01}

@@ -124,7 +124,9 @@ def test_masked_completions_weigh_nothing_and_the_others_as_before(make):  # noq
 
 
 def test_a_batch_that_is_cut_off_whole_changes_nothing_when_masked(make):  # noqa: F811
-    with pytest.warns(UserWarning, match=r"100% of the completions were cut off; raise model\.max_new_tokens"):
+    with pytest.warns(
+        UserWarning, match=r"100% of the completions were cut off; raise model\.sampling\.max_new_tokens"
+    ):
         steps, z = fitted(make, max_steps=1, mask_truncated=True, kl_coef=0.1, max_new_tokens=1)
     assert steps[0]["train/finished"] == 0 and all(p.eq(0).all() for p in z)
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Argument", "arguments", "members", "value_of"]
+__all__ = ["Argument", "arguments", "classes", "members", "value_of"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,15 @@ def _of_bases(names: _Names, cls: ast.ClassDef) -> dict[str, Argument]:
         with suppress(LookupError):  # a base of somebody else's
             found = {**arguments(names.path_of(ast.unparse(base))), **found}
     return found
+
+
+@cache
+def classes(module: str) -> list[str]:
+    """The names of public classes that a module defines or, if it defines none, imports."""
+    body = _Names(module).body
+    defined = [node.name for node in body if isinstance(node, ast.ClassDef)]
+    imported = [a.asname or a.name for node in body if isinstance(node, ast.ImportFrom) for a in node.names]
+    return [name for name in defined or imported if name[0].isupper()]
 
 
 @cache

@@ -10,6 +10,7 @@ import torch
 
 from transformer2.data.prompts import collate
 from transformer2.errors import ConfigError
+from transformer2.seeds import seed_at
 from transformer2.types import Example, PromptBatch
 
 
@@ -73,8 +74,12 @@ class PromptLoader:
     def _order(self, epoch: int) -> list[int]:
         if self.shuffle_seed is None:
             return list(range(len(self.examples)))
-        generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(seed_at(self.shuffle_seed, epoch))
         return torch.randperm(len(self.examples), generator=generator).tolist()
+
+    def go_to(self, batch: int) -> None:
+        """Go on with this batch of the run, counted from 0 over all epochs."""
+        self.batches_seen = batch
 
     def state_dict(self) -> dict[str, int]:
         """The position, for Lightning's checkpoint."""
@@ -82,4 +87,4 @@ class PromptLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where the checkpoint was written."""
-        self.batches_seen = state["batches_seen"]
+        self.go_to(state["batches_seen"])

@@ -47,8 +47,8 @@ class Alarms:
                 "mismatch",
                 step,
                 f"the sampler's log-probabilities are {off:.2f} nats a token off. With vLLM: does the server hold this "
-                "base, and was it started as docs/rollouts.md says? Else: model.importance_cap 2.0 corrects for the "
-                "rounding of merged weights, model.merge_rollouts false avoids it",
+                "base, and was it started as docs/rollouts.md says? Else: model.loss.importance_cap 2.0 corrects for "
+                "the rounding of merged weights, model.memory.merge_rollouts false avoids it",
             )
 
     def notes(self) -> list[str]:
@@ -68,12 +68,12 @@ def _without_signal(reward: float, verdicts: Sequence[Verdict]) -> str:
     if math.isnan(reward):
         what, why = "no completion got a reward", "why does the task's verifier abstain?"
     elif abs(reward) < 1:
-        what, why = "all completions of a prompt got the same reward", "is model.temperature too low?"
+        what, why = "all completions of a prompt got the same reward", "is model.sampling.temperature too low?"
     else:
         hard = "too hard" if reward < 0 else "too easy"
         what = f"every reward was {reward:+g}"
         why = f"is the task {hard} for this model, are answers cut off or in another form than the verifier reads, "
-        why += "is model.temperature right?"
+        why += "is model.sampling.temperature right?"
     found = sum(v.extracted is not None for v in verdicts)
     return (
         f"{FLAT_STEPS_TO_WARN_OF} steps in a row had nothing to learn from: {what}. Verdicts: "
