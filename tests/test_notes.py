@@ -159,7 +159,7 @@ def test_a_stop_string_from_the_command_line(base, tmp_path):
     assert {r["finished"] for r in records} == {True, False} or all(r["finished"] for r in records)
     assert not any("a" in r["completion"] for r in records)
     config = (tmp_path / "run" / "config.yaml").read_text()
-    assert "- <|end_header_id|>\n  - 17\n  - a\n" in config
+    assert "- <|end_header_id|>\n    - 17\n    - a\n" in config
 
 
 @pytest.mark.parametrize("value", ["['']", "[true]", "[1.5]"])

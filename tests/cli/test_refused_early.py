@@ -59,7 +59,7 @@ EARLY = [  # words, what the line says
     ([*FIT, "--trainer.max_time", "foo"], "DD:HH:MM:SS"),
     ([*FIT, "--trainer.val_check_interval", "foo"], "trainer.val_check_interval"),
     ([*FIT, "--trainer.devices", "1,1"], "names a device twice"),
-    ([*FIT, "--model.test.samples", "10", "--model.test.temperature", "0"], "test_temperature 0"),
+    ([*FIT, "--model.test.samples", "10", "--model.test.temperature", "0"], "model.test.temperature 0"),
     (
         [*FIT, "--model.lr_scheduler.warmup_steps", "100", "--trainer.max_steps", "100"],
         "warmup_steps 100 leaves no step",

@@ -91,7 +91,7 @@ def test_the_first_change_that_fits_comes_in_order() -> None:
         advised = advise(asked, limit * 1e9)
         assert advised is not None and memory(advised).peak <= limit * 1e9
         words = changes(asked, advised)
-        return [word if "--config" in word else word.split()[0].removeprefix("--model.") for word in words]
+        return [word if "--config" in word else word.split()[0].removeprefix("--model.memory.") for word in words]
 
     def staged(limit: float) -> list[str]:
         asked = job(LLAMA70, micro_batch_tokens=768, max_rollout_rows=4).with_(strategy="ddp", gpus=8)
@@ -190,7 +190,7 @@ def test_fit_refuses_what_cannot_fit(
     assert main([*run, str(tmp_path / "a")]) == 2
     error = capsys.readouterr().err
     assert "--model.memory.micro_batch_tokens" in error and "--no_preflight" in error and error.count("\n") == 1
-    flags = re.findall(r"(--model\.\w+) (\S+)", error)
+    flags = re.findall(r"(--model\.[\w.]+) (\S+)", error)
     assert main([*run, str(tmp_path / "b"), *(word for flag in flags for word in flag)]) == 0  # the advice is right
     assert main([*run, str(tmp_path / "c"), "--no_preflight"]) == 0
 

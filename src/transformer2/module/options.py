@@ -16,6 +16,7 @@ from transformer2.rl.kl import KL
 Group = TypeVar("Group")
 
 
+@dataclass(frozen=True)  # as jsonargparse wants all bases of a group to be
 class _Options:
     """A group of `model`, named after its class; its fields are checked against their annotations."""
 
