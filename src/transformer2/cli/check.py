@@ -324,7 +324,9 @@ def _nearest_choice(value: Any, hint: Any) -> str:
 def suggestion(wrong: str, known: Mapping[str, Mapping[str, Any]]) -> str:
     """`; did you mean model.loss.kl?` for a key that is none: by others' word, another section, its spelling."""
     section, _, key = wrong.rpartition(".")
-    inner = {f"{n}.{k}": a.hint for n, own in known.items() for k, a in own.items() if isinstance(a.hint, dict)}
+    inner: dict[str, Any] = {
+        f"{n}.{k}": a.hint for n, own in known.items() for k, a in own.items() if isinstance(a.hint, dict)
+    }
     inner |= {"model.optimizer": OPTIMIZER_RANGES, "model.lr_scheduler": ("warmup_steps",)} if "model" in known else {}
     keys = [f"{n}.{k}" for n, own in {**inner, **known}.items() for k in own if f"{n}.{k}" not in ELSEWHERE]
     ours = OURS.get(key) or next((k for k in keys if k.endswith(f".{key}")), None)

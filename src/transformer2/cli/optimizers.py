@@ -27,7 +27,7 @@ def class_and_arguments(key: str, value: Any) -> dict[str, Any]:
     Raises:
         ConfigError: It is neither a class nor arguments, or there is no class of that name.
     """
-    given = {"class_path": value} if isinstance(value, str) else value
+    given: Any = {"class_path": value} if isinstance(value, str) else value
     if not isinstance(given, Mapping) or not isinstance(given.get("init_args") or {}, Mapping):
         raise ConfigError(f"model.{key} must be a class or keys and values, not {written(value)}")
     path = given.get("class_path")

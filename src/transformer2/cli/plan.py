@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -99,8 +99,8 @@ def sections(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 
 def complete(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments of a constructor, defaults included, and groups as mappings."""
-    defaults = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
-    groups = {key: asdict(type(v)(**given.get(key, {}))) for key, v in defaults.items() if is_dataclass(v)}
+    defaults: dict[str, Any] = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+    groups = {key: asdict(replace(v, **given.get(key, {}))) for key, v in defaults.items() if is_dataclass(v)}
     return {**defaults, **given, **groups}
 
 

@@ -26,15 +26,16 @@ class Alarms:
         self.steps = self.flat_steps = self._flat_in_a_row = 0
         self._said: set[str] = set()
 
-    def look(self, step: int, metrics: Mapping[str, float], flat: bool, verdicts: Sequence[Verdict]) -> None:
+    def look(self, step: int, metrics: Mapping[str, float], grouped: bool, verdicts: Sequence[Verdict]) -> None:
         """Warn of what is wrong with a step.
 
         Args:
             step: Its number.
             metrics: What it logged.
-            flat: Whether it had no signal.
+            grouped: Whether the baseline is of the completions of one prompt: no signal if those are all equal.
             verdicts: On the completions of this rank.
         """
+        flat = bool(metrics["reward/zero_std"]) or (grouped and metrics["reward/equal_groups"] == 1)
         self.steps += 1
         self.flat_steps += flat
         self._flat_in_a_row = self._flat_in_a_row + 1 if flat else 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,6 +20,7 @@ from transformer2.policy import (
     eos_token_ids,
     expert_adapter,
     load_base,
+    load_expert,
     load_tokenizer,
 )
 from transformer2.rollout.base import RolloutEngine
@@ -42,6 +45,13 @@ def load_policy(module: SVFReinforceModule) -> tuple[PreTrainedTokenizerBase, Pe
     policy.peft_config["default"].base_model_name_or_path = module.base
     policy.peft_config["default"].revision = module.model_kwargs.get("revision")
     return load_tokenizer(module.base, module.model_kwargs), policy
+
+
+def begin_with(policy: PeftModel, expert: Path) -> str:
+    """Load an expert's weights; their SHA-256."""
+    load_expert(policy, expert)
+    weights = (p.detach().float().cpu().numpy().tobytes() for p in policy.parameters() if p.requires_grad)
+    return hashlib.sha256(b"".join(weights)).hexdigest()
 
 
 def make_engines(

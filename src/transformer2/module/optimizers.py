@@ -93,7 +93,7 @@ def settings(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable) ->
             raise ConfigError(f"model.optimizer.{name} must be {expected(hint)}, not {value}")
     of_scheduler = {k: v for k, v in vars(scheduler).items() if k not in POSITION and not k.startswith("_")}
     plain = bool | int | float | str | list | tuple | None
-    found = {"model.optimizer": type(built).__name__, "model.lr_scheduler": type(scheduler).__name__}
+    found: dict[str, Any] = {"model.optimizer": type(built).__name__, "model.lr_scheduler": type(scheduler).__name__}
     found |= {f"model.optimizer.{k}": v for k, v in built.defaults.items() if isinstance(v, plain)}
     return found | {
         f"model.lr_scheduler.{k}": v for k, v in of_scheduler.items() if isinstance(v, plain) and k != "lr_lambdas"

@@ -28,7 +28,6 @@ def score(
     policy: Any,
     head: Head,
     rollouts: Rollouts,
-    *,
     kl: KL | None = None,
     temperature: float = 1.0,
     recompute: bool = False,

@@ -18,7 +18,6 @@ docs/adr/0001-manual-optimisation.md).
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import asdict, replace
 from functools import partial, reduce
@@ -42,13 +41,13 @@ from transformer2.halving import run_or_halve
 from transformer2.module.alarms import Alarms
 from transformer2.module.evaluation import PolicyModule
 from transformer2.module.identity import KEY, changes_rate, check_identity, identity
-from transformer2.module.loading import check_trained_whole, load_policy, make_engines
+from transformer2.module.loading import begin_with, check_trained_whole, load_policy, make_engines
 from transformer2.module.meter import StepMeter, step_metrics
 from transformer2.module.optimizers import WarmupCosine, build, restart, settings
 from transformer2.module.options import GROUPS, LossOptions, MemoryOptions, SamplingOptions, TestOptions, group
 from transformer2.module.scores import score
-from transformer2.policy import DType, adapter_config, check_halves, lm_head, load_expert
-from transformer2.rl.advantages import advantages
+from transformer2.policy import DType, adapter_config, check_halves, lm_head
+from transformer2.rl.advantages import GROUPED, advantages
 from transformer2.rl.gradient import clipped, gradient_of, with_gradient
 from transformer2.rl.loss import importance_weights, reinforce_loss
 from transformer2.rl.packing import pack_rows, split_rows
@@ -110,12 +109,9 @@ class SVFReinforceModule(PolicyModule):
         super().__init__()
         check_arguments("model", SVFReinforceModule.__init__, locals())
         self.sampling, self.loss = group(SamplingOptions, sampling), group(LossOptions, loss)
-        self.memory, self.test, self.vllm = (
-            group(MemoryOptions, memory),
-            group(TestOptions, test),
-            group(VLLMOptions, vllm),
-        )
-        if self.loss.baseline in ("rloo", "group_norm") and self.sampling.num_completions < 2:
+        self.memory, self.test = group(MemoryOptions, memory), group(TestOptions, test)
+        self.vllm = group(VLLMOptions, vllm)
+        if self.loss.baseline in GROUPED and self.sampling.num_completions < 2:
             raise ConfigError(
                 f"model.loss.baseline {self.loss.baseline!r} compares completions of one prompt; set "
                 "model.sampling.num_completions >= 2"
@@ -125,8 +121,8 @@ class SVFReinforceModule(PolicyModule):
         self.optimizer, self.lr_scheduler, self.max_grad_norm = optimizer, lr_scheduler, max_grad_norm
         self.engine_name, self.seed = rollout, seed
         self.rate = settings(optimizer, lr_scheduler)
-        plain = {"base": base, "adapter": adapter, "dtype": dtype, "model_kwargs": model_kwargs, "rollout": rollout}
-        plain |= {"max_grad_norm": max_grad_norm, "seed": seed}
+        plain: dict[str, Any] = {"max_grad_norm": max_grad_norm, "rollout": rollout, "seed": seed}
+        plain |= {"base": base, "adapter": adapter, "dtype": dtype, "model_kwargs": model_kwargs}
         self.save_hyperparameters(plain | {name: asdict(getattr(self, name)) for name in GROUPS}, logger=False)
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not the base
@@ -153,9 +149,7 @@ class SVFReinforceModule(PolicyModule):
         if lockstep is None:
             self._check_model()
         if self.expert is not None:
-            load_expert(self.policy, self.expert)
-            weights = b"".join(p.detach().float().cpu().numpy().tobytes() for p in self.trained())
-            self.began_with = hashlib.sha256(weights).hexdigest()
+            self.began_with = begin_with(self.policy, self.expert)
 
     # ------------------------------------------------------------------ the equation
 
@@ -182,10 +176,8 @@ class SVFReinforceModule(PolicyModule):
             verdicts = self.last_verdicts = self.verify(rollouts)
         mine = torch.tensor([math.nan if v.reward is None else v.reward for v in verdicts], device=self.device)
         # Prompt p of rank r is prompt p * world_size + r of the batch (data/loader.py); its completions are neighbours.
-        by_rank = self.trainer.strategy.all_gather(mine).view(
-            self.trainer.world_size, -1, self.sampling.num_completions
-        )
-        return by_rank.transpose(0, 1).flatten()
+        all_B = self.trainer.strategy.all_gather(mine)
+        return all_B.view(self.trainer.world_size, -1, self.sampling.num_completions).transpose(0, 1).flatten()
 
     def advantages(self, rewards_B: Tensor) -> Tensor:
         """Advantages of this rank's rows, against the baseline over the whole batch."""
@@ -229,17 +221,12 @@ class SVFReinforceModule(PolicyModule):
         sampled_BC = rollouts.completion_mask_BC.bool()
         measured = bool(self.loss.kl_coef) or self.global_step % KL_MONITOR_EVERY == 0
         with self.meter.timed("logprobs"):
-            logprobs_N, kl_N, entropy_N = score(
-                self.policy,
-                self.head,
-                rollouts,
-                kl=self.loss.kl if measured else None,
-                temperature=self.sampling.temperature,
-                recompute=self.memory.activation_checkpointing,
-            )
+            kl, recompute = self.loss.kl if measured else None, self.memory.activation_checkpointing
+            scores = score(self.policy, self.head, rollouts, kl, self.sampling.temperature, recompute)
+        logprobs_N, kl_N, entropy_N = scores
         said_N = None if rollouts.logprobs_BC is None else rollouts.logprobs_BC[sampled_BC]
-        cap = self.loss.importance_cap
-        weights_N = None if said_N is None or cap is None else importance_weights(logprobs_N, said_N, cap)
+        cap = self.loss.importance_cap or math.inf
+        weights_N = None if said_N is None or cap == math.inf else importance_weights(logprobs_N, said_N, cap)
         loss = reinforce_loss(
             logprobs_N,
             kl_N,
@@ -296,9 +283,7 @@ class SVFReinforceModule(PolicyModule):
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         metrics = step_metrics(step, rewards_B, self.sampling.num_completions) | self.meter.read()
         metrics |= {"train/grad_norm": norm, "train/lr": lr, "train/skipped": float(not finite)}
-        in_groups = self.loss.baseline in ("rloo", "group_norm") and metrics["reward/equal_groups"] == 1
-        flat = bool(metrics["reward/zero_std"]) or in_groups
-        self.alarms.look(self.global_step, metrics, flat, self.last_verdicts)
+        self.alarms.look(self.global_step, metrics, self.loss.baseline in GROUPED, self.last_verdicts)
         self.log_dict(metrics, batch_size=len(rewards_B))
 
     # ------------------------------------------------------------------ Lightning's joints
