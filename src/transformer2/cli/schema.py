@@ -136,7 +136,11 @@ class _Names(dict[str, Any]):
     def argument(self, name: str, hint: ast.expr | None, default: ast.expr | None, lines: dict[str, str]) -> Argument:
         """One argument from its syntax tree."""
         value = None if default is None else ast.unparse(default)
-        return Argument(Any if hint is None else self.evaluate(hint), value, lines.get(name, ""))
+        try:
+            known = Any if hint is None else self.evaluate(hint)
+        except TypeError:  # torch's, of a name that is imported for type checkers alone: Any[...]
+            known = Any
+        return Argument(known, value, lines.get(name, ""))
 
     def evaluate(self, annotation: ast.expr) -> Any:
         """An annotation of ours as a type."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from transformer2.arguments import OPTIMIZER_RANGES, Count, NotNegativeInt, check_arguments, expected, fits, written
 from transformer2.errors import ConfigError
@@ -83,7 +83,7 @@ def settings(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable) ->
         scheduler = lr_scheduler(built)
     except (TypeError, ValueError) as e:
         raise ConfigError(f"model.lr_scheduler cannot be built: {e}") from e
-    if not isinstance(scheduler, LRScheduler):
+    if isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, LRScheduler):
         raise ConfigError(
             f"model.lr_scheduler {type(scheduler).__name__} waits for a metric; use one that follows the steps alone"
         )
