@@ -144,7 +144,7 @@ def test_another_rate_or_seed_is_named_and_holds(start):
     second, module, data, (curve, *_) = start("second", max_steps=6, lr=0.01, lr_schedule="constant")
     with pytest.warns(
         UserWarning,
-        match=r"model.optimizer.lr 0.05 -> 0.01, model.lr_scheduler WarmupCosine -> Warmup, trainer.max_steps",
+        match=r"model.lr_scheduler WarmupCosine -> Warmup, model.optimizer.lr 0.05 -> 0.01, trainer.max_steps",
     ):
         second.fit(module, data, ckpt_path=last.path)
     assert {round(value, 6) for (name, _), value in curve.points.items() if name == "train/lr"} == {0.01}

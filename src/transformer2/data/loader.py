@@ -77,14 +77,10 @@ class PromptLoader:
         generator = torch.Generator().manual_seed(seed_at(self.shuffle_seed, epoch))
         return torch.randperm(len(self.examples), generator=generator).tolist()
 
-    def go_to(self, batch: int) -> None:
-        """Go on with this batch of the run, counted from 0 over all epochs."""
-        self.batches_seen = batch
-
     def state_dict(self) -> dict[str, int]:
         """The position, for Lightning's checkpoint."""
         return {"batches_seen": self.batches_seen}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where the checkpoint was written."""
-        self.go_to(state["batches_seen"])
+        self.batches_seen = state["batches_seen"]

@@ -333,7 +333,8 @@ class SVFReinforceModule(PolicyModule):
         """A resumed run goes on with its next batch, and at its own rate, not at the one in the optimizer's state."""
         super().on_train_start()
         if isinstance(loader := self.trainer.train_dataloader, PromptLoader):
-            loader.go_to(self.global_step)  # counting batches for max_epochs, Lightning forgets the position
+            # Counting batches for max_epochs, Lightning forgets the position.
+            loader.load_state_dict({"batches_seen": self.global_step})
         if changes_rate(self.changed):
             fresh = self._built([torch.nn.Parameter(torch.zeros(1))])
             restart(self.trainer.optimizers[0], cast(LRScheduler, self.lr_schedulers()), *fresh)
