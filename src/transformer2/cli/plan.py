@@ -100,7 +100,11 @@ def sections(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 def complete(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments of a constructor, defaults included, and groups as mappings."""
     defaults: dict[str, Any] = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
-    groups = {key: asdict(replace(v, **given.get(key, {}))) for key, v in defaults.items() if is_dataclass(v)}
+    groups = {
+        key: asdict(replace(v, **given.get(key, {})))
+        for key, v in defaults.items()
+        if is_dataclass(v) and not isinstance(v, type)
+    }
     return {**defaults, **given, **groups}
 
 
