@@ -89,7 +89,8 @@ class HFEngine(RolloutEngine):
         anyone = longest_first[:1]
 
         def draw(rows: Tensor, idle: bool = False) -> None:
-            ids_BC[rows], count_B[rows] = self.pad_id, 0  # of an attempt that ran out of memory
+            if not idle:  # of an attempt that ran out of memory
+                ids_BC[rows], count_B[rows] = self.pad_id, 0
             for t, alive, token, logprob in self._decode(
                 policy, prompts, rows, ids_BC, uniforms_BC, sampling, select, idle
             ):
