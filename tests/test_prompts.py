@@ -17,7 +17,6 @@ from transformer2.callbacks.evaluator import AdaptationEvaluator
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule, collate, render
 from transformer2.data.prompts import ChatTemplate
 from transformer2.errors import ConfigError, DataError
-from transformer2.module import SVFReinforceModule
 from transformer2.policy import load_tokenizer
 from transformer2.types import Example
 
