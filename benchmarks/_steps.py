@@ -13,11 +13,10 @@ import torch
 from _reference import RecomposedLinear, recompose_all
 from torch import Tensor, nn
 
-from transformer2.module import predicting_states
-from transformer2.policy import lm_head, reference
+from transformer2.module.scores import score
+from transformer2.policy import lm_head
 from transformer2.rl.kl import full_kl
-from transformer2.rl.logprobs import chunk_tokens, score_tokens
-from transformer2.rl.loss import reinforce_loss, sum_by_row
+from transformer2.rl.loss import reinforce_loss
 from transformer2.types import Rollouts
 
 __all__ = ["KL_COEF", "forward_of", "reference_step_of", "step_of"]
@@ -28,22 +27,11 @@ KL_COEF = 0.2
 def forward_of(policy: Any, batch: Rollouts, advantages_B: Tensor, kl_coef: float) -> Callable[[], Tensor]:
     """The loss of a batch, with its graph."""
     head = lm_head(policy)
-    sampled_BC = batch.completion_mask_BC.bool()
 
     def forward() -> Tensor:
-        ref_hidden_ND = None
-        if kl_coef:
-            with torch.no_grad(), reference(policy):
-                ref_hidden_ND = predicting_states(policy, batch)
-        scores = score_tokens(
-            predicting_states(policy, batch),
-            batch.completion_ids_BC[sampled_BC],
-            head,
-            ref_hidden_ND,
-            chunk=chunk_tokens(policy.config.vocab_size),
-        )
-        logprobs_B, kl_B = sum_by_row(scores.logprobs_N, sampled_BC), sum_by_row(scores.kl_N, sampled_BC)
-        return reinforce_loss(logprobs_B, advantages_B, kl_B, kl_coef=kl_coef, num_rows=len(batch))[0]
+        logprobs_N, kl_N, _ = score(policy, head, batch, kl="full" if kl_coef else None)
+        mask_BC = batch.completion_mask_BC
+        return reinforce_loss(logprobs_N, kl_N, mask_BC, advantages_B, kl_coef=kl_coef, num_rows=len(batch))
 
     return forward
 

@@ -108,6 +108,7 @@ def _score(flags: list[str], experts: dict[str, Path], toy: bool) -> dict[str, S
     configs = [value for flag, value in zip(flags[::2], flags[1::2], strict=True) if flag == "--config"]
     overrides = [(flag[2:], value) for flag, value in zip(flags[::2], flags[1::2], strict=True) if flag != "--config"]
     model: dict[str, Any] = compose(["conf/tiny_math.yaml", *configs], overrides, KEYS)["model"]
+    model.pop("optimizer")  # nothing is trained here
     module = SVFReinforceModule(**{**model, "base": "tiny"})
     data = ExpertDataModule(task=TASK, base="tiny", test_limit=8 if toy else None)
     scores: dict[str, Score] = {}

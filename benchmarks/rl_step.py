@@ -38,6 +38,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 import transformer2
 from transformer2.data import ExpertDataModule
 from transformer2.module import SVFReinforceModule
+from transformer2.module.options import LossOptions, SamplingOptions
 from transformer2.tiny import model_path
 
 TASK = "tiny_math"
@@ -178,8 +179,9 @@ def ours(
             default_root_dir=scratch, callbacks=[Pause(stepper)],
         )  # fmt: skip
         module = SVFReinforceModule(
-            str(base), adapter, "float32", lr=lr, baseline="group_norm" if group > 1 else "batch_mean",
-            num_completions=group, kl_coef=kl_coef, max_new_tokens=budget,
+            str(base), adapter, "float32", optimizer=lambda params: torch.optim.AdamW(params, lr=lr, weight_decay=0.0),
+            sampling=SamplingOptions(num_completions=group, max_new_tokens=budget),
+            loss=LossOptions(baseline="group_norm" if group > 1 else "batch_mean", kl_coef=kl_coef),
         )  # fmt: skip
         trainer.fit(module, ExpertDataModule(TASK, str(base), batch_size=completions // group))
 

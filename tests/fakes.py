@@ -1,6 +1,8 @@
 """Small real models: random weights, a byte-level tokenizer, a Llama-3-shaped chat template."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -25,6 +27,23 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     fast.add_special_tokens({"additional_special_tokens": SPECIAL[1:4]})
     fast.chat_template = TEMPLATE
     return fast
+
+
+def grouped(**options: Any) -> dict[str, Any]:
+    """Arguments of SVFReinforceModule, those of its groups by their own names."""
+    from transformer2.cli.check import MOVED
+    from transformer2.module.optimizers import Warmup, WarmupCosine
+
+    given: dict[str, Any] = {}
+    rate = {name: options.pop(name) for name in ("lr", "betas", "eps", "weight_decay") if name in options}
+    if rate:
+        given["optimizer"] = partial(torch.optim.AdamW, **{"lr": 1e-2, "weight_decay": 0.0, **rate})
+    if "lr_schedule" in options:
+        given["lr_scheduler"] = {"constant": Warmup, "cosine": WarmupCosine}[options.pop("lr_schedule")]
+    for name, value in options.items():
+        group, _, key = MOVED.get(name, name).partition(".")
+        given[group] = {**given.get(group, {}), key: value} if key else value
+    return given
 
 
 def make_llama(

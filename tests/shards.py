@@ -4,15 +4,17 @@ import math
 
 import lightning as L
 
+from transformer2.module import training
+from transformer2.rl.loss import reinforce_loss
+
 
 class Poison(L.Callback):
     """At the second step the loss of the last process is NaN."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_rank == trainer.world_size - 1:
-            original = type(pl_module).loss
             factor = math.nan if trainer.global_step == 1 else 1.0
-            pl_module.loss = lambda *args: original(pl_module, *args) * factor
+            training.reinforce_loss = lambda *args, **kwargs: reinforce_loss(*args, **kwargs) * factor
 
 
 class Shards(L.Callback):

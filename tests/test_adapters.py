@@ -277,7 +277,7 @@ def test_another_base_is_named(folder: Path, tmp_path: Path) -> None:
 
 def test_a_lora_run_is_scored_as_it_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = make_llama(tmp_path / "my bäse", init=0.25)
-    small = ["--data.task", "toy_task.FirstLetter", "--model.max_new_tokens", "6", "--quiet"]
+    small = ["--data.task", "toy_task.FirstLetter", "--model.sampling.max_new_tokens", "6", "--quiet"]
     adapter = "{peft_type: LORA, r: 16, lora_alpha: 512, use_rslora: true, target_modules: [up_proj]}"
     command = ["fit", "--config", "conf/tiny.yaml", "--model.base", str(base), "--model.adapter", adapter, *small]
     steps = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--data.batch_size", "8"]

@@ -29,7 +29,7 @@ from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.decompose import decompose
 from transformer2.svf.fingerprint import fingerprint, fingerprint_checkpoint
 
-SMALL = ["--data.task", "toy_task.FirstLetter", "--model.max_new_tokens", "6", "--quiet"]
+SMALL = ["--data.task", "toy_task.FirstLetter", "--model.sampling.max_new_tokens", "6", "--quiet"]
 STEPS = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--data.batch_size", "8"]
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}<|start_header_id|>"
 
@@ -174,7 +174,16 @@ def test_paths_with_spaces_tildes_and_umlauts(tmp_path: Path, monkeypatch: pytes
     assert main(["experts", "show", expert, mixed]) == 0
     adapt = ["adapt", "--strategy", "cem", "--model.base", base, "--data.task", "toy_task.FirstLetter", "--quiet"]
     search = ["--adapt.experts", json.dumps([expert, mixed], ensure_ascii=False), "--adapt.generations", "1"]
-    few = ["--data.few_shot", "4", "--data.test_limit", "4", "--model.max_new_tokens", "6", "--adapt.population", "4"]
+    few = [
+        "--data.few_shot",
+        "4",
+        "--data.test_limit",
+        "4",
+        "--model.sampling.max_new_tokens",
+        "6",
+        "--adapt.population",
+        "4",
+    ]
     assert main([*adapt, *search, *few, "--run_dir", str(tmp_path / "a")]) == 0
     assert main(["export", "--expert", expert, "--out", "~/plain mödel", "--quiet"]) == 0
     assert (tmp_path / "plain mödel" / "model.safetensors").is_file()
@@ -211,7 +220,7 @@ def test_a_card_of_a_hub_base_loads_it_by_name(tmp_path: Path) -> None:
 def test_export_is_a_plain_model(adapter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = make_llama(tmp_path / "base", init=0.25)
     run = ["fit", "--config", "conf/tiny.yaml", "--model.base", str(base), "--model.adapter", adapter, *SMALL, *STEPS]
-    assert main([*run, "--model.lr", "0.3", "--run_dir", str(tmp_path / "run")]) == 0
+    assert main([*run, "--model.optimizer.lr", "0.3", "--run_dir", str(tmp_path / "run")]) == 0
     expert, out = tmp_path / "run" / "expert", tmp_path / "out"
     assert main(["export", "--expert", str(expert), "--out", str(out), "--quiet"]) == 0
     ids = torch.arange(5, 25).view(2, 10)

@@ -4,11 +4,12 @@ import os
 import pickle
 import random
 import resource
+from functools import partial
 
 import lightning as L
 import pytest
 import torch
-from fakes import make_llama
+from fakes import grouped, make_llama
 
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.callbacks.last_checkpoint import LastCheckpoint
@@ -16,6 +17,7 @@ from transformer2.checkpoints import pack, read_checkpoint, seal_folder, write_c
 from transformer2.data import ExpertDataModule
 from transformer2.errors import CheckpointError
 from transformer2.module import SVFReinforceModule
+from transformer2.module.identity import KEY
 
 SVF = {"peft_type": "SVF", "target_modules": "all-linear"}
 CONTENT = {"state_dict": {"z": torch.arange(64.0)}, "loops": {"step": 3, "rate": 1e-3, "names": ["a", None]}}
@@ -82,8 +84,8 @@ def start(llama, tmp_path):
         )
         base = str(llama if base is None else make_llama(tmp_path / base, seed=1, init=0.25))
         data = ExpertDataModule(task, base, batch_size=batch_size, seed=0)
-        module = {"adapter": SVF, "lr": 0.05, "dtype": "float32", **module}
-        return trainer, SVFReinforceModule(base, **module), data, (curve, keeper, last)
+        module = {"adapter": SVF, "dtype": "float32", **({} if "optimizer" in module else {"lr": 0.05}), **module}
+        return trainer, SVFReinforceModule(base, **grouped(**module)), data, (curve, keeper, last)
 
     return start
 
@@ -141,10 +143,33 @@ def test_another_rate_or_seed_is_named_and_holds(start):
     first.fit(module, data)
     second, module, data, (curve, *_) = start("second", max_steps=6, lr=0.01, lr_schedule="constant")
     with pytest.warns(
-        UserWarning, match=r"model.lr 0.05 -> 0.01, model.lr_schedule cosine -> constant, trainer.max_steps"
+        UserWarning,
+        match=r"model.lr_scheduler WarmupCosine -> Warmup, model.optimizer.lr 0.05 -> 0.01, trainer.max_steps",
     ):
         second.fit(module, data, ckpt_path=last.path)
     assert {round(value, 6) for (name, _), value in curve.points.items() if name == "train/lr"} == {0.01}
+
+
+def test_a_checkpoint_of_before_the_groups_is_scored_and_not_resumed(start, tmp_path):
+    first, module, data, (_, _, last) = start(max_steps=2)
+    first.fit(module, data)
+    content = read_checkpoint(last.path)
+    settings = content[KEY]["settings"]
+    content[KEY]["settings"] = {"model.lr": 0.05, **{k: v for k, v in settings.items() if not k.startswith("model.")}}
+    write_checkpoint(pack(content), old := tmp_path / "old.ckpt")
+    second, module, data, _ = start("second", max_steps=4)
+    with pytest.raises(CheckpointError, match=r"whose settings had other names and is not resumed; `test"):
+        second.fit(module, data, ckpt_path=old)
+    third, module, data, _ = start("third")
+    third.validate(module, data, ckpt_path=old, verbose=False)
+
+
+def test_the_state_of_another_optimizer_is_refused(start):
+    first, module, data, (_, _, last) = start(max_steps=2)
+    first.fit(module, data)
+    second, module, data, _ = start("second", max_steps=4, optimizer=partial(torch.optim.SGD, lr=0.1))
+    with pytest.raises(CheckpointError, match=r"holds the state of AdamW, this run's model.optimizer is SGD"):
+        second.fit(module, data, ckpt_path=last.path)
 
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "down_proj"]}

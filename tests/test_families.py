@@ -10,7 +10,7 @@ from svf_families import randomize
 from transformer2 import z_rows
 from transformer2.data import collate
 from transformer2.errors import ConfigError
-from transformer2.module.training import predicting_states
+from transformer2.module import predicting_states
 from transformer2.policy import build_policy, check_halves, lm_head
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine

@@ -87,13 +87,13 @@ def test_rows_without_a_verdict_add_no_kl_either(make, monkeypatch):  # noqa: F8
         for p in module.trained():
             p.add_(0.05)  # away from the base, where the KL has a gradient
     seen = {}
-    original = module.add_gradient
+    original = module.part_of_step
 
-    def add_gradient(rollouts, advantages_B, rows):
+    def part_of_step(rollouts, advantages_B, rows):
         seen[len(seen)] = [(i, int(rollouts.completion_mask_BC[i].sum()), float(advantages_B[i])) for i in rows]
-        original(rollouts, advantages_B, rows)
+        return original(rollouts, advantages_B, rows)
 
-    module.add_gradient = add_gradient
+    module.part_of_step = part_of_step
     trainer.fit(module, data)
     rows = [row for part in seen.values() for row in part]
     silent = [row for row in rows if row[1] == 0]
@@ -124,7 +124,9 @@ def test_masked_completions_weigh_nothing_and_the_others_as_before(make):  # noq
 
 
 def test_a_batch_that_is_cut_off_whole_changes_nothing_when_masked(make):  # noqa: F811
-    with pytest.warns(UserWarning, match=r"100% of the completions were cut off; raise model\.max_new_tokens"):
+    with pytest.warns(
+        UserWarning, match=r"100% of the completions were cut off; raise model\.sampling\.max_new_tokens"
+    ):
         steps, z = fitted(make, max_steps=1, mask_truncated=True, kl_coef=0.1, max_new_tokens=1)
     assert steps[0]["train/finished"] == 0 and all(p.eq(0).all() for p in z)
 

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from fakes import make_llama
+from fakes import grouped, make_llama
 from toy_task import Broken
 
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.data import ExpertDataModule
 from transformer2.errors import ConfigError, UserError
-from transformer2.module import SVFReinforceModule, predicting_states
+from transformer2.module import SVFReinforceModule, predicting_states, training
+from transformer2.module.scores import score
 from transformer2.policy import hidden_states, lm_head, load_base, reference
 from transformer2.rl.loss import sum_by_row
 from transformer2.types import Answer, Verdict
@@ -48,7 +49,7 @@ def make(llama_folder, tmp_path):
             callbacks=[Metrics(), *callbacks],
         )
         data = ExpertDataModule(task, str(llama_folder), batch_size=32, seed=0)
-        return trainer, SVFReinforceModule(str(llama_folder), **options), data
+        return trainer, SVFReinforceModule(str(llama_folder), **grouped(**options)), data
 
     return make
 
@@ -141,14 +142,14 @@ def test_every_rollout_was_sampled_after_the_last_optimizer_step(make):
         return rollouts
 
     module.rollout = rollout
-    losses = module.logprobs_and_kl
+    losses = module.forward_backward
 
-    def scored(part):
+    def scored(part, *args):
         assert all(torch.equal(a, b) for a, b in zip(seen[-1][1], module.trained(), strict=True))
         assert all(any(e is s for s in seen[-1][0].examples) for e in part.examples)
-        return losses(part)
+        return losses(part, *args)
 
-    module.logprobs_and_kl = scored
+    module.forward_backward = scored
     trainer.fit(module, data)
     assert len(seen) == 3
     assert not torch.equal(seen[0][1][0], seen[1][1][0]), "z must have moved between rollouts"
@@ -167,7 +168,7 @@ def test_logprobs_are_those_of_the_whole_model(make):
         whole_BC = logits[:, rollouts.prompt_ids_BP.shape[1] - 1 : -1].gather(
             -1, rollouts.completion_ids_BC[..., None]
         )[..., 0]
-        mine_B, _ = module.logprobs_and_kl(rollouts)
+        mine_B = sum_by_row(score(module.policy, module.head, rollouts).logprobs_N, sampled_BC)
         hidden_ND = predicting_states(module.policy, rollouts)
     assert len(hidden_ND) == int(sampled_BC.sum())
     assert torch.allclose(mine_B, (whole_BC * sampled_BC).sum(-1), atol=1e-4)
@@ -183,15 +184,15 @@ def test_halves_give_the_whole(make, llama_folder):
         assert torch.allclose(halves, module.policy(ids).logits, atol=1e-5)
 
 
-def test_a_nan_loss_skips_the_step_and_three_stop_the_run(make):
+def test_a_nan_loss_skips_the_step_and_three_stop_the_run(make, monkeypatch):
     trainer, module, data = make(max_steps=8)
-    original, poisoned = module.loss, {2, 4, 5, 6}
+    original, poisoned = training.reinforce_loss, {2, 4, 5, 6}
     step = iter(range(100))
 
-    def loss(*args):
-        return original(*args) * (math.nan if next(step) in poisoned else 1.0)
+    def loss(*args, **kwargs):
+        return original(*args, **kwargs) * (math.nan if next(step) in poisoned else 1.0)
 
-    module.loss = loss
+    monkeypatch.setattr(training, "reinforce_loss", loss)
     with pytest.warns(UserWarning, match="step skipped"), pytest.raises(UserError, match="3 steps in a row"):
         trainer.fit(module, data)
     assert [m["train/skipped"] for m in trainer.callbacks[0].steps] == [0, 0, 1, 0, 1, 1]
@@ -283,7 +284,7 @@ def test_out_of_memory_halves_the_micro_batch_and_gives_the_same_step(make, wher
     trainer.fit(module, data)
     limited = LimitedUpdates(rows, where)
     trainer2, module2, data2 = make(max_steps=2, kl_coef=0.1, num_completions=2, callbacks=[limited])
-    with pytest.warns(UserWarning, match=r"model\.micro_batch_tokens"):
+    with pytest.warns(UserWarning, match=r"model\.memory\.micro_batch_tokens"):
         trainer2.fit(module2, data2)
     assert limited.refused and module2.micro_batch_tokens < module.micro_batch_tokens
     for a, b in zip(module.trained(), module2.trained(), strict=True):
@@ -295,7 +296,7 @@ def test_out_of_memory_halves_the_micro_batch_and_gives_the_same_step(make, wher
 
 def test_out_of_memory_with_one_row_is_an_error_that_names_the_remedy(make):
     trainer, module, data = make(max_steps=1, callbacks=[LimitedUpdates(0, "forward")])
-    with pytest.warns(UserWarning), pytest.raises(UserError, match=r"lower model\.micro_batch_tokens"):
+    with pytest.warns(UserWarning), pytest.raises(UserError, match=r"lower model\.memory\.micro_batch_tokens"):
         trainer.fit(module, data)
     assert all(p.grad is None for p in module.trained())
 

@@ -42,7 +42,10 @@ OTHER = [RIGHT, RIGHT, WRONG, WRONG]
         (records(MIXED, OTHER, texts=["", " ", "\n", "d"]), ["expert: 3 of 4 answers are empty"]),
         (records(MIXED, OTHER, base_texts=[""] * 4), ["base: 4 of 4 answers are empty"]),
         (records(MIXED, OTHER, texts="aaaa"), ["expert: the same answer to all 4 questions, 'a'"]),
-        (records(MIXED, OTHER, finished=False), ["expert: 4 of 4 answers were cut off; raise model.max_new_tokens"]),
+        (
+            records(MIXED, OTHER, finished=False),
+            ["expert: 4 of 4 answers were cut off; raise model.sampling.max_new_tokens"],
+        ),
         (records(MIXED, OTHER, base_finished=False), ["base: 4 of 4 answers were cut off"]),
         (
             records([ABSTAINED, *MIXED[1:]], [ABSTAINED, *OTHER[1:]]),
@@ -109,7 +112,7 @@ def test_abstentions_are_left_out_of_the_score(base, tmp_path, monkeypatch, caps
     assert "test split, n = 8" in printed and "the task abstains: base 8, expert 8 of 16 answers" in printed
     assert "expert answers exactly as the base" in printed
     monkeypatch.setattr(Undecided, "share", 1.0)
-    report, _ = run("test", base, tmp_path / "all", "Undecided", "--model.test_samples", "2")
+    report, _ = run("test", base, tmp_path / "all", "Undecided", "--model.test.samples", "2")
     assert report["n"] == 0 and report["base"]["accuracy"] is None and report["details"]["pass_at_k"]["base"] == {}
     printed = capsys.readouterr().out
     assert "not scored" in printed and "no question was scored" in printed and "gain" not in printed
@@ -132,7 +135,7 @@ def test_an_adaptation_leaves_abstentions_out_too(base, tmp_path, monkeypatch, c
 
 def test_samples_that_abstain_are_not_counted(base, tmp_path, monkeypatch):
     monkeypatch.setattr(Undecided, "share", 0.5)
-    report, records = run("test", base, tmp_path / "run", "Undecided", "--model.test_samples", "5")
+    report, records = run("test", base, tmp_path / "run", "Undecided", "--model.test.samples", "5")
     assert [r["samples"] for r in records] == [0] * 8 + [5] * 8
     assert report["details"]["pass_at_k"]["result"]["5"]["n"] == 8
 
@@ -147,36 +150,36 @@ def test_fit_and_validate_say_that_nothing_was_learnt(base, tmp_path, capsys):
     assert all(note in printed for note in notes) and any(note.startswith("no answer is right") for note in notes)
     flags = ["--model.base", base, "--model.dtype", "float32", "--trainer.accelerator", "cpu", "--quiet"]
     assert main(["validate", "--data.task", "toy_task.Never", *flags, "--run_dir", str(tmp_path / "v")]) == 0
-    assert "model: 16 of 16 answers were cut off; raise model.max_new_tokens" in capsys.readouterr().out
+    assert "model: 16 of 16 answers were cut off; raise model.sampling.max_new_tokens" in capsys.readouterr().out
 
 
 def test_a_stop_string_from_the_command_line(base, tmp_path):
-    stop = ["--model.stop", "['<|end_header_id|>', 17, 'a']", "--model.max_new_tokens", "48"]
+    stop = ["--model.sampling.stop", "['<|end_header_id|>', 17, 'a']", "--model.sampling.max_new_tokens", "48"]
     _, records = run("test", base, tmp_path / "run", "FirstLetter", *stop)
     assert {r["finished"] for r in records} == {True, False} or all(r["finished"] for r in records)
     assert not any("a" in r["completion"] for r in records)
     config = (tmp_path / "run" / "config.yaml").read_text()
-    assert "- <|end_header_id|>\n  - 17\n  - a\n" in config
+    assert "- <|end_header_id|>\n    - 17\n    - a\n" in config
 
 
 @pytest.mark.parametrize("value", ["['']", "[true]", "[1.5]"])
 def test_an_odd_stop_is_a_users_error(base, tmp_path, value, capfd):
     flags = ["--model.base", base, "--data.task", "toy_task.Never", "--quiet", "--run_dir", str(tmp_path / "run")]
-    assert main(["test", *flags, "--model.stop", value]) == 2
+    assert main(["test", *flags, "--model.sampling.stop", value]) == 2
     assert "stop" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("value", "warned"), [("""['\\n']""", True), ("""["\\n"]""", False)])
 def test_a_line_break_is_one(value, warned, base, tmp_path, recwarn):
-    run("test", base, tmp_path / "run", "FirstLetter", "--model.stop", value, "--data.test_limit", "2")
+    run("test", base, tmp_path / "run", "FirstLetter", "--model.sampling.stop", value, "--data.test_limit", "2")
     assert any("double quotes" in str(w.message) for w in recwarn) == warned
 
 
 def test_numbers_in_quotes_are_strings(tmp_path, base):
     from transformer2.cli.experiment import Experiment
 
-    model = {"base": base, "stop": ["5", 5]}
+    model = {"base": base, "sampling": {"stop": ["5", 5]}}
     experiment = Experiment.of({"model": model, "trainer": {"accelerator": "cpu"}}, tmp_path, quiet=True)
-    assert experiment.module.hparams["stop"] == ["5", 5]
+    assert experiment.module.sampling.stop == ["5", 5]
     experiment.module.configure_model()
     assert experiment.module.engine.stop == ["5"] and 5 in experiment.module.engine.eos_ids

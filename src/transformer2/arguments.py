@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from numbers import Integral, Real
 from os import PathLike
 from types import NoneType, UnionType
@@ -20,6 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from transformer2.errors import ConfigError, shown
 
 __all__ = [
+    "OPTIMIZER_RANGES",
     "Count",
     "NotNegativeInt",
     "Positive",
@@ -38,6 +40,13 @@ Positive = Annotated[float, "> 0"]
 Temperature = Annotated[float, ">= 0", "<= 100"]
 Share = Annotated[float, ">= 0", "< 1"]
 Seed = Annotated[int, ">= 0", "<= 4294967295"]  # what numpy takes
+# Of an optimizer's settings, whoever wrote the optimizer.
+OPTIMIZER_RANGES: Mapping[str, Any] = {
+    "lr": Annotated[float, "> 0", "<= 10"],
+    "betas": tuple[Share, Share],
+    "eps": Annotated[float, "> 0", "<= 1"],
+    "weight_decay": Annotated[float, ">= 0", "<= 100"],
+}
 
 LARGEST = 2**53  # integers beyond are no counts, and no doubles
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -96,7 +105,7 @@ def fits(hint: Any, value: Any) -> bool:
         return isinstance(value, PathLike) or (isinstance(value, str) and bool(value.strip(" ")) and "\0" not in value)
     if hint in (bool, NoneType):
         return isinstance(value, hint)
-    return True
+    return isinstance(value, hint | Mapping) if is_dataclass(hint) else True  # checked where it becomes one
 
 
 def expected(hint: Any) -> str:

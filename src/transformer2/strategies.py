@@ -113,10 +113,10 @@ class ZeRO(DeepSpeedStrategy):
             from transformers.integrations import HfDeepSpeedConfig
 
             self._init_config_if_needed()
-            assert isinstance(self.config, dict) and self.lightning_module is not None
-            h = self.lightning_module.hparams
+            assert isinstance(self.config, dict)
+            module: Any = self.lightning_module
             dtypes = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-            half = dtypes.get(base_dtype(h["base"], h["dtype"], h["model_kwargs"]))
+            half = dtypes.get(base_dtype(module.base, module.base_dtype, module.model_kwargs))
             config = {**self.config, "train_micro_batch_size_per_gpu": 1, **({half: {"enabled": True}} if half else {})}
             told = HfDeepSpeedConfig(config)  # transformers holds a weak reference: loading is over when it goes
             yield

@@ -4,7 +4,7 @@ import lightning as L
 import pytest
 import torch
 from fake_experts import ALL, make_experts
-from fakes import make_llama
+from fakes import grouped, make_llama
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_module import Metrics
@@ -46,7 +46,7 @@ def fit(base, folder, callbacks):
         default_root_dir=folder,
         callbacks=[Metrics(), ExpertCheckpoint(), *callbacks],
     )
-    module = SVFReinforceModule(base, adapter=ALL, lr=0.05, dtype="float32")
+    module = SVFReinforceModule(base, adapter=ALL, dtype="float32", **grouped(lr=0.05))
     trainer.fit(module, ExpertDataModule(TASK, base, batch_size=8, seed=0))
     steps = [{k: v for k, v in m.items() if not k.startswith("time/")} for m in trainer.callbacks[0].steps]
     return steps, [p.detach().clone() for p in module.trained()], torch.rand(3)

@@ -39,7 +39,7 @@ def module(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def experts(module, tmp_path_factory):
-    return load_experts(make_experts(tmp_path_factory.mktemp("experts"), module.hparams["base"]))
+    return load_experts(make_experts(tmp_path_factory.mktemp("experts"), module.base))
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_mixed_batch_answers_as_each_row_alone(module, scorer, experts, prompt
 
 def test_an_expert_s_row_is_the_expert_alone_and_merged(module, scorer, experts, prompts, tmp_path):
     rows = scorer.rows(prompts, expert_rows(3)[1:2], 8)
-    alone = SVFReinforceModule(module.hparams["base"], adapter=ALL, dtype="float32")
+    alone = SVFReinforceModule(module.base, adapter=ALL, dtype="float32")
     alone.configure_model()
     load_expert(alone.policy, experts[1].path)
     assert alone.engine.generate(alone.policy, prompts, GREEDY, 0).completions == rows.completions
@@ -87,7 +87,7 @@ def test_the_adapted_expert_answers_as_the_mixture_that_was_scored(
     alpha_D = torch.rand(mixture.dim, generator=torch.Generator().manual_seed(5))
     scored = scorer.rows(prompts, mixture.weights(alpha_D[None]), 8).completions
     folder = save_expert(mixture.expert(alpha_D, experts, "adapted"), tmp_path / "adapted")
-    alone = SVFReinforceModule(module.hparams["base"], adapter=ALL, dtype="float32")
+    alone = SVFReinforceModule(module.base, adapter=ALL, dtype="float32")
     alone.configure_model()
     load_expert(alone.policy, folder)
     assert alone.engine.generate(alone.policy, prompts, GREEDY, 0).completions == scored
@@ -122,7 +122,7 @@ def test_a_search_scores_in_the_factored_form_what_the_delta_form_answers(scorer
 
 
 def test_half_precision_is_never_scored_factored(module):
-    half = build_policy(load_base(module.hparams["base"], "bfloat16"), ALL)
+    half = build_policy(load_base(module.base, "bfloat16"), ALL)
     with factored_for_choice(half):
         assert {layer.form for _, layer in svf_layers(half)} == {"delta"}
 
@@ -171,27 +171,30 @@ def test_adapters_come_and_go_without_a_trace(module, experts):
     assert trained == [n for n, p in module.policy.named_parameters() if p.requires_grad]
 
 
-def test_memory_that_runs_out_halves_the_micro_batch(scorer, prompts):
-    """The model's own pass raises what CUDA's allocator would above two rows."""
-    texts = ["early"] * 5
-    whole, sums_B = (
-        scorer.rows(prompts, base_row(3), 8).completions,
-        scorer.log_likelihood(prompts, texts, base_row(3))[0],
-    )
+def test_memory_that_runs_out_halves_the_micro_batch(module, scorer):
+    """Passes of the model itself over more than two rows fail: sixteen are answered and scored two at a time."""
+    examples = TASK.examples("test")[:16]
+    prompts = collate(examples, [render(module.engine.tokenizer, e) for e in examples], 0)
+    whole = scorer.rows(prompts, base_row(3), 8).completions
+    likely_B, _ = scorer.log_likelihood(prompts, ["early"] * 16, base_row(3))
 
-    def small(layer, args):
+    def refuse(layer, args):
         if len(args[0]) > 2:
-            raise torch.OutOfMemoryError("no memory")
+            raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with scorer.policy.get_base_model().model.layers[0].register_forward_pre_hook(small):
-        for run in (
-            lambda: scorer.rows(prompts, base_row(3), 8).completions == whole,
-            lambda: torch.allclose(scorer.log_likelihood(prompts, texts, base_row(3))[0], sums_B, atol=1e-4),
-        ):
-            scorer.engine.max_rows = None
-            with pytest.warns(UserWarning, match="out of memory with 3 rows"):
-                assert run()
-            assert scorer.engine.max_rows == 2
+    hook = module.policy.get_base_model().model.layers[1].register_forward_pre_hook(refuse)
+    try:
+        of = Scorer(scorer.policy, scorer.members, module.engine, module.head)
+        with pytest.warns(UserWarning, match="with 4 rows: going on with 2 at a time; .*max_rollout_rows"):
+            answers = of.rows(prompts, base_row(3), 8).completions
+        assert answers == whole and of.engine.max_rows == 2
+        of.engine.max_rows = None
+        with pytest.warns(UserWarning, match="with 4 rows: going on with 2 at a time; .*max_rollout_rows"):
+            scores_B, _ = of.log_likelihood(prompts, ["early"] * 16, base_row(3))
+        torch.testing.assert_close(scores_B, likely_B, rtol=1e-4, atol=1e-4)
+        assert of.engine.max_rows == 2
+    finally:
+        hook.remove()
 
 
 def test_search_rejects_members_without_finite_weights(scorer, prompts):
@@ -221,7 +224,7 @@ def test_budgets():
 
 def test_constant_rows_scale_every_matrix(scorer, module, prompts):
     constant = scorer.rows(prompts, constant_rows(3, [1.2]), 8).completions
-    base = load_base(module.hparams["base"], "float32")
+    base = load_base(module.base, "float32")
     with torch.no_grad():
         for name, parameter in base.named_parameters():
             if "proj" in name:

@@ -298,7 +298,7 @@ def test_a_dispatch_task_of_real_rows_measures_the_dispatch(adapt, real_data, tm
     options = "{experts: {math: gsm8k, code: tiny_code, reasoning: arc_easy}, prompts_per_category: 10}"
     task = ["--data.task", "arc_challenge", "--data.data_dir", str(real_data), "--data.test_limit", "3"]
     dispatch = ["--adapt.dispatch_task", "dispatch", "--adapt.dispatch_options", options, "--adapt.controls", "false"]
-    few = ["--data.few_shot", "2", "--model.max_new_tokens", "4"]
+    few = ["--data.few_shot", "2", "--model.sampling.max_new_tokens", "4"]
     assert adapt(tmp_path / "run", "--strategy", "prompt", *task, *dispatch, *few) == 0
     details = report_of(tmp_path / "run")["details"]
     assert details["dispatch"]["with other"]["n"] == 8 and details["dispatch"]["without other"]["n"] == 6

@@ -20,10 +20,12 @@ def write(tmp_path):
 
 
 def test_later_wins_from_base_to_flag(write):
-    write("base.yaml", model={"lr": 1, "kl": "k3", "base": "a"})
-    first = write("first.yaml", _base_="base.yaml", model={"lr": 2, "base": "b"})
+    write("base.yaml", model={"optimizer": {"lr": 1}, "loss": {"kl": "k3"}, "base": "a"})
+    first = write("first.yaml", _base_="base.yaml", model={"optimizer": {"lr": 2}, "base": "b"})
     second = write("second.yaml", model={"base": "c"})
-    assert compose([first, second], [("model.kl", "k2")], KEYS) == {"model": {"lr": 2, "kl": "k2", "base": "c"}}
+    assert compose([first, second], [("model.loss.kl", "k2")], KEYS) == {
+        "model": {"optimizer": {"init_args": {"lr": 2}}, "loss": {"kl": "k2"}, "base": "c"}
+    }
 
 
 def test_interpolation_sees_the_override(write):
@@ -59,7 +61,7 @@ def test_lists_and_mappings_are_replaced_by_flags_and_merged_by_files(write):
     [
         (["--modle.lr", "1"], "unknown flag --modle.lr; did you mean"),
         (["--run_di", "x"], "unknown flag --run_di; did you mean 'run_dir'"),
-        (["--model.lr"], "--model.lr needs a value"),
+        (["--model.optimizer.lr"], "--model.optimizer.lr needs a value"),
         (["--config", "--quiet"], "--config needs a value"),
         (["oops"], "unexpected argument 'oops'"),
     ],
@@ -70,8 +72,10 @@ def test_bad_flags(args, message):
 
 
 def test_flags_taken_apart():
-    flags = parse_flags(["--config", "a", "--model.lr=-1", "--quiet", "--run_dir", "r"], ("run_dir",), ("quiet",), KEYS)
-    assert (flags.configs, flags.overrides, flags.switches) == (["a"], [("model.lr", "-1")], {"quiet"})
+    flags = parse_flags(
+        ["--config", "a", "--model.optimizer.lr=-1", "--quiet", "--run_dir", "r"], ("run_dir",), ("quiet",), KEYS
+    )
+    assert (flags.configs, flags.overrides, flags.switches) == (["a"], [("model.optimizer.lr", "-1")], {"quiet"})
     assert flags.options == {"run_dir": "r"}
 
 

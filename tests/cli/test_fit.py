@@ -19,7 +19,7 @@ TAGS = {
 }
 SMALL = [
     *("--data.batch_size", "6", "--data.validation_limit", "4", "--data.test_limit", "4"),
-    *("--model.max_new_tokens", "12", "--model.dtype", "float32"),
+    *("--model.sampling.max_new_tokens", "12", "--model.dtype", "float32"),
     *("--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--trainer.accelerator", "cpu", "--quiet"),
 ]
 
@@ -91,11 +91,11 @@ def test_a_run_folder_is_never_overwritten(run, llama_folder, real_data, capsys)
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--model.lrr", "1"], "unknown config key model.lrr; did you mean model.lr?"),
+        (["--model.lrr", "1"], "unknown config key model.lrr; did you mean model.optimizer.lr?"),
         (["--trainer.max_step", "1"], "did you mean trainer.max_steps?"),
-        (["--model.lr", "fast"], "model.lr"),
-        (["--model.kl", "k4"], "model.kl"),
-        (["--model.baseline", "rloo"], "num_completions >= 2"),
+        (["--model.optimizer.lr", "fast"], "model.optimizer.lr"),
+        (["--model.loss.kl", "k4"], "model.loss.kl"),
+        (["--model.loss.baseline", "rloo"], "num_completions >= 2"),
         (["--data.task", "gsm9k"], "did you mean 'gsm8k'"),
         (["--data.data_dir", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--model.base", "/nowhere/at/all"], "/nowhere/at/all"),
@@ -130,8 +130,17 @@ def test_lora_is_a_baseline_through_the_same_step(tmp_path, real_data):
     "more",
     [
         ["--config", "conf/preset/paper.yaml"],
-        ["--model.dtype", "bfloat16", "--model.kl_coef", "0.1"],
-        ["--model.kl", "k1", "--model.kl_coef", "0.1", "--model.baseline", "rloo", "--model.num_completions", "2"],
+        ["--model.dtype", "bfloat16", "--model.loss.kl_coef", "0.1"],
+        [
+            "--model.loss.kl",
+            "k1",
+            "--model.loss.kl_coef",
+            "0.1",
+            "--model.loss.baseline",
+            "rloo",
+            "--model.sampling.num_completions",
+            "2",
+        ],
     ],
     ids=["paper", "bfloat16", "k1-rloo"],
 )
@@ -156,7 +165,15 @@ def test_variants_run_on_the_embedded_model(tmp_path, more):
 
 
 def test_an_expert_says_how_it_is_scored(run, real_data, tmp_path, capsys):
-    small = ["--data.data_dir", str(real_data), "--data.test_limit", "2", "--model.max_new_tokens", "4", "--quiet"]
+    small = [
+        "--data.data_dir",
+        str(real_data),
+        "--data.test_limit",
+        "2",
+        "--model.sampling.max_new_tokens",
+        "4",
+        "--quiet",
+    ]
     assert main(["test", "--expert", str(run / "expert"), *small, "--run_dir", str(tmp_path / "t")]) == 0
     assert json.loads((tmp_path / "t" / "report.json").read_text())["task"] == "gsm8k"
     assert main(["test", "--expert", "/no/expert"]) == 2

@@ -19,7 +19,7 @@ def test_a_random_model_is_scored_and_is_wrong(
     code = main(
         [
             "test", "--config", "conf/llama8b_gsm8k.yaml", "--run_dir", str(run), "--quiet",
-            "--model.base", str(llama_folder), "--model.dtype", "float32", "--model.max_new_tokens", "12",
+            "--model.base", str(llama_folder), "--model.dtype", "float32", "--model.sampling.max_new_tokens", "12",
             "--data.task", task, "--data.data_dir", str(real_data), "--data.test_limit", "8",
             "--data.drop_long_prompts", "true", "--trainer.accelerator", "cpu",
         ]
@@ -48,7 +48,7 @@ def test_a_shipped_adaptation_config_runs_whole(
         [
             "adapt", "--config", f"conf/adapt_llama8b_{task}.yaml", "--run_dir", str(run), "--quiet",
             "--strategy", "prompt", "--adapt.first_pass", "constrained", "--adapt.experts", json.dumps(experts),
-            "--model.base", str(llama_folder), "--model.dtype", "float32", "--model.max_new_tokens", "6",
+            "--model.base", str(llama_folder), "--model.dtype", "float32", "--model.sampling.max_new_tokens", "6",
             "--model.adapter", "{peft_type: SVF, target_modules: all-linear}", "--data.few_shot", "2",
             "--data.protocol", protocol, "--data.data_dir", str(real_data), "--data.test_limit", "4",
             "--data.drop_long_prompts", "true", "--trainer.accelerator", "cpu",

@@ -11,7 +11,7 @@ from fakes import make_llama
 
 from transformer2.cli import main
 
-SMALL = ["--model.max_new_tokens", "6", "--model.dtype", "float32", "--trainer.accelerator", "cpu", "--quiet"]
+SMALL = ["--model.sampling.max_new_tokens", "6", "--model.dtype", "float32", "--trainer.accelerator", "cpu", "--quiet"]
 TASKS_PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 
 
@@ -49,7 +49,7 @@ def test_arc_from_the_command_to_the_files(task, llama_folder, real_data, tmp_pa
 
 def test_samples_give_pass_at_k(tmp_path, capsys):
     base = make_llama(tmp_path / "llama", init=0.25)
-    flags = ["--data.task", "toy_task.FirstLetter", "--model.base", str(base), "--model.test_samples", "5", *SMALL]
+    flags = ["--data.task", "toy_task.FirstLetter", "--model.base", str(base), "--model.test.samples", "5", *SMALL]
     assert main(["test", *flags, "--run_dir", str(tmp_path / "run")]) == 0
     report, records = read(tmp_path / "run")
     scores = report["details"]["pass_at_k"]["result"]

@@ -27,7 +27,14 @@ class Runs:
 
     def command(self, name, *flags, launch=("-m", "transformer2"), steps=5):
         small = ["--model.dtype", "float32", "--data.batch_size", "32", "--data.task", "toy_task.Ragged"]
-        rate = ["--model.lr", "2e-3", "--model.kl_coef", "0.1", "--model.micro_batch_tokens", "300"]
+        rate = [
+            "--model.optimizer.lr",
+            "2e-3",
+            "--model.loss.kl_coef",
+            "0.1",
+            "--model.memory.micro_batch_tokens",
+            "300",
+        ]
         length = ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps)]
         adapter = json.dumps({"peft_type": "SVF", "target_modules": "all-linear"})
         return [

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import make_llama
+from fakes import grouped, make_llama
 from peft import PeftModel, get_peft_model
 
 import transformer2
 from transformer2 import SVFConfig
 from transformer2.cli import main
 from transformer2.cli.compose import compose
+from transformer2.cli.plan import complete
 from transformer2.cli.train import KEYS
 from transformer2.errors import ConfigError, UserError
+from transformer2.module import SVFReinforceModule
 from transformer2.plan.job import job_of
 from transformer2.plan.memory import memory
 from transformer2.plan.shape import model_shape
@@ -191,7 +193,15 @@ def run(tmp_path_factory):
     """A short run on the NF4 base."""
     folder = tmp_path_factory.mktemp("runs") / "nf4"
     command = [
-        *("fit", "--config", "conf/tiny_math.yaml", "--config", "conf/quantisation/nf4.yaml", "--model.lr", "0.05"),
+        *(
+            "fit",
+            "--config",
+            "conf/tiny_math.yaml",
+            "--config",
+            "conf/quantisation/nf4.yaml",
+            "--model.optimizer.lr",
+            "0.05",
+        ),
         *("--data.batch_size", "16", "--data.validation_limit", "16", "--data.test_limit", "8"),
         *("--trainer.max_steps", "3", "--trainer.val_check_interval", "3", "--run_dir", str(folder), "--quiet"),
     ]
@@ -328,7 +338,7 @@ def test_the_plan_counts_a_real_step(kind, dtype, tmp_path):
     config = compose([f"conf/quantisation/{kind}.yaml"], [], KEYS)["model"]
     model = {"base": base, "adapter": MLP, "micro_batch_tokens": 2048, "max_new_tokens": 24, "kl_coef": 0.1}
     data = {"task": "tiny_math", "base": base, "batch_size": 16, "max_new_tokens": 24}
-    module, planned = measured_and_planned(tmp_path, model | config, data)
+    module, planned = measured_and_planned(tmp_path, grouped(**model) | config, data)
     assert planned.peak == pytest.approx(module.peak, rel=0.1)
 
 
@@ -336,16 +346,11 @@ def test_the_plan_counts_a_real_step(kind, dtype, tmp_path):
 def test_the_plan_counts_what_is_held(kind, tmp_path):
     folder = make_llama(tmp_path / "llama", hidden=256)
     model = {"base": str(folder), "adapter": ALL}
-    defaults = {"dtype": "auto", "num_completions": 1, "max_rollout_rows": None, "micro_batch_tokens": 64, "kl": "k1"}
-    defaults |= {
-        "kl_coef": 0,
-        "merge_rollouts": True,
-        "activation_checkpointing": False,
-        "max_new_tokens": 8,
-        "rollout": "hf",
-    }
     config = compose([f"conf/quantisation/{kind}.yaml"], [], KEYS)["model"]
-    job = job_of(defaults | model | config, {"task": "tiny_math", "batch_size": 4, "eval_batch_size": 4})
+    model |= grouped(micro_batch_tokens=64, kl="k1", max_new_tokens=8)
+    job = job_of(
+        complete(SVFReinforceModule, model | config), {"task": "tiny_math", "batch_size": 4, "eval_batch_size": 4}
+    )
     planned = sum(t.value for t in memory(job).resident if t.part == "weights" and t.note != "z and sigma, fp32")
     # The state dict names the scales of bitsandbytes too, which are neither parameters nor buffers.
     held = sum(

@@ -5,7 +5,6 @@ Completions run to their budget (no token ends them), which is what the planner 
 
 from __future__ import annotations
 
-import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from transformer2.cli.plan import complete
 from transformer2.data import ExpertDataModule
 from transformer2.module import SVFReinforceModule
 from transformer2.plan.job import job_of
@@ -47,11 +47,6 @@ def inner_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
     """What a tensor is made of: itself, or the codes and scales of one that torchao packed."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
     return [getattr(tensor, name) for name in flatten()[0]] if flatten else [tensor]
-
-
-def complete(cls: type, given: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments with their defaults."""
-    return {name: p.default for name, p in inspect.signature(cls).parameters.items()} | given
 
 
 def measured_and_planned(folder: Path, model: dict[str, Any], data: dict[str, Any]) -> tuple[Measured, Memory]:

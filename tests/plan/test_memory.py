@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import grouped
 from measured import measured_and_planned, small_model
 
 from transformer2.plan.terms import total
@@ -32,7 +33,7 @@ def test_small_models(name: str, tmp_path: Path) -> None:
     base = small_model(tmp_path / "base", dtype, qwen=name == "mlp, delta")
     model = {"base": base, "adapter": adapter, "micro_batch_tokens": 2048, "max_new_tokens": 24, "kl_coef": 0.1}
     data = {"task": "tiny_math", "base": base, "batch_size": 16, "max_new_tokens": 24}
-    module, planned = measured_and_planned(tmp_path, model | options, data)
+    module, planned = measured_and_planned(tmp_path, grouped(**model | options), data)
     assert planned.peak == pytest.approx(module.peak, rel=WITHIN)
     # Optimizer and gradient come into being in the step.
     here = total(t for t in planned.resident if t.part not in ("optimizer", "gradient"))

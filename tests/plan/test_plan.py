@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import make_llama
-from measured import complete
+from fakes import grouped, make_llama
 
 from transformer2.cli import main
 from transformer2.cli.compose import compose
-from transformer2.cli.plan import available_bytes
+from transformer2.cli.plan import available_bytes, complete
 from transformer2.data import ExpertDataModule
 from transformer2.errors import ConfigError, UserError
 from transformer2.module import SVFReinforceModule
@@ -28,7 +27,7 @@ MLP = {"peft_type": "SVF", "target_modules": "mlp"}
 
 
 def job(base: str = LLAMA, **model: Any) -> Job:
-    given = {"base": base, "dtype": "bfloat16", "adapter": MLP, **model}
+    given = {"base": base, "dtype": "bfloat16", "adapter": MLP, **grouped(**model)}
     sections = complete(SVFReinforceModule, given), complete(ExpertDataModule, {"task": "gsm8k", "batch_size": 256})
     return job_of(*sections)
 
@@ -92,7 +91,7 @@ def test_the_first_change_that_fits_comes_in_order() -> None:
         advised = advise(asked, limit * 1e9)
         assert advised is not None and memory(advised).peak <= limit * 1e9
         words = changes(asked, advised)
-        return [word if "--config" in word else word.split()[0].removeprefix("--model.") for word in words]
+        return [word if "--config" in word else word.split()[0].removeprefix("--model.memory.") for word in words]
 
     def staged(limit: float) -> list[str]:
         asked = job(LLAMA70, micro_batch_tokens=768, max_rollout_rows=4).with_(strategy="ddp", gpus=8)
@@ -190,8 +189,8 @@ def test_fit_refuses_what_cannot_fit(
     monkeypatch.setattr("transformer2.cli.plan.available_bytes", lambda device: 30e6)
     assert main([*run, str(tmp_path / "a")]) == 2
     error = capsys.readouterr().err
-    assert "--model.micro_batch_tokens" in error and "--no_preflight" in error and error.count("\n") == 1
-    flags = re.findall(r"(--model\.\w+) (\S+)", error)
+    assert "--model.memory.micro_batch_tokens" in error and "--no_preflight" in error and error.count("\n") == 1
+    flags = re.findall(r"(--model\.[\w.]+) (\S+)", error)
     assert main([*run, str(tmp_path / "b"), *(word for flag in flags for word in flag)]) == 0  # the advice is right
     assert main([*run, str(tmp_path / "c"), "--no_preflight"]) == 0
 

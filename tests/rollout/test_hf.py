@@ -90,7 +90,7 @@ def test_out_of_memory_halves_the_rows_and_draws_the_same(model, tokenizer, prom
             assert completions(engine.generate(model, prompts, SAMPLING, seed=3)) == whole
         assert engine.max_rows == 1
         memory.rows = 0
-        with pytest.raises(UserError, match=r"model\.max_rollout_rows"):
+        with pytest.raises(UserError, match=r"model\.memory\.max_rollout_rows"):
             engine.generate(model, prompts, SAMPLING, seed=3)
     finally:
         memory.hook.remove()

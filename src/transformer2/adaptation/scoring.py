@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from transformer2.halving import run_or_halve
 from transformer2.policy import hidden_states
-from transformer2.rl.halving import run_or_halve
 from transformer2.rl.logprobs import Head, chunk_tokens, score_tokens
 from transformer2.rl.loss import sum_by_row
 from transformer2.rollout.base import Sampling
@@ -103,24 +103,20 @@ class Scorer:
         chunk = chunk_tokens(self.policy.config.get_text_config().vocab_size)
         b = len(texts)
 
-        sums_B = torch.zeros(b, device=ids_BC.device)
-
-        def score(rows: Tensor) -> None:
+        def score(rows: Tensor) -> Tensor:
             select(rows)
             hidden_bTD = hidden_states(self.policy, whole_BT[rows], mask_BT[rows])
             sampled_bC = mask_BC[rows].bool()
             hidden_ND = hidden_bTD[:, first:-1][sampled_bC]  # the state at t - 1 predicts token t
             scores = score_tokens(hidden_ND, ids_BC[rows][sampled_bC], self.head, chunk=chunk)
-            sums_B[rows] = sum_by_row(scores.logprobs_N, sampled_bC)
+            return sum_by_row(scores.logprobs_N, sampled_bC)
 
         with z_rows(self.policy, weights_LBK, self.members, mix="raw"), batch_rows(self.policy, b) as select:
-            remaining = torch.arange(b, device=ids_BC.device)
-            while len(remaining):
-                rows, remaining = remaining.tensor_split([self.engine.max_rows or b])
-                size = run_or_halve(score, rows, lambda: None, "lower adapt.max_rows")
-                if size < len(rows):
-                    self.engine.max_rows = size
-        return sums_B, mask_BC.sum(-1)
+            rows = torch.arange(b, device=ids_BC.device)
+            pieces, size = run_or_halve(score, rows, "lower adapt.max_rows", at_once=self.engine.max_rows)
+        if size < min(b, self.engine.max_rows or b):
+            self.engine.max_rows = size
+        return torch.cat(pieces), mask_BC.sum(-1)
 
     def mean_log_likelihood(self, prompts: PromptBatch, weights_LMK: Tensor) -> Tensor:
         """(M,): the mean over prompts of the log-likelihood per token of the right answers, under each mixture."""

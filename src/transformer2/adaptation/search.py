@@ -27,6 +27,7 @@ from torch import Tensor
 
 from transformer2.arguments import Count, Positive, check_arguments
 from transformer2.errors import ConfigError, UserError
+from transformer2.seeds import seed_at
 
 __all__ = ["CEM", "PRESETS", "SEARCHES", "RandomSearch", "Search", "SepCMA", "make_search"]
 
@@ -125,7 +126,7 @@ class Search(ABC):
         return max(1, min(count, int(self.elite_ratio * self.population)))
 
     def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.generation)
+        return torch.Generator().manual_seed(seed_at(self.seed, self.generation))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes, as plain JSON data."""
@@ -233,7 +234,7 @@ class SepCMA(Search):
         )
 
     def _sample(self) -> Tensor:
-        self._cma.reseed_rng((self.seed * 1_000_003 + self.generation) % 2**32)
+        self._cma.reseed_rng(seed_at(self.seed, self.generation) % 2**32)
         return torch.tensor([self._cma.ask().tolist() for _ in range(self.population)], dtype=torch.float32)
 
     def _learn(self, ranked_ND: Tensor, scores: list[tuple[float, float]]) -> None:

@@ -29,6 +29,7 @@ from transformer2.errors import ConfigError
 from transformer2.experts import Expert, load_experts
 from transformer2.policy import reference
 from transformer2.report.build import Facts, label_confusion
+from transformer2.seeds import rollout_seed
 from transformer2.types import Answer, PromptBatch, Record
 
 __all__ = ["AdaptedPolicy", "Choice", "Strategy", "ThisExpert", "check_folder", "check_whole"]
@@ -180,7 +181,7 @@ class _ActivePolicy(AdaptedPolicy):
         answers, count = self.answerer.answer(batch), self.settings.samples
         if not count:
             return answers
-        seed = (self.settings.seed * 1_000_003 + index) * 4096
+        seed = rollout_seed(self.settings.seed, index)
         counted = self.answerer.count_samples(batch, count, self.settings.temperature, seed)
         return [replace(answer, samples=samples) for answer, samples in zip(answers, counted, strict=True)]
 

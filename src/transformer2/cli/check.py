@@ -6,19 +6,21 @@ The constructors check types and ranges again, for those who come from Python.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 import yaml
 
 from transformer2 import tasks
-from transformer2.arguments import Count, Seed, expected, fits, written
+from transformer2.arguments import OPTIMIZER_RANGES, Count, Seed, expected, fits, written
+from transformer2.cli.optimizers import HOMES, MODEL, class_and_arguments, default_class
 from transformer2.cli.schema import Argument, arguments
 from transformer2.cli.values import check_adapter, check_base, check_model_kwargs, check_together, check_trainer
 from transformer2.errors import ConfigError, DataError, UserError
 
-MODEL = "transformer2.module.training.SVFReinforceModule"
 DATA = "transformer2.data.modules.ExpertDataModule"
 UNSEEN_DATA = "transformer2.data.modules.UnseenTaskDataModule"
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
@@ -78,33 +80,37 @@ ELSEWHERE = {  # keys that follow from others
     "data.base": "model.base",
     "data.seed": "seed_everything",
     "model.seed": "seed_everything",
-    "data.max_new_tokens": "model.max_new_tokens",
+    "data.max_new_tokens": "model.sampling.max_new_tokens",
     "data.model_kwargs": "model.model_kwargs",
     "trainer.gradient_clip_val": "model.max_grad_norm",
     "trainer.gradient_clip_algorithm": "model.max_grad_norm",
     "trainer.precision": "model.dtype, for the base; z is trained in fp32",
-    "trainer.accumulate_grad_batches": "data.batch_size (prompts of a step) and model.micro_batch_tokens (of a pass)",
+    "trainer.accumulate_grad_batches": "data.batch_size (prompts of a step) and memory.micro_batch_tokens (of a pass)",
 }
 SYNONYMS = {  # what PEFT, TRL, transformers, verl and Lightning call our keys
-    "model.lr": ("learning_rate", "actor_lr"),
-    "model.lr_schedule": ("lr_scheduler_type", "scheduler"),
-    "model.warmup_steps": ("num_warmup_steps", "warmup_ratio", "lr_warmup_steps"),
-    "model.betas": ("adam_beta1", "adam_beta2"),
-    "model.eps": ("adam_epsilon",),
+    "model.optimizer.lr": ("learning_rate", "actor_lr"),
+    "model.lr_scheduler": ("lr_scheduler_type", "scheduler"),
+    "model.lr_scheduler.warmup_steps": ("num_warmup_steps", "warmup_ratio", "lr_warmup_steps"),
+    "model.optimizer.betas": ("adam_beta1", "adam_beta2"),
+    "model.optimizer.eps": ("adam_epsilon",),
     "model.max_grad_norm": ("gradient_clip_val", "clip_grad_norm", "grad_clip"),
-    "model.num_completions": ("num_generations", "num_return_sequences", "group_size", "rollout_n"),
-    "model.baseline": ("advantage_estimator", "adv_estimator", "scale_rewards"),
-    "model.kl_coef": ("beta", "kl_beta", "init_kl_coef", "kl_loss_coef"),
-    "model.kl": ("kl_estimator", "kl_loss_type", "kl_type"),
-    "model.max_new_tokens": ("max_completion_length", "max_response_length", "max_tokens", "max_length"),
-    "model.micro_batch_tokens": ("gradient_accumulation_steps", "accumulate_grad_batches", "ppo_micro_batch_size"),
-    "model.activation_checkpointing": ("gradient_checkpointing",),
+    "model.sampling.num_completions": ("num_generations", "num_return_sequences", "group_size", "rollout_n"),
+    "model.loss.baseline": ("advantage_estimator", "adv_estimator", "scale_rewards"),
+    "model.loss.kl_coef": ("beta", "kl_beta", "init_kl_coef", "kl_loss_coef"),
+    "model.loss.kl": ("kl_estimator", "kl_loss_type", "kl_type"),
+    "model.sampling.max_new_tokens": ("max_completion_length", "max_response_length", "max_tokens", "max_length"),
+    "model.memory.micro_batch_tokens": (
+        "gradient_accumulation_steps",
+        "accumulate_grad_batches",
+        "ppo_micro_batch_size",
+    ),
+    "model.memory.activation_checkpointing": ("gradient_checkpointing",),
     "model.base": ("model_name_or_path", "model_name", "pretrained_model_name_or_path", "base_model", "model_id"),
     "model.dtype": ("torch_dtype", "precision", "bf16", "fp16"),
     "model.model_kwargs": ("load_in_4bit", "load_in_8bit", "quantization_config", "attn_implementation", "device_map"),
     "model.adapter": ("peft_config", "peft_type", "r", "lora_r", "lora_alpha", "lora_dropout", "target_modules"),
     "model.rollout": ("use_vllm", "engine"),
-    "model.importance_cap": ("importance_sampling_cap", "vllm_importance_sampling_cap"),
+    "model.loss.importance_cap": ("importance_sampling_cap", "vllm_importance_sampling_cap"),
     "data.batch_size": ("per_device_train_batch_size", "train_batch_size"),
     "data.eval_batch_size": ("per_device_eval_batch_size", "val_batch_size"),
     "data.task": ("dataset", "dataset_name", "train_dataset"),
@@ -120,6 +126,17 @@ SYNONYMS = {  # what PEFT, TRL, transformers, verl and Lightning call our keys
     "adapt.generations": ("num_iterations", "iterations", "max_iterations"),
     "--run_dir": ("output_dir", "logging_dir", "save_dir"),
     "--ckpt_path": ("resume_from_checkpoint", "resume"),
+}
+MOVED = {  # keys of versions before the groups
+    **{key: f"optimizer.{key}" for key in OPTIMIZER_RANGES},
+    "lr_schedule": "lr_scheduler",
+    "warmup_steps": "lr_scheduler.warmup_steps",
+    **{key: f"sampling.{key}" for key in ("temperature", "num_completions", "max_new_tokens", "stop")},
+    **{key: f"loss.{key}" for key in ("baseline", "kl", "kl_coef", "mask_truncated", "importance_cap")},
+    **{key: f"memory.{key}" for key in ("micro_batch_tokens", "max_rollout_rows", "merge_rollouts")},
+    "activation_checkpointing": "memory.activation_checkpointing",
+    "test_samples": "test.samples",
+    "test_temperature": "test.temperature",
 }
 OURS = {theirs: ours for ours, words in SYNONYMS.items() for theirs in words}
 
@@ -220,9 +237,10 @@ def keys_help(adapt: bool) -> str:
         inner = {f"{k}.{part}": b for k, a in keys.items() if isinstance(a.hint, dict) for part, b in a.hint.items()}
         for key, argument in {**keys, **inner}.items():
             if f"{section}.{key}" not in ELSEWHERE and not isinstance(argument.hint, dict):
-                words = f"  {key:<24} {argument.line.replace('``', '')}"
+                words = f"  {key:<32} {argument.line.replace('``', '')}"
                 own = TRAINER_DEFAULTS.get(key) if section == "trainer" else None
                 default = str(own) if own is not None else (argument.default or "").replace("'", "")
+                default = re.sub(r"lambda \w+: (\w+)\(\w+, ", r"\1(", default)
                 default = default.replace("field(default_factory=list)", "[]").replace(
                     "field(default_factory=dict)", "{}"
                 )
@@ -239,6 +257,8 @@ def _check(path: str, given: Any, known: Mapping[str, Argument], everything: Map
         raise ConfigError(f"{path} must hold keys and values, not {written(given)}")
     for key, value in given.items():
         full = f"{path}.{key}".lstrip(".")
+        if key not in known and path == "model" and key in MOVED:
+            raise ConfigError(f"{full} is now model.{MOVED[key]}")
         if key not in known:
             raise ConfigError(f"unknown config key {full}{suggestion(full, everything)}")
         hint, default = known[key].hint, known[key].default
@@ -246,6 +266,10 @@ def _check(path: str, given: Any, known: Mapping[str, Argument], everything: Map
             raise ConfigError(f"{full} is not set by itself; set {ELSEWHERE[full]}")
         if isinstance(hint, dict):  # a dataclass
             _check(full, value, hint, everything)
+            continue
+        if path == "model" and key in HOMES:
+            given[key] = class_and_arguments(key, value)
+            _check_built(key, given[key], everything)
             continue
         if isinstance(value, str) and value.strip() and not fits(hint, value):
             value = given[key] = _read(value)
@@ -272,6 +296,20 @@ def _check_class(path: str, entry: dict[str, Any], everything: Mapping[str, Mapp
     _check(f"{path}.{name.rpartition('.')[2]}", given, known, everything)
 
 
+def _check_built(key: str, given: dict[str, Any], everything: Mapping[str, Mapping[str, Any]]) -> None:
+    """What builds the optimizer or its schedule: the class of torch's or ours is there and takes the arguments."""
+    path = given.setdefault("class_path", default_class(key))
+    if not path.startswith(("torch.optim.", "transformer2.")):
+        return  # somebody else's: checked when it is made
+    try:
+        (_, *names), known = arguments(path), arguments(path)  # the first is what it is built over
+    except LookupError as e:
+        raise ConfigError(f"model.{key}: there is no class {path}") from e
+    ranges = OPTIMIZER_RANGES if key == "optimizer" else {}
+    own = {name: replace(known[name], hint=ranges.get(name, known[name].hint)) for name in names}
+    _check(f"model.{key}", given["init_args"], own, {**everything, f"model.{key}": own})
+
+
 def _read(text: str) -> Any:
     try:
         return yaml.safe_load(text)
@@ -285,11 +323,13 @@ def _nearest_choice(value: Any, hint: Any) -> str:
 
 
 def suggestion(wrong: str, known: Mapping[str, Mapping[str, Any]]) -> str:
-    """`; did you mean model.lr?` for a key that is none: by what others call it, by its name in another section, or by
-    its spelling.
-    """
+    """`; did you mean model.loss.kl?` for a key that is none: by others' word, another section, its spelling."""
     section, _, key = wrong.rpartition(".")
-    keys = [f"{name}.{k}" for name, own in known.items() for k in own if f"{name}.{k}" not in ELSEWHERE]
+    inner: dict[str, Any] = {
+        f"{n}.{k}": a.hint for n, own in known.items() for k, a in own.items() if isinstance(a.hint, dict)
+    }
+    inner |= {"model.optimizer": OPTIMIZER_RANGES, "model.lr_scheduler": ("warmup_steps",)} if "model" in known else {}
+    keys = [f"{n}.{k}" for n, own in {**inner, **known}.items() for k in own if f"{n}.{k}" not in ELSEWHERE]
     ours = OURS.get(key) or next((k for k in keys if k.endswith(f".{key}")), None)
     if ours is None:
         names = {k.rpartition(".")[2]: k for k in keys if k.startswith(f"{section}.")} or {k: k for k in keys}

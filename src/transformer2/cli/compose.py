@@ -7,6 +7,7 @@ Order, later wins: `_base_` files of a config, the config, further configs, dott
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -19,6 +20,7 @@ from omegaconf.errors import KeyValidationError, OmegaConfBaseException
 
 from transformer2.arguments import written
 from transformer2.cli.check import OURS, sections, suggestion
+from transformer2.cli.optimizers import HOMES, class_and_arguments, on_top
 from transformer2.errors import ConfigError, nearest, shown
 
 PACKAGED = Path(__file__).parent.parent  # holds conf/ in an installed package
@@ -76,6 +78,8 @@ def parse_flags(args: Sequence[str], options: Sequence[str], switches: Sequence[
                 raise ConfigError(f"unexpected argument {shown(repr(word))}; write --config {shown(file)}")
             raise ConfigError(f"unexpected argument {shown(repr(word))}; flags look like --key value or --key=value")
         name, equals, value = word[2:].partition("=")
+        if name.partition(".")[0] in HOMES and "model" in keys:  # as Lightning's own command line has them
+            name = f"model.{name}"
         if name.replace("-", "_") != name and name.replace("-", "_") in (*options, *switches):
             raise ConfigError(f"unknown flag --{name}; did you mean --{name.replace('-', '_')}?")
         if name in switches and not equals:
@@ -125,6 +129,10 @@ def compose(
         merged = _merge(merged, _load(find_config(name), ()), name)
     for key, text in overrides:
         value = _value(key, text)
+        if found := re.fullmatch(r"model\.(optimizer|lr_scheduler)(?:\.init_args)?(?:\.(.+))?", key):
+            value = {found[2]: value} if found[2] else value
+            merged = _merge(merged, OmegaConf.create({"model": {found[1]: value}}), f"--{key}")
+            continue
         try:
             OmegaConf.update(merged, key, value, merge=False, force_add=True)
         except Exception as e:  # a path through what is no mapping: OmegaConf has an error of its own for each case
@@ -136,7 +144,8 @@ def compose(
     assert isinstance(plain, dict)
     for key in plain:
         if key not in keys:
-            raise ConfigError(f"unknown config key {written(key)}{nearest(str(key)[:60], keys)}")
+            near = f"; did you mean model.{key}?" if key in HOMES else nearest(str(key)[:60], keys)
+            raise ConfigError(f"unknown config key {written(key)}{near}")
     composed: dict[str, Any] = home(plain)
     return composed
 
@@ -206,12 +215,24 @@ def _merge(below: DictConfig, above: DictConfig, name: str) -> DictConfig:
     for key, value in list(above.items_ex(resolve=False)):
         if value is None and isinstance(below._get_node(key), DictConfig):
             del above[key]
+    _settle_classes(below, above)
     try:
         merged = OmegaConf.merge(below, above)
     except Exception as e:  # a list over a mapping and the like: OmegaConf lets some of Python's own errors through
         raise ConfigError(f"{name} does not fit on top of what is below it ({_one_line(e)})") from e
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _settle_classes(below: DictConfig, above: DictConfig) -> None:
+    """Word what both say of optimizer and schedule alike; what is below is taken up in what is above."""
+    plain: Any = OmegaConf.to_container(below), OmegaConf.to_container(above)
+    lower, upper = (part.get("model") or {} for part in plain)
+    for key in HOMES if isinstance(lower, dict) and isinstance(upper, dict) else ():
+        if key in upper:
+            above["model"][key] = on_top(key, lower.get(key) or {}, class_and_arguments(key, upper[key]))
+            if key in lower:
+                del below["model"][key]
 
 
 def _one_line(error: Exception) -> str:

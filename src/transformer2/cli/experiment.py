@@ -43,7 +43,7 @@ LINKED = (
     ("model.model_kwargs", "data.model_kwargs"),
     ("seed_everything", "data.seed"),
     ("seed_everything", "model.seed"),
-    ("model.max_new_tokens", "data.max_new_tokens"),
+    ("model.sampling.max_new_tokens", "data.max_new_tokens"),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -91,15 +92,20 @@ def sections(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     from transformer2.data import ExpertDataModule
     from transformer2.module import SVFReinforceModule
     from transformer2.policy import adapter_config
-    from transformer2.rollout.server import VLLMOptions
 
     adapter_config(config["model"].get("adapter") or {})
-    VLLMOptions(**config["model"].get("vllm") or {})
-    return _complete("model", SVFReinforceModule, config), _complete("data", ExpertDataModule, config)
+    return complete(SVFReinforceModule, config["model"]), complete(ExpertDataModule, config["data"])
 
 
-def _complete(section: str, cls: type, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: p.default for name, p in inspect.signature(cls).parameters.items()} | dict(config[section])
+def complete(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a constructor, defaults included, and groups as mappings."""
+    defaults: dict[str, Any] = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+    groups = {
+        key: asdict(replace(v, **given.get(key, {})))
+        for key, v in defaults.items()
+        if is_dataclass(v) and not isinstance(v, type)
+    }
+    return {**defaults, **given, **groups}
 
 
 def _number(options: Mapping[str, str], name: str, default: float, flag: str = "") -> float:

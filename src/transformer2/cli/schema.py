@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Argument", "arguments", "members", "value_of"]
+__all__ = ["Argument", "arguments", "classes", "members", "value_of"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,15 @@ def _of_bases(names: _Names, cls: ast.ClassDef) -> dict[str, Argument]:
 
 
 @cache
+def classes(module: str) -> list[str]:
+    """The names of public classes that a module defines or, if it defines none, imports."""
+    body = _Names(module).body
+    defined = [node.name for node in body if isinstance(node, ast.ClassDef)]
+    imported = [a.asname or a.name for node in body if isinstance(node, ast.ImportFrom) for a in node.names]
+    return [name for name in defined or imported if name[0].isupper()]
+
+
+@cache
 def members(module: str, name: str) -> list[str]:
     """The names that a class assigns to: an enum's members."""
     cls = _Names(module).definition(name)
@@ -127,7 +136,11 @@ class _Names(dict[str, Any]):
     def argument(self, name: str, hint: ast.expr | None, default: ast.expr | None, lines: dict[str, str]) -> Argument:
         """One argument from its syntax tree."""
         value = None if default is None else ast.unparse(default)
-        return Argument(Any if hint is None else self.evaluate(hint), value, lines.get(name, ""))
+        try:
+            known = Any if hint is None else self.evaluate(hint)
+        except TypeError:  # torch's, of a name that is imported for type checkers alone: Any[...]
+            known = Any
+        return Argument(known, value, lines.get(name, ""))
 
     def evaluate(self, annotation: ast.expr) -> Any:
         """An annotation of ours as a type."""

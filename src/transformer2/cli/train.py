@@ -31,7 +31,8 @@ usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE
                        shipped ones: {configs};
                        and, to put on top, conf/preset/paper.yaml, conf/strategy/{{ddp,zero2,zero3,zero3_offload}}.yaml,
                        conf/quantisation/{{nf4,int8,torchao_int8}}.yaml, conf/rollout/{{hf,paged,vllm}}.yaml
-  --KEY.SUB VALUE      any key of the config, e.g. --model.lr 2e-3 --data.batch_size 32 --trainer.max_steps 50
+  --KEY.SUB VALUE      any key of the config, e.g. --model.loss.kl_coef 0.1 --data.batch_size 32 --trainer.max_steps 50
+  --optimizer CLASS    short for --model.optimizer, as --optimizer.lr 2e-3 is; so is --lr_scheduler
   --seed_everything N  seed of everything (default 0)
   --run_dir DIR        where the run is kept (default runs/<name>; a number is added rather than overwriting)
   --ckpt_path FILE     {ckpt}

@@ -85,17 +85,22 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
 def check_together(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
     """Keys that contradict each other."""
     model, adapt = config["model"], config.get("adapt") or {}
-    if model.get("test_samples") and model.get("test_temperature") == 0:
-        raise ConfigError("model.test_samples are all alike at model.test_temperature 0; use one above 0")
-    if (warm := model.get("warmup_steps", 0)) and 0 < trainer["max_steps"] <= warm:
+    test = model.get("test") or {}
+    if test.get("samples") and test.get("temperature") == 0:
+        raise ConfigError("model.test.samples are all alike at model.test.temperature 0; use one above 0")
+    if (warm := _warmup(model)) and 0 < trainer["max_steps"] <= warm:
         raise ConfigError(
-            f"model.warmup_steps {warm} leaves no step of trainer.max_steps {trainer['max_steps']} at the full "
-            "learning rate; give fewer"
+            f"model.lr_scheduler.warmup_steps {warm} leaves no step of trainer.max_steps {trainer['max_steps']} at the "
+            "full learning rate; give fewer"
         )
     if adapt.get("population") == 1:
         raise ConfigError("adapt.population must be at least 2, not 1: one member has nobody to be better than")
     if adapt.get("experts") == []:
         raise ConfigError("adapt.experts is empty; name at least one expert folder")
+
+
+def _warmup(model: Mapping[str, Any]) -> int:
+    return (model.get("lr_scheduler") or {}).get("init_args", {}).get("warmup_steps", 0)
 
 
 def check_base(base: str, on_disk: bool) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from transformer2.data.prompts import collate
 from transformer2.errors import ConfigError
+from transformer2.seeds import seed_at
 from transformer2.types import Example, PromptBatch
 
 
@@ -73,7 +74,7 @@ class PromptLoader:
     def _order(self, epoch: int) -> list[int]:
         if self.shuffle_seed is None:
             return list(range(len(self.examples)))
-        generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(seed_at(self.shuffle_seed, epoch))
         return torch.randperm(len(self.examples), generator=generator).tolist()
 
     def state_dict(self) -> dict[str, int]:

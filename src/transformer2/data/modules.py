@@ -42,7 +42,7 @@ class ExpertDataModule(L.LightningDataModule):
         chat_template_kwargs: Variables of the chat template, e.g. `{enable_thinking: false}`.
         template_date: What a chat template that prints today's date is told, so that prompts are the same tomorrow.
         keep_prompts: Keep the rendered prompts in records.jsonl.
-        max_new_tokens: Completion budget (linked to `model.max_new_tokens`); None takes the task's.
+        max_new_tokens: Completion budget (linked to `model.sampling.max_new_tokens`); None takes the task's.
         seed: Seed of the order of prompts (linked to `seed_everything`).
         model_kwargs: Which files of the base, e.g. `{revision: v1}` (linked to `model.model_kwargs`).
     """
@@ -156,7 +156,8 @@ class ExpertDataModule(L.LightningDataModule):
             raise DataError(
                 f"{len(long)} prompts of {self.task.name}/{split} leave no room for {self.max_new_tokens} new "
                 f"tokens in a context of {context} ({', '.join(long[:5])}{', ...' if len(long) > 5 else ''}); "
-                "set data.drop_long_prompts: true, lower model.max_new_tokens, or choose a model with a longer context"
+                "set data.drop_long_prompts: true, lower model.sampling.max_new_tokens, or choose a model "
+                "with a longer context"
             )
         kept = [(e, prompt) for e, prompt in zip(examples, ids, strict=True) if len(prompt) <= room]
         if not kept:

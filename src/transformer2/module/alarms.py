@@ -26,15 +26,16 @@ class Alarms:
         self.steps = self.flat_steps = self._flat_in_a_row = 0
         self._said: set[str] = set()
 
-    def look(self, step: int, metrics: Mapping[str, float], flat: bool, verdicts: Sequence[Verdict]) -> None:
+    def look(self, step: int, metrics: Mapping[str, float], grouped: bool, verdicts: Sequence[Verdict]) -> None:
         """Warn of what is wrong with a step.
 
         Args:
             step: Its number.
             metrics: What it logged.
-            flat: Whether it had no signal.
+            grouped: Whether the baseline is of the completions of one prompt: no signal if those are all equal.
             verdicts: On the completions of this rank.
         """
+        flat = bool(metrics["reward/zero_std"]) or (grouped and metrics["reward/equal_groups"] == 1)
         self.steps += 1
         self.flat_steps += flat
         self._flat_in_a_row = self._flat_in_a_row + 1 if flat else 0
@@ -47,8 +48,8 @@ class Alarms:
                 "mismatch",
                 step,
                 f"the sampler's log-probabilities are {off:.2f} nats a token off. With vLLM: does the server hold this "
-                "base, and was it started as docs/rollouts.md says? Else: model.importance_cap 2.0 corrects for the "
-                "rounding of merged weights, model.merge_rollouts false avoids it",
+                "base, and was it started as docs/rollouts.md says? Else: model.loss.importance_cap 2.0 corrects for "
+                "the rounding of merged weights, model.memory.merge_rollouts false avoids it",
             )
 
     def notes(self) -> list[str]:
@@ -68,12 +69,12 @@ def _without_signal(reward: float, verdicts: Sequence[Verdict]) -> str:
     if math.isnan(reward):
         what, why = "no completion got a reward", "why does the task's verifier abstain?"
     elif abs(reward) < 1:
-        what, why = "all completions of a prompt got the same reward", "is model.temperature too low?"
+        what, why = "all completions of a prompt got the same reward", "is model.sampling.temperature too low?"
     else:
         hard = "too hard" if reward < 0 else "too easy"
         what = f"every reward was {reward:+g}"
         why = f"is the task {hard} for this model, are answers cut off or in another form than the verifier reads, "
-        why += "is model.temperature right?"
+        why += "is model.sampling.temperature right?"
     found = sum(v.extracted is not None for v in verdicts)
     return (
         f"{FLAT_STEPS_TO_WARN_OF} steps in a row had nothing to learn from: {what}. Verdicts: "

@@ -13,6 +13,7 @@ from transformer2.adaptation.evaluate import evaluate_batch, in_order
 from transformer2.adaptation.strategy import ThisExpert
 from transformer2.data.loader import batches_within
 from transformer2.metrics import Accuracy
+from transformer2.module.options import MemoryOptions, SamplingOptions, TestOptions
 from transformer2.rl.logprobs import Head
 from transformer2.rollout.base import RolloutEngine
 from transformer2.rollout.hf import HFEngine
@@ -25,6 +26,10 @@ class PolicyModule(L.LightningModule):
     """A module whose policy answers prompts; the hyper-parameters and `configure_model` are the subclass's.
 
     Attributes:
+        sampling: How completions are drawn.
+        memory: What is held in memory at a time.
+        test: What a test draws beside greedy answers.
+        seed: Seed of sampling.
         policy: The model with its adapters; None before `configure_model`.
         engine: Draws rows of different z, and what `sampler` draws where that is the same.
         sampler: Draws completions under one z.
@@ -33,6 +38,10 @@ class PolicyModule(L.LightningModule):
         records: One for each question of the last test.
     """
 
+    sampling: SamplingOptions
+    memory: MemoryOptions
+    test: TestOptions
+    seed: int
     policy: Any
     engine: HFEngine
     sampler: RolloutEngine
@@ -61,8 +70,8 @@ class PolicyModule(L.LightningModule):
             self.engine,
             self.sampler,
             self.head,
-            max_new_tokens=self.hparams["max_new_tokens"] or task.max_new_tokens,
-            max_rows=self.hparams["max_rollout_rows"],
+            max_new_tokens=self.sampling.max_new_tokens or task.max_new_tokens,
+            max_rows=self.memory.max_rollout_rows,
             rank=self.global_rank,
             world_size=1 if self._trainer is None else self.trainer.world_size,
             gather=gather_objects,
@@ -117,8 +126,8 @@ class PolicyModule(L.LightningModule):
 
     def test_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Answer one batch with the base and with the expert."""
-        h, data = self.hparams, self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
-        strategy = ThisExpert(h["test_samples"], h["test_temperature"], h["seed"])
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
+        strategy = ThisExpert(self.test.samples, self.test.temperature, self.seed)
         self.records += evaluate_batch(strategy.adapt_to_task(self.answerer()), data, prompts, batch_idx)
 
     def on_test_epoch_end(self) -> None:

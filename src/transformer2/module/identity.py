@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from transformer2.errors import BasisError, CheckpointError
+from transformer2.module.options import GROUPS
 from transformer2.svf.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ NOT_TRAINED = {
     "config_sha256",
     *("form", "basis_cache", "init_std", "init_lora_weights", "trained_parametrization"),
 }
-OPTIMIZER = {"model.lr", "model.betas", "model.eps", "model.weight_decay", "model.lr_schedule", "model.warmup_steps"}
+RATE = ("model.optimizer", "model.lr_scheduler", "trainer.max_steps")
 
 
 def identity(module: SVFReinforceModule) -> dict[str, Any]:
@@ -46,7 +47,10 @@ def identity(module: SVFReinforceModule) -> dict[str, Any]:
     }
     h.pop("adapter")
     names = ("batch_size", "seed", "data_dir", "limits", "chat_template", "max_new_tokens")
-    settings = {f"model.{key}": value for key, value in h.items()}
+    settings = dict(module.rate)
+    for key, value in h.items():
+        inner = {f".{name}": own for name, own in value.items()} if key in GROUPS else {"": value}
+        settings |= {f"model.{key}{name}": own for name, own in inner.items()}
     settings |= {f"data.{name}": getattr(data, name) for name in names if hasattr(data, name)}
     if trainer.state.fn == "fit" and data is not None and hasattr(data, "digest"):
         settings |= {f"data.{split}": data.digest(split) for split in ("train", "validation")}
@@ -95,6 +99,16 @@ def check_identity(module: SVFReinforceModule, checkpoint: dict[str, Any]) -> se
             f"--ckpt_path does not fit: only the {'checkpoint' if name in state else 'run'} has {name}"
         )
     old, new = checkpoint[KEY]["settings"], whole["settings"]
+    if fitting and "model.optimizer" not in old:
+        raise CheckpointError(
+            "--ckpt_path was written by a transformer2 whose settings had other names and is not resumed; `test "
+            "--ckpt_path` scores it, and a run may begin with what it trained: --expert"
+        )
+    if fitting and old["model.optimizer"] != new["model.optimizer"]:
+        raise CheckpointError(
+            f"--ckpt_path holds the state of {old['model.optimizer']}, this run's model.optimizer is "
+            f"{new['model.optimizer']}; resume with the same"
+        )
     changed = {key for key in new if old.get(key) != new[key]} if fitting else set()
     if theirs["dtype"] != ours["dtype"]:
         changed.add("model.dtype")
@@ -102,6 +116,11 @@ def check_identity(module: SVFReinforceModule, checkpoint: dict[str, Any]) -> se
         words = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in sorted(changed))
         rank_zero_warn(f"other settings than the checkpoint's hold from here on: {words}")
     return changed
+
+
+def changes_rate(changed: set[str]) -> bool:
+    """Whether settings of the optimizer or its schedule are among those that a resumed run changes."""
+    return any(key.startswith(RATE) for key in changed)
 
 
 def _plain(value: Any) -> Any:

@@ -20,11 +20,11 @@ STAGES = {  # of DeepSpeed, where the config does not say, by the name of a stra
     **{"deepspeed_stage_3": 3, "deepspeed_stage_3_offload": 3},
 }
 KEYS = {  # what advice may change: an attribute of Job -> the config's key
-    "micro_tokens": "model.micro_batch_tokens",
-    "rollout_rows": "model.max_rollout_rows",
-    "checkpointing": "model.activation_checkpointing",
+    "micro_tokens": "model.memory.micro_batch_tokens",
+    "rollout_rows": "model.memory.max_rollout_rows",
+    "checkpointing": "model.memory.activation_checkpointing",
     "form": "model.adapter.form",
-    "merge_rollouts": "model.merge_rollouts",
+    "merge_rollouts": "model.memory.merge_rollouts",
 }
 LONG_PROMPT = 256  # tokens; the longest GSM8K question in a chat template has about 240
 FALLBACK_BUDGET = 512  # of a task that is not known here
@@ -140,7 +140,7 @@ def job_of(
     loading = model.get("model_kwargs") or {}
     shape = model_shape(model["base"], adapter, model["dtype"], model_kwargs=loading)
     svf = str(adapter.get("peft_type", "SVF")).upper() == "SVF"
-    budget = model.get("max_new_tokens") or _budget(data["task"])
+    budget = model["sampling"]["max_new_tokens"] or _budget(data["task"])
     prompt = prompt_tokens or min(LONG_PROMPT, max(1, shape.context - budget))
     if prompt + budget > shape.context:
         raise ConfigError(f"{prompt} + {budget} tokens exceed the context of {shape.context}; lower one of them")
@@ -153,18 +153,18 @@ def job_of(
         strategy=strategy,
         gpus=gpus,
         nodes=nodes,
-        global_rows=data["batch_size"] * model["num_completions"],
+        global_rows=data["batch_size"] * model["sampling"]["num_completions"],
         eval_rows=data["eval_batch_size"],
-        max_rollout_rows=model["max_rollout_rows"],
+        max_rollout_rows=model["memory"]["max_rollout_rows"],
         prompt_tokens=prompt,
         completion_tokens=budget,
         mean_completion=mean_completion or budget / 2,
-        micro_batch_tokens=model["micro_batch_tokens"],
-        full_kl=model["kl"] in ("full", "full_reverse"),
-        kl=bool(model["kl_coef"]),
-        merge_rollouts=bool(model["merge_rollouts"]),
+        micro_batch_tokens=model["memory"]["micro_batch_tokens"],
+        full_kl=model["loss"]["kl"] in ("full", "full_reverse"),
+        kl=bool(model["loss"]["kl_coef"]),
+        merge_rollouts=bool(model["memory"]["merge_rollouts"]),
         elsewhere=model["rollout"] == "vllm",
-        checkpointing=bool(model["activation_checkpointing"]),
+        checkpointing=bool(model["memory"]["activation_checkpointing"]),
     ).with_()
 
 

@@ -11,7 +11,7 @@ from transformer2.types import Answer, Record
 __all__ = ["CUT_REMEDY", "MOST", "details", "most_common", "on_answers"]
 
 MOST = 0.5  # share of the answers
-CUT_REMEDY = "raise model.max_new_tokens, or name what ends an answer with model.stop"
+CUT_REMEDY = "raise model.sampling.max_new_tokens, or name what ends an answer with model.sampling.stop"
 
 
 def details(records: Sequence[Record], name: str = "expert") -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 Baseline = Literal["none", "batch_mean", "rloo", "group_norm"]
+GROUPED: tuple[Baseline, ...] = ("rloo", "group_norm")  # those that compare completions of one prompt
 
 
 def advantages(rewards_B: Tensor, baseline: Baseline = "batch_mean", group_size: int = 1, eps: float = 1e-6) -> Tensor:
@@ -35,7 +36,7 @@ def advantages(rewards_B: Tensor, baseline: Baseline = "batch_mean", group_size:
     Raises:
         ValueError: An unknown baseline, a batch that is no multiple of `group_size`, or a group too small for it.
     """
-    if baseline in ("rloo", "group_norm") and group_size < 2:
+    if baseline in GROUPED and group_size < 2:
         raise ValueError(
             f"baseline {baseline!r} compares completions of one prompt; set num_completions >= 2, not {group_size}"
         )
@@ -47,7 +48,7 @@ def advantages(rewards_B: Tensor, baseline: Baseline = "batch_mean", group_size:
         expected_B = torch.zeros_like(filled_B)
     elif baseline == "batch_mean":
         expected_B = (filled_B.sum() / valid_B.sum().clamp(min=1)).expand_as(filled_B)
-    elif baseline in ("rloo", "group_norm"):
+    elif baseline in GROUPED:
         sum_G1 = filled_B.view(-1, group_size).sum(-1, keepdim=True)
         count_G1 = valid_B.view(-1, group_size).sum(-1, keepdim=True)
         if baseline == "group_norm":

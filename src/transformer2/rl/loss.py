@@ -1,10 +1,11 @@
 """REINFORCE with a KL penalty (paper, section 3.2, equation 1).
 
     J(z) = E_y~pi [ A(y) log pi(y|x) ] - lambda KL(pi || pi_0),    log pi(y|x) = sum_t log pi(y_t | x, y_<t)
-    loss = -(1 / B) sum_b [ A_b sum_t log pi_bt - lambda sum_t KL_bt ]
+    loss = -(1 / B) sum_b [ A_b sum_t w_bt log pi_bt - lambda sum_t KL_bt ]
 
 What it is not: no ratio to an older policy, no clipping, no replay: every rollout was sampled after the last optimizer
-step. A sampler with kernels of its own (vLLM) is still another policy by a little: `importance_weights`.
+step. A sampler with kernels of its own (vLLM) is still another policy by a little: w_bt, 1 without
+`importance_weights`.
 `num_rows` is the number of rows of the whole global batch, so that micro-batches add up to the loss of the batch.
 """
 
@@ -42,25 +43,35 @@ def importance_weights(logprobs_N: Tensor, sampler_logprobs_N: Tensor, cap: floa
 
 
 def reinforce_loss(
-    logprobs_B: Tensor, advantages_B: Tensor, kl_B: Tensor, *, kl_coef: float, num_rows: int, kl_in_reward: bool = False
-) -> tuple[Tensor, dict[str, Tensor]]:
+    logprobs_N: Tensor,
+    kl_N: Tensor,
+    mask_BC: Tensor,
+    advantages_B: Tensor,
+    *,
+    kl_coef: float,
+    num_rows: int,
+    weights_N: Tensor | None = None,
+    kl_in_reward: bool = False,
+) -> Tensor:
     """The loss of one micro-batch.
 
     Args:
-        logprobs_B: log pi(y|x), fp32 (B,), summed over the completion's tokens, EOS included.
+        logprobs_N: log pi of the sampled tokens, EOS included, fp32 (N,): one for every 1 of the mask, row-major.
+        kl_N: KL of the same tokens, fp32 (N,).
+        mask_BC: (B, C), 1 on sampled tokens.
         advantages_B: fp32 (B,), constants.
-        kl_B: KL of the completion, fp32 (B,), summed over its tokens.
         kl_coef: lambda.
         num_rows: Rows of the whole global batch, the divisor.
+        weights_N: Importance weights of the tokens, constants (`importance_weights`); None is 1.
         kl_in_reward: Take lambda * KL off each row's reward instead of adding it to the loss: the only correct use of
             k1 (rl/kl.py). It enters after the baseline, which leaves the expected gradient as it is.
 
     Returns:
-        The loss (a scalar) and its two parts, detached: `policy` and `kl` (nats per completion, averaged over rows).
+        A scalar.
     """
-    penalty = kl_B.sum() / num_rows
+    weighted_B = sum_by_row(logprobs_N if weights_N is None else weights_N * logprobs_N, mask_BC)
+    kl_B = sum_by_row(kl_N, mask_BC)
     if kl_in_reward:
         advantages_B = advantages_B - kl_coef * kl_B
-    policy = -(advantages_B.detach() * logprobs_B).sum() / num_rows
-    loss = policy if kl_in_reward else policy + kl_coef * penalty
-    return loss, {"policy": policy.detach(), "kl": penalty.detach()}
+    policy = -(advantages_B.detach() * weighted_B).sum() / num_rows
+    return policy if kl_in_reward else policy + kl_coef * (kl_B.sum() / num_rows)

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from contextvars import Context
-from functools import partial
 from weakref import WeakSet
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from transformer2.errors import UserError
-from transformer2.rl.halving import run_or_halve
+from transformer2.halving import run_or_halve
 from transformer2.rollout.base import RolloutEngine, Sampling, uniforms
 from transformer2.rollout.prefill import next_logits, prefill
 from transformer2.rollout.probe import check_decoding
@@ -90,15 +89,13 @@ class HFEngine(RolloutEngine):
         anyone = longest_first[:1]
 
         def draw(rows: Tensor, idle: bool = False) -> None:
+            if not idle:  # of an attempt that ran out of memory
+                ids_BC[rows], count_B[rows] = self.pad_id, 0
             for t, alive, token, logprob in self._decode(
                 policy, prompts, rows, ids_BC, uniforms_BC, sampling, select, idle
             ):
                 ids_BC[alive, t], logprobs_BC[alive, t] = token, logprob
                 count_B[alive] += 1
-
-        def forget(rows: Tensor) -> None:
-            ids_BC[rows] = self.pad_id
-            count_B[rows] = 0
 
         weights = merged_for_rollout(policy) if self.merge else nullcontext()
         with weights, batch_rows(policy, b) as select:
@@ -107,7 +104,7 @@ class HFEngine(RolloutEngine):
                 if self.in_lockstep:
                     draw(rows if len(rows) else anyone, idle=not len(rows))
                 else:
-                    size = run_or_halve(draw, rows, partial(forget, rows), "lower model.max_rollout_rows")
+                    _, size = run_or_halve(draw, rows, "lower model.memory.max_rollout_rows")
                     if size < len(rows):
                         self.max_rows = size
         return self._rollouts(prompts, ids_BC, count_B, logprobs_BC)
@@ -181,7 +178,7 @@ def _check_finite(logits_BV: Tensor, rows: Tensor, prompts: PromptBatch) -> None
         prompt = prompts.examples[int(rows[~sane_B][0])].id
         raise UserError(
             f"the model gave non-finite logits for prompt {prompt!r}; "
-            "the adapter or the base is damaged, or training diverged: lower model.lr or use fp32"
+            "the adapter or the base is damaged, or training diverged: lower model.optimizer.lr or use fp32"
         )
 
 

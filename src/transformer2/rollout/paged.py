@@ -80,7 +80,9 @@ class PagedEngine(RolloutEngine):
         rows = list(drawn.values())
         if len(rows) < len(ids) or any(row.error for row in rows):
             reason = next((row.error for row in rows if row.error), "its worker ended")
-            raise UserError(f"continuous batching failed ({reason}); lower model.max_rollout_rows, or use rollout: hf")
+            raise UserError(
+                f"continuous batching failed ({reason}); lower model.memory.max_rollout_rows, or use rollout: hf"
+            )
         return self._packed(prompts, [row.generated_tokens for row in rows], [row.logprobs for row in rows])
 
 

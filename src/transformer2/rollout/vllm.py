@@ -32,6 +32,7 @@ from transformer2.errors import ConfigError, UserError
 from transformer2.rollout.base import RolloutEngine, Sampling, check_no_rows, prompt_ids
 from transformer2.rollout.server import Client, Refused, Server, VLLMOptions
 from transformer2.rollout.weights import active_deltas, composed, weights_and_bases
+from transformer2.seeds import seed_at
 from transformer2.svf.layer import tuned_layers
 from transformer2.svf.quantised import quantisation_name
 from transformer2.types import PromptBatch, Rollouts
@@ -119,7 +120,7 @@ class VLLMEngine(RolloutEngine):
         }
         # A request for each row: rows of one request would share their random numbers.
         requests = [
-            {**common, "prompt": ids, "seed": (seed * 1_000_003 + row) % 2**63}
+            {**common, "prompt": ids, "seed": seed_at(seed, row) % 2**63}
             for ids, row in zip(prompt_ids(prompts), row_ids, strict=True)
         ]
         with self._last_words():

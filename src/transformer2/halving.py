@@ -1,7 +1,7 @@
 """Out of memory: the same rows in halves, quarters, ... until they fit.
 
-Rollouts and losses are sums over rows, and a row's randomness depends on (seed, row) only, so halves give what the
-whole would have given, up to the rounding of batched matrix products.
+Rollouts, losses and likelihoods are made row by row, and a row's randomness depends on (seed, row) only, so halves give
+what the whole would have given, up to the rounding of batched matrix products.
 """
 
 from __future__ import annotations
@@ -19,47 +19,54 @@ from transformer2.errors import UserError
 __all__ = ["run_or_halve"]
 
 Rows = TypeVar("Rows", list[int], Tensor)
+Result = TypeVar("Result")
 
 # torch raises OutOfMemoryError for its own allocator on CUDA and HIP; other libraries and devices only say so.
 _WORDS = re.compile(r"out.of.(\w+.)?memory|ALLOC_FAILED|allocate.memory", re.IGNORECASE)
 
 
-def run_or_halve(run: Callable[[Rows], object], rows: Rows, undo: Callable[[], None], remedy: str) -> int:
+def run_or_halve(
+    run: Callable[[Rows], Result], rows: Rows, remedy: str, at_once: int | None = None
+) -> tuple[list[Result], int]:
     """Run on all rows or, where memory does not suffice, on as many at a time as fit.
 
     Args:
-        run: The work on some rows.
+        run: The work on some rows; what it did before it ran out of memory does not matter.
         rows: Row indices, a list or an int64 tensor.
-        undo: Takes back what the `run`s so far did.
         remedy: What to change in the config, for the note and the error.
+        at_once: Rows to begin with; None tries all.
 
     Returns:
-        Rows at a time: `len(rows)`, or the half, quarter, ... that fits.
+        The results of the parts in order, and the rows of a part: those to begin with, or the half, quarter, ... that
+        fits.
 
     Raises:
-        UserError: One row does not fit. What was done has been undone.
+        UserError: One row does not fit.
     """
-    size = len(rows)
-    while not all(_fits(run, rows[i : i + size]) for i in range(0, len(rows), size)):
-        undo()
-        if size == 1:
+    size, done, results = min(at_once or len(rows), len(rows)), 0, []
+    while done < len(rows):
+        part = rows[done : done + size]
+        if result := _attempt(run, part):
+            results += result
+            done += len(part)
+            continue
+        if len(part) == 1:
             raise UserError(f"out of memory with 1 row at a time; {remedy} (`transformer2 plan` says what fits)")
-        half = -(-size // 2)
+        size = -(-len(part) // 2)
         warnings.warn(
-            f"out of memory with {size} rows: going on with {half} at a time; to begin with less, {remedy}",
+            f"out of memory with {len(part)} rows: going on with {size} at a time; to begin with less, {remedy}",
             stacklevel=2,
         )
-        size = half
-    return size
+    return results, size
 
 
-def _fits(run: Callable[[Rows], object], rows: Rows) -> bool:
+def _attempt(run: Callable[[Rows], Result], rows: Rows) -> list[Result]:
+    """The result alone in a list; an empty one where memory does not suffice."""
     try:
-        run(rows)
-        return True
+        return [run(rows)]
     except (RuntimeError, MemoryError) as e:
         if not isinstance(e, torch.OutOfMemoryError | MemoryError) and not _WORDS.search(str(e)):
             raise
     # Outside of the handler: while the exception lives, its traceback keeps the tensors of the failed attempt.
     getattr(torch.get_device_module(), "empty_cache", lambda: None)()
-    return False
+    return []

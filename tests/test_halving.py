@@ -1,50 +1,56 @@
-"""Out of memory in the middle: halves until it fits; what failed is undone; the remedy is named."""
+"""Out of memory in the middle: halves until it fits; what failed leaves no result; the remedy is named."""
 
 import pytest
 import torch
 
 from transformer2.errors import UserError
-from transformer2.rl.halving import run_or_halve
+from transformer2.halving import run_or_halve
 
 
 class Worker:
-    """Adds row numbers up, and runs out of memory above `limit` rows after it has begun."""
+    """Returns its rows, and runs out of memory above `limit` of them."""
 
     def __init__(self, limit: int, error: Exception | None = None):
-        self.limit, self.done = limit, []
+        self.limit = limit
         self.error = error or torch.OutOfMemoryError("CUDA out of memory")
 
-    def __call__(self, rows) -> None:
-        self.done += rows[:1]
+    def __call__(self, rows):
         if len(rows) > self.limit:
             raise self.error
-        self.done += rows[1:]
-
-    def undo(self) -> None:
-        self.done.clear()
+        return rows
 
 
 def test_enough_memory_runs_once():
-    worker = Worker(8)
-    assert run_or_halve(worker, [1, 2, 3], worker.undo, "") == 3
-    assert worker.done == [1, 2, 3]
+    assert run_or_halve(Worker(8), [1, 2, 3], "") == ([[1, 2, 3]], 3)
 
 
 @pytest.mark.parametrize(("rows", "limit", "size"), [(5, 3, 3), (16, 2, 2), (16, 1, 1), (7, 1, 1)])
 def test_parts_do_what_the_whole_would_have_done(rows, limit, size):
-    worker, rows = Worker(limit), list(range(rows))
+    rows = list(range(rows))
     with pytest.warns(UserWarning, match=rf"out of memory with {len(rows)} rows: going on with .* at a time.*lower x"):
-        assert run_or_halve(worker, rows, worker.undo, "lower x") == size
-    assert worker.done == rows
+        results, found = run_or_halve(Worker(limit), rows, "lower x")
+    assert [row for part in results for row in part] == rows and found == size
+
+
+def test_what_fitted_is_not_run_again():
+    calls = []
+
+    def worker(rows):
+        calls.append(rows)
+        if len(calls) == 2:  # others took the memory meanwhile
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows
+
+    with pytest.warns(UserWarning, match="with 4 rows: going on with 2"):
+        results, size = run_or_halve(worker, list(range(8)), "", at_once=4)
+    assert results == [[0, 1, 2, 3], [4, 5], [6, 7]] and size == 2
 
 
 def test_one_row_that_does_not_fit_is_a_clear_error():
-    worker = Worker(0)
     with pytest.warns(UserWarning), pytest.raises(UserError, match="1 row at a time; lower x"):
-        run_or_halve(worker, [1, 2, 3, 4, 5], worker.undo, "lower x")
-    assert worker.done == []
+        run_or_halve(Worker(0), [1, 2, 3, 4, 5], "lower x")
     with pytest.raises(UserError, match="1 row at a time"):
-        run_or_halve(Worker(0), [7], worker.undo, "lower x")
+        run_or_halve(Worker(0), [7], "lower x")
 
 
 @pytest.mark.parametrize(
@@ -64,10 +70,8 @@ def test_one_row_that_does_not_fit_is_a_clear_error():
     ids=lambda error: str(error)[:40],
 )
 def test_every_allocator_s_words_count(error):
-    worker = Worker(1, error)
     with pytest.warns(UserWarning):
-        assert run_or_halve(worker, [1, 2], worker.undo, "") == 1
-    assert worker.done == [1, 2]
+        assert run_or_halve(Worker(1, error), [1, 2], "") == ([[1], [2]], 1)
 
 
 @pytest.mark.parametrize(
@@ -75,4 +79,4 @@ def test_every_allocator_s_words_count(error):
 )
 def test_other_errors_are_not_taken_for_memory(words):
     with pytest.raises(RuntimeError, match=words):
-        run_or_halve(Worker(1, RuntimeError(words)), [1, 2], list, "")
+        run_or_halve(Worker(1, RuntimeError(words)), [1, 2], "")

@@ -1,0 +1,69 @@
+"""What is watched of a step and logged: its seconds, and its sums as means."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from transformer2.rl.advantages import equal_groups
+from transformer2.rl.step import Step
+
+TIMED = ("weight_sync", "rollout", "verify", "logprobs", "backward", "sync")
+
+
+class StepMeter:
+    """Wall-clock seconds of the parts of one optimizer step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside. On a GPU these are launch times unless the work ends in a host read."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def read(self) -> dict[str, float]:
+        """The seconds since it was last read, as metrics."""
+        seconds = {f"time/{name}": self.seconds[name] for name in TIMED}
+        self.seconds.clear()
+        return seconds
+
+
+def step_metrics(step: Step, rewards_B: Tensor, group_size: int) -> dict[str, float]:
+    """What a step of all ranks says of itself; of what was not measured, nothing.
+
+    Args:
+        step: The step.
+        rewards_B: fp32 (B,) of the whole batch; NaN marks a row without one.
+        group_size: Completions per prompt.
+    """
+    rewarded_B = rewards_B[~rewards_B.isnan()]
+    metrics = {
+        "train/reward": float(rewards_B.nanmean()),
+        "train/accuracy": float((rewarded_B > 0).float().mean()),
+        "train/loss": step.loss,
+        "train/entropy": step.per_token(step.entropy),
+        "train/completion_length": step.sampled / step.rows,
+        "train/finished": step.finished / step.rows,
+        "reward/zero_std": float(len(rewards_B) > 1 and equal_groups(rewards_B, len(rewards_B)) == 1),
+        "reward/infra_errors": len(rewards_B) - len(rewarded_B) - step.abstained,
+        "reward/abstained": step.abstained,
+        "reward/truncated": step.rows - step.finished,
+    }
+    if group_size > 1:
+        metrics["reward/equal_groups"] = equal_groups(rewards_B, group_size)
+    measured = {
+        "train/kl": step.per_token(step.kl),  # nats per token
+        "rollout/mismatch": step.per_token(step.mismatch),  # |log pi - log mu|, nats per token
+        "rollout/capped": step.per_token(step.capped),  # share of tokens whose weight met the cap
+    }
+    return metrics | {name: value for name, value in measured.items() if math.isfinite(value)}

@@ -1,0 +1,131 @@
+"""Optimizers and schedules: what a config and Python may give, what is refused, and what a resumed run goes on with."""
+
+from functools import partial
+
+import pytest
+import torch
+from fakes import grouped
+
+from transformer2.cli import main
+from transformer2.cli.check import MOVED, check
+from transformer2.cli.compose import compose, parse_flags
+from transformer2.cli.experiment import Experiment
+from transformer2.cli.schema import arguments, classes
+from transformer2.errors import ConfigError
+from transformer2.module import SVFReinforceModule
+from transformer2.module.optimizers import Warmup, WarmupCosine, build, restart, settings
+
+KEYS = ("name", "seed_everything", "model", "data", "trainer")
+TINY = ["--config", "conf/tiny_math.yaml"]
+
+
+def built(words, tmp_path):
+    """Optimizer and schedule of a command line, over one number and ten steps."""
+    flags = parse_flags([*TINY, *words], (), (), KEYS)
+    config = compose(flags.configs, flags.overrides, KEYS)
+    check(config, "fit")
+    module = Experiment.of(config, tmp_path, quiet=True).module
+    return build(module.optimizer, module.lr_scheduler, [torch.nn.Parameter(torch.zeros(1))], 10)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "lr", "schedule"),
+    [
+        ([], "AdamW", 0.015, "WarmupCosine"),
+        (["--optimizer", "AdamW", "--optimizer.lr", "2e-3"], "AdamW", 2e-3, "WarmupCosine"),
+        (["--optimizer.lr", "2e-3"], "AdamW", 2e-3, "WarmupCosine"),
+        (["--model.optimizer.init_args.lr=2e-3"], "AdamW", 2e-3, "WarmupCosine"),
+        (["--optimizer", "torch.optim.SGD", "--optimizer.momentum", "0.9"], "SGD", 0.015, "WarmupCosine"),
+        (["--model.optimizer", "{class_path: Adam, init_args: {lr: 0.1}}"], "Adam", 0.1, "WarmupCosine"),
+        (["--lr_scheduler", "Warmup", "--lr_scheduler.warmup_steps", "4"], "AdamW", 0.003, "Warmup"),
+        (["--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "3"], "AdamW", 0.015, "StepLR"),
+        (["--config", "conf/preset/paper.yaml"], "AdamW", 2e-3, "WarmupCosine"),
+    ],
+    ids=str,
+)
+def test_every_spelling(words, kind, lr, schedule, tmp_path):
+    optimizer, scheduler = built(words, tmp_path)
+    assert (type(optimizer).__name__, type(scheduler).__name__) == (kind, schedule)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
+    if "momentum" in str(words):
+        assert optimizer.defaults["momentum"] == 0.9  # and the config's lr is kept, as jsonargparse does
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--optimizer", "AdamX"], "no class 'AdamX'; did you mean 'Adam'?"),
+        (["--optimizer", "torch.optim.Foo"], "no class torch.optim.Foo"),
+        (["--optimizer.lrr", "1"], "unknown config key model.optimizer.lrr; did you mean model.optimizer.lr?"),
+        (["--optimizer", "SGD", "--optimizer.momentun", "1"], "did you mean model.optimizer.momentum?"),
+        (["--optimizer.lr", "-1"], "model.optimizer.lr must be a number > 0 and <= 10, not -1"),
+        (["--optimizer.lr.x", "1"], "unknown config key model.optimizer.lr.x"),
+        (["--optimizer", "3"], "model.optimizer must be a class or keys and values, not 3"),
+        (["--optimizer.class_path", "{a: 1}"], "model.optimizer must name a class"),
+        (["--lr_scheduler.warmup_steps", "1.5"], "model.lr_scheduler.warmup_steps must be an integer >= 0, not 1.5"),
+        (["--lr_scheduler", "ReduceLROnPlateau"], "ReduceLROnPlateau waits for a metric"),
+        (["--optimizer", "SGD", "--optimizer.momentum", "-1"], "Invalid momentum value: -1"),
+        (["--model.optimizer", "torch.nn.Linear"], "the trainer cannot be built"),
+        *((["--model." + old, "1"], f"model.{old} is now model.{new}") for old, new in MOVED.items()),
+    ],
+    ids=str,
+)
+def test_what_is_refused_in_one_line(words, said, capsys):
+    assert main(["fit", *TINY, "--print_config", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_a_section_of_lightning_s_own_is_pointed_at_ours(tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text("optimizer: {class_path: torch.optim.AdamW}")
+    assert main(["fit", "--config", str(tmp_path / "own.yaml")]) == 2
+    assert "unknown config key 'optimizer'; did you mean model.optimizer?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["torch.optim", "torch.optim.lr_scheduler", "transformer2.module.optimizers"])
+def test_arguments_are_read_without_importing(module):
+    assert all(arguments(f"{module}.{name}") is not None for name in classes(module))
+
+
+def test_python_gives_callables_and_groups():
+    module = SVFReinforceModule(
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+        lr_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=5),
+        loss={"kl_coef": 0.3},
+    )
+    assert module.loss.kl_coef == module.hparams["loss"]["kl_coef"] == 0.3
+    assert {"model.optimizer.momentum": 0.9, "model.lr_scheduler.step_size": 5}.items() <= module.rate.items()
+    for bad in (
+        {"optimizer": lambda params: torch.optim.AdamW(params, lr=100)},
+        {"loss": 3},
+        {"optimizer": partial(int)},
+    ):
+        with pytest.raises(ConfigError):
+            SVFReinforceModule(**bad)
+
+
+@pytest.mark.parametrize("schedule", [WarmupCosine, Warmup, partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9)])
+def test_a_run_at_another_rate_goes_on_as_if_it_had_been_its_own(schedule):
+    def after(lr, steps):
+        parameter = torch.nn.Parameter(torch.ones(1))
+        optimizer, scheduler = build(partial(torch.optim.AdamW, lr=lr), schedule, [parameter], 10)
+        for _ in range(steps):
+            optimizer.step()
+            scheduler.step()
+        return optimizer, scheduler
+
+    mine, theirs = after(0.1, 4), after(0.5, 4)
+    theirs[0].load_state_dict(mine[0].state_dict())
+    theirs[1].load_state_dict(mine[1].state_dict())
+    restart(*theirs, *after(0.5, 0))
+    expected = after(0.5, 5)
+    theirs[0].step()
+    theirs[1].step()
+    assert theirs[0].param_groups[0]["lr"] == pytest.approx(expected[0].param_groups[0]["lr"])
+    assert theirs[1].get_last_lr() == pytest.approx(expected[1].get_last_lr())
+
+
+def test_settings_are_plain_and_say_what_differs():
+    one, other = (settings(grouped(lr=lr)["optimizer"], WarmupCosine) for lr in (0.1, 0.2))
+    assert {key for key in one if one[key] != other[key]} == {"model.optimizer.lr"}
+    assert one["model.optimizer"] == "AdamW" and one["model.lr_scheduler.warmup_steps"] == 0
