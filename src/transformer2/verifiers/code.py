@@ -6,8 +6,8 @@ Instruct models write prose around Markdown blocks, base models go on where the 
    examples of use), with what it needs of the other blocks: imports, helpers, constants;
 2. a continuation: the prompt followed by a function's body, however that is indented.
 
-What is a program, the parser decides: prose before and after is dropped line by line. Nothing is repaired: an answer that
-was cut off stays cut off, and fails. Left out are asserts and calls of the answer's own that follow the function.
+What is a program, the parser decides: prose before and after is dropped line by line. Nothing is repaired: an answer
+that was cut off stays cut off, and fails. Left out are asserts and calls of the answer's own that follow the function.
 """
 
 from __future__ import annotations
