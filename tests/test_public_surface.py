@@ -1,7 +1,10 @@
 """What `import transformer2` offers, and what it costs."""
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 
 def fresh(code: str) -> str:
@@ -32,7 +35,39 @@ def test_every_public_name_resolves():
     assert {"SVFConfig", "z_rows", "tasks"} <= set(dir(transformer2))
 
 
+EACH_FIRST = """
+import importlib, os, sys
+from pathlib import Path
+import torch, transformers, transformer2
+
+root = Path(transformer2.__file__).parent
+assert "peft" not in sys.modules
+for room in ("svf", "plan", "rollout", "experts", "adaptation"):
+    for path in sorted((root / room).glob("*.py")):
+        name = f"transformer2.{room}.{path.stem}"
+        child = os.fork()  # torch and transformers, which cost seconds, are imported once
+        if not child:
+            importlib.import_module(name)
+            import peft
+            known = type(peft.get_peft_config({"peft_type": "SVF"})).__name__
+            os._exit(known != "SVFConfig")
+        if os.waitpid(child, 0)[1]:
+            print(name)
+"""
+
+
 def test_peft_knows_svf_whichever_comes_first():
-    for order in ("import transformer2, peft", "import peft, transformer2"):
-        build = "print(type(peft.get_peft_config(dict(peft_type='SVF'))).__name__)"
-        assert fresh(f"{order}\n{build}") == "SVFConfig"
+    build = "print(type(peft.get_peft_config(dict(peft_type='SVF'))).__name__)"
+    assert fresh(f"import peft, transformer2\n{build}") == "SVFConfig"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="one fork for each module")
+def test_peft_knows_svf_whichever_module_of_ours_comes_first():
+    assert fresh(EACH_FIRST) == ""
+
+
+def test_a_command_that_needs_peft_knows_svf():
+    assert "SVF, 2688 z" in fresh(
+        "from transformer2.cli import main; main(['plan', '--config', 'conf/tiny_math.yaml'])"
+    )

@@ -16,6 +16,7 @@ from transformer2.svf.cache import BasisCache, default_cache_root
 from transformer2.svf.fingerprint import fingerprint
 from transformer2.svf.layer import probe_weight
 from transformer2.svf.quantised import quantisation_name, unquantised_checkpoint
+from transformer2.svf.register import register_after
 from transformer2.svf.targets import features_of
 
 __all__ = ["Bases"]
@@ -74,3 +75,6 @@ class Bases:
                 return self.cache.get(name, weight) if self.cache else compute_basis(weight())
             except BasisError as e:
                 raise BasisError(f"{name}: {e}" if name not in str(e) else str(e)) from e
+
+
+register_after(__name__)

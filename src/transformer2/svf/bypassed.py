@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from transformer2.errors import ConfigError
 from transformer2.svf.layer import SVFLayer
+from transformer2.svf.register import register_after
 
 __all__ = ["check_all_called"]
 
@@ -45,3 +46,6 @@ def check_all_called(layers: Mapping[str, SVFLayer]) -> Iterator[None]:
             f"this model uses the weight of {bypassed[0]} without calling it ({len(bypassed)} such layers), so z would "
             f"do nothing there in training; leave them out with exclude_modules={leaves}"
         )
+
+
+register_after(__name__)

@@ -24,7 +24,7 @@ from transformer2.errors import ConfigError
 from transformer2.experts.card import write_card
 from transformer2.experts.format import CONFIG, FORMAT_VERSION, OLD_FORMS, WEIGHTS, checksums
 from transformer2.svf.forms import FORMS, Form
-from transformer2.svf.register import extend_peft_types, register
+from transformer2.svf.register import extend_peft_types, register_after
 
 __all__ = ["PARAMETRIZATIONS", "SVFConfig", "check_form"]
 
@@ -92,8 +92,6 @@ class SVFConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # A config can be the first thing of ours that is built: from here on PEFT must know the rest.
-        register()
         from peft.utils.peft_types import PeftType
 
         self.peft_type = PeftType("SVF")
@@ -186,3 +184,6 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """A checksum of the z among some tensors, whatever their names and order."""
     parts = sorted(hashlib.sha256(t.numpy(force=True).tobytes()).digest() for k, t in tensors.items() if ".svf_z." in k)
     return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+register_after(__name__)

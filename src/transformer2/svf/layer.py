@@ -34,6 +34,7 @@ from transformer2.svf import forms
 from transformer2.svf.basis import Basis, Side
 from transformer2.svf.config import SVFConfig, check_form
 from transformer2.svf.open_rows import Rows
+from transformer2.svf.register import register_after
 from transformer2.svf.scales import DirectScale, RenormScale
 from transformer2.svf.targets import features_of
 
@@ -323,3 +324,6 @@ def _device_and_dtype(layer: nn.Module) -> tuple[torch.device, torch.dtype]:
         floating = [t.dtype for t in tensors if t.is_floating_point() and t.element_size() >= 2]
         dtype = floating[0] if floating else torch.get_default_dtype()
     return device, dtype
+
+
+register_after(__name__)

@@ -17,10 +17,12 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["extend_peft_types", "register", "register_when_peft_loads", "verify_experts"]
+__all__ = ["extend_peft_types", "register", "register_after", "register_when_peft_loads", "verify_experts"]
 
-# These import peft themselves; the last one registers SVF at its end.
-_OWN_MODULES = tuple(f"transformer2.svf.{name}" for name in ("config", "layer", "rows", "targets", "bases", "model"))
+# These import peft themselves, and register at their end.
+_OWN_MODULES = tuple(
+    f"transformer2.svf.{name}" for name in ("config", "layer", "rows", "targets", "bases", "bypassed", "model")
+)
 
 
 def extend_peft_types() -> None:
@@ -63,6 +65,13 @@ def register() -> None:
     importlib.import_module(_OWN_MODULES[-1])
 
 
+def register_after(name: str) -> None:
+    """Register at the end of a module of ours that imports peft; of nested ones, at the end of the outermost."""
+    others = (sys.modules[own] for own in _OWN_MODULES if own in sys.modules and own != name)
+    if not any(getattr(other.__spec__, "_initializing", False) for other in others):
+        register()
+
+
 def register_when_peft_loads() -> None:
     """Register at once when peft is imported already, else right after somebody imports it."""
     if "peft" in sys.modules:
@@ -93,7 +102,7 @@ class _AfterPeft:
                 sys.meta_path.remove(self)
             exec_module(module)
             extend_peft_types()
-            # When a module of ours is what imports peft, it is half-way through: its own importer goes on to register.
+            # A module of ours that imports peft is half-way through, and registers at its own end.
             if not any(own in sys.modules for own in _OWN_MODULES):
                 register()
 

@@ -23,6 +23,7 @@ from transformer2.svf.forms import spread_rows
 from transformer2.svf.layer import SVFLayer, svf_layers
 from transformer2.svf.mixing import mix_deltas
 from transformer2.svf.open_rows import Rows
+from transformer2.svf.register import register_after
 
 __all__ = ["batch_rows", "has_rows", "rows_by_name", "z_rows"]
 
@@ -161,3 +162,6 @@ def _check(layers: list[SVFLayer], weights: Tensor, experts: Sequence[str], mix:
         raise UserError("weights have non-finite entries; every row needs finite numbers")
     if any(layer.merged for layer in layers):
         raise UserError("adapters are merged into the weights, so rows cannot differ; call unmerge_adapter() first")
+
+
+register_after(__name__)

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from transformer2.errors import ConfigError
 from transformer2.experts.format import ROLES
+from transformer2.svf.register import register_after
 
 if TYPE_CHECKING:
     from transformer2.svf.config import SVFConfig
@@ -194,3 +195,6 @@ def _nothing(asked: object, linear: Iterable[str], note: str = "") -> str:
     near = get_close_matches(asked, known) if isinstance(asked, str) else []
     hint = f"; did you mean {near[0]!r}?" if near else f"; linear layers here: {', '.join(leaves[:12]) or 'none'}"
     return f"target_modules={asked!r}{note} matches no linear layer of this model{hint}"
+
+
+register_after(__name__)
