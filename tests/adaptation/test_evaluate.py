@@ -37,7 +37,7 @@ def trainer_of(**options):
 def tested(world):
     """A module with a z of its own, after `trainer.test`, and its data."""
     base, _ = world
-    module = SVFReinforceModule(base, adapter=ALL, dtype="float32", test_samples=2, seed=5)
+    module = SVFReinforceModule(base, adapter=ALL, dtype="float32", test={"samples": 2}, seed=5)
     module.configure_model()
     with torch.no_grad():
         for parameter in module.trained():
