@@ -75,7 +75,7 @@ def test_examples_are_the_same_every_time(rows):
 
 
 def test_unknown_split_is_refused_with_the_known_ones():
-    with pytest.raises(DataError, match=r"no split 'dev'; use one of few_shot, test"):
+    with pytest.raises(DataError, match=r"no split 'dev'; its splits are few_shot, test"):
         tasks.get("tiny_code_math").examples("dev")
 
 

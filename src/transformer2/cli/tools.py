@@ -125,8 +125,7 @@ def export(args: Sequence[str]) -> int:
         raise ConfigError("export needs --expert DIR (an expert folder) and --out DIR (a new folder)")
     expert, out = (Path(flags.options[name]) for name in ("expert", "out"))
     config = compose(flags.configs, flags.overrides, KEYS)
-    check(config, "export")
-    take_from_expert(config, expert, base=True)
+    take_from_expert(config, "export", expert)
     check(config, "export")
     model = config["model"]
     if model.get("base") is None:

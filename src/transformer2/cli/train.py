@@ -85,10 +85,9 @@ def _run(command: str, args: Sequence[str]) -> int:
         raise ConfigError(f"--expert and --ckpt_path both say what to {command}; give one of them")
     config = compose(flags.configs, flags.overrides, KEYS)
     kept = "print_config" not in flags.switches
-    check(config, command, folders=kept)
     if expert is not None:
-        take_from_expert(config, expert, base=command != "fit", task=command != "fit")
-        check(config, command, folders=kept)
+        take_from_expert(config, command, expert, folders=kept)
+    check(config, command, folders=kept)
     _check_checkpoint(flags.options.get("ckpt_path"), config["trainer"].get("strategy"))
     name = folder_name(config.pop("name", None) or (Path(flags.configs[-1]).stem if flags.configs else command))
     if kept:
@@ -112,26 +111,32 @@ def _run(command: str, args: Sequence[str]) -> int:
         return verb(expert, flags.options.get("ckpt_path"), start)
 
 
-def take_from_expert(config: dict[str, Any], expert: Path, base: bool, task: bool = False) -> None:
-    """What an expert's own config says, where the user's, checked already, says nothing: method, base, task.
+def take_from_expert(config: dict[str, Any], command: str, expert: Path, folders: bool = True) -> None:
+    """What an expert's own config says, where the user's says nothing: method and, but for `fit`, base and task.
 
     The rest of its adapter is read when the model is built, and held against what the user's config says of it.
     """
     if not os.path.isdir(expert):
         raise ConfigError(f"--expert {shown(expert)} is no expert folder; give one such as runs/tiny_math/expert")
+    # What is wrong with the user's own is said first; the adapter's keys are those of the expert's method.
+    given = config.get("model")
+    adapter = given.pop("adapter", None) if isinstance(given, dict) else None
+    check(config, command, folders)
     from transformer2.experts import read_config
 
     saved = read_config(expert)
     model = config["model"]
-    if given := model.get("adapter"):
-        model["adapter"] = {"peft_type": saved["peft_type"], **given}
+    if adapter is not None and not isinstance(adapter, dict):
+        model["adapter"] = adapter  # for the next check to refuse
+    elif adapter:
+        model["adapter"] = {"peft_type": saved["peft_type"], **adapter}
     elif saved["peft_type"] == "SVF" and isinstance(targets := saved.get("target_modules"), list):
         model["adapter"] = {"peft_type": "SVF", "target_modules": targets}  # for --print_config to show
-    if base and (own := saved.get("base_model_name_or_path")):
+    if command != "fit" and (own := saved.get("base_model_name_or_path")):
         model.setdefault("base", str(own))
         if model["base"] == own and (revision := saved.get("revision")):
             model["model_kwargs"] = {"revision": str(revision), **(model.get("model_kwargs") or {})}
-    if task and saved.get("task"):
+    if command in ("test", "validate") and saved.get("task"):
         config["data"].setdefault("task", str(saved["task"]))
 
 
