@@ -126,7 +126,7 @@ def vllm(session: nox.Session) -> None:
         unwanted = ("torchvision", "torchaudio", "torchcodec")
         session.run(python, "-m", "pip", "uninstall", "-q", "-y", *unwanted, external=True)
     env = {**ENV, "TRANSFORMER2_VLLM_PYTHON": python}
-    session.run("pytest", "-m", "vllm", "-rsP", "tests/on_server", *session.posargs, env=env)
+    session.run("pytest", "-m", "vllm", "-rsP", "tests/rollout/on_server", *session.posargs, env=env)
 
 
 @nox.session

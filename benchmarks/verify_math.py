@@ -2,9 +2,9 @@
 
     python benchmarks/run.py verify_math
 
-The answers are those of tests/hostile_answers.py, each of which tries to hold the verifier up or to be accepted. The
-heartbeat is a thread that wakes every 10 ms, as a trainer's would; its largest gap is how long verifying held the
-interpreter. Honest answers are equal to their gold in another form, so that each goes through a worker.
+The answers are those of tests/helpers/hostile_answers.py, each of which tries to hold the verifier up or to be
+accepted. The heartbeat is a thread that wakes every 10 ms, as a trainer's would; its largest gap is how long verifying
+held the interpreter. Honest answers are equal to their gold in another form, so that each goes through a worker.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from _common import Row
 
 from transformer2.verifiers.math import verify_math_many
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
 from hostile_answers import batch
 
 BEAT = 0.01  # seconds

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_signals import FIT, same
+from short_runs import FIT, same
 
 from transformer2.checkpoints import pack, read_checkpoint, write_checkpoint
 from transformer2.errors import CheckpointError

@@ -1,6 +1,5 @@
 """Ctrl-C, SIGTERM and SIGHUP at any time: what there is to save is saved, the process is gone, it says how to go on."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,16 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from short_runs import FIT, SMALL, same
 
 from transformer2.cli import main
 
 CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129}
 SECONDS = 10  # from the signal to the end, on an idle machine; the test allows for a busy one
-SMALL = [
-    *("--data.batch_size", "8", "--data.validation_limit", "4", "--data.test_limit", "4", "--quiet"),
-    *("--trainer.val_check_interval", "2", "--trainer.max_steps", "6"),
-]
-FIT = ["fit", "--config", "conf/tiny.yaml", "--data.task", "tiny_math", *SMALL]
 ADAPT = ["adapt", "--data.test_limit", "8", "--quiet"]
 SEARCH = ["--adapt.generations", "1", "--adapt.population", "2"]
 VALIDATE = ["validate", "--config", "conf/tiny.yaml", *SMALL]
@@ -43,7 +38,7 @@ PHASES = {
 
 
 def start(args, marker, hook="none", step=0):
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *(p for p in sys.path if p)])
+    path = os.pathsep.join(p for p in sys.path if p)
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     stuck = f"[{{class_path: stuck.Stuck, init_args: {{hook: {hook}, marker: {marker}, step: {step}}}}}]"
     command = [sys.executable, "-m", "transformer2", *args, "--trainer.callbacks", stuck]
@@ -61,12 +56,6 @@ def start(args, marker, hook="none", step=0):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.05)
     return process
-
-
-def curve(run):
-    from transformer2.report.curve import read_scalars
-
-    return read_scalars(run, ("train/reward", "val/accuracy"))
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +97,6 @@ def test_saved_and_gone_whatever_the_main_thread_is_doing(phase, name, tmp_path,
         assert load_file(run / "expert" / "adapter_model.safetensors")
     elif "adapt" in hint:
         assert main(["adapt", "--resume", str(run), "--quiet", "--trainer.callbacks", "[]"]) == 0
-
-
-def same(run, other):
-    """Same expert, same report, and no point of the curve that is another one."""
-    ours, theirs = (load_file(r / "expert" / "adapter_model.safetensors") for r in (run, other))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-    ours, theirs = (json.loads((r / "report.json").read_text()) for r in (run, other))
-    assert [ours[k] for k in ("n", "base", "result")] == [theirs[k] for k in ("n", "base", "result")]
-    for tag, points in curve(run).items():
-        assert dict(points).items() <= dict(curve(other)[tag]).items(), tag
 
 
 @pytest.mark.slow

@@ -138,7 +138,8 @@ def console(folder, *args):
     """As the installed console script runs: the working directory is not on sys.path."""
     script = "import sys; assert '' not in sys.path; from transformer2.cli import main; sys.exit(main())"
     command = [sys.executable, "-P", "-c", script, *args]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p and Path(p).name != "tests")}
+    path = os.pathsep.join(p for p in sys.path if p and Path(p).name not in ("tests", "helpers"))
+    env = {**os.environ, "PYTHONPATH": path}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
 
 

@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_ddp import DDP, TORCHRUN
-from test_zero import SHARDED
+from two_processes import DDP, SHARDED, TORCHRUN
 
 pytestmark = pytest.mark.distributed
 

@@ -5,13 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from two_processes import DDP, TORCHRUN
 
 from transformer2.report.curve import read_scalars
 
 pytestmark = pytest.mark.distributed
 
-DDP = ("--config", "conf/strategy/ddp.yaml", "--trainer.devices", "2")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "transformer2")
 SUMMED = ("reward", "accuracy", "kl", "entropy", "completion_length", "finished", "loss", "grad_norm")
 
 

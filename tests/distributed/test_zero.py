@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from two_processes import SHARDED
 
 from transformer2.policy import build_policy, load_base, load_expert
 from transformer2.report.curve import read_scalars
@@ -11,8 +12,6 @@ pytestmark = pytest.mark.distributed
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is installed on Linux alone")
 
-# Small enough a threshold that the matrices of a small model are sharded, and z (48 numbers) stays whole.
-SHARDED = ("--trainer.strategy.init_args.whole_below", "1000", "--trainer.callbacks", "[shards.Shards]")
 FLAGS = {"zero2": (), "zero3": SHARDED, "zero3_offload": SHARDED}
 
 

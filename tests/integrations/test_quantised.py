@@ -2,13 +2,12 @@
 
 import json
 import logging
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from fakes import grouped, make_llama
+from measured import inner_tensors, measured_and_planned, small_model
 from peft import PeftModel, get_peft_model
 
 import transformer2
@@ -30,9 +29,6 @@ from transformer2.svf.fingerprint import fingerprint
 from transformer2.svf.layer import probe_weight, svf_layers
 from transformer2.svf.modes import merged_for_rollout
 from transformer2.svf.quantised import check_gradient, quantisation_name
-
-sys.path.append(str(Path(__file__).parents[1] / "plan"))
-from measured import inner_tensors, measured_and_planned, small_model
 
 pytestmark = pytest.mark.integration
 pytest.importorskip("bitsandbytes", reason="needs the extra: pip install -e '.[quantised]'")

@@ -1,6 +1,7 @@
 """TRL's GRPOTrainer trains SVF through `peft_config`: it learns, its reference is right, its files are experts.
 
-The demands are those that PEFT and TRL make of a tuner that lives outside PEFT (numbers as in test_svf_demands.py).
+The demands are those that PEFT and TRL make of a tuner that lives outside PEFT (numbers as in
+tests/svf/test_demands.py).
 """
 
 import json

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
-from test_sandbox import jailed
 
 pytestmark = pytest.mark.sandbox
 
 
 @pytest.mark.parametrize("without", [(), ("--without", "namespaces")], ids=["full", "no-namespaces"])
-def test_no_hostile_program_passes_or_leaves_anything_behind(without: tuple[str, ...]) -> None:
+def test_no_hostile_program_passes_or_leaves_anything_behind(
+    jailed: Callable[..., dict[str, object]], without: tuple[str, ...]
+) -> None:
     found = jailed(*without)
     outcomes = found["outcomes"]
     assert isinstance(outcomes, list) and found["refused"] is None

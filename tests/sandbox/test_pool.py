@@ -14,7 +14,7 @@ import pytest
 
 from transformer2.sandbox.pool import Lost, PoolError, WorkerPool, cores
 
-WORKER = [sys.executable, str(Path(__file__).with_name("pool_worker.py"))]
+WORKER = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "pool_worker.py")]
 SRC = str(Path(__file__).parents[2] / "src")
 ENV = {**os.environ, "PYTHONPATH": SRC}
 
@@ -33,7 +33,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def until(holds, seconds: float = 10.0) -> bool:
+def until(holds, seconds: float = 60.0) -> bool:
     end = time.monotonic() + seconds
     while not holds() and time.monotonic() < end:
         time.sleep(0.02)

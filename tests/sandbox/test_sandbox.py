@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +14,6 @@ from transformer2.errors import SandboxError
 from transformer2.sandbox import Outcome, Program, Sandbox
 from transformer2.sandbox.judge import level_of
 
-HERE = Path(__file__).parent
 SQUARE = Program("def f(x):\n    return x * x\n", ("assert f(7) == 49", "assert f(-2) == 4"), ("f",))
 
 
@@ -254,25 +250,15 @@ def test_levels(missing: dict[str, str], level: str) -> None:
     assert level_of(missing) == level
 
 
-def jailed(*arguments: str) -> dict[str, object]:
-    """`jailed.py` in the outer jail."""
-    command = [sys.executable, str(HERE / "outer_jail.py"), str(HERE / "jailed.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    if done.returncode == 77:
-        pytest.skip(done.stderr.strip())
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
-
-
 @pytest.mark.parametrize("layer", ["seccomp", "landlock"])
-def test_it_refuses_where_a_required_layer_is_missing(layer: str) -> None:
+def test_it_refuses_where_a_required_layer_is_missing(jailed: Callable[..., dict[str, object]], layer: str) -> None:
     found = jailed("--only", "plain", "--without", layer)
     assert found["level"] == "unsafe" and layer in found["missing"]  # type: ignore[operator]
     assert found["outcomes"] == [] and "allow_unsafe_code_execution" in str(found["refused"])
     assert layer in str(found["refused"]) and "\n" not in str(found["refused"])
 
 
-def test_it_works_without_namespaces_and_says_so() -> None:
+def test_it_works_without_namespaces_and_says_so(jailed: Callable[..., dict[str, object]]) -> None:
     found = jailed("--only", "plain", "--without", "namespaces")
     assert found["level"] == "no-namespaces" and set(found["missing"]) == {"pid", "net", "ipc", "uts", "mnt"}  # type: ignore[call-overload]
     assert [o["outcome"] for o in found["outcomes"]] == ["passed"]  # type: ignore[attr-defined]

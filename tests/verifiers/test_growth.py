@@ -85,6 +85,6 @@ READERS = {
         ],
     ],
 )
-def test_twice_the_text_takes_twice_the_time(reader: str, unit: str) -> None:
+def test_time_is_linear_in_the_length(reader: str, unit: str) -> None:
     for head in ("", "The answer is B. "):
         assert growth(READERS[reader], lambda n, head=head: head + unit * (n // len(unit)) + "\n#### 2 ") < LARGEST

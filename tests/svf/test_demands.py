@@ -1,7 +1,7 @@
 """What PEFT and TRL demand of a tuner that lives outside PEFT: one test each, in the order of the list.
 
 1 names, 2 low_cpu_mem_usage, 3 dtypes, 4 merge, 5 frozen parameters, 6 z - 1, 7 target_modules, 8 lm_head, 9 the enum.
-(7, 8 and most of 4 are in test_svf_config.py and test_svf_peft.py; TRL itself runs in `nox -s integrations`.)
+(7, 8 and most of 4 are in test_config.py and test_peft.py; TRL itself runs in `nox -s integrations`.)
 """
 
 from __future__ import annotations

@@ -132,3 +132,13 @@ class Broken(FirstLetter):
         if int(example.id.rpartition("/")[2]) < self.rows:
             return self.faults[self.fault]()
         return super().verify(example, completion)
+
+
+class Unstartable(FirstLetter):
+    """Its workers die before they are ready."""
+
+    def __setstate__(self, state):
+        os._exit(9)
+
+    def __getstate__(self):
+        return {"a": 1}

@@ -7,61 +7,17 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from fakes import grouped, make_llama
 from toy_task import Broken
 
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
-from transformer2.data import ExpertDataModule
 from transformer2.errors import ConfigError, UserError
-from transformer2.module import SVFReinforceModule, predicting_states, training
+from transformer2.module import predicting_states, training
 from transformer2.module.scores import score
 from transformer2.policy import hidden_states, lm_head, load_base, reference
 from transformer2.rl.loss import sum_by_row
 from transformer2.types import Answer, Verdict
 
 ALL = {"peft_type": "SVF", "target_modules": "all-linear"}
-
-
-@pytest.fixture(scope="module")
-def llama_folder(tmp_path_factory):
-    """Weights large enough that a scale of singular values changes what the model says."""
-    return make_llama(tmp_path_factory.mktemp("llama"), init=0.25)
-
-
-@pytest.fixture
-def make(llama_folder, tmp_path):
-    def make(task="toy_task.FirstLetter", callbacks=(), max_steps=3, val_check_interval=100, **module):
-        L.seed_everything(0, verbose=False)
-        options = {"adapter": ALL, "lr": 0.05, "dtype": "float32", **module}
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_steps=max_steps,
-            max_epochs=-1,
-            val_check_interval=val_check_interval,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            default_root_dir=tmp_path,
-            callbacks=[Metrics(), *callbacks],
-        )
-        data = ExpertDataModule(task, str(llama_folder), batch_size=32, seed=0)
-        return trainer, SVFReinforceModule(str(llama_folder), **grouped(**options)), data
-
-    return make
-
-
-class Metrics(L.Callback):
-    """Keeps what every step logged."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_train_batch_end(self, trainer, *args):
-        self.steps.append({k: float(v) for k, v in trainer.callback_metrics.items()})
 
 
 class StopAt(L.Callback):

@@ -6,8 +6,8 @@ import torch
 from fake_experts import ALL, make_experts
 from fakes import grouped, make_llama
 from lightning.pytorch.loggers import TensorBoardLogger
+from step_log import Metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_module import Metrics
 
 from transformer2.callbacks.cls_expert import ClassifierEvaluator
 from transformer2.callbacks.evaluator import AdaptationEvaluator

@@ -245,7 +245,7 @@ def test_unknown_tasks_say_the_nearest():
 
 
 def test_the_task_of_the_documentation_runs(tmp_path, monkeypatch, llama_folder):
-    page = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
     (tmp_path / "mytasks.py").write_text(page.partition("```python\n")[2].partition("```")[0])
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.txt").write_text(f"{split} stone word")

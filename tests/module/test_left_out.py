@@ -5,7 +5,6 @@ import warnings
 
 import pytest
 import torch
-from test_module import Metrics, llama_folder, make  # noqa: F401  # fixtures
 from toy_task import Undecided
 
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
@@ -20,7 +19,7 @@ LONG = {"max_new_tokens": 96, "kl_coef": 0.1, "kl": "full"}
 ABSTAINED, FAILED, RIGHT = Verdict.abstain("no key"), Verdict(None, False, None, "hung"), Verdict.of(True, "a", "")
 
 
-def fitted(make, *args, **options):  # noqa: F811
+def fitted(make, *args, **options):
     trainer, module, data = make(*args, **options)
     trainer.fit(module, data)
     return trainer.callbacks[0].steps, [p.detach().clone() for p in module.trained()]
@@ -56,7 +55,7 @@ def test_an_abstention_with_a_reward_is_a_failure():
     assert Verdict.abstain("two golds", "7").extracted == "7"
 
 
-def test_abstentions_are_counted_apart_from_failures(make, monkeypatch):  # noqa: F811
+def test_abstentions_are_counted_apart_from_failures(make, monkeypatch):
     monkeypatch.setattr(Undecided, "share", 0.5)
     monkeypatch.setattr(Undecided, "failing", 1)
     steps, _ = fitted(make, "toy_task.Undecided", max_steps=2)  # one epoch
@@ -67,7 +66,7 @@ def test_abstentions_are_counted_apart_from_failures(make, monkeypatch):  # noqa
 
 
 @pytest.mark.parametrize("options", [{}, {"kl_coef": 0.2}, {"baseline": "rloo", "num_completions": 2}], ids=str)
-def test_a_batch_of_abstentions_changes_nothing(make, options, monkeypatch):  # noqa: F811
+def test_a_batch_of_abstentions_changes_nothing(make, options, monkeypatch):
     monkeypatch.setattr(Undecided, "share", 1.0)
     keeper = ExpertCheckpoint()
     options |= {"callbacks": [keeper], "val_check_interval": 1}
@@ -78,7 +77,7 @@ def test_a_batch_of_abstentions_changes_nothing(make, options, monkeypatch):  # 
     assert keeper.best_score is None and keeper.best_step == 3, "a score of nothing is no best score"
 
 
-def test_rows_without_a_verdict_add_no_kl_either(make, monkeypatch):  # noqa: F811
+def test_rows_without_a_verdict_add_no_kl_either(make, monkeypatch):
     """They have no tokens in the loss, so that the KL of what they said is not in it either."""
     monkeypatch.setattr(Undecided, "share", 0.5)
     trainer, module, data = make("toy_task.Undecided", max_steps=1, **LONG)
@@ -104,7 +103,7 @@ def test_rows_without_a_verdict_add_no_kl_either(make, monkeypatch):  # noqa: F8
 # ---------------------------------------------------------------------- cut-off answers
 
 
-def test_masked_completions_weigh_nothing_and_the_others_as_before(make):  # noqa: F811
+def test_masked_completions_weigh_nothing_and_the_others_as_before(make):
     """Without a baseline, masking the cut-off rows equals having no verdict on them."""
     results = {}
     for masked in (True, False):
@@ -123,7 +122,7 @@ def test_masked_completions_weigh_nothing_and_the_others_as_before(make):  # noq
     assert not all(map(torch.equal, other, z))
 
 
-def test_a_batch_that_is_cut_off_whole_changes_nothing_when_masked(make):  # noqa: F811
+def test_a_batch_that_is_cut_off_whole_changes_nothing_when_masked(make):
     with pytest.warns(
         UserWarning, match=r"100% of the completions were cut off; raise model\.sampling\.max_new_tokens"
     ):
@@ -154,7 +153,7 @@ def test_no_tokens_still_have_a_gradient():
         ),
     ],
 )
-def test_three_steps_without_signal_are_warned_of_once(make, task, options, words):  # noqa: F811
+def test_three_steps_without_signal_are_warned_of_once(make, task, options, words):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         steps, _ = fitted(make, f"toy_task.{task}", max_steps=7, **options)
@@ -167,7 +166,7 @@ def test_three_steps_without_signal_are_warned_of_once(make, task, options, word
         assert [s["reward/zero_std"] for s in steps] == [1.0] * 7 and "reward/equal_groups" not in steps[0]
 
 
-def test_a_run_with_signal_is_not_warned_of(make):  # noqa: F811
+def test_a_run_with_signal_is_not_warned_of(make):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer, module, data = make(max_steps=5)
@@ -199,14 +198,14 @@ def test_equal_groups(rewards, group, share):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-def test_the_default_engine_says_the_policys_logprobs(make, temperature):  # noqa: F811
+def test_the_default_engine_says_the_policys_logprobs(make, temperature):
     trainer, module, data = make(max_steps=2, temperature=temperature, importance_cap=2.0)
     trainer.fit(module, data)
     for step in trainer.callbacks[0].steps:
         assert 0 < step["rollout/mismatch"] < 1e-4 and step["rollout/capped"] == 0
 
 
-def test_merged_weights_in_bf16_are_another_policy_and_are_corrected_for(make):  # noqa: F811
+def test_merged_weights_in_bf16_are_another_policy_and_are_corrected_for(make):
     """Three steps away from z = 1, rounding of W' shows; weights change the step, and no cap leaves it as it was."""
     runs = {cap: fitted(make, max_steps=3, dtype="bfloat16", importance_cap=cap) for cap in (None, 2.0)}
     (plain, z), (weighted, other) = runs[None], runs[2.0]

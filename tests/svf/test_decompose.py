@@ -159,7 +159,7 @@ def test_the_model_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / "base", max_shard_size="300KB")
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     from _common import peak_bytes
 
     peak = peak_bytes(lambda: decompose(tmp_path / "base", cache_dir=tmp_path / "cache", progress=False))

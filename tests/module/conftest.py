@@ -1,0 +1,43 @@
+"""A trainer, a module and data for the training step on a real small model."""
+
+import lightning as L
+import pytest
+from fakes import grouped, make_llama
+from step_log import Metrics
+
+from transformer2.data import ExpertDataModule
+from transformer2.module import SVFReinforceModule
+
+ALL = {"peft_type": "SVF", "target_modules": "all-linear"}
+
+
+@pytest.fixture(scope="module")
+def llama_folder(tmp_path_factory):
+    """Weights large enough that a scale of singular values changes what the model says."""
+    return make_llama(tmp_path_factory.mktemp("llama"), init=0.25)
+
+
+@pytest.fixture
+def make(llama_folder, tmp_path):
+    def make(task="toy_task.FirstLetter", callbacks=(), max_steps=3, val_check_interval=100, **module):
+        L.seed_everything(0, verbose=False)
+        options = {"adapter": ALL, "lr": 0.05, "dtype": "float32", **module}
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_steps=max_steps,
+            max_epochs=-1,
+            val_check_interval=val_check_interval,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            default_root_dir=tmp_path,
+            callbacks=[Metrics(), *callbacks],
+        )
+        data = ExpertDataModule(task, str(llama_folder), batch_size=32, seed=0)
+        return trainer, SVFReinforceModule(str(llama_folder), **grouped(**options)), data
+
+    return make
