@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import grimp
 import pytest
 
 
@@ -25,6 +26,12 @@ def test_tasks_and_verifiers_import_no_torch():
         "print(sorted({'torch', 'peft', 'transformers', 'lightning'} & set(sys.modules)))"
     )
     assert fresh(code) == "[]"
+
+
+def test_no_circle_between_rooms_even_of_types_alone():
+    """The contracts of pyproject.toml look at what runs; this one at imports under TYPE_CHECKING as well."""
+    graph = grimp.build_graph("transformer2", cache_dir=None)
+    assert graph.nominate_cycle_breakers("transformer2") == set()
 
 
 def test_every_public_name_resolves():

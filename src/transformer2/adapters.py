@@ -25,10 +25,10 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from transformer2.errors import ConfigError, ExpertError, UserError, nearest, one_line, shown
-from transformer2.experts.format import CONFIG, OLD_FIELDS
-from transformer2.experts.read import read_adapter, read_config
+from transformer2.svf.adapter_folder import read_adapter, read_config
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import warn_of_another_base
+from transformer2.svf.format import CONFIG, OLD_FIELDS
 from transformer2.svf.targets import find_targets
 
 __all__ = ["adapter_config", "expert_adapter", "load_expert"]

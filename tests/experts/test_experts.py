@@ -42,8 +42,8 @@ from transformer2.experts import (
     show_expert,
     stamp_expert,
 )  # fmt: skip
-from transformer2.experts.read import config_for_peft as verify
 from transformer2.files import replace_folder
+from transformer2.svf.adapter_folder import config_for_peft as verify
 from transformer2.svf.fingerprint import fingerprint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -15,8 +15,8 @@ from svf_families import build, build_int8, oracle, prompt, randomize, svd_weigh
 
 from transformer2 import SVFConfig, set_form
 from transformer2.errors import ConfigError, ExpertError, UserError
-from transformer2.experts.format import config_sha256
 from transformer2.svf.fingerprint import fingerprint
+from transformer2.svf.format import config_sha256
 from transformer2.svf.layer import RenormScale, SVFLayer, probe_weight, svf_layers
 from transformer2.svf.modes import merged_for_rollout
 

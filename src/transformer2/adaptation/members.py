@@ -10,9 +10,9 @@ from peft.utils import set_peft_model_state_dict
 
 from transformer2.errors import ConfigError
 from transformer2.experts import Expert
-from transformer2.experts.format import delta_key
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import warn_of_another_base
+from transformer2.svf.format import delta_key
 from transformer2.svf.layer import tuned_layers
 
 __all__ = ["matrices", "members"]

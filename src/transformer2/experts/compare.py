@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from transformer2.errors import shown
-from transformer2.experts.card import facts_of
+from transformer2.experts.folder import Expert, read_expert
 from transformer2.experts.mix import check_compatible
-from transformer2.experts.read import Expert, read_expert
+from transformer2.svf.card import facts_of
 
 __all__ = ["Comparison", "compare_experts", "show_expert"]
 

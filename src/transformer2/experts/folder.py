@@ -1,31 +1,111 @@
-"""Write an expert folder so that it is whole or absent; what is in one: read.py."""
+"""Expert folders: read, and written so that they are whole or absent. What is in one: svf/adapter_folder.py."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from transformer2.errors import ExpertError
-from transformer2.experts.card import write_card
-from transformer2.experts.format import (
-    CONFIG,
-    LARGEST_EXPERT,
-    WEIGHTS,
-    check_name,
-    checksums,
-    delta_key,
-    module_of,
-)
-from transformer2.experts.read import Expert, check_delta, read_adapter, read_config
 from transformer2.files import MANIFEST, manifest, read_file, replace_folder, write_file
+from transformer2.svf.adapter_folder import check_delta, read_adapter, read_config
+from transformer2.svf.card import write_card
+from transformer2.svf.format import CONFIG, LARGEST_EXPERT, WEIGHTS, checksums, delta_key, module_of
 
-__all__ = ["expert_folder", "save_expert", "seal_adapter", "stamp_expert"]
+__all__ = [
+    "Expert", "check_name", "expert_folder", "plain_name", "read_expert", "save_expert", "seal_adapter", "stamp_expert",
+]  # fmt: skip
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_FACTS = ("task", "step", "score", "base_fingerprint", "base_quantisation", "revision", "sha256")
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One z per tuned matrix, with where it came from.
+
+    Attributes:
+        name: `[A-Za-z0-9._-]{1,64}`.
+        path: Its folder; None for one that is in memory only.
+        task: Task it was trained on.
+        step: Optimizer step of its weights.
+        score: Validation accuracy there, in [0, 1].
+        base: Base model, as its config names it.
+        base_fingerprint: "<arch>:<weights>" of the base model.
+        deltas: Module path -> effective z - 1, fp32 (r,), on the CPU; entry i is of the i-th largest singular value.
+        sha256: Of the weights file.
+        base_quantisation: How its base was quantised in training; None means not at all.
+        revision: Of the base model, where it was loaded from the Hub at one.
+    """
+
+    name: str
+    path: Path | None
+    task: str | None
+    step: int | None
+    score: float | None
+    base: str | None
+    base_fingerprint: str | None
+    deltas: Mapping[str, Tensor] = field(repr=False)
+    sha256: str | None = field(default=None, repr=False)
+    base_quantisation: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        object.__setattr__(self, "deltas", MappingProxyType(dict(self.deltas)))
+
+
+def read_expert(folder: str | Path, name: str | None = None) -> Expert:
+    """Read and verify an expert folder.
+
+    Args:
+        folder: The folder.
+        name: What to call it; None takes the folder's name, or for `runs/<name>/expert` the run's, with `_` for
+            characters that names do not have.
+
+    Raises:
+        ExpertError: See `read_adapter`.
+    """
+    folder = Path(folder).expanduser()
+    config, tensors = read_adapter(folder, only_z=True)
+    if name is None:
+        resolved = folder.resolve()
+        name = plain_name(resolved.parent.name if resolved.name == "expert" else resolved.name)
+    deltas = {str(module_of(key)): delta_R for key, delta_R in tensors.items()}
+    return Expert(
+        name=name,
+        path=folder,
+        base=config["base_model_name_or_path"],
+        deltas=dict(sorted(deltas.items(), key=lambda item: _natural(item[0]))),
+        **{key: config[key] for key in _FACTS},
+    )
+
+
+def check_name(name: str) -> str:
+    """The name, when it is a good one.
+
+    Raises:
+        ExpertError: It is not `[A-Za-z0-9._-]{1,64}`, or is only dots.
+    """
+    if not _NAME.fullmatch(name) or not name.strip("."):
+        raise ExpertError(f"expert name {name[:80]!r} is not 1 to 64 of A-Z a-z 0-9 . _ -; rename it")
+    return name
+
+
+def plain_name(text: str) -> str:
+    """A good name out of any folder's: characters that names do not have become `_`."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", text)[:64]
+    return name if name.strip(".") else "expert"
 
 
 def expert_folder(root: str | Path, name: str) -> Path:
@@ -125,3 +205,8 @@ def stamp_expert(folder: str | Path) -> Path:
     except OSError as e:
         raise ExpertError(f"{folder} cannot be written: {e.strerror}; check its permissions") from e
     return folder
+
+
+def _natural(module: str) -> list[tuple[int, str]]:
+    """Sort key that puts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in module.split(".")]

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from transformer2.arguments import NotNegativeInt
 from transformer2.errors import ConfigError
-from transformer2.experts.card import write_card
-from transformer2.experts.format import CONFIG, FORMAT_VERSION, OLD_FORMS, WEIGHTS, checksums
+from transformer2.svf.card import write_card
+from transformer2.svf.format import CONFIG, FORMAT_VERSION, OLD_FORMS, WEIGHTS, checksums
 from transformer2.svf.forms import FORMS, Form
 from transformer2.svf.register import extend_peft_types, register_after
 

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from transformer2.errors import ConfigError, UserError
-from transformer2.experts.format import module_path
 from transformer2.svf import forms
 from transformer2.svf.basis import Basis, Side
 from transformer2.svf.config import SVFConfig, check_form
+from transformer2.svf.format import module_path
 from transformer2.svf.open_rows import Rows
 from transformer2.svf.register import register_after
 from transformer2.svf.scales import DirectScale, RenormScale

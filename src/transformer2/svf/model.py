@@ -29,11 +29,11 @@ from peft.utils.peft_types import PeftType, register_peft_method
 from torch import Tensor, nn
 
 from transformer2.errors import BasisError, ConfigError, ExpertError, UserError
-from transformer2.experts.format import BASE, CONFIG, WEIGHTS, delta_key, module_path
 from transformer2.svf.bases import Bases
 from transformer2.svf.bypassed import check_all_called
 from transformer2.svf.config import SVFConfig, tensors_sha256
 from transformer2.svf.fingerprint import fingerprint, warn_of_another_base
+from transformer2.svf.format import BASE, CONFIG, WEIGHTS, delta_key, module_path
 from transformer2.svf.layer import SVFLayer, svf_layers
 from transformer2.svf.mixing import Mix, mix_deltas, mixing_weights
 from transformer2.svf.quantised import keep_differentiable, quantisation_name

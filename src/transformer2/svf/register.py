@@ -50,7 +50,7 @@ def verify_experts() -> None:
 
     @wraps(plain, assigned=("__doc__",))
     def from_json_file(cls: type, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
-        from transformer2.experts.read import config_for_peft
+        from transformer2.svf.adapter_folder import config_for_peft
 
         verified = config_for_peft(path_json_file)
         return plain(cls, path_json_file, **kwargs) if verified is None else verified

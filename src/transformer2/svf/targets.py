@@ -23,7 +23,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from transformer2.errors import ConfigError
-from transformer2.experts.format import ROLES
+from transformer2.svf.format import ROLES
 from transformer2.svf.register import register_after
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer2.errors import ConfigError, UserError
-from transformer2.experts import Expert, read_expert, save_expert
+from transformer2.files import replace_folder
 from transformer2.tiny import CLASSIFIER, EXPERTS, model_path
 
 NAMES = (*EXPERTS, CLASSIFIER)
@@ -42,7 +43,6 @@ def train(out: Path, names: Sequence[str] = NAMES, seed: int = 0, more: Sequence
     """
     facts: dict[str, Any] = {"command": "python -m transformer2.tiny.train_experts --out DIR", "seed": seed}
     facts |= {"model_sha256": weights_hash(), "experts": {}}
-    found: list[Expert] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
             run = Path(scratch) / name
@@ -60,11 +60,12 @@ def train(out: Path, names: Sequence[str] = NAMES, seed: int = 0, more: Sequence
             if done.returncode:
                 raise UserError(f"training {name} ended with exit code {done.returncode}; see above")
             report = json.loads((run / "report.json").read_text())
-            found.append(read_expert(run / "expert", name))
+            step = json.loads((run / "expert/adapter_config.json").read_text())["step"]
             scores = {key: round(report[key]["accuracy"], 4) for key in ("base", "result")}
-            facts["experts"][name] = {"task": report["task"], "step": found[-1].step, **scores, "n": report["n"]}
-    for expert in found:
-        save_expert(expert, out / expert.name, overwrite=True)
+            facts["experts"][name] = {"task": report["task"], "step": step, **scores, "n": report["n"]}
+        for name in names:
+            fresh = shutil.copytree(Path(scratch) / name / "expert", out / f".{name}.new", dirs_exist_ok=True)
+            replace_folder(fresh, out / name)
     (out / "EXPERTS.json").write_text(json.dumps(facts, indent=2) + "\n")
     return facts
 
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if taken and not args.force:
             raise ConfigError(f"{args.out / taken[0]} exists; give another --out, or --force to replace it")
         facts = train(args.out, args.only, args.seed)
-    except UserError as error:
+    except (OSError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for name, found in facts["experts"].items():

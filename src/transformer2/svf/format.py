@@ -8,12 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from transformer2.errors import ExpertError
-
 __all__ = [
     "BASE", "CONFIG", "FORMAT_VERSION", "LARGEST_ADAPTER", "LARGEST_CONFIG", "LARGEST_EXPERT", "OLD_FIELDS",
     "OLD_FORMS", "ROLES", "WEIGHTS",
-    "check_name", "checksums", "config_sha256", "delta_key", "module_of", "module_path", "plain_name",
+    "checksums", "config_sha256", "delta_key", "module_of", "module_path",
 ]  # fmt: skip
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -22,7 +20,6 @@ OLD_FORMS, OLD_FIELDS = ("auto", "merged"), frozenset({"init_std"})  # in expert
 BASE = "base_model.model."  # PEFT's name for the base model, in front of every module path
 LARGEST_CONFIG, LARGEST_EXPERT, LARGEST_ADAPTER = 2**23, 2**30, 2**36
 ROLES = ("mlp", "attention", "all-linear")  # words of target_modules; any other string is a regular expression
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = re.compile(rf"{re.escape(BASE)}(?P<module>\w+(?:\.\w+)*)\.svf_z\.delta", re.ASCII)
 
 
@@ -53,20 +50,3 @@ def config_sha256(config: Mapping[str, Any]) -> str:
     """The checksum of an adapter_config.json, and through its `sha256` of the weights: over all fields but itself."""
     rest = {key: value for key, value in config.items() if key != "config_sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def check_name(name: str) -> str:
-    """The name, when it is a good one.
-
-    Raises:
-        ExpertError: It is not `[A-Za-z0-9._-]{1,64}`, or is only dots.
-    """
-    if not _NAME.fullmatch(name) or not name.strip("."):
-        raise ExpertError(f"expert name {name[:80]!r} is not 1 to 64 of A-Z a-z 0-9 . _ -; rename it")
-    return name
-
-
-def plain_name(text: str) -> str:
-    """A good name out of any folder's: characters that names do not have become `_`."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", text)[:64]
-    return name if name.strip(".") else "expert"

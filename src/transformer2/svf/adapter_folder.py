@@ -15,9 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,7 +24,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from transformer2.errors import ExpertError, shown
-from transformer2.experts.format import (
+from transformer2.files import MANIFEST, manifest, read_file, whole_folder
+from transformer2.svf.format import (
     CONFIG,
     FORMAT_VERSION,
     LARGEST_ADAPTER,
@@ -36,17 +35,13 @@ from transformer2.experts.format import (
     OLD_FORMS,
     ROLES,
     WEIGHTS,
-    check_name,
     config_sha256,
     delta_key,
     module_of,
-    plain_name,
 )
-from transformer2.files import MANIFEST, manifest, read_file, whole_folder
 
-__all__ = ["Expert", "config_for_peft", "read_adapter", "read_config", "read_expert"]
+__all__ = ["check_delta", "config_for_peft", "read_adapter", "read_config"]
 
-_FACTS = ("task", "step", "score", "base_fingerprint", "base_quantisation", "revision", "sha256")
 _FIELDS: dict[str, tuple[type, ...]] = {
     "task": (str,),
     "step": (int,),
@@ -60,67 +55,6 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "expert_format_version": (int,),
     "modules_to_save": (list,),
 }
-
-
-@dataclass(frozen=True)
-class Expert:
-    """One z per tuned matrix, with where it came from.
-
-    Attributes:
-        name: `[A-Za-z0-9._-]{1,64}`.
-        path: Its folder; None for one that is in memory only.
-        task: Task it was trained on.
-        step: Optimizer step of its weights.
-        score: Validation accuracy there, in [0, 1].
-        base: Base model, as its config names it.
-        base_fingerprint: "<arch>:<weights>" of the base model.
-        deltas: Module path -> effective z - 1, fp32 (r,), on the CPU; entry i is of the i-th largest singular value.
-        sha256: Of the weights file.
-        base_quantisation: How its base was quantised in training; None means not at all.
-        revision: Of the base model, where it was loaded from the Hub at one.
-    """
-
-    name: str
-    path: Path | None
-    task: str | None
-    step: int | None
-    score: float | None
-    base: str | None
-    base_fingerprint: str | None
-    deltas: Mapping[str, Tensor] = field(repr=False)
-    sha256: str | None = field(default=None, repr=False)
-    base_quantisation: str | None = None
-    revision: str | None = None
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
-        object.__setattr__(self, "deltas", MappingProxyType(dict(self.deltas)))
-
-
-def read_expert(folder: str | Path, name: str | None = None) -> Expert:
-    """Read and verify an expert folder.
-
-    Args:
-        folder: The folder.
-        name: What to call it; None takes the folder's name, or for `runs/<name>/expert` the run's, with `_` for
-            characters that names do not have.
-
-    Raises:
-        ExpertError: Missing, truncated, flipped, foreign or odd in any way; the message names file and field.
-    """
-    folder = Path(folder).expanduser()
-    config, tensors = read_adapter(folder, only_z=True)
-    if name is None:
-        resolved = folder.resolve()
-        name = plain_name(resolved.parent.name if resolved.name == "expert" else resolved.name)
-    deltas = {str(module_of(key)): delta_R for key, delta_R in tensors.items()}
-    return Expert(
-        name=name,
-        path=folder,
-        base=config["base_model_name_or_path"],
-        deltas=dict(sorted(deltas.items(), key=lambda item: _natural(item[0]))),
-        **{key: config[key] for key in _FACTS},
-    )
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -169,7 +103,7 @@ def read_adapter(folder: str | Path, only_z: bool = False) -> tuple[dict[str, An
         only_z: Refuse what is more than z, or other than z.
 
     Raises:
-        ExpertError: See `read_expert`.
+        ExpertError: Missing, truncated, flipped, foreign or odd in any way; the message names file and field.
     """
     folder = whole_folder(Path(folder).expanduser())
     config, file = read_config(folder), shown(str(folder / WEIGHTS))
@@ -221,7 +155,7 @@ def config_for_peft(file: str | Path) -> dict[str, Any] | None:
     of a stranger's may take years to match, and the weights name the tuned modules: the names are taken.
 
     Raises:
-        ExpertError: See `read_expert`.
+        ExpertError: See `read_adapter`.
     """
     folder = Path(file).parent
     data = read_file(file, LARGEST_CONFIG, ExpertError)
@@ -289,8 +223,3 @@ def check_delta(where: str, key: str, delta_R: Tensor) -> None:
 
 def _raise_non_finite(where: str, key: str) -> None:
     raise ExpertError(f"{where}: {key!r} has non-finite values; the training diverged or the file is damaged")
-
-
-def _natural(module: str) -> list[tuple[int, str]]:
-    """Sort key that puts layer 2 before layer 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in module.split(".")]
