@@ -134,7 +134,7 @@ def _readable(base: str) -> Iterator[None]:
     except (OSError, ValueError) as e:
         if isinstance(e, UserError):
             raise
-        first = str(e).strip().splitlines()[0]
+        first = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise DataError(f"base {base!r} cannot be loaded ({first}); give model.base a local folder, or `tiny`") from e
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from transformer2.errors import ConfigError, nearest
+from transformer2.errors import ConfigError, nearest, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +119,7 @@ def quantization_config(given: Any, dtype: torch.dtype) -> Any:
     try:
         return cls.from_dict(options)
     except (TypeError, ValueError) as e:
-        raise ConfigError(f"{_KEY}: {str(e).strip().splitlines()[0]}") from e
+        raise ConfigError(f"{_KEY}: {one_line(e)}") from e
 
 
 def _torchao_type(given: Any) -> Any:

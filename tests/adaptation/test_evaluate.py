@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from toy_task import Broken
 
 from transformer2.adaptation.evaluate import evaluate
+from transformer2.adaptation.mixtures import Mixtures
 from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy, ThisExpert
 from transformer2.callbacks.evaluator import AdaptationEvaluator
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule
@@ -86,10 +87,37 @@ def test_a_strategy_of_one_s_own_is_one_class(tested, world):
     assert all(singles) and found.records[0].to_json()["strategy"] == "half"
     after = dict(module.policy.named_parameters())
     assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
-    (judged,) = cache.values()
+    (known,) = cache.values()
     again = evaluate(module.answerer(data.task), data, Strategy(experts=world[1]), cache)
-    assert len(judged) == 8 and [r.base for r in again.records] == [r.base for r in found.records]
+    assert len(known.baselines) == 8 and [r.base for r in again.records] == [r.base for r in found.records]
     assert evaluate(module.answerer(data.task), data, Strategy(experts=world[1]), max_batches=0).records == []
+
+
+def test_an_evaluation_without_controls_leaves_the_next_one_its_own(tested, world):
+    module, _ = tested
+    data = UnseenTaskDataModule(TASK, world[0], few_shot=2, test_limit=2)
+    data.setup("test")
+    cache = {}
+    bare = evaluate(module.answerer(data.task), data, Strategy(experts=world[1], controls=False), cache)
+    full = evaluate(module.answerer(data.task), data, Strategy(experts=world[1]), cache)
+    assert not bare.report.controls and len(full.report.controls) == 5
+
+
+def test_all_processes_choose_one_constant(tested, world, monkeypatch):
+    """Each scores some of the constants; who has none of the best must know it all the same."""
+    module, _ = tested
+    data = UnseenTaskDataModule(TASK, world[0], few_shot=2, test_limit=2)
+    data.setup("test")
+    answerer, other = module.answerer(data.task), ([0.0, 1.0], [0.0, 0.0])  # of 0.9 and 1.2
+    monkeypatch.setattr(Mixtures, "scores", lambda self, weights: ([0.5] * weights.shape[-2], [0.0] * 2))
+    for rank in (0, 1):
+
+        def gather(mine, rank=rank):
+            return [mine, other] if rank == 0 else [([0.5, 0.5], [0.0, 0.0]), other]
+
+        process = dataclasses.replace(answerer, rank=rank, world_size=2, gather=gather)
+        with Strategy(experts=world[1]).prepared(process, data, {}, None, None) as mixtures:
+            assert list(mixtures.known.weights)[-1] == "constant z = 1.2"
 
 
 def test_too_many_failures_anywhere_stop_every_rank(tested, monkeypatch):

@@ -64,6 +64,8 @@ def test_every_spelling(words, kind, lr, schedule, tmp_path):
         (["--optimizer.class_path", "{a: 1}"], "model.optimizer must name a class"),
         (["--lr_scheduler.warmup_steps", "1.5"], "model.lr_scheduler.warmup_steps must be an integer >= 0, not 1.5"),
         (["--lr_scheduler", "ReduceLROnPlateau"], "ReduceLROnPlateau waits for a metric"),
+        (["--optimizer", "LBFGS"], "LBFGS needs sparse gradients or a closure"),
+        (["--optimizer", "SparseAdam"], "SparseAdam needs sparse gradients or a closure"),
         (["--optimizer", "SGD", "--optimizer.momentum", "-1"], "Invalid momentum value: -1"),
         (["--model.optimizer", "torch.nn.Linear"], "the trainer cannot be built"),
         *((["--model." + old, "1"], f"model.{old} is now model.{new}") for old, new in MOVED.items()),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -82,7 +82,10 @@ def evaluate(
     records: list[Record] = []
     seconds = dict.fromkeys(("first_pass", "second_pass", "controls"), 0.0)
     bar = tqdm(desc=f"adapt {strategy.name}", disable=not (progress and answerer.rank == 0), unit="step")
-    with bar, strategy.prepared(answerer, data, {} if cache is None else cache, folder, bar) as prepared:
+    with bar, ExitStack() as stack:
+        with _timed(seconds, "controls"):
+            context = strategy.prepared(answerer, data, {} if cache is None else cache, folder, bar)
+            prepared = stack.enter_context(context)
         with _timed(seconds, "first_pass"):
             adapted = strategy.adapt_to_task(prepared)
         loader = data.test_dataloader()

@@ -18,7 +18,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -180,7 +179,7 @@ class FewShotSearch(Strategy):
         trace = [] if file is None else _resume(file, search)
         mixtures.bar.reset(total=self.budget.total(search.population))
         mixtures.bar.update(search.generation)
-        for entry in run_search(search, mixture, partial(_sharded_scores, mixtures), self.budget):
+        for entry in run_search(search, mixture, mixtures.sharded_scores, self.budget):
             trace.append(entry)
             if file is not None and mixtures.answerer.rank == 0:
                 _save(file, search, trace)
@@ -255,17 +254,6 @@ class _SearchedPolicy(AdaptedPolicy):
         alpha_GK = self.mixture.by_group(self.alpha_D[None])[0].tolist()
         named = [dict(zip(self.mixture.members, (round(a, 4) for a in row), strict=True)) for row in alpha_GK]
         return named[0] if len(named) == 1 else dict(zip(self.mixture.groups, named, strict=True))
-
-
-def _sharded_scores(mixtures: Mixtures, weights_LNK: Tensor) -> tuple[list[float], list[float]]:
-    """Scores of all members on the few-shot rows; each rank runs every world_size-th of them."""
-    rank, size, n = mixtures.answerer.rank, mixtures.answerer.world_size, weights_LNK.shape[1]
-    mine: tuple[list[float], list[float]] = ([], [])
-    if rank < n:
-        mine = mixtures.scores(weights_LNK[:, rank::size])
-    parts = mixtures.answerer.gather(mine)
-    scores, ties = ([parts[i % size][which][i // size] for i in range(n)] for which in (0, 1))
-    return scores, ties
 
 
 def _save(file: Path, search: Search, trace: Sequence[Mapping[str, Any]]) -> None:

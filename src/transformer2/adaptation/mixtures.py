@@ -7,8 +7,7 @@ well is no merit of the choice of alpha.
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,9 +35,21 @@ class Baseline(NamedTuple):
     controls: dict[str, bool | None]
 
 
-# Task and experts -> position of a scored row -> its baseline. Baselines never change: they are answered once, however
-# often a `fit` evaluates, and once for several strategies.
-Cache = MutableMapping[tuple[Any, ...], dict[int, Baseline]]
+@dataclass(frozen=True)
+class Known:
+    """What answers stand beside: controls never change, so they are answered once.
+
+    Attributes:
+        weights: Control -> weights (1, K + 1), the base first.
+        baselines: Position of a scored row -> its baseline.
+    """
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    baselines: dict[int, Baseline] = field(default_factory=dict)
+
+
+# Task, experts and whether there are controls -> what is known, however often a `fit` evaluates and for all strategies.
+Cache = MutableMapping[tuple[Any, ...], Known]
 
 
 @dataclass(frozen=True)
@@ -52,8 +63,7 @@ class Mixtures:
         experts: The K experts to choose from.
         scorer: Runs mixtures of them and the base.
         helpers: Runs mixtures of the strategy's helpers and the base.
-        controls: Whether there is more than the base to stand beside.
-        judged: The baselines that are known, by position.
+        known: What answers stand beside.
         folder: Where a run of its own keeps its files; None inside `fit`.
         bar: A tqdm bar.
     """
@@ -64,8 +74,7 @@ class Mixtures:
     experts: Sequence[Expert]
     scorer: Scorer
     helpers: Scorer
-    controls: bool
-    judged: dict[int, Baseline]
+    known: Known
     folder: Path | None
     bar: Any
 
@@ -80,25 +89,33 @@ class Mixtures:
 
     def baselines(self, batch: PromptBatch) -> list[Baseline]:
         """Base and controls on the rows of a batch, all in one."""
-        if not all(row in self.judged for row in batch.positions):
-            weights = torch.cat(list(self._arms.values()))
-            rollouts = self.scorer.answers(batch, weights, self.answerer.max_new_tokens)
-            answers = dict(zip(self._arms, map(self.answerer.judge, rollouts), strict=True))
+        known, weights = self.known.baselines, self.known.weights
+        if not all(row in known for row in batch.positions):
+            rollouts = self.scorer.answers(batch, torch.cat(list(weights.values())), self.answerer.max_new_tokens)
+            answers = dict(zip(weights, map(self.answerer.judge, rollouts), strict=True))
             base = answers.pop("base")
             for b, row in enumerate(batch.positions):
-                self.judged[row] = Baseline(base[b], {name: of[b].correct for name, of in answers.items()})
-        return [self.judged[row] for row in batch.positions]
+                known[row] = Baseline(base[b], {name: of[b].correct for name, of in answers.items()})
+        return [known[row] for row in batch.positions]
 
-    @cached_property
-    def _arms(self) -> dict[str, Tensor]:
-        """Name -> weights (1, K + 1); the few-shot rows choose the constant."""
-        k = len(self.experts)
-        arms = {"base": base_row(k)}
-        if self.controls:
+    def choose_controls(self, more: bool) -> None:
+        """The base and, where `more` is asked for, the controls; all processes choose one constant by few-shot rows."""
+        k, weights = len(self.experts), self.known.weights
+        weights["base"] = base_row(k)
+        if more:
             singles, constants = expert_rows(k), constant_rows(k, CONSTANTS)
-            arms |= {f"expert {e.name}": singles[i : i + 1] for i, e in enumerate(self.experts)}
-            arms["uniform mixture"] = singles.mean(0, keepdim=True)
-            shares, ties = self.scores(constants)
+            weights |= {f"expert {e.name}": singles[i : i + 1] for i, e in enumerate(self.experts)}
+            weights["uniform mixture"] = singles.mean(0, keepdim=True)
+            shares, ties = self.sharded_scores(constants)
             best = max(range(len(CONSTANTS)), key=lambda i: (shares[i], ties[i]))
-            arms[f"constant z = {CONSTANTS[best]}"] = constants[best : best + 1]
-        return arms
+            weights[f"constant z = {CONSTANTS[best]}"] = constants[best : best + 1]
+
+    def sharded_scores(self, weights_LNK: Tensor) -> tuple[list[float], list[float]]:
+        """As `scores`; each process runs every world_size-th of the mixtures, and all learn all scores."""
+        rank, size, n = self.answerer.rank, self.answerer.world_size, weights_LNK.shape[-2]
+        mine: tuple[list[float], list[float]] = ([], [])
+        if rank < n:
+            mine = self.scores(weights_LNK[..., rank::size, :])
+        parts = self.answerer.gather(mine)
+        scores, ties = ([parts[i % size][which][i // size] for i in range(n)] for which in (0, 1))
+        return scores, ties

@@ -22,7 +22,7 @@ from transformer2 import tiny
 from transformer2.adaptation.answerer import Answerer
 from transformer2.adaptation.members import members
 from transformer2.adaptation.mixture import base_row
-from transformer2.adaptation.mixtures import Baseline, Cache, Mixtures
+from transformer2.adaptation.mixtures import Baseline, Cache, Known, Mixtures
 from transformer2.adaptation.scoring import Scorer
 from transformer2.arguments import Count, Seed, check_arguments
 from transformer2.errors import ConfigError
@@ -129,14 +129,18 @@ class Strategy:
         """What `adapt_to_task` works with; the experts are in the policy inside, and gone after any exit."""
         check_whole(answerer.engine.in_lockstep)
         experts = self.load(data.base)
-        key = (data.task.name, data.protocol, data.seed, data.few_shot, *(e.sha256 for e in experts))
+        key = (data.task.name, data.protocol, data.seed, data.few_shot, self.controls, *(e.sha256 for e in experts))
         with members(answerer.policy, [*experts, *self.load_helpers(data.base)]) as names:
             scorer, helpers = (
                 Scorer(answerer.policy, part, answerer.engine, answerer.head, self.max_rows or answerer.max_rows)
                 for part in ([*names[: len(experts)], names[-1]], names[len(experts) :])
             )
-            shots, judged = data.shots().to(answerer.device), cache.setdefault(key, {})
-            yield Mixtures(answerer, data, shots, experts, scorer, helpers, self.controls, judged, folder, bar)
+            shots, known = data.shots().to(answerer.device), cache.get(key, Known())
+            mixtures = Mixtures(answerer, data, shots, experts, scorer, helpers, known, folder, bar)
+            if key not in cache:  # here, where all processes are
+                mixtures.choose_controls(self.controls)
+                cache[key] = known
+            yield mixtures
 
     def adapt_to_task(self, mixtures: Any) -> AdaptedPolicy:
         """First pass over the task, once per evaluation."""

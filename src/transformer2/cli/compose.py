@@ -195,7 +195,7 @@ def _load(path: Path, seen: tuple[Path, ...]) -> DictConfig:
         raise ConfigError(f"{path} cannot be read as YAML ({_one_line(e)}); correct it") from e
     if not isinstance(config, DictConfig):  # its words are not shown: it may be no config at all
         kind = "nothing" if root is None else KINDS.get(root.tag.rpartition(":")[2], "text")
-        raise ConfigError(f"{path} holds {kind}, not keys and values; write lines such as `model: {{lr: 0.01}}`")
+        raise ConfigError(f"{path} holds {kind}, not keys and values; write lines such as `data: {{batch_size: 32}}`")
     plain: Any = OmegaConf.to_container(config)
     bases = plain.get("_base_")
     bases = [] if bases is None else [bases] if isinstance(bases, str) else bases

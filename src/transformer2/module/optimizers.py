@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Iterable
@@ -79,6 +80,12 @@ def settings(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable) ->
         built = optimizer([torch.nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as e:
         raise ConfigError(f"model.optimizer cannot be built: {e}") from e
+    closure = inspect.signature(type(built).step).parameters.get("closure")
+    if isinstance(built, torch.optim.SparseAdam) or (closure and closure.default is closure.empty):
+        raise ConfigError(
+            f"model.optimizer {type(built).__name__} needs sparse gradients or a closure that evaluates the loss "
+            "again; use one such as AdamW"
+        )
     try:
         scheduler = lr_scheduler(built)
     except (TypeError, ValueError) as e:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from transformer2.errors import BasisError
+from transformer2.errors import BasisError, one_line
 from transformer2.svf.base_folder import base_folder, for_readers, on_disk
 
 __all__ = ["LocalCheckpoint"]
@@ -70,7 +70,7 @@ class LocalCheckpoint:
         try:
             return AutoConfig.from_pretrained(str(self.folder), trust_remote_code=self._trusted)
         except (ValueError, KeyError, OSError, ImportError) as e:
-            raise BasisError(f"{self.folder / 'config.json'}: {str(e).splitlines()[0]}") from e
+            raise BasisError(f"{self.folder / 'config.json'}: {one_line(e)}") from e
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -88,9 +88,7 @@ class LocalCheckpoint:
                     return causal.from_config(self.config, trust_remote_code=self._trusted)
                 return cls._from_config(self.config)
         except (ValueError, KeyError, ImportError) as e:
-            raise BasisError(
-                f"{self.folder}: the model cannot be built from its config: {str(e).splitlines()[0]}"
-            ) from e
+            raise BasisError(f"{self.folder}: the model cannot be built from its config: {one_line(e)}") from e
 
     @cached_property
     def shard_of(self) -> dict[str, Path]:

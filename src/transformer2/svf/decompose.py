@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from transformer2.errors import ConfigError, UserError
+from transformer2.errors import ConfigError, UserError, one_line
 from transformer2.svf.basis import Basis
 from transformer2.svf.cache import BasisCache, default_cache_root
 from transformer2.svf.checkpoint import LocalCheckpoint
@@ -154,7 +154,7 @@ def _check_device(device: str | None) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:  # torch built without CUDA asserts
-        raise ConfigError(f"--device {device!r} cannot be used here ({str(e).splitlines()[0]}); leave it out") from e
+        raise ConfigError(f"--device {device!r} cannot be used here ({one_line(e)}); leave it out") from e
 
 
 def _share(costs: Mapping[str, int], rank: int, world_size: int) -> list[str]:
