@@ -80,7 +80,7 @@ class AdaptedPolicy:
         return Facts(details={"strategy": self.name, **names})
 
     def figure(self, records: Sequence[Record]) -> Any:
-        """A matplotlib figure where the strategy has a `picture`, else None."""
+        """A matplotlib figure, if there is anything to see."""
         return None
 
     def expert(self) -> Expert | None:
@@ -99,7 +99,7 @@ class Strategy:
     """
 
     name: ClassVar[str] = "base"
-    picture: ClassVar[str] = ""  # TensorBoard tag of its figure, whose file has the name of the last part
+    picture: ClassVar[str] = "adapt/figure"  # TensorBoard tag of its figure; the file has the name of the last part
 
     def __init__(
         self,

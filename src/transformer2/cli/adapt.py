@@ -130,6 +130,10 @@ def _adapt(experiment: Experiment, strategies: Sequence[Strategy], quiet: bool, 
     trainer, data, folder = experiment.trainer, experiment.data, experiment.folder
     answerer, several = experiment.module.answerer(), len(strategies) > 1
     count = batches_within(data.test_dataloader(), trainer.limit_predict_batches)
+    if not count:
+        raise ConfigError(
+            f"trainer.limit_predict_batches {trainer.limit_predict_batches} leaves nothing to score; raise it"
+        )
     reports: dict[str, Report] = {}
     cache: Cache = {}  # base and controls are the same for all: answered once
     for strategy in strategies:
