@@ -214,3 +214,12 @@ def test_a_term_reads_its_formula_and_its_numbers_off_its_function() -> None:
     term = Term("x", lambda: min(a, shape.heads) / 2, "a note")
     assert term.value == 2
     assert term.explain("s", 1) == "x: min(a, heads) / 2 = min(4, 32) / 2 = 2 s   (a note)"
+
+
+@pytest.mark.parametrize(
+    ("config", "cards", "strategy"),
+    [("llama8b_gsm8k", 1, "single"), ("llama70b_gsm8k", 8, "zero3"), ("mistral7b_gsm8k", 1, "single")],
+)
+def test_shipped_configs_fit_the_cards_they_are_written_for(config, cards, strategy, capsys):
+    assert main(["plan", "--config", f"conf/{config}.yaml", "--gpus", str(cards), "--gpu-memory", "80"]) == 0
+    assert f"{strategy}: fits" in capsys.readouterr().out
