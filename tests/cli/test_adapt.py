@@ -246,6 +246,8 @@ def test_a_strategy_of_one_s_own_is_a_callback_without_a_task(adapt, world, tmp_
 def test_batches_are_limited_where_wanted(adapt, tmp_path):
     flags = ["--data.eval_batch_size", "4", "--trainer.limit_predict_batches", "0.5", "--adapt.controls", "false"]
     assert adapt(tmp_path / "run", *flags) == 0 and report_of(tmp_path / "run")["n"] == 8
+    for other in ("limit_test_batches", "limit_predict_batches"):
+        assert adapt(tmp_path / other, f"--trainer.{other}", "0.01") == 2
 
 
 def test_rows_that_share_one_id_are_told_apart(adapt, world, tmp_path):

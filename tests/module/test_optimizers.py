@@ -131,3 +131,18 @@ def test_settings_are_plain_and_say_what_differs():
     one, other = (settings(grouped(lr=lr)["optimizer"], WarmupCosine) for lr in (0.1, 0.2))
     assert {key for key in one if one[key] != other[key]} == {"model.optimizer.lr"}
     assert one["model.optimizer"] == "AdamW" and one["model.lr_scheduler.warmup_steps"] == 0
+
+
+def test_settings_that_a_scheduler_keeps_in_the_optimizer_are_settings():
+    """Else a resumed run would go on with another `max_lr` than its own, and say nothing."""
+    one, other = (
+        settings(torch.optim.AdamW, partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=rate, total_steps=9))
+        for rate in (0.1, 0.01)
+    )
+    assert one["model.lr_scheduler.max_lr"] == 0.1 and other["model.lr_scheduler.max_lr"] == 0.01
+
+
+def test_a_schedule_that_ends_before_the_run_is_refused_before_it():
+    schedule = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=2)
+    with pytest.raises(ConfigError, match="total_steps 2 ends before the run, which has 4 steps"):
+        build(torch.optim.AdamW, schedule, [torch.nn.Parameter(torch.zeros(1))], 4)

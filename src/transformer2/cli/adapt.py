@@ -130,6 +130,8 @@ def _adapt(experiment: Experiment, strategies: Sequence[Strategy], quiet: bool, 
     trainer, data, folder = experiment.trainer, experiment.data, experiment.folder
     answerer, several = experiment.module.answerer(), len(strategies) > 1
     count = batches_within(data.test_dataloader(), trainer.limit_predict_batches)
+    if trainer.limit_test_batches != 1.0 and trainer.limit_predict_batches == 1.0:
+        raise ConfigError("adapt goes by trainer.limit_predict_batches; set that, or data.test_limit")
     if not count:
         raise ConfigError(
             f"trainer.limit_predict_batches {trainer.limit_predict_batches} leaves nothing to score; raise it"

@@ -85,7 +85,7 @@ ELSEWHERE = {  # keys that follow from others
     "trainer.gradient_clip_val": "model.max_grad_norm",
     "trainer.gradient_clip_algorithm": "model.max_grad_norm",
     "trainer.precision": "model.dtype, for the base; z is trained in fp32",
-    "trainer.accumulate_grad_batches": "data.batch_size (of a step) and model.memory.micro_batch_tokens (of a pass)",
+    "trainer.accumulate_grad_batches": "data.batch_size (prompts of a step), model.memory.micro_batch_tokens",
 }
 SYNONYMS = {  # what PEFT, TRL, transformers, verl and Lightning call our keys
     "model.optimizer.lr": ("learning_rate", "actor_lr"),

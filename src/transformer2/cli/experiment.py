@@ -193,7 +193,8 @@ class Experiment:
         now = time.perf_counter() - start
         seconds = {"setup": setup, "train": trained - setup, "test": now - trained, "total": now}
         self._report(seconds)
-        if self.trainer.is_global_zero and isinstance(self.trainer.logger, TensorBoardLogger):
+        here = (isinstance(x, TensorBoardLogger) and Path(x.log_dir) == self.folder for x in self.trainer.loggers)
+        if self.trainer.is_global_zero and any(here):
             print(f"  curve in {draw_curve(self.folder, self.folder / 'figures' / 'curve.png')}")
         return 0
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from transformer2.arguments import OPTIMIZER_RANGES, Count, NotNegativeInt, check_arguments, expected, fits, written
 from transformer2.errors import ConfigError
@@ -98,7 +98,9 @@ def settings(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable) ->
         if name in built.defaults and not fits(hint, built.defaults[name]):
             value = written(built.defaults[name])
             raise ConfigError(f"model.optimizer.{name} must be {expected(hint)}, not {value}")
-    of_scheduler = {k: v for k, v in vars(scheduler).items() if k not in POSITION and not k.startswith("_")}
+    # OneCycleLR and others keep their settings in the optimizer's groups.
+    of_groups = {k: v for k, v in built.param_groups[0].items() if k not in ("params", "initial_lr", *built.defaults)}
+    of_scheduler = {k: v for k, v in vars(scheduler).items() if k not in POSITION and not k.startswith("_")} | of_groups
     plain = bool | int | float | str | list | tuple | None
     found: dict[str, Any] = {"model.optimizer": type(built).__name__, "model.lr_scheduler": type(scheduler).__name__}
     found |= {f"model.optimizer.{k}": v for k, v in built.defaults.items() if isinstance(v, plain)}
@@ -119,6 +121,11 @@ def build(
     assert isinstance(scheduler, LRScheduler), "`settings` has seen to that"
     if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
         scheduler.total_steps = total_steps
+    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < total_steps:
+        raise ConfigError(
+            f"model.lr_scheduler.total_steps {scheduler.total_steps} ends before the run, which has "
+            f"{total_steps:.0f} steps"
+        )
     return built, scheduler
 
 
