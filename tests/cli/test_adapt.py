@@ -244,10 +244,12 @@ def test_a_strategy_of_one_s_own_is_a_callback_without_a_task(adapt, world, tmp_
 
 
 def test_batches_are_limited_where_wanted(adapt, tmp_path):
-    flags = ["--data.eval_batch_size", "4", "--trainer.limit_predict_batches", "0.5", "--adapt.controls", "false"]
+    flags = ["--data.eval_batch_size", "4", "--trainer.limit_test_batches", "0.5", "--adapt.controls", "false"]
     assert adapt(tmp_path / "run", *flags) == 0 and report_of(tmp_path / "run")["n"] == 8
-    for other in ("limit_test_batches", "limit_predict_batches"):
-        assert adapt(tmp_path / other, f"--trainer.{other}", "0.01") == 2
+    flags[3] = "1"
+    assert adapt(tmp_path / "one", *flags) == 0 and report_of(tmp_path / "one")["n"] == 4
+    for key, value in (("limit_test_batches", "0.01"), ("limit_predict_batches", "1")):
+        assert adapt(tmp_path / key, f"--trainer.{key}", value) == 2
 
 
 def test_rows_that_share_one_id_are_told_apart(adapt, world, tmp_path):

@@ -65,6 +65,8 @@ def adapt(args: Sequence[str]) -> int:
     configs = [str(Path(resumed) / "config.yaml")] if resumed else flags.configs or ["conf/adapt_tiny.yaml"]
     config = compose(configs, flags.overrides, KEYS)
     check(config, "adapt", folders="print_config" not in flags.switches)
+    if config["trainer"].get("limit_predict_batches") is not None:
+        raise ConfigError("trainer.limit_predict_batches is not read by adapt; set trainer.limit_test_batches")
     config["model"].pop("rollout", None)  # rows differ in z here, which the default engine alone can draw
     strategy = config.setdefault("strategy", "cem")
     known = [*STRATEGIES, "all"]
@@ -129,13 +131,9 @@ def _adapt(experiment: Experiment, strategies: Sequence[Strategy], quiet: bool, 
 
     trainer, data, folder = experiment.trainer, experiment.data, experiment.folder
     answerer, several = experiment.module.answerer(), len(strategies) > 1
-    count = batches_within(data.test_dataloader(), trainer.limit_predict_batches)
-    if trainer.limit_test_batches != 1.0 and trainer.limit_predict_batches == 1.0:
-        raise ConfigError("adapt goes by trainer.limit_predict_batches; set that, or data.test_limit")
+    count = batches_within(data.test_dataloader(), trainer.limit_test_batches)
     if not count:
-        raise ConfigError(
-            f"trainer.limit_predict_batches {trainer.limit_predict_batches} leaves nothing to score; raise it"
-        )
+        raise ConfigError(f"trainer.limit_test_batches {trainer.limit_test_batches} leaves nothing to score; raise it")
     reports: dict[str, Report] = {}
     cache: Cache = {}  # base and controls are the same for all: answered once
     for strategy in strategies:
