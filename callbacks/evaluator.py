@@ -21,6 +21,7 @@ from transformer2.adaptation.strategy import Strategy
 from transformer2.arguments import Count, check_arguments
 from transformer2.callbacks.protocols import HasPolicy
 from transformer2.data import UnseenTaskDataModule
+from transformer2.errors import ConfigError
 from transformer2.types import Report
 
 __all__ = ["AdaptationEvaluator", "log_evaluation"]
@@ -66,7 +67,12 @@ class AdaptationEvaluator(L.Callback, Strategy):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Open the task of its own: what is wrong with it must not be found hours later."""
         if self.own_task is not None and stage == "fit" and self.own_data is None:
-            prompting = trainer.datamodule.prompting  # type: ignore[attr-defined]  # prompts are built as the run's
+            # Prompts are built as the run's.
+            prompting = getattr(getattr(trainer, "datamodule", None), "prompting", None)
+            if prompting is None:
+                raise ConfigError(
+                    f"{type(self).__name__} builds prompts as the run does; train with an ExpertDataModule"
+                )
             self.own_data = UnseenTaskDataModule(self.own_task, **prompting, **self.data_options)
             self.own_data.setup("fit")
             self.own_data.trainer = trainer

@@ -16,7 +16,7 @@ from transformer2.adaptation.mixtures import Mixtures
 from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy, ThisExpert
 from transformer2.callbacks.evaluator import AdaptationEvaluator
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule
-from transformer2.errors import UserError
+from transformer2.errors import ConfigError, UserError
 from transformer2.module import SVFReinforceModule
 
 TASK = "toy_task.FirstLetter"
@@ -91,6 +91,36 @@ def test_a_strategy_of_one_s_own_is_one_class(tested, world):
     again = evaluate(module.answerer(data.task), data, Strategy(experts=world[1]), cache)
     assert len(known.baselines) == 8 and [r.base for r in again.records] == [r.base for r in found.records]
     assert evaluate(module.answerer(data.task), data, Strategy(experts=world[1]), max_batches=0).records == []
+
+
+class OwnData(L.LightningDataModule):
+    """Somebody else's datamodule: a task, and loaders of prompts."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.task = inner, inner.task
+
+    def setup(self, stage):
+        self.inner.trainer = self.trainer
+        self.inner.setup(stage)
+
+    def train_dataloader(self):
+        return self.inner.train_dataloader()
+
+    def val_dataloader(self):
+        return self.inner.val_dataloader()
+
+    def test_dataloader(self):
+        return self.inner.test_dataloader()
+
+
+def test_a_datamodule_of_one_s_own_is_tested_and_an_evaluator_says_what_it_needs(tested, world):
+    module, _ = tested
+    own = OwnData(ExpertDataModule(TASK, world[0], test_limit=4))
+    trainer_of().test(module, own, verbose=False)
+    assert len(module.records) == 4 and module.records[0].prompt is None
+    with pytest.raises(ConfigError, match="train with an ExpertDataModule"):
+        trainer_of(max_steps=1, callbacks=[AdaptationEvaluator(experts=world[1], task=TASK)]).fit(module, own)
 
 
 def test_an_evaluation_without_controls_leaves_the_next_one_its_own(tested, world):

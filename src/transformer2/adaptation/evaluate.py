@@ -115,7 +115,9 @@ def evaluate_batch(
         baselines = adapted.baselines(batch, index)
     with _timed(seconds, "second_pass"):
         answers = adapted.answers(batch, choice, index)
-    shown, positions = data.shown_prompts(batch), batch.positions or range(len(batch))
+    # A user's own datamodule may keep no prompts, nor know where a row stood.
+    shown = data.shown_prompts(batch) if hasattr(data, "shown_prompts") else [None] * len(batch)
+    positions = batch.positions or range(len(batch))
     return [
         Record(
             row=positions[b],

@@ -57,9 +57,14 @@ class PolicyModule(L.LightningModule):
     # ------------------------------------------------------------------ sampling and verifying
 
     @property
+    def data(self) -> Any:
+        """The datamodule in use."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
+
+    @property
     def task(self) -> Task:
         """The task of the datamodule in use: what verifies answers."""
-        return self.trainer.datamodule.task  # type: ignore[attr-defined]  # Lightning sets it at run time
+        return self.data.task
 
     def answerer(self, task: Task | None = None) -> Answerer:
         """The policy as what answers a task's prompts; None takes the datamodule's task."""
@@ -92,7 +97,7 @@ class PolicyModule(L.LightningModule):
         """Where the learning curve begins: the validation accuracy before the first step."""
         if self.global_step or not self.trainer.loggers:
             return
-        loader = self.trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]  # set at run time
+        loader = self.data.val_dataloader()
         count = batches_within(loader, self.trainer.limit_val_batches)
         for index, batch in enumerate(islice(loader, count)):
             self.validation_step(batch.to(self.device), index)
@@ -126,9 +131,8 @@ class PolicyModule(L.LightningModule):
 
     def test_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Answer one batch with the base and with the expert."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
         strategy = ThisExpert(self.test.samples, self.test.temperature, self.seed)
-        self.records += evaluate_batch(strategy.adapt_to_task(self.answerer()), data, prompts, batch_idx)
+        self.records += evaluate_batch(strategy.adapt_to_task(self.answerer()), self.data, prompts, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         """The records of all ranks, in the order of the questions."""
