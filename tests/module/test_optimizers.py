@@ -64,6 +64,7 @@ def test_every_spelling(words, kind, lr, schedule, tmp_path):
         (["--optimizer.class_path", "{a: 1}"], "model.optimizer must name a class"),
         (["--lr_scheduler.warmup_steps", "1.5"], "model.lr_scheduler.warmup_steps must be an integer >= 0, not 1.5"),
         (["--lr_scheduler", "ReduceLROnPlateau"], "ReduceLROnPlateau waits for a metric"),
+        (["--lr_scheduler", "StepLR"], "model.lr_scheduler StepLR needs step_size; give --lr_scheduler.step_size"),
         (["--optimizer", "LBFGS"], "LBFGS needs sparse gradients or a closure"),
         (["--optimizer", "SparseAdam"], "SparseAdam needs sparse gradients or a closure"),
         (["--optimizer", "SGD", "--optimizer.momentum", "-1"], "Invalid momentum value: -1"),

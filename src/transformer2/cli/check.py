@@ -308,6 +308,9 @@ def _check_built(key: str, given: dict[str, Any], everything: Mapping[str, Mappi
     ranges = OPTIMIZER_RANGES if key == "optimizer" else {}
     own = {name: replace(known[name], hint=ranges.get(name, known[name].hint)) for name in names}
     _check(f"model.{key}", given["init_args"], own, {**everything, f"model.{key}": own})
+    for name in own:
+        if own[name].default is None and name not in given["init_args"]:
+            raise ConfigError(f"model.{key} {path.rpartition('.')[2]} needs {name}; give --{key}.{name}")
 
 
 def _read(text: str) -> Any:
