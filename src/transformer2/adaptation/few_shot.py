@@ -138,7 +138,7 @@ class FewShotSearch(Strategy):
         granularity: Granularity = "expert",
         mix: Mix = "delta",
         base_member: bool = False,
-        population: Count = 16,
+        population: Annotated[int, ">= 2"] = 16,
         elite_ratio: Annotated[float, "> 0", "<= 1"] = 0.25,
         low: Alpha = 0.0,
         high: Alpha = 1.5,

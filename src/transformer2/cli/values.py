@@ -93,8 +93,6 @@ def check_together(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Non
             f"model.lr_scheduler.warmup_steps {warm} leaves no step of trainer.max_steps {trainer['max_steps']} at the "
             "full learning rate; give fewer"
         )
-    if adapt.get("population") == 1:
-        raise ConfigError("adapt.population must be at least 2, not 1: one member has nobody to be better than")
     if adapt.get("experts") == []:
         raise ConfigError("adapt.experts is empty; name at least one expert folder")
 
