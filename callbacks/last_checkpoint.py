@@ -165,7 +165,7 @@ class LastCheckpoint(Checkpoint):
         if (listener := interrupt.current()) is not None:
             listener.take()
 
-    on_test_start = on_predict_start = on_train_start
+    on_test_start = on_train_start
 
 
 def _settle(fit: dict[str, Any], where: str) -> None:

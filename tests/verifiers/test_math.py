@@ -16,7 +16,7 @@ from transformer2.verifiers.math import verify_math, verify_math_many
 from transformer2.verifiers.math.final import final_expression
 from transformer2.verifiers.math.latex import normal
 
-HUNG = 120.0  # seconds; an answer may take 2
+HUNG = 20.0  # seconds; an answer may take 2
 
 
 @pytest.fixture(scope="module", autouse=True)

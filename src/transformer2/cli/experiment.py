@@ -181,9 +181,6 @@ class Experiment:
         self._open(expert, ckpt_path)
         again = "run the command again" if ckpt_path is None else f"resume with --ckpt_path {ckpt_path}"
         self.hint = lambda: f"nothing was trained yet; {again}"
-        # What a test would be refused for after hours of training is found now; the split is closed again.
-        self.data.setup("test")
-        self.data.teardown("test")
         setup = time.perf_counter() - start
         self.trainer.fit(self.module, self.data, ckpt_path=ckpt_path)
         self.trained = True

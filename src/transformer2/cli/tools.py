@@ -149,7 +149,8 @@ def export(args: Sequence[str]) -> int:
 class _Words(argparse.ArgumentParser):
     """Folders and flags of a command without config keys; a mistake is one line."""
 
-    def __init__(self, usage: str) -> None:
+    def __init__(self, usage: str, what: str = "an expert's, such as runs/tiny_math/expert") -> None:
+        self.what = what
         super().__init__(usage=usage, add_help=False, allow_abbrev=False)
         self.add_argument("folders", nargs="+", type=home)
 
@@ -161,8 +162,7 @@ class _Words(argparse.ArgumentParser):
         given = self.parse_args(args)
         for folder in given.folders:
             if not is_folder(folder):
-                what = "an expert's, such as runs/tiny_math/expert" if "experts" in str(self.usage) else "a run's"
-                raise ConfigError(f"{shown(repr(folder))} is no folder here; give {what}")
+                raise ConfigError(f"{shown(repr(folder))} is no folder here; give {self.what}")
         return given
 
     def error(self, message: str) -> NoReturn:
@@ -216,7 +216,7 @@ def report(args: Sequence[str]) -> int:
     if not args or {"-h", "--help"} & set(args):
         print(REPORT_HELP, end="")
         return 0
-    words = _Words("report RUN_DIR ... [--out FILE.png]")
+    words = _Words("report RUN_DIR ... [--out FILE.png]", "a run's")
     words.add_argument("--out", type=home)
     given = words.folders_and_flags(args)
 
