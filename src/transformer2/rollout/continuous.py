@@ -129,25 +129,36 @@ class ContinuousBatch:
 
         An error of the model ends the rows that it met.
         """
-        met = list(self.rows)
         try:
             self._leave()
             if self.rows:
                 self._decode()
-            met = self._next_to_join()
-            if met:
-                self._join(met)
         except Exception as e:
-            for row in met:
-                row.end("error", e)
-            if not self.rows or self.rows[0] in met:
-                self.rows, self.cache = [], None
+            self._fail(self.rows, e)
+        if not (joining := self._next_to_join()):
+            return
+        try:
+            new = _prefill(self.policy, joining)
+        except Exception as e:  # too long for the memory that is left, say: those under way go on
+            self._fail(joining, e)
+            return
+        try:
+            self._join(joining, new)
+        except Exception as e:
+            self._fail([*self.rows, *joining], e)
+
+    def _fail(self, rows: Sequence[Row], error: Exception) -> None:
+        """End rows; where they are those under way, nothing of them is left."""
+        for row in rows:
+            row.end("error", error.with_traceback(None))  # whose frames hold tensors
+        if any(row in rows for row in self.rows):
+            self.rows, self.cache = [], None
 
     def _decode(self) -> None:
         assert self.cache is not None
         self._mask_BT = pad(self._mask_BT, (0, 1), value=1)
         self._position_B = self._position_B + 1
-        ids_B1 = self._mask_BT.new_tensor([[row.tokens[-1]] for row in self.rows])
+        ids_B1 = self._mask_BT.new_tensor([[row.tokens[-1] if row.tokens else 0] for row in self.rows])
         with Rows(self._deltas):
             logits_BV = next_logits(self.policy, ids_B1, self._mask_BT, self._position_B[:, None], self.cache)
         _draw(self.rows, logits_BV)
@@ -171,36 +182,24 @@ class ContinuousBatch:
             chosen.append(self.waiting.popleft())
         return chosen
 
-    def _join(self, rows: list[Row]) -> None:
-        """Run the prompts, draw their first tokens, and put their caches beside the others'."""
-        device = next(self.policy.parameters()).device
-        prompts = [torch.tensor(row.prompt, device=device) for row in rows]
-        ids_BP = pad_sequence(prompts, batch_first=True, padding_side="left")
-        mask_BP = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left")
-        position_BP = (mask_BP.cumsum(-1) - 1).clamp(min=0)
-        whole = {layer: torch.stack([row.deltas[layer] for row in rows]) for layer in rows[0].deltas}
-        with Rows(dict(whole)) as current:
-
-            def select(part: Tensor) -> None:
-                current.deltas = {layer: delta_BR[part] for layer, delta_BR in whole.items()}
-
-            logits_BV, cache = prefill(self.policy, ids_BP, mask_BP, position_BP, select)
-        _draw(rows, logits_BV)
+    def _join(self, rows: list[Row], new: _Prefilled) -> None:
+        """Draw the first tokens of rows whose prompts have run, and put their caches beside the others'."""
+        _draw(rows, new.logits_BV)
         self._leave(compact=True)
         if not self.rows:
-            self.rows, self.cache, self._deltas = rows, cache, whole
-            self._mask_BT, self._position_B = mask_BP, position_BP[:, -1]
+            self.rows, self.cache, self._deltas = rows, new.cache, new.deltas
+            self._mask_BT, self._position_B = new.mask_BP, new.position_B
             return
         assert self.cache is not None
-        width = max(self._mask_BT.shape[1], mask_BP.shape[1])
-        for mine, theirs in zip(self.cache.layers, cache.layers, strict=True):
+        width = max(self._mask_BT.shape[1], new.mask_BP.shape[1])
+        for mine, theirs in zip(self.cache.layers, new.cache.layers, strict=True):
             _set_width(mine, width)
             _set_width(theirs, width)
             mine.keys, mine.values = torch.cat([mine.keys, theirs.keys]), torch.cat([mine.values, theirs.values])
             theirs.keys = theirs.values = None
-        self._mask_BT = torch.cat([_to_width(self._mask_BT, width), _to_width(mask_BP, width)])
-        self._position_B = torch.cat([self._position_B, position_BP[:, -1]])
-        self._deltas = {layer: torch.cat([delta_BR, whole[layer]]) for layer, delta_BR in self._deltas.items()}
+        self._mask_BT = torch.cat([_to_width(self._mask_BT, width), _to_width(new.mask_BP, width)])
+        self._position_B = torch.cat([self._position_B, new.position_B])
+        self._deltas = {layer: torch.cat([delta_BR, new.deltas[layer]]) for layer, delta_BR in self._deltas.items()}
         self.rows = [*self.rows, *rows]
 
     def _leave(self, compact: bool = False) -> None:
@@ -220,6 +219,33 @@ class ContinuousBatch:
             self._mask_BT = _to_width(self._mask_BT, width)
             for layer in self.cache.layers:
                 _set_width(layer, width)
+
+
+@dataclass(frozen=True)
+class _Prefilled:
+    """Prompts that have run: logits of the next token (B, V), and what they bring into the batch."""
+
+    logits_BV: Tensor
+    cache: DynamicCache
+    mask_BP: Tensor
+    position_B: Tensor
+    deltas: dict[nn.Module, Tensor]
+
+
+def _prefill(policy: nn.Module, rows: Sequence[Row]) -> _Prefilled:
+    device = next(policy.parameters()).device
+    prompts = [torch.tensor(row.prompt, device=device) for row in rows]
+    ids_BP = pad_sequence(prompts, batch_first=True, padding_side="left")
+    mask_BP = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left")
+    position_BP = (mask_BP.cumsum(-1) - 1).clamp(min=0)
+    deltas = {layer: torch.stack([row.deltas[layer] for row in rows]) for layer in rows[0].deltas}
+    with Rows(dict(deltas)) as current:
+
+        def select(part: Tensor) -> None:
+            current.deltas = {layer: delta_BR[part] for layer, delta_BR in deltas.items()}
+
+        logits_BV, cache = prefill(policy, ids_BP, mask_BP, position_BP, select)
+    return _Prefilled(logits_BV, cache, mask_BP, position_BP[:, -1], deltas)
 
 
 def _draw(rows: Sequence[Row], logits_BV: Tensor) -> None:
