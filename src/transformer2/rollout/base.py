@@ -35,7 +35,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.max_new_tokens >= 1):  # NaN is none of it
             raise ConfigError(f"{self} cannot be sampled: need temperature >= 0, 0 < top_p <= 1, max_new_tokens >= 1")
 
 
