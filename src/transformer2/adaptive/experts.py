@@ -143,4 +143,4 @@ def load_policy(
         return policy
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return policy.to(device)  # type: ignore[arg-type]
+    return policy.to(device)

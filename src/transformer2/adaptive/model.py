@@ -207,15 +207,15 @@ class SelfAdaptive:
         Raises:
             UserError: See `start`; or the model gave non-finite logits.
         """
-        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], Mapping))
-        jobs = [self.start(prompt, **options) for prompt in ([prompts] if single else prompts)]
+        many: Any = [prompts] if isinstance(prompts, str) or isinstance(prompts[0], Mapping) else prompts
+        jobs = [self.start(prompt, **options) for prompt in many]
         try:
             while not all(job.is_done for job in jobs):
                 self.step()
         finally:
             for job in jobs:
                 job.cancel()
-        return [self._answer_of(job) for job in jobs]
+        return [job.result() for job in jobs]
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
         """The answer to one prompt in pieces, as they come; what is left unread is not drawn. Options: see `start`."""
@@ -225,7 +225,7 @@ class SelfAdaptive:
                 self.step()
                 if text := job.take():
                     yield Piece(text, job.answer)
-            answer = self._answer_of(job)
+            answer = job.result()
             yield Piece(job.take(), answer)
         finally:
             job.cancel()
@@ -351,10 +351,3 @@ class SelfAdaptive:
     def _finish_all(self) -> None:
         while not self._batch.is_idle:
             self._batch.step()
-
-    @staticmethod
-    def _answer_of(job: Job) -> AdaptiveAnswer:
-        if job.error is not None:
-            raise job.error
-        assert job.answer is not None
-        return job.answer

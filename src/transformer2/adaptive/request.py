@@ -129,6 +129,13 @@ class Job:
         """Whether it has an answer or an error."""
         return self.answer is not None or self.error is not None
 
+    def result(self) -> AdaptiveAnswer:
+        """The answer of a job that is done; or its error is raised."""
+        if self.error is not None:
+            raise self.error
+        assert self.answer is not None, "not done"
+        return self.answer
+
     def cancel(self) -> None:
         """End it where it is and free its row; from any thread."""
         self.cancelled = True

@@ -113,6 +113,8 @@ class ContinuousBatch:
         self.waiting: deque[Row] = deque()
         self.rows: list[Row] = []  # in the order of the cache; some may have ended
         self.cache: DynamicCache | None = None
+        self._mask_BT = self._position_B = torch.empty(0, dtype=torch.long)
+        self._deltas: dict[nn.Module, Tensor] = {}
 
     def submit(self, row: Row) -> None:
         """Let a row wait for its turn."""
