@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformer2.svf.register import register_when_peft_loads
 
 if TYPE_CHECKING:
+    from transformer2.adaptive.model import SelfAdaptive
     from transformer2.experts import compare_experts, import_reference_checkpoint, load_experts, mix_experts
     from transformer2.svf.config import SVFConfig
     from transformer2.svf.modes import set_form
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "SelfAdaptive": "transformer2.adaptive.model",
     "SVFConfig": "transformer2.svf.config",
     "set_form": "transformer2.svf.modes",
     "z_rows": "transformer2.svf.rows",
@@ -33,6 +35,7 @@ _SUBMODULES = {"adaptation", "callbacks", "errors", "experts", "rollout", "svf",
 
 __all__ = [
     "SVFConfig",
+    "SelfAdaptive",
     "compare_experts",
     "import_reference_checkpoint",
     "load_experts",

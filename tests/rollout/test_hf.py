@@ -14,7 +14,7 @@ from transformer2.data import collate, render
 from transformer2.errors import ConfigError, UserError
 from transformer2.policy import load_base, load_tokenizer
 from transformer2.rollout.base import Sampling
-from transformer2.rollout.hf import HFEngine, _choose, _nucleus
+from transformer2.rollout.hf import HFEngine, _nucleus, choose_tokens
 from transformer2.types import Example
 
 EOS = [1, 4]
@@ -205,7 +205,7 @@ def test_sampling_follows_the_distribution():
     g = torch.Generator().manual_seed(0)
     logits_V = torch.randn(6, generator=g)
     n = 20_000
-    tokens, logprobs = _choose(logits_V.expand(n, -1), torch.rand(n, generator=g), Sampling(temperature=0.5))
+    tokens, logprobs = choose_tokens(logits_V.expand(n, -1), torch.rand(n, generator=g), Sampling(temperature=0.5))
     assert torch.allclose(logprobs, (logits_V / 0.5).log_softmax(-1)[tokens], atol=1e-5)
     frequency_V = torch.bincount(tokens, minlength=6) / n
     assert torch.allclose(frequency_V, (logits_V / 0.5).softmax(-1), atol=0.015)
@@ -214,7 +214,7 @@ def test_sampling_follows_the_distribution():
 def test_a_token_without_probability_is_never_drawn():
     logits_BV = torch.tensor([[0.0, float("-inf"), 0.0, float("-inf")]]).expand(3, -1)
     edges_B = torch.tensor([0.0, 0.5, 1 - 2**-24])
-    assert _choose(logits_BV, edges_B, Sampling())[0].tolist() == [0, 2, 2]
+    assert choose_tokens(logits_BV, edges_B, Sampling())[0].tolist() == [0, 2, 2]
 
 
 def test_nucleus_keeps_the_smallest_sufficient_set():

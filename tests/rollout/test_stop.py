@@ -102,9 +102,9 @@ def test_halves_of_characters_and_spaces_complete_a_stop_string_where_the_text_d
     engine = HFEngine(tokenizer, [1, 4], stop=[stop])
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     first = next(n for n in range(1, len(ids) + 1) if stop in tokenizer.decode(ids[:n]))
-    seen = [bool(engine._stopped(torch.tensor([ids[:n]]))) for n in range(1, first + 1)]
+    seen = [bool(engine.stopped(torch.tensor([ids[:n]]))) for n in range(1, first + 1)]
     assert seen == [False] * (first - 1) + [True]
-    assert engine._up_to_stop(ids) == (first, text[: text.index(stop)])
+    assert engine.up_to_stop(ids) == (first, text[: text.index(stop)])
 
 
 @pytest.mark.parametrize(

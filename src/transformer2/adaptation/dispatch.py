@@ -58,6 +58,19 @@ class Dispatcher:
         """Categories must tell apart."""
         check_categories(self.names)
 
+    @classmethod
+    def of(cls, experts: Sequence[Expert], labelled: Any = None) -> Dispatcher:
+        """The experts' categories, in the words of a dispatch task where there is one.
+
+        Raises:
+            ConfigError: The task has no label for an expert.
+        """
+        names, descriptions = zip(*(_category(e, labelled) for e in experts), strict=True)
+        if labelled is None:
+            return cls(names, descriptions)
+        system = getattr(getattr(labelled, "wording", None), "system", None)
+        return cls(names, descriptions, labelled.prompt, labelled.max_new_tokens, system)
+
     @property
     def categories(self) -> tuple[str, ...]:
         """The names and, last, "other"."""
@@ -82,6 +95,13 @@ class Dispatcher:
         """Weights (B, K + 1): the chosen expert's z; the base's for "other" and for no category."""
         k = len(self.names)
         return torch.eye(k + 1)[[k if c is None else c for c in choices]]
+
+
+def category_logprobs(dispatcher: Dispatcher, scorer: Scorer, questions: PromptBatch, weights_1K: Tensor) -> Tensor:
+    """log p(name, EOS | question) of every category, fp32 (B, K + 1), "other" last."""
+    count = len(dispatcher.categories)
+    sums_R, _ = scorer.log_likelihood(questions.repeat(count), dispatcher.categories * len(questions), weights_1K)
+    return sums_R.view(len(questions), count)
 
 
 def first_pass(
@@ -187,12 +207,7 @@ class _DispatchedPolicy(AdaptedPolicy):
         self.settings, self.scorer, self.weights_1K = settings, scorer, weights_1K
         on_tiny = mixtures.data.base == "tiny"
         labelled: Any = settings.dispatch_task or (tasks.get("tiny_dispatch") if on_tiny else None)
-        names, descriptions = zip(*(_category(e, labelled) for e in mixtures.experts), strict=True)
-        asked: dict[str, Any] = {}
-        if labelled is not None:
-            system = getattr(getattr(labelled, "wording", None), "system", None)
-            asked = {"prompt": labelled.prompt, "max_new_tokens": labelled.max_new_tokens, "system": system}
-        self.dispatcher = Dispatcher(names, descriptions, **asked)
+        self.dispatcher = Dispatcher.of(mixtures.experts, labelled)
         self.measured = None if labelled is None else self._measure(labelled)
 
     def _measure(self, labelled: Any) -> Confusion:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 
 from peft import PeftModel
 from peft.utils import set_peft_model_state_dict
+from torch import Tensor
 
 from transformer2.errors import ConfigError
 from transformer2.experts import Expert
@@ -15,7 +17,7 @@ from transformer2.svf.fingerprint import warn_of_another_base
 from transformer2.svf.format import delta_key
 from transformer2.svf.layer import tuned_layers
 
-__all__ = ["matrices", "members"]
+__all__ = ["add_member", "matrices", "members"]
 
 
 def matrices(policy: PeftModel) -> list[str]:
@@ -39,18 +41,31 @@ def members(policy: PeftModel, experts: Sequence[Expert]) -> Iterator[list[str]]
         raise ConfigError("experts are mixed in SVF models only; set model.adapter.peft_type: SVF")
     warn_of_another_base({e.name: (e.base_fingerprint, e.base_quantisation) for e in experts}, policy)
     names: list[str] = []
-
-    def add(name: str, modules: Iterable[str]) -> None:
-        policy.add_adapter(name, SVFConfig(target_modules=sorted(modules), inference_mode=True))
-        names.append(name)
-
     try:
-        for k, expert in enumerate(experts):
-            add(f"member_{k}", expert.deltas)
-            state = {delta_key(m): delta_R for m, delta_R in expert.deltas.items()}
-            set_peft_model_state_dict(policy, state, adapter_name=names[-1])
-        add("member_base", {m for e in experts for m in e.deltas} or matrices(policy))
+        for expert in experts:
+            names.append(add_member(policy, expert.deltas))
+        names.append(
+            add_member(policy, {m: None for e in experts for m in e.deltas} or dict.fromkeys(matrices(policy)))
+        )
         yield list(names)
     finally:
         for name in reversed(names):
             policy.delete_adapter(name)
+
+
+def add_member(policy: PeftModel, deltas: Mapping[str, Tensor | None]) -> str:
+    """Load z - 1 of some matrices, None for the base's, as an adapter that is not trained; its name.
+
+    Raises:
+        ExpertError: It does not fit the model, which is then as before.
+    """
+    name = next(name for n in count() if (name := f"member_{n}") not in policy.peft_config)
+    policy.add_adapter(name, SVFConfig(target_modules=sorted(deltas), inference_mode=True))
+    state = {delta_key(m): delta_R for m, delta_R in deltas.items() if delta_R is not None}
+    if state:
+        try:
+            set_peft_model_state_dict(policy, state, adapter_name=name)
+        except BaseException:
+            policy.delete_adapter(name)
+            raise
+    return name

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 
 from transformer2.errors import ConfigError, UserError
+from transformer2.rollout.ending import Ending
 from transformer2.svf.rows import has_rows
 from transformer2.types import PromptBatch, Rollouts
 
@@ -36,40 +35,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.max_new_tokens >= 1):  # NaN is none of it
             raise ConfigError(f"{self} cannot be sampled: need temperature >= 0, 0 < top_p <= 1, max_new_tokens >= 1")
 
 
-class RolloutEngine(ABC):
-    """Draws completions. Ids and masks in the result are what was sampled, EOS included.
-
-    Args:
-        tokenizer: Decodes completions; its pad id (else its EOS id) fills finished rows.
-        eos_ids: Token ids that end a completion.
-        stop: What else ends one: token ids, and strings. A completion ends with the token that completes a string; its
-            ids and mask keep that token, its text ends before the string (as vLLM's and OpenAI's does).
-
-    Attributes:
-        eos_ids: Those given and those of `stop`: its ids, and the ids of special tokens named there.
-        stop: The strings of `stop` that are looked for in decoded text.
-
-    Raises:
-        UserError: No EOS ids.
-        ConfigError: `stop` names what can end nothing.
-    """
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, eos_ids: Iterable[int], stop: Iterable[str | int] = ()
-    ) -> None:
-        self.tokenizer = tokenizer
-        more, self.stop = _ids_and_strings(tokenizer, list(stop))
-        self.eos_ids = sorted({*eos_ids, *more})
-        if not self.eos_ids:
-            raise UserError(
-                "the tokenizer names no EOS token, so no completion could ever end; set tokenizer.eos_token"
-            )
-        pad = tokenizer.pad_token_id
-        self.pad_id: int = self.eos_ids[0] if pad is None else int(pad)
+class RolloutEngine(Ending, ABC):
+    """Draws completions. Ids and masks in the result are what was sampled, EOS included."""
 
     @abstractmethod
     def generate(self, policy: nn.Module, prompts: PromptBatch, sampling: Sampling, seed: int) -> Rollouts:
@@ -83,7 +54,7 @@ class RolloutEngine(ABC):
                 PagedEngine alone draws one stream for all rows.
         """
 
-    def sync(self, policy: nn.Module) -> None:  # noqa: B027  # most engines draw from the policy itself
+    def sync(self, policy: nn.Module) -> None:  # most engines draw from the policy itself
         """Bring a sampler that has weights of its own to the policy's z; `generate` does so too, this can be timed."""
 
     def _packed(self, prompts: PromptBatch, ids: Sequence[list[int]], logprobs: Sequence[list[float]]) -> Rollouts:
@@ -99,11 +70,11 @@ class RolloutEngine(ABC):
     ) -> Rollouts:
         """Rollouts of right-padded sampled ids, of which the first `count_B` of each row count."""
         rows = zip(ids_BC.tolist(), count_B.tolist(), strict=True)
-        texts = self._texts([ids[:n] for ids, n in rows])
+        texts = self.texts([ids[:n] for ids, n in rows])
         stopped_B = torch.zeros_like(count_B, dtype=torch.bool)
-        for b in [b for b, text in enumerate(texts) if self._holds_stop(text)]:
+        for b in [b for b, text in enumerate(texts) if self.holds_stop(text)]:
             # An engine may draw on past a stop string; what it drew before is the same.
-            count_B[b], texts[b] = self._up_to_stop(ids_BC[b, : count_B[b]].tolist())
+            count_B[b], texts[b] = self.up_to_stop(ids_BC[b, : count_B[b]].tolist())
             ids_BC[b, count_B[b] :], stopped_B[b] = self.pad_id, True
         width = int(count_B.max())
         ids_BC = ids_BC[:, :width]
@@ -120,45 +91,6 @@ class RolloutEngine(ABC):
             finished_B,
             None if logprobs_BC is None else logprobs_BC[:, :width].where(mask_BC.bool(), 0.0),
         )
-
-    def _texts(self, rows: list[list[int]]) -> list[str]:
-        # A tokenizer that cleans up would eat spaces that were sampled: `x != 3` would be verified as `x!= 3`.
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    def _holds_stop(self, text: str) -> bool:
-        return any(string in text for string in self.stop)
-
-    def _up_to_stop(self, ids: list[int]) -> tuple[int, str]:
-        """How many of these tokens complete the first stop string, and the text before it."""
-        count = 1 + bisect_left(range(1, len(ids)), True, key=lambda n: self._holds_stop(*self._texts([ids[:n]])))
-        (whole,) = self._texts([ids[:count]])
-        return count, whole[: min(whole.find(string) for string in self.stop if string in whole)]
-
-
-def _ids_and_strings(tokenizer: PreTrainedTokenizerBase, stop: list[str | int]) -> tuple[list[int], list[str]]:
-    """`stop` as token ids and strings. Decoded text shows no special tokens, so that one named there is its id."""
-    special: dict[str, int] = {}
-    if stop:
-        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        special |= {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids, strings = [], []
-    for end in stop:
-        if isinstance(end, int):
-            if not 0 <= end < len(tokenizer):
-                raise ConfigError(
-                    f"model.sampling.stop: this tokenizer has no token {end}; ids are 0 to {len(tokenizer) - 1}"
-                )
-            ids.append(end)
-        elif end in special:
-            ids.append(special[end])
-        elif hidden := [token for token in special if token in end]:
-            raise ConfigError(
-                f"model.sampling.stop: {end!r} holds the special token {hidden[0]!r}, which text does not show; "
-                "name the token alone, or text without it"
-            )
-        else:
-            strings.append(end)
-    return ids, strings
 
 
 def check_no_rows(policy: nn.Module) -> None:

@@ -32,7 +32,6 @@ from transformer2.svf.rows import batch_rows
 from transformer2.types import PromptBatch, Rollouts
 
 COMPACT_BELOW = 0.8  # compact once the live rows are fewer than this share of the batch: copying the cache is not free
-TAIL_SLACK = 8  # tokens decoded beyond the bytes of a stop string: special tokens, halves of characters
 
 _checked: WeakSet[nn.Module] = WeakSet()
 
@@ -62,7 +61,6 @@ class HFEngine(RolloutEngine):
     ) -> None:
         super().__init__(tokenizer, eos_ids, stop)
         self.max_rows, self.merge = max_rows, merge
-        self._completing: dict[int, bool] = {}  # token -> whether it can be the last of a stop string
         self.in_lockstep, self.go_on = lockstep is not None, lockstep or bool
 
     def check(self, policy: nn.Module, device: torch.device) -> None:
@@ -134,12 +132,12 @@ class HFEngine(RolloutEngine):
         )
         for t in range(sampling.max_new_tokens):
             _check_finite(logits_BV, rows, prompts)
-            token, logprob = _choose(logits_BV, uniforms_BC[rows, t], sampling)
+            token, logprob = choose_tokens(logits_BV, uniforms_BC[rows, t], sampling)
             token = token.masked_fill(done, self.pad_id)
             yield t, rows[~done], token[~done], logprob[~done]
             done = done | torch.isin(token, eos)
             if self.stop:
-                done = done | self._stopped(ids_BC[rows, : t + 1])
+                done = done | self.stopped(ids_BC[rows, : t + 1])
             live = int((~done).sum())
             if not self.go_on(live > 0) or t + 1 == sampling.max_new_tokens:
                 return
@@ -151,24 +149,6 @@ class HFEngine(RolloutEngine):
                 select(rows)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
             logits_BV = next_logits(policy, token[:, None], mask, positions, cache)
-
-    def _stopped(self, ids_BT: Tensor) -> Tensor:
-        """Rows whose text so far ends with a stop string, by the tokens that can hold one."""
-        rows = [b for b, token in enumerate(ids_BT[:, -1].tolist()) if self._may_complete(token)]
-        longest = max(len(string.encode()) for string in self.stop)
-        tails = ids_BT[rows, -longest - TAIL_SLACK :].tolist()
-        texts = self._texts(tails)
-        stopped_B = torch.zeros(len(ids_BT), dtype=torch.bool)
-        stopped_B[rows] = torch.tensor([self._holds_stop(text) for text in texts], dtype=torch.bool)
-        return stopped_B.to(ids_BT.device)
-
-    def _may_complete(self, token: int) -> bool:
-        """Whether a token can be the last of a stop string: it spares the decoding of most rows at most steps."""
-        if token not in self._completing:
-            text = f" {self._texts([[token]])[0]}"  # decoding may strip a space
-            ends = any(string[-1] in text for string in self.stop)
-            self._completing[token] = ends or "\N{REPLACEMENT CHARACTER}" in text  # a part of a character
-        return self._completing[token]
 
 
 def _check_finite(logits_BV: Tensor, rows: Tensor, prompts: PromptBatch) -> None:
@@ -182,7 +162,7 @@ def _check_finite(logits_BV: Tensor, rows: Tensor, prompts: PromptBatch) -> None
         )
 
 
-def _choose(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def choose_tokens(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """One token per row: greedy at temperature 0, else by inverting the cumulative distribution.
 
     Returns:

@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from transformer2.svf.quantised import base_model
 
-__all__ = ["next_logits", "prefill", "rows_at_a_time"]
+__all__ = ["can_join", "next_logits", "prefill", "rows_at_a_time"]
 
 PREFILL_TOKENS = 2048
 
@@ -52,7 +52,7 @@ def prefill(
         Logits of the next token, fp32 (B, V), and the cache of the prompts.
     """
     rows_B = torch.arange(len(ids_BP), device=ids_BP.device)
-    splits = not whole and _can_join(DynamicCache(config=policy.config))
+    splits = not whole and can_join(DynamicCache(config=policy.config))
     pieces, logits = [], []
     with _contiguous_for_head(policy):
         for rows in rows_B.split(rows_at_a_time(ids_BP.shape[1]) if splits else len(rows_B)):
@@ -78,7 +78,7 @@ def next_logits(policy: nn.Module, ids_BT: Tensor, mask_BT: Tensor, positions_BT
     return output.logits[:, -1].float()
 
 
-def _can_join(cache: DynamicCache) -> bool:
+def can_join(cache: DynamicCache) -> bool:
     """Whether keys and values are all that a cache holds (not so with linear attention)."""
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 

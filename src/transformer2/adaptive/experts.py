@@ -1,0 +1,146 @@
+"""The experts of a model that answers: loaded as adapters, mixed into one z per request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from transformer2.adaptation.members import add_member, matrices
+from transformer2.adaptive.request import BASE, Selection
+from transformer2.errors import ExpertError, UserError, nearest
+from transformer2.experts import Expert, read_expert
+from transformer2.policy import build_policy, load_base
+from transformer2.svf.config import SVFConfig
+from transformer2.svf.fingerprint import warn_of_another_base
+from transformer2.svf.layer import tuned_layers
+from transformer2.svf.mixing import mix_deltas, mixing_weights
+from transformer2.svf.targets import find_targets
+
+__all__ = ["LoadedExperts", "load_policy", "read_experts"]
+
+MIXED_AT_MOST = 256  # mixtures whose z is kept
+MODES = (BASE, "auto", "mix")  # names that mean something else
+
+
+class LoadedExperts:
+    """Experts by name, and the z of any mixture of them.
+
+    Args:
+        policy: The base with SVF layers.
+
+    Attributes:
+        experts: Name -> expert, in the order in which weights are given.
+        base: Adapter of the base, z = 1.
+    """
+
+    def __init__(self, policy: PeftModel) -> None:
+        self.policy = policy
+        self.experts: dict[str, Expert] = {}
+        self.base = add_member(policy, dict.fromkeys(matrices(policy)))
+        self._adapters: dict[str, str] = {}
+        self._mixed: dict[tuple[float, ...], dict[nn.Module, Tensor]] = {}
+
+    @property
+    def adapters(self) -> list[str]:
+        """Adapter names of the experts, and of the base last: the axis K + 1 of weights."""
+        return [*self._adapters.values(), self.base]
+
+    def has_matrices_of(self, expert: Expert) -> bool:
+        """Whether the policy has an SVF layer on each."""
+        return expert.deltas.keys() <= set(matrices(self.policy))
+
+    def add(self, name: str, expert: Expert) -> None:
+        """Load an expert.
+
+        Raises:
+            ExpertError: Its name is taken, or it does not fit the base.
+        """
+        if name in self.experts or name in MODES:
+            raise ExpertError(f"the name {name!r} is taken; give the expert another one")
+        warn_of_another_base({name: (expert.base_fingerprint, expert.base_quantisation)}, self.policy)
+        self._adapters[name] = add_member(self.policy, expert.deltas)
+        self.experts[name] = expert
+        self._mixed.clear()
+
+    def remove(self, name: str) -> None:
+        """Unload an expert."""
+        self.policy.delete_adapter(self._adapters.pop(name))
+        del self.experts[name]
+        self._mixed.clear()
+
+    def checked(self, use: Any) -> Any:
+        """A name, or weights, of experts that are loaded.
+
+        Raises:
+            UserError: An unknown name, with the nearest one; weights that cannot be mixed.
+        """
+        for name in use if isinstance(use, Mapping) else [use]:
+            if name != BASE and name not in self.experts:
+                known = [BASE, *self.experts]
+                raise UserError(f"there is no expert {name!r}{nearest(str(name), known)} Known: {', '.join(known)}")
+        if isinstance(use, Mapping):
+            mixing_weights(list(use.values()), len(use), "delta")
+        return use
+
+    def selection(self, use: str | Mapping[str, float]) -> Selection:
+        """What answers, from a name or weights."""
+        self.checked(use)
+        if isinstance(use, Mapping):
+            return Selection("mix", {name: float(weight) for name, weight in use.items() if name != BASE})
+        return Selection(use, {} if use == BASE else {use: 1.0})
+
+    def row(self, weights: Mapping[str, float]) -> Tensor:
+        """Weights (K + 1,) over the experts and the base: z' = 1 + sum_k weights[k] (z_k - 1)."""
+        row = torch.tensor([*(float(weights.get(name, 0.0)) for name in self.experts), 0.0])
+        row[-1] = 1 - row.sum()
+        return row
+
+    def deltas(self, weights: Tensor) -> dict[nn.Module, Tensor]:
+        """z - 1 of every SVF layer under weights (K + 1,), or (L, K + 1) by matrix."""
+        key = tuple(weights.flatten().tolist())
+        if key not in self._mixed:
+            while len(self._mixed) >= MIXED_AT_MOST:
+                del self._mixed[next(iter(self._mixed))]
+            layers = list(tuned_layers(self.policy).values())
+            self._mixed[key] = {
+                layer: mix_deltas(weights_K, [layer.detached_delta([name]) for name in self.adapters], "raw")
+                for layer, weights_K in zip(layers, weights.expand(len(layers), -1), strict=True)
+            }
+        return self._mixed[key]
+
+
+def read_experts(experts: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, Expert]:
+    """Experts by the names given to them, else by their folders'.
+
+    Raises:
+        ExpertError: See `read_expert`; or two of them have one name.
+    """
+    named = experts.items() if isinstance(experts, Mapping) else [(None, path) for path in experts]
+    found: dict[str, Expert] = {}
+    for name, path in named:
+        expert = read_expert(path, name)
+        if expert.name in found:
+            raise ExpertError(f"two experts have one name, {expert.name!r}; give them others, NAME={path}")
+        found[expert.name] = expert
+    return found
+
+
+def load_policy(
+    base: str, experts: Sequence[Expert], dtype: str, device: str | torch.device | None, model_kwargs: Mapping[str, Any]
+) -> PeftModel:
+    """The base with an SVF layer on every matrix that one of the experts tunes, on the GPU where there is one."""
+    model = load_base(base, dtype, **model_kwargs)
+    tuned = {module for expert in experts for module in expert.deltas}
+    if not tuned:  # nothing to choose from: PEFT wants a matrix all the same
+        tuned = {find_targets(model, SVFConfig(target_modules="attention"))[0]}
+    policy = build_policy(model, {"target_modules": sorted(tuned)})
+    if hasattr(model, "hf_device_map"):
+        return policy
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return policy.to(device)

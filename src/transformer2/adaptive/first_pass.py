@@ -1,0 +1,125 @@
+"""The first pass of a request: what its category is, and so what answers it (paper, section 3.2 A and B)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import torch
+
+from transformer2.adaptation.dispatch import Dispatcher, category_logprobs
+from transformer2.adaptation.scoring import Scorer
+from transformer2.adaptive.experts import LoadedExperts
+from transformer2.adaptive.request import BASE, Selection
+from transformer2.data.prompts import collate, render
+from transformer2.errors import ConfigError, UserError, nearest
+from transformer2.policy import lm_head
+from transformer2.rollout.base import Sampling
+from transformer2.rollout.continuous import Row
+from transformer2.rollout.hf import HFEngine
+from transformer2.svf.layer import tuned_layers
+from transformer2.types import Example
+
+__all__ = ["FirstPass", "StrategyName", "check_strategy"]
+
+StrategyName = Literal["prompt", "cls", "scores"]
+
+
+class FirstPass:
+    """Turns requests into selections, for one set of experts.
+
+    Args:
+        strategy: See `SelfAdaptive`.
+        soft: See `SelfAdaptive`.
+        experts: What to choose from.
+        adapter: Under which the first pass runs: the base's or the classification expert's.
+        engine: Whose tokenizer and EOS ids are used.
+        labelled: The dispatch task whose words are taken; None makes them of the experts' names and tasks.
+    """
+
+    def __init__(
+        self,
+        strategy: StrategyName,
+        soft: bool,
+        experts: LoadedExperts,
+        adapter: str,
+        engine: HFEngine,
+        labelled: Any = None,
+    ) -> None:
+        self.writes, self.soft, self.experts, self.engine = strategy != "scores", soft, experts, engine
+        self.dispatcher = Dispatcher.of(list(experts.experts.values()), labelled)
+        self.scorer = Scorer(experts.policy, [adapter], engine, lm_head(experts.policy), engine.max_rows)
+        self.adapter = adapter
+
+    @cached_property
+    def _deltas(self) -> dict[Any, torch.Tensor]:
+        return {layer: layer.detached_delta([self.adapter]) for layer in tuned_layers(self.experts.policy).values()}
+
+    def check_length(self, request: str, longest: int) -> None:
+        """Refuse a request about which the dispatch question is longer than the model reads.
+
+        Raises:
+            UserError: Says what to do instead.
+        """
+        ((_, ids),) = self._questions([request])
+        if len(ids) + (self.dispatcher.max_new_tokens if self.writes else 0) > longest:
+            raise UserError(
+                f"the question which expert is to answer has {len(ids)} tokens, too many for the {longest} of this "
+                "model; shorten the prompt, or say what answers (`use`)"
+            )
+
+    def rows(self, requests: Sequence[str]) -> list[Row]:
+        """What the batch is to run where the first pass writes; `read` is for their texts."""
+        sampling = Sampling(0.0, max_new_tokens=self.dispatcher.max_new_tokens)
+        return [Row(ids, self._deltas, sampling, self.engine) for _, ids in self._questions(requests)]
+
+    def read(self, text: str) -> Selection:
+        """What a written first pass chooses."""
+        return self._selection(self.dispatcher.parse(text), text)
+
+    def score(self, requests: Sequence[str]) -> list[Selection]:
+        """What the categories' probabilities choose."""
+        questions, ids = zip(*self._questions(requests), strict=True)
+        prompts = collate(questions, ids, self.engine.pad_id).to(self.experts.policy.device)
+        logprobs_BC = category_logprobs(self.dispatcher, self.scorer, prompts, torch.ones(1, 1))
+        return [self._scored(probabilities) for probabilities in logprobs_BC.softmax(-1).tolist()]
+
+    def _questions(self, requests: Sequence[str]) -> list[tuple[Example, list[int]]]:
+        examples = (Example("", ({"role": "user", "content": request},), "") for request in requests)
+        questions = [self.dispatcher.question(example) for example in examples]
+        return [(question, render(self.engine.tokenizer, question)) for question in questions]
+
+    def _scored(self, probabilities: Sequence[float]) -> Selection:
+        categories = self.dispatcher.categories
+        named = dict(zip(categories, probabilities, strict=True))
+        likeliest = max(range(len(categories)), key=probabilities.__getitem__)
+        if self.soft:
+            weights = dict(zip(self.experts.experts, probabilities, strict=False))
+            return Selection("mix", weights, named, categories[likeliest])
+        return self._selection(likeliest, categories[likeliest], named)
+
+    def _selection(
+        self, category: int | None, text: str, probabilities: Mapping[str, float] | None = None
+    ) -> Selection:
+        """The expert of a category; the base for "other" and for none."""
+        names = [*self.experts.experts, BASE]
+        name = BASE if category is None else names[category]
+        return Selection(name, {} if name == BASE else {name: 1.0}, probabilities, text)
+
+
+def check_strategy(strategy: Any, has_classifier: bool, soft: bool) -> None:
+    """Refuse what does not go together, before anything is loaded.
+
+    Raises:
+        ConfigError: Says what to change.
+    """
+    known = get_args(StrategyName)
+    if strategy is not None and strategy not in known:
+        raise ConfigError(f"unknown strategy {strategy!r}{nearest(str(strategy), known)} Known: {', '.join(known)}")
+    if strategy == "cls" and not has_classifier:
+        raise ConfigError("strategy cls needs a classification expert: give classifier its folder (train one with fit)")
+    if strategy == "prompt" and has_classifier:
+        raise ConfigError("strategy prompt asks the base model, not a classification expert; use cls")
+    if soft and strategy != "scores":
+        raise ConfigError("soft mixes by the probabilities of strategy scores; set that, or leave soft out")

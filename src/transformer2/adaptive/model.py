@@ -1,0 +1,353 @@
+"""A model that adapts to anybody's prompt: a first pass chooses among experts, a second pass answers.
+
+    model = SelfAdaptive.from_pretrained("tiny")
+    for answer in model.generate(["What is 23 + 48?", "f(x) = x + 3 What is f(4)?"]):
+        print(answer.choice.name, answer.text)
+
+All prompts under way share every forward pass, whatever answers them: the base, an expert or a mixture
+(rollout/continuous.py). A first pass that writes is a row like any other.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from transformer2 import tasks, tiny
+from transformer2.adaptation.members import add_member
+from transformer2.adaptive.experts import LoadedExperts, load_policy, read_experts
+from transformer2.adaptive.few_shot import find_mixture
+from transformer2.adaptive.first_pass import FirstPass, StrategyName, check_strategy
+from transformer2.adaptive.request import (
+    BASE,
+    AdaptiveAnswer,
+    Job,
+    Piece,
+    Prompt,
+    Selection,
+    Use,
+    as_messages,
+    read_use,
+)
+from transformer2.data.prompts import render
+from transformer2.errors import UserError
+from transformer2.experts import Expert, read_expert
+from transformer2.policy import eos_token_ids, load_tokenizer
+from transformer2.rollout.base import Sampling
+from transformer2.rollout.continuous import ContinuousBatch, Row
+from transformer2.rollout.ending import Ending
+from transformer2.rollout.hf import HFEngine
+from transformer2.types import Example
+
+__all__ = ["SelfAdaptive"]
+
+USUAL_ANSWER = 512  # tokens
+
+
+class SelfAdaptive:
+    """A base model with experts to choose from. Several threads may use one at the same time.
+
+    Args:
+        policy: The base with SVF layers on every matrix that some expert tunes.
+        tokenizer: The base's.
+        experts: Name -> expert.
+        strategy: How one is chosen: `scores` (the base scores the categories; nothing to parse), `prompt` (it writes
+            one), `cls` (a classification expert writes one). None chooses nothing: `use` or `alpha` say what answers,
+            and a single expert answers by itself.
+        alpha: A mixture that answers every prompt, expert -> weight, in place of a strategy.
+        classifier: The classification expert of `cls`; the first pass of `scores` runs under it, too.
+        soft: scores: mix the experts by the probabilities of their categories instead of taking the likeliest.
+        labelled: The dispatch task whose words the first pass takes; None makes them of the experts' names and tasks.
+        max_rows: Rows under way at a time.
+        max_tokens: Rows x tokens under way at a time.
+
+    Raises:
+        ConfigError: A strategy that is unknown or lacks what it needs; a base that does not decode as it should.
+        ExpertError: An expert that does not fit the base.
+    """
+
+    def __init__(
+        self,
+        policy: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        experts: Mapping[str, Expert],
+        strategy: StrategyName | None = "scores",
+        alpha: Mapping[str, float] | None = None,
+        classifier: Expert | None = None,
+        soft: bool = False,
+        labelled: Any = None,
+        max_rows: int = 64,
+        max_tokens: int = 65536,
+    ) -> None:
+        check_strategy(strategy, classifier is not None, soft)
+        self.policy, self.tokenizer, self.strategy = policy, tokenizer, strategy
+        self._soft, self._labelled = soft, labelled
+        self._lock, self._new, self._jobs = threading.RLock(), deque[Job](), list[Job]()
+        self._batch = ContinuousBatch(policy, max_rows, max_tokens)
+        self._engine = HFEngine(tokenizer, eos_token_ids(policy, tokenizer), max_rows)
+        self._engine.check(policy, policy.device)
+        self._loaded = LoadedExperts(policy)
+        for name, expert in experts.items():
+            self._loaded.add(name, expert)
+        self._helper = self._loaded.base if classifier is None else add_member(policy, classifier.deltas)
+        self.longest = getattr(policy.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        self._first_pass: FirstPass | None = None
+        self._always: tuple[Selection, Tensor] | None = None  # what answers every prompt
+        if alpha is not None:
+            self._always = self._loaded.selection(alpha), self._loaded.row(alpha)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: str = "tiny",
+        experts: Mapping[str, str | Path] | Sequence[str | Path] | None = None,
+        strategy: StrategyName | None = "scores",
+        alpha: Mapping[str, float] | None = None,
+        classifier: str | Path | None = None,
+        soft: bool = False,
+        dtype: str = "auto",
+        device: str | torch.device | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> SelfAdaptive:
+        """Load a base and its experts.
+
+        Args:
+            base: `tiny`, a folder, a GGUF file, or a Hub id.
+            experts: Name -> expert folder, or folders alone; None takes those that ship with `tiny`.
+            strategy: See the class.
+            alpha: See the class.
+            classifier: Folder of the classification expert; None takes the one of `tiny` where `cls` asks for it.
+            soft: See the class.
+            dtype: Of the base: `auto`, or a torch dtype's name.
+            device: None takes the GPU where there is one.
+            model_kwargs: Of `from_pretrained` of transformers (`quantization_config`, `attn_implementation`, ...).
+            options: `max_rows` and `max_tokens` of the class.
+        """
+        if strategy == "cls" and classifier is None and base == "tiny":
+            classifier = tiny.expert_path(tiny.CLASSIFIER)
+        check_strategy(strategy, classifier is not None, soft)
+        shipped = base == "tiny" and experts is None
+        if shipped:
+            experts = {name: tiny.expert_path(name) for name in tiny.EXPERTS}
+        found, helper = read_experts(experts or {}), None if classifier is None else read_expert(classifier)
+        everyone = [*found.values(), *([] if helper is None else [helper])]
+        policy = load_policy(base, everyone, dtype, device, dict(model_kwargs or {}))
+        tokenizer, labelled = load_tokenizer(base, model_kwargs), tasks.get("tiny_dispatch") if shipped else None
+        return cls(policy, tokenizer, found, strategy, alpha, helper, soft, labelled, **options)
+
+    # ------------------------------------------------------------------ experts
+
+    @property
+    def experts(self) -> list[str]:
+        """Names of the experts."""
+        return list(self._loaded.experts)
+
+    def z(self, name: str) -> dict[str, Tensor]:
+        """Matrix -> z of an expert, fp32 (r,), in the order of the layers."""
+        self._loaded.checked(name)
+        return {matrix: 1 + delta_R for matrix, delta_R in self._loaded.experts[name].deltas.items()}
+
+    def add_expert(self, name: str, expert: Expert | str | Path) -> None:
+        """Load one more expert, while others answer; a mixture that was searched is forgotten.
+
+        Raises:
+            ExpertError: It cannot be read, its name is taken, or it does not fit the base.
+        """
+        found = expert if isinstance(expert, Expert) else read_expert(expert, name)
+        with self._lock:
+            if not self._loaded.has_matrices_of(found):
+                self._finish_all()  # rows under way have no z for matrices that are new
+            self._loaded.add(name, found)
+            self._first_pass = self._always = None
+
+    def remove_expert(self, name: str) -> None:
+        """Unload an expert; what is under way is finished first."""
+        with self._lock:
+            self._loaded.checked(name)
+            self._finish_all()
+            self._loaded.remove(name)
+            self._first_pass = self._always = None
+
+    def adapt(self, rows: Sequence[Example | Mapping[str, str]], task: str | Any, **search: Any) -> dict[str, float]:
+        """Search the mixture that answers a few rows best (paper, section 3.2 C); it answers from now on.
+
+        Args:
+            rows: Examples, or mappings with `question` and `answer`.
+            task: What verifies answers: a task, or its name.
+            search: The arguments of `FewShotSearch` (`generations`, `population`, `seed`, ...).
+
+        Returns:
+            Expert -> weight, the mean over the matrices where they differ.
+        """
+        with self._lock:
+            weights_LK = find_mixture(self._loaded, self._engine, rows, task, **search)
+            alpha = dict(zip(self.experts, weights_LK.mean(0).tolist(), strict=False))
+            self._always = Selection("mix", alpha), weights_LK
+        return alpha
+
+    # ------------------------------------------------------------------ answers
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[AdaptiveAnswer]:
+        """Answer prompts, all in one running batch.
+
+        Args:
+            prompts: One or many: text, or a list of messages {role, content}.
+            options: See `start`.
+
+        Raises:
+            UserError: See `start`; or the model gave non-finite logits.
+        """
+        many: Any = [prompts] if isinstance(prompts, str) or isinstance(prompts[0], Mapping) else prompts
+        jobs = [self.start(prompt, **options) for prompt in many]
+        try:
+            while not all(job.is_done for job in jobs):
+                self.step()
+        finally:
+            for job in jobs:
+                job.cancel()
+        return [job.result() for job in jobs]
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
+        """The answer to one prompt in pieces, as they come; what is left unread is not drawn. Options: see `start`."""
+        job = self.start(prompt, **options)
+        try:
+            while not job.is_done:
+                self.step()
+                if text := job.take():
+                    yield Piece(text, job.answer)
+            answer = job.result()
+            yield Piece(job.take(), answer)
+        finally:
+            job.cancel()
+
+    def start(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        use: Use = None,
+        top_logprobs: int | None = None,
+    ) -> Job:
+        """Let a prompt join the running batch; `step` moves all of them.
+
+        Args:
+            prompt: Text, or a list of messages {role, content}.
+            max_new_tokens: Budget, EOS included; None takes what the model has room for, 512 at most.
+            temperature: 0 is greedy.
+            top_p: Nucleus mass in (0, 1].
+            seed: Of the draws.
+            stop: Strings that end the answer.
+            use: What answers: `base`, an expert's name, `mix:math=0.6,code=0.9` or a mapping of weights; None or
+                `auto` leaves it to the strategy.
+            top_logprobs: Note log-probabilities, and of so many of the likeliest tokens at each step.
+
+        Raises:
+            UserError: A prompt, sampling or name that cannot be used; a prompt that is too long for the model.
+        """
+        messages = as_messages(prompt)
+        use = read_use(use) if isinstance(use, str) else use
+        if use is not None:
+            self._loaded.checked(use)
+        ids = render(self.tokenizer, Example("", tuple(messages), ""))
+        room = self.longest - len(ids)
+        max_new_tokens = min(room, USUAL_ANSWER) if max_new_tokens is None else max_new_tokens
+        if room < max(1, max_new_tokens):
+            raise UserError(
+                f"the prompt has {len(ids)} tokens and the answer may have {max(1, max_new_tokens)}, more than the "
+                f"{self.longest} of this model; shorten the prompt or lower max_new_tokens"
+            )
+        with self._lock:
+            if use is None and self._always is None and self.strategy is not None and self.experts:
+                self._choosing().check_length(messages[-1]["content"], self.longest)
+        sampling = Sampling(temperature, top_p, max_new_tokens)
+        ending = Ending(self.tokenizer, self._engine.eos_ids, stop) if stop else self._engine
+        job = Job(messages, ids, use, sampling, ending, seed, top_logprobs)
+        self._new.append(job)
+        return job
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no prompt is under way."""
+        return not self._new and not self._jobs
+
+    def step(self) -> list[Job]:
+        """Draw one token for every prompt under way.
+
+        Returns:
+            The prompts that are under way, and those that this step has ended.
+        """
+        with self._lock:
+            return self._step()
+
+    def _step(self) -> list[Job]:
+        new = [self._new.popleft() for _ in range(len(self._new))]
+        self._jobs += new
+        try:
+            self._begin([job for job in new if not job.cancelled])
+        except Exception as e:
+            for job in new:
+                job.error = None if job.row or job.dispatch else e
+        self._batch.step()
+        met = self._jobs
+        for job in met:
+            if job.row is None and job.dispatch is not None and job.dispatch.finish_reason in ("stop", "length"):
+                self._second_pass(job, self._choosing().read(job.dispatch.text))
+            row = job.dispatch if job.row is None else job.row
+            if row is None or row.finish_reason is not None:
+                job.finish()
+        self._jobs = [job for job in met if not job.is_done]
+        return met
+
+    def _begin(self, jobs: Sequence[Job]) -> None:
+        """The second pass of requests of which it is known what answers, the first of the others."""
+        asking: list[Job] = []
+        for job in jobs:
+            if job.use is not None:
+                self._second_pass(job, self._loaded.selection(job.use))
+            elif self._always is not None:
+                self._second_pass(job, *self._always)
+            elif self.strategy is None or not self.experts:
+                self._second_pass(job, self._loaded.selection(self.experts[0] if len(self.experts) == 1 else BASE))
+            else:
+                asking.append(job)
+        requests = [job.messages[-1]["content"] for job in asking]
+        if asking and self.strategy == "scores":
+            for job, choice in zip(asking, self._choosing().score(requests), strict=True):
+                self._second_pass(job, choice)
+        elif asking:
+            for job, row in zip(asking, self._choosing().rows(requests), strict=True):
+                job.dispatch = row
+                self._batch.submit(row)
+
+    def _choosing(self) -> FirstPass:
+        """The first pass among the experts that are loaded now."""
+        if self._first_pass is None:
+            assert self.strategy is not None
+            self._first_pass = FirstPass(
+                self.strategy, self._soft, self._loaded, self._helper, self._engine, self._labelled
+            )
+        return self._first_pass
+
+    def _second_pass(self, job: Job, choice: Selection, weights: Tensor | None = None) -> None:
+        """Let what was chosen answer, under `weights` or those of the selection."""
+        deltas = self._loaded.deltas(self._loaded.row(choice.weights) if weights is None else weights)
+        row = Row(job.prompt, deltas, job.sampling, job.ending, job.seed, job.top_logprobs or 0)
+        job.choose(choice, row)
+        self._batch.submit(row)
+
+    def _finish_all(self) -> None:
+        while not self._batch.is_idle:
+            self._batch.step()

@@ -1,0 +1,243 @@
+"""One request to a self-adaptive model: what was asked, what was chosen for it, what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformer2.errors import UserError
+from transformer2.rollout.base import Sampling
+from transformer2.rollout.continuous import FinishReason, Row
+from transformer2.rollout.ending import Ending
+
+__all__ = [
+    "BASE",
+    "AdaptiveAnswer",
+    "Job",
+    "Piece",
+    "Prompt",
+    "Selection",
+    "TokenLogprob",
+    "Use",
+    "as_messages",
+    "read_use",
+]
+
+BASE = "base"
+ROLES = ("system", "user", "assistant")
+Prompt = str | Sequence[Mapping[str, str]]
+Use = str | Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What answers a request.
+
+    Attributes:
+        name: An expert's, "base", or "mix".
+        weights: Expert -> mixing weight, z' = 1 + sum_k weights[k] (z_k - 1); none is the base.
+        probabilities: Category -> probability, of a first pass that scores categories; None for others.
+        first_pass: What the first pass wrote, or the category that it found likeliest; None without a first pass.
+    """
+
+    name: str
+    weights: Mapping[str, float]
+    probabilities: Mapping[str, float] | None = None
+    first_pass: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A sampled token, its log-probability, and those of the likeliest tokens in its place."""
+
+    token: str
+    logprob: float
+    likeliest: Sequence[tuple[str, float]] = ()
+
+
+@dataclass(frozen=True)
+class AdaptiveAnswer:
+    """The answer to one prompt.
+
+    Attributes:
+        text: Up to EOS or a stop string.
+        choice: What answered.
+        finish_reason: "stop" (EOS, or a stop string), "length" (out of budget) or "cancelled".
+        prompt_tokens: Tokens of the prompt, the chat template's included.
+        completion_tokens: Sampled tokens, EOS included.
+        seconds: Wall-clock seconds of `first_pass` and `second_pass`, in the company they were in.
+        logprobs: Of the sampled tokens; empty unless asked for.
+    """
+
+    text: str
+    choice: Selection
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: Mapping[str, float]
+    logprobs: Sequence[TokenLogprob] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an answer under way; the last one has the whole answer."""
+
+    text: str
+    answer: AdaptiveAnswer | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """A request under way, made by `SelfAdaptive.start`.
+
+    Attributes:
+        messages: The chat.
+        prompt: Its token ids.
+        use: What shall answer; None leaves it to the strategy.
+        sampling: Temperature, nucleus and budget.
+        ending: What ends the answer.
+        seed: Of the draws.
+        top_logprobs: How many of the likeliest tokens to note at each step; None notes no log-probabilities at all.
+        choice: What answers, once that is chosen.
+        answer: The answer, once it is whole.
+        error: What went wrong, if anything did; there is no answer then.
+    """
+
+    messages: Sequence[Mapping[str, str]]
+    prompt: Sequence[int]
+    use: Use
+    sampling: Sampling
+    ending: Ending
+    seed: int = 0
+    top_logprobs: int | None = None
+    choice: Selection | None = None
+    answer: AdaptiveAnswer | None = None
+    error: BaseException | None = None
+    dispatch: Row | None = field(default=None, repr=False)  # the first pass, where it is a row of the batch
+    row: Row | None = field(default=None, repr=False)  # the second pass
+    cancelled: bool = False
+
+    def __post_init__(self) -> None:
+        """Start the clock."""
+        self._started = self._chosen = time.perf_counter()
+        self._given, self._window, self._read = "", 0, 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has an answer or an error."""
+        return self.answer is not None or self.error is not None
+
+    def result(self) -> AdaptiveAnswer:
+        """The answer of a job that is done; or its error is raised."""
+        if self.error is not None:
+            raise self.error
+        assert self.answer is not None, "not done"
+        return self.answer
+
+    def cancel(self) -> None:
+        """End it where it is and free its row; from any thread."""
+        self.cancelled = True
+        for row in (self.dispatch, self.row):
+            if row is not None:
+                row.end("cancelled")
+
+    def choose(self, choice: Selection, row: Row) -> None:
+        """What answers is known now, and `row` will."""
+        self.choice, self.row, self._chosen = choice, row, time.perf_counter()
+        if self.cancelled:
+            row.end("cancelled")
+
+    def finish(self) -> None:
+        """Make the answer of what has been drawn."""
+        row, now = self.row, time.perf_counter()
+        for failed in (self.dispatch, row):
+            if failed is not None and failed.error is not None:
+                self.error = failed.error
+                return
+        self.answer = AdaptiveAnswer(
+            "" if row is None else row.text,
+            self.choice or Selection(BASE, {}),
+            "cancelled" if row is None or row.finish_reason is None else row.finish_reason,
+            len(self.prompt),
+            0 if row is None else len(row.tokens),
+            {"first_pass": self._chosen - self._started, "second_pass": now - self._chosen},
+            () if row is None or self.top_logprobs is None else self._logprobs(row),
+        )
+
+    def take(self) -> str:
+        """What has become sure of the text since the last call: whole characters, and no beginning of a stop string."""
+        if self.answer is not None:
+            given, self._given = self._given, self.answer.text
+            return self.answer.text.removeprefix(given)
+        if self.row is None:
+            return ""
+        tokens, texts = list(self.row.tokens), self.ending.texts
+        before, after = texts([tokens[self._window : self._read], tokens[self._window :]])
+        if len(after) <= len(before) or after.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        text = after[len(before) :]
+        if self._holds_back(text):
+            return ""
+        self._window, self._read = self._read, len(tokens)
+        self._given += text
+        return text
+
+    def _holds_back(self, text: str) -> bool:
+        """Whether the text so far ends with what may become a stop string, or is one."""
+        whole = self._given + text
+        ends = (whole.endswith(stop[:n]) for stop in self.ending.stop for n in range(1, len(stop) + 1))
+        return any(ends) or self.ending.holds_stop(whole)
+
+    def _logprobs(self, row: Row) -> list[TokenLogprob]:
+        def shown(token: int) -> str:
+            return str(self.ending.tokenizer.decode([token]))
+
+        likeliest = row.likeliest or [[]] * len(row.tokens)
+        return [
+            TokenLogprob(shown(token), logprob, [(shown(i), value) for i, value in top])
+            for token, logprob, top in zip(row.tokens, row.logprobs, likeliest, strict=True)
+        ]
+
+
+def as_messages(prompt: Any) -> list[dict[str, str]]:
+    """A chat: one user message for text.
+
+    Raises:
+        UserError: Neither text nor a chat that a user has the last word in.
+    """
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    try:
+        messages = [{"role": str(m["role"]), "content": m["content"]} for m in prompt]
+    except (TypeError, KeyError) as e:
+        raise UserError("a prompt is text, or a list of messages {role, content}") from e
+    for message in messages:
+        if message["role"] not in ROLES:
+            raise UserError(f"a message has role {message['role']!r}; use {', '.join(ROLES)}")
+        if not isinstance(message["content"], str):
+            raise UserError(f"the content of a {message['role']} message must be text")
+    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise UserError("a prompt must end with a user message that is not empty")
+    return messages
+
+
+def read_use(text: str) -> Use:
+    """A model name as a server's or a flag's: `auto`, `base`, an expert's, or `mix:math=0.6,code=0.9`.
+
+    Raises:
+        UserError: A mixture that cannot be read.
+    """
+    if text == "auto":
+        return None
+    if not text.startswith("mix:"):
+        return text
+    parts = [part.partition("=") for part in text.removeprefix("mix:").split(",")]
+    try:
+        weights = {name.strip(): float(value) for name, _, value in parts}
+    except ValueError as e:
+        raise UserError(f"{text!r} is no mixture; write mix:math=0.6,code=0.9") from e
+    if len(weights) < len(parts):
+        raise UserError(f"{text!r} names an expert twice; give each one weight")
+    return weights

@@ -1,0 +1,214 @@
+"""SelfAdaptive on the embedded model: choices, mixtures, company, streams, threads, errors."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+import transformer2
+from transformer2 import tasks, tiny
+from transformer2.adaptive.model import SelfAdaptive
+from transformer2.errors import ConfigError, ExpertError, UserError
+from transformer2.experts import load_experts, mix_experts, save_expert
+
+BUDGET = {"max_new_tokens": 32}
+
+
+def questions(count=4):
+    return [
+        e.question
+        for name in ("tiny_math", "tiny_code", "tiny_reasoning")
+        for e in tasks.get(name).examples("test")[:count]
+    ]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return transformer2.SelfAdaptive.from_pretrained("tiny", strategy="cls")
+
+
+def test_the_classification_expert_sends_each_kind_to_its_expert(model):
+    names = [answer.choice.name for answer in model.generate(questions(), **BUDGET)]
+    right = [a == b for a, b in zip(names, [n for n in tiny.EXPERTS for _ in range(4)], strict=True)]
+    assert sum(right) >= 11
+
+
+@pytest.mark.parametrize("strategy", ["scores", "prompt", "cls"])
+def test_answers_are_the_same_in_any_company(strategy):
+    model = SelfAdaptive.from_pretrained("tiny", strategy=strategy)
+    together = model.generate(questions(), **BUDGET)
+    alone = [model.generate(question, **BUDGET)[0] for question in questions()]
+    assert [(a.text, a.choice.name) for a in together] == [(a.text, a.choice.name) for a in alone]
+    assert all(a.prompt_tokens and a.completion_tokens and a.finish_reason == "stop" for a in together)
+    if strategy == "scores":
+        for a in together:
+            assert set(a.choice.probabilities) == {*tiny.EXPERTS, "other"}
+            assert sum(a.choice.probabilities.values()) == pytest.approx(1, abs=1e-4)
+            assert a.choice.name in ("base", max(a.choice.probabilities, key=a.choice.probabilities.get))
+
+
+def test_base_expert_and_mixture_are_what_they_are_called(model):
+    question = questions()[0]
+    options = {**BUDGET, "top_logprobs": 0}
+    base, expert, zero, one, mixed = (
+        model.generate(question, use=use, **options)[0]
+        for use in ("base", "math", {"math": 0.0}, "mix:math=1", {"math": 0.5, "code": 0.7})
+    )
+
+    def logprobs(answer):
+        return [token.logprob for token in answer.logprobs]
+
+    assert logprobs(base) == logprobs(zero) != logprobs(expert) == logprobs(one)
+    experts = load_experts([tiny.expert_path(name) for name in ("math", "code")])
+    whole = mix_experts(experts, [0.5, 0.7])
+    model.add_expert("both", whole)
+    try:
+        torch.testing.assert_close(
+            logprobs(model.generate(question, use="both", **options)[0]), logprobs(mixed), rtol=0, atol=1e-5
+        )
+    finally:
+        model.remove_expert("both")
+    assert model.experts == list(tiny.EXPERTS)
+
+
+def test_soft_mixes_by_the_probabilities():
+    model = SelfAdaptive.from_pretrained("tiny", soft=True)
+    (answer,) = model.generate(questions()[0], **BUDGET)
+    weights = {name: p for name, p in answer.choice.probabilities.items() if name != "other"}
+    assert answer.choice.name == "mix" and answer.choice.weights == weights
+    (same,) = model.generate(questions()[0], use=weights, **BUDGET)
+    assert same.text == answer.text
+
+
+def test_a_stream_is_the_answer_in_pieces_and_can_be_left(model):
+    (whole,) = model.generate(questions()[0], **BUDGET)
+    pieces = list(model.stream(questions()[0], **BUDGET))
+    assert len(pieces) > 3 and "".join(piece.text for piece in pieces) == whole.text
+    assert pieces[-1].answer.text == whole.text and all(piece.answer is None for piece in pieces[:-1])
+    next(iter(model.stream(questions()[0], **BUDGET)))
+    model.step()
+    assert model.is_idle
+
+
+def test_a_stream_never_shows_the_beginning_of_a_stop_string(model):
+    (whole,) = model.generate(questions()[0], **BUDGET)
+    stop = whole.text[6:9]
+    pieces = [piece.text for piece in model.stream(questions()[0], stop=[stop], **BUDGET)]
+    assert "".join(pieces) == whole.text.partition(stop)[0]
+
+
+def test_sampling_follows_the_seed(model):
+    def draw(seed):
+        return model.generate(questions()[:3], temperature=1.5, seed=seed, **BUDGET)
+
+    first, again, other = draw(1), draw(1), draw(2)
+    assert [a.text for a in first] == [a.text for a in again] != [a.text for a in other]
+
+
+def test_several_threads_share_one_batch(model):
+    expected = {q: model.generate(q, **BUDGET)[0].text for q in questions()}
+    found: dict[str, str] = {}
+
+    def ask(question):
+        found[question] = model.generate(question, **BUDGET)[0].text
+
+    threads = [threading.Thread(target=ask, args=(q,)) for q in questions()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
+
+
+def test_an_adapted_mixture_answers_what_follows():
+    model = SelfAdaptive.from_pretrained("tiny")
+    rows = [{"question": e.question, "answer": e.answer} for e in tasks.get("tiny_math").examples("validation")[:6]]
+    alpha = model.adapt(rows, "tiny_math", generations=2, population=6, seed=1)
+    (answer,) = model.generate(questions()[0], **BUDGET)
+    assert answer.choice.name == "mix" and answer.choice.weights == alpha and set(alpha) == set(tiny.EXPERTS)
+    (same,) = model.generate(questions()[0], use=alpha, **BUDGET)
+    assert same.text == answer.text
+    with pytest.raises(UserError, match="row 1"):
+        model.adapt([{"question": "no answer"}], "tiny_math")
+
+
+def test_a_base_without_experts_answers():
+    model = SelfAdaptive.from_pretrained("tiny", experts={})
+    expected = SelfAdaptive.from_pretrained("tiny").generate(questions()[0], use="base", **BUDGET)
+    assert model.generate(questions()[0], **BUDGET)[0].text == expected[0].text
+
+
+def test_a_fixed_mixture_answers_every_prompt():
+    model = SelfAdaptive.from_pretrained("tiny", strategy=None, alpha={"math": 0.5})
+    assert model.generate(questions()[5], **BUDGET)[0].choice.weights == {"math": 0.5}
+
+
+def test_a_chat_goes_on(model):
+    chat = [
+        {"role": "user", "content": questions()[0]},
+        {"role": "assistant", "content": "14"},
+        {"role": "user", "content": questions()[5]},
+    ]
+    one, two = model.generate([chat, chat[-1:]], **BUDGET)
+    assert one.prompt_tokens > two.prompt_tokens and one.choice.name == two.choice.name
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "named"),
+    [
+        ("", {}, "not empty"),
+        ([{"role": "robot", "content": "?"}], {}, "robot"),
+        ([{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}], {}, "user message"),
+        ([{"role": "user", "content": [1]}], {}, "must be text"),
+        (3, {}, "a prompt is text"),
+        ("?", {"use": "maths"}, "did you mean 'math'"),
+        ("?", {"use": "mix:math=x"}, "no mixture"),
+        ("?", {"use": {"math": float("nan")}}, "not all finite"),
+        ("?", {"use": {}}, "weights"),
+        ("?", {"temperature": float("nan")}, "temperature"),
+        ("?", {"max_new_tokens": 0}, "max_new_tokens"),
+        ("?", {"max_new_tokens": 10**6}, "shorten"),
+        ("word " * 5000, {}, "shorten"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_one_line(model, prompt, options, named):
+    with pytest.raises(UserError, match=named):
+        model.start(prompt, **options)
+    assert model.is_idle
+
+
+def test_settings_that_do_not_go_together_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'scores'"):
+        SelfAdaptive.from_pretrained("tiny", strategy="score")
+    with pytest.raises(ConfigError, match="classifier"):
+        SelfAdaptive.from_pretrained(str(tiny.model_path()), experts={}, strategy="cls")
+    with pytest.raises(ConfigError, match="soft"):
+        SelfAdaptive.from_pretrained("tiny", strategy="cls", soft=True)
+    with pytest.raises(ExpertError, match="taken"):
+        SelfAdaptive.from_pretrained("tiny", experts={"base": tiny.expert_path("math")})
+    (expert,) = load_experts([tiny.expert_path("math")])
+    copy = save_expert(expert, tmp_path / "math")
+    with pytest.raises(ExpertError, match="one name"):
+        SelfAdaptive.from_pretrained("tiny", experts=[copy, tiny.expert_path("math")])
+
+
+def test_a_prompt_too_long_to_ask_about_is_refused_but_can_be_answered(model):
+    scores, long = SelfAdaptive.from_pretrained("tiny"), "jars " * 80
+    scores._labelled = None  # the generated question is longer than the embedded one
+    with pytest.raises(UserError, match="say what answers"):
+        scores.start(long, max_new_tokens=8)
+    assert scores.generate(long, max_new_tokens=8, use="base")
+
+
+def test_an_error_in_the_first_pass_is_the_requests_own():
+    model = SelfAdaptive.from_pretrained("tiny")
+    model.start("?")
+    model._choosing().dispatcher = None  # whatever goes wrong there
+    given = model.start("?", use="base", **BUDGET)
+    while not model.is_idle:
+        model.step()
+    assert given.answer is not None
+    with pytest.raises(AttributeError):
+        model.generate("?", **BUDGET)
