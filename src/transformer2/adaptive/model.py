@@ -58,16 +58,14 @@ class SelfAdaptive:
         policy: The base with SVF layers on every matrix that some expert tunes.
         tokenizer: The base's.
         experts: Name -> expert.
-        strategy: How one is chosen: `cls` (a classification expert writes the category), `scores` (the likeliest
-            category; nothing to parse), `prompt` (the base writes it); `auto` is `cls` where there is a classification
-            expert, else `scores`. None chooses nothing: `use` or `alpha` say what answers, and a single expert answers
-            by itself.
+        strategy: How one is chosen: `cls` (a classification expert writes the category), `scores` (the likeliest one;
+            nothing to parse), `prompt` (the base writes it); `auto` is `cls` with a classification expert, else
+            `scores`. None chooses nothing: `use` or `alpha` say what answers, and a single expert does by itself.
         alpha: A mixture that answers every prompt, expert -> weight, in place of a strategy.
         classifier: The classification expert, under which the first pass of `cls` and `scores` runs.
         soft: scores: mix the experts by the probabilities of their categories instead of taking the likeliest.
         labelled: The dispatch task whose words the first pass takes; None makes them of the experts' names and tasks.
-        max_rows: Rows under way at a time.
-        max_tokens: Rows x tokens under way at a time.
+        max_rows: Prompts under way at a time; and `max_tokens`, prompts x tokens.
 
     Raises:
         ConfigError: A strategy that is unknown or lacks what it needs; a base that does not decode as it should.
@@ -146,12 +144,8 @@ class SelfAdaptive:
         self._first_pass: FirstPass | None = None
 
     def check_use(self, use: Use) -> None:
-        """Refuse what cannot answer.
-
-        Raises:
-            UserError: An unknown name, with the nearest one; weights that cannot be mixed.
-        """
-        self._loaded.checked(use)
+        """Refuse what cannot answer: a name or weights; see `start`."""
+        self._loaded.checked(read_use(use) if isinstance(use, str) else use)
 
     # ------------------------------------------------------------------ experts
 
@@ -268,7 +262,7 @@ class SelfAdaptive:
         messages = as_messages(prompt)
         use = read_use(use) if isinstance(use, str) else use
         if use is not None:
-            self._loaded.checked(use)
+            self.check_use(use)
         ids = render(self.tokenizer, Example("", tuple(messages), ""))
         max_new_tokens = answer_budget(len(ids), max_new_tokens, self.longest)
         with self._lock:

@@ -254,7 +254,7 @@ def answer_budget(prompt_tokens: int, max_new_tokens: int | None, longest: int) 
     budget = min(room, USUAL_ANSWER) if max_new_tokens is None else max_new_tokens
     if room < max(1, budget):
         raise UserError(
-            f"the prompt has {prompt_tokens} tokens and the answer may have {max(1, budget)}, more than the {longest} of "
-            "this model; shorten the prompt or lower max_new_tokens"
+            f"the prompt has {prompt_tokens} tokens and the answer may have {max(1, budget)}, more than the {longest} "
+            "of this model; shorten the prompt or lower max_new_tokens"
         )
     return budget

@@ -84,7 +84,7 @@ class ModelOptions:
         return SelfAdaptive.from_pretrained(
             self.base,
             self.experts,
-            self.strategy,
+            self.strategy,  # type: ignore[arg-type]
             classifier=self.classifier,
             soft=self.soft,
             dtype=self.dtype,

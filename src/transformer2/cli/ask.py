@@ -27,7 +27,7 @@ which knows a small world of its own:
   transformer2 ask --compare "f(x) = x * 2 + 1. What is f(4)?"
 
   PROMPT                  one or several; without any, each line of standard input is one
-  --file FILE             prompts as JSON lines: text, {{"prompt": text}}, or {{"messages": [...]}} with role and content
+  --file FILE             prompts as JSON lines: text, {{"prompt": text}}, or {{"messages": [...]}} with roles
   --out FILE              where their answers go (default answers.jsonl); a file that exists is not overwritten
   --compare               the base's answer beside the adapted one
   --json                  print answers as JSON lines, with what was chosen, probabilities and seconds

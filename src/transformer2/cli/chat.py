@@ -159,17 +159,13 @@ class Conversation:
         return stopped
 
     def _expert(self, name: str) -> None:
-        from transformer2.adaptive.request import read_use
-
-        use = read_use(name or "auto")
-        if use is not None:
-            self.model.check_use(use)
+        self.model.check_use(name or "auto")
         self.use = name or "auto"
         print(f"  answers: {self.use}")
 
     def _strategy(self, name: str) -> None:
         if name:
-            self.model.set_strategy("scores" if name == "soft" else name, soft=name == "soft")
+            self.model.set_strategy("scores" if name == "soft" else name, soft=name == "soft")  # type: ignore[arg-type]
         print(f"  strategy: {self.model.strategy}{', soft' if self.model.soft else ''}")
 
     def _compare(self, _: str) -> None:
