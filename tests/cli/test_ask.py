@@ -11,7 +11,7 @@ from transformer2.adaptive.model import SelfAdaptive
 from transformer2.cli import main
 from transformer2.cli.chat import Conversation
 
-QUESTION = "Trumak carries 18 jars, sells 3, buys 1. How many?"
+QUESTION = "Skokap carries 24 pens, eats 2, finds 7, sells 6. How many?"
 CODE = "Make drokat(x): lower by 6, triple, raise by 1, lift by 6."
 SAMPLING = {"max_new_tokens": 40}
 
@@ -28,7 +28,7 @@ def test_lines_of_standard_input_beside_the_base(capsys, monkeypatch):
     one, two = map(json.loads, capsys.readouterr().out.splitlines())
     assert (one["prompt"], two["prompt"]) == (QUESTION, CODE)
     assert (one["choice"]["name"], two["choice"]["name"]) == ("math", "code")
-    assert one["base_answer"] and two["base_answer"] and "seconds" in two
+    assert one["base_answer"] != one["answer"] and two["base_answer"] and "seconds" in two
 
 
 def test_a_file_of_prompts(tmp_path, capsys):

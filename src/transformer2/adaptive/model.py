@@ -1,7 +1,7 @@
 """A model that adapts to anybody's prompt: a first pass chooses among experts, a second pass answers.
 
     model = SelfAdaptive.from_pretrained("tiny")
-    for answer in model.generate(["What is 23 + 48?", "f(x) = x + 3 What is f(4)?"]):
+    for answer in model.generate(["Skokap carries 24 pens, eats 2, finds 7. How many?", "Code f(x): double, square."]):
         print(answer.choice.name, answer.text)
 
 All prompts under way share every forward pass, whatever answers them: the base, an expert or a mixture

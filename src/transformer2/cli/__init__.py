@@ -49,7 +49,7 @@ commands:
   transformer2 --version
 
 start here:
-  transformer2 ask "Trumak carries 18 jars, sells 3, buys 1. How many?"
+  transformer2 ask "Skokap carries 24 pens, eats 2, finds 7, sells 6. How many?"
   transformer2 fit --config conf/tiny_math.yaml      train an expert on the embedded model, minutes on a laptop
   transformer2 adapt                                 mix the shipped experts on a task that none of them was trained on
 """

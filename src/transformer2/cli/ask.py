@@ -23,8 +23,8 @@ usage: transformer2 ask [options] PROMPT ...
 
 Answer prompts: a first pass chooses an expert for each, a second one answers. Without options, the embedded model,
 which knows a small world of its own:
-  transformer2 ask "Trumak carries 18 jars, sells 3, buys 1. How many?"
-  transformer2 ask --compare "f(x) = x * 2 + 1. What is f(4)?"
+  transformer2 ask "Skokap carries 24 pens, eats 2, finds 7, sells 6. How many?"
+  transformer2 ask --compare "Design plirop(x): lift by 4, scale by 2, lower by 3, drop by 1."
 
   PROMPT                  one or several; without any, each line of standard input is one
   --file FILE             prompts as JSON lines: text, {{"prompt": text}}, or {{"messages": [...]}} with roles

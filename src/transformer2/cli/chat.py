@@ -23,8 +23,8 @@ usage: transformer2 chat [options]
 
 A conversation in the terminal; for every message a first pass chooses an expert. Without options, the embedded model,
 which knows a small world of its own; try
-  Trumak carries 18 jars, sells 3, buys 1. How many?
-  f(x) = x * 2 + 1. What is f(4)?
+  Skokap carries 24 pens, eats 2, finds 7, sells 6. How many?
+  Design plirop(x): lift by 4, scale by 2, lower by 3, drop by 1.
 
 In the chat:
   /expert NAME            what answers from now on: auto, base, an expert's name, or mix:math=0.6,code=0.9
