@@ -45,6 +45,7 @@ class Listener:
         self.grace = GRACE
         self._hint: str | None = "what there was to save could not be saved in time"
         self._raised = False
+        self._spared: set[int] = set()
         self._said = threading.Event()
         self._last_word = threading.Lock()
         self._reader, self._writer = socket.socketpair()
@@ -56,6 +57,10 @@ class Listener:
             for number in SIGNALS:
                 if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays in force
                     signal.signal(number, self._raise)
+
+    def spare(self, number: int) -> None:
+        """Leave a signal to the command, which handles it by itself from now on."""
+        self._spared.add(number)
 
     def deliver(self, number: int) -> None:
         """Act on another rank's signal, unless one has come here too."""
@@ -90,7 +95,7 @@ class Listener:
     def _next(self) -> int | None:
         """The next of our signals; None once the command is over."""
         while came := self._reader.recv(1):
-            if came[0] in SIGNALS:
+            if came[0] in SIGNALS and came[0] not in self._spared:
                 return came[0]
         return None
 

@@ -26,7 +26,7 @@ def questions(count=4):
 
 @pytest.fixture(scope="module")
 def model():
-    return transformer2.SelfAdaptive.from_pretrained("tiny", strategy="cls")
+    return transformer2.SelfAdaptive.from_pretrained("tiny")
 
 
 def test_the_classification_expert_sends_each_kind_to_its_expert(model):
@@ -123,7 +123,7 @@ def test_several_threads_share_one_batch(model):
 
 
 def test_an_adapted_mixture_answers_what_follows():
-    model = SelfAdaptive.from_pretrained("tiny")
+    model = SelfAdaptive.from_pretrained("tiny", strategy="scores")
     rows = [{"question": e.question, "answer": e.answer} for e in tasks.get("tiny_math").examples("validation")[:6]]
     alpha = model.adapt(rows, "tiny_math", generations=2, population=6, seed=1)
     (answer,) = model.generate(questions()[0], **BUDGET)
@@ -136,7 +136,7 @@ def test_an_adapted_mixture_answers_what_follows():
 
 def test_a_base_without_experts_answers():
     model = SelfAdaptive.from_pretrained("tiny", experts={})
-    expected = SelfAdaptive.from_pretrained("tiny").generate(questions()[0], use="base", **BUDGET)
+    expected = SelfAdaptive.from_pretrained("tiny", strategy="scores").generate(questions()[0], use="base", **BUDGET)
     assert model.generate(questions()[0], **BUDGET)[0].text == expected[0].text
 
 
@@ -195,7 +195,7 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path):
 
 
 def test_a_prompt_too_long_to_ask_about_is_refused_but_can_be_answered(model):
-    scores, long = SelfAdaptive.from_pretrained("tiny"), "jars " * 80
+    scores, long = SelfAdaptive.from_pretrained("tiny", strategy="scores"), "jars " * 80
     scores._labelled = None  # the generated question is longer than the embedded one
     with pytest.raises(UserError, match="say what answers"):
         scores.start(long, max_new_tokens=8)
@@ -203,7 +203,7 @@ def test_a_prompt_too_long_to_ask_about_is_refused_but_can_be_answered(model):
 
 
 def test_an_error_in_the_first_pass_is_the_requests_own():
-    model = SelfAdaptive.from_pretrained("tiny")
+    model = SelfAdaptive.from_pretrained("tiny", strategy="scores")
     model.start("?")
     model._choosing().dispatcher = None  # whatever goes wrong there
     given = model.start("?", use="base", **BUDGET)

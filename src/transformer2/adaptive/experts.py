@@ -80,7 +80,7 @@ class LoadedExperts:
             UserError: An unknown name, with the nearest one; weights that cannot be mixed.
         """
         for name in use if isinstance(use, Mapping) else [use]:
-            if name != BASE and name not in self.experts:
+            if name not in (None, BASE) and name not in self.experts:
                 known = [BASE, *self.experts]
                 raise UserError(f"there is no expert {name!r}{nearest(str(name), known)} Known: {', '.join(known)}")
         if isinstance(use, Mapping):

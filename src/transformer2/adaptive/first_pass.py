@@ -21,9 +21,9 @@ from transformer2.rollout.hf import HFEngine
 from transformer2.svf.layer import tuned_layers
 from transformer2.types import Example
 
-__all__ = ["FirstPass", "StrategyName", "check_strategy"]
+__all__ = ["FirstPass", "StrategyName", "read_strategy"]
 
-StrategyName = Literal["prompt", "cls", "scores"]
+StrategyName = Literal["auto", "prompt", "cls", "scores"]
 
 
 class FirstPass:
@@ -108,8 +108,8 @@ class FirstPass:
         return Selection(name, {} if name == BASE else {name: 1.0}, probabilities, text)
 
 
-def check_strategy(strategy: Any, has_classifier: bool, soft: bool) -> None:
-    """Refuse what does not go together, before anything is loaded.
+def read_strategy(strategy: Any, has_classifier: bool, soft: bool) -> StrategyName | None:
+    """A strategy that is known and has what it needs; what `auto` stands for.
 
     Raises:
         ConfigError: Says what to change.
@@ -117,9 +117,10 @@ def check_strategy(strategy: Any, has_classifier: bool, soft: bool) -> None:
     known = get_args(StrategyName)
     if strategy is not None and strategy not in known:
         raise ConfigError(f"unknown strategy {strategy!r}{nearest(str(strategy), known)} Known: {', '.join(known)}")
+    if strategy == "auto":
+        strategy = "cls" if has_classifier and not soft else "scores"
     if strategy == "cls" and not has_classifier:
         raise ConfigError("strategy cls needs a classification expert: give classifier its folder (train one with fit)")
-    if strategy == "prompt" and has_classifier:
-        raise ConfigError("strategy prompt asks the base model, not a classification expert; use cls")
     if soft and strategy != "scores":
         raise ConfigError("soft mixes by the probabilities of strategy scores; set that, or leave soft out")
+    return strategy

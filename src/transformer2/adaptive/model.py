@@ -1,7 +1,7 @@
 """A model that adapts to anybody's prompt: a first pass chooses among experts, a second pass answers.
 
     model = SelfAdaptive.from_pretrained("tiny")
-    for answer in model.generate(["What is 23 + 48?", "f(x) = x + 3 What is f(4)?"]):
+    for answer in model.generate(["Skokap carries 24 pens, eats 2, finds 7. How many?", "Code f(x): double, square."]):
         print(answer.choice.name, answer.text)
 
 All prompts under way share every forward pass, whatever answers them: the base, an expert or a mixture
@@ -26,7 +26,7 @@ from transformer2 import tasks, tiny
 from transformer2.adaptation.members import add_member
 from transformer2.adaptive.experts import LoadedExperts, load_policy, read_experts
 from transformer2.adaptive.few_shot import find_mixture
-from transformer2.adaptive.first_pass import FirstPass, StrategyName, check_strategy
+from transformer2.adaptive.first_pass import FirstPass, StrategyName, read_strategy
 from transformer2.adaptive.request import (
     BASE,
     AdaptiveAnswer,
@@ -35,11 +35,11 @@ from transformer2.adaptive.request import (
     Prompt,
     Selection,
     Use,
+    answer_budget,
     as_messages,
     read_use,
 )
 from transformer2.data.prompts import render
-from transformer2.errors import UserError
 from transformer2.experts import Expert, read_expert
 from transformer2.policy import eos_token_ids, load_tokenizer
 from transformer2.rollout.base import Sampling
@@ -50,8 +50,6 @@ from transformer2.types import Example
 
 __all__ = ["SelfAdaptive"]
 
-USUAL_ANSWER = 512  # tokens
-
 
 class SelfAdaptive:
     """A base model with experts to choose from. Several threads may use one at the same time.
@@ -60,15 +58,14 @@ class SelfAdaptive:
         policy: The base with SVF layers on every matrix that some expert tunes.
         tokenizer: The base's.
         experts: Name -> expert.
-        strategy: How one is chosen: `scores` (the base scores the categories; nothing to parse), `prompt` (it writes
-            one), `cls` (a classification expert writes one). None chooses nothing: `use` or `alpha` say what answers,
-            and a single expert answers by itself.
+        strategy: How one is chosen: `cls` (a classification expert writes the category), `scores` (the likeliest one;
+            nothing to parse), `prompt` (the base writes it); `auto` is `cls` with a classification expert, else
+            `scores`. None chooses nothing: `use` or `alpha` say what answers, and a single expert does by itself.
         alpha: A mixture that answers every prompt, expert -> weight, in place of a strategy.
-        classifier: The classification expert of `cls`; the first pass of `scores` runs under it, too.
+        classifier: The classification expert, under which the first pass of `cls` and `scores` runs.
         soft: scores: mix the experts by the probabilities of their categories instead of taking the likeliest.
         labelled: The dispatch task whose words the first pass takes; None makes them of the experts' names and tasks.
-        max_rows: Rows under way at a time.
-        max_tokens: Rows x tokens under way at a time.
+        max_rows: Prompts under way at a time; and `max_tokens`, prompts x tokens.
 
     Raises:
         ConfigError: A strategy that is unknown or lacks what it needs; a base that does not decode as it should.
@@ -80,7 +77,7 @@ class SelfAdaptive:
         policy: PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         experts: Mapping[str, Expert],
-        strategy: StrategyName | None = "scores",
+        strategy: StrategyName | None = "auto",
         alpha: Mapping[str, float] | None = None,
         classifier: Expert | None = None,
         soft: bool = False,
@@ -88,9 +85,7 @@ class SelfAdaptive:
         max_rows: int = 64,
         max_tokens: int = 65536,
     ) -> None:
-        check_strategy(strategy, classifier is not None, soft)
-        self.policy, self.tokenizer, self.strategy = policy, tokenizer, strategy
-        self._soft, self._labelled = soft, labelled
+        self.policy, self.tokenizer, self._labelled = policy, tokenizer, labelled
         self._lock, self._new, self._jobs = threading.RLock(), deque[Job](), list[Job]()
         self._batch = ContinuousBatch(policy, max_rows, max_tokens)
         self._engine = HFEngine(tokenizer, eos_token_ids(policy, tokenizer), max_rows)
@@ -98,9 +93,9 @@ class SelfAdaptive:
         self._loaded = LoadedExperts(policy)
         for name, expert in experts.items():
             self._loaded.add(name, expert)
-        self._helper = self._loaded.base if classifier is None else add_member(policy, classifier.deltas)
+        self._helper = None if classifier is None else add_member(policy, classifier.deltas)
         self.longest = getattr(policy.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-        self._first_pass: FirstPass | None = None
+        self.set_strategy(strategy, soft)
         self._always: tuple[Selection, Tensor] | None = None  # what answers every prompt
         if alpha is not None:
             self._always = self._loaded.selection(alpha), self._loaded.row(alpha)
@@ -110,7 +105,7 @@ class SelfAdaptive:
         cls,
         base: str = "tiny",
         experts: Mapping[str, str | Path] | Sequence[str | Path] | None = None,
-        strategy: StrategyName | None = "scores",
+        strategy: StrategyName | None = "auto",
         alpha: Mapping[str, float] | None = None,
         classifier: str | Path | None = None,
         soft: bool = False,
@@ -126,24 +121,31 @@ class SelfAdaptive:
             experts: Name -> expert folder, or folders alone; None takes those that ship with `tiny`.
             strategy: See the class.
             alpha: See the class.
-            classifier: Folder of the classification expert; None takes the one of `tiny` where `cls` asks for it.
+            classifier: Folder of the classification expert; None takes the one that ships with `tiny`.
             soft: See the class.
             dtype: Of the base: `auto`, or a torch dtype's name.
             device: None takes the GPU where there is one.
             model_kwargs: Of `from_pretrained` of transformers (`quantization_config`, `attn_implementation`, ...).
             options: `max_rows` and `max_tokens` of the class.
         """
-        if strategy == "cls" and classifier is None and base == "tiny":
-            classifier = tiny.expert_path(tiny.CLASSIFIER)
-        check_strategy(strategy, classifier is not None, soft)
-        shipped = base == "tiny" and experts is None
-        if shipped:
+        if shipped := base == "tiny" and experts is None:
             experts = {name: tiny.expert_path(name) for name in tiny.EXPERTS}
+            classifier = classifier or tiny.expert_path(tiny.CLASSIFIER)
+        read_strategy(strategy, classifier is not None, soft)
         found, helper = read_experts(experts or {}), None if classifier is None else read_expert(classifier)
         everyone = [*found.values(), *([] if helper is None else [helper])]
         policy = load_policy(base, everyone, dtype, device, dict(model_kwargs or {}))
         tokenizer, labelled = load_tokenizer(base, model_kwargs), tasks.get("tiny_dispatch") if shipped else None
         return cls(policy, tokenizer, found, strategy, alpha, helper, soft, labelled, **options)
+
+    def set_strategy(self, strategy: StrategyName | None, soft: bool = False) -> None:
+        """Choose in another way from now on; see the class."""
+        self.strategy, self.soft = read_strategy(strategy, self._helper is not None, soft), soft
+        self._first_pass: FirstPass | None = None
+
+    def check_use(self, use: Use) -> None:
+        """Refuse what cannot answer: a name or weights; see `start`."""
+        self._loaded.checked(read_use(use) if isinstance(use, str) else use)
 
     # ------------------------------------------------------------------ experts
 
@@ -260,15 +262,9 @@ class SelfAdaptive:
         messages = as_messages(prompt)
         use = read_use(use) if isinstance(use, str) else use
         if use is not None:
-            self._loaded.checked(use)
+            self.check_use(use)
         ids = render(self.tokenizer, Example("", tuple(messages), ""))
-        room = self.longest - len(ids)
-        max_new_tokens = min(room, USUAL_ANSWER) if max_new_tokens is None else max_new_tokens
-        if room < max(1, max_new_tokens):
-            raise UserError(
-                f"the prompt has {len(ids)} tokens and the answer may have {max(1, max_new_tokens)}, more than the "
-                f"{self.longest} of this model; shorten the prompt or lower max_new_tokens"
-            )
+        max_new_tokens = answer_budget(len(ids), max_new_tokens, self.longest)
         with self._lock:
             if use is None and self._always is None and self.strategy is not None and self.experts:
                 self._choosing().check_length(messages[-1]["content"], self.longest)
@@ -336,9 +332,8 @@ class SelfAdaptive:
         """The first pass among the experts that are loaded now."""
         if self._first_pass is None:
             assert self.strategy is not None
-            self._first_pass = FirstPass(
-                self.strategy, self._soft, self._loaded, self._helper, self._engine, self._labelled
-            )
+            adapter = self._loaded.base if self._helper is None or self.strategy == "prompt" else self._helper
+            self._first_pass = FirstPass(self.strategy, self.soft, self._loaded, adapter, self._engine, self._labelled)
         return self._first_pass
 
     def _second_pass(self, job: Job, choice: Selection, weights: Tensor | None = None) -> None:

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 BASE = "base"
+USUAL_ANSWER = 512  # tokens
 ROLES = ("system", "user", "assistant")
 Prompt = str | Sequence[Mapping[str, str]]
 Use = str | Mapping[str, float] | None
@@ -241,3 +242,19 @@ def read_use(text: str) -> Use:
     if len(weights) < len(parts):
         raise UserError(f"{text!r} names an expert twice; give each one weight")
     return weights
+
+
+def answer_budget(prompt_tokens: int, max_new_tokens: int | None, longest: int) -> int:
+    """Tokens that an answer may have: those asked for, else what the model has room for, 512 at most.
+
+    Raises:
+        UserError: Prompt and answer are together longer than the model.
+    """
+    room = longest - prompt_tokens
+    budget = min(room, USUAL_ANSWER) if max_new_tokens is None else max_new_tokens
+    if room < max(1, budget):
+        raise UserError(
+            f"the prompt has {prompt_tokens} tokens and the answer may have {max(1, budget)}, more than the {longest} "
+            "of this model; shorten the prompt or lower max_new_tokens"
+        )
+    return budget

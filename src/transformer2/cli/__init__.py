@@ -21,6 +21,8 @@ COMMANDS = {
     "validate": ("score a model or expert on the validation split", "transformer2.cli.train:validate"),
     "test": ("score a model or expert on the test split", "transformer2.cli.train:test"),
     "adapt": ("adapt to an unseen task with experts, beside controls", "transformer2.cli.adapt:adapt"),
+    "ask": ("answer prompts of your own", "transformer2.cli.ask:ask"),
+    "chat": ("a conversation in the terminal", "transformer2.cli.chat:chat"),
     "decompose": (
         "build the SVD basis cache of a base model (fit does it by itself)",
         "transformer2.cli.tools:decompose",
@@ -47,6 +49,7 @@ commands:
   transformer2 --version
 
 start here:
+  transformer2 ask "Skokap carries 24 pens, eats 2, finds 7, sells 6. How many?"
   transformer2 fit --config conf/tiny_math.yaml      train an expert on the embedded model, minutes on a laptop
   transformer2 adapt                                 mix the shipped experts on a task that none of them was trained on
 """

@@ -1,0 +1,167 @@
+"""What `ask`, `chat` and `serve` have in common: which base, which experts, and how one is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformer2.arguments import written
+from transformer2.cli.compose import parse_flags
+from transformer2.errors import ConfigError, nearest, shown
+
+if TYPE_CHECKING:
+    from transformer2.adaptive.model import SelfAdaptive
+
+__all__ = ["MODEL_HELP", "MODEL_OPTIONS", "MODEL_SWITCHES", "ModelOptions", "number", "split_words"]
+
+STRATEGIES = ("prompt", "cls", "scores")
+MODEL_HELP = """\
+  --base BASE             tiny (default), smollm2, a folder, a .gguf file, or a Hub id
+  --experts LIST          NAME=DIR,NAME=DIR,... (default: those that ship with tiny; none with another base)
+  --strategy NAME         how an expert is chosen for a prompt: cls (a classification expert names the kind of request;
+                          default where there is one), scores (the likeliest category; default elsewhere), prompt (the
+                          base names it)
+  --classifier DIR        the classification expert (tiny ships with one)
+  --soft                  scores: mix the experts by the probabilities of their categories
+  --use NAME              no choice: base, an expert's name, or mix:math=0.6,code=0.9
+  --dtype DTYPE           of the base: auto (default), float32, bfloat16, float16
+  --device DEVICE         cpu, cuda, cuda:N, mps (default: the GPU where there is one)
+  --model_kwargs YAML     for from_pretrained of transformers, e.g. '{quantization_config: {load_in_4bit: true}}'
+"""
+MODEL_OPTIONS = ("base", "experts", "strategy", "classifier", "use", "dtype", "device", "model_kwargs")
+MODEL_SWITCHES = ("soft",)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model that is asked; checked before anything heavy is imported."""
+
+    base: str
+    experts: Mapping[str, str] | None
+    strategy: str
+    classifier: str | None
+    soft: bool
+    use: str | None
+    dtype: str
+    device: str | None
+    model_kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, options: Mapping[str, str], switches: set[str]) -> ModelOptions:
+        """From flags.
+
+        Raises:
+            ConfigError: A value that cannot be meant, with the nearest one; a folder that is not there.
+        """
+        strategy, soft = options.get("strategy", "auto"), "soft" in switches
+        if strategy not in (*STRATEGIES, "auto"):
+            raise ConfigError(
+                f"unknown --strategy {strategy!r}{nearest(strategy, STRATEGIES)} Known: {', '.join(STRATEGIES)}"
+            )
+        classifier = options.get("classifier")
+        if classifier is not None:
+            _check_folder("--classifier", classifier)
+        return cls(
+            options.get("base", "tiny"),
+            _experts(options["experts"]) if "experts" in options else None,
+            "scores" if soft and strategy == "auto" else strategy,
+            classifier,
+            soft,
+            options.get("use"),
+            options.get("dtype", "auto"),
+            options.get("device"),
+            _mapping("--model_kwargs", options.get("model_kwargs", "{}")),
+        )
+
+    def load(self, **options: Any) -> SelfAdaptive:
+        """The model; this imports the heavy libraries."""
+        from transformer2.adaptive.model import SelfAdaptive
+        from transformer2.cli.train import quieten
+
+        quieten(True)
+        return SelfAdaptive.from_pretrained(
+            self.base,
+            self.experts,
+            self.strategy,  # type: ignore[arg-type]
+            classifier=self.classifier,
+            soft=self.soft,
+            dtype=self.dtype,
+            device=self.device,
+            model_kwargs=self.model_kwargs,
+            **options,
+        )
+
+
+def split_words(
+    args: Sequence[str], options: Sequence[str], switches: Sequence[str]
+) -> tuple[list[str], dict[str, str], set[str]]:
+    """Words, flags with a value, and flags without one. What follows `--` is words.
+
+    Raises:
+        ConfigError: An unknown flag, with the nearest one, or one without its value.
+    """
+    rest, words, flags = list(args), list[str](), list[str]()
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            words += rest
+            break
+        if not word.startswith("--") and word != "-h":
+            words.append(word)
+            continue
+        flags.append(word)
+        if word[2:] in options and rest:
+            flags.append(rest.pop(0))
+    found = parse_flags(flags, options, ("help", *switches), ())
+    return words, found.options, found.switches
+
+
+def number(options: Mapping[str, str], name: str, default: Any, low: float, high: float = float("inf")) -> Any:
+    """A flag's number, of the type of `low`.
+
+    Raises:
+        ConfigError: None, or one out of range.
+    """
+    if name not in options:
+        return default
+    kind = type(low)
+    try:
+        value = kind(options[name])
+    except ValueError:
+        value = None
+    if value is None or not low <= value <= high:
+        between = f"from {low} to {high}" if high != float("inf") else f"of at least {low}"
+        raise ConfigError(f"--{name} must be a number {between}, not {written(options[name])}")
+    return value
+
+
+def _experts(text: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for part in [] if text == "none" else text.split(","):
+        name, equals, folder = part.strip().partition("=")
+        if not equals or not name or not folder:
+            raise ConfigError(f"--experts: {shown(part)} is not NAME=DIR; write math=runs/math/expert,code=...")
+        if name in found:
+            raise ConfigError(f"--experts names {name!r} twice; give each expert its own name")
+        _check_folder(f"--experts {name}", folder)
+        found[name] = folder
+    return found
+
+
+def _check_folder(flag: str, folder: str) -> None:
+    if not Path(folder).expanduser().is_dir():
+        raise ConfigError(f"{flag}: {shown(folder)} is not a directory; give an expert folder (fit trains one)")
+
+
+def _mapping(flag: str, text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{flag} must be a mapping such as '{{attn_implementation: eager}}', not {shown(text)}")
+    return value

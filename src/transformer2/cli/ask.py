@@ -1,0 +1,188 @@
+"""`ask`: answers to prompts of one's own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformer2.cli.adaptive import MODEL_HELP, MODEL_OPTIONS, MODEL_SWITCHES, ModelOptions, number, split_words
+from transformer2.cli.folder import check_writable
+from transformer2.errors import ConfigError, DataError, shown
+
+if TYPE_CHECKING:
+    from transformer2.adaptive.model import SelfAdaptive
+    from transformer2.adaptive.request import AdaptiveAnswer
+
+HELP = f"""\
+usage: transformer2 ask [options] PROMPT ...
+       transformer2 ask [options] < prompts.txt
+       transformer2 ask [options] --file prompts.jsonl [--out answers.jsonl]
+
+Answer prompts: a first pass chooses an expert for each, a second one answers. Without options, the embedded model,
+which knows a small world of its own:
+  transformer2 ask "Skokap carries 24 pens, eats 2, finds 7, sells 6. How many?"
+  transformer2 ask --compare "Design plirop(x): lift by 4, scale by 2, lower by 3, drop by 1."
+
+  PROMPT                  one or several; without any, each line of standard input is one
+  --file FILE             prompts as JSON lines: text, {{"prompt": text}}, or {{"messages": [...]}} with roles
+  --out FILE              where their answers go (default answers.jsonl); a file that exists is not overwritten
+  --compare               the base's answer beside the adapted one
+  --json                  print answers as JSON lines, with what was chosen, probabilities and seconds
+  --system TEXT           a system message before every prompt
+  --max_new_tokens N      budget of an answer (default: 512, or what the model has room for)
+  --temperature T         0 (default) is greedy
+  --top_p P               nucleus mass (default 1)
+  --seed N                of the draws (default 0)
+  --stop TEXT             end an answer before this text
+  --max_rows N            prompts under way at a time (default 64)
+
+{MODEL_HELP}"""
+OPTIONS = ("file", "out", "system", "max_new_tokens", "temperature", "top_p", "seed", "stop", "max_rows")
+LARGEST_FILE = 1 << 30  # bytes
+
+
+def ask(args: Sequence[str]) -> int:
+    """Answer prompts of the command line, of standard input, or of a file."""
+    words, options, switches = split_words(args, (*OPTIONS, *MODEL_OPTIONS), ("compare", "json", *MODEL_SWITCHES))
+    if "help" in switches:
+        print(HELP, end="")
+        return 0
+    model_options, sampling = ModelOptions.of(options, switches), sampling_of(options)
+    max_rows = number(options, "max_rows", 64, 1)
+    file, out = options.get("file"), Path(options.get("out", "answers.jsonl")).expanduser()
+    if file is None and "out" in options:
+        raise ConfigError("--out is where the answers to --file go; give both, or redirect the output")
+    if file is not None:
+        if words:
+            raise ConfigError("give prompts or --file, not both")
+        if out.exists():
+            raise ConfigError(f"--out: {shown(out)} exists; give another name")
+        check_writable(out.parent, "--out")
+    rows = _of_file(Path(file).expanduser()) if file is not None else [{"prompt": text} for text in words or _lines()]
+    if not rows:
+        raise ConfigError('no prompt was given; write transformer2 ask "..."')
+    chats = [_with_system(row.get("messages", row.get("prompt")), options.get("system")) for row in rows]
+
+    model = model_options.load(max_rows=max_rows)
+    uses = ["base", model_options.use] if "compare" in switches else [model_options.use]
+    if file is not None:
+        return _to_file(model, rows, chats, uses, sampling, out)
+    for row, answers in zip(rows, _answers(model, chats, uses, sampling), strict=True):
+        if "json" in switches:
+            print(json.dumps({**row, **_columns(answers)}, ensure_ascii=False), flush=True)
+            continue
+        if len(rows) > 1:
+            print(f"> {row['prompt']}")
+        for answer in answers:
+            named = f"{answer.choice.name}: " if len(answers) > 1 else ""
+            print(f"{named}{answer.text}", flush=True)
+        print(f"  [{summary(answers[-1])}]", file=sys.stderr, flush=True)
+    return 0
+
+
+def sampling_of(options: dict[str, str]) -> dict[str, Any]:
+    """The flags that say how answers are drawn, as arguments of `SelfAdaptive.start`."""
+    return {
+        "max_new_tokens": number(options, "max_new_tokens", None, 1),
+        "temperature": number(options, "temperature", 0.0, 0.0, 100.0),
+        "top_p": number(options, "top_p", 1.0, 1e-9, 1.0),
+        "seed": number(options, "seed", 0, 0, 2**63 - 1),
+        "stop": [options["stop"]] if "stop" in options else [],
+    }
+
+
+def summary(answer: AdaptiveAnswer) -> str:
+    """What was chosen, how sure the first pass was, and how long both passes took."""
+    choice, first, second = answer.choice, answer.seconds["first_pass"], answer.seconds["second_pass"]
+    mixed = ", ".join(f"{name} {weight:.2f}" for name, weight in choice.weights.items())
+    parts = [f"mix of {mixed}" if choice.name == "mix" else choice.name]
+    if choice.probabilities is not None:
+        parts.append(", ".join(f"{name} {100 * p:.0f} %" for name, p in choice.probabilities.items()))
+    parts.append(f"{first:.1f} s + {second:.1f} s, {answer.completion_tokens} tokens")
+    if answer.finish_reason != "stop":
+        parts.append("cut at max_new_tokens" if answer.finish_reason == "length" else answer.finish_reason)
+    return "; ".join(parts)
+
+
+def _answers(model: SelfAdaptive, chats: Sequence[Any], uses: Sequence[Any], sampling: dict[str, Any]) -> Iterator[Any]:
+    """The answers to each chat, one per use, in order, as soon as they are known; all run in one batch."""
+    jobs = [[model.start(chat, use=use, **sampling) for use in uses] for chat in chats]
+    try:
+        for row in jobs:
+            while not all(job.is_done for job in row):
+                model.step()
+            yield [job.result() for job in row]
+    finally:
+        for job in (job for row in jobs for job in row):
+            job.cancel()
+
+
+def _to_file(
+    model: SelfAdaptive, rows: Sequence[Any], chats: Sequence[Any], uses: Sequence[Any], sampling: Any, out: Path
+) -> int:
+    """One line per answer; under a name of its own until all are there."""
+    from tqdm import tqdm
+
+    part = out.with_name(f"{out.name}.part")
+    with part.open("w", encoding="utf-8") as lines:
+        for row, answers in tqdm(
+            zip(rows, _answers(model, chats, uses, sampling), strict=True), "ask", len(rows), unit="prompt"
+        ):
+            lines.write(json.dumps({**row, **_columns(answers)}, ensure_ascii=False) + "\n")
+            lines.flush()
+    part.rename(out)
+    print(f"{len(rows)} answers saved to {out}")
+    return 0
+
+
+def _columns(answers: Sequence[AdaptiveAnswer]) -> dict[str, Any]:
+    answer = answers[-1]
+    choice = {key: value for key, value in vars(answer.choice).items() if value is not None}
+    return {
+        **({"base_answer": answers[0].text} if len(answers) > 1 else {}),
+        "answer": answer.text,
+        "choice": choice,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "seconds": {name: round(value, 3) for name, value in answer.seconds.items()},
+    }
+
+
+def _lines() -> list[str]:
+    if sys.stdin.isatty():
+        return []
+    return [line.strip() for line in sys.stdin if line.strip()]
+
+
+def _of_file(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of prompts.
+
+    Raises:
+        DataError: The file or a line cannot be read; the message names it.
+    """
+    from transformer2.files import read_file
+
+    text = read_file(path, LARGEST_FILE, DataError).decode("utf-8-sig", errors="replace")
+    rows: list[dict[str, Any]] = []
+    for count, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise DataError(f"{shown(path)}, line {count} is not JSON ({e.msg}); write one prompt a line") from e
+        row = {"prompt": row} if isinstance(row, str) else row
+        known = isinstance(row, dict) and ("prompt" in row) != ("messages" in row)
+        if not known or not isinstance(row.get("prompt", ""), str) or not isinstance(row.get("messages", []), list):
+            raise DataError(f'{shown(path)}, line {count} must be text, {{"prompt": text}} or {{"messages": [...]}}')
+        rows.append(row)
+    return rows
+
+
+def _with_system(prompt: Any, system: str | None) -> Any:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return messages if system is None else [{"role": "system", "content": system}, *messages]

@@ -1,0 +1,187 @@
+"""`chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from transformer2.callbacks.interrupt import current
+from transformer2.cli.adaptive import MODEL_HELP, MODEL_OPTIONS, MODEL_SWITCHES, ModelOptions, split_words
+from transformer2.cli.ask import sampling_of, summary
+from transformer2.errors import ConfigError, UserError, nearest, shown
+
+if TYPE_CHECKING:
+    from transformer2.adaptive.model import SelfAdaptive
+    from transformer2.adaptive.request import Job
+
+HELP = f"""\
+usage: transformer2 chat [options]
+
+A conversation in the terminal; for every message a first pass chooses an expert. Without options, the embedded model,
+which knows a small world of its own; try
+  Skokap carries 24 pens, eats 2, finds 7, sells 6. How many?
+  Design plirop(x): lift by 4, scale by 2, lower by 3, drop by 1.
+
+In the chat:
+  /expert NAME            what answers from now on: auto, base, an expert's name, or mix:math=0.6,code=0.9
+  /strategy NAME          how an expert is chosen: prompt, cls, scores, soft (scores, mixed by probability)
+  /compare                switch the base's answer beside the adapted one on and off
+  /experts                the experts that are loaded
+  /system TEXT            a system message from now on; without text, none
+  /new                    forget the conversation
+  /help, /quit            also Ctrl-D; Ctrl-C stops an answer, not the chat
+
+  --system TEXT           a system message
+  --max_new_tokens N      budget of an answer (default: 512, or what the model has room for)
+  --temperature T         0 (default) is greedy
+  --top_p P               nucleus mass (default 1)
+  --seed N                of the draws (default 0)
+
+{MODEL_HELP}"""
+OPTIONS = ("system", "max_new_tokens", "temperature", "top_p", "seed")
+
+
+def chat(args: Sequence[str]) -> int:
+    """Read messages and commands, and answer, until the input ends."""
+    words, options, switches = split_words(args, (*OPTIONS, *MODEL_OPTIONS), MODEL_SWITCHES)
+    if "help" in switches:
+        print(HELP, end="")
+        return 0
+    if words:
+        raise ConfigError(f"unexpected {shown(repr(words[0]))}; type it in the chat, or use transformer2 ask")
+    model_options, sampling = ModelOptions.of(options, switches), sampling_of(options)
+    conversation = Conversation(model_options.load(), sampling, model_options.use, options.get("system"))
+    conversation.welcome()
+    with suppress(ImportError):
+        import readline  # noqa: F401  # arrow keys and history in `input`
+    listener = current()
+    if listener is not None:
+        listener.spare(signal.SIGINT)
+    while True:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            print()
+            return 0
+        except KeyboardInterrupt:
+            print("\n  (Ctrl-D or /quit ends the chat)")
+            continue
+        if line in ("/quit", "/exit"):
+            return 0
+        try:
+            conversation.say(line)
+        except UserError as e:
+            print(f"  {e}")
+
+
+class Conversation:
+    """The messages so far, and what answers the next one.
+
+    Args:
+        model: Answers.
+        sampling: Arguments of `SelfAdaptive.start`.
+        use: What answers; None leaves it to the strategy.
+        system: System message.
+    """
+
+    def __init__(self, model: SelfAdaptive, sampling: dict[str, Any], use: str | None, system: str | None) -> None:
+        self.model, self.sampling, self.use, self.system = model, sampling, use, system
+        self.messages: list[dict[str, str]] = []
+        self.compares = False
+        self.commands: dict[str, Callable[[str], None]] = {
+            "expert": self._expert, "strategy": self._strategy, "compare": self._compare, "experts": self._experts,
+            "system": self._system, "new": self._new, "help": self._help,
+        }  # fmt: skip
+
+    def welcome(self) -> None:
+        """What there is."""
+        experts = ", ".join(self.model.experts) or "none"
+        print(f"  experts: {experts}; strategy: {self.model.strategy or 'none'}. /help lists commands, /quit ends.")
+
+    def say(self, line: str) -> None:
+        """Take a line of the user's.
+
+        Raises:
+            UserError: A command or message that cannot be taken; the conversation is as before.
+        """
+        if line.startswith("/"):
+            name, _, rest = line[1:].partition(" ")
+            if name not in self.commands:
+                raise UserError(f"unknown command /{name}{nearest(name, self.commands)} /help lists them")
+            self.commands[name](rest.strip())
+        elif line:
+            self._answer(line)
+
+    def _answer(self, line: str) -> None:
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        messages = [*self.messages, {"role": "user", "content": line}]
+        uses = ["base", self.use] if self.compares else [self.use]
+        while True:
+            try:
+                jobs = [self.model.start([*system, *messages], use=use, **self.sampling) for use in uses]
+                break
+            except UserError:
+                if len(messages) < 3:
+                    raise
+                messages = messages[2:]  # the oldest exchange
+                print("  (the conversation is too long for the model: its oldest exchange is forgotten)")
+        stopped = self._show(jobs)
+        answer = jobs[-1].result()
+        print(f"  [{summary(answer)}{', stopped' if stopped else ''}]")
+        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
+
+    def _show(self, jobs: Sequence[Job]) -> bool:
+        """Print answers as they come, one after the other; whether Ctrl-C stopped them."""
+        stopped = False
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            nonlocal stopped
+            stopped = True
+            for job in jobs:  # between two tokens: no step of the model is torn
+                job.cancel()
+
+        signal.signal(signal.SIGINT, stop)
+        for job in jobs:
+            if len(jobs) > 1:
+                while job.choice is None and not job.is_done:
+                    self.model.step()
+                print(f"  {job.choice.name if job.choice else 'none'}:")
+            while not job.is_done:
+                print(job.take(), end="", flush=True)
+                self.model.step()
+            job.result()
+            print(job.take())
+        return stopped
+
+    def _expert(self, name: str) -> None:
+        self.model.check_use(name or "auto")
+        self.use = name or "auto"
+        print(f"  answers: {self.use}")
+
+    def _strategy(self, name: str) -> None:
+        if name:
+            self.model.set_strategy("scores" if name == "soft" else name, soft=name == "soft")  # type: ignore[arg-type]
+        print(f"  strategy: {self.model.strategy}{', soft' if self.model.soft else ''}")
+
+    def _compare(self, _: str) -> None:
+        self.compares = not self.compares
+        print(f"  the base's answer is {'shown too' if self.compares else 'not shown'}")
+
+    def _experts(self, _: str) -> None:
+        print("\n".join(f"  {name}" for name in ["base", *self.model.experts]))
+
+    def _system(self, text: str) -> None:
+        self.system = text or None
+        print("  system message " + ("set" if text else "removed"))
+
+    def _new(self, _: str) -> None:
+        self.messages = []
+        print("  a new conversation")
+
+    def _help(self, _: str) -> None:
+        print(HELP.partition("In the chat:\n")[2].partition("\n\n")[0])
