@@ -1,4 +1,4 @@
-"""GGUF files as llama.cpp's converter writes them, from a small Llama of `fakes.make_llama`: its own names and order."""
+"""GGUF files as llama.cpp's converter writes them, from a Llama of `fakes.make_llama`: its own names and order."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def _name(name: str) -> str:
     *path, leaf = name.split(".")
     if path[:2] == ["model", "layers"]:
         return f"blk.{path[2]}.{NAMES['.'.join(path[3:])]}.{leaf}"
-    return {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}[".".join(path)] + ".weight"
+    return {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}[
+        ".".join(path)
+    ] + ".weight"
 
 
 def _rows_in_pairs(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:

@@ -96,7 +96,7 @@ def test_a_file_that_is_cut_off_is_refused(file: Path, tmp_path: Path, keep: int
 
 def test_what_transformers_does_not_read_is_refused(folder: Path, tmp_path: Path) -> None:
     strange = write_gguf(folder, tmp_path / "strange.gguf", arch="rwkv6")
-    with pytest.raises(UserError, match="transformers cannot read this GGUF file .*rwkv6.*give the folder"):
+    with pytest.raises(UserError, match=r"transformers cannot read this GGUF file .*rwkv6.*give the folder"):
         load_base(str(strange))
     scaled = write_gguf(folder, tmp_path / "scaled.gguf", rope_freqs=True)
     with pytest.raises(DataError, match="scales its rotary frequencies"):
