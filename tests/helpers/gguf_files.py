@@ -45,7 +45,7 @@ def write_gguf(folder: Path, file: Path, kind: str = "F32", arch: str = "llama",
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokenizer.convert_ids_to_tokens(list(ids)))
     writer.add_token_types([3 if i in tokenizer.all_special_ids else 1 for i in ids])
-    writer.add_token_merges([])
+    writer.add_token_scores([0.0] * len(ids))  # its merges are none, which an array cannot say
     writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_chat_template(tokenizer.chat_template)

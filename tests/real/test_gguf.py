@@ -44,9 +44,16 @@ def test_it_is_the_model_it_was_made_from(folder: Path, file: Path) -> None:
     assert mine.eos_token == other.eos_token and mine.padding_side == "left"
 
 
-def test_the_content_counts_and_not_the_path(folder: Path, file: Path, tmp_path: Path) -> None:
+def test_the_content_counts_and_not_the_path(
+    folder: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy = tmp_path / "another name.GGUF"
     shutil.copy(file, copy)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "another"}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 9}')
+    monkeypatch.setenv("TRANSFORMER2_CACHE", str(tmp_path / "cache"))
+    assert "another" not in load_tokenizer(str(copy)).chat_template
+    assert load_base(str(copy)).generation_config.eos_token_id == 4
     assert base_folder(copy) == base_folder(file)
     other = write_gguf(make_llama(tmp_path / "other", seed=1, hidden=64), tmp_path / "model.gguf")
     packed = write_gguf(folder, tmp_path / "packed.gguf", "Q8_0")

@@ -23,6 +23,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from transformer2.errors import ConfigError, DataError, UserError, one_line, shown
@@ -90,7 +91,7 @@ def unpacked(base: str, weights: bool = True) -> Path:
     """
     from filelock import FileLock
 
-    file = gguf_file(base)
+    file = gguf_file(base).resolve()
     status = file.stat()
     folder = cache_root() / "gguf" / f"{_digest(file, status.st_size, status.st_mtime_ns)}-{version('transformers')}"
     if not weights and not folder.is_dir():
@@ -102,7 +103,9 @@ def unpacked(base: str, weights: bool = True) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
-                _unpack(file, shown(repr(base), 300), fresh, weights)
+                with TemporaryDirectory() as alone:  # transformers would read what else lies beside the file
+                    (Path(alone) / "model.gguf").symlink_to(file)
+                    _unpack(Path(alone) / "model.gguf", shown(repr(base), 300), fresh, weights)
                 replace_folder(fresh, folder)
     except OSError as e:
         raise DataError(
