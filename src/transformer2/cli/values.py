@@ -21,7 +21,8 @@ INSTEAD = {
     "load_in_8bit": "use --config conf/quantisation/int8.yaml",
     "torch_dtype": "set model.dtype",
     "dtype": "set model.dtype",
-    **dict.fromkeys(("config", "state_dict", "output_loading_info", "gguf_file"), "leave it out"),
+    **dict.fromkeys(("config", "state_dict", "output_loading_info"), "leave it out"),
+    "gguf_file": "give the file itself as model.base",
     **dict.fromkeys(("pretrained_model_name_or_path", "base"), "set model.base"),
 }
 SVF_CONFIG = "transformer2.svf.config.SVFConfig"

@@ -63,7 +63,8 @@ def gguf_file(base: str) -> Path:
     if magic != b"GGUF":
         raise DataError(f"base {name} is a file, but no GGUF file; download it again, or give a model's folder")
     if find_spec("gguf") is None:
-        raise ConfigError(f"base {name} is a GGUF file, which needs the package gguf: pip install gguf")
+        command = INSTALL if base == SMOLLM2 else "pip install gguf"
+        raise ConfigError(f"base {name} is a GGUF file, which needs the package gguf: {command}")
     return file
 
 
