@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from transformer2 import SelfAdaptive
 from transformer2.cli import main
 from transformer2.data.prompts import open_turn_end, render
 from transformer2.policy import load_base, load_tokenizer
@@ -107,3 +108,11 @@ def test_the_expert_finds_its_base_again(
         for folder in (tmp_path / "test", run)
     )
     assert len(mine) == 4 and mine == theirs
+
+
+def test_it_is_asked_and_answers_as_base_and_as_expert(run: Path) -> None:
+    model = SelfAdaptive.from_pretrained("smollm2", {"reasoning": run / "expert"}, strategy=None)
+    question = "What is the capital of France?"
+    (base,) = model.generate([question], max_new_tokens=10, use="base")
+    (expert,) = model.generate([question], max_new_tokens=10, use="reasoning")
+    assert "Paris" in base.text and expert.text and expert.choice.name == "reasoning"
