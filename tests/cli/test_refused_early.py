@@ -41,6 +41,7 @@ EARLY = [  # words, what the line says
     ([*FIT, "--model.base", "nosuch.gguf"], "'nosuch.gguf' is no file here"),
     ([*PLAN, "--model.base", "nosuch.gguf"], "'nosuch.gguf' is no file here"),
     ([*FIT, "--model.base", __file__], "is a file, but no GGUF file"),
+    (["ask", "--base", "nosuch.gguf", "Hello?"], "'nosuch.gguf' is no file here"),
     ([*FIT, "--model.base", "smolm2"], "did you mean 'smollm2'?"),
     ([*FIT, ADAPTER, "{peft_type: LORRA}"], "did you mean 'LORA'?"),
     ([*FIT, ADAPTER, "{target_modles: x}"], "did you mean 'target_modules'?"),
