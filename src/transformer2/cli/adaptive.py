@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformer2.arguments import written
 from transformer2.cli.compose import parse_flags
+from transformer2.cli.values import check_base
 from transformer2.errors import ConfigError, nearest, shown
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class ModelOptions:
             raise ConfigError(
                 f"unknown --strategy {strategy!r}{nearest(strategy, STRATEGIES)} Known: {', '.join(STRATEGIES)}"
             )
+        check_base(options.get("base", "tiny"), on_disk=True)
         classifier = options.get("classifier")
         if classifier is not None:
             _check_folder("--classifier", classifier)

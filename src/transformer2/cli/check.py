@@ -206,7 +206,7 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
             raise ConfigError(
                 f"adapt.experts: {folder} is no folder here; train that expert with fit, or name its folder"
             )
-    check_base(config["model"].get("base", "tiny"), on_disk=folders and command != "plan")
+    check_base(config["model"].get("base", "tiny"), on_disk=folders, planned=command == "plan")
 
 
 def folder_name(name: Any) -> str:

@@ -149,13 +149,15 @@ def preflight(
     from transformer2.plan.advice import advise, changes
     from transformer2.plan.job import job_of, strategy_of
     from transformer2.plan.memory import memory
+    from transformer2.policy import base_dtype
 
     available = available_bytes(device)
     if available is not None and device.type != "cuda":
         available /= gpus  # processes of one machine share its memory
     strategy = strategy_of(trainer) or ("single" if gpus * nodes == 1 else "ddp")
     try:
-        job = job_of(model, data, strategy, gpus, nodes, prompt_tokens)
+        dtype = str(base_dtype(model["base"], model["dtype"], model["model_kwargs"])).removeprefix("torch.")
+        job = job_of({**model, "dtype": dtype}, data, strategy, gpus, nodes, prompt_tokens)
     except UserError:
         return  # what cannot be planned (another kind of adapter, an unknown base) is not refused for that
     needed = memory(job).peak

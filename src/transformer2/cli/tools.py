@@ -23,7 +23,7 @@ fit does this by itself; run it beforehand for large models. Processes share the
   torchrun --nproc_per_node 8 -m transformer2 decompose --model.base BASE
 
   --config FILE           what fit will be given: its base, matrices, dtype and files are taken
-  --model.base BASE       tiny, a folder, or a Hub id
+  --model.base BASE       tiny, smollm2, a folder, a GGUF file, or a Hub id
   --model.adapter.target_modules SET       mlp, attention, all-linear or a regular expression (without a config: what
                                            the shipped ones tune of this base, else mlp)
   --model.adapter.layers_to_transform '[A, B]'  only these layers
@@ -42,7 +42,7 @@ What reads model folders reads it, e.g.
 
   --expert DIR            an expert folder, of SVF or any of PEFT's methods that merge
   --out DIR               a new or empty folder
-  --model.base BASE       tiny, a folder, or a Hub id (default: the expert's own)
+  --model.base BASE       tiny, smollm2, a folder, a GGUF file, or a Hub id (default: the expert's own)
   --model.dtype DTYPE     dtype of the weights (default: as stored)
   --model.KEY VALUE       as for fit, e.g. --model.model_kwargs '{revision: v1}'
 """
@@ -78,7 +78,7 @@ def decompose(args: Sequence[str]) -> int:
     model = config["model"]
     base, adapter = model.get("base"), model.get("adapter") or {}
     if base is None:
-        raise ConfigError("decompose needs --model.base (tiny, a folder, or a Hub id), or a --config that names one")
+        raise ConfigError("decompose needs --model.base (`decompose --help`), or a --config that names one")
     if not flags.configs and "target_modules" not in adapter:
         adapter = _shipped_adapter(base) | adapter
     if (kind := str(adapter.get("peft_type", "SVF")).upper()) != "SVF":

@@ -160,8 +160,20 @@ def help_text(command: str) -> str:
     )
 
 
+class _Notes(logging.Handler):
+    """A line on stderr, whatever that is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it."""
+        print(record.getMessage(), file=sys.stderr)
+
+
 def quieten(quiet: bool) -> None:
-    """Leave the terminal to the bar and the table: the libraries' notes say nothing a user can act on."""
+    """Leave the terminal to the bar and the table: the libraries' notes say nothing a user can act on. Ours do."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        ours = logging.getLogger("transformer2")
+        ours.setLevel(logging.INFO)
+        ours.handlers = [_Notes()]
     importlib.import_module("lightning.pytorch")  # sets the levels below when it is imported, so it goes first
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

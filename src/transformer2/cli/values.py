@@ -12,6 +12,8 @@ from typing import Any, ClassVar, get_origin
 from transformer2.arguments import expected, fits, written
 from transformer2.cli.schema import arguments, members, value_of
 from transformer2.errors import ConfigError, DataError
+from transformer2.svf.base_folder import NAMES
+from transformer2.svf.gguf_base import gguf_file, names_gguf
 
 LOADING: dict[str, Any] = value_of("transformer2.svf.loading.LOADING")
 INSTEAD = {
@@ -19,7 +21,8 @@ INSTEAD = {
     "load_in_8bit": "use --config conf/quantisation/int8.yaml",
     "torch_dtype": "set model.dtype",
     "dtype": "set model.dtype",
-    **dict.fromkeys(("config", "state_dict", "output_loading_info", "gguf_file"), "leave it out"),
+    **dict.fromkeys(("config", "state_dict", "output_loading_info"), "leave it out"),
+    "gguf_file": "give the file itself as model.base",
     **dict.fromkeys(("pretrained_model_name_or_path", "base"), "set model.base"),
 }
 SVF_CONFIG = "transformer2.svf.config.SVFConfig"
@@ -101,22 +104,30 @@ def _warmup(model: Mapping[str, Any]) -> int:
     return (model.get("lr_scheduler") or {}).get("init_args", {}).get("warmup_steps", 0)
 
 
-def check_base(base: str, on_disk: bool) -> None:
-    """Refuse at once what is neither `tiny`, a folder nor a Hub id.
+def check_base(base: str, on_disk: bool, planned: bool = False) -> None:
+    """Refuse at once what is none of `NAMES`, a folder, a GGUF file nor a Hub id.
 
     Args:
         base: `model.base`.
-        on_disk: Whether a folder must be there.
+        on_disk: Whether what it names must be there.
+        planned: Whether for a plan, which knows the shapes of some folders that are elsewhere.
     """
     too_long = len(base) > 255
+    if not too_long and names_gguf(base):
+        if on_disk:
+            gguf_file(base)
+        return
     if not too_long and os.path.isdir(base):
         return
     if too_long or base.startswith((".", "/")) or base.count("/") > 1:
-        if too_long or on_disk:  # else a folder elsewhere, for a plan or to print
+        if too_long or (on_disk and not planned):
             raise DataError(
-                f"base {written(base)} is no folder on this machine; give model.base `tiny`, a folder, or a Hub id"
+                f"base {written(base)} is no folder on this machine; give model.base `tiny`, a folder, a GGUF file, or "
+                "a Hub id"
             )
-    elif base != "tiny" and get_close_matches(base.lower().rstrip("/"), ["tiny"], cutoff=0.7):
-        raise DataError(f"base {written(base)} is no folder on this machine; did you mean 'tiny'?")
+    elif base not in NAMES and (near := get_close_matches(base.lower().rstrip("/"), NAMES, n=1, cutoff=0.7)):
+        raise DataError(f"base {written(base)} is no folder on this machine; did you mean {near[0]!r}?")
     elif not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", base, re.ASCII):
-        raise DataError(f"base {written(base)} is no folder here and no Hub id; give `tiny`, a folder, or OWNER/NAME")
+        raise DataError(
+            f"base {written(base)} is no folder here and no Hub id; give `tiny`, a folder, a GGUF file, or OWNER/NAME"
+        )

@@ -67,10 +67,10 @@ class SVFReinforceModule(PolicyModule):
     """Trains one expert on verifiable rewards. Groups of settings may be given as dicts: `loss={"kl_coef": 0.1}`.
 
     Args:
-        base: `tiny` (the embedded model), a folder, or a Hub id.
+        base: `tiny` (the embedded model), `smollm2`, a folder, a GGUF file, or a Hub id.
         adapter: What is trained, written like an adapter_config.json: `peft_type` (SVF by default; LORA, IA3, ... are
             baselines through the same step) and the options of its PEFT config.
-        dtype: The base's dtype: `auto` (as stored), `float32`, `bfloat16`, ...
+        dtype: The base's: `auto` (as stored; on a CPU, 16 bits in what it runs fast), `float32`, `bfloat16`, ...
         model_kwargs: Which files of the base are read, by everything that reads it (`revision`, `subfolder`,
             `cache_dir`, `token`, `trust_remote_code`), and what else `from_pretrained` takes (`attn_implementation`,
             `device_map`, ...; `quantization_config` as in conf/quantisation/).

@@ -17,6 +17,7 @@ from torch import nn
 from transformer2.errors import ConfigError, DataError, UserError, nearest
 from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig
+from transformer2.svf.gguf_base import names_gguf
 from transformer2.svf.targets import features_of, find_targets
 
 __all__ = ["KNOWN", "Matrix", "ModelShape", "model_shape"]
@@ -129,7 +130,7 @@ def model_shape(
     """The shape of a base model under an adapter.
 
     Args:
-        base: `tiny`, a folder, or a Hub id.
+        base: `tiny`, `smollm2`, a folder, a GGUF file, or a Hub id.
         adapter: As in a config: `peft_type` (SVF or LORA), `target_modules`, `layers_to_transform`, ...
         dtype: `auto` (as stored) or a torch dtype's name.
         source: The content of a config.json, instead of looking for the base's.
@@ -176,6 +177,8 @@ def _skeleton(base: str, source: Mapping[str, Any] | None, model_kwargs: Mapping
             checkpoint = LocalCheckpoint.of_base(base, {**model_kwargs, "local_files_only": True}, weights=False)
             return checkpoint.skeleton, checkpoint.config
         except DataError as e:
+            if names_gguf(base):
+                raise
             if base not in KNOWN:
                 raise UserError(
                     f"no config.json for base {base!r} on this machine{nearest(base, KNOWN)} Give a local folder; a "

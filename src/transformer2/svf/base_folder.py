@@ -1,4 +1,4 @@
-"""Where a base model's files are: a folder, the embedded model, or the Hub; and who is told what of `model_kwargs`."""
+"""Where a base's files are (a folder, a GGUF file, the package, the Hub), and who is told what of `model_kwargs`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 from transformer2 import tiny
 from transformer2.errors import DataError
 from transformer2.hub import hub_answers
+from transformer2.svf.gguf_base import SMOLLM2, names_gguf, unpacked
 
-__all__ = ["base_folder", "for_readers", "for_weights", "is_local", "looks_like_a_path", "on_disk"]
+__all__ = ["NAMES", "base_folder", "for_readers", "for_weights", "is_local", "looks_like_a_path", "on_disk"]
+
+NAMES = ("tiny", SMOLLM2)  # bases that are found by these names on every machine
 
 # What of `model_kwargs` says where a base's files are, beside `subfolder`; the rest is for who reads them.
 _WHERE = ("revision", "cache_dir", "token", "local_files_only", "force_download")
@@ -22,20 +25,25 @@ def base_folder(base: str | Path, model_kwargs: Mapping[str, Any] | None = None,
     """The local folder of a base model: what config, tokenizer, weights and bases are all read from.
 
     Args:
-        base: A folder, "tiny" (the embedded model), or a Hub id, which is downloaded.
+        base: A folder, "tiny" (the embedded model), a GGUF file or "smollm2" (the one of a package), which are unpacked
+            into the cache, or a Hub id, which is downloaded.
         model_kwargs: As `from_pretrained` takes them; `subfolder`, and for a Hub id `revision`, `cache_dir`, `token`
             and `local_files_only`, count here.
-        weights: Download the weights too, not only config and tokenizer.
+        weights: Download or unpack the weights too, not only config and tokenizer.
 
     Raises:
-        DataError: No such folder, or the Hub did not give it; the message says what to give instead.
+        UserError: No such folder, no readable file, or the Hub did not give it; the message says what to give instead.
     """
+    if names_gguf(str(base)):
+        return unpacked(str(base), weights)
     options = dict(model_kwargs or {})
     inside = str(options.get("subfolder") or "")
     folder = tiny.model_path() if str(base) == "tiny" else Path(base).expanduser()
     if not folder.is_dir():
         if folder.exists() or looks_like_a_path(str(base)):
-            raise DataError(f"base {str(base)!r} is no model folder here; give `tiny`, a folder, or a Hub id")
+            raise DataError(
+                f"base {str(base)!r} is no model folder here; give `tiny`, a folder, a GGUF file, or a Hub id"
+            )
         folder = _from_hub(str(base), options, f"{inside}/" if inside else "", weights)
     if not (folder / inside / "config.json").is_file():
         raise DataError(f"base {str(folder / inside)!r} has no config.json; give the folder of a transformers model")
@@ -80,8 +88,8 @@ def on_disk(base: str) -> Path | None:
 
 
 def is_local(base: str) -> bool:
-    """Whether a config's base is a folder of some machine, rather than `tiny` or a Hub id."""
-    return base != "tiny" and (looks_like_a_path(base) or Path(base).is_dir())
+    """Whether a config's base is a folder or file of some machine, rather than one of `NAMES` or a Hub id."""
+    return base not in NAMES and (looks_like_a_path(base) or Path(base).is_dir() or names_gguf(base))
 
 
 def looks_like_a_path(base: str) -> bool:

@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from transformer2.errors import BasisError
-from transformer2.files import write_file
+from transformer2.files import cache_root, write_file
 from transformer2.svf.basis import Basis, basis_error, compute_basis
 
 __all__ = ["BasisCache", "default_cache_root"]
@@ -37,7 +37,7 @@ _ORTHOGONALITY, _RECONSTRUCTION = 1e-4, 1e-4  # an fp32 basis is at about 1e-6
 
 def default_cache_root() -> Path:
     """`$TRANSFORMER2_CACHE/basis`, or `~/.cache/transformer2/basis`."""
-    return Path(os.environ.get("TRANSFORMER2_CACHE") or "~/.cache/transformer2").expanduser() / "basis"
+    return cache_root() / "basis"
 
 
 class BasisCache:

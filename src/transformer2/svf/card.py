@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from transformer2.errors import shown
-from transformer2.svf.base_folder import is_local
+from transformer2.svf.base_folder import NAMES, is_local
+from transformer2.svf.gguf_base import SMOLLM2
 
 __all__ = ["facts_of", "write_card"]
 
@@ -26,10 +27,10 @@ One scale z per singular value of each tuned weight matrix: W' = U diag(sigma z)
 {rows}
 
 ```python
-{more}import transformer2  # first: it makes PEFT know SVF (KeyError: 'SVF' without it)
+import transformer2  # first: it makes PEFT know SVF (KeyError: 'SVF' without it)
 from peft import {imports}
 from transformers import AutoModelForCausalLM
-
+{more}
 folder = "path/to/this/folder"
 base = AutoModelForCausalLM.from_pretrained({base})
 model = PeftModel.from_pretrained(base, folder)
@@ -59,16 +60,17 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     if base is None:
         code = '"path/to/the/base/model"'
     elif local:  # a folder of one machine is nobody else's business: the config has it, the card does not
-        code = "Path(PeftConfig.from_pretrained(folder).base_model_name_or_path).expanduser()"
+        code = "base_folder(PeftConfig.from_pretrained(folder).base_model_name_or_path)"
     else:
-        code = "transformer2.tiny.model_path()" if base == "tiny" else ascii(base)
+        named = {"tiny": "transformer2.tiny.model_path()", SMOLLM2: f"base_folder({SMOLLM2!a})"}
+        code = named.get(str(base), ascii(base))
         code += f", revision={revision!a}" if revision else ""
     section = _SECTION.format(
         begin=_BEGIN,
         end=_END,
         title=f": {shown(config['task'])}" if config.get("task") else "",
         rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items() if value is not None),
-        more="from pathlib import Path\n\n" if local else "",
+        more="from transformer2.svf.base_folder import base_folder\n" if "base_folder" in code else "",
         imports="PeftConfig, PeftModel" if local else "PeftModel",
         base=code,
     )
@@ -77,7 +79,7 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     found = re.match(r"---\n.*?\n---\n", text, re.DOTALL)
     header, body = (found[0], text[found.end() :]) if found else ("", text)
     if header and base:
-        header = _public_header(header, None if local or base == "tiny" else base)
+        header = _public_header(header, None if local or base in NAMES else base)
     if _BEGIN in body and _END in body:
         before, rest = body.split(_BEGIN, 1)
         body = before + section + rest.split(_END, 1)[1]

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from transformer2.errors import BasisError, one_line
 from transformer2.svf.base_folder import base_folder, for_readers, on_disk
+from transformer2.svf.dtype import auto_dtype
 
 __all__ = ["LocalCheckpoint"]
 
@@ -28,7 +29,7 @@ class LocalCheckpoint:
 
     Args:
         folder: Holds config.json and model.safetensors, or model.safetensors.index.json with its shards.
-        dtype: The dtype the tensors are read in; None means the checkpoint's own, as `from_pretrained` does.
+        dtype: The dtype the tensors are read in; None means that of `dtype: auto`, as `load_base` takes it.
         trust_remote_code: Run the Python files in it, where its model class is not transformers' own.
 
     Raises:
@@ -116,8 +117,7 @@ class LocalCheckpoint:
         """The dtype the tensors are read in."""
         if self._requested_dtype is not None:
             return self._requested_dtype
-        configured = getattr(self.config, "dtype", None)
-        if isinstance(configured, torch.dtype):
+        if (configured := auto_dtype(self.config)) is not None:
             return configured
         for key in self.shard_of:
             sample = self.read_rows(key, lambda count: range(min(count, 1)))

@@ -57,8 +57,8 @@ def decompose(
         target_modules: As in SVFConfig: "mlp", "attention", "all-linear", names, or a regular expression.
         layers_to_transform: As in SVFConfig: layers to do; None means all.
         cache_dir: Root of the cache; None means `default_cache_root()`.
-        dtype: The dtype the model will be trained in ("bfloat16"), for it is part of the cache's key; None means the
-            checkpoint's own.
+        dtype: The dtype the model will be trained in ("bfloat16"), for it is part of the cache's key; None means
+            that of `dtype: auto`.
         device: Where to compute; None means the GPU where there is one (of this process: LOCAL_RANK).
         progress: Show a bar with the time left (on rank 0).
         rank: This process; None reads RANK, as torchrun sets it.
