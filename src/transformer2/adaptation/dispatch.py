@@ -217,10 +217,9 @@ class ScoresDispatch(PromptDispatch):
 
     def adapt_to_task(self, mixtures: Mixtures) -> AdaptedPolicy:
         """The first pass runs under the classification expert's z, or as the base model."""
+        # The helpers are the classification expert, if any, and the base.
         weights_1K = base_row(0) if self.classifier is None else expert_rows(1)
-        return _ScoredPolicy(
-            mixtures, self, mixtures.helpers, weights_1K
-        )  # helpers: the classifier, if any, and the base
+        return _ScoredPolicy(mixtures, self, mixtures.helpers, weights_1K)
 
 
 class _DispatchedPolicy(AdaptedPolicy):
