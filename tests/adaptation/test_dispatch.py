@@ -5,9 +5,9 @@ import torch
 from fake_experts import ALL, make_experts
 from fakes import make_llama
 
-from transformer2.adaptation.dispatch import Dispatcher, first_pass
+from transformer2.adaptation.dispatch import Dispatcher, category_logprobs, first_pass
 from transformer2.adaptation.members import members
-from transformer2.adaptation.mixture import base_row
+from transformer2.adaptation.mixture import base_row, expert_rows
 from transformer2.adaptation.scoring import Scorer
 from transformer2.data import collate, render
 from transformer2.errors import ConfigError
@@ -75,17 +75,65 @@ def world(tmp_path_factory):
     return module, load_experts(make_experts(tmp_path_factory.mktemp("experts"), base, ("math", "code", "cooking")))
 
 
-def test_the_constrained_pass_takes_the_likeliest_category(world):
+def questions_of(module, dispatcher, requests):
+    examples = [dispatcher.question(Example(f"t/{i}", ({"role": "user", "content": r},), "")) for i, r in requests]
+    return collate(examples, [render(module.engine.tokenizer, e) for e in examples], 0)
+
+
+REQUESTS = list(enumerate(("2 + 2?", "a stew for four, with beans and without an oven", "sort a list", "?")))
+
+
+@pytest.mark.parametrize("names", [("math", "code", "cooking"), ("math", "mathematics"), ("math",)])
+def test_categories_are_as_likely_as_the_whole_pass_says(world, names):
+    """Three categories, a name that is the beginning of another, one expert alone; under the base and an expert."""
     module, experts = world
-    questions = [THREE.question(EXAMPLE)] * 2
-    prompts = collate(questions, [render(module.engine.tokenizer, q) for q in questions], 0)
+    dispatcher = Dispatcher(names, ("a", "b", "c")[: len(names)])
+    prompts = questions_of(module, dispatcher, REQUESTS)
+    with torch.no_grad(), members(module.policy, experts) as adapters:
+        scorer = Scorer(module.policy, adapters, module.engine, module.head)
+        by_z = []
+        for weights_1K in (base_row(3), expert_rows(3)[1:2]):
+            found = category_logprobs(dispatcher, scorer, prompts, weights_1K)
+            for k, category in enumerate(dispatcher.categories):
+                whole, _ = scorer.log_likelihood(prompts, [category] * 4, weights_1K)
+                torch.testing.assert_close(found[:, k], whole, rtol=1e-5, atol=1e-4)
+            alone = [
+                category_logprobs(dispatcher, scorer, questions_of(module, dispatcher, [r]), weights_1K)
+                for r in REQUESTS
+            ]
+            torch.testing.assert_close(torch.cat(alone), found, rtol=1e-5, atol=1e-4)
+            by_z.append(found)
+        if len(names) == 3:
+            written, said = first_pass(dispatcher, scorer, prompts, base_row(3))
+            assert (
+                written == [None] * 4 and len(said) == 4
+            )  # random weights write no category, and yet have a likeliest
+    assert found.shape == (4, len(names) + 1) and not torch.allclose(*by_z, atol=0.1)
+
+
+def test_a_category_is_as_likely_as_it_is_drawn(world):
+    """Sums with EOS are probabilities of whole answers: those of all texts of at most two bytes stay below 1."""
+    module, experts = world
+    dispatcher = Dispatcher(("a", "ab", "abc"), ("", "", ""))
+    prompts = questions_of(module, dispatcher, REQUESTS[:1])
+    texts = [chr(i) for i in range(32, 127)] + [f"a{chr(i)}" for i in range(32, 127)]
+    with torch.no_grad(), members(module.policy, experts) as adapters:
+        scorer = Scorer(module.policy, adapters, module.engine, module.head)
+        assert 0 < float(scorer.log_likelihoods(prompts, texts, base_row(3)).exp().sum()) < 1
+
+
+def test_soft_weights_that_are_certain_are_the_hard_choice(world):
+    module, experts = world
+    prompts = collate([EXAMPLE] * 4, [render(module.engine.tokenizer, EXAMPLE)] * 4, 0)
+    logprobs_BK = torch.full((4, 4), -torch.inf).fill_diagonal_(-3.0)
+    soft_BK, hard_BK = logprobs_BK.softmax(-1), THREE.weights(logprobs_BK.argmax(-1).tolist())
+    assert torch.equal(soft_BK, hard_BK)
     with torch.no_grad(), members(module.policy, experts) as names:
         scorer = Scorer(module.policy, names, module.engine, module.head)
-        choices, texts = first_pass(THREE, scorer, prompts, base_row(3), constrained=True)
-        logs = [float(scorer.log_likelihood(prompts, [c] * 2, base_row(3))[0][0]) for c in THREE.categories]
-        written, said = first_pass(THREE, scorer, prompts, base_row(3))
-    assert choices == [max(range(4), key=logs.__getitem__)] * 2 and texts == [THREE.categories[choices[0]]] * 2
-    assert written == [None, None] and len(said) == 2  # random weights write no category
+        hard = scorer.rows(prompts, hard_BK, 8).completions
+        half = scorer.rows(prompts, torch.tensor([[0.5, 0.5, 0.0, 0.0]] * 4), 8).completions
+        near = scorer.rows(prompts, torch.full((4, 4), 1e-7) + (1 - 4e-7) * hard_BK, 8).completions
+    assert near == hard and half[0] not in hard[:2]
 
 
 def test_the_generated_prompt_reaches_a_model_and_its_written_answer_is_followed(world, monkeypatch):

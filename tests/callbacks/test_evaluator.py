@@ -14,6 +14,7 @@ from transformer2.callbacks.evaluator import AdaptationEvaluator
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.callbacks.few_shot import FewShotEvaluator
 from transformer2.callbacks.prompt import PromptEvaluator
+from transformer2.callbacks.scores import ScoresEvaluator
 from transformer2.cli import main
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule
 from transformer2.errors import ConfigError
@@ -58,25 +59,27 @@ def test_training_is_bit_equal_with_and_without(world, tmp_path):
     evaluators = [
         FewShotEvaluator(population=4, generations=2, every_n_epochs=2, **options),
         PromptEvaluator(**options),
-        ClassifierEvaluator(classifier=experts[0], first_pass="constrained", every_n_epochs=2, **options),
+        ClassifierEvaluator(classifier=experts[0], every_n_epochs=2, **options),
         AdaptationEvaluator(controls=False, **options),
+        ScoresEvaluator(soft=True, classifier=experts[0], every_n_epochs=3, **options),
     ]
     with_steps, with_z, with_random = fit(base, tmp_path / "with", evaluators)
     steps, z, random = fit(base, tmp_path / "without", [])
     assert with_steps == steps and all(map(torch.equal, with_z, z)) and torch.equal(with_random, random)
-    assert [c.validations for c in evaluators] == [3, 3, 3, 3]
+    assert [c.validations for c in evaluators] == [3, 3, 3, 3, 3]
     assert all(c.report.n == 4 for c in evaluators)
     baseline = evaluators[3].report
     assert baseline.result == baseline.base and baseline.paired_p == 1.0
     (file,) = (tmp_path / "with").glob("events*")
     events = EventAccumulator(str(file), size_guidance={"images": 0}).Reload()
     scalars, images = events.Tags()["scalars"], events.Tags()["images"]
-    for strategy in ("cem", "prompt", "cls", "base"):
+    for strategy in ("cem", "prompt", "cls", "base", "scores"):
         names = ("accuracy", "accuracy_se", "first_pass", "second_pass")
         assert {f"adapt/{strategy}/{name}" for name in names} <= set(scalars)
     assert [e.step for e in events.Scalars("adapt/cem/accuracy")] == [2]
     # prompt comes first and has the plain tag
-    assert set(images) == {"cem/alpha", "dispatch/confusion", "dispatch/confusion_cls_first_letter"}
+    others = {f"dispatch/confusion_{name}_first_letter" for name in ("cls", "scores")}
+    assert set(images) == {"cem/alpha", "dispatch/confusion", *others}
     left, right = (sorted(p.name for p in (tmp_path / w / "expert").iterdir()) for w in ("with", "without"))
     assert left == right
 
@@ -127,7 +130,8 @@ def test_shots_and_scored_rows_are_disjoint():
         (lambda: FewShotEvaluator(base_member=True), "changes nothing"),
         (lambda: FewShotEvaluator(preset="paper", search="random"), "presets are"),
         (lambda: PromptEvaluator(dispatch_task="gsm8k"), "no dispatch task"),
-        (lambda: PromptEvaluator(first_pass="ask"), "one of generate, constrained"),
+        (lambda: ScoresEvaluator(soft="very"), "adapt.soft must be"),
+        (lambda: ScoresEvaluator(classifier="/no/expert"), "adapt.classifier: /no/expert is no folder"),
     ],
 )
 def test_odd_arguments_are_refused(make, message):

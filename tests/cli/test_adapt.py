@@ -170,10 +170,10 @@ def test_the_answer_may_be_the_best_member(adapt, tmp_path):
 
 def test_a_config_may_hold_the_settings_of_every_strategy(adapt, world, tmp_path):
     config = tmp_path / "all.yaml"
-    config.write_text(f"adapt: {{population: 4, first_pass: constrained, classifier: {world[1][1]}}}\n")
+    config.write_text(f"adapt: {{population: 4, soft: true, classifier: {world[1][1]}}}\n")
     assert adapt(tmp_path / "p", "--strategy", "prompt", "--config", str(config), "--adapt.controls", "false") == 0
     details = report_of(tmp_path / "p")["details"]
-    assert details["first_pass"] == "constrained" and "dispatch" not in details  # random weights, no labelled requests
+    assert "chosen" in details and "dispatch" not in details  # no labelled requests
 
 
 def test_missing_experts_of_a_shipped_config_are_named_before_a_model_is_loaded(tmp_path, capfd):
@@ -185,16 +185,33 @@ def test_missing_experts_of_a_shipped_config_are_named_before_a_model_is_loaded(
 
 
 def test_dispatch_by_prompt_and_by_classifier(adapt, world, tmp_path):
-    flags = ["--adapt.classifier", world[1][1], "--adapt.first_pass", "constrained"]
-    assert adapt(tmp_path / "cls", "--strategy", "cls", *flags) == 0
+    assert adapt(tmp_path / "cls", "--strategy", "cls", "--adapt.classifier", world[1][1]) == 0
     report = report_of(tmp_path / "cls")
     assert sum(report["details"]["chosen"].values()) == pytest.approx(1, abs=1e-3) and report["alpha"] is None
     records = [json.loads(line) for line in (tmp_path / "cls" / "records.jsonl").read_text().splitlines()]
-    assert {r["choice"] for r in records} <= {"math", "code", "reasoning", "other"} and records[0]["first_pass"]
+    assert {r["choice"] for r in records} == {"no category"} and records[0]["first_pass"]  # random weights name none
     assert (tmp_path / "cls" / "figures" / "confusion.png").is_file()
 
 
-def test_without_a_config_all_three_on_the_embedded_model(tmp_path, capsys):
+@pytest.mark.parametrize("soft", [False, True])
+def test_dispatch_by_scores(adapt, world, tmp_path, capsys, soft):
+    flags = ["--adapt.classifier", world[1][1], "--adapt.controls", "false", "--adapt.soft", str(soft).lower()]
+    assert adapt(tmp_path / "run", "--strategy", "scores", *flags) == 0
+    details, out = report_of(tmp_path / "run")["details"], capsys.readouterr().out
+    records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
+    for record in records:
+        of = record["probabilities"]
+        assert list(of) == ["math", "code", "reasoning", "other"] and sum(of.values()) == pytest.approx(1, abs=1e-5)
+        assert record["choice"] == max(of, key=of.get) and "first_pass" not in record
+    assert sum(details["likeliest" if soft else "chosen"].values()) == pytest.approx(1, abs=1e-3)
+    assert ("scores: chose" in out) != soft
+    if soft:
+        mean = {name: sum(r["probabilities"][name] for r in records) / len(records) for name in of}
+        assert details["mean_weights"] == pytest.approx(mean, abs=1e-4) and "scores: mean weights" in out
+    assert (tmp_path / "run" / "figures" / "confusion.png").is_file()
+
+
+def test_without_a_config_all_four_on_the_embedded_model(tmp_path, capsys):
     few = [
         "--adapt.population",
         "2",
@@ -210,20 +227,21 @@ def test_without_a_config_all_three_on_the_embedded_model(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "tiny_code_math" in out and "uniform mixture" in out and "exact McNemar" in out
     strategies = report_of(tmp_path / "run")["strategies"]
-    assert list(strategies) == ["cem", "prompt", "cls"] and all(r["n"] == 4 for r in strategies.values())
+    assert list(strategies) == ["cem", "prompt", "cls", "scores"] and all(r["n"] == 4 for r in strategies.values())
     assert strategies["cem"]["controls"] == strategies["cls"]["controls"]
-    for name in ("prompt", "cls"):
+    for name in ("prompt", "cls", "scores"):
         dispatch = strategies[name]["details"]["dispatch"]
         assert dispatch["with other"]["n"] == 16 > dispatch["without other"]["n"]
         assert set(strategies[name]["details"]["confusion"]) == {"math", "code", "reasoning", "other"}
     records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
-    assert [r["strategy"] for r in records] == ["cem"] * 4 + ["prompt"] * 4 + ["cls"] * 4
+    assert [r["strategy"] for r in records] == [name for name in strategies for _ in range(4)]
     assert {p.name for p in (tmp_path / "run" / "figures").iterdir()} == {
         "cem_alpha.png",
         "prompt_confusion.png",
         "cls_confusion.png",
+        "scores_confusion.png",
     }
-    for name, picture in (("cem", "cem/alpha"), ("prompt", "dispatch/confusion"), ("cls", "dispatch/confusion")):
+    for name, picture in {name: "cem/alpha" if name == "cem" else "dispatch/confusion" for name in strategies}.items():
         (events,) = (tmp_path / "run" / name).glob("events*")
         tags = EventAccumulator(str(events)).Reload().Tags()
         assert tags["images"] == [picture] and f"adapt/{name}/second_pass" in tags["scalars"]
@@ -262,8 +280,8 @@ def test_rows_that_share_one_id_are_told_apart(adapt, world, tmp_path):
         assert report["n"] == 16 and report["base"] == report["result"] and report["paired_p"] == 1, strategy
         assert {score["accuracy"] for score in report["controls"].values()} == {report["base"]["accuracy"]} == {0.5}
     records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
-    assert [r["row"] for r in records] == 3 * list(range(16))
-    assert [r["question"] for r in records] == 3 * [f"say {i}" for i in range(80, 96)]
+    assert [r["row"] for r in records] == 4 * list(range(16))
+    assert [r["question"] for r in records] == 4 * [f"say {i}" for i in range(80, 96)]
     assert all(r["base_correct"] == r["correct"] == (r["row"] % 2 == 0) for r in records)
 
 
@@ -328,7 +346,9 @@ def test_a_dispatch_task_of_real_rows_measures_the_dispatch(adapt, real_data, tm
         (["--adapt.search", "cmm"], "search"),
         (["--adapt.generations", "null"], "needs an end"),
         (["--strategy", "cls"], "adapt.classifier"),
-        (["--strategy", "prompt", "--adapt.first_pass", "ask"], "first_pass"),
+        (["--strategy", "cls", "--adapt.first_pass", "constrained"], "adapt.first_pass is gone"),
+        (["--strategy", "scores", "--adapt.soft", "very"], "adapt.soft must be"),
+        (["--strategy", "prompt", "--adapt.soft", "true"], "unknown config key adapt.soft"),
         (["--strategy", "prompt", "--adapt.dispatch_task", "gsm8k"], "gsm8k has no labels"),
         (["--data.task_options", "{size: 1}"], "has no option 'size'; it takes none"),
         (["--strategy", "prompt", "--adapt.population", "8"], "unknown config key adapt.population"),

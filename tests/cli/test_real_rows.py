@@ -41,13 +41,13 @@ def test_a_random_model_is_scored_and_is_wrong(
 def test_a_shipped_adaptation_config_runs_whole(
     task: str, tmp_path: Path, llama_folder: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Dispatch by the prompt made of the experts, constrained; only the model and the experts are not the config's."""
+    """Dispatch by likelihood, its prompt made of the experts; only model and experts are not the config's."""
     run, experts = tmp_path / "run", make_experts(tmp_path, str(llama_folder))
     protocol = "paper" if task == "math" else "clean"  # of MATH there are no train rows here
     code = main(
         [
             "adapt", "--config", f"conf/adapt_llama8b_{task}.yaml", "--run_dir", str(run), "--quiet",
-            "--strategy", "prompt", "--adapt.first_pass", "constrained", "--adapt.experts", json.dumps(experts),
+            "--strategy", "scores", "--adapt.classifier", experts[0], "--adapt.experts", json.dumps(experts),
             "--model.base", str(llama_folder), "--model.dtype", "float32", "--model.sampling.max_new_tokens", "6",
             "--model.adapter", "{peft_type: SVF, target_modules: all-linear}", "--data.few_shot", "2",
             "--data.protocol", protocol, "--data.data_dir", str(real_data), "--data.test_limit", "4",

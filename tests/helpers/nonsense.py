@@ -239,7 +239,7 @@ def cases(command: str, seed: int, count: int | None = None) -> list[tuple[str, 
     found: list[tuple[str, list[str], str | bytes | None]] = []
     for key, text in at_keys(command):
         section, _, name = key.partition(".")
-        strategy = ["--strategy", "cls"] if name in ("dispatch_task", "classifier") else []
+        strategy = ["--strategy", "scores"] if name in ("dispatch_task", "classifier", "soft") else []
         if draw.random() < 0.5:
             found.append((f"{key}={text[:40]}", [f"--{key}={text}", *strategy], None))
         else:

@@ -1,10 +1,14 @@
 """Dispatch: the model names the category of a request; the category's expert answers (paper, section 3.2 A and B).
 
-    generate     the model names one category (`verifiers.label` reads it); none or two are no category
-    constrained  argmax_c log p(name of c, EOS | dispatch prompt): one forward, nothing to parse, always a category
+    prompt, cls  the model names one category (`verifiers.label` reads it); none or two are no category
+    scores       l_c = log p(name of c, EOS | dispatch prompt): the prompt is run once, nothing to parse;
+                 hard: argmax_c l_c, always a category; soft: every category's z by its probability, softmax_c l_c
 
-"other", and whatever is no category, is the base model exactly (z = 1); in the reference code it keeps the weights of
-the request before. The categories are the experts', however many: their names and one-line descriptions are the prompt.
+l_c is the log-probability of the whole answer, so softmax is what the model thinks of the categories given that it
+answers with one of them; a longer name has no advantage that it has not as an answer, and EOS tells "math" from the
+beginning of "mathematics". "other", and whatever is no category, is the base model exactly (z = 1); in the reference
+code it keeps the weights of the request before. The categories are the experts', however many: their names and one-line
+descriptions are the prompt. `scores` is no part of the paper.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +37,9 @@ from transformer2.tasks.dispatch import OTHER, category_prompt, check_categories
 from transformer2.types import Example, PromptBatch, Record
 from transformer2.verifiers.label import find_label
 
-__all__ = ["OTHER", "ClassifierDispatch", "Dispatcher", "PromptDispatch", "first_pass"]
+__all__ = [
+    "OTHER", "ClassifierDispatch", "Dispatcher", "PromptDispatch", "ScoresDispatch", "category_logprobs", "first_pass",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,42 +103,38 @@ class Dispatcher:
         return torch.eye(k + 1)[[k if c is None else c for c in choices]]
 
 
-def category_logprobs(dispatcher: Dispatcher, scorer: Scorer, questions: PromptBatch, weights_1K: Tensor) -> Tensor:
-    """log p(name, EOS | question) of every category, fp32 (B, K + 1), "other" last."""
-    count = len(dispatcher.categories)
-    sums_R, _ = scorer.log_likelihood(questions.repeat(count), dispatcher.categories * len(questions), weights_1K)
-    return sums_R.view(len(questions), count)
-
-
 def first_pass(
-    dispatcher: Dispatcher, scorer: Scorer, prompts: PromptBatch, weights_1K: Tensor, constrained: bool = False
+    dispatcher: Dispatcher, scorer: Scorer, prompts: PromptBatch, weights_1K: Tensor
 ) -> tuple[list[int | None], list[str]]:
-    """Choose a category for every prompt.
+    """Let the model name a category for every prompt.
 
     Args:
         dispatcher: The categories.
         scorer: Runs the model.
         prompts: B rendered dispatch questions.
         weights_1K: The z of the first pass: the base's, or the classification expert's.
-        constrained: Score the categories instead of parsing what the model writes.
 
     Returns:
-        B indices of categories (None: no category), and B first-pass texts.
+        B indices of categories (None: no category), and the B texts they were read from.
     """
-    if not constrained:
-        texts = scorer.rows(prompts, weights_1K, dispatcher.max_new_tokens).completions
-        return [dispatcher.parse(text) for text in texts], list(texts)
-    count = len(dispatcher.categories)
-    sums_R, _ = scorer.log_likelihood(prompts.repeat(count), dispatcher.categories * len(prompts), weights_1K)
-    choices = sums_R.view(len(prompts), count).argmax(-1).tolist()
-    return choices, [dispatcher.categories[c] for c in choices]
+    texts = scorer.rows(prompts, weights_1K, dispatcher.max_new_tokens).completions
+    return [dispatcher.parse(text) for text in texts], list(texts)
+
+
+def category_logprobs(dispatcher: Dispatcher, scorer: Scorer, prompts: PromptBatch, weights_1K: Tensor) -> Tensor:
+    """log p of every category's name as the whole answer to every prompt; arguments as of `first_pass`.
+
+    Returns:
+        fp32 (B, K + 1), "other" last. Their softmax over the categories is what the model thinks of them, and the
+        weights of the soft mixture: those of `Dispatcher.weights` are its one-hot rows.
+    """
+    return scorer.log_likelihoods(prompts, dispatcher.categories, weights_1K)
 
 
 class PromptDispatch(Strategy):
     """Chooses one expert per prompt, or the base, by asking the base model.
 
     Args:
-        first_pass: `generate` (the answer is parsed) or `constrained` (each category's tokens are scored).
         dispatch_task: A task whose `labels` are the experts' categories and whose `prompt` is the dispatch question;
             its test rows measure the dispatch itself. None: tiny_dispatch for the embedded model, else a prompt made of
             the experts' names and descriptions.
@@ -146,7 +148,6 @@ class PromptDispatch(Strategy):
 
     def __init__(
         self,
-        first_pass: Literal["generate", "constrained"] = "generate",
         dispatch_task: str | None = None,
         dispatch_options: dict[str, Any] | None = None,
         dispatch_limit: Count | None = None,
@@ -157,7 +158,6 @@ class PromptDispatch(Strategy):
         task = None if dispatch_task is None else tasks.get(dispatch_task, **(dispatch_options or {}))
         if task is not None and not hasattr(task, "labels"):
             raise ConfigError(f"{dispatch_task} has no labels, so it is no dispatch task; use dispatch or null")
-        self.first_pass: Literal["generate", "constrained"] = first_pass
         self.dispatch_task, self.dispatch_limit = task, dispatch_limit
 
     def adapt_to_task(self, mixtures: Mixtures) -> AdaptedPolicy:
@@ -192,6 +192,36 @@ class ClassifierDispatch(PromptDispatch):
         return _DispatchedPolicy(mixtures, self, mixtures.helpers, expert_rows(1))
 
 
+class ScoresDispatch(PromptDispatch):
+    """Chooses one expert per prompt, or the base, by the likelihood of every category; or mixes them by it.
+
+    Args:
+        classifier: Folder of the classification expert; None takes the embedded model's for cls, and the base model for
+            scores.
+        soft: Mix the experts and the base by the probabilities of their categories instead of choosing one.
+        options: The arguments of `PromptDispatch`.
+    """
+
+    name: ClassVar[str] = "scores"
+
+    def __init__(self, classifier: str | None = None, soft: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        check_arguments("adapt", ScoresDispatch.__init__, locals())
+        if classifier is not None:
+            check_folder(classifier, "classifier")
+        self.classifier, self.soft = classifier, soft
+
+    def load_helpers(self, base: str) -> list[Expert]:
+        """The classification expert, where there is one."""
+        return [] if self.classifier is None else [read_expert(self.classifier)]
+
+    def adapt_to_task(self, mixtures: Mixtures) -> AdaptedPolicy:
+        """The first pass runs under the classification expert's z, or as the base model."""
+        # The helpers are the classification expert, if any, and the base.
+        weights_1K = base_row(0) if self.classifier is None else expert_rows(1)
+        return _ScoredPolicy(mixtures, self, mixtures.helpers, weights_1K)
+
+
 class _DispatchedPolicy(AdaptedPolicy):
     """One expert, or the base, per row.
 
@@ -218,18 +248,16 @@ class _DispatchedPolicy(AdaptedPolicy):
         mine = examples[answerer.rank :: answerer.world_size]
         for start in range(0, len(mine), data.eval_batch_size):
             part = mine[start : start + data.eval_batch_size]
-            choices, _ = self._choose(part)  # its rows are dispatch questions already
-            measured.update((e.answer, self._name(c)) for e, c in zip(part, choices, strict=True))
+            columns = self._choose(part).columns  # its rows are dispatch questions already
+            measured.update((e.answer, column["choice"]) for e, column in zip(part, columns, strict=True))
         return measured
 
     def adapt_to_batch(self, batch: PromptBatch) -> Choice:
-        choices, texts = self._choose([self.dispatcher.question(e) for e in batch.examples])
-        columns = [{"first_pass": t, "choice": self._name(c)} for t, c in zip(texts, choices, strict=True)]
-        return Choice(self.dispatcher.weights(choices), columns)
+        return self._choose([self.dispatcher.question(e) for e in batch.examples])
 
     def facts(self, records: Sequence[Record]) -> Facts:
         share = {name: round(count / len(records), 4) for name, count in _chosen(records).items()}
-        details = {**super().facts(records).details, "first_pass": self.settings.first_pass, "chosen": share}
+        details = {**super().facts(records).details, "chosen": share}
         if self.measured is not None:
             details |= {"dispatch": self.measured.scores(), "confusion": self.measured.table()}
         return Facts(details=details)
@@ -243,14 +271,40 @@ class _DispatchedPolicy(AdaptedPolicy):
             columns.remove(UNPARSED)
         return confusion_figure(table, columns, f"dispatch by {self.name}")
 
-    def _name(self, choice: int | None) -> str:
-        return UNPARSED if choice is None else self.dispatcher.categories[choice]
+    def _choose(self, questions: Sequence[Example]) -> Choice:
+        """What the model says to dispatch questions; the column `choice` is a category, or that there is none."""
+        choices, texts = first_pass(self.dispatcher, self.scorer, self._rendered(questions), self.weights_1K)
+        names = [UNPARSED if c is None else self.dispatcher.categories[c] for c in choices]
+        columns = [{"first_pass": text, "choice": name} for text, name in zip(texts, names, strict=True)]
+        return Choice(self.dispatcher.weights(choices), columns)
 
-    def _choose(self, questions: Sequence[Example]) -> tuple[list[int | None], list[str]]:
+    def _rendered(self, questions: Sequence[Example]) -> PromptBatch:
         ids = [render(self.scorer.tokenizer, question, self.mixtures.data.template) for question in questions]
-        prompts = collate(questions, ids, self.scorer.engine.pad_id).to(self.mixtures.answerer.device)
-        constrained = self.settings.first_pass == "constrained"
-        return first_pass(self.dispatcher, self.scorer, prompts, self.weights_1K, constrained)
+        return collate(questions, ids, self.scorer.engine.pad_id).to(self.mixtures.answerer.device)
+
+
+class _ScoredPolicy(_DispatchedPolicy):
+    """One expert, or the base, or a mixture of all, per row."""
+
+    settings: ScoresDispatch
+
+    def facts(self, records: Sequence[Record]) -> Facts:
+        details = dict(super().facts(records).details)
+        if self.settings.soft:
+            of_all = [r.choice["probabilities"] for r in records]
+            mean = {c: round(sum(p[c] for p in of_all) / len(of_all), 4) for c in self.dispatcher.categories}
+            details |= {"likeliest": details.pop("chosen"), "mean_weights": mean}
+        return Facts(details=details)
+
+    def _choose(self, questions: Sequence[Example]) -> Choice:
+        logprobs_BK = category_logprobs(self.dispatcher, self.scorer, self._rendered(questions), self.weights_1K)
+        likeliest, probabilities_BK = logprobs_BK.argmax(-1).tolist(), logprobs_BK.softmax(-1).cpu()
+        categories = self.dispatcher.categories
+        columns = [
+            {"choice": categories[c], "probabilities": dict(zip(categories, (round(p, 6) for p in row), strict=True))}
+            for c, row in zip(likeliest, probabilities_BK.tolist(), strict=True)
+        ]
+        return Choice(probabilities_BK if self.settings.soft else self.dispatcher.weights(likeliest), columns)
 
 
 def _chosen(records: Sequence[Record]) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """Answers and likelihoods of many mixtures in one batch: rows are (prompt, mixture) pairs, one z per row.
 
     answers           greedy completions of every prompt under every mixture, one generate call
-    log_likelihood    log p(text | prompt) of given texts, one forward per micro-batch: ties of a search, and a first
-                      pass of dispatch that needs no parsing
+    log_likelihood    log p(text | prompt), one text for each prompt, one forward per micro-batch: ties of a search
+    log_likelihoods   the same of a few short texts after every prompt, which is run once: dispatch by `scores`
 
 Departures from the reference code: it recomposes the weights for each candidate and runs the candidates one after the
 other. Here a micro-batch holds at most `max_rows` rows, halved where memory runs out; results do not depend on it.
@@ -25,6 +25,7 @@ from transformer2.policy import hidden_states
 from transformer2.rl.logprobs import Head, chunk_tokens, score_tokens
 from transformer2.rl.loss import sum_by_row
 from transformer2.rollout.base import Sampling
+from transformer2.rollout.continuations import continuation_logprobs
 from transformer2.rollout.hf import HFEngine
 from transformer2.svf.modes import factored_for_choice
 from transformer2.svf.rows import batch_rows, z_rows
@@ -118,6 +119,11 @@ class Scorer:
             self.engine.max_rows = size
         return torch.cat(pieces), mask_BC.sum(-1)
 
+    def log_likelihoods(self, prompts: PromptBatch, texts: Sequence[str], weights_LBK: Tensor) -> Tensor:
+        """log p of each of the same N texts and its EOS after each of B prompts, fp32 (B, N); weights as above."""
+        with z_rows(self.policy, weights_LBK, self.members, mix="raw"):
+            return continuation_logprobs(self.engine, self.policy, prompts, self._tokens(texts))
+
     def mean_log_likelihood(self, prompts: PromptBatch, weights_LMK: Tensor) -> Tensor:
         """(M,): the mean over prompts of the log-likelihood per token of the right answers, under each mixture."""
         m, b = weights_LMK.shape[-2], len(prompts)
@@ -128,12 +134,15 @@ class Scorer:
 
     def _encode(self, texts: Sequence[str], device: Any) -> tuple[Tensor, Tensor]:
         """Right-padded ids and mask (B, C), EOS included."""
-        eos = self.tokenizer.eos_token_id
-        end = [self.engine.eos_ids[0] if eos is None else eos]
-        ids = [list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) + end for text in texts]
-        rows = [torch.tensor(tokens, device=device) for tokens in ids]
+        rows = [torch.tensor(tokens, device=device) for tokens in self._tokens(texts)]
         ids_BC = pad_sequence(rows, batch_first=True, padding_value=self.engine.pad_id)
         return ids_BC, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, EOS included."""
+        eos = self.tokenizer.eos_token_id
+        end = [self.engine.eos_ids[0] if eos is None else eos]
+        return [list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) + end for text in texts]
 
 
 def score_members(

@@ -35,7 +35,8 @@ model, its shipped experts and a task that needs two of them at once (conf/adapt
   --strategy NAME      cem      search mixing weights on a few rows of the task (default)
                        prompt   the base model names the category of every request; its expert answers
                        cls      a classification expert names it
-                       all      the three, one after the other
+                       scores   the likeliest category, nothing to parse; --adapt.soft true mixes by their probabilities
+                       all      the four, one after the other
   --adapt.KEY VALUE    of the strategy, e.g. --adapt.experts '[runs/a/expert, runs/b/expert]' --adapt.generations 20
                        --adapt.granularity kind --adapt.search sep_cma --adapt.preset paper
   --data.KEY VALUE     --data.task tiny_math_hard --data.few_shot 10 --data.protocol paper --data.test_limit 200
@@ -82,7 +83,7 @@ def adapt(args: Sequence[str]) -> int:
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return 0
     classifier = (config.get("adapt") or {}).get("classifier")
-    if "cls" in strategies and classifier is not None and not is_folder(classifier):
+    if {"cls", "scores"} & {*strategies} and classifier is not None and not is_folder(classifier):
         raise ConfigError(
             f"adapt.classifier: {shown(classifier)} is no folder here; train it with fit, or name its own"
         )

@@ -28,6 +28,7 @@ STRATEGIES = {
     "cem": "transformer2.adaptation.few_shot.FewShotSearch",
     "prompt": "transformer2.adaptation.dispatch.PromptDispatch",
     "cls": "transformer2.adaptation.dispatch.ClassifierDispatch",
+    "scores": "transformer2.adaptation.dispatch.ScoresDispatch",
 }
 
 _Batches = Annotated[int, ">= 0"] | Annotated[float, ">= 0", "<= 1"] | None
@@ -138,6 +139,9 @@ MOVED = {  # keys of versions before the groups
     "test_samples": "test.samples",
     "test_temperature": "test.temperature",
 }
+DISPATCH = (
+    "prompt and cls read what the model writes; what was constrained is --strategy scores (adapt.classifier: whose z)"
+)
 OURS = {theirs: ours for ours, words in SYNONYMS.items() for theirs in words}
 
 
@@ -259,6 +263,8 @@ def _check(path: str, given: Any, known: Mapping[str, Argument], everything: Map
         full = f"{path}.{key}".lstrip(".")
         if key not in known and path == "model" and key in MOVED:
             raise ConfigError(f"{full} is now model.{MOVED[key]}")
+        if key == "first_pass":  # of versions before `scores`, in `adapt` and in evaluators
+            raise ConfigError(f"{full} is gone: {DISPATCH}")
         if key not in known:
             raise ConfigError(f"unknown config key {full}{suggestion(full, everything)}")
         hint, default = known[key].hint, known[key].default

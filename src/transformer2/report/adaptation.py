@@ -60,8 +60,9 @@ def _facts(report: Report) -> list[str]:
         iteration, scores = selection["iteration"], selection["scores"]
         last = f"the last one has {100 * scores[-1]:.1f} %"
         found.append(f"iteration {iteration} of {len(scores)} was chosen on the scored rows ({last}): no unseen score")
-    if chosen := report.details.get("chosen"):
-        found.append("chose " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in chosen.items()))
+    for key, words in (("chosen", "chose"), ("likeliest", "likeliest"), ("mean_weights", "mean weights")):
+        if shares := report.details.get(key):
+            found.append(f"{words} " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items()))
     found += dispatch_lines(report)[:2]  # with and without "other"; by category they are in the report
     if report.seconds:
         found.append(", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in report.seconds.items()))

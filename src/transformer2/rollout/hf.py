@@ -131,7 +131,7 @@ class HFEngine(RolloutEngine):
             policy, ids, mask, positions, lambda part: select(rows[part]), whole=self.in_lockstep
         )
         for t in range(sampling.max_new_tokens):
-            _check_finite(logits_BV, rows, prompts)
+            check_finite(logits_BV, rows, prompts)
             token, logprob = choose_tokens(logits_BV, uniforms_BC[rows, t], sampling)
             token = token.masked_fill(done, self.pad_id)
             yield t, rows[~done], token[~done], logprob[~done]
@@ -151,7 +151,12 @@ class HFEngine(RolloutEngine):
             logits_BV = next_logits(policy, token[:, None], mask, positions, cache)
 
 
-def _check_finite(logits_BV: Tensor, rows: Tensor, prompts: PromptBatch) -> None:
+def check_finite(logits_BV: Tensor, rows: Tensor, prompts: PromptBatch) -> None:
+    """Refuse logits that say nothing, row b of which are of prompt rows[b].
+
+    Raises:
+        UserError: Some are not finite; the message names the prompt.
+    """
     # max propagates NaN and +inf; entries of -inf (masked vocabulary) are fine.
     sane_B = torch.isfinite(logits_BV.amax(-1))
     if not bool(sane_B.all()):
