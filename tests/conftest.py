@@ -6,6 +6,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: a test never waits for the network
 
 import pytest
+from fake_experts import make_experts
 from fakes import make_llama
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -24,8 +25,16 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+    """A small Llama that answers at random, and folders of experts for it."""
+    folder = tmp_path_factory.mktemp("world")
+    base = str(make_llama(folder / "llama", init=0.25))
+    return base, make_experts(folder, base)
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Real benchmark rows, beside the checkout."""
+    """Real benchmark rows, next to the checkout."""
     if not REAL_DATA.is_dir():
-        pytest.skip(f"NO REAL DATA: {REAL_DATA.name} is not beside the checkout, so this was not checked")
+        pytest.skip(f"NO REAL DATA: {REAL_DATA.name} is not next to the checkout, so this was not checked")
     return REAL_DATA

@@ -32,7 +32,6 @@ from transformer2.errors import ExpertError, UserError
 from transformer2.experts import (
     Expert,
     compare_experts,
-    expert_folder,
     import_reference_checkpoint,
     load_experts,
     mix_experts,
@@ -204,7 +203,7 @@ def test_what_cannot_be_an_expert_is_not_saved(tmp_path: Path) -> None:
     assert "nothing to save" in refusal(expert(deltas={}), tmp_path / "x", call=save_expert)
     assert "non-finite" in refusal(expert(deltas={UP: torch.tensor([float("inf")])}), tmp_path / "x", call=save_expert)
     assert "float16" in refusal(expert(deltas={UP: torch.zeros(3).half()}), tmp_path / "x", call=save_expert)
-    assert "no module path" in refusal(expert(deltas={"../x": torch.zeros(3)}), tmp_path / "x", call=save_expert)
+    assert "not a module path" in refusal(expert(deltas={"../x": torch.zeros(3)}), tmp_path / "x", call=save_expert)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -212,7 +211,7 @@ def test_what_cannot_be_an_expert_is_not_saved(tmp_path: Path) -> None:
 
 
 def test_files_that_are_missing_or_foreign(folder: Path, tmp_path: Path) -> None:
-    assert "is no folder" in refusal(tmp_path / "nowhere")
+    assert "does not exist" in refusal(tmp_path / "nowhere")
     weights = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).unlink()
     assert f"{WEIGHTS} is missing" in refusal(folder)
@@ -246,11 +245,11 @@ GOOD_KEY = f"base_model.model.{UP}.svf_z.delta"
     ("key", "tensor", "message"),
     [
         ("../../x", torch.zeros(3), "'../../x'"),
-        ("base_model.model.../../x.svf_z.delta", torch.zeros(3), "no SVF expert"),
-        ("base_model.model.a/b.svf_z.delta", torch.zeros(3), "no SVF expert"),
-        (GOOD_KEY + "\n", torch.zeros(3), "no SVF expert"),
-        (GOOD_KEY.replace("delta", "logit"), torch.zeros(3), "no SVF expert"),
-        ("base_model.model.lm_head.weight", torch.zeros(3), "no SVF expert"),
+        ("base_model.model.../../x.svf_z.delta", torch.zeros(3), "not an SVF expert"),
+        ("base_model.model.a/b.svf_z.delta", torch.zeros(3), "not an SVF expert"),
+        (GOOD_KEY + "\n", torch.zeros(3), "not an SVF expert"),
+        (GOOD_KEY.replace("delta", "logit"), torch.zeros(3), "not an SVF expert"),
+        ("base_model.model.lm_head.weight", torch.zeros(3), "not an SVF expert"),
         (GOOD_KEY, torch.zeros(3, dtype=torch.bfloat16), "torch.bfloat16 (3,)"),
         (GOOD_KEY, torch.zeros(3, 3), "torch.float32 (3, 3)"),
         (GOOD_KEY, torch.zeros(0), "torch.float32 (0,)"),
@@ -263,15 +262,10 @@ def test_odd_tensors_are_named(folder: Path, key: str, tensor: torch.Tensor, mes
     assert WEIGHTS in refused and message in refused
 
 
-def test_names_stay_inside_their_root(tmp_path: Path) -> None:
-    (tmp_path / "root" / "good").mkdir(parents=True)
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "root" / "link").symlink_to(tmp_path / "outside")
-    assert expert_folder(tmp_path / "root", "good") == (tmp_path / "root" / "good").resolve()
-    for name in ("..", ".", "", "../outside", "a/b", "a b", "x" * 65, "math\n", "link"):
-        refusal(tmp_path / "root", name, call=expert_folder)
+@pytest.mark.parametrize("name", ["..", ".", "", "../outside", "a/b", "a b", "x" * 65, "math\n"])
+def test_names_are_those_of_one_folder(name: str) -> None:
     with pytest.raises(ExpertError, match="name"):
-        expert("../x")
+        expert(name)
 
 
 def content(folder: Path) -> Any:
@@ -409,7 +403,7 @@ def test_an_expert_with_a_form_and_a_start_of_earlier_versions_loads(base_folder
 
 
 def test_saving_by_transformers_over_an_old_expert_is_no_damage(base_folder: Path, tmp_path: Path) -> None:
-    """transformers writes the config first: what lay beside it must not be taken for what will."""
+    """transformers writes the config first: what lay next to it must not be taken for what will."""
     for scale in (0.1, 0.2):
         model = AutoModelForCausalLM.from_pretrained(base_folder)
         policy = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), transformer2.SVFConfig())
@@ -604,7 +598,7 @@ def test_strange_reference_files_are_refused(base_folder: Path, tmp_path: Path) 
     assert "1 vectors, the base model 6" in refused({"learnable_params_module_list.0": torch.zeros(32)})
     assert "'other.weight'" in refused({"other.weight": torch.zeros(32)})
     up = "model.layers.0.mlp.up_proj.weight"
-    assert "no vector" in refused({up: torch.zeros(3, 3)})
+    assert "not a vector" in refused({up: torch.zeros(3, 3)})
     assert "non-finite" in refused({up: torch.full((32,), float("nan"))})
     assert "the base model's weight needs (32,)" in refused({up: torch.zeros(31)})
     (tmp_path / "x.pt").write_bytes(b"PK garbage")

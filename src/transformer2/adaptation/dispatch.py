@@ -6,8 +6,8 @@
 
 l_c is the log-probability of the whole answer, so softmax is what the model thinks of the categories given that it
 answers with one of them; a longer name has no advantage that it has not as an answer, and EOS tells "math" from the
-beginning of "mathematics". "other", and whatever is no category, is the base model exactly (z = 1); in the reference
-code it keeps the weights of the request before. The categories are the experts', however many: their names and one-line
+beginning of "mathematics". "other", and whatever is not a category, is the base model exactly (z = 1); in the reference
+code it keeps the weights of the previous request. The categories are the experts', however many: their names and one-line
 descriptions are the prompt. `scores` is no part of the paper.
 """
 
@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from transformer2 import tasks, tiny
+from transformer2.adaptation.context import EvaluationContext
 from transformer2.adaptation.mixture import base_row, expert_rows
-from transformer2.adaptation.mixtures import Mixtures
 from transformer2.adaptation.scoring import Scorer
-from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy, check_folder
+from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy
 from transformer2.arguments import Count, check_arguments
 from transformer2.data.prompts import collate, render
 from transformer2.errors import ConfigError, UserError
 from transformer2.experts import Expert, read_expert
+from transformer2.files import check_directory
 from transformer2.metrics import UNPARSED, Confusion
 from transformer2.report.adaptation import confusion_figure
 from transformer2.report.build import Facts
@@ -157,12 +158,12 @@ class PromptDispatch(Strategy):
         check_arguments("adapt", PromptDispatch.__init__, locals())
         task = None if dispatch_task is None else tasks.get(dispatch_task, **(dispatch_options or {}))
         if task is not None and not hasattr(task, "labels"):
-            raise ConfigError(f"{dispatch_task} has no labels, so it is no dispatch task; use dispatch or null")
+            raise ConfigError(f"{dispatch_task} has no labels, so it is not a dispatch task; use dispatch or null")
         self.dispatch_task, self.dispatch_limit = task, dispatch_limit
 
-    def adapt_to_task(self, mixtures: Mixtures) -> AdaptedPolicy:
+    def adapt_to_task(self, context: EvaluationContext) -> AdaptedPolicy:
         """Needs no shots; measures the dispatch where there are labelled requests."""
-        return _DispatchedPolicy(mixtures, self, mixtures.scorer, base_row(len(mixtures.experts)))
+        return _DispatchedPolicy(context, self, context.scorer, base_row(len(context.experts)))
 
 
 class ClassifierDispatch(PromptDispatch):
@@ -178,7 +179,7 @@ class ClassifierDispatch(PromptDispatch):
     def __init__(self, classifier: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         if classifier is not None:
-            check_folder(classifier, "classifier")
+            check_directory(classifier, "adapt.classifier", "train it with fit, or name its folder", ConfigError)
         self.classifier = classifier
 
     def load_helpers(self, base: str) -> list[Expert]:
@@ -187,9 +188,9 @@ class ClassifierDispatch(PromptDispatch):
             raise ConfigError("name the classification expert's folder: adapt.classifier (train one with fit)")
         return [read_expert(self.classifier or tiny.expert_path(tiny.CLASSIFIER))]
 
-    def adapt_to_task(self, mixtures: Mixtures) -> AdaptedPolicy:
+    def adapt_to_task(self, context: EvaluationContext) -> AdaptedPolicy:
         """The first pass runs under the classification expert's z."""
-        return _DispatchedPolicy(mixtures, self, mixtures.helpers, expert_rows(1))
+        return _DispatchedPolicy(context, self, context.helpers, expert_rows(1))
 
 
 class ScoresDispatch(PromptDispatch):
@@ -215,34 +216,36 @@ class ScoresDispatch(PromptDispatch):
         """The classification expert, where there is one."""
         return [] if self.classifier is None else [read_expert(self.classifier)]
 
-    def adapt_to_task(self, mixtures: Mixtures) -> AdaptedPolicy:
+    def adapt_to_task(self, context: EvaluationContext) -> AdaptedPolicy:
         """The first pass runs under the classification expert's z, or as the base model."""
         # The helpers are the classification expert, if any, and the base.
         weights_1K = base_row(0) if self.classifier is None else expert_rows(1)
-        return _ScoredPolicy(mixtures, self, mixtures.helpers, weights_1K)
+        return _ScoredPolicy(context, self, context.helpers, weights_1K)
 
 
 class _DispatchedPolicy(AdaptedPolicy):
     """One expert, or the base, per row.
 
     Args:
-        mixtures: The experts.
+        context: The experts.
         settings: Of the dispatch.
         scorer: Runs the first pass.
         weights_1K: The z of the first pass.
     """
 
-    def __init__(self, mixtures: Mixtures, settings: PromptDispatch, scorer: Scorer, weights_1K: Tensor) -> None:
-        super().__init__(mixtures, settings.name)
+    def __init__(
+        self, context: EvaluationContext, settings: PromptDispatch, scorer: Scorer, weights_1K: Tensor
+    ) -> None:
+        super().__init__(context, settings.name)
         self.settings, self.scorer, self.weights_1K = settings, scorer, weights_1K
-        on_tiny = mixtures.data.base == "tiny"
+        on_tiny = context.data.base == "tiny"
         labelled: Any = settings.dispatch_task or (tasks.get("tiny_dispatch") if on_tiny else None)
-        self.dispatcher = Dispatcher.of(mixtures.experts, labelled)
+        self.dispatcher = Dispatcher.of(context.experts, labelled)
         self.measured = None if labelled is None else self._measure(labelled)
 
     def _measure(self, labelled: Any) -> Confusion:
-        """What labelled requests are taken for; each rank takes every world_size-th of them."""
-        data, answerer = self.mixtures.data, self.mixtures.answerer
+        """The predicted category of labelled requests; each rank takes every world_size-th of them."""
+        data, answerer = self.context.data, self.context.answerer
         measured = Confusion(labelled.labels).to(answerer.device)
         examples = labelled.examples("test", data.data_dir)[: self.settings.dispatch_limit]
         mine = examples[answerer.rank :: answerer.world_size]
@@ -263,9 +266,9 @@ class _DispatchedPolicy(AdaptedPolicy):
         return Facts(details=details)
 
     def figure(self, records: Sequence[Record]) -> Any:
-        """The confusion of labelled requests, and what the scored task was taken for."""
+        """The confusion of labelled requests, and the predicted categories of the scored task."""
         table = {} if self.measured is None else self.measured.table()
-        table[self.mixtures.data.task.name] = _chosen(records)
+        table[self.context.data.task.name] = _chosen(records)
         columns = [*self.dispatcher.categories, UNPARSED]
         if not any(UNPARSED in row for row in table.values()):
             columns.remove(UNPARSED)
@@ -279,8 +282,8 @@ class _DispatchedPolicy(AdaptedPolicy):
         return Choice(self.dispatcher.weights(choices), columns)
 
     def _rendered(self, questions: Sequence[Example]) -> PromptBatch:
-        ids = [render(self.scorer.tokenizer, question, self.mixtures.data.template) for question in questions]
-        return collate(questions, ids, self.scorer.engine.pad_id).to(self.mixtures.answerer.device)
+        ids = [render(self.scorer.tokenizer, question, self.context.data.template) for question in questions]
+        return collate(questions, ids, self.scorer.engine.pad_id).to(self.context.answerer.device)
 
 
 class _ScoredPolicy(_DispatchedPolicy):

@@ -2,7 +2,7 @@
 
     first pass     adapt_to_task once, adapt_to_batch for every batch -> how to answer
     second pass    the scored rows answered so
-    controls       the same rows answered by the base, and by what else the answers stand beside
+    controls       the same rows answered by the base and by whatever else the answers are compared with
 
 Departure from the reference code: whatever was chosen, every rank runs the same number of forward passes, since a
 batch of different choices is one batch with one z per row.
@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from transformer2.adaptation.answerer import Answerer
-from transformer2.adaptation.mixtures import Cache
+from transformer2.adaptation.context import Cache
 from transformer2.adaptation.strategy import AdaptedPolicy, Strategy
 from transformer2.experts import Expert
 from transformer2.report.build import build_report
@@ -75,7 +75,7 @@ def evaluate(
         data: The task, with its `test` rows open.
         strategy: How answers are chosen.
         cache: Baselines of earlier evaluations, which are not answered again; those of this one are added.
-        folder: Where a strategy keeps what it needs to go on after an interruption.
+        folder: Where a strategy saves what it needs to resume after an interruption.
         progress: Whether to draw a bar.
         max_batches: Score no more than the first ones.
     """
@@ -107,7 +107,7 @@ def evaluate_batch(
     index: int,
     seconds: dict[str, float] | None = None,
 ) -> list[Record]:
-    """Answer and judge one batch, the `index`-th of the task, and what stands beside it; adds to `seconds` by part."""
+    """Answer and judge one batch, the `index`-th of the task, and its baselines; adds to `seconds` by part."""
     seconds = {} if seconds is None else seconds
     with _timed(seconds, "first_pass"):
         choice = adapted.adapt_to_batch(batch)

@@ -1,4 +1,4 @@
-"""`adapt`: an unseen task, experts, a strategy -> answers, a report beside its controls, and for cem a new expert."""
+"""`adapt`: an unseen task, experts, a strategy -> answers, a report with its controls, and for cem a new expert."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer2.arguments import written
-from transformer2.cli.check import STRATEGIES, check, folder_name, is_folder, keys_help, sections, suggestion
+from transformer2.cli.check import STRATEGIES, check, folder_name, keys_help, sections, suggestion
 from transformer2.cli.compose import compose, parse_flags
 from transformer2.cli.folder import check_writable, holds_run, run_folder
-from transformer2.errors import ConfigError, nearest, shown
+from transformer2.errors import ConfigError, nearest
+from transformer2.files import check_directory, write_text
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -44,7 +45,7 @@ model, its shipped experts and a task that needs two of them at once (conf/adapt
   --config FILE        a config file with these keys; several are merged, later ones win
   --seed_everything N  seed of the shots and of the search (default 0)
   --run_dir DIR        where the run is kept (default runs/<name>; a number is added rather than overwriting)
-  --resume DIR         go on with an interrupted run, in its folder
+  --resume DIR         resume an interrupted run, in its folder
   --print_config       print the composed config, and stop
   --quiet              no progress bar
   --debug              show the traceback of an error
@@ -83,19 +84,17 @@ def adapt(args: Sequence[str]) -> int:
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return 0
     classifier = (config.get("adapt") or {}).get("classifier")
-    if {"cls", "scores"} & {*strategies} and classifier is not None and not is_folder(classifier):
-        raise ConfigError(
-            f"adapt.classifier: {shown(classifier)} is no folder here; train it with fit, or name its own"
-        )
+    if {"cls", "scores"} & {*strategies} and classifier is not None:
+        check_directory(classifier, "adapt.classifier", "train it with fit, or name its folder", ConfigError)
     name = folder_name(config.pop("name", None) or f"adapt_{strategy}")
     check_writable(resumed or flags.options.get("run_dir") or "runs")
     start = time.perf_counter()
 
     # From here on the heavy libraries are needed.
-    from transformer2.cli.train import quieten
+    from transformer2.cli.train import silence_libraries
 
     quiet = "quiet" in flags.switches
-    quieten(quiet)
+    silence_libraries(quiet)
     with run_folder(resumed or flags.options.get("run_dir"), name, resumed=resumed is not None) as folder:
         return _run(config, strategies, folder, quiet, start)
 
@@ -104,7 +103,7 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
     from transformer2.adaptation.strategy import Strategy, check_whole
     from transformer2.cli.experiment import Experiment, explained
     from transformer2.data import UnseenTaskDataModule
-    from transformer2.strategies import in_lockstep
+    from transformer2.distributed import in_lockstep
 
     settings = dict(config.pop("adapt", None) or {})
     del config["strategy"]
@@ -116,7 +115,7 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
     _keep_config(experiment, names, settings)
     # A strategy of the user's own comes as a callback without a task of its own.
     own = [c for c in experiment.callbacks_of(Strategy) if c.own_task is None]
-    kept, again = f"go on with transformer2 adapt --resume {folder}", "nothing was kept yet; run the command again"
+    kept, again = f"resume with transformer2 adapt --resume {folder}", "nothing was saved yet; run the command again"
     experiment.hint = lambda: kept if holds_run(folder) else again
     with explained():
         return experiment.in_every_process(lambda: _adapt(experiment, [*own, *strategies], quiet, start))
@@ -124,8 +123,8 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
 
 def _adapt(experiment: Experiment, strategies: Sequence[Strategy], quiet: bool, start: float) -> int:
     """One strategy after the other; in every process."""
+    from transformer2.adaptation.context import Cache
     from transformer2.adaptation.evaluate import evaluate
-    from transformer2.adaptation.mixtures import Cache
     from transformer2.data.loader import batches_within
     from transformer2.report.adaptation import adaptation_table
     from transformer2.report.table import read_report
@@ -186,8 +185,6 @@ def _together(folder: Path, strategies: Mapping[str, Report]) -> None:
     import json
     import shutil
 
-    from transformer2.report.table import write_text
-
     (folder / "figures").mkdir(exist_ok=True)
     for name in strategies:
         for picture in (folder / name / "figures").glob("*.png"):
@@ -223,8 +220,6 @@ def _check_flags(strategies: Sequence[str], flags: Sequence[str]) -> None:
 def _keep_config(experiment: Experiment, strategies: Sequence[str], settings: Mapping[str, Any]) -> None:
     """The run's config as YAML that runs again, and that `--resume` reads."""
     import yaml
-
-    from transformer2.report.table import write_text
 
     whole = yaml.safe_load(experiment.yaml())
     whole |= {"strategy": strategies[0] if len(strategies) == 1 else "all", "adapt": dict(settings)}

@@ -80,9 +80,9 @@ class ModelOptions:
     def load(self, **options: Any) -> SelfAdaptive:
         """The model; this imports the heavy libraries."""
         from transformer2.adaptive.model import SelfAdaptive
-        from transformer2.cli.train import quieten
+        from transformer2.cli.train import silence_libraries
 
-        quieten(True)
+        silence_libraries(True)
         return SelfAdaptive.from_pretrained(
             self.base,
             self.experts,

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from transformer2.arguments import written
-from transformer2.cli.check import check, is_folder
+from transformer2.cli.check import check
 from transformer2.cli.compose import PACKAGED, compose, home, parse_flags
 from transformer2.cli.folder import check_writable
-from transformer2.cli.train import KEYS, quieten, take_from_expert
+from transformer2.cli.train import KEYS, silence_libraries, take_from_expert
 from transformer2.errors import ConfigError, shown
+from transformer2.files import check_directory
+from transformer2.svf.format import peft_type
 
 DECOMPOSE_HELP = """\
 usage: transformer2 decompose --model.base BASE | --config FILE [--model.KEY VALUE ...] [--device DEVICE]
@@ -81,7 +83,7 @@ def decompose(args: Sequence[str]) -> int:
         raise ConfigError("decompose needs --model.base (`decompose --help`), or a --config that names one")
     if not flags.configs and "target_modules" not in adapter:
         adapter = _shipped_adapter(base) | adapter
-    if (kind := str(adapter.get("peft_type", "SVF")).upper()) != "SVF":
+    if (kind := peft_type(adapter)) != "SVF":
         raise ConfigError(f"the config trains a {kind} adapter, which needs no bases; decompose is for SVF")
     cache_dir, dtype = adapter.get("basis_cache"), model.get("dtype", "auto")
     if cache_dir not in (None, "off"):
@@ -130,7 +132,7 @@ def export(args: Sequence[str]) -> int:
     model = config["model"]
     if model.get("base") is None:
         raise ConfigError(f"{expert} does not say which base it belongs to; give --model.base")
-    quieten("quiet" in flags.switches)
+    silence_libraries("quiet" in flags.switches)
 
     from transformer2.export import export_merged, new_folder
     from transformer2.policy import build_policy, expert_adapter, load_base, load_expert, load_tokenizer
@@ -161,8 +163,7 @@ class _Words(argparse.ArgumentParser):
                 raise ConfigError(f"{flag} is given twice; give it once")
         given = self.parse_args(args)
         for folder in given.folders:
-            if not is_folder(folder):
-                raise ConfigError(f"{shown(repr(folder))} is no folder here; give {self.what}")
+            check_directory(folder, "folder", f"give {self.what}", ConfigError)
         return given
 
     def error(self, message: str) -> NoReturn:

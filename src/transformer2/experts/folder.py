@@ -23,7 +23,7 @@ from transformer2.svf.card import write_card
 from transformer2.svf.format import CONFIG, LARGEST_EXPERT, WEIGHTS, checksums, delta_key, module_of
 
 __all__ = [
-    "Expert", "check_name", "expert_folder", "plain_name", "read_expert", "save_expert", "seal_adapter", "stamp_expert",
+    "Expert", "check_name", "plain_name", "read_expert", "save_expert", "seal_adapter", "stamp_expert",
 ]  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -108,23 +108,10 @@ def plain_name(text: str) -> str:
     return name if name.strip(".") else "expert"
 
 
-def expert_folder(root: str | Path, name: str) -> Path:
-    """The folder of an expert inside a root folder.
-
-    Raises:
-        ExpertError: A name with other characters than `[A-Za-z0-9._-]`, or one that leads out of the root (a link).
-    """
-    root = Path(root).expanduser().resolve()
-    folder = (root / check_name(name)).resolve()
-    if not folder.is_relative_to(root):
-        raise ExpertError(f"expert {name!r} leads to {folder}, outside {root}; copy it there instead of linking it")
-    return folder
-
-
 def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> Path:
     """Write an expert as a folder that `PeftModel.from_pretrained` and `read_expert` load.
 
-    Everything is written and fsynced in a temp folder beside the target, which is then renamed.
+    Everything is written and fsynced in a temp folder next to the target, which is then renamed.
 
     Args:
         expert: The expert; its deltas are written as fp32.
@@ -142,7 +129,7 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
         raise ExpertError(f"expert {expert.name!r} tunes no matrix; there is nothing to save")
     for module, delta_R in expert.deltas.items():
         if module_of(delta_key(module)) is None:
-            raise ExpertError(f"{module!r} is no module path; an expert maps module paths to z - 1")
+            raise ExpertError(f"{module!r} is not a module path; an expert maps module paths to z - 1")
         check_delta(f"expert {expert.name!r}", module, delta_R)
     if folder.exists() and not overwrite:
         raise ExpertError(f"{folder} exists; choose another folder, or overwrite it on purpose")
@@ -179,7 +166,7 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
 
 
 def seal_adapter(folder: Path) -> None:
-    """Write the checksums of what PEFT saved there beside it, unless it is an SVF expert, which carries its own."""
+    """Write the checksums of what PEFT saved there next to it, unless it is an SVF expert, which carries its own."""
     if read_config(folder)["peft_type"] != "SVF":
         (folder / MANIFEST).write_text(manifest(folder, (CONFIG, WEIGHTS), ExpertError), encoding="utf-8")
 
@@ -188,7 +175,7 @@ def stamp_expert(folder: str | Path) -> Path:
     """Write the checksums of an SVF expert as it is now: after its config was edited on purpose, or for an old format.
 
     Raises:
-        ExpertError: It is no SVF expert, its weights cannot be one's, or it cannot be written.
+        ExpertError: It is not an SVF expert, its weights cannot be one's, or it cannot be written.
     """
     folder = Path(folder).expanduser()
     config = read_config(folder)

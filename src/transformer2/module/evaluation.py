@@ -10,14 +10,14 @@ from torch import Tensor
 
 from transformer2.adaptation.answerer import Answerer
 from transformer2.adaptation.evaluate import evaluate_batch, in_order
-from transformer2.adaptation.strategy import ThisExpert
+from transformer2.adaptation.strategy import ActiveExpert
 from transformer2.data.loader import batches_within
+from transformer2.distributed import gather_objects, sum_over_ranks
 from transformer2.metrics import Accuracy
 from transformer2.module.options import MemoryOptions, SamplingOptions, TestOptions
 from transformer2.rl.logprobs import Head
 from transformer2.rollout.base import RolloutEngine
 from transformer2.rollout.hf import HFEngine
-from transformer2.strategies import gather_objects, sum_over_ranks
 from transformer2.tasks import Task
 from transformer2.types import Answer, Example, PromptBatch, Record, Rollouts, Verdict
 
@@ -28,7 +28,7 @@ class PolicyModule(L.LightningModule):
     Attributes:
         sampling: How completions are drawn.
         memory: What is held in memory at a time.
-        test: What a test draws beside greedy answers.
+        test: What a test draws in addition to greedy answers.
         seed: Seed of sampling.
         policy: The model with its adapters; None before `configure_model`.
         engine: Draws rows of different z, and what `sampler` draws where that is the same.
@@ -76,7 +76,6 @@ class PolicyModule(L.LightningModule):
             self.sampler,
             self.head,
             max_new_tokens=self.sampling.max_new_tokens or task.max_new_tokens,
-            max_rows=self.memory.max_rollout_rows,
             rank=self.global_rank,
             world_size=1 if self._trainer is None else self.trainer.world_size,
             gather=gather_objects,
@@ -111,7 +110,7 @@ class PolicyModule(L.LightningModule):
         self.validated = []
 
     def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
-        """Score one batch of validation questions; an answer that could not be verified is no wrong one."""
+        """Score one batch of validation questions; an answer that could not be verified is not a wrong one."""
         answers = self.answerer().answer(prompts)
         self.val_correct.update([a.correct for a in answers if a.correct is not None])
         self.validated += zip(prompts.examples, answers, strict=True)
@@ -131,7 +130,7 @@ class PolicyModule(L.LightningModule):
 
     def test_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Answer one batch with the base and with the expert."""
-        strategy = ThisExpert(self.test.samples, self.test.temperature, self.seed)
+        strategy = ActiveExpert(self.test.samples, self.test.temperature, self.seed)
         self.records += evaluate_batch(strategy.adapt_to_task(self.answerer()), self.data, prompts, batch_idx)
 
     def on_test_epoch_end(self) -> None:

@@ -8,8 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from transformer2.arguments import Count, NotNegativeInt, Positive, Temperature, check_arguments
-from transformer2.errors import ConfigError
+from transformer2.arguments import Count, NotNegativeInt, Positive, Temperature, check_arguments, check_samples
 from transformer2.rl.advantages import Baseline
 from transformer2.rl.kl import KL
 
@@ -35,7 +34,7 @@ class SamplingOptions(_Options):
         num_completions: Completions per prompt; the global batch is `data.batch_size` times as many rows.
         max_new_tokens: Completion budget; None takes the task's.
         stop: What ends a completion besides the model's EOS: strings and token ids, e.g. `['<|im_end|>']` for a model
-            whose chat template ends a turn with a token that is no EOS. Verified is the text before a stop string.
+            whose chat template ends a turn with a token that is not an EOS. Verified is the text before a stop string.
     """
 
     temperature: Temperature = 1.0
@@ -96,7 +95,7 @@ class MemoryOptions(_Options):
 
 @dataclass(frozen=True)
 class TestOptions(_Options):
-    """What a test draws beside greedy answers (`model.test`).
+    """What a test draws in addition to greedy answers (`model.test`).
 
     Attributes:
         samples: Completions of each test question, for pass@k; 0 scores greedy answers alone.
@@ -109,8 +108,7 @@ class TestOptions(_Options):
     def __post_init__(self) -> None:
         """Refuse samples that are all alike."""
         super().__post_init__()
-        if self.samples and not self.temperature:
-            raise ConfigError("model.test.samples are all alike at model.test.temperature 0; use one above 0")
+        check_samples(self.samples, self.temperature)
 
 
 GROUPS = ("sampling", "loss", "memory", "test")

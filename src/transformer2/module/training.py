@@ -36,6 +36,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from transformer2.arguments import Positive, Seed, check_arguments
 from transformer2.data.loader import PromptLoader
+from transformer2.distributed import check_packed, gather_objects, in_lockstep
 from transformer2.errors import ConfigError, UserError
 from transformer2.halving import run_or_halve
 from transformer2.module.alarms import Alarms
@@ -55,7 +56,6 @@ from transformer2.rl.step import Step
 from transformer2.rollout.base import EngineName
 from transformer2.rollout.server import VLLMOptions
 from transformer2.seeds import rollout_seed
-from transformer2.strategies import check_packed, gather_objects, in_lockstep
 from transformer2.svf.quantised import check_gradient
 from transformer2.types import PromptBatch, Rollouts, Verdict
 
@@ -74,7 +74,7 @@ class SVFReinforceModule(PolicyModule):
         model_kwargs: Which files of the base are read, by everything that reads it (`revision`, `subfolder`,
             `cache_dir`, `token`, `trust_remote_code`), and what else `from_pretrained` takes (`attn_implementation`,
             `device_map`, ...; `quantization_config` as in conf/quantisation/).
-        optimizer: Any of torch.optim or your own, by class name, and its settings beside it: `optimizer.lr` (paper:
+        optimizer: Any of torch.optim or your own, by class name, and its settings: `optimizer.lr` (paper:
             2e-3), `optimizer.eps`, ...
         lr_scheduler: Any that follows the steps; `WarmupCosine` decays to 0 over the run, `Warmup` stays; both take
             `lr_scheduler.warmup_steps`.
@@ -82,7 +82,7 @@ class SVFReinforceModule(PolicyModule):
         sampling: How completions are drawn.
         loss: What is minimised.
         memory: What is held in memory at a time.
-        test: What a test draws beside greedy answers.
+        test: What a test draws in addition to greedy answers.
         rollout: What draws completions: `hf` (batches, everywhere), `paged` (transformers' continuous batching, one
             GPU), `vllm` (a server of its own). Adaptation, whose rows differ in z, draws with `hf` always.
         vllm: The vLLM server, with `rollout: vllm`.
@@ -286,7 +286,7 @@ class SVFReinforceModule(PolicyModule):
         self.alarms.look(self.global_step, metrics, self.loss.baseline in GROUPED, self.last_verdicts)
         self.log_dict(metrics, batch_size=len(rewards_B))
 
-    # ------------------------------------------------------------------ Lightning's joints
+    # ------------------------------------------------------------------ Lightning's hooks
 
     def on_fit_start(self) -> None:
         """A model in shards can be run from here on; a quantised one must let gradients through."""
@@ -330,11 +330,11 @@ class SVFReinforceModule(PolicyModule):
         self.changed = check_identity(self, checkpoint)
 
     def on_train_start(self) -> None:
-        """A resumed run goes on with its next batch, and at its own rate, not at the one in the optimizer's state."""
+        """A resumed run continues with its next batch, and at its own rate, not at the one in the optimizer's state."""
         super().on_train_start()
         if isinstance(loader := self.trainer.train_dataloader, PromptLoader):
             # Counting batches for max_epochs, Lightning forgets the position.
-            loader.load_state_dict({"batches_seen": self.global_step})
+            loader.batches_seen = self.global_step
         if changes_rate(self.changed):
             fresh = self._built([torch.nn.Parameter(torch.zeros(1))])
             restart(self.trainer.optimizers[0], cast(LRScheduler, self.lr_schedulers()), *fresh)

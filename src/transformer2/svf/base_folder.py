@@ -15,7 +15,7 @@ __all__ = ["NAMES", "base_folder", "for_readers", "for_weights", "is_local", "lo
 
 NAMES = ("tiny", SMOLLM2)  # bases that are found by these names on every machine
 
-# What of `model_kwargs` says where a base's files are, beside `subfolder`; the rest is for who reads them.
+# What of `model_kwargs` says where a base's files are, besides `subfolder`; the rest is for who reads them.
 _WHERE = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 _SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
 _WEIGHTS = ("*.safetensors",)
@@ -42,7 +42,7 @@ def base_folder(base: str | Path, model_kwargs: Mapping[str, Any] | None = None,
     if not folder.is_dir():
         if folder.exists() or looks_like_a_path(str(base)):
             raise DataError(
-                f"base {str(base)!r} is no model folder here; give `tiny`, a folder, a GGUF file, or a Hub id"
+                f"base {str(base)!r} is not a model folder; give `tiny`, a folder, a GGUF file, or a Hub id"
             )
         folder = _from_hub(str(base), options, f"{inside}/" if inside else "", weights)
     if not (folder / inside / "config.json").is_file():
@@ -56,7 +56,7 @@ def _from_hub(base: str, options: Mapping[str, Any], inside: str, weights: bool)
     where = {key: options[key] for key in _WHERE if options.get(key) is not None}
     if not hub_answers():
         where["local_files_only"] = True  # what is in the cache, or an error at once
-    # Not the copies that some repositories keep beside the weights (original/, consolidated.safetensors).
+    # Not the copies that some repositories keep alongside the weights (original/, consolidated.safetensors).
     where["ignore_patterns"] = [f"{inside}*/*", f"{inside}consolidated*"]
     wanted = [inside + pattern for pattern in (*_SMALL, *(_WEIGHTS if weights else ()))]
     try:
@@ -66,7 +66,7 @@ def _from_hub(base: str, options: Mapping[str, Any], inside: str, weights: bool)
     except Exception as e:  # requests, OS and hub errors alike mean: not to be had from there
         revision = f" at revision {where['revision']!r}" if "revision" in where else ""
         raise DataError(
-            f"base {base!r}{revision} is no folder here and the Hub did not give it ({type(e).__name__}); give "
+            f"base {base!r}{revision} is not a folder, and the Hub did not give it ({type(e).__name__}); give "
             "model.base a local folder (download it where there is a network), or `tiny`"
         ) from e
     return folder
