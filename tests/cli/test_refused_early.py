@@ -51,7 +51,7 @@ EARLY = [  # words, what the line says
     ([*PLAN, "--gpus", "0"], "--gpus takes a positive whole number"),
     ([*PLAN, "--gpus", "1.5"], "--gpus takes a positive whole number"),
     ([*PLAN, "--gpus", "two"], "--gpus takes a positive whole number"),
-    ([*PLAN, "--gpu-memory", "80GB"], "--gpu-memory takes"),
+    ([*PLAN, "--gpu-memory", "80"], "did you mean --gpu_memory?"),
     ([*PLAN, "--gpu_memory", "80GB"], "--gpu_memory takes"),
     ([*PLAN, "--device", "h1000"], "did you mean 'h100'?"),
     ([*PLAN, "--nodes", "-1"], "--nodes takes"),

@@ -164,7 +164,7 @@ def test_every_shipped_strategy_is_planned_as_what_it_is(strategy: Strategy) -> 
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--gpus", "8", "--gpu-memory", "80", "--explain"]) == 0
+    assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--gpus", "8", "--gpu_memory", "80", "--explain"]) == 0
     out = capsys.readouterr().out
     assert "ddp*" in out and "weights: params * b / ranks = 8.0303e9 * 2 / 1 = 16.1 GB" in out
     folder = make_llama(tmp_path / "only_config")
@@ -221,5 +221,5 @@ def test_a_term_reads_its_formula_and_its_numbers_off_its_function() -> None:
     [("llama8b_gsm8k", 1, "single"), ("llama70b_gsm8k", 8, "zero3"), ("mistral7b_gsm8k", 1, "single")],
 )
 def test_shipped_configs_fit_the_cards_they_are_written_for(config, cards, strategy, capsys):
-    assert main(["plan", "--config", f"conf/{config}.yaml", "--gpus", str(cards), "--gpu-memory", "80"]) == 0
+    assert main(["plan", "--config", f"conf/{config}.yaml", "--gpus", str(cards), "--gpu_memory", "80"]) == 0
     assert f"{strategy}: fits" in capsys.readouterr().out

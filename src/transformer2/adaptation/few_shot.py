@@ -128,8 +128,8 @@ class FewShotSearch(Strategy):
         options: The arguments of `Strategy`.
     """
 
-    name: ClassVar[str] = "cem"
-    picture: ClassVar[str] = "cem/alpha"
+    name: ClassVar[str] = "few_shot"
+    picture: ClassVar[str] = "few_shot/alpha"
 
     def __init__(
         self,

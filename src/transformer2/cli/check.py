@@ -25,7 +25,7 @@ DATA = "transformer2.data.modules.ExpertDataModule"
 UNSEEN_DATA = "transformer2.data.modules.UnseenTaskDataModule"
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 STRATEGIES = {
-    "cem": "transformer2.adaptation.few_shot.FewShotSearch",
+    "few_shot": "transformer2.adaptation.few_shot.FewShotSearch",
     "prompt": "transformer2.adaptation.dispatch.PromptDispatch",
     "cls": "transformer2.adaptation.dispatch.ClassifierDispatch",
 }
@@ -186,7 +186,9 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
     check_trainer(config["trainer"])
     data = config["data"]
     try:
-        tasks.get(data.get("task", "tiny_math"), **(data.get("task_options") or {}))
+        task = tasks.get(data.get("task", "tiny_math"), **(data.get("task_options") or {}))
+        if folders and command not in NO_ROWS:
+            task.check_rows()
     except UserError:
         raise
     except Exception as e:  # whatever a task of one's own may raise

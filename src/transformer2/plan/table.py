@@ -16,8 +16,16 @@ SECONDS = ("rollout", "log-probs", "backward", "wire")
 WIRE = "wire, GB a step"
 
 
-def plan_table(plans: Sequence[Plan], chosen: Plan) -> str:
-    """The table over strategies; a star marks the chosen one."""
+def plan_table(plans: Sequence[Plan], chosen: Plan, steps: int | None = None) -> str:
+    """The table over strategies; a star marks the chosen one.
+
+    Args:
+        plans: One a strategy.
+        chosen: The one that the heading is about.
+        steps: Optimizer steps of the run, for its hours (without validations); None where the config says no number.
+    """
+    once = [total(decomposition(p.job, p.device)) for p in plans]
+    hours = [(first + (steps or 0) * total(p.seconds)) / 3600 for first, p in zip(once, plans, strict=True)]
     rows: dict[str, Sequence[str | float]] = {
         "GB per device": [f"{p.job.strategy}{'*' if p is chosen else ''}" for p in plans],
         **{f"  {part}": [p.memory.part(part) / GB for p in plans] for part in PARTS},
@@ -28,7 +36,8 @@ def plan_table(plans: Sequence[Plan], chosen: Plan) -> str:
         "seconds a step": [total(p.seconds) for p in plans],
         **{f"  {part}": [total(t for t in p.seconds if t.part == part) for p in plans] for part in SECONDS},
         WIRE: [wire(p.job).value / GB for p in plans],
-        "decomposition, seconds once": [total(decomposition(p.job, p.device)) for p in plans],
+        "decomposition, seconds once": once,
+        **({f"hours, all {steps} steps": hours} if steps else {}),
     }
     cells = [
         [name, *(value if isinstance(value, str) else _number(value) for value in values)]

@@ -45,7 +45,9 @@ def get(name: str, **options: Any) -> Task:
     try:
         signature.bind(**options)
     except TypeError as e:
-        raise ConfigError(f"task {name!r}: {e}; give it in task_options") from e
+        missing = [p.name for p in signature.parameters.values() if p.default is p.empty and p.name not in options]
+        flag = f", as --data.task_options.{missing[0]}" if missing else ""
+        raise ConfigError(f"task {name!r}: {e}; give it in task_options{flag}") from e
     return cls(**options)
 
 
