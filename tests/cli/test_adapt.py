@@ -86,7 +86,9 @@ def test_figures_and_tensorboard(run):
     assert (run / "figures" / "alpha.png").stat().st_size > 1000
     (file,) = run.glob("events*")
     tags = EventAccumulator(str(file)).Reload().Tags()
-    assert {"adapt/few_shot/accuracy", "adapt/few_shot/accuracy_se", "adapt/few_shot/first_pass"} <= set(tags["scalars"])
+    assert {"adapt/few_shot/accuracy", "adapt/few_shot/accuracy_se", "adapt/few_shot/first_pass"} <= set(
+        tags["scalars"]
+    )
     assert "few_shot/alpha" in tags["images"]
 
 
@@ -223,7 +225,11 @@ def test_without_a_config_all_three_on_the_embedded_model(tmp_path, capsys):
         "prompt_confusion.png",
         "cls_confusion.png",
     }
-    for name, picture in (("few_shot", "few_shot/alpha"), ("prompt", "dispatch/confusion"), ("cls", "dispatch/confusion")):
+    for name, picture in (
+        ("few_shot", "few_shot/alpha"),
+        ("prompt", "dispatch/confusion"),
+        ("cls", "dispatch/confusion"),
+    ):
         (events,) = (tmp_path / "run" / name).glob("events*")
         tags = EventAccumulator(str(events)).Reload().Tags()
         assert tags["images"] == [picture] and f"adapt/{name}/second_pass" in tags["scalars"]

@@ -52,7 +52,12 @@ def test_questions_that_are_one_are_on_one_side(tmp_path):
 @pytest.mark.parametrize(
     ("verifier", "row", "right", "wrong"),
     [
-        ("exact", {"answer": "Zürich"}, ["Zürich", "  zürich.\n", "**Zürich**", '"ZÜRICH"', "Zu\u0308rich"], ["Bern", ""]),
+        (
+            "exact",
+            {"answer": "Zürich"},
+            ["Zürich", "  zürich.\n", "**Zürich**", '"ZÜRICH"', "Zu\u0308rich"],
+            ["Bern", ""],
+        ),
         ("exact", {"answer": "Zürich"}, [], ["Zürich or Bern", "Bern. Zürich", "The city is Zürich", "Zurich"]),
         ("exact", {"answer": "C++"}, ["c++", "`C++`"], ["C"]),
         ("numeric", {"answer": 26}, ["#### 26", "26", "The answer is 26 days."], ["#### 27", "26 or 27", ""]),
@@ -117,7 +122,11 @@ BAD = {  # name -> (options, the second line, what is said besides file and line
     "a list": ({}, "[1]", "is not a JSON object"),
     "half a row": ({}, '{"question": "Q", "ans', "is not JSON"),
     "half a character": ({}, '{"question": "\\ud800", "answer": "x"}', "half a character"),
-    "no answer": ({}, {"question": "Q"}, "field 'answer' is missing, there is 'question'; add it, or say keys: {answer:"),
+    "no answer": (
+        {},
+        {"question": "Q"},
+        "field 'answer' is missing, there is 'question'; add it, or say keys: {answer:",
+    ),
     "no question": ({}, {"prompt": "Q", "answer": "x"}, "say keys: {question: ITS_NAME}"),
     "blank question": ({}, {**GOOD, "question": " \n"}, "field 'question' is"),
     "a number asked": ({}, {**GOOD, "question": 5}, "field 'question' is 5"),

@@ -10,7 +10,6 @@ from transformer2 import tasks
 from transformer2.errors import ConfigError
 from transformer2.tasks import Task
 
-
 NEEDED = {"jsonl": {"path": "mine.jsonl"}}  # options without which a task cannot be
 
 

@@ -1,4 +1,4 @@
-"""`adapt`: an unseen task, experts, a strategy -> answers, a report beside its controls, and for few_shot a new expert."""
+"""`adapt`: an unseen task, experts, a strategy -> answers, a report beside its controls; of few_shot a new expert."""
 
 from __future__ import annotations
 

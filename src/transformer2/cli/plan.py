@@ -25,8 +25,8 @@ HELP = """\
 usage: transformer2 plan --config FILE [--gpus N] [--gpu_memory GB] [--nodes M] [--KEY.SUB VALUE ...]
 
 What a training run needs per device, part by part, for every strategy, from the model's config alone; the first change
-that would make it fit; seconds and bytes on the wire of a step, hours of the run. Works offline for the shapes of Llama 3,
-Mistral and Qwen2.5, and for any local folder with a config.json.
+that would make it fit; seconds and bytes on the wire of a step, hours of the run (without validations). Works offline
+for the shapes of Llama 3, Mistral and Qwen2.5, and for any local folder with a config.json.
 
   --config FILE          as for fit; any key can follow as a flag
   --gpus N               devices of a node (default 1)

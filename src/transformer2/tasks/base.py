@@ -38,7 +38,7 @@ class Task(Verifier):
             DataError: Unknown split, unreadable source, or a row with a missing or odd field (named).
         """
 
-    def check_rows(self) -> None:  # noqa: B027  # most rows are opened with the datamodule
+    def check_rows(self) -> None:  # most rows are opened with the datamodule
         """Refuse rows that the task's own options name, before any heavy library is imported.
 
         Raises:

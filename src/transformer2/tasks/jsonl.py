@@ -73,7 +73,9 @@ class JSONL(Task):
             raise ConfigError(f"task 'jsonl': keys {keys!r:.60} must map fields to the file's names of them")
         for field in keys or {}:
             if field not in FIELDS:
-                raise ConfigError(f"task 'jsonl': keys has the unknown field {field!r:.60}{nearest(str(field), FIELDS)}")
+                raise ConfigError(
+                    f"task 'jsonl': keys has the unknown field {field!r:.60}{nearest(str(field), FIELDS)}"
+                )
         self.path, self.kind = path, KINDS[verifier]
         self.keys = {field: field for field in FIELDS} | dict(keys or {})
         self.verify_in = self.kind.verify_in
