@@ -551,7 +551,7 @@ def test_comparison_figures() -> None:
     rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.split("\n\n")[1].splitlines()}
     assert [float(row[0]) for name, row in rows.items() if name in figures.rms["a"]][:2] == [1.0, -1.0], text
     assert "a · b" in text and "top third" in text
-    many = [replace(a, name=f"an expert of a long name {i}") for i in range(7)]
+    many = [replace(a, name=f"an_expert_of_a_long_name_{i}") for i in range(7)]
     assert max(map(len, str(compare_experts(many)).splitlines())) <= 100
 
 

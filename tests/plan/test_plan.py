@@ -163,10 +163,18 @@ def test_every_shipped_strategy_is_planned_as_what_it_is(strategy: Strategy) -> 
     assert strategy_of(compose([f"conf/strategy/{strategy}.yaml"], [], ["trainer"])["trainer"]) == strategy
 
 
+HOURS = "hours, all 200 steps"
+
+
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--gpus", "8", "--gpu_memory", "80", "--explain"]) == 0
     out = capsys.readouterr().out
     assert "ddp*" in out and "weights: params * b / ranks = 8.0303e9 * 2 / 1 = 16.1 GB" in out
+    row = {line[:30].strip(): line[30:].split() for line in out.splitlines()}
+    step, once, hours = (float(row[name][0]) for name in ("seconds a step", "decomposition, seconds once", HOURS))
+    assert hours == pytest.approx((once + 200 * step) / 3600, rel=0.01)
+    assert main(["plan", "--config", "conf/tiny_math.yaml", "--trainer.max_steps=-1", "--trainer.max_epochs=1"]) == 0
+    assert "hours" not in capsys.readouterr().out  # the config says no number of steps
     folder = make_llama(tmp_path / "only_config")
     (folder / "model.safetensors").unlink()
     assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--model.base", str(folder)]) == 0  # no weights needed

@@ -226,7 +226,9 @@ def test_fit_test_and_adapt_on_a_file_of_numbers(tmp_path, monkeypatch, capsys):
     short = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--data.batch_size=8"]
     assert main(["fit", "--config=conf/jsonl.yaml", *rows, *short]) == 0
     out = capsys.readouterr().out
-    assert "jsonl   questions: 50 train, 15 validation, 15 test" in out and "test split, n = 15" in out
+    task = tasks.get("jsonl", path="my.jsonl", verifier="numeric")
+    sizes = ", ".join(f"{len(task.examples(split))} {split}" for split in task.splits)
+    assert f"jsonl   questions: {sizes}\n" in out and f"test split, n = {len(task.examples('test'))}," in out
     more = ["--data.task=jsonl", "--data.task_options.system=null", "--model.sampling.max_new_tokens=40"]
     assert main(["test", "--expert=runs/jsonl/expert", *more, *rows]) == 0
     search = ["--adapt.population=2", "--adapt.generations=1", "--data.few_shot=4", "--data.test_limit=8"]

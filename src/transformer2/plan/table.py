@@ -77,7 +77,7 @@ def _heading(plan: Plan) -> list[str]:
     drawn = "rows drawn by a server (not counted)" if job.elsewhere else f"{job.rollout_rows} rows drawn at a time"
     lines = [
         f"{shape.name} on {nodes}{job.gpus} x {plan.limit / GB:.3g} GB ({plan.device.name})",
-        f"{shape.params / 1e9:.3g} G parameters of {shape.dtype_bytes} bytes{packed}; {method}, "
+        f"{_scaled(shape.params)} parameters of {shape.dtype_bytes} bytes{packed}; {method}, "
         f"{len(shape.tuned)} matrices",
         f"a step: {job.global_rows} rows of {job.prompt_tokens} + {job.completion_tokens} tokens over all devices, "
         f"{job.micro_tokens} tokens a micro-batch, {drawn}",
@@ -94,6 +94,12 @@ def _verdict(plan: Plan) -> str:
     if plan.advised is None:
         return f"{name}: does not fit, whatever is changed on these devices"
     return f"{name}: would fit with {' '.join(changes(plan.job, plan.advised))}"
+
+
+def _scaled(count: float) -> str:
+    """A large number with its unit: 8.03 G, 545 k."""
+    size, unit = next(((size, unit) for size, unit in ((1e9, "G"), (1e6, "M")) if count >= size), (1e3, "k"))
+    return f"{count / size:.3g} {unit}"
 
 
 def _number(value: float) -> str:

@@ -58,7 +58,7 @@ def draw_curve(run: Path, out: Path) -> Path:
     _plot(right, _changes(scalars["train/kl"]), color="C3", marker=".")
     right.set(xlabel="optimizer steps done", ylabel="nats per token", title="KL of the expert to the base")
     for axes in (left, right):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     plt.close(figure)
