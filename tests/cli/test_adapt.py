@@ -221,7 +221,7 @@ def test_without_a_config_all_three_on_the_embedded_model(tmp_path, capsys):
     records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
     assert [r["strategy"] for r in records] == ["few_shot"] * 4 + ["prompt"] * 4 + ["cls"] * 4
     assert {p.name for p in (tmp_path / "run" / "figures").iterdir()} == {
-        "cem_alpha.png",
+        "few_shot_alpha.png",
         "prompt_confusion.png",
         "cls_confusion.png",
     }
