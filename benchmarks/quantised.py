@@ -118,5 +118,5 @@ def _score(flags: list[str], experts: dict[str, Path], toy: bool) -> dict[str, S
         trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
         trainer.test(module, data, verbose=False)
         scores["none"] = Score.of([r.base.correct for r in module.records])
-        scores[of] = Score.of([r.expert.correct for r in module.records])
+        scores[of] = Score.of([r.result.correct for r in module.records])
     return scores

@@ -124,7 +124,7 @@ def log_evaluation(loggers: Sequence[Logger], found: Evaluation, step: int, grou
         group: What the tags of the scores begin with.
         picture: Tag of the figure.
     """
-    result = found.report.expert
+    result = found.report.result
     scores = {"accuracy": result.accuracy, "accuracy_se": result.se, **found.report.seconds}
     for logger in loggers:
         logger.log_metrics({f"{group}/{name}": float(value) for name, value in scores.items()}, step=step)

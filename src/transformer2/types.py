@@ -221,7 +221,7 @@ class Record:
         question: What was asked.
         gold: The right answer.
         base: The base model's answer.
-        expert: The answer of the expert, or of what a strategy made of several.
+        result: The answer of the expert, or of what a strategy chose.
         prompt: The rendered prompt, where records keep it.
         strategy: Name of the strategy that chose; None where nothing was chosen.
         choice: What it chose for this question: its columns of the record.
@@ -233,7 +233,7 @@ class Record:
     question: str
     gold: str
     base: Answer
-    expert: Answer
+    result: Answer
     prompt: str | None = None
     strategy: str | None = None
     choice: Mapping[str, Any] = field(default_factory=dict)
@@ -246,7 +246,7 @@ class Record:
             **({} if self.prompt is None else {"prompt": self.prompt}),
             **({} if self.strategy is None else {"strategy": self.strategy, **self.choice}),
             **self.base.columns("base_"),
-            **self.expert.columns(),
+            **self.result.columns(),
             **({} if self.strategy is None else {"controls_correct": dict(self.controls)}),
         }
 
@@ -283,11 +283,11 @@ class Report:
     Attributes:
         task: Name of the task.
         protocol: `clean` (no choice was made on scored rows) or `paper`.
-        n: Questions scored for both base and expert.
+        n: Questions scored for both base and result.
         base: The base model.
-        expert: The expert, or what a strategy made of several.
-        paired_p: Two-sided exact McNemar p-value of expert against base on the same questions.
-        controls: Other scores to stand beside these two.
+        result: The expert or the adapted model.
+        paired_p: Two-sided exact McNemar p-value of result against base on the same questions.
+        controls: Other scores to stand beside the result.
         alpha: Mixing weights, where there are any.
         evaluations: Few-shot evaluations spent, where there are any.
         seconds: Wall-clock seconds by part.
@@ -302,7 +302,7 @@ class Report:
     protocol: str
     n: int
     base: Score
-    expert: Score
+    result: Score
     paired_p: float
     controls: Mapping[str, Score] = field(default_factory=dict)
     alpha: Mapping[str, Any] | None = None

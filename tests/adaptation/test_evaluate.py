@@ -53,7 +53,7 @@ def test_this_expert_scores_what_a_test_scores(tested):
     module, data = tested
     found = evaluate(module.answerer(), data, ThisExpert(samples=2, temperature=0.8, seed=5))
     assert len(found.records) == 16 and list(found.records) == module.records
-    assert found.records[0].base != found.records[0].expert and found.report.details["pass_at_k"]["expert"]["1"]
+    assert found.records[0].base != found.records[0].result and found.report.details["pass_at_k"]["result"]["1"]
     assert [r.to_json()["row"] for r in found.records] == list(range(16))
     assert "strategy" not in found.records[0].to_json() and found.report.controls == {}
 
@@ -81,9 +81,9 @@ def test_a_strategy_of_one_s_own_is_one_class(tested, world):
     cache = {}
     found = evaluate(module.answerer(data.task), data, HalfAndHalf(experts=world[1]), cache)
     assert [r.choice["choice"] for r in found.records] == [r.row % 2 for r in found.records]
-    assert all(r.base.completion == r.expert.completion for r in found.records if not r.row % 2)
-    assert any(r.base.completion != r.expert.completion for r in found.records if r.row % 2)
-    singles = [r.controls["expert math"] == r.expert.correct for r in found.records if r.row % 2]
+    assert all(r.base.completion == r.result.completion for r in found.records if not r.row % 2)
+    assert any(r.base.completion != r.result.completion for r in found.records if r.row % 2)
+    singles = [r.controls["expert math"] == r.result.correct for r in found.records if r.row % 2]
     assert all(singles) and found.records[0].to_json()["strategy"] == "half"
     after = dict(module.policy.named_parameters())
     assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)

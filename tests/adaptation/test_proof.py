@@ -60,7 +60,7 @@ def test_the_classification_expert_dispatches_better_than_the_prompt(reports):
 
 def test_dispatch_by_prompt_is_better_than_the_base_on_the_mean_of_the_unseen_tasks(reports):
     mean_base, mean_prompt = (
-        sum(accuracy(r["prompt"][key]) for r in reports.values()) / 3 for key in ("base", "expert")
+        sum(accuracy(r["prompt"][key]) for r in reports.values()) / 3 for key in ("base", "result")
     )
     assert mean_prompt > mean_base
 
@@ -69,13 +69,13 @@ def test_a_searched_mixture_beats_every_control_where_two_skills_are_needed(repo
     report = reports["tiny_code_math"]["few_shot"]
     assert len(report["controls"]) == 5
     best = max(accuracy(score) for score in (report["base"], *report["controls"].values()))
-    assert accuracy(report["expert"]) >= best + 5
+    assert accuracy(report["result"]) >= best + 5
 
 
 @pytest.mark.parametrize("task", UNSEEN[1:])
 def test_a_searched_mixture_is_never_worse_than_the_base(reports, task):
     report = reports[task]["few_shot"]
-    assert report["expert"]["accuracy"] >= report["base"]["accuracy"] - report["base"]["se"]
+    assert report["result"]["accuracy"] >= report["base"]["accuracy"] - report["base"]["se"]
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_training_is_bit_equal_with_and_without(world, tmp_path):
     assert [c.validations for c in evaluators] == [3, 3, 3, 3]
     assert all(c.report.n == 4 for c in evaluators)
     baseline = evaluators[3].report
-    assert baseline.expert == baseline.base and baseline.paired_p == 1.0
+    assert baseline.result == baseline.base and baseline.paired_p == 1.0
     (file,) = (tmp_path / "with").glob("events*")
     events = EventAccumulator(str(file), size_guidance={"images": 0}).Reload()
     scalars, images = events.Tags()["scalars"], events.Tags()["images"]

@@ -78,7 +78,7 @@ def test_the_adapted_expert_is_an_expert(run, world, tmp_path, capsys):
     flags = ["--model.base", world[0], "--model.dtype", "float32", "--data.task", "toy_task.FirstLetter", "--quiet"]
     adapter = ["--model.adapter", "{target_modules: all-linear}", "--trainer.accelerator", "cpu"]
     assert main(["test", *flags, *adapter, "--expert", str(run / "expert"), "--run_dir", str(tmp_path / "t")]) == 0
-    assert report_of(tmp_path / "t")["expert"] == report_of(run)["expert"]
+    assert report_of(tmp_path / "t")["result"] == report_of(run)["result"]
     assert report_of(tmp_path / "t")["base"] == report_of(run)["base"]
 
 
@@ -148,7 +148,7 @@ def test_protocol_paper_chooses_the_iteration_on_the_scored_rows_and_says_so(ada
     assert report["protocol"] == "paper" and all("/test/" in shot and f'"{shot}"' not in records for shot in shots)
     chosen = report["details"]["selected_on_scored_rows"]
     assert len(chosen["scores"]) == 6 > chosen["iteration"] and len(set(chosen["scores"])) > 1
-    assert report["expert"]["accuracy"] == max(chosen["scores"])
+    assert report["result"]["accuracy"] == max(chosen["scores"])
     assert chosen["iteration"] == 1 + chosen["scores"].index(max(chosen["scores"]))
     trace = json.loads((tmp_path / "paper" / "search.json").read_text())["trace"]
     ends = trace[chosen["iteration"] - 1]["answer"]
@@ -246,7 +246,7 @@ def test_a_strategy_of_one_s_own_is_a_callback_without_a_task(adapt, world, tmp_
     flags = ["--trainer.callbacks", json.dumps([own, in_fit]), "--adapt.controls", "false"]
     assert adapt(tmp_path / "run", *flags) == 0
     strategies = report_of(tmp_path / "run")["strategies"]
-    assert list(strategies) == ["base", "few_shot"] and strategies["base"]["expert"] == strategies["base"]["base"]
+    assert list(strategies) == ["base", "few_shot"] and strategies["base"]["result"] == strategies["base"]["base"]
 
 
 def test_batches_are_limited_where_wanted(adapt, tmp_path):
@@ -265,7 +265,7 @@ def test_rows_that_share_one_id_are_told_apart(adapt, world, tmp_path):
     ):
         assert adapt(tmp_path / "run", "--strategy", "all", "--data.task", "toy_task.SameIds", *few) == 0
     for strategy, report in report_of(tmp_path / "run")["strategies"].items():
-        assert report["n"] == 16 and report["base"] == report["expert"] and report["paired_p"] == 1, strategy
+        assert report["n"] == 16 and report["base"] == report["result"] and report["paired_p"] == 1, strategy
         assert {score["accuracy"] for score in report["controls"].values()} == {report["base"]["accuracy"]} == {0.5}
     records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
     assert [r["row"] for r in records] == 3 * list(range(16))

@@ -48,7 +48,7 @@ def run(tmp_path_factory, llama_folder, real_data):
 def test_report_and_records(run):
     report = json.loads((run / "report.json").read_text())
     assert report["task"] == "gsm8k" and report["n"] == 4 and report["seeds"] == [0] and report["protocol"] == "clean"
-    assert set(report["base"]) >= {"accuracy", "se"} and set(report["expert"]) >= {"accuracy", "se"}
+    assert set(report["base"]) >= {"accuracy", "se"} and set(report["result"]) >= {"accuracy", "se"}
     records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
     assert len(records) == 4 and all(r["id"].startswith("gsm8k/test/") and "completion" in r for r in records)
 

@@ -28,7 +28,7 @@ def test_a_random_model_is_scored_and_is_wrong(
     report = json.loads((run / "report.json").read_text())
     records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
     assert report["task"] == task and report["n"] == len(records) and 0 < report["n"] <= 8
-    assert report["base"]["accuracy"] == report["expert"]["accuracy"] == 0
+    assert report["base"]["accuracy"] == report["result"]["accuracy"] == 0
     assert all(r["id"].startswith(f"{task}/test/") and not r["correct"] and r["reason"] for r in records)
     if task in ("humaneval", "mbpp"):
         assert report["sandbox"].startswith(("full", "no-namespaces"))

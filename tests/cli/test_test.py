@@ -52,7 +52,7 @@ def test_samples_give_pass_at_k(tmp_path, capsys):
     flags = ["--data.task", "toy_task.FirstLetter", "--model.base", str(base), "--model.test.samples", "5", *SMALL]
     assert main(["test", *flags, "--run_dir", str(tmp_path / "run")]) == 0
     report, records = read(tmp_path / "run")
-    scores = report["details"]["pass_at_k"]["expert"]
+    scores = report["details"]["pass_at_k"]["result"]
     assert set(scores) == {"1", "5"} and scores["1"]["n"] == len(records) == 16
     assert scores["1"]["pass"] == pytest.approx(sum(r["right"] for r in records) / (5 * 16))
     assert scores["5"]["pass"] == pytest.approx(sum(r["right"] > 0 for r in records) / 16)
@@ -81,7 +81,7 @@ def test_rows_that_share_one_id_are_told_apart(verb, llama_folder, tmp_path):
         command = [verb, *flags, *short, "--data.keep_prompts", "true", "--data.eval_batch_size", "5"]
         assert main([*command, "--run_dir", str(tmp_path / "run")]) == 0
     report, records = read(tmp_path / "run")
-    assert report["base"]["accuracy"] == report["expert"]["accuracy"] == 0.5 and report["paired_p"] == 1
+    assert report["base"]["accuracy"] == report["result"]["accuracy"] == 0.5 and report["paired_p"] == 1
     assert [(r["row"], r["question"]) for r in records] == [(i, f"say {80 + i}") for i in range(16)]
     assert all(r["correct"] == r["base_correct"] == (r["row"] % 2 == 0) for r in records)
     assert records[3]["prompt"].endswith("say 83<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")

@@ -86,7 +86,7 @@ class Runs:
 
     def report(self, name):
         report = json.loads((self.folder / name / "report.json").read_text())
-        return {key: report[key] for key in ("n", "base", "expert", "paired_p")}
+        return {key: report[key] for key in ("n", "base", "result", "paired_p")}
 
     def records(self, name):
         return (self.folder / name / "records.jsonl").read_text()

@@ -23,6 +23,6 @@ def same(run, other):
     ours, theirs = (load_file(r / "expert" / "adapter_model.safetensors") for r in (run, other))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
     ours, theirs = (json.loads((r / "report.json").read_text()) for r in (run, other))
-    assert [ours[k] for k in ("n", "base", "expert")] == [theirs[k] for k in ("n", "base", "expert")]
+    assert [ours[k] for k in ("n", "base", "result")] == [theirs[k] for k in ("n", "base", "result")]
     for tag, points in curve(run).items():
         assert dict(points).items() <= dict(curve(other)[tag]).items(), tag

@@ -236,7 +236,7 @@ def test_a_dense_expert_keeps_its_skill_on_every_quantised_base(tmp_path):
                 == 0
             )
         report = json.loads((tmp_path / kind / "report.json").read_text())
-        assert report["expert"]["accuracy"] > report["base"]["accuracy"] + 0.2
+        assert report["result"]["accuracy"] > report["base"]["accuracy"] + 0.2
 
 
 def test_adapt_runs_on_it(tmp_path, capsys):

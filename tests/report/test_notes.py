@@ -59,7 +59,7 @@ OTHER = [RIGHT, RIGHT, WRONG, WRONG]
             records([ABSTAINED] * 4, [ABSTAINED] * 4),
             ["not scored, since the task abstains: base 4", "no question was scored"],
         ),
-        ([], ["no question was scored for both base and expert"]),
+        ([], ["no question was scored for both base and result"]),
     ],
 )
 def test_one_line_for_each_reason(rows, notes):
@@ -71,17 +71,17 @@ def test_one_line_for_each_reason(rows, notes):
 
 def test_shares_and_counts():
     rows = records([ABSTAINED, FAILED, RIGHT, WRONG], [ABSTAINED, RIGHT, RIGHT, RIGHT])
-    rows[0] = replace(rows[0], expert=replace(rows[0].expert, finished=False))
+    rows[0] = replace(rows[0], result=replace(rows[0].result, finished=False))
     found = details(rows)
-    assert found["unfinished"] == {"base": 0.0, "expert": 0.25}
-    assert found["abstained"] == {"base": 1, "expert": 1} and found["infra_errors"] == {"base": 1, "expert": 0}
+    assert found["unfinished"] == {"base": 0.0, "result": 0.25}
+    assert found["abstained"] == {"base": 1, "result": 1} and found["infra_errors"] == {"base": 1, "result": 0}
 
 
 def test_questions_without_a_verdict_on_either_side_are_not_scored():
     rows = records([ABSTAINED, RIGHT, WRONG, WRONG], [RIGHT, FAILED, RIGHT, WRONG])
     found = build_report(rows, Undecided(), "clean", {}, (0,))
-    assert found.n == found.base.n == found.expert.n == 2
-    assert (found.base.accuracy, found.expert.accuracy, found.paired_p) == (0.0, 0.5, 1.0)
+    assert found.n == found.base.n == found.result.n == 2
+    assert (found.base.accuracy, found.result.accuracy, found.paired_p) == (0.0, 0.5, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +100,13 @@ def run(command, base, folder, task, *more):
 def test_abstentions_are_left_out_of_the_score(base, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Undecided, "share", 0.5)
     report, records = run("test", base, tmp_path / "half", "Undecided")
-    assert report["n"] == report["base"]["n"] == report["expert"]["n"] == 8 and len(records) == 16
+    assert report["n"] == report["base"]["n"] == report["result"]["n"] == 8 and len(records) == 16
     assert (
         [r["correct"] is None for r in records]
         == [r["base_correct"] is None for r in records]
         == [True] * 8 + [False] * 8
     )
-    assert report["details"]["abstained"] == {"base": 8, "expert": 8}
+    assert report["details"]["abstained"] == {"base": 8, "result": 8}
     assert all({"finished", "base_finished"} <= set(r) for r in records)
     printed = capsys.readouterr().out
     assert "test split, n = 8" in printed and "the task abstains: base 8, expert 8 of 16 answers" in printed
@@ -126,10 +126,10 @@ def test_an_adaptation_leaves_abstentions_out_too(base, tmp_path, monkeypatch, c
     flags = ["--strategy", "few_shot", "--adapt.population", "4", "--adapt.generations", "1", *experts]
     report, records = run("adapt", base, tmp_path / "run", "Undecided", *flags)
     judged = [r for r in records if r["correct"] is not None]
-    assert report["n"] == report["expert"]["n"] == len(judged) == 8 and len(records) == 16
+    assert report["n"] == report["result"]["n"] == len(judged) == 8 and len(records) == 16
     assert {score["n"] for score in report["controls"].values()} == {8}
     assert all(r["abstained"] and r["base_abstained"] for r in records if r not in judged)
-    assert report["details"]["unfinished"] == {"base": 1.0, "expert": 1.0}
+    assert report["details"]["unfinished"] == {"base": 1.0, "result": 1.0}
     assert "the task abstains: base 8, few_shot 8 of 16 answers" in capsys.readouterr().out
 
 
@@ -137,7 +137,7 @@ def test_samples_that_abstain_are_not_counted(base, tmp_path, monkeypatch):
     monkeypatch.setattr(Undecided, "share", 0.5)
     report, records = run("test", base, tmp_path / "run", "Undecided", "--model.test.samples", "5")
     assert [r["samples"] for r in records] == [0] * 8 + [5] * 8
-    assert report["details"]["pass_at_k"]["expert"]["5"]["n"] == 8
+    assert report["details"]["pass_at_k"]["result"]["5"]["n"] == 8
 
 
 def test_fit_and_validate_say_that_nothing_was_learnt(base, tmp_path, capsys):

@@ -16,7 +16,7 @@ def test_an_expert_learns(task: str, seed: int, tmp_path: Path) -> None:
     flags = ["--seed_everything", str(seed), "--run_dir", str(run), "--quiet"]
     assert main(["fit", "--config", f"conf/tiny_{task}.yaml", *flags]) == 0
     report = json.loads((run / "report.json").read_text())
-    base, expert = report["base"]["accuracy"], report["expert"]["accuracy"]
+    base, expert = report["base"]["accuracy"], report["result"]["accuracy"]
     print(f"\n{task} seed {seed}: {100 * base:.1f} -> {100 * expert:.1f} %, p = {report['paired_p']:.1e}")
     assert 0.35 <= base <= 0.65
     assert expert - base >= 0.15

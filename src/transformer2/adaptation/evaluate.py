@@ -125,7 +125,7 @@ def evaluate_batch(
             question=example.question,
             gold=example.answer,
             base=baselines[b].base,
-            expert=answers[b],
+            result=answers[b],
             prompt=shown[b],
             strategy=None if choice.weights is None else adapted.name,
             choice=choice.columns[b] if choice.columns else {},

@@ -35,9 +35,9 @@ def adaptation_table(reports: Mapping[str, Report]) -> str:
     lines = [f"{first.task}   n = {first.n}, protocol {first.protocol}, seed {seeds}"]
     lines += [f"  {name:<{width}} {score!s:>14}" for name, score in (("base", first.base), *first.controls.items())]
     for name, report in reports.items():
-        gain = 100 * (report.expert.accuracy - report.base.accuracy)
+        gain = 100 * (report.result.accuracy - report.base.accuracy)
         test = f"{gain:+.1f} points on base, p = {report.paired_p:.2g} (exact McNemar)" if report.n else ""
-        lines.append(f"  {name:<{width}} {report.expert!s:>14}   {test}")
+        lines.append(f"  {name:<{width}} {report.result!s:>14}   {test}")
     lines += [f"  {name}: {fact}" for name, report in reports.items() for fact in _facts(report)]
     notes = [note for report in reports.values() for note in report.details.get("notes", ())]
     return "\n".join([*lines, *(f"  {note}" for note in dict.fromkeys(notes))])  # those on the base are the same

@@ -50,7 +50,7 @@ def build_report(
         facts: What else there is to say.
     """
     facts = facts or Facts()
-    both = [(r.base.correct, r.expert.correct) for r in records if None not in (r.base.correct, r.expert.correct)]
+    both = [(r.base.correct, r.result.correct) for r in records if None not in (r.base.correct, r.result.correct)]
     base, result = ([bool(pair[side]) for pair in both] for side in (0, 1))
     by_control: dict[str, list[bool]] = {control: [] for r in records[:1] for control in r.controls}
     for control, right in by_control.items():
@@ -63,7 +63,7 @@ def build_report(
         protocol=protocol,
         n=len(both),
         base=Score.of(base),
-        expert=Score.of(result),
+        result=Score.of(result),
         paired_p=_mcnemar_p(base, result),
         controls={control: Score.of(right) for control, right in by_control.items()},
         alpha=facts.alpha,
@@ -81,7 +81,7 @@ def label_confusion(records: Sequence[Record], task: Task) -> dict[str, Any]:
     if not (labels := getattr(task, "labels", ())):
         return {}
     confusion = Confusion(labels, sync_on_compute=False)  # every rank has all records
-    confusion.update((r.gold, r.expert.verdict.extracted) for r in records if r.expert.correct is not None)
+    confusion.update((r.gold, r.result.verdict.extracted) for r in records if r.result.correct is not None)
     return {"dispatch": confusion.scores(), "confusion": confusion.table()}
 
 
@@ -89,7 +89,7 @@ def _pass_at_k(records: Sequence[Record]) -> dict[str, Any]:
     """Over the questions with verdicts on k samples or more, where samples were drawn."""
     drawn = {
         "base": [r.base.samples for r in records if r.base.samples is not None],
-        "expert": [r.expert.samples for r in records if r.expert.samples is not None],
+        "result": [r.result.samples for r in records if r.result.samples is not None],
     }
     if not any(drawn.values()):
         return {}

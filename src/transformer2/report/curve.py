@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformer2.errors import DataError
-from transformer2.report.table import read_report
-from transformer2.types import Report
 
 Series = list[tuple[int, float]]
 TAGS = ("train/accuracy", "val/accuracy", "val/accuracy_se", "train/kl")
@@ -49,8 +49,9 @@ def draw_curve(run: Path, out: Path) -> Path:
     left.errorbar(
         steps, accuracies, errors, color="C0", marker="o", markersize=3, capsize=2, label="validation (greedy)"
     )
-    if (run / "report.json").exists():
-        _test_lines(left, read_report(run))
+    report = run / "report.json"
+    if report.exists():
+        _test_lines(left, json.loads(report.read_text()))
     left.set(xlabel="optimizer steps done", ylabel="right answers", ylim=(0, 1), title=run.name)
     left.yaxis.set_major_formatter(percent)
     left.legend(loc="lower right", fontsize=8)
@@ -64,11 +65,12 @@ def draw_curve(run: Path, out: Path) -> Path:
     return out
 
 
-def _test_lines(axes, report: Report) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes
-    for name, score, colour in (("base", report.base, "C1"), ("expert", report.expert, "C2")):
-        if not score.n:
+def _test_lines(axes, report: Mapping[str, Any]) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes
+    for key, colour in (("base", "C1"), ("result", "C2")):
+        if not report[key]["n"]:
             continue
-        accuracy, se = score.accuracy, score.se
+        accuracy, se = report[key]["accuracy"], report[key]["se"]
+        name = "base" if key == "base" else "expert"
         axes.axhline(
             accuracy, color=colour, linestyle="--", label=f"{name} on test: {100 * accuracy:.1f} ± {100 * se:.1f} %"
         )

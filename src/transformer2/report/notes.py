@@ -22,11 +22,11 @@ def details(records: Sequence[Record], name: str = "expert") -> dict[str, Any]:
         name: What the notes call the result.
 
     Returns:
-        `unfinished`: shares of answers of base and expert that were cut off. Where there are any: `abstained` and
+        `unfinished`: shares of answers of base and result that were cut off. Where there are any: `abstained` and
         `infra_errors`, their numbers, and `notes`, one line for each reason why the scores say little.
     """
-    base, result = [r.base for r in records], [r.expert for r in records]
-    sides = {"base": base, "expert": result}
+    base, result = [r.base for r in records], [r.result for r in records]
+    sides = {"base": base, "result": result}
     unfinished = {who: sum(not a.finished for a in side) / max(1, len(side)) for who, side in sides.items()}
     abstained = {who: sum(a.verdict.abstained for a in side) for who, side in sides.items()}
     failed = {who: sum(a.correct is None for a in side) - abstained[who] for who, side in sides.items()}
@@ -35,7 +35,7 @@ def details(records: Sequence[Record], name: str = "expert") -> dict[str, Any]:
         if any(counts.values()):
             mine = [a for a in result if a.correct is None and a.verdict.abstained == (counts is abstained)]
             reasons = most_common(a.verdict.reason for a in mine)
-            numbers = f"base {counts['base']}, {name} {counts['expert']} of {len(records)} answers"
+            numbers = f"base {counts['base']}, {name} {counts['result']} of {len(records)} answers"
             lines.append(f"not scored, since {what}: {numbers}{f' ({reasons})' if reasons else ''}")
     lines += [*on_answers(base, "base", read=False), *on_answers(result, name), *_on_verdicts(records, name)]
     found = {key: value for key, value in (("abstained", abstained), ("infra_errors", failed)) if any(value.values())}
@@ -61,18 +61,18 @@ def on_answers(answers: Sequence[Answer], who: str, read: bool = True) -> list[s
 
 
 def _on_verdicts(records: Sequence[Record], name: str) -> list[str]:
-    """Lines on verdicts that are all right, all wrong, or the same for base and expert."""
+    """Lines on verdicts that are all right, all wrong, or the same for base and result."""
     lines = []
-    pairs = [(r.base.correct, r.expert.correct) for r in records if None not in (r.base.correct, r.expert.correct)]
+    pairs = [(r.base.correct, r.result.correct) for r in records if None not in (r.base.correct, r.result.correct)]
     right = sum(bool(correct) for pair in pairs for correct in pair)
     if not pairs:
-        lines.append("no question was scored for both base and expert")
+        lines.append("no question was scored for both base and result")
     elif right == 0:
-        said = most_common(r.expert.verdict.reason for r in records if r.expert.correct is not None)
+        said = most_common(r.result.verdict.reason for r in records if r.result.correct is not None)
         lines.append(f"no answer is right: nothing can be told of what was learnt ({said}); see records.jsonl")
     elif right == 2 * len(pairs):
         lines.append("every answer is right: the task is too easy to tell what was learnt")
-    if records and all(r.base.completion == r.expert.completion for r in records):
+    if records and all(r.base.completion == r.result.completion for r in records):
         lines.append(f"{name} answers exactly as the base, word for word")
     elif pairs and all(base == result for base, result in pairs):
         lines.append(f"{name} has the verdict of the base on every question")

@@ -27,15 +27,15 @@ def versions() -> dict[str, str]:
 
 def text_table(report: Report) -> str:
     """Base and result with standard errors, as printed at the end of a run."""
-    rows = [("base", report.base), *report.controls.items(), ("expert", report.expert)]
+    rows = [("base", report.base), *report.controls.items(), ("expert", report.result)]
     lines = [f"{report.task}   test split, n = {report.n}, protocol {report.protocol}, seed {_join(report.seeds)}"]
     lines += [f"  {name:<12} {score!s:>16}" for name, score in rows]
     if report.n:
-        gain = 100 * (report.expert.accuracy - report.base.accuracy)
+        gain = 100 * (report.result.accuracy - report.base.accuracy)
         lines.append(f"  {'gain':<12} {gain:>+6.1f} points   p = {report.paired_p:.2g} (exact McNemar)")
     for who, scores in report.details.get("pass_at_k", {}).items() if report.n else ():
         shown = ", ".join(f"pass@{k} {100 * s['pass']:.1f} ± {100 * s['pass_se']:.1f} %" for k, s in scores.items())
-        lines.append(f"  {who:<12} {shown}")
+        lines.append(f"  {'expert' if who == 'result' else who:<12} {shown}")
     lines += [f"  {line}" for line in (*dispatch_lines(report), *report.details.get("notes", ()))]
     if report.seconds:
         lines.append("  " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items()))
@@ -65,9 +65,7 @@ def read_report(folder: Path) -> Report:
     """
     try:
         content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        if "expert" not in content:  # as version 0.1 called it
-            content["expert"] = content.pop("result")
-        scores = {key: Score(**content[key]) for key in ("base", "expert")}
+        scores = {key: Score(**content[key]) for key in ("base", "result")}
         controls = {name: Score(**score) for name, score in content["controls"].items()}
         return Report(**{**content, **scores, "controls": controls, "seeds": tuple(content["seeds"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:

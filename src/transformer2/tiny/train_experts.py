@@ -61,7 +61,7 @@ def train(out: Path, names: Sequence[str] = NAMES, seed: int = 0, more: Sequence
                 raise UserError(f"training {name} ended with exit code {done.returncode}; see above")
             report = json.loads((run / "report.json").read_text())
             step = json.loads((run / "expert/adapter_config.json").read_text())["step"]
-            scores = {key: round(report[key]["accuracy"], 4) for key in ("base", "expert")}
+            scores = {key: round(report[key]["accuracy"], 4) for key in ("base", "result")}
             facts["experts"][name] = {"task": report["task"], "step": step, **scores, "n": report["n"]}
         for name in names:
             fresh = shutil.copytree(Path(scratch) / name / "expert", out / f".{name}.new", dirs_exist_ok=True)
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for name, found in facts["experts"].items():
-        print(f"{name}: {100 * found['base']:.1f} -> {100 * found['expert']:.1f} %, step {found['step']}")
+        print(f"{name}: {100 * found['base']:.1f} -> {100 * found['result']:.1f} %, step {found['step']}")
     return 0
 
 

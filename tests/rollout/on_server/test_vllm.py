@@ -202,8 +202,8 @@ def test_fit_improves_as_with_the_default_engine(tmp_path) -> None:
     steps = ("--trainer.max_steps", "40", "--trainer.val_check_interval", "10")
     report = fit(tmp_path / "vllm", "--config", "conf/rollout/vllm.yaml", *steps)
     default = fit(tmp_path / "hf", *steps)
-    gain = report["expert"]["accuracy"] - report["base"]["accuracy"]
-    expected = default["expert"]["accuracy"] - default["base"]["accuracy"]
+    gain = report["result"]["accuracy"] - report["base"]["accuracy"]
+    expected = default["result"]["accuracy"] - default["base"]["accuracy"]
     print(f"gain by vLLM rollouts {100 * gain:.1f}, by the default engine {100 * expected:.1f} points")
     assert report["base"] == default["base"], "greedy answers of the base are the same"
     assert expected > 0.1 and abs(gain - expected) < 0.08
@@ -226,7 +226,7 @@ def test_two_processes_share_one_server(server, tmp_path, flags) -> None:
     short += ("--config", "conf/rollout/vllm.yaml", "--model.vllm.url", server.url)
     one = fit(tmp_path / "one", *short)
     two = fit(tmp_path / "two", *short, *flags, "--trainer.devices", "2")
-    assert two["base"] == one["base"] and two["expert"] == one["expert"]
+    assert two["base"] == one["base"] and two["result"] == one["result"]
     rewards = [logged(tmp_path / name, "train/reward") for name in ("one", "two")]
     assert rewards[0] == pytest.approx(rewards[1], abs=2 / 64), "but for a token at a tie"
 
