@@ -24,7 +24,7 @@ from urllib.parse import quote
 HERE = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SCALARS = ("train/reward", "val/accuracy")
-IMAGES = ("dispatch/confusion", "few_shot/alpha")
+IMAGES = ("dispatch/confusion", "cem/alpha")
 SIZE: Any = {"width": 1140, "height": 840}
 LARGEST = 300_000  # bytes
 

@@ -66,7 +66,7 @@ def test_dispatch_by_prompt_is_better_than_the_base_on_the_mean_of_the_unseen_ta
 
 
 def test_a_searched_mixture_beats_every_control_where_two_skills_are_needed(reports):
-    report = reports["tiny_code_math"]["few_shot"]
+    report = reports["tiny_code_math"]["cem"]
     assert len(report["controls"]) == 5
     best = max(accuracy(score) for score in (report["base"], *report["controls"].values()))
     assert accuracy(report["result"]) >= best + 5
@@ -74,7 +74,7 @@ def test_a_searched_mixture_beats_every_control_where_two_skills_are_needed(repo
 
 @pytest.mark.parametrize("task", UNSEEN[1:])
 def test_a_searched_mixture_is_never_worse_than_the_base(reports, task):
-    report = reports[task]["few_shot"]
+    report = reports[task]["cem"]
     assert report["result"]["accuracy"] >= report["base"]["accuracy"] - report["base"]["se"]
 
 
@@ -84,7 +84,7 @@ def test_a_searched_mixture_is_never_worse_than_the_base(reports, task):
         ["--adapt.population", "5", "--adapt.generations", "2"],
         ["--strategy", "prompt", "--adapt.dispatch_task", "tiny_dispatch", "--adapt.dispatch_limit", "15"],
     ],
-    ids=["few_shot", "prompt"],
+    ids=["cem", "prompt"],
 )
 def test_two_processes_report_what_one_does(strategy, tmp_path):
     base = str(make_llama(tmp_path / "llama", init=0.25))

@@ -71,12 +71,12 @@ def test_training_is_bit_equal_with_and_without(world, tmp_path):
     (file,) = (tmp_path / "with").glob("events*")
     events = EventAccumulator(str(file), size_guidance={"images": 0}).Reload()
     scalars, images = events.Tags()["scalars"], events.Tags()["images"]
-    for strategy in ("few_shot", "prompt", "cls", "base"):
+    for strategy in ("cem", "prompt", "cls", "base"):
         names = ("accuracy", "accuracy_se", "first_pass", "second_pass")
         assert {f"adapt/{strategy}/{name}" for name in names} <= set(scalars)
-    assert [e.step for e in events.Scalars("adapt/few_shot/accuracy")] == [2]
+    assert [e.step for e in events.Scalars("adapt/cem/accuracy")] == [2]
     # prompt comes first and has the plain tag
-    assert set(images) == {"few_shot/alpha", "dispatch/confusion", "dispatch/confusion_cls_first_letter"}
+    assert set(images) == {"cem/alpha", "dispatch/confusion", "dispatch/confusion_cls_first_letter"}
     left, right = (sorted(p.name for p in (tmp_path / w / "expert").iterdir()) for w in ("with", "without"))
     assert left == right
 

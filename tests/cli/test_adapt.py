@@ -42,10 +42,10 @@ def adapt(world):
 @pytest.fixture(scope="module")
 def run(world, tmp_path_factory):
     base, experts = world
-    folder = tmp_path_factory.mktemp("runs") / "few_shot"
+    folder = tmp_path_factory.mktemp("runs") / "cem"
     flags = ["--model.base", base, "--model.dtype", "float32", "--data.task", "toy_task.FirstLetter"]
     more = ["--adapt.experts", json.dumps(experts), *SMALL, "--run_dir", str(folder)]
-    assert main(["adapt", "--strategy", "few_shot", *flags, *more]) == 0
+    assert main(["adapt", "--strategy", "cem", *flags, *more]) == 0
     return folder
 
 
@@ -61,7 +61,7 @@ def test_report(run):
     assert {"expert math", "expert code", "expert reasoning", "uniform mixture"} < names
     assert [n for n in names if n.startswith("constant z = ")] and 0 <= report["paired_p"] <= 1
     assert set(report["seconds"]) == {"first_pass", "second_pass", "controls"} and report["seeds"] == [0]
-    assert len(report["details"]["few_shot"]) == 4 and report["details"]["strategy"] == "few_shot"
+    assert len(report["details"]["few_shot"]) == 4 and report["details"]["strategy"] == "cem"
 
 
 def test_records_and_rows_that_are_scored(run):
@@ -86,10 +86,10 @@ def test_figures_and_tensorboard(run):
     assert (run / "figures" / "alpha.png").stat().st_size > 1000
     (file,) = run.glob("events*")
     tags = EventAccumulator(str(file)).Reload().Tags()
-    assert {"adapt/few_shot/accuracy", "adapt/few_shot/accuracy_se", "adapt/few_shot/first_pass"} <= set(
+    assert {"adapt/cem/accuracy", "adapt/cem/accuracy_se", "adapt/cem/first_pass"} <= set(
         tags["scalars"]
     )
-    assert "few_shot/alpha" in tags["images"]
+    assert "cem/alpha" in tags["images"]
 
 
 def test_an_interrupted_search_resumes_to_the_same_result(run, adapt, tmp_path, monkeypatch, capsys):
@@ -212,21 +212,21 @@ def test_without_a_config_all_three_on_the_embedded_model(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "tiny_code_math" in out and "uniform mixture" in out and "exact McNemar" in out
     strategies = report_of(tmp_path / "run")["strategies"]
-    assert list(strategies) == ["few_shot", "prompt", "cls"] and all(r["n"] == 4 for r in strategies.values())
-    assert strategies["few_shot"]["controls"] == strategies["cls"]["controls"]
+    assert list(strategies) == ["cem", "prompt", "cls"] and all(r["n"] == 4 for r in strategies.values())
+    assert strategies["cem"]["controls"] == strategies["cls"]["controls"]
     for name in ("prompt", "cls"):
         dispatch = strategies[name]["details"]["dispatch"]
         assert dispatch["with other"]["n"] == 16 > dispatch["without other"]["n"]
         assert set(strategies[name]["details"]["confusion"]) == {"math", "code", "reasoning", "other"}
     records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
-    assert [r["strategy"] for r in records] == ["few_shot"] * 4 + ["prompt"] * 4 + ["cls"] * 4
+    assert [r["strategy"] for r in records] == ["cem"] * 4 + ["prompt"] * 4 + ["cls"] * 4
     assert {p.name for p in (tmp_path / "run" / "figures").iterdir()} == {
-        "few_shot_alpha.png",
+        "cem_alpha.png",
         "prompt_confusion.png",
         "cls_confusion.png",
     }
     for name, picture in (
-        ("few_shot", "few_shot/alpha"),
+        ("cem", "cem/alpha"),
         ("prompt", "dispatch/confusion"),
         ("cls", "dispatch/confusion"),
     ):
@@ -246,7 +246,7 @@ def test_a_strategy_of_one_s_own_is_a_callback_without_a_task(adapt, world, tmp_
     flags = ["--trainer.callbacks", json.dumps([own, in_fit]), "--adapt.controls", "false"]
     assert adapt(tmp_path / "run", *flags) == 0
     strategies = report_of(tmp_path / "run")["strategies"]
-    assert list(strategies) == ["base", "few_shot"] and strategies["base"]["result"] == strategies["base"]["base"]
+    assert list(strategies) == ["base", "cem"] and strategies["base"]["result"] == strategies["base"]["base"]
 
 
 def test_batches_are_limited_where_wanted(adapt, tmp_path):
@@ -318,8 +318,7 @@ def test_a_dispatch_task_of_real_rows_measures_the_dispatch(adapt, real_data, tm
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--strategy", "few_shots"], "did you mean 'few_shot'"),
-        (["--strategy", "cem"], "is now called few_shot"),
+        (["--strategy", "cen"], "did you mean 'cem'"),
         (["--adapt.populatoin", "8"], "unknown config key adapt.populatoin; did you mean adapt.population?"),
         (["--data.few_shots", "8"], "did you mean data.few_shot?"),
         (["--data.few_shot", "64"], "leaves nothing"),

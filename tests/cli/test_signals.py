@@ -33,7 +33,7 @@ PHASES = {
     "test": (["test", *VALIDATE[1:]], "on_test_start", 0, "nothing was changed"),
     "adapt prompt": ([*ADAPT, "--strategy", "prompt"], "evaluate_batch", 0, "nothing was kept yet"),
     "adapt cls": ([*ADAPT, "--strategy", "cls"], "evaluate_batch", 0, "nothing was kept yet"),
-    "adapt few_shot": ([*ADAPT, *SEARCH], "evaluate_batch", 0, "adapt --resume"),
+    "adapt cem": ([*ADAPT, *SEARCH], "evaluate_batch", 0, "adapt --resume"),
 }
 
 

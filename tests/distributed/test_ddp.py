@@ -34,7 +34,7 @@ def test_ddp_adapts_as_one_process_does(runs):
         runs.run(name, *flags, verb="adapt")
         strategies = json.loads((runs.folder / name / "report.json").read_text())["strategies"]
         reports[name] = {s: {k: v for k, v in r.items() if k != "seconds"} for s, r in strategies.items()}
-    assert reports["adapt"] == reports["adapt2"] and list(reports["adapt"]) == ["few_shot", "prompt", "cls"]
+    assert reports["adapt"] == reports["adapt2"] and list(reports["adapt"]) == ["cem", "prompt", "cls"]
     assert runs.records("adapt") == runs.records("adapt2")
-    experts = [load_file(runs.folder / name / "few_shot" / "expert" / "adapter_model.safetensors") for name in reports]
+    experts = [load_file(runs.folder / name / "cem" / "expert" / "adapter_model.safetensors") for name in reports]
     assert all(torch.equal(experts[0][key], experts[1][key]) for key in experts[0])

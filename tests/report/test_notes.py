@@ -123,14 +123,14 @@ def test_abstentions_are_left_out_of_the_score(base, tmp_path, monkeypatch, caps
 def test_an_adaptation_leaves_abstentions_out_too(base, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Undecided, "share", 0.5)
     experts = ["--adapt.experts", json.dumps(make_experts(tmp_path, base)), "--data.few_shot", "4"]
-    flags = ["--strategy", "few_shot", "--adapt.population", "4", "--adapt.generations", "1", *experts]
+    flags = ["--strategy", "cem", "--adapt.population", "4", "--adapt.generations", "1", *experts]
     report, records = run("adapt", base, tmp_path / "run", "Undecided", *flags)
     judged = [r for r in records if r["correct"] is not None]
     assert report["n"] == report["result"]["n"] == len(judged) == 8 and len(records) == 16
     assert {score["n"] for score in report["controls"].values()} == {8}
     assert all(r["abstained"] and r["base_abstained"] for r in records if r not in judged)
     assert report["details"]["unfinished"] == {"base": 1.0, "result": 1.0}
-    assert "the task abstains: base 8, few_shot 8 of 16 answers" in capsys.readouterr().out
+    assert "the task abstains: base 8, cem 8 of 16 answers" in capsys.readouterr().out
 
 
 def test_samples_that_abstain_are_not_counted(base, tmp_path, monkeypatch):

@@ -172,7 +172,7 @@ def test_paths_with_spaces_tildes_and_umlauts(tmp_path: Path, monkeypatch: pytes
     mixed = "~/an öther place"
     assert main(["experts", "mix", expert, "--weights", "1", "--out", mixed]) == 0
     assert main(["experts", "show", expert, mixed]) == 0
-    adapt = ["adapt", "--strategy", "few_shot", "--model.base", base, "--data.task", "toy_task.FirstLetter", "--quiet"]
+    adapt = ["adapt", "--strategy", "cem", "--model.base", base, "--data.task", "toy_task.FirstLetter", "--quiet"]
     search = ["--adapt.experts", json.dumps([expert, mixed], ensure_ascii=False), "--adapt.generations", "1"]
     few = [
         "--data.few_shot",

@@ -128,8 +128,8 @@ class FewShotSearch(Strategy):
         options: The arguments of `Strategy`.
     """
 
-    name: ClassVar[str] = "few_shot"
-    picture: ClassVar[str] = "few_shot/alpha"
+    name: ClassVar[str] = "cem"
+    picture: ClassVar[str] = "cem/alpha"
 
     def __init__(
         self,

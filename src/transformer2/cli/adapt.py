@@ -1,4 +1,4 @@
-"""`adapt`: an unseen task, experts, a strategy -> answers, a report beside its controls; of few_shot a new expert."""
+"""`adapt`: an unseen task, experts, a strategy -> answers, a report beside its controls, and for cem a new expert."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ usage: transformer2 adapt [--strategy {strategies}] [--config FILE ...] [--KEY.S
 Adapt to an unseen task with experts, in two passes: choose a z, then answer with it. Without a config: the embedded
 model, its shipped experts and a task that needs two of them at once (conf/adapt_tiny.yaml).
 
-  --strategy NAME      few_shot  search mixing weights on a few rows of the task (default)
-                       prompt    the base model names the category of every request; its expert answers
-                       cls       a classification expert names it
-                       all       the three, one after the other
+  --strategy NAME      cem      search mixing weights on a few rows of the task (default)
+                       prompt   the base model names the category of every request; its expert answers
+                       cls      a classification expert names it
+                       all      the three, one after the other
   --adapt.KEY VALUE    of the strategy, e.g. --adapt.experts '[runs/a/expert, runs/b/expert]' --adapt.generations 20
                        --adapt.granularity kind --adapt.search sep_cma --adapt.preset paper
   --data.KEY VALUE     --data.task tiny_math_hard --data.few_shot 10 --data.protocol paper --data.test_limit 200
@@ -48,8 +48,8 @@ model, its shipped experts and a task that needs two of them at once (conf/adapt
   --quiet              no progress bar
   --debug              show the traceback of an error
 {keys}
-The run folder holds config.yaml, report.json, records.jsonl, figures/, TensorBoard events and, for few_shot, expert/,
-a folder like any other expert's.
+The run folder holds config.yaml, report.json, records.jsonl, figures/, TensorBoard events and, for cem, expert/: a
+folder like any other expert's.
 """
 
 
@@ -68,10 +68,8 @@ def adapt(args: Sequence[str]) -> int:
     if config["trainer"].get("limit_predict_batches") is not None:
         raise ConfigError("trainer.limit_predict_batches is not read by adapt; set trainer.limit_test_batches")
     config["model"].pop("rollout", None)  # rows differ in z here, which the default engine alone can draw
-    strategy = config.setdefault("strategy", "few_shot")
+    strategy = config.setdefault("strategy", "cem")
     known = [*STRATEGIES, "all"]
-    if strategy == "cem":  # which is one of its searches
-        raise ConfigError("the strategy cem is now called few_shot; its search is adapt.search, cem by default")
     if strategy not in known:
         raise ConfigError(
             f"unknown strategy {written(strategy)}{nearest(str(strategy), known)} Known: {', '.join(known)}"

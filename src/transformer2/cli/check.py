@@ -25,7 +25,7 @@ DATA = "transformer2.data.modules.ExpertDataModule"
 UNSEEN_DATA = "transformer2.data.modules.UnseenTaskDataModule"
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 STRATEGIES = {
-    "few_shot": "transformer2.adaptation.few_shot.FewShotSearch",
+    "cem": "transformer2.adaptation.few_shot.FewShotSearch",
     "prompt": "transformer2.adaptation.dispatch.PromptDispatch",
     "cls": "transformer2.adaptation.dispatch.ClassifierDispatch",
 }
