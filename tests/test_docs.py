@@ -1,7 +1,8 @@
 """Pages link to files that exist, and what they show in fences runs.
 
 Python blocks run for real. Commands are read by the command line itself, which composes, checks and instantiates their
-configs (`--print_config`); `plan` runs whole here, and so do the commands of HERE under the `slow` mark.
+configs (`--print_config`); `plan` runs whole here, and so do, under the `slow` mark, the commands of HERE and the pages
+for newcomers, from top to bottom.
 """
 
 import re
@@ -23,12 +24,16 @@ FENCED = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROO
 PAGES = ["ARCHITECTURE.md", "CHANGELOG.md", *FENCED]
 PAGES.remove("docs/log.md")  # names files as they were called
 # Commands that are run whole (the embedded model, minutes), not only read.
+EXPERTS = ("math", "code", "reasoning", "dispatch")
 HERE = (
     "transformer2 fit --config conf/tiny_math.yaml",
     "transformer2 adapt --strategy all",
     "transformer2 sandbox check",
     "transformer2 fit --config conf/tiny.yaml --data.task mytasks.Reverse --data.data_dir words",
 )
+# Pages for newcomers, in the order in which they are read.
+FIRST = ("docs/quickstart.md", "docs/your_data.md", "docs/how_it_works.md", "docs/paper.md")
+SHORT = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--data.validation_limit", "8"]
 # Programs of others in the blocks; `nox` and `pip` are looked into below.
 FOREIGN = ("pip", "nox", "export", "tensorboard", "torchrun", "srun")
 
@@ -37,17 +42,21 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
 
 
+def lines_of(block: str) -> list[list[str]]:
+    """The words of every command of a bash block."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [words for line in lines for part in line.split("&&") if (words := shlex.split(part, comments=True))]
+
+
 def commands() -> list[tuple[str, list[str]]]:
     """(page, words) of every command line of the pages, and of the comments of the shipped configs."""
     found = []
     for page in FENCED:
-        for block in blocks(page, "bash"):
-            for line in block.replace("\\\n", " ").splitlines():
-                found += [(page, shlex.split(part, comments=True)) for part in line.split("&&")]
+        found += [(page, words) for block in blocks(page, "bash") for words in lines_of(block)]
     for file in sorted((ROOT / "conf").rglob("*.yaml")):
         lines = re.findall(r"^#\s+(transformer2 .*)$", file.read_text(), re.M)
         found += [(str(file.relative_to(ROOT)), shlex.split(line)) for line in lines]
-    return [(page, words) for page, words in found if words]
+    return found
 
 
 OURS = [(page, words[words.index("transformer2") + 1 :]) for page, words in commands() if "transformer2" in words]
@@ -77,9 +86,9 @@ def there(tmp_path, monkeypatch):
     """A folder with what the commands name: a model, rows, an expert, a task of one's own; and their words for it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("tiny_math", "tiny_code", "math", "code", "reasoning", "dispatch"):
+    for name in (*EXPERTS, *(f"tiny_{expert}" for expert in EXPERTS), "jsonl"):
         (tmp_path / "runs" / name).mkdir(parents=True)
-        shipped = name.removeprefix("tiny_")
+        shipped = "math" if name == "jsonl" else name.removeprefix("tiny_")
         (tmp_path / "runs" / name / "expert").symlink_to(tiny.expert_path(shipped))
     (tmp_path / "mytasks.py").write_text(blocks("docs/tasks.md", "python")[0])
     (tmp_path / "words").mkdir()
@@ -119,9 +128,10 @@ def test_commands_are_understood(page, words, there, capsys) -> None:
     elif command == "plan":
         assert main([command, *flags]) == 0
     else:
-        assert command in ("decompose", "sandbox") and main([command, "--help"]) == 0
+        assert command in ("decompose", "experts", "export", "report", "sandbox") and main([command, "--help"]) == 0
         text = capsys.readouterr().out
-        assert all(word in text for word in flags if word.startswith("--") or command == "sandbox")
+        verbs = flags[:1] if command in ("experts", "sandbox") else []
+        assert all(word in text for word in [*verbs, *(flag for flag in flags if flag.startswith("--"))])
 
 
 def test_other_programs_are_known_and_what_they_name_exists() -> None:
@@ -143,3 +153,25 @@ def test_commands_run(line, there) -> None:
     short = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1"] if "mytasks.Reverse" in words else []
     quiet = [] if "sandbox" in words else ["--quiet"]
     assert main([*words, *short, *quiet]) == 0
+
+
+@pytest.mark.slow
+def test_the_pages_for_newcomers_run_from_top_to_bottom(tmp_path, monkeypatch) -> None:
+    """In one folder; runs of the embedded model are cut short, and other models' are read by the test above."""
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    for page in FIRST:
+        for language, block in re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S):
+            if language == "python":
+                exec(compile(block, page, "exec"), {})
+                continue
+            for program, *words in lines_of(block):
+                if program != "transformer2" or re.search("llama|qwen|/models/", " ".join(words)):
+                    continue
+                more = (
+                    SHORT if words[0] == "fit" else ["--data.test_limit", "8"] if words[0] in ("test", "adapt") else []
+                )
+                more = [*more, "--adapt.generations", "1"] if words[0] == "adapt" else more
+                assert main([*words, *more]) == 0, (page, words)
+                ran += 1
+    assert ran >= 12

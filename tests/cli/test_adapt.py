@@ -321,7 +321,7 @@ def test_a_dispatch_task_of_real_rows_measures_the_dispatch(adapt, real_data, tm
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--strategy", "cemm"], "did you mean 'cem'"),
+        (["--strategy", "cen"], "did you mean 'cem'"),
         (["--adapt.populatoin", "8"], "unknown config key adapt.populatoin; did you mean adapt.population?"),
         (["--data.few_shots", "8"], "did you mean data.few_shot?"),
         (["--data.few_shot", "64"], "leaves nothing"),

@@ -11,13 +11,15 @@ from transformer2.cli.train import KEYS
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule
 from transformer2.policy import adapter_config
 
+NEEDED = {"jsonl.yaml": [("data.task_options.path", "my.jsonl")]}  # what only the user knows
 CONFIGS = sorted((PACKAGED / "conf").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(PACKAGED)))
 def test_config(path: Path, tmp_path: Path) -> None:
     adapt = path.name.startswith("adapt_")
-    config = compose([str(path)], [("trainer.accelerator", "cpu")], ADAPT_KEYS if adapt else KEYS)
+    overrides = [("trainer.accelerator", "cpu"), *NEEDED.get(path.name, [])]
+    config = compose([str(path)], overrides, ADAPT_KEYS if adapt else KEYS)
     if "ZeRO" in str(config.get("trainer")):
         pytest.importorskip("deepspeed", reason="DeepSpeed is installed on Linux alone")
     data_class = UnseenTaskDataModule if adapt else ExpertDataModule

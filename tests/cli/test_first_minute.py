@@ -189,7 +189,7 @@ def test_other_commands_refuse_in_one_line(tmp_path, monkeypatch, capfd) -> None
           ["show", long], ["show", ".", "--config", "x"], ["mix"], ["mix", ".", "--weights", "x", "--out", "o"])),
         *(["sandbox", *more] for more in (["zzz"], ["check", "--zzz", "1"], ["check", "more"])),
         *(["plan", "--config", "conf/tiny_math.yaml", *more] for more in (["--gpus", "1e30"], ["--gpus", "1.5"],
-          ["--gpu-memory", "nan"], ["--gpu-memory", "inf"], ["--nodes", "0"], ["--prompt_tokens", "0.5"],
+          ["--gpu_memory", "nan"], ["--gpu_memory", "inf"], ["--nodes", "0"], ["--prompt_tokens", "0.5"],
           ["--device", "abacus"])),
         ["adapt", "--resume", "/no"], ["adapt", "--resume", long], ["adapt", "--strategy", "[cem]"],
         ["zzz"], ["fit"], ["test", "--ckpt_path", "/no"], ["validate", "--expert", long],

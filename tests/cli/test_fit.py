@@ -54,11 +54,13 @@ def test_report_and_records(run):
 
 
 def test_tensorboard_tags(run):
-    tags = set()
+    tags, scored = set(), []
     for file in run.glob("events*"):
         events = EventAccumulator(str(file)).Reload()
+        if "val/accuracy" in events.Tags()["scalars"]:
+            scored += [e.step for e in events.Scalars("val/accuracy")]
         tags |= set(events.Tags()["scalars"]) | set(events.Tags()["histograms"]) | set(events.Tags()["tensors"])
-    assert tags >= TAGS
+    assert tags >= TAGS and sorted(scored) == [0, 1, 2]  # steps that were done
     assert any(t.startswith("z/model.layers.0.mlp") for t in tags)
     assert any(t.startswith("samples") for t in tags)
 

@@ -56,7 +56,7 @@ EARLY = [  # words, what the line says
     ([*PLAN, "--gpus", "0"], "--gpus takes a positive whole number"),
     ([*PLAN, "--gpus", "1.5"], "--gpus takes a positive whole number"),
     ([*PLAN, "--gpus", "two"], "--gpus takes a positive whole number"),
-    ([*PLAN, "--gpu-memory", "80GB"], "--gpu-memory takes"),
+    ([*PLAN, "--gpu-memory", "80"], "did you mean --gpu_memory?"),
     ([*PLAN, "--gpu_memory", "80GB"], "--gpu_memory takes"),
     ([*PLAN, "--device", "h1000"], "did you mean 'h100'?"),
     ([*PLAN, "--nodes", "-1"], "--nodes takes"),
@@ -190,7 +190,8 @@ def test_a_layer_that_is_not_there(tmp_path, capfd) -> None:
 def test_every_shipped_config_prints(path: Path, tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
     command = "adapt" if path.name.startswith("adapt_") else "fit"
-    assert main([command, "--config", f"conf/{path.name}", "--print_config"]) == 0, capfd.readouterr().err
+    own = ["--data.task_options.path=my.jsonl"] if path.name == "jsonl.yaml" else []
+    assert main([command, "--config", f"conf/{path.name}", *own, "--print_config"]) == 0, capfd.readouterr().err
     assert "model:" in capfd.readouterr().out
 
 

@@ -542,7 +542,11 @@ def test_comparison_figures() -> None:
     assert figures.rms["a"]["all"] == pytest.approx((0.25 / 6) ** 0.5)
     assert figures.drift["a"] == pytest.approx(((0.09 / 2) ** 0.5, (0.16 / 2) ** 0.5, 0))
     text = str(figures)
-    assert "| a · b | +1.000 | -1.000 |" in text and "top third" in text
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.split("\n\n")[1].splitlines()}
+    assert [float(row[0]) for name, row in rows.items() if name in figures.rms["a"]][:2] == [1.0, -1.0], text
+    assert "a · b" in text and "top third" in text
+    many = [replace(a, name=f"an_expert_of_a_long_name_{i}") for i in range(7)]
+    assert max(map(len, str(compare_experts(many)).splitlines())) <= 100
 
 
 def test_show_names_the_facts(folder: Path) -> None:

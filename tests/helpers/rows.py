@@ -22,3 +22,8 @@ ROWS = {  # task -> name of its file, a row of it
 ROWS["humanevalplus"] = ROWS["humaneval"]
 ROWS["arc_challenge"] = ROWS["arc_easy"]
 SPLITS = {"mbpp_pro": "train"}  # whose split of one row is train
+
+
+def own_rows(count):
+    """Rows as people write them for the task jsonl."""
+    return [{"question": f"What is number {i} called?", "answer": f"name {i}"} for i in range(count)]

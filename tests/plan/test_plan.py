@@ -163,10 +163,18 @@ def test_every_shipped_strategy_is_planned_as_what_it_is(strategy: Strategy) -> 
     assert strategy_of(compose([f"conf/strategy/{strategy}.yaml"], [], ["trainer"])["trainer"]) == strategy
 
 
+HOURS = "hours, all 200 steps"
+
+
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--gpus", "8", "--gpu-memory", "80", "--explain"]) == 0
+    assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--gpus", "8", "--gpu_memory", "80", "--explain"]) == 0
     out = capsys.readouterr().out
     assert "ddp*" in out and "weights: params * b / ranks = 8.0303e9 * 2 / 1 = 16.1 GB" in out
+    row = {line[:30].strip(): line[30:].split() for line in out.splitlines()}
+    step, once, hours = (float(row[name][0]) for name in ("seconds a step", "decomposition, seconds once", HOURS))
+    assert hours == pytest.approx((once + 200 * step) / 3600, rel=0.01)
+    assert main(["plan", "--config", "conf/tiny_math.yaml", "--trainer.max_steps=-1", "--trainer.max_epochs=1"]) == 0
+    assert "hours" not in capsys.readouterr().out  # the config says no number of steps
     folder = make_llama(tmp_path / "only_config")
     (folder / "model.safetensors").unlink()
     assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--model.base", str(folder)]) == 0  # no weights needed
@@ -221,5 +229,5 @@ def test_a_term_reads_its_formula_and_its_numbers_off_its_function() -> None:
     [("llama8b_gsm8k", 1, "single"), ("llama70b_gsm8k", 8, "zero3"), ("mistral7b_gsm8k", 1, "single")],
 )
 def test_shipped_configs_fit_the_cards_they_are_written_for(config, cards, strategy, capsys):
-    assert main(["plan", "--config", f"conf/{config}.yaml", "--gpus", str(cards), "--gpu-memory", "80"]) == 0
+    assert main(["plan", "--config", f"conf/{config}.yaml", "--gpus", str(cards), "--gpu_memory", "80"]) == 0
     assert f"{strategy}: fits" in capsys.readouterr().out

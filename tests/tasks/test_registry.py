@@ -4,16 +4,18 @@ import importlib
 import json
 
 import pytest
-from rows import ROWS, SPLITS
+from rows import ROWS, SPLITS, own_rows
 
 from transformer2 import tasks
 from transformer2.errors import ConfigError
 from transformer2.tasks import Task
 
+NEEDED = {"jsonl": {"path": "mine.jsonl"}}  # options without which a task cannot be
+
 
 @pytest.mark.parametrize("name", tasks.names())
 def test_every_shipped_task_says_what_it_is(name):
-    task = tasks.get(name)
+    task = tasks.get(name, **NEEDED.get(name, {}))
     assert task.name == name and task.max_new_tokens > 0 and task.protocol == "clean"
     assert task.description and "\n" not in task.description and len(task.description) < 100
     assert "test" in task.splits
@@ -85,6 +87,9 @@ def rows_of(name, folder):
     if name in ROWS:
         file, row = ROWS[name]
         (folder / f"{file}.jsonl").write_text(json.dumps(row) + "\n")
+    if name == "jsonl":
+        (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own_rows(60)))
+        return {"path": str(folder / "mine.jsonl")}
     return {"experts": {"math": "tiny_math"}, "prompts_per_category": 10} if name == "dispatch" else {}
 
 
@@ -120,5 +125,5 @@ def test_every_task_takes_a_system_message_and_a_prompt(name, tmp_path):
 )
 def test_what_a_prompt_cannot_show_is_refused_by_name(name, options, said):
     with pytest.raises(ConfigError, match=said) as e:
-        tasks.get(name, **options)
+        tasks.get(name, **{**NEEDED.get(name, {}), **options})
     assert name in str(e.value) and "\n" not in str(e.value)

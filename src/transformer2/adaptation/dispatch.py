@@ -7,8 +7,8 @@
 l_c is the log-probability of the whole answer, so softmax is what the model thinks of the categories given that it
 answers with one of them; a longer name has no advantage that it has not as an answer, and EOS tells "math" from the
 beginning of "mathematics". "other", and whatever is not a category, is the base model exactly (z = 1); in the reference
-code it keeps the weights of the previous request. The categories are the experts', however many: their names and one-line
-descriptions are the prompt. `scores` is no part of the paper.
+code it keeps the weights of the previous request. The categories are the experts', however many: their names and
+one-line descriptions are the prompt. `scores` is not part of the paper.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class ScoresDispatch(PromptDispatch):
         super().__init__(**options)
         check_arguments("adapt", ScoresDispatch.__init__, locals())
         if classifier is not None:
-            check_folder(classifier, "classifier")
+            check_directory(classifier, "adapt.classifier", "train it with fit, or name its folder", ConfigError)
         self.classifier, self.soft = classifier, soft
 
     def load_helpers(self, base: str) -> list[Expert]:

@@ -191,7 +191,9 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
     check_trainer(config["trainer"])
     data = config["data"]
     try:
-        tasks.get(data.get("task", "tiny_math"), **(data.get("task_options") or {}))
+        task = tasks.get(data.get("task", "tiny_math"), **(data.get("task_options") or {}))
+        if folders and command not in NO_ROWS:
+            task.check_rows()
     except UserError:
         raise
     except Exception as e:  # whatever a task of one's own may raise

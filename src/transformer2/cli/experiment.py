@@ -182,6 +182,9 @@ class Experiment:
         self._open(expert, ckpt_path)
         again = "run the command again" if ckpt_path is None else f"resume with --ckpt_path {ckpt_path}"
         self.hint = lambda: f"nothing was trained yet; {again}"
+        if self.trainer.is_global_zero and (sizes := self.data.sizes):
+            numbers = ", ".join(f"{n} {split}" for split, n in sizes.items())
+            print(f"{self.data.task.name}   questions: {numbers}", flush=True)
         setup = time.perf_counter() - start
         self.trainer.fit(self.module, self.data, ckpt_path=ckpt_path)
         self.trained = True

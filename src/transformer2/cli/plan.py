@@ -8,7 +8,7 @@ from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from transformer2.cli.check import check
+from transformer2.cli.check import TRAINER_DEFAULTS, check
 from transformer2.cli.compose import compose, parse_flags
 from transformer2.cli.schema import value_of
 from transformer2.errors import ConfigError, UserError, nearest
@@ -22,15 +22,15 @@ KEYS = ("name", "seed_everything", "model", "data", "trainer")
 OPTIONS = ("gpus", "gpu_memory", "nodes", "device", "prompt_tokens", "mean_completion")
 
 HELP = """\
-usage: transformer2 plan --config FILE [--gpus N] [--gpu-memory GB] [--nodes M] [--KEY.SUB VALUE ...]
+usage: transformer2 plan --config FILE [--gpus N] [--gpu_memory GB] [--nodes M] [--KEY.SUB VALUE ...]
 
 What a training run needs per device, part by part, for every strategy, from the model's config alone; the first change
-that would make it fit; seconds and bytes on the wire of a step. Works offline for the shapes of Llama 3, Mistral and
-Qwen2.5, and for any local folder with a config.json.
+that would make it fit; seconds and bytes on the wire of a step, hours of the run (without validations). Works offline
+for the shapes of Llama 3, Mistral and Qwen2.5, and for any local folder with a config.json.
 
   --config FILE          as for fit; any key can follow as a flag
   --gpus N               devices of a node (default 1)
-  --gpu-memory GB        memory of one (default 24). GB = 1e9 bytes: what a "24 GB" card has beyond that, 7 %, is left
+  --gpu_memory GB        memory of one (default 24). GB = 1e9 bytes: what a "24 GB" card has beyond that, 7 %, is left
                          to the driver's context and to fragmentation
   --nodes M              nodes (default 1)
   --device NAME          {devices}: whose figures the seconds use (default: by memory)
@@ -42,10 +42,7 @@ Qwen2.5, and for any local folder with a config.json.
 
 def plan(args: Sequence[str]) -> int:
     """Print the table over strategies."""
-    # The one flag that people write with a hyphen, as cluster tools do.
-    words = [word.replace("--gpu-memory", "--gpu_memory") for word in args]
-    hyphen = words != list(args)
-    flags = parse_flags(words, OPTIONS, ("help", "explain"), KEYS)
+    flags = parse_flags(args, OPTIONS, ("help", "explain"), KEYS)
     devices = get_args(value_of("transformer2.plan.seconds.DeviceName"))
     if "help" in flags.switches:
         print(HELP.format(devices=", ".join(devices)), end="")
@@ -53,7 +50,7 @@ def plan(args: Sequence[str]) -> int:
     if not flags.configs:
         raise ConfigError("plan needs --config; try --config conf/llama8b_gsm8k.yaml")
     given = flags.options
-    memory = _number(given, "gpu_memory", 24.0, "--gpu-memory" if hyphen else "")
+    memory = _number(given, "gpu_memory", 24.0)
     gpus, nodes = int(_number(given, "gpus", 1)), int(_number(given, "nodes", 1))
     prompt_tokens, completion = int(_number(given, "prompt_tokens", 0)), _number(given, "mean_completion", 0)
     named = _one_of(given, "device", devices)
@@ -73,7 +70,8 @@ def plan(args: Sequence[str]) -> int:
     fitting = [p for p in plans if p.fits] or [p for p in plans if p.advised] or plans
     fastest = min(fitting, key=lambda p: total(p.seconds))
     chosen = next((p for p in plans if p.job.strategy == wanted), fastest)
-    print(plan_table(plans, chosen))
+    steps = {**TRAINER_DEFAULTS, **config["trainer"]}["max_steps"]
+    print(plan_table(plans, chosen, steps if steps > 0 else None))
     if "explain" in flags.switches:
         print(f"\n{explanation(chosen)}")
     return 0
@@ -108,7 +106,7 @@ def complete(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **given, **groups}
 
 
-def _number(options: Mapping[str, str], name: str, default: float, flag: str = "") -> float:
+def _number(options: Mapping[str, str], name: str, default: float) -> float:
     text = options.get(name)
     if text is None:
         return default
@@ -118,7 +116,7 @@ def _number(options: Mapping[str, str], name: str, default: float, flag: str = "
         value = 0.0
     kind = "whole number" if name in ("gpus", "nodes", "prompt_tokens") else "number"
     if not 0 < value <= 1e6 or (kind != "number" and not value.is_integer()):
-        raise ConfigError(f"{flag or f'--{name}'} takes a positive {kind} of at most a million, not {text[:60]!r}")
+        raise ConfigError(f"--{name} takes a positive {kind} of at most a million, not {text[:60]!r}")
     return value
 
 

@@ -91,6 +91,7 @@ class ExpertDataModule(L.LightningDataModule):
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._rows: dict[str, tuple[list[Example], list[list[int]]]] = {}
         self._digests: dict[str, str] = {}
+        self.sizes: dict[str, int] = {}  # questions of the splits that were read
 
     def setup(self, stage: str) -> None:
         """Read and render the splits that the stage may see.
@@ -162,6 +163,7 @@ class ExpertDataModule(L.LightningDataModule):
         kept = [(e, prompt) for e, prompt in zip(examples, ids, strict=True) if len(prompt) <= room]
         if not kept:
             raise DataError(f"{self.task.name}/{split} holds no prompt; check data.data_dir and the limits")
+        self.sizes[split] = len(kept)
         return [e for e, _ in kept], [prompt for _, prompt in kept]
 
     def _name_repeats(self, split: str, examples: list[Example]) -> None:

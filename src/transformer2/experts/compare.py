@@ -7,7 +7,7 @@ middle or the smallest third of the singular values.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -21,12 +21,15 @@ from transformer2.experts.mix import check_compatible
 from transformer2.svf.card import facts_of
 from transformer2.svf.format import module_kind
 
+MAX_WIDTH = 100
+THIRDS = ("top third", "middle third", "last third")
+
 __all__ = ["Comparison", "compare_experts", "show_expert"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figures of some experts; `str()` gives them as Markdown tables.
+    """Figures of some experts; `str()` gives them as Markdown tables of at most 100 columns.
 
     Attributes:
         cosine: Pair of names -> module kind (and "all") -> cosine of the two z - 1; NaN where one is zero.
@@ -39,17 +42,11 @@ class Comparison:
     drift: dict[str, tuple[float, float, float]]
 
     def __str__(self) -> str:
+        moved = {name: [*rms.values(), *self.drift[name]] for name, rms in self.rms.items()}
         kinds = list(next(iter(self.rms.values())))
-        rows = [
-            [name, *(f"{r[k]:.2e}" for k in kinds), *(f"{d:.2e}" for d in self.drift[name])]
-            for name, r in self.rms.items()
-        ]
-        head = ["rms of z - 1", *kinds, "top third", "middle third", "last third"]
-        tables = [_table(head, rows)]
-        if self.cosine:
-            pairs = [[f"{a} · {b}", *(f"{c[k]:+.3f}" for k in kinds)] for (a, b), c in self.cosine.items()]
-            tables.append(_table(["cosine of z - 1", *kinds], pairs))
-        return "\n\n".join(tables)
+        tables = _tables("rms of z - 1", [*kinds, *THIRDS], moved, "{:.3g}")
+        pairs = {f"{a} · {b}": list(cosines.values()) for (a, b), cosines in self.cosine.items()}
+        return "\n\n".join([*tables, *_tables("cosine of z - 1", kinds, pairs, "{:+.3f}")])
 
 
 def compare_experts(experts: Sequence[Expert]) -> Comparison:
@@ -113,6 +110,15 @@ def _drift(expert: Expert) -> tuple[float, float, float]:
     return top, middle, last
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    cells = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+def _tables(corner: str, rows: Sequence[str], columns: Mapping[str, Sequence[float]], form: str) -> list[str]:
+    """Figures by row and column, in as many tables as their width needs."""
+    tables: list[list[str]] = []
+    names = max(map(len, [corner, *rows]))
+    for name, values in columns.items():
+        cells = [shown(name, 60), *(form.format(value) for value in values)]
+        width = max(map(len, cells))
+        column = [f" {cells[0]:>{width}} |", f" {'-' * (width - 1)}: |", *(f" {cell:>{width}} |" for cell in cells[1:])]
+        if not tables or len(tables[-1][0] + column[0]) > MAX_WIDTH:
+            tables.append([f"| {name:<{names}} |" for name in (corner, "-" * names, *rows)])
+        tables[-1] = [line + cell for line, cell in zip(tables[-1], column, strict=True)]
+    return ["\n".join(table) for table in tables]

@@ -116,8 +116,8 @@ class PolicyModule(L.LightningModule):
         self.validated += zip(prompts.examples, answers, strict=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Log accuracy and its standard error."""
-        self.log_dict(self._val_score())
+        """Log accuracy and its standard error, at the steps that were done: Lightning's own x is one less."""
+        self.log_dict({**self._val_score(), "step": float(self.global_step)})
 
     def _val_score(self) -> dict[str, Tensor]:
         score = self.val_correct.compute()  # over all ranks

@@ -16,8 +16,16 @@ SECONDS = ("rollout", "log-probs", "backward", "wire")
 WIRE = "wire, GB a step"
 
 
-def plan_table(plans: Sequence[Plan], chosen: Plan) -> str:
-    """The table over strategies; a star marks the chosen one."""
+def plan_table(plans: Sequence[Plan], chosen: Plan, steps: int | None = None) -> str:
+    """The table over strategies; a star marks the chosen one.
+
+    Args:
+        plans: One a strategy.
+        chosen: The one that the heading is about.
+        steps: Optimizer steps of the run, for its hours (without validations); None where the config says no number.
+    """
+    once = [total(decomposition(p.job, p.device)) for p in plans]
+    hours = [(first + (steps or 0) * total(p.seconds)) / 3600 for first, p in zip(once, plans, strict=True)]
     rows: dict[str, Sequence[str | float]] = {
         "GB per device": [f"{p.job.strategy}{'*' if p is chosen else ''}" for p in plans],
         **{f"  {part}": [p.memory.part(part) / GB for p in plans] for part in PARTS},
@@ -28,7 +36,8 @@ def plan_table(plans: Sequence[Plan], chosen: Plan) -> str:
         "seconds a step": [total(p.seconds) for p in plans],
         **{f"  {part}": [total(t for t in p.seconds if t.part == part) for p in plans] for part in SECONDS},
         WIRE: [wire(p.job).value / GB for p in plans],
-        "decomposition, seconds once": [total(decomposition(p.job, p.device)) for p in plans],
+        "decomposition, seconds once": once,
+        **({f"hours, all {steps} steps": hours} if steps else {}),
     }
     cells = [
         [name, *(value if isinstance(value, str) else _number(value) for value in values)]
@@ -68,7 +77,7 @@ def _heading(plan: Plan) -> list[str]:
     drawn = "rows drawn by a server (not counted)" if job.elsewhere else f"{job.rollout_rows} rows drawn at a time"
     lines = [
         f"{shape.name} on {nodes}{job.gpus} x {plan.limit / GB:.3g} GB ({plan.device.name})",
-        f"{shape.params / 1e9:.3g} G parameters of {shape.dtype_bytes} bytes{packed}; {method}, "
+        f"{_scaled(shape.params)} parameters of {shape.dtype_bytes} bytes{packed}; {method}, "
         f"{len(shape.tuned)} matrices",
         f"a step: {job.global_rows} rows of {job.prompt_tokens} + {job.completion_tokens} tokens over all devices, "
         f"{job.micro_tokens} tokens a micro-batch, {drawn}",
@@ -85,6 +94,12 @@ def _verdict(plan: Plan) -> str:
     if plan.advised is None:
         return f"{name}: does not fit, whatever is changed on these devices"
     return f"{name}: would fit with {' '.join(changes(plan.job, plan.advised))}"
+
+
+def _scaled(count: float) -> str:
+    """A large number with its unit: 8.03 G, 545 k."""
+    size, unit = next(((size, unit) for size, unit in ((1e9, "G"), (1e6, "M")) if count >= size), (1e3, "k"))
+    return f"{count / size:.3g} {unit}"
 
 
 def _number(value: float) -> str:

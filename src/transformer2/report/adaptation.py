@@ -97,21 +97,21 @@ def alpha_figure(members: Sequence[str], groups: Sequence[str], trace: Sequence[
         last = trace[-1]["mean"][i::k]
         places = [g + (i - (k - 1) / 2) * 0.8 / k for g in range(len(groups))]
         right.bar(places, last, width=0.8 / k, color=f"C{i}")
-    left.set(xlabel="generation", ylabel="alpha, mean ± std", title="search")
+    left.set(xlabel="generation", ylabel="weight of an expert (alpha), mean ± std", title="search")
     left.legend(fontsize=8)
-    right.set(title="alpha by group of matrices", xticks=range(len(groups)) if len(groups) <= 24 else [])
+    right.set(title="found weights, by group of matrices", xticks=range(len(groups)) if len(groups) <= 24 else [])
     if len(groups) <= 24:
         right.set_xticklabels(groups, rotation=0 if len(groups) < 4 else 60, fontsize=7)
     return figure
 
 
 def confusion_figure(confusion: Mapping[str, Mapping[str, int]], columns: Sequence[str], title: str) -> Any:
-    """Rows: what a request is; columns: the predicted category, "other" among them; shares by row.
+    """Rows: the true category; columns: the predicted one, "other" among them; shares by row.
 
     Returns:
         A matplotlib figure.
     """
-    figure, (axes,) = _subplots(1, (0.8 * len(columns) + 2.4, 0.45 * len(confusion) + 1.1))
+    figure, (axes,) = _subplots(1, (0.8 * max(4, len(columns)) + 2.4, 0.45 * max(3, len(confusion)) + 1.2))
     shares = []
     for counts in confusion.values():
         total = max(1, sum(counts.values()))
@@ -121,7 +121,8 @@ def confusion_figure(confusion: Mapping[str, Mapping[str, int]], columns: Sequen
         for x, column in enumerate(columns):
             text = f"{100 * row[x]:.0f} %\n{counts.get(column, 0)}"
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if row[x] > 0.6 else "black")
-    axes.set(xlabel="predicted", ylabel="true", title=title, xticks=range(len(columns)), yticks=range(len(confusion)))
+    axes.set(xlabel="predicted (% of the row, number of requests)", ylabel="true category", title=title)
+    axes.set(xticks=range(len(columns)), yticks=range(len(confusion)))
     axes.set_xticklabels(columns)
     axes.set_yticklabels(confusion)
     return figure

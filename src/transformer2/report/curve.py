@@ -38,8 +38,10 @@ def draw_curve(run: Path, out: Path) -> Path:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     scalars = read_scalars(run)
+    percent = FuncFormatter(lambda share, _: f"{100 * share:.0f} %")
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=(2, 1), layout="constrained")
     _plot(left, scalars["train/accuracy"], color="0.75", linewidth=1, label="training rollouts (sampled)")
     steps, accuracies = _columns(scalars["val/accuracy"])
@@ -50,10 +52,13 @@ def draw_curve(run: Path, out: Path) -> Path:
     report = run / "report.json"
     if report.exists():
         _test_lines(left, json.loads(report.read_text()))
-    left.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, 1), title=run.name)
+    left.set(xlabel="optimizer steps done", ylabel="right answers", ylim=(0, 1), title=run.name)
+    left.yaxis.set_major_formatter(percent)
     left.legend(loc="lower right", fontsize=8)
     _plot(right, _changes(scalars["train/kl"]), color="C3", marker=".")
-    right.set(xlabel="optimizer step", ylabel="nats per token", title="KL to the base")
+    right.set(xlabel="optimizer steps done", ylabel="nats per token", title="KL of the expert to the base")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     plt.close(figure)

@@ -45,7 +45,9 @@ def get(name: str, **options: Any) -> Task:
     try:
         signature.bind(**options)
     except TypeError as e:
-        raise ConfigError(f"task {name!r}: {e}; give it in task_options") from e
+        missing = [p.name for p in signature.parameters.values() if p.default is p.empty and p.name not in options]
+        flag = f", as --data.task_options.{missing[0]}" if missing else ""
+        raise ConfigError(f"task {name!r}: {e}; give it in task_options{flag}") from e
     return cls(**options)
 
 
@@ -54,7 +56,7 @@ def _find(name: str) -> type[Task]:
         cls: type[Task] = importlib.import_module(f"transformer2.tasks.{name}").TASK
         return cls
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name):
-        near = get_close_matches(name, names(), n=1)
+        near = get_close_matches(name, names(), n=1) if re.fullmatch(r"[\w-]+", name) else []
         hint = f"did you mean {near[0]!r}?" if near else f"{OWN}."
         raise ConfigError(f"unknown task {name!r}; {hint} Known: {', '.join(names())}")
     module, _, attribute = name.rpartition(".")

@@ -24,7 +24,8 @@ SYSTEM = (
     "Answer the multiple-choice question. Think it through briefly, then finish with a last line of its own, in the "
     "form\nThe answer is (X)\nwhere X is the letter of one option."
 )
-_LETTERS = "ABCDEFGH"
+PROMPT = "{question}\n\n{options}"
+LETTERS = "ABCDEFGH"
 
 
 class ARC(Task):
@@ -43,7 +44,7 @@ class ARC(Task):
         self,
         revision: str | None = REVISION,
         system: str | None = SYSTEM,
-        prompt: str = "{question}\n\n{options}",
+        prompt: str = PROMPT,
     ) -> None:
         self.revision = revision
         self.wording = Wording(self.name, system, prompt, ("question", "options"))
@@ -61,17 +62,21 @@ class ARC(Task):
     def _example(self, row: Row, where: str) -> Example:
         question = field_of(row, "question", where).strip()
         labels, texts = _choices(row, where)
-        letters = _LETTERS[: len(labels)]
+        letters = LETTERS[: len(labels)]
         gold = field_of(row, "answerKey", where).strip()
         if gold not in labels:
             known = ", ".join(labels)
             raise DataError(f"{where}: field 'answerKey' is {gold!r:.60}, none of {known:.60}; correct or drop the row")
         options = dict(zip(letters, texts, strict=True))
         keys = {label: letter for label, letter in zip(labels, letters, strict=True) if label.isdigit()}
-        lines = "\n".join(f"({letter}) {text}" for letter, text in options.items())
-        messages = self.wording.messages(question=question, options=lines)
+        messages = self.wording.messages(question=question, options=lettered(options))
         fields = {"options": MappingProxyType(options), "keys": MappingProxyType(keys)}
         return Example(where, messages, letters[labels.index(gold)], MappingProxyType(fields))
+
+
+def lettered(options: Mapping[str, str]) -> str:
+    """The options as the model sees them, one a line."""
+    return "\n".join(f"({letter}) {text}" for letter, text in options.items())
 
 
 def _choices(row: Row, where: str) -> tuple[list[str], list[str]]:
@@ -81,9 +86,9 @@ def _choices(row: Row, where: str) -> tuple[list[str], list[str]]:
     if any(not isinstance(value, str) or not value.strip() for value in (*labels, *texts)):
         raise DataError(f"{where}: field 'choices' holds an option that is blank or not text; correct or drop the row")
     labels, texts = ([value.strip() for value in values] for values in (labels, texts))
-    if len(labels) != len(texts) or not 2 <= len(labels) <= len(_LETTERS) or len(set(labels)) < len(labels):
+    if len(labels) != len(texts) or not 2 <= len(labels) <= len(LETTERS) or len(set(labels)) < len(labels):
         raise DataError(
             f"{where}: field 'choices' has labels {', '.join(labels):.60} for {len(texts)} texts; "
-            f"2 to {len(_LETTERS)} options with a label each are expected"
+            f"2 to {len(LETTERS)} options with a label each are expected"
         )
     return labels, texts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformer2.errors import DataError
 from transformer2.sandbox import Program
@@ -15,7 +15,7 @@ from transformer2.types import Example, Verdict
 from transformer2.verifiers import verify_all
 from transformer2.verifiers.code import extract_code
 
-__all__ = ["CodeTask", "used_names"]
+__all__ = ["SYSTEM", "CodeTask", "fields_of", "program_of", "used_names"]
 
 _FUTURE = re.compile(r"^from __future__ import .*\n", re.MULTILINE)  # Python wants it before everything else
 SYSTEM = "You are an expert Python programmer."
@@ -62,19 +62,31 @@ class CodeTask(Task):
 
     def program(self, example: Example, completion: str) -> Program | None:
         """The program in a completion, with the tests that it has to pass."""
-        fields = example.fields
-        code = extract_code(completion, fields["names"], fields["prompt"])
-        if code is None:
-            return None
-        if fields["prompt"] and not code.startswith(fields["prompt"]):
-            # The prompt's imports and helpers come first, where an answer repeats only the function.
-            code = "".join([*_FUTURE.findall(code), fields["prompt"], "\n", _FUTURE.sub("", code)])
-        return Program(code, fields["tests"], fields["names"], fields["setup"], fields["cpu_seconds"])
+        return program_of(example, completion)
 
     def verify(self, example: Example, completion: str) -> Verdict:
         """+1 when the program in the completion passes every test."""
         (verdict,) = verify_all(self, [example], [completion])
         return verdict
+
+
+def fields_of(
+    tests: Iterable[str], names: tuple[str, ...], setup: str = "", prompt: str = "", cpu_seconds: int = 2
+) -> dict[str, Any]:
+    """An example's fields; see `CodeTask`."""
+    return {"tests": tuple(tests), "names": names, "setup": setup, "prompt": prompt, "cpu_seconds": cpu_seconds}
+
+
+def program_of(example: Example, completion: str) -> Program | None:
+    """The program in a completion, with the tests that it has to pass; None when there is none."""
+    fields = example.fields
+    code = extract_code(completion, fields["names"], fields["prompt"])
+    if code is None:
+        return None
+    if fields["prompt"] and not code.startswith(fields["prompt"]):
+        # The prompt's imports and helpers come first, where an answer repeats only the function.
+        code = "".join([*_FUTURE.findall(code), fields["prompt"], "\n", _FUTURE.sub("", code)])
+    return Program(code, fields["tests"], fields["names"], fields["setup"], fields["cpu_seconds"])
 
 
 def used_names(tests: Iterable[str], reference: str, where: str) -> tuple[str, ...]:

@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 
-from transformer2.errors import DataError, UserError
+from transformer2.errors import DataError, UserError, shown
 from transformer2.files import check_directory
 from transformer2.hub import hub_answers
 from transformer2.types import Example
 
-__all__ = ["Row", "examples_of", "field_of", "hash_of", "load_rows"]
+__all__ = ["Row", "examples_of", "field_of", "hash_of", "load_rows", "read_rows"]
 
 LONGEST_LINE = 2**26  # bytes; a row of MBPP+ has some 10^5, and what holds no line break must not fill the memory
 _SUFFIXES = ("jsonl", "jsonl.gz", "parquet", "arrow")
@@ -75,6 +75,19 @@ def load_rows(
         f"data_dir {data_dir!r} has no {name}/{split}.jsonl, .jsonl.gz, .parquet or .arrow{found}; "
         f"put a copy of {hub_id} there"
     )
+
+
+def read_rows(path: str) -> list[Row]:
+    """All rows of one file, in its order: JSON, one object a line, or .jsonl.gz, .parquet, .arrow.
+
+    Raises:
+        DataError: No such file, or unreadable; the message names it.
+    """
+    file = Path(os.path.expanduser(path))
+    if not os.path.isfile(file):  # unlike Path.is_file, it takes a name that is too long for one that is not there
+        what = "is no file" if os.path.exists(file) else "does not exist"
+        raise DataError(f"{shown(path)} {what}; name a file with one JSON object a line")
+    return _file_rows(file)
 
 
 def examples_of(rows: Sequence[Row], make: Callable[[int, Row], Example | None]) -> list[Example]:
@@ -202,7 +215,7 @@ def _file_rows(file: Path) -> list[Row]:
         rows.append(Row(value))
         rows[-1].source = f"{file}, {number}"
     if not rows:
-        raise DataError(f"{file}: no rows; copy it again")
+        raise DataError(f"{file}: no rows; copy it again, or give a file that has some")
     return rows
 
 

@@ -38,6 +38,13 @@ class Task(Verifier):
             DataError: Unknown split, unreadable source, or a row with a missing or odd field (named).
         """
 
+    def check_rows(self) -> None:  # most rows are opened with the datamodule
+        """Refuse rows that the task's own options name, before any heavy library is imported.
+
+        Raises:
+            DataError: They cannot be used.
+        """
+
     def check_split(self, split: str) -> None:
         """Refuse a split that the task does not have.
 

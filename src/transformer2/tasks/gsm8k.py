@@ -21,10 +21,10 @@ from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
 from transformer2.verifiers.numeric import parse_number, verify_number
 
-__all__ = ["GSM8K", "TASK"]
+__all__ = ["GSM8K", "SYSTEM", "TASK"]
 
 REVISION = "740312add88f781978c0658806c59bc2815b9866"
-_SYSTEM = (
+SYSTEM = (
     "Solve the problem step by step. Then write the final answer on a last line of its own, in the form\n"
     "#### N\nwhere N is a single number."
 )
@@ -50,7 +50,7 @@ class GSM8K(Task):
     verify_in = "inline"
 
     def __init__(
-        self, revision: str | None = REVISION, system: str | None = _SYSTEM, prompt: str = "{question}"
+        self, revision: str | None = REVISION, system: str | None = SYSTEM, prompt: str = "{question}"
     ) -> None:
         self.revision = revision
         self.wording = Wording(self.name, system, prompt, ("question",))

@@ -21,7 +21,7 @@ import ast
 from typing import ClassVar
 
 from transformer2.errors import DataError
-from transformer2.tasks._code import CodeTask
+from transformer2.tasks._code import CodeTask, fields_of
 from transformer2.tasks._rows import Row, examples_of, field_of, load_rows
 from transformer2.types import Example
 
@@ -55,15 +55,9 @@ class HumanEval(CodeTask):
         ast.parse(prompt), ast.parse(test)  # under tests that are no Python every answer would be wrong
         solution = field_of(row, "canonical_solution", where) if "canonical_solution" in row else ""
         messages = self.wording.messages(question=prompt.strip())
-        fields = {
-            # Helpers of the prompt belong to the tests too (three rows use them), which call the function by its name.
-            "setup": prompt,
-            "tests": (f"{test}\n\ncheck({entry})\n",),
-            "names": (entry,),
-            "prompt": prompt,
-            "cpu_seconds": self.cpu_seconds,
-        }
-        return Example(where, messages, solution, fields)
+        # Helpers of the prompt belong to the tests too (three rows use them), which call the function by its name.
+        tests = (f"{test}\n\ncheck({entry})\n",)
+        return Example(where, messages, solution, fields_of(tests, (entry,), prompt, prompt, self.cpu_seconds))
 
 
 TASK = HumanEval

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from transformer2.errors import DataError
-from transformer2.tasks._code import CodeTask, used_names
+from transformer2.tasks._code import CodeTask, fields_of, used_names
 from transformer2.tasks._rows import Row, examples_of, field_of, load_rows
 from transformer2.types import Example
 
@@ -81,13 +81,9 @@ class MBPP(CodeTask):
             raise DataError(f"{where}: 'test_list' or 'test_imports' holds what is not text; correct or drop the row")
         tests = self._tests(row, shown, where)
         messages = self.wording.messages(question=text.strip(), test=shown[0].strip())
-        fields = {
-            "setup": "\n".join(["import math, sys", *imports]),
-            "tests": tests,
-            "names": used_names(tests, code, where),
-            "prompt": "",
-            "cpu_seconds": _SLOW.get(number, self.cpu_seconds),
-        }
+        setup = "\n".join(["import math, sys", *imports])
+        seconds = _SLOW.get(number, self.cpu_seconds)
+        fields = fields_of(tests, used_names(tests, code, where), setup, cpu_seconds=seconds)
         return Example(where, messages, code, fields)
 
     def _tests(self, row: Row, shown: list[str], where: str) -> tuple[str, ...]:

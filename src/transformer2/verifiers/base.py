@@ -24,7 +24,7 @@ class Verifier(ABC):
         verify_in: Where verdicts are made. `workers`: `verify`, in warm processes that are killed when it hangs.
             `inline`: `verify`, in the trainer's process; only where it ends within milliseconds on any text, with a
             reason in the docstring: one that hangs there holds the run up for ever. `sandbox`: what `program` finds is
-            run behind walls.
+            run behind walls. A task whose options decide it sets it in its constructor.
         verify_seconds: Wall-clock seconds that `verify` may take for one answer in a worker.
         verify_many: Machinery of its own for whole batches, `(examples, completions, deadline) -> verdicts`: called in
             the trainer's process, wherever `verify_in` says; None for most tasks.
@@ -32,7 +32,7 @@ class Verifier(ABC):
     """
 
     name: ClassVar[str]
-    verify_in: ClassVar[Where] = "workers"
+    verify_in: Where = "workers"
     verify_seconds: ClassVar[float] = 5.0
     verify_many: Callable[[Sequence[Example], Sequence[str], float | None], list[Verdict]] | None = None
     allow_unsafe_code_execution: bool = False

@@ -1,0 +1,238 @@
+"""Rows of one's own: read, verified by name, split by hash; what cannot be used is refused with file and line."""
+
+import gzip
+import json
+import pickle
+import sys
+
+import pytest
+from rows import own_rows
+
+from transformer2 import tasks
+from transformer2.cli import main
+from transformer2.errors import ConfigError, DataError
+from transformer2.tasks.jsonl import SHARES
+from transformer2.verifiers import verify_all
+
+CODE = {"answer": "def net(x):\n    return x / 2", "tests": ["assert net(4) == 2", "assert net(6) == 3"]}
+
+
+def write(path, rows, encode=json.dumps):
+    path.write_text("".join(encode(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def split_of(task):
+    return {e.messages[-1]["content"]: split for split in task.splits for e in task.examples(split)}
+
+
+def test_every_row_is_in_one_split_that_neither_order_nor_new_rows_change(tmp_path):
+    rows = own_rows(200)
+    before = split_of(tasks.get("jsonl", path=write(tmp_path / "a.jsonl", rows)))
+    assert len(before) == 200 and {tuple(SHARES)} == {tasks.get("jsonl", path="x").splits}
+    more = [*reversed(rows), *own_rows(300)[200:]]
+    after = split_of(tasks.get("jsonl", path=write(tmp_path / "b.jsonl", more)))
+    assert len(after) == 300 and before.items() <= after.items()
+    sizes = [sum(s == split for s in after.values()) for split in SHARES]
+    assert sum(sizes) == 300 and abs(sizes[0] - 210) < 30 and min(sizes[1:]) > 20
+
+
+def test_questions_that_are_one_are_on_one_side(tmp_path):
+    rows = own_rows(60)
+    again = [{**row, "question": f"  {row['question'].upper()}\u00a0 "} for row in rows]
+    task = tasks.get("jsonl", path=write(tmp_path / "a.jsonl", [*rows, *rows, *again]))
+    sides = {}
+    for split in task.splits:
+        for example in task.examples(split):
+            sides.setdefault(example.question.lower().strip(), set()).add(split)
+    assert len(sides) == 60 and all(len(side) == 1 for side in sides.values())
+    assert sum(len(task.examples(split)) for split in task.splits) == 180  # none is dropped
+
+
+@pytest.mark.parametrize(
+    ("verifier", "row", "right", "wrong"),
+    [
+        (
+            "exact",
+            {"answer": "Zürich"},
+            ["Zürich", "  zürich.\n", "**Zürich**", '"ZÜRICH"', "Zu\u0308rich"],
+            ["Bern", ""],
+        ),
+        ("exact", {"answer": "Zürich"}, [], ["Zürich or Bern", "Bern. Zürich", "The city is Zürich", "Zurich"]),
+        ("exact", {"answer": "C++"}, ["c++", "`C++`"], ["C"]),
+        ("numeric", {"answer": 26}, ["#### 26", "26", "The answer is 26 days."], ["#### 27", "26 or 27", ""]),
+        ("numeric", {"answer": "1,234.5"}, ["1234.50", "$1,234.50"], ["1234"]),
+        ("numeric", {"answer": 2.5}, ["The answer is 5/2."], ["2"]),
+        ("choice", {"choices": ["a leaf", "a root"], "answer": "B"}, ["The answer is (B)", "a root"], ["A", "A or B"]),
+        ("choice", {"choices": ["a leaf", "a root"], "answer": "a root"}, ["B"], ["(A)"]),
+        ("code", CODE, ["```python\ndef net(y):\n    return 0.5 * y\n```"], ["def net(x): return x", "no program"]),
+    ],
+)
+def test_a_verifier_by_name_says_what_is_right(verifier, row, right, wrong, tmp_path):
+    rows = [{**own, **row} for own in own_rows(60)]
+    task = tasks.get("jsonl", path=write(tmp_path / "a.jsonl", rows), verifier=verifier)
+    example = task.examples("train")[0]
+    verdicts = verify_all(task, [example] * len(right + wrong), right + wrong)
+    assert [v.correct for v in verdicts] == [True] * len(right) + [False] * len(wrong), verdicts
+    assert all(v.reward is not None for v in verdicts)
+    assert [m["role"] for m in example.messages] == ["system", "user"]
+    assert pickle.loads(pickle.dumps(task)).examples("train")[0].id == example.id  # as worker processes get it
+
+
+def test_what_the_model_is_shown(tmp_path):
+    named = {"q": "Who?", "a": "B", "opts": ["one", "two"], "say": "Be brief."}
+    rows = [{**named, "q": f"Who {i}?"} for i in range(60)]
+    rows += [{**named, "q": f"What {i}?", "say": None} for i in range(60)]
+    keys = {"question": "q", "answer": "a", "choices": "opts", "system": "say"}
+    options = {"path": write(tmp_path / "a.jsonl", rows), "verifier": "choice", "keys": keys}
+    first = {e.question[:4]: e.messages for e in tasks.get("jsonl", **options).examples("train")}
+    assert first["Who "][0]["content"] == "Be brief." and "The answer is (X)" in first["What"][0]["content"]
+    assert first["What"][1]["content"].endswith("?\n\n(A) one\n(B) two")
+    bare = tasks.get("jsonl", **options, system=None, prompt="{question} {options}!").examples("train")
+    assert {len(e.messages) for e in bare} == {1, 2} and all(e.question.endswith("(B) two!") for e in bare)
+
+
+@pytest.mark.parametrize("form", ["bom", "packed", "parquet", "other alphabets"])
+def test_files_as_people_have_them(form, tmp_path):
+    rows = own_rows(60)
+    path = tmp_path / "my rows é.jsonl"
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+    if form == "bom":
+        path.write_text("\ufeff" + lines + "\n\n", encoding="utf-8")
+    elif form == "packed":
+        path = tmp_path / "a.jsonl.gz"
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif form == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        path = tmp_path / "a.parquet"
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        write(path, [{"question": f"首都 {i}? 🙂", "answer": "東京"} for i in range(60)])
+    task = tasks.get("jsonl", path=str(path))
+    assert sum(len(task.examples(split)) for split in task.splits) == 60
+    assert not task.examples("train")[0].question.startswith("\ufeff")
+    assert all(task.verify(e, e.answer).correct for e in task.examples("test"))
+
+
+GOOD = {"question": "How many?", "answer": "3"}
+BAD = {  # name -> (options, the second line, what is said besides file and line)
+    "no JSON": ({}, "{'question': 1}", "is not JSON"),
+    "a list": ({}, "[1]", "is not a JSON object"),
+    "half a row": ({}, '{"question": "Q", "ans', "is not JSON"),
+    "half a character": ({}, '{"question": "\\ud800", "answer": "x"}', "half a character"),
+    "no answer": (
+        {},
+        {"question": "Q"},
+        "field 'answer' is missing, there is 'question'; add it, or say keys: {answer:",
+    ),
+    "no question": ({}, {"prompt": "Q", "answer": "x"}, "say keys: {question: ITS_NAME}"),
+    "blank question": ({}, {**GOOD, "question": " \n"}, "field 'question' is"),
+    "a number asked": ({}, {**GOOD, "question": 5}, "field 'question' is 5"),
+    "null": ({}, {**GOOD, "answer": None}, "field 'answer' is None"),
+    "true": ({}, {**GOOD, "answer": True}, "field 'answer' is True"),
+    "a number as text": ({}, {**GOOD, "answer": 5}, "put it in quotes, or set verifier: numeric"),
+    "only dots": ({}, {**GOOD, "answer": "..."}, "holds no word"),
+    "a list as answer": ({}, {**GOOD, "answer": ["3"]}, "field 'answer' is ['3']"),
+    "system": ({}, {**GOOD, "system": 5}, "field 'system' is 5"),
+    "unread choices": ({}, {**GOOD, "choices": ["3", "4"]}, "set verifier: choice"),
+    "unread tests": ({}, {**GOOD, "tests": ["assert f()"]}, "set verifier: code"),
+    "contradiction": ({}, {"question": "Q0?", "answer": "other"}, "another answer to the same question stands at"),
+    "no number": ({"verifier": "numeric"}, {**GOOD, "answer": "three apples"}, "is no number"),
+    "NaN": ({"verifier": "numeric"}, '{"question": "Q", "answer": NaN}', "is no number"),
+    "a yes": ({"verifier": "numeric"}, {**GOOD, "answer": True}, "is no number"),
+    "no choices": ({"verifier": "choice"}, GOOD, "field 'choices' is missing"),
+    "one choice": ({"verifier": "choice"}, {**GOOD, "choices": ["3"]}, "there are 1 choices"),
+    "same choices": ({"verifier": "choice"}, {**GOOD, "choices": ["3", "3 "]}, "that differ are needed"),
+    "not chosen": ({"verifier": "choice"}, {**GOOD, "choices": ["4", "5"]}, "names none of the choices"),
+    "two chosen": ({"verifier": "choice"}, {"question": "Q", "answer": "A", "choices": ["B", "A"]}, "more than one"),
+    "no tests": ({"verifier": "code"}, {**GOOD, "tests": []}, "the tests hold none"),
+    "no Python": ({"verifier": "code"}, {**GOOD, "answer": "def f(:", "tests": ["f()"]}, "are no Python"),
+    "tests of nothing": ({"verifier": "code"}, {**GOOD, "answer": "x = 1", "tests": ["f()"]}, "use nothing that"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_is_refused_in_one_line_with_file_line_and_remedy(name, tmp_path):
+    options, row, said = BAD[name]
+    more = {"numeric": {"answer": 3}, "choice": {"choices": ["3", "4"], "answer": "3"}, "code": CODE}
+    rows = [{**own, **more.get(options.get("verifier"), {})} for own in own_rows(60)]
+    if name == "contradiction":
+        rows[0] = {"question": "Q0?", "answer": "one"}
+    lines = [json.dumps(rows[0]), row if isinstance(row, str) else json.dumps(row), *map(json.dumps, rows[1:])]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(lines))
+    task = tasks.get("jsonl", path=str(path), **options)
+    for read in (task.check_rows, lambda: task.examples("train"), lambda: task.examples("test")):
+        with pytest.raises(DataError) as e:
+            read()
+        text = str(e.value)
+        assert said in text and str(path) in text and "line 2" in text and "\n" not in text, text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no rows"),
+        (b"\xef\xbb\xbf\n", "no rows"),
+        ("Grüße\n".encode("latin-1"), "is no UTF-8"),
+        ('{"question": "q"}\n'.encode("utf-16"), "is no UTF-8"),
+        (b'[{"question": "q", "answer": "a"}]', "one object a line is expected"),
+        (b'{"question": "q", "answer": "a"}\n' * 100, "has 1 different questions"),
+        (b"".join(b'{"question": "q%d", "answer": "a"}\n' % i for i in range(39)), "give at least 40"),
+    ],
+)
+def test_a_file_that_cannot_be_used(content, said, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=said) as e:
+        tasks.get("jsonl", path=str(tmp_path / "a.jsonl")).check_rows()
+    assert "a.jsonl" in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "missing a required argument: 'path'; give it in task_options, as --data.task_options.path"),
+        ({"path": 5}, "path 5 names no file"),
+        ({"path": "x", "verifier": "number"}, "unknown verifier 'number'; did you mean 'numeric'?"),
+        ({"path": "x", "verifier": ["exact"]}, "unknown verifier"),
+        ({"path": "x", "keys": {"qestion": "q"}}, "unknown field 'qestion'; did you mean 'question'?"),
+        ({"path": "x", "keys": ["q", "a"]}, "must map fields"),
+        ({"path": "x", "keys": {"question": 5}}, "must map fields"),
+        ({"path": "x", "verifer": "exact"}, "did you mean 'verifier'?"),
+    ],
+)
+def test_options_that_cannot_be(options, said):
+    with pytest.raises(ConfigError) as e:
+        tasks.get("jsonl", **options)
+    assert said in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("path", ["nope.jsonl", ".", "x" * 5000])
+def test_a_file_that_is_none_is_refused_before_torch(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)  # importing it would fail
+    assert main(["fit", "--config", "conf/jsonl.yaml", f"--data.task_options.path={path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert path[:10] in line and "name a file with one JSON object a line" in line
+
+
+def test_fit_test_and_adapt_on_a_file_of_numbers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    drawn = tasks.get("tiny_math").examples("train")[:80]
+    write(tmp_path / "my.jsonl", [{"question": e.question, "answer": int(e.answer)} for e in drawn])
+    rows = ["--data.task_options.path=my.jsonl", "--data.task_options.verifier=numeric", "--quiet"]
+    short = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--data.batch_size=8"]
+    assert main(["fit", "--config=conf/jsonl.yaml", *rows, *short]) == 0
+    out = capsys.readouterr().out
+    task = tasks.get("jsonl", path="my.jsonl", verifier="numeric")
+    sizes = ", ".join(f"{len(task.examples(split))} {split}" for split in task.splits)
+    assert f"jsonl   questions: {sizes}\n" in out and f"test split, n = {len(task.examples('test'))}," in out
+    more = ["--data.task=jsonl", "--data.task_options.system=null", "--model.sampling.max_new_tokens=40"]
+    assert main(["test", "--expert=runs/jsonl/expert", *more, *rows]) == 0
+    search = ["--adapt.population=2", "--adapt.generations=1", "--data.few_shot=4", "--data.test_limit=8"]
+    assert main(["adapt", *more, *rows, *search, "--run_dir=adapted"]) == 0
+    assert "jsonl   n = 8" in capsys.readouterr().out
+    report = json.loads((tmp_path / "adapted" / "report.json").read_text())
+    assert report["base"]["accuracy"] > 0 and all("/train/" in shot for shot in report["details"]["few_shot"])
