@@ -62,7 +62,9 @@ def export_gguf(policy: PeftModel, base_file: str | Path, out: str | Path, gguf_
         raise UserError(f"{out} exists; name a new file to export to")
     reader = GGUFReader(base_file)
     if reader.byte_order != "I":
-        raise UserError(f"{base_file} has the byte order of another machine; convert it with gguf's gguf_convert_endian")
+        raise UserError(
+            f"{base_file} has the byte order of another machine; convert it with gguf's gguf_convert_endian"
+        )
     layers = _layers_by_tensor(policy, reader)
     fresh = out.with_name(f".{out.name}.{os.getpid()}")  # whole or absent
     writer = GGUFWriter(None, str(reader.fields["general.architecture"].contents()))
@@ -181,6 +183,6 @@ def _row_orders(config: Any, stored_mn: Tensor) -> Iterator[Tensor]:
     order_m = torch.arange(rows)
     yield order_m
     config = config.get_text_config()
-    for heads in sorted({config.num_attention_heads, getattr(config, "num_key_value_heads", None)} - {None}):
-        if rows % (2 * heads) == 0:
+    for heads in {getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads")}:
+        if heads and rows % (2 * heads) == 0:
             yield order_m.view(heads, -1, 2).transpose(1, 2).reshape(-1)
