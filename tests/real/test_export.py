@@ -1,8 +1,8 @@
 """llama.cpp reads what `export --format gguf` writes of SmolLM2, and says what the adapted model says.
 
-llama.cpp multiplies packed tensors with inputs that it rounds to 8 bits. SmolLM2's embedding is one, and it is the head, so logits
-are off by about 0.1 under any base or expert, and where two tokens are nearly as likely the other one may win. Tokens
-are compared one for one on a base whose head is the same numbers in F32.
+llama.cpp multiplies packed tensors with inputs that it rounds to 8 bits. SmolLM2's embedding is one, and it is the
+head, so logits are off by about 0.1 under any expert, and where two tokens are nearly as likely the other one may win.
+Tokens are compared one for one on a base whose head is the same numbers in F32.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def llama(file: Path) -> Any:
 
 
 def favourites(file: Path, prompts: list[list[int]], answers: list[list[int]]) -> list[list[int]]:
-    """What llama.cpp finds most likely at each token of an answer, given those before: its greedy tokens while equal."""
+    """llama.cpp's most likely token at each place of an answer, given those before: its greedy answer while equal."""
     model, found = llama(file), []
     for ids, answer in zip(prompts, answers, strict=True):
         model.reset()
