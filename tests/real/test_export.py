@@ -7,6 +7,7 @@ Tokens are compared one for one on a base whose head is the same numbers in F32.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ QUESTIONS = (
 )
 EXPORT = ["export", "--format", "gguf", "--model.dtype", "float32", "--quiet"]
 NEW_TOKENS = 32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """That of every test, for the fixtures below too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRANSFORMER2_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture(scope="module")
