@@ -110,3 +110,5 @@ def test_a_mixture_of_experts_from_the_command_line(base, tmp_path, capsys):
     capsys.readouterr()
     assert main([*both, "--out", str(tmp_path / "out.gguf"), "--format", "gguf"]) == 2
     assert "exists; name a new file" in capsys.readouterr().err
+    assert main([*both, "--out", str(tmp_path / "new.gguf"), "--format", "gguf", "--model.base", "tiny"]) == 2
+    assert "base tiny is no GGUF file; export with --format hf and convert" in capsys.readouterr().err
