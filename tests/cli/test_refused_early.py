@@ -14,6 +14,7 @@ FIT = ["fit", "--config", "conf/tiny_math.yaml"]
 PLAN = ["plan", "--config", "conf/tiny_math.yaml"]
 KWARGS, ADAPTER, CALLBACKS = "--model.model_kwargs", "--model.adapter", "--trainer.callbacks"
 DECOMPOSE = ["decompose", "--model.base", "tiny"]
+EXPORT = ["export", "--expert", "."]
 MIX = ["experts", "mix", ".", ".", "--out", "o"]
 
 EARLY = [  # words, what the line says
@@ -28,6 +29,14 @@ EARLY = [  # words, what the line says
     (["export", "--expert", ".", "--out", "o", KWARGS, "{load_in_8bit: true}"], "conf/quantisation/int8.yaml"),
     (["export", "--expert", ".", "--out", "o", "--model.foo", "1"], "unknown config key model.foo"),
     (["export", "--expert", ".", "--out", "o", "--model.dtype", "int8"], "model.dtype must be one of"),
+    ([*EXPORT, "--out", "o", "--format", "ggml"], "did you mean 'gguf'?"),
+    ([*EXPORT, "--out", "o", "--format", "gguf"], "give --out o.gguf"),
+    ([*EXPORT, "--out", "o", "--gguf_type", "F16"], "is of --format gguf"),
+    ([*EXPORT, "--out", "o.gguf"], "add --format gguf"),
+    ([*EXPORT, "--out", "o.gguf", "--format", "gguf", "--gguf_type", "Q4_K"], "--gguf_type is F16 or Q8_0"),
+    ([*EXPORT, "--expert", ".", "--out", "o"], "--weights 0.5,0.5"),
+    ([*EXPORT, "--out", "o", "--weights", "0.6;0.9"], "numbers with commas"),
+    ([*EXPORT, "--out", "o", "--weights", "0.6,0.9"], "2 numbers for 1 experts"),
     ([*DECOMPOSE, KWARGS, "{torch_dtype: x}"], "set model.dtype"),
     ([*DECOMPOSE, "--model", "5"], "model must hold keys and values"),
     (["decompose", *FIT[1:], ADAPTER, "5"], "model.adapter must be"),

@@ -27,7 +27,7 @@ COMMANDS = {
         "build the SVD basis cache of a base model (fit does it by itself)",
         "transformer2.cli.tools:decompose",
     ),
-    "export": ("write base and expert as one plain model folder", "transformer2.cli.tools:export"),
+    "export": ("write base and experts as one model: a folder or a GGUF file", "transformer2.cli.export:export"),
     "plan": ("what fits on which devices, and how long a step takes", "transformer2.cli.plan:plan"),
     "report": ("print a run's table and draw its learning curve", "transformer2.cli.tools:report"),
     "sandbox": ("say how well model-written code is walled in here", "transformer2.cli.sandbox:sandbox"),

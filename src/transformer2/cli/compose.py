@@ -47,15 +47,23 @@ class Flags:
         overrides: Dotted keys and their text, in order.
         switches: Flags without a value (`--print_config`).
         options: Plain flags with a value (`--run_dir`).
+        repeated: Plain flags that may be given several times, and their values in order.
     """
 
     configs: list[str] = field(default_factory=list)
     overrides: list[tuple[str, str]] = field(default_factory=list)
     switches: set[str] = field(default_factory=set)
     options: dict[str, str] = field(default_factory=dict)
+    repeated: dict[str, list[str]] = field(default_factory=dict)
 
 
-def parse_flags(args: Sequence[str], options: Sequence[str], switches: Sequence[str], keys: Sequence[str]) -> Flags:
+def parse_flags(
+    args: Sequence[str],
+    options: Sequence[str],
+    switches: Sequence[str],
+    keys: Sequence[str],
+    repeated: Sequence[str] = (),
+) -> Flags:
     """Take arguments apart; abbreviations are refused rather than guessed.
 
     Args:
@@ -63,6 +71,7 @@ def parse_flags(args: Sequence[str], options: Sequence[str], switches: Sequence[
         options: Names of flags with a value.
         switches: Names of flags without one.
         keys: Top-level config keys; `--key.sub value` overrides them.
+        repeated: Names of flags with a value that may be given several times.
 
     Raises:
         ConfigError: An unknown flag (with the nearest one) or a flag without its value.
@@ -80,14 +89,14 @@ def parse_flags(args: Sequence[str], options: Sequence[str], switches: Sequence[
         name, equals, value = word[2:].partition("=")
         if name.partition(".")[0] in HOMES and "model" in keys:  # as Lightning's own command line has them
             name = f"model.{name}"
-        if name.replace("-", "_") != name and name.replace("-", "_") in (*options, *switches):
+        if name.replace("-", "_") != name and name.replace("-", "_") in (*options, *switches, *repeated):
             raise ConfigError(f"unknown flag --{name}; did you mean --{name.replace('-', '_')}?")
         if name in switches and not equals:
             flags.switches.add(name)
             continue
         if name in switches:
             raise ConfigError(f"--{name} takes no value; leave {value!r} out")
-        known = [*options, *(["config"] if keys else [])]
+        known = [*options, *repeated, *(["config"] if keys else [])]
         if name not in known and name in MOVED and keys:
             raise ConfigError(f"unknown flag --{name}; did you mean {MOVED[name]}?")
         if name not in known and name.partition(".")[0] not in keys:
@@ -100,6 +109,8 @@ def parse_flags(args: Sequence[str], options: Sequence[str], switches: Sequence[
             raise ConfigError(f"--{name} is empty; give a value, or leave it out")
         if name == "config":
             flags.configs.append(str(home(value)))
+        elif name in repeated:
+            flags.repeated.setdefault(name, []).append(str(home(value)))
         elif name in options:
             if name in flags.options:
                 raise ConfigError(f"--{name} is given twice; give it once")

@@ -1,4 +1,4 @@
-"""`decompose`, `export`, `experts` and `report`: commands that need no Trainer."""
+"""`decompose`, `experts` and `report`: commands that need no Trainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformer2.arguments import written
 from transformer2.cli.check import check
 from transformer2.cli.compose import PACKAGED, compose, home, parse_flags
 from transformer2.cli.folder import check_writable
-from transformer2.cli.train import KEYS, silence_libraries, take_from_expert
+from transformer2.cli.train import KEYS
 from transformer2.errors import ConfigError, shown
 from transformer2.files import check_directory
 from transformer2.svf.format import peft_type
@@ -33,20 +33,6 @@ fit does this by itself; run it beforehand for large models. Processes share the
   --model.dtype DTYPE     load weights in this dtype (default: as stored); train in the same one
   --model.KEY VALUE       any other key that says which files, e.g. --model.model_kwargs '{revision: v1}'
   --device DEVICE         where to compute: cpu, cuda, cuda:N, mps (default: the GPU where there is one)
-"""
-
-EXPORT_HELP = """\
-usage: transformer2 export --expert DIR --out DIR [--model.base BASE] [--model.dtype DTYPE]
-
-Write base and expert as one plain model folder: weights with z composed into them, config, tokenizer, chat template.
-What reads model folders reads it, e.g.
-  lm_eval --model hf --model_args pretrained=DIR --tasks gsm8k --apply_chat_template
-
-  --expert DIR            an expert folder, of SVF or any of PEFT's methods that merge
-  --out DIR               a new or empty folder
-  --model.base BASE       tiny, smollm2, a folder, a GGUF file, or a Hub id (default: the expert's own)
-  --model.dtype DTYPE     dtype of the weights (default: as stored)
-  --model.KEY VALUE       as for fit, e.g. --model.model_kwargs '{revision: v1}'
 """
 
 EXPERTS_HELP = """\
@@ -115,37 +101,6 @@ def _shipped_adapter(base: str) -> dict[str, Any]:
         if model.get("base") == base:
             return dict(model.get("adapter") or {})
     return {}
-
-
-def export(args: Sequence[str]) -> int:
-    """Write base and expert as one plain model folder."""
-    flags = parse_flags(args, ("expert", "out"), ("help", "quiet"), KEYS)
-    if "help" in flags.switches:
-        print(EXPORT_HELP, end="")
-        return 0
-    if not {"expert", "out"} <= set(flags.options):
-        raise ConfigError("export needs --expert DIR (an expert folder) and --out DIR (a new folder)")
-    expert, out = (Path(flags.options[name]) for name in ("expert", "out"))
-    config = compose(flags.configs, flags.overrides, KEYS)
-    take_from_expert(config, "export", expert)
-    check(config, "export")
-    model = config["model"]
-    if model.get("base") is None:
-        raise ConfigError(f"{expert} does not say which base it belongs to; give --model.base")
-    silence_libraries("quiet" in flags.switches)
-
-    from transformer2.export import export_merged, new_folder
-    from transformer2.policy import build_policy, expert_adapter, load_base, load_expert, load_tokenizer
-
-    new_folder(out)
-    options = model.get("model_kwargs") or {}
-    tokenizer = load_tokenizer(model["base"], options)
-    base = load_base(model["base"], model.get("dtype", "auto"), **options)
-    policy = build_policy(base, expert_adapter(expert, model.get("adapter") or {}, base))
-    policy.peft_config["default"].base_model_name_or_path = model["base"]
-    load_expert(policy, expert)
-    print(f"{export_merged(policy, tokenizer, out)}: {model['base']} with {expert} merged into it")
-    return 0
 
 
 class _Words(argparse.ArgumentParser):

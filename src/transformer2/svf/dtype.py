@@ -12,20 +12,20 @@ from typing import Any
 
 import torch
 
-__all__ = ["auto_dtype", "cpu_dtype", "why"]
+__all__ = ["auto_dtype", "cpu_dtype", "stored_dtype", "why"]
 
 _FAST = {"avx512_bf16", "amx_bf16"}  # as Linux calls them
 
 
 def auto_dtype(config: Any) -> torch.dtype | None:
     """The dtype in which `dtype: auto` loads a base; None where its config does not say one: that of its tensors."""
-    return cpu_dtype(config) or _stored(config)
+    return cpu_dtype(config) or stored_dtype(config)
 
 
 def cpu_dtype(config: Any) -> torch.dtype | None:
     """What a CPU runs a base in that is stored in 16 bits; None for other bases, and where there is an accelerator."""
     packed = getattr(config, "quantization_config", None) is not None  # whose kernels want what it was packed for
-    if _stored(config) not in (torch.float16, torch.bfloat16) or packed or torch.accelerator.is_available():
+    if stored_dtype(config) not in (torch.float16, torch.bfloat16) or packed or torch.accelerator.is_available():
         return None
     return torch.bfloat16 if _fast_bf16() else torch.float32
 
@@ -35,7 +35,8 @@ def why(dtype: torch.dtype) -> str:
     return "which this CPU multiplies fast" if dtype == torch.bfloat16 else "for this CPU multiplies 16 bits slowly"
 
 
-def _stored(config: Any) -> torch.dtype | None:
+def stored_dtype(config: Any) -> torch.dtype | None:
+    """The dtype a base is stored in, as its config says it; None where it does not."""
     stored = getattr(config, "dtype", None) or config.get_text_config().dtype
     return stored if isinstance(stored, torch.dtype) else None
 
