@@ -15,8 +15,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from transformer2 import tasks
+from transformer2.adaptation.context import Cache
 from transformer2.adaptation.evaluate import Evaluation, evaluate
-from transformer2.adaptation.mixtures import Cache
 from transformer2.adaptation.strategy import Strategy
 from transformer2.arguments import Count, check_arguments
 from transformer2.callbacks.protocols import HasPolicy

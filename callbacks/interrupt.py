@@ -1,9 +1,9 @@
 """Ctrl-C, SIGTERM and SIGHUP: what there is to save is saved at once, and the process is gone within seconds.
 
 The kernel's signal reaches Python twice. A thread reads it from `set_wakeup_fd` whatever the main thread is doing (a
-backward pass is one call of minutes, and no Python handler runs before it returns): it runs the farewell, which saves
-and says how to go on. The main thread raises `Interrupted` as soon as it can, cleans up and ends the command. Where it
-has not done so in time, or a second signal comes, the thread ends the process.
+backward pass is one call of minutes, and no Python handler runs before it returns): it calls `on_signal`, which
+saves and says how to resume. The main thread raises `Interrupted` as soon as it can, cleans up and ends the command.
+Where it has not done so in time, or a second signal comes, the thread ends the process.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from types import FrameType
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 GRACE = 6.0  # seconds that the main thread has to end by itself once all is saved
 
-Farewell = Callable[[int], str | None]
+OnSignal = Callable[[int], str | None]
 
 
 class Interrupted(BaseException):
-    """A signal asked for the end. No KeyboardInterrupt, which Lightning turns into exit code 1 without a word."""
+    """A signal asked for the end. No KeyboardInterrupt, which Lightning turns into exit code 1 without a message."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -35,23 +35,23 @@ class Listener:
 
     Attributes:
         number: The first signal that came; 0 before.
-        farewell: Called with it, in a thread: saves, and returns how to go on (None where another rank says it).
+        on_signal: Called with it, in a thread: saves, and returns how to resume (None where another rank says it).
         grace: Seconds that saving and the main thread have; then the process is ended.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        self.farewell: Farewell = lambda number: "run the command again"
+        self.on_signal: OnSignal = lambda number: "run the command again"
         self.grace = GRACE
         self._hint: str | None = "what there was to save could not be saved in time"
         self._raised = False
         self._spared: set[int] = set()
-        self._said = threading.Event()
-        self._last_word = threading.Lock()
+        self._saved = threading.Event()
+        self._reported = threading.Lock()
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
 
-    def take(self) -> None:
+    def install_handlers(self) -> None:
         """Handle the signals; also once Lightning has put a handler that waits for all ranks in our place."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
@@ -68,9 +68,9 @@ class Listener:
             os.kill(os.getpid(), number)
 
     def end(self) -> int:
-        """Say how to go on, once; the exit code."""
-        self._said.wait(self.grace)
-        if self._last_word.acquire(blocking=False) and self._hint is not None:
+        """Say how to resume, once; the exit code."""
+        self._saved.wait(self.grace)
+        if self._reported.acquire(blocking=False) and self._hint is not None:
             print(f"transformer2: interrupted; {self._hint}", file=sys.stderr, flush=True)
         return 128 + self.number
 
@@ -83,7 +83,7 @@ class Listener:
         if (number := self._next()) is None:
             return
         self.number = number
-        threading.Thread(target=self._save, daemon=True, name="farewell").start()
+        threading.Thread(target=self._save, daemon=True, name="save on signal").start()
         self._reader.settimeout(self.grace)
         try:
             if self._next() is None:
@@ -94,17 +94,17 @@ class Listener:
 
     def _next(self) -> int | None:
         """The next of our signals; None once the command is over."""
-        while came := self._reader.recv(1):
-            if came[0] in SIGNALS and came[0] not in self._spared:
-                return came[0]
+        while received := self._reader.recv(1):
+            if received[0] in SIGNALS and received[0] not in self._spared:
+                return received[0]
         return None
 
     def _save(self) -> None:
         try:
-            self._hint = self.farewell(self.number)
+            self._hint = self.on_signal(self.number)
         except Exception as e:
             self._hint = f"nothing could be saved: {e}"
-        self._said.set()
+        self._saved.set()
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def listening() -> Iterator[Listener]:
     in_main = threading.current_thread() is threading.main_thread()
     if in_main:
         wakeup = signal.set_wakeup_fd(listener._writer.fileno(), warn_on_full_buffer=False)
-        listener.take()
+        listener.install_handlers()
         threading.Thread(target=listener._watch, daemon=True, name="signals").start()
     _current = listener
     try:

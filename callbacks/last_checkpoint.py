@@ -25,8 +25,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from transformer2.callbacks import interrupt
 from transformer2.checkpoints import pack, read_checkpoint, write_checkpoint
+from transformer2.distributed import ZeRO
 from transformer2.errors import CheckpointError
-from transformer2.strategies import ZeRO
 
 __all__ = ["LastCheckpoint", "SealedFiles"]
 
@@ -163,7 +163,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's handler of SIGTERM, set just before, would broadcast among ranks that may be anywhere."""
         if (listener := interrupt.current()) is not None:
-            listener.take()
+            listener.install_handlers()
 
     on_test_start = on_train_start
 

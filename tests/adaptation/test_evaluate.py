@@ -11,9 +11,9 @@ from fakes import make_llama
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from toy_task import Broken
 
+from transformer2.adaptation.context import EvaluationContext
 from transformer2.adaptation.evaluate import evaluate
-from transformer2.adaptation.mixtures import Mixtures
-from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy, ThisExpert
+from transformer2.adaptation.strategy import ActiveExpert, AdaptedPolicy, Choice, Strategy
 from transformer2.callbacks.evaluator import AdaptationEvaluator
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule
 from transformer2.errors import ConfigError, UserError
@@ -51,7 +51,7 @@ def tested(world):
 
 def test_this_expert_scores_what_a_test_scores(tested):
     module, data = tested
-    found = evaluate(module.answerer(), data, ThisExpert(samples=2, temperature=0.8, seed=5))
+    found = evaluate(module.answerer(), data, ActiveExpert(samples=2, temperature=0.8, seed=5))
     assert len(found.records) == 16 and list(found.records) == module.records
     assert found.records[0].base != found.records[0].result and found.report.details["pass_at_k"]["result"]["1"]
     assert [r.to_json()["row"] for r in found.records] == list(range(16))
@@ -63,8 +63,8 @@ class HalfAndHalf(Strategy):
 
     name = "half"
 
-    def adapt_to_task(self, mixtures):
-        return Alternating(mixtures, self.name)
+    def adapt_to_task(self, context):
+        return Alternating(context, self.name)
 
 
 class Alternating(AdaptedPolicy):
@@ -139,15 +139,15 @@ def test_all_processes_choose_one_constant(tested, world, monkeypatch):
     data = UnseenTaskDataModule(TASK, world[0], few_shot=2, test_limit=2)
     data.setup("test")
     answerer, other = module.answerer(data.task), ([0.0, 1.0], [0.0, 0.0])  # of 0.9 and 1.2
-    monkeypatch.setattr(Mixtures, "scores", lambda self, weights: ([0.5] * weights.shape[-2], [0.0] * 2))
+    monkeypatch.setattr(EvaluationContext, "scores", lambda self, weights: ([0.5] * weights.shape[-2], [0.0] * 2))
     for rank in (0, 1):
 
         def gather(mine, rank=rank):
             return [mine, other] if rank == 0 else [([0.5, 0.5], [0.0, 0.0]), other]
 
         process = dataclasses.replace(answerer, rank=rank, world_size=2, gather=gather)
-        with Strategy(experts=world[1]).prepared(process, data, {}, None, None) as mixtures:
-            assert list(mixtures.known.weights)[-1] == "constant z = 1.2"
+        with Strategy(experts=world[1]).prepared(process, data, {}, None, None) as context:
+            assert list(context.known.weights)[-1] == "constant z = 1.2"
 
 
 def test_too_many_failures_anywhere_stop_every_rank(tested, monkeypatch):

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP at any time: what there is to save is saved, the process is gone, it says how to go on."""
+"""Ctrl-C, SIGTERM and SIGHUP at any time: what there is to save is saved, the process ends, it says how to resume."""
 
 import os
 import signal
@@ -31,8 +31,8 @@ PHASES = {
     "test after fit": (FIT, "on_test_start", 6, "the trained expert is in"),
     "validate": (VALIDATE, "on_validation_start", 0, "nothing was changed"),
     "test": (["test", *VALIDATE[1:]], "on_test_start", 0, "nothing was changed"),
-    "adapt prompt": ([*ADAPT, "--strategy", "prompt"], "evaluate_batch", 0, "nothing was kept yet"),
-    "adapt cls": ([*ADAPT, "--strategy", "cls"], "evaluate_batch", 0, "nothing was kept yet"),
+    "adapt prompt": ([*ADAPT, "--strategy", "prompt"], "evaluate_batch", 0, "nothing was saved yet"),
+    "adapt cls": ([*ADAPT, "--strategy", "cls"], "evaluate_batch", 0, "nothing was saved yet"),
     "adapt cem": ([*ADAPT, *SEARCH], "evaluate_batch", 0, "adapt --resume"),
 }
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from transformer2 import tasks, tiny
+from transformer2.adaptation.context import EvaluationContext
 from transformer2.adaptation.mixture import base_row, expert_rows
-from transformer2.adaptation.mixtures import Mixtures
 from transformer2.adaptation.scoring import Scorer
 from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy, check_folder
 from transformer2.arguments import Count, check_arguments
@@ -160,9 +160,9 @@ class PromptDispatch(Strategy):
         self.first_pass: Literal["generate", "constrained"] = first_pass
         self.dispatch_task, self.dispatch_limit = task, dispatch_limit
 
-    def adapt_to_task(self, mixtures: Mixtures) -> AdaptedPolicy:
+    def adapt_to_task(self, context: EvaluationContext) -> AdaptedPolicy:
         """Needs no shots; measures the dispatch where there are labelled requests."""
-        return _DispatchedPolicy(mixtures, self, mixtures.scorer, base_row(len(mixtures.experts)))
+        return _DispatchedPolicy(context, self, context.scorer, base_row(len(context.experts)))
 
 
 class ClassifierDispatch(PromptDispatch):
@@ -187,32 +187,34 @@ class ClassifierDispatch(PromptDispatch):
             raise ConfigError("name the classification expert's folder: adapt.classifier (train one with fit)")
         return [read_expert(self.classifier or tiny.expert_path(tiny.CLASSIFIER))]
 
-    def adapt_to_task(self, mixtures: Mixtures) -> AdaptedPolicy:
+    def adapt_to_task(self, context: EvaluationContext) -> AdaptedPolicy:
         """The first pass runs under the classification expert's z."""
-        return _DispatchedPolicy(mixtures, self, mixtures.helpers, expert_rows(1))
+        return _DispatchedPolicy(context, self, context.helpers, expert_rows(1))
 
 
 class _DispatchedPolicy(AdaptedPolicy):
     """One expert, or the base, per row.
 
     Args:
-        mixtures: The experts.
+        context: The experts.
         settings: Of the dispatch.
         scorer: Runs the first pass.
         weights_1K: The z of the first pass.
     """
 
-    def __init__(self, mixtures: Mixtures, settings: PromptDispatch, scorer: Scorer, weights_1K: Tensor) -> None:
-        super().__init__(mixtures, settings.name)
+    def __init__(
+        self, context: EvaluationContext, settings: PromptDispatch, scorer: Scorer, weights_1K: Tensor
+    ) -> None:
+        super().__init__(context, settings.name)
         self.settings, self.scorer, self.weights_1K = settings, scorer, weights_1K
-        on_tiny = mixtures.data.base == "tiny"
+        on_tiny = context.data.base == "tiny"
         labelled: Any = settings.dispatch_task or (tasks.get("tiny_dispatch") if on_tiny else None)
-        self.dispatcher = Dispatcher.of(mixtures.experts, labelled)
+        self.dispatcher = Dispatcher.of(context.experts, labelled)
         self.measured = None if labelled is None else self._measure(labelled)
 
     def _measure(self, labelled: Any) -> Confusion:
         """What labelled requests are taken for; each rank takes every world_size-th of them."""
-        data, answerer = self.mixtures.data, self.mixtures.answerer
+        data, answerer = self.context.data, self.context.answerer
         measured = Confusion(labelled.labels).to(answerer.device)
         examples = labelled.examples("test", data.data_dir)[: self.settings.dispatch_limit]
         mine = examples[answerer.rank :: answerer.world_size]
@@ -237,7 +239,7 @@ class _DispatchedPolicy(AdaptedPolicy):
     def figure(self, records: Sequence[Record]) -> Any:
         """The confusion of labelled requests, and what the scored task was taken for."""
         table = {} if self.measured is None else self.measured.table()
-        table[self.mixtures.data.task.name] = _chosen(records)
+        table[self.context.data.task.name] = _chosen(records)
         columns = [*self.dispatcher.categories, UNPARSED]
         if not any(UNPARSED in row for row in table.values()):
             columns.remove(UNPARSED)
@@ -247,8 +249,8 @@ class _DispatchedPolicy(AdaptedPolicy):
         return UNPARSED if choice is None else self.dispatcher.categories[choice]
 
     def _choose(self, questions: Sequence[Example]) -> tuple[list[int | None], list[str]]:
-        ids = [render(self.scorer.tokenizer, question, self.mixtures.data.template) for question in questions]
-        prompts = collate(questions, ids, self.scorer.engine.pad_id).to(self.mixtures.answerer.device)
+        ids = [render(self.scorer.tokenizer, question, self.context.data.template) for question in questions]
+        prompts = collate(questions, ids, self.scorer.engine.pad_id).to(self.context.answerer.device)
         constrained = self.settings.first_pass == "constrained"
         return first_pass(self.dispatcher, self.scorer, prompts, self.weights_1K, constrained)
 

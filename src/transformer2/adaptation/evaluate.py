@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from transformer2.adaptation.answerer import Answerer
-from transformer2.adaptation.mixtures import Cache
+from transformer2.adaptation.context import Cache
 from transformer2.adaptation.strategy import AdaptedPolicy, Strategy
 from transformer2.experts import Expert
 from transformer2.report.build import build_report
@@ -75,7 +75,7 @@ def evaluate(
         data: The task, with its `test` rows open.
         strategy: How answers are chosen.
         cache: Baselines of earlier evaluations, which are not answered again; those of this one are added.
-        folder: Where a strategy keeps what it needs to go on after an interruption.
+        folder: Where a strategy saves what it needs to resume after an interruption.
         progress: Whether to draw a bar.
         max_batches: Score no more than the first ones.
     """

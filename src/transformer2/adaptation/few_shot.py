@@ -24,9 +24,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from transformer2.adaptation.context import EvaluationContext
 from transformer2.adaptation.members import matrices
 from transformer2.adaptation.mixture import Granularity, Mix, Mixture
-from transformer2.adaptation.mixtures import Mixtures
 from transformer2.adaptation.search import PRESETS, Search, make_search
 from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy
 from transformer2.arguments import Count, Positive, check_arguments
@@ -168,24 +168,22 @@ class FewShotSearch(Strategy):
         Mixture(["m"], ["e"], **self.mixture_options)  # refuses what does not go together
         make_search(search, 2, **self.search_options)
 
-    def adapt_to_task(self, mixtures: Mixtures) -> AdaptedPolicy:
+    def adapt_to_task(self, context: EvaluationContext) -> AdaptedPolicy:
         """Search, from where an interrupted run was; every generation is saved, so a signal cuts no more than one."""
-        mixture = Mixture(
-            matrices(mixtures.answerer.policy), [e.name for e in mixtures.experts], **self.mixture_options
-        )
+        mixture = Mixture(matrices(context.answerer.policy), [e.name for e in context.experts], **self.mixture_options)
         start = 1 / len(mixture.members)
         search = make_search(self.search, mixture.dim, mean=start, seed=self.seed, **self.search_options)
-        file = None if mixtures.folder is None else mixtures.folder / "search.json"
+        file = None if context.folder is None else context.folder / "search.json"
         trace = [] if file is None else _resume(file, search)
-        mixtures.bar.reset(total=self.budget.total(search.population))
-        mixtures.bar.update(search.generation)
-        for entry in run_search(search, mixture, mixtures.sharded_scores, self.budget):
+        context.bar.reset(total=self.budget.total(search.population))
+        context.bar.update(search.generation)
+        for entry in run_search(search, mixture, context.sharded_scores, self.budget):
             trace.append(entry)
-            if file is not None and mixtures.answerer.rank == 0:
+            if file is not None and context.answerer.rank == 0:
                 _save(file, search, trace)
-            mixtures.bar.set_postfix(shots=f"{entry['score']:.2f}", refresh=False)
-            mixtures.bar.update()
-        return _SearchedPolicy(mixtures, self, mixture, search, trace)
+            context.bar.set_postfix(shots=f"{entry['score']:.2f}", refresh=False)
+            context.bar.update()
+        return _SearchedPolicy(context, self, mixture, search, trace)
 
 
 class _SearchedPolicy(AdaptedPolicy):
@@ -193,18 +191,18 @@ class _SearchedPolicy(AdaptedPolicy):
 
     def __init__(
         self,
-        mixtures: Mixtures,
+        context: EvaluationContext,
         settings: FewShotSearch,
         mixture: Mixture,
         search: Search,
         trace: Sequence[Mapping[str, Any]],
     ) -> None:
-        super().__init__(mixtures, settings.name)
+        super().__init__(context, settings.name)
         self.settings, self.mixture, self.search, self.trace = settings, mixture, search, trace
         best = settings.answer == "best"
         # Where the search would have ended after each generation.
         ends_GD = torch.tensor([entry["best"] if best and entry["best"] else entry["answer"] for entry in trace])
-        on_scored_rows = mixtures.data.protocol == "paper"
+        on_scored_rows = context.data.protocol == "paper"
         self.selection = self._select_on_scored_rows(ends_GD) if on_scored_rows else {}
         self.alpha_D = ends_GD[self.selection.get("iteration", len(ends_GD)) - 1]
 
@@ -214,12 +212,12 @@ class _SearchedPolicy(AdaptedPolicy):
         The score that is reported is then the largest of G noisy ones; `clean` takes the last iteration unseen.
         """
         counts_G2 = torch.zeros((len(ends_GD), 2), dtype=torch.long)  # right, scored
-        for batch in self.mixtures.data.test_dataloader():
+        for batch in self.context.data.test_dataloader():
             for g, weights_L1K in enumerate(self.mixture.weights(ends_GD).split(1, dim=1)):
-                answers = self.mixtures.answers(batch.to(self.mixtures.answerer.device), weights_L1K)
+                answers = self.context.answers(batch.to(self.context.answerer.device), weights_L1K)
                 judged = [a.correct for a in answers if a.correct is not None]
                 counts_G2[g] += torch.tensor([sum(judged), len(judged)])
-        totals = torch.tensor(self.mixtures.answerer.total(counts_G2.flatten().tolist())).view_as(counts_G2).tolist()
+        totals = torch.tensor(self.context.answerer.total(counts_G2.flatten().tolist())).view_as(counts_G2).tolist()
         scores = [right / max(1, scored) for right, scored in totals]
         return {"iteration": scores.index(max(scores)) + 1, "scores": scores}
 
@@ -247,7 +245,7 @@ class _SearchedPolicy(AdaptedPolicy):
 
     def expert(self) -> Expert:
         """The mixture as an expert."""
-        return self.mixture.expert(self.alpha_D, self.mixtures.experts, "expert", task=self.mixtures.data.task.name)
+        return self.mixture.expert(self.alpha_D, self.context.experts, "expert", task=self.context.data.task.name)
 
     def _alpha(self) -> dict[str, Any]:
         """Member -> alpha, or group -> member -> alpha."""

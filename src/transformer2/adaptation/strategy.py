@@ -20,9 +20,9 @@ from torch import Tensor
 
 from transformer2 import tiny
 from transformer2.adaptation.answerer import Answerer
+from transformer2.adaptation.context import Baseline, Cache, EvaluationContext, Known
 from transformer2.adaptation.members import members
 from transformer2.adaptation.mixture import base_row
-from transformer2.adaptation.mixtures import Baseline, Cache, Known, Mixtures
 from transformer2.adaptation.scoring import Scorer
 from transformer2.arguments import Count, Seed, check_arguments
 from transformer2.errors import ConfigError
@@ -32,7 +32,7 @@ from transformer2.report.build import Facts, label_confusion
 from transformer2.seeds import rollout_seed
 from transformer2.types import Answer, PromptBatch, Record
 
-__all__ = ["AdaptedPolicy", "Choice", "Strategy", "ThisExpert", "check_folder", "check_whole"]
+__all__ = ["ActiveExpert", "AdaptedPolicy", "Choice", "Strategy", "check_folder", "check_whole"]
 
 
 @dataclass(frozen=True)
@@ -53,29 +53,29 @@ class AdaptedPolicy:
     """A policy adapted to a task; by itself the base model.
 
     Args:
-        mixtures: What there is to choose from.
+        context: What there is to choose from.
         name: The strategy's.
     """
 
-    def __init__(self, mixtures: Mixtures, name: str) -> None:
-        self.mixtures, self.name = mixtures, name
+    def __init__(self, context: EvaluationContext, name: str) -> None:
+        self.context, self.name = context, name
 
     def adapt_to_batch(self, batch: PromptBatch) -> Choice:
         """Choose the z of every row of a batch."""
-        return Choice(base_row(len(self.mixtures.experts)))
+        return Choice(base_row(len(self.context.experts)))
 
     def answers(self, batch: PromptBatch, choice: Choice, index: int) -> list[Answer]:
         """Answer a batch, the `index`-th of the task, as was chosen."""
         assert choice.weights is not None
-        return self.mixtures.answers(batch, choice.weights)
+        return self.context.answers(batch, choice.weights)
 
     def baselines(self, batch: PromptBatch, index: int) -> list[Baseline]:
         """What the answers stand beside."""
-        return self.mixtures.baselines(batch)
+        return self.context.baselines(batch)
 
     def facts(self, records: Sequence[Record]) -> Facts:
         """What the report says besides the scores."""
-        experts, shots = self.mixtures.experts, self.mixtures.few_shot.examples
+        experts, shots = self.context.experts, self.context.few_shot.examples
         names = {"experts": [e.name for e in experts], "few_shot": [e.id for e in shots]}
         return Facts(details={"strategy": self.name, **names})
 
@@ -136,18 +136,18 @@ class Strategy:
                 for part in ([*names[: len(experts)], names[-1]], names[len(experts) :])
             )
             shots, known = data.shots().to(answerer.device), cache.get(key, Known())
-            mixtures = Mixtures(answerer, data, shots, experts, scorer, helpers, known, folder, bar)
+            context = EvaluationContext(answerer, data, shots, experts, scorer, helpers, known, folder, bar)
             if key not in cache:  # here, where all processes are
-                mixtures.choose_controls(self.controls)
+                context.choose_controls(self.controls)
                 cache[key] = known
-            yield mixtures
+            yield context
 
-    def adapt_to_task(self, mixtures: Any) -> AdaptedPolicy:
+    def adapt_to_task(self, context: Any) -> AdaptedPolicy:
         """First pass over the task, once per evaluation."""
-        return AdaptedPolicy(mixtures, self.name)
+        return AdaptedPolicy(context, self.name)
 
 
-class ThisExpert(Strategy):
+class ActiveExpert(Strategy):
     """Nothing to choose: the policy's own adapter beside the base, as `test` scores them.
 
     Args:
@@ -175,7 +175,7 @@ class ThisExpert(Strategy):
 class _ActivePolicy(AdaptedPolicy):
     """The policy under whatever is active."""
 
-    def __init__(self, answerer: Answerer, settings: ThisExpert) -> None:
+    def __init__(self, answerer: Answerer, settings: ActiveExpert) -> None:
         self.answerer, self.settings, self.name = answerer, settings, settings.name
 
     def adapt_to_batch(self, batch: PromptBatch) -> Choice:

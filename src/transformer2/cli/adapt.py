@@ -43,7 +43,7 @@ model, its shipped experts and a task that needs two of them at once (conf/adapt
   --config FILE        a config file with these keys; several are merged, later ones win
   --seed_everything N  seed of the shots and of the search (default 0)
   --run_dir DIR        where the run is kept (default runs/<name>; a number is added rather than overwriting)
-  --resume DIR         go on with an interrupted run, in its folder
+  --resume DIR         resume an interrupted run, in its folder
   --print_config       print the composed config, and stop
   --quiet              no progress bar
   --debug              show the traceback of an error
@@ -91,10 +91,10 @@ def adapt(args: Sequence[str]) -> int:
     start = time.perf_counter()
 
     # From here on the heavy libraries are needed.
-    from transformer2.cli.train import quieten
+    from transformer2.cli.train import silence_libraries
 
     quiet = "quiet" in flags.switches
-    quieten(quiet)
+    silence_libraries(quiet)
     with run_folder(resumed or flags.options.get("run_dir"), name, resumed=resumed is not None) as folder:
         return _run(config, strategies, folder, quiet, start)
 
@@ -103,7 +103,7 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
     from transformer2.adaptation.strategy import Strategy, check_whole
     from transformer2.cli.experiment import Experiment, explained
     from transformer2.data import UnseenTaskDataModule
-    from transformer2.strategies import in_lockstep
+    from transformer2.distributed import in_lockstep
 
     settings = dict(config.pop("adapt", None) or {})
     del config["strategy"]
@@ -115,7 +115,7 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
     _keep_config(experiment, names, settings)
     # A strategy of the user's own comes as a callback without a task of its own.
     own = [c for c in experiment.callbacks_of(Strategy) if c.own_task is None]
-    kept, again = f"go on with transformer2 adapt --resume {folder}", "nothing was kept yet; run the command again"
+    kept, again = f"resume with transformer2 adapt --resume {folder}", "nothing was saved yet; run the command again"
     experiment.hint = lambda: kept if holds_run(folder) else again
     with explained():
         return experiment.in_every_process(lambda: _adapt(experiment, [*own, *strategies], quiet, start))
@@ -123,8 +123,8 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
 
 def _adapt(experiment: Experiment, strategies: Sequence[Strategy], quiet: bool, start: float) -> int:
     """One strategy after the other; in every process."""
+    from transformer2.adaptation.context import Cache
     from transformer2.adaptation.evaluate import evaluate
-    from transformer2.adaptation.mixtures import Cache
     from transformer2.data.loader import batches_within
     from transformer2.report.adaptation import adaptation_table
     from transformer2.report.table import read_report

@@ -21,21 +21,21 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformer2.callbacks import interrupt
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.callbacks.last_checkpoint import LastCheckpoint
-from transformer2.callbacks.lifeline import Lifeline
 from transformer2.callbacks.monitoring import Monitoring
+from transformer2.callbacks.peer_watchdog import PeerWatchdog
 from transformer2.callbacks.progress import TrainingBar
 from transformer2.checkpoints import read_checkpoint
 from transformer2.cli.check import TRAINER_DEFAULTS
 from transformer2.cli.classes import check_classes
 from transformer2.cli.plan import preflight
 from transformer2.data import ExpertDataModule
+from transformer2.distributed import check_strategy
 from transformer2.errors import ConfigError, UserError
 from transformer2.module import SVFReinforceModule
 from transformer2.report.build import Facts, build_report, label_confusion
 from transformer2.report.curve import draw_curve
 from transformer2.report.notes import on_answers
 from transformer2.report.table import text_table, write_report, write_text
-from transformer2.strategies import check_strategy
 from transformer2.types import Score
 
 LINKED = (
@@ -97,7 +97,7 @@ class Experiment:
         self.hint: Callable[[], str] = lambda: "nothing was changed; run the command again"  # after a signal
         self.trained = False
         if (listener := interrupt.current()) is not None:
-            listener.farewell = self.farewell
+            listener.on_signal = self.on_signal
 
     @classmethod
     def of(
@@ -232,12 +232,12 @@ class Experiment:
             print(f"  saved to {self.folder}")
         return 0
 
-    def farewell(self, number: int) -> str | None:
-        """On a signal: tell the other processes, save, and say how to go on. Called in a thread of its own."""
+    def on_signal(self, number: int) -> str | None:
+        """On a signal: tell the other processes, save, and say how to resume. Called in a thread of its own."""
         if (launcher := self.trainer.strategy.launcher) is not None:
             launcher.kill(number)
-        if (lifeline := self._callback(Lifeline)) is not None:
-            lifeline.pass_on(number)
+        if (watchdog := self._callback(PeerWatchdog)) is not None:
+            watchdog.forward_signal(number)
         if not self.trainer.is_global_zero:
             return None
         if (last := self._callback(LastCheckpoint)) is not None and last.path is not None and not self.trained:
@@ -295,7 +295,7 @@ def _with_defaults(given: list[Any], trainer: Mapping[str, Any], quiet: bool) ->
     ours: dict[type, dict[str, Any]] = {
         ExpertCheckpoint: {},
         Monitoring: {},
-        Lifeline: {},
+        PeerWatchdog: {},
     }
     if trainer.get("enable_checkpointing") is not False:
         ours[LastCheckpoint] = {}

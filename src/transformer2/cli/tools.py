@@ -12,7 +12,7 @@ from transformer2.arguments import written
 from transformer2.cli.check import check, is_folder
 from transformer2.cli.compose import PACKAGED, compose, home, parse_flags
 from transformer2.cli.folder import check_writable
-from transformer2.cli.train import KEYS, quieten, take_from_expert
+from transformer2.cli.train import KEYS, silence_libraries, take_from_expert
 from transformer2.errors import ConfigError, shown
 
 DECOMPOSE_HELP = """\
@@ -130,7 +130,7 @@ def export(args: Sequence[str]) -> int:
     model = config["model"]
     if model.get("base") is None:
         raise ConfigError(f"{expert} does not say which base it belongs to; give --model.base")
-    quieten("quiet" in flags.switches)
+    silence_libraries("quiet" in flags.switches)
 
     from transformer2.export import export_merged, new_folder
     from transformer2.policy import build_policy, expert_adapter, load_base, load_expert, load_tokenizer

@@ -95,7 +95,7 @@ def _run(command: str, args: Sequence[str]) -> int:
     start = time.perf_counter()
 
     # From here on the heavy libraries are needed.
-    quieten("quiet" in flags.switches)
+    silence_libraries("quiet" in flags.switches)
     from transformer2.cli.experiment import Experiment
 
     if not kept:
@@ -160,7 +160,7 @@ def help_text(command: str) -> str:
     )
 
 
-def quieten(quiet: bool) -> None:
+def silence_libraries(quiet: bool) -> None:
     """Leave the terminal to the bar and the table: the libraries' notes say nothing a user can act on."""
     importlib.import_module("lightning.pytorch")  # sets the levels below when it is imported, so it goes first
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from transformer2.adaptation.answerer import Answerer
 from transformer2.adaptation.evaluate import evaluate_batch, in_order
-from transformer2.adaptation.strategy import ThisExpert
+from transformer2.adaptation.strategy import ActiveExpert
 from transformer2.data.loader import batches_within
+from transformer2.distributed import gather_objects, sum_over_ranks
 from transformer2.metrics import Accuracy
 from transformer2.module.options import MemoryOptions, SamplingOptions, TestOptions
 from transformer2.rl.logprobs import Head
 from transformer2.rollout.base import RolloutEngine
 from transformer2.rollout.hf import HFEngine
-from transformer2.strategies import gather_objects, sum_over_ranks
 from transformer2.tasks import Task
 from transformer2.types import Answer, Example, PromptBatch, Record, Rollouts, Verdict
 
@@ -131,7 +131,7 @@ class PolicyModule(L.LightningModule):
 
     def test_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Answer one batch with the base and with the expert."""
-        strategy = ThisExpert(self.test.samples, self.test.temperature, self.seed)
+        strategy = ActiveExpert(self.test.samples, self.test.temperature, self.seed)
         self.records += evaluate_batch(strategy.adapt_to_task(self.answerer()), self.data, prompts, batch_idx)
 
     def on_test_epoch_end(self) -> None:

@@ -13,6 +13,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from transformer2.data.prompts import open_turn_end
+from transformer2.distributed import gather_objects
 from transformer2.errors import ConfigError
 from transformer2.policy import (
     adapter_config,
@@ -27,7 +28,6 @@ from transformer2.rollout.base import RolloutEngine
 from transformer2.rollout.hf import HFEngine
 from transformer2.rollout.paged import PagedEngine
 from transformer2.rollout.vllm import VLLMEngine
-from transformer2.strategies import gather_objects
 from transformer2.svf.base_folder import base_folder
 from transformer2.svf.config import SVFConfig
 

@@ -36,6 +36,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from transformer2.arguments import Positive, Seed, check_arguments
 from transformer2.data.loader import PromptLoader
+from transformer2.distributed import check_packed, gather_objects, in_lockstep
 from transformer2.errors import ConfigError, UserError
 from transformer2.halving import run_or_halve
 from transformer2.module.alarms import Alarms
@@ -55,7 +56,6 @@ from transformer2.rl.step import Step
 from transformer2.rollout.base import EngineName
 from transformer2.rollout.server import VLLMOptions
 from transformer2.seeds import rollout_seed
-from transformer2.strategies import check_packed, gather_objects, in_lockstep
 from transformer2.svf.quantised import check_gradient
 from transformer2.types import PromptBatch, Rollouts, Verdict
 

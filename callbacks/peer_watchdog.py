@@ -2,9 +2,9 @@
 
 A process that waits in a collective for a dead one would wait for the collective's timeout (ten minutes and more with
 NCCL), and Lightning's own launcher watches its children only, not its parent. So every process holds one TCP connection
-to rank 0. The kernel closes the connections of a process however it ends: whoever sees its line closed without a
-goodbye ends, which closes the next line. No heartbeat, so a process that is merely slow is never taken for dead.
-A signal that reached one process goes down the lines too.
+to rank 0. The kernel closes the connections of a process however it ends: a process whose connection closes without
+the FINISHED message ends as well, which closes the next one. There is no heartbeat, so a slow process is never mistaken
+for a dead one. A signal that one process received is forwarded over the same connections.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from transformer2.errors import UserError
 
 ENDED = "another process of this run has ended"
 CONNECT_SECONDS = 60
-GOODBYE = b"\xff"  # any other byte is the number of a signal
+FINISHED = b"\xff"  # any other byte is the number of a signal
 TOKEN_BYTES = 16  # whoever connects must know it: a port scanner that hangs up is no rank that died
 
 
-class Lifeline(L.Callback):
+class PeerWatchdog(L.Callback):
     """Watches the other processes while a trainer runs; does nothing in a run of one process.
 
     Args:
@@ -40,11 +40,11 @@ class Lifeline(L.Callback):
     """
 
     def __init__(self, grace: Positive = 10.0) -> None:
-        check_arguments("Lifeline", Lifeline.__init__, locals())
+        check_arguments("PeerWatchdog", PeerWatchdog.__init__, locals())
         self.grace = grace
-        self.lines: list[socket.socket] = []
+        self.connections: list[socket.socket] = []
         self.is_first = True
-        self.broken = threading.Event()
+        self.peer_lost = threading.Event()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Connect every rank to rank 0, and watch."""
@@ -54,87 +54,87 @@ class Lifeline(L.Callback):
         if (listener := interrupt.current()) is not None and not self.is_first:
             listener.grace = interrupt.GRACE + 2  # it goes after rank 0
         server = socket.create_server(("", 0)) if trainer.is_global_zero else None
-        invitation = (server.getsockname()[1], secrets.token_bytes(TOKEN_BYTES)) if server else (0, b"")
-        port, token = trainer.strategy.broadcast(invitation)
+        address = (server.getsockname()[1], secrets.token_bytes(TOKEN_BYTES)) if server else (0, b"")
+        port, token = trainer.strategy.broadcast(address)
         if server is not None:
-            self.lines = _accept(server, token, trainer.world_size - 1)
+            self.connections = _accept(server, token, trainer.world_size - 1)
         else:
             cluster = trainer.strategy.cluster_environment  # type: ignore[attr-defined]  # all of several processes have it
-            self.lines = [_connect((cluster.main_address, port), token)]
-        threading.Thread(target=self._watch, args=(list(self.lines),), daemon=True, name="lifeline").start()
+            self.connections = [_connect((cluster.main_address, port), token)]
+        threading.Thread(target=self._watch, args=(list(self.connections),), daemon=True, name="peer watchdog").start()
 
-    def pass_on(self, number: int) -> None:
-        """Tell the others of a signal; rank 0 saves and goes first: when a child ends, Lightning kills its parent."""
-        for line in self.lines:
+    def forward_signal(self, number: int) -> None:
+        """Forward a signal; rank 0 saves and goes first, since Lightning kills the parent of a child that ends."""
+        for connection in self.connections:
             with contextlib.suppress(OSError):
-                line.sendall(bytes([number]))
-        if self.lines and not self.is_first:
-            self.broken.wait()
+                connection.sendall(bytes([number]))
+        if self.connections and not self.is_first:
+            self.peer_lost.wait()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """A collective that failed because a process has gone is no bug of this one."""
         ours = isinstance(exception, UserError) or not isinstance(exception, RuntimeError)
-        if self.lines and not ours and self.broken.wait(timeout=2):
+        if self.connections and not ours and self.peer_lost.wait(timeout=2):
             last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
             raise UserError(f"{ENDED}; resolve what ended it, and resume with --ckpt_path {last}") from exception
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """The work is done: say goodbye. Lightning does not come here after an error."""
-        for line in self.lines:
+        """Tell the others that this process is done. Lightning does not call it after an error."""
+        for connection in self.connections:
             try:
-                line.sendall(GOODBYE)
-                line.shutdown(socket.SHUT_WR)
-            except OSError:  # the other side has said goodbye and gone
+                connection.sendall(FINISHED)
+                connection.shutdown(socket.SHUT_WR)
+            except OSError:  # the other side has finished already
                 pass
-        self.lines = []
+        self.connections = []
 
-    def _watch(self, lines: list[socket.socket]) -> None:
+    def _watch(self, connections: list[socket.socket]) -> None:
         with selectors.DefaultSelector() as selector:
-            for line in lines:
-                selector.register(line, selectors.EVENT_READ)
+            for connection in connections:
+                selector.register(connection, selectors.EVENT_READ)
             while selector.get_map():
                 for key, _ in selector.select():
-                    said = _read(cast(socket.socket, key.fileobj), len(GOODBYE))
-                    if said in (GOODBYE, b""):
+                    message = _read(cast(socket.socket, key.fileobj), len(FINISHED))
+                    if message in (FINISHED, b""):
                         selector.unregister(key.fileobj)
-                    if not said:
+                    if not message:
                         self._end()
-                    elif said != GOODBYE and (listener := interrupt.current()) is not None:
-                        listener.deliver(said[0])
+                    elif message != FINISHED and (listener := interrupt.current()) is not None:
+                        listener.deliver(message[0])
 
     def _end(self) -> None:
-        self.broken.set()
+        self.peer_lost.set()
         time.sleep(self.grace)
         print(f"transformer2: {ENDED}", file=sys.stderr)
         os._exit(1)
 
 
 def _accept(server: socket.socket, token: bytes, count: int) -> list[socket.socket]:
-    """Lines to `count` processes that know the token."""
+    """Connections to `count` processes that know the token."""
     server.settimeout(CONNECT_SECONDS)
-    lines: list[socket.socket] = []
+    connections: list[socket.socket] = []
     with server:
-        while len(lines) < count:
-            line, _ = server.accept()
-            line.settimeout(CONNECT_SECONDS)
-            if _read(line, TOKEN_BYTES) == token:
-                line.settimeout(None)
-                lines.append(line)
-    return lines
+        while len(connections) < count:
+            connection, _ = server.accept()
+            connection.settimeout(CONNECT_SECONDS)
+            if _read(connection, TOKEN_BYTES) == token:
+                connection.settimeout(None)
+                connections.append(connection)
+    return connections
 
 
 def _connect(address: tuple[str, int], token: bytes) -> socket.socket:
-    line = socket.create_connection(address, timeout=CONNECT_SECONDS)
-    line.sendall(token)
-    line.settimeout(None)
-    return line
+    connection = socket.create_connection(address, timeout=CONNECT_SECONDS)
+    connection.sendall(token)
+    connection.settimeout(None)
+    return connection
 
 
-def _read(line: socket.socket, count: int) -> bytes:
+def _read(connection: socket.socket, count: int) -> bytes:
     """Up to `count` bytes; fewer where the other side is gone."""
     data = b""
     try:
-        while len(data) < count and (part := line.recv(count - len(data))):
+        while len(data) < count and (part := connection.recv(count - len(data))):
             data += part
     except OSError:  # reset: gone all the same
         pass

@@ -23,7 +23,7 @@ from transformer2.types import Answer, PromptBatch
 if TYPE_CHECKING:
     from transformer2.data import UnseenTaskDataModule
 
-__all__ = ["Baseline", "Cache", "Mixtures"]
+__all__ = ["Baseline", "Cache", "EvaluationContext"]
 
 CONSTANTS = (0.8, 0.9, 1.1, 1.2)
 
@@ -53,7 +53,7 @@ Cache = MutableMapping[tuple[Any, ...], Known]
 
 
 @dataclass(frozen=True)
-class Mixtures:
+class EvaluationContext:
     """What a strategy has to work with.
 
     Attributes:
