@@ -1,6 +1,6 @@
 """A benchmark's rows, as a table and as the month's file. Imports no torch, so that a process that only waits is light.
 
-The file of a machine and month is `results/<kind>_<yyyymm>.json`, and the same as Markdown beside it. It keeps the
+The file of a machine and month is `results/<kind>_<yyyymm>.json`, and the same as Markdown next to it. It keeps the
 figures of benchmarks that a run leaves out.
 """
 

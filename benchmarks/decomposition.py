@@ -4,7 +4,7 @@
 
 Error: dz_i = sigma_i u_i^T G v_i for a random dense gradient G, with U and V (or P) as computed and everything else in
 fp64, against an fp64 SVD; the largest deviation over the largest |dz_i|. Matrices have singular values that fall as
-1 / i^0.7, as trained weights do roughly; a Gaussian one stands beside them.
+1 / i^0.7, as trained weights do roughly; a Gaussian one is shown alongside.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/run.py sandbox
 
-Wall-clock on all cores: other work on the machine counts against it, so the load average stands beside the figures.
+Wall-clock on all cores: other work on the machine counts against it, so the load average is shown with the figures.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     python benchmarks/run.py startup
 
 Commands run in a fresh process with an empty cache. The goals are of wall-clock on two free cores; other work on the
-machine counts against them, so the CPU seconds of one thread, which a free core would take, stand beside them without a
-target. The first step is that of a run that stops after it: its (tiny) test and its end are included.
+machine counts against them, so the CPU seconds of one thread, which a free core would take, are shown
+alongside, without a target. The first step is that of a run that stops after it: its (tiny) test and its end are
+included.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Adaptation to an unseen task watched inside `fit`: after a validation the whole evaluation, which leaves no trace.
+"""Adaptation to an unseen task, evaluated inside `fit` after a validation.
 
-Adapters are removed again and random numbers put back, so training does not notice. `transformer2 adapt` runs the same
+Adapters are removed again and random states restored, so training is not affected. `transformer2 adapt` runs the same
 evaluation (adaptation/evaluate.py) outside.
 """
 
@@ -110,7 +110,7 @@ class AdaptationEvaluator(L.Callback, Strategy):
         return {"validations": self.validations}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the count from a checkpoint."""
         self.validations = state_dict["validations"]
 
 

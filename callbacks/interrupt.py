@@ -143,7 +143,7 @@ def ignore_signals() -> None:
 
 
 def _after_fork() -> None:
-    """A child that never execs is no command: a signal to it is not one to its parent, whose socket it holds."""
+    """A child that never execs is not a command: a signal to it is not one to its parent, whose socket it holds."""
     if _current is not None and signal.set_wakeup_fd(-1) == _current._writer.fileno():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""`checkpoints/last.ckpt`: the state between two steps, from which a run goes on bit for bit.
+"""`checkpoints/last.ckpt`: the state between two steps, from which a run continues bit for bit.
 
 What is trained is small, so the state is packed after every step and held in memory: a signal writes it at once,
 however long the step in progress takes. Beside that it is written whenever the time since the last write is twenty
@@ -98,7 +98,7 @@ class LastCheckpoint(Checkpoint):
             self._take(trainer, "validation")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Also the end of the run. Where epochs are counted, Lightning goes on from here by itself."""
+        """Also the end of the run. Where epochs are counted, Lightning continues from here by itself."""
         self._take(trainer, "end" if trainer.max_steps == -1 else "epoch")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -154,7 +154,7 @@ class LastCheckpoint(Checkpoint):
             self._took = self._written - start
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Word the loops' progress so that Lightning goes on from it exactly."""
+        """Write the loops' progress so that Lightning resumes from it exactly."""
         if self._where:
             _settle(checkpoint["loops"]["fit_loop"], self._where)
 
@@ -186,7 +186,7 @@ def _settle(fit: dict[str, Any], where: str) -> None:
         for loader in fit["state_dict"].get("combined_loader", []):
             if "batches_seen" in loader:
                 loader["batches_seen"] -= 1
-    else:  # the last epoch may have ended before its last batch: then it goes on in a longer run
+    else:  # the last epoch may have ended before its last batch: then it continues in a longer run
         for counters in fit["epoch_progress"]["total"], fit["epoch_progress"]["current"]:
             if train["is_last_batch"]:
                 counters["completed"] += 1

@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside the curves: histograms of z, samples as text."""
+"""What TensorBoard shows alongside the curves: histograms of z, samples as text."""
 
 from __future__ import annotations
 

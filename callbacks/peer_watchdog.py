@@ -29,7 +29,7 @@ from transformer2.errors import UserError
 ENDED = "another process of this run has ended"
 CONNECT_SECONDS = 60
 FINISHED = b"\xff"  # any other byte is the number of a signal
-TOKEN_BYTES = 16  # whoever connects must know it: a port scanner that hangs up is no rank that died
+TOKEN_BYTES = 16  # whoever connects must know it: a port scanner that hangs up is not a rank that died
 
 
 class PeerWatchdog(L.Callback):
@@ -72,7 +72,7 @@ class PeerWatchdog(L.Callback):
             self.peer_lost.wait()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """A collective that failed because a process has gone is no bug of this one."""
+        """A collective that failed because a process has gone is not a bug of this one."""
         ours = isinstance(exception, UserError) or not isinstance(exception, RuntimeError)
         if self.connections and not ours and self.peer_lost.wait(timeout=2):
             last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"

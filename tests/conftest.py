@@ -25,7 +25,7 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Real benchmark rows, beside the checkout."""
+    """Real benchmark rows, next to the checkout."""
     if not REAL_DATA.is_dir():
-        pytest.skip(f"NO REAL DATA: {REAL_DATA.name} is not beside the checkout, so this was not checked")
+        pytest.skip(f"NO REAL DATA: {REAL_DATA.name} is not next to the checkout, so this was not checked")
     return REAL_DATA

@@ -319,7 +319,12 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "zero").symlink_to("/dev/zero")
     (tmp_path / "folder").mkdir()
-    for name, message in {"fifo": "is no file", "zero": "is no file", "folder": "folder", "none": "not exist"}.items():
+    for name, message in {
+        "fifo": "is not a file",
+        "zero": "is not a file",
+        "folder": "folder",
+        "none": "not exist",
+    }.items():
         with pytest.raises(CheckpointError, match=message):
             read_checkpoint(tmp_path / name)
 

@@ -27,7 +27,7 @@ def test_enough_memory_runs_once():
 @pytest.mark.parametrize(("rows", "limit", "size"), [(5, 3, 3), (16, 2, 2), (16, 1, 1), (7, 1, 1)])
 def test_parts_do_what_the_whole_would_have_done(rows, limit, size):
     rows = list(range(rows))
-    with pytest.warns(UserWarning, match=rf"out of memory with {len(rows)} rows: going on with .* at a time.*lower x"):
+    with pytest.warns(UserWarning, match=rf"out of memory with {len(rows)} rows: continuing with .* a time.*lower x"):
         results, found = run_or_halve(Worker(limit), rows, "lower x")
     assert [row for part in results for row in part] == rows and found == size
 
@@ -41,7 +41,7 @@ def test_what_fitted_is_not_run_again():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return rows
 
-    with pytest.warns(UserWarning, match="with 4 rows: going on with 2"):
+    with pytest.warns(UserWarning, match="with 4 rows: continuing with 2"):
         results, size = run_or_halve(worker, list(range(8)), "", at_once=4)
     assert results == [[0, 1, 2, 3], [4, 5], [6, 7]] and size == 2
 

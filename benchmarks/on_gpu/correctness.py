@@ -98,7 +98,7 @@ def _whole_model(toy: bool) -> Iterator[tuple[str, float, str]]:
 
 
 class _Layer:
-    """One linear layer of random bf16 weights, in every form, beside its fp64 self."""
+    """One linear layer of random bf16 weights, in every form, next to its fp64 self."""
 
     def __init__(self, m: int, n: int, tokens: int = 512) -> None:
         torch.manual_seed(0)

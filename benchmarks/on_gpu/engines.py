@@ -1,7 +1,7 @@
 """Tokens per second of drawing completions: our engine on merged weights, `generate`, and continuous batching.
 
 All draw at temperature 1 from one model whose z is merged into the weights (`merged_for_rollout`), every completion to
-the budget's end. Our engine in the delta form stands beside them: what `merge_rollouts: false` costs. Continuous
+the budget's end. Our engine in the delta form is shown alongside them: what `merge_rollouts: false` costs. Continuous
 batching is transformers' own (`generate_batch`, where the installed version has it), with flash attention only where
 the package flash_attn is installed: its other source is a download.
 """

@@ -106,7 +106,7 @@ def _padded(batch: Rollouts) -> Rollouts:
 
 
 def _peak(policy: Any, run: Callable[[], object]) -> float:
-    """Bytes at the worst moment of `run`: the policy's own and what is allocated beside them."""
+    """Bytes at the worst moment of `run`: the policy's own and what is allocated alongside them."""
     tensors = [*policy.parameters(), *policy.buffers()]
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(held.values()) + peak_bytes(run)

@@ -106,7 +106,7 @@ def _policy(layers: int, toy: bool) -> Any:
 
 @torch.no_grad()
 def _experts(policy: Any) -> Any:
-    """The policy with eight random experts beside its own adapter."""
+    """The policy with eight random experts in addition to its own adapter."""
     for name in NAMES:
         policy.add_adapter(name, SVFConfig(target_modules=list(MLP), basis_cache="off"))
         for _, layer in svf_layers(policy):

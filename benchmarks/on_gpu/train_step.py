@@ -56,7 +56,7 @@ def measure(toy: bool) -> Iterator[tuple[str, float, str]]:
         cost = _cost(svf(form, layers), toy)
         note = f"{1e3 * cost.seconds:.0f} of {1e3 * of_lora.seconds:.0f} ms; {layers} layers, {size}"
         yield f"{form} seconds", cost.seconds / of_lora.seconds, note
-        note = f"{cost.peak / 1e9:.1f} of {of_lora.peak / 1e9:.1f} GB beside the weights"
+        note = f"{cost.peak / 1e9:.1f} of {of_lora.peak / 1e9:.1f} GB alongside the weights"
         yield f"{form} peak", cost.peak / of_lora.peak, note
 
     of_reference = _cost(lambda: _reference_step(fewer, toy, batch, advantages_B), toy)
@@ -71,7 +71,7 @@ def measure(toy: bool) -> Iterator[tuple[str, float, str]]:
 
 @dataclass(frozen=True)
 class _Cost:
-    """Median seconds of a step, bytes of what is resident, and the peak beside it."""
+    """Median seconds of a step, bytes of what is resident, and the peak next to it."""
 
     seconds: float
     resident: int

@@ -1,7 +1,7 @@
-"""What is trained beside the base: a PEFT config from a mapping or from an expert's folder, and an expert's weights.
+"""What is trained on top of the base: a PEFT config from a mapping or from an expert's folder, and an expert's weights.
 
 An expert is built from its own adapter_config.json, whatever the method: rank, alpha, targets and initialisation of
-another adapter would give other answers without a word.
+another adapter would silently give other answers.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
              rename replaces content and checksum together; `torch.load(path, weights_only=True)` reads it as it is
     folder   DeepSpeed's files, and a manifest of their SHA-256 that is written last
 
-Both are written beside their target, fsynced, read back, and renamed (docs/adr/0008-checkpoints-and-signals.md).
+Both are written next to their target, fsynced, read back, and renamed (docs/adr/0008-checkpoints-and-signals.md).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 
 
 def _deepspeed_classes() -> list[Any]:
-    """What DeepSpeed pickles beside tensors; its own loader would unpickle anything."""
+    """What DeepSpeed pickles alongside tensors; its own loader would unpickle anything."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -119,7 +119,7 @@ def _manifest(folder: Path) -> str:
 def _read(path: Path) -> bytes:
     """The bytes of a regular file (a pipe or a device would never end) that ends with a seal."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise CheckpointError(f"--ckpt_path {path} is no file; {_KEPT}")
+        raise CheckpointError(f"--ckpt_path {path} is not a file; {_KEPT}")
     with open(path, "rb") as file:  # found out before all of a large file is read
         file.seek(max(0, os.fstat(file.fileno()).st_size - SEAL))
         if not file.read(SEAL).startswith(MARK):
@@ -138,7 +138,7 @@ def _unpack(path: Path, data: bytes) -> dict[str, Any]:
         )
     content = _load(path, data)
     if "state_dict" not in content:
-        raise CheckpointError(f"{path} is no Lightning checkpoint; {_KEPT}")
+        raise CheckpointError(f"{path} is not a Lightning checkpoint; {_KEPT}")
     return content
 
 
@@ -157,7 +157,7 @@ def _load(path: Path, data: bytes) -> dict[str, Any]:
             "it is refused, whoever wrote it"
         ) from e
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no Lightning checkpoint; {_KEPT}")
+        raise CheckpointError(f"{path} is not a Lightning checkpoint; {_KEPT}")
     return content
 
 

@@ -89,7 +89,7 @@ class ZeRO(DeepSpeedStrategy):
         self.stage, self.whole_below = stage, whole_below
         self._has_gradient = False
 
-    # ------------------------------------------------------------------ Lightning's joints
+    # ------------------------------------------------------------------ Lightning's hooks
 
     def setup_environment(self) -> None:
         """Join the other processes."""

@@ -35,7 +35,7 @@ def export_merged(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder:
 
     Args:
         policy: The model; its weights must be whole and not quantised.
-        tokenizer: Saved beside it, chat template included.
+        tokenizer: Saved next to it, chat template included.
         folder: A new or empty folder.
 
     Returns:

@@ -48,6 +48,24 @@ def read_file(path: str | Path, limit: int, error: type[UserError] = UserError) 
     return data
 
 
+def check_directory(path: str | Path, name: str, remedy: str, error: type[UserError] = UserError) -> None:
+    """Refuse what is not a directory as soon as it is named, not after a model has been loaded.
+
+    Args:
+        path: As the user gave it; `~` is their home.
+        name: The key or flag that it was given by.
+        remedy: What to do instead.
+        error: What to raise.
+
+    Raises:
+        UserError: Of the type `error`.
+    """
+    expanded = os.path.expanduser(path)
+    if not os.path.isdir(expanded):  # unlike Path.is_dir, it takes a name that is too long for a file system
+        what = "is not a directory" if os.path.lexists(expanded) else "does not exist"
+        raise error(f"{name} {shown(repr(str(path)))} {what}; {remedy}")
+
+
 def manifest(folder: Path, names: Iterable[str], error: type[UserError] = UserError) -> str:
     """The content of a folder's MANIFEST: the SHA-256 of these files, as `sha256sum -c` reads it."""
     hashes = {name: hashlib.sha256(read_file(folder / name, 2**62, error)).hexdigest() for name in names}
@@ -60,7 +78,7 @@ def write_file(path: Path, data: bytes, temporary: Path, check: Callable[[bytes]
     Args:
         path: The file; may exist.
         data: Its new content.
-        temporary: A name beside it, of this writer alone.
+        temporary: A name next to it, of this writer alone.
         check: Raises where what came back from the disk is not good enough to replace the old file.
 
     Raises:
@@ -95,7 +113,7 @@ def replace_folder(fresh: Path, target: Path) -> None:
     A kill in the moment between the two renames leaves nothing at the target: read it with `whole_folder`.
 
     Args:
-        fresh: The new folder, beside the target.
+        fresh: The new folder, next to the target.
         target: Where it goes; may exist.
 
     Raises:
@@ -119,7 +137,7 @@ def replace_folder(fresh: Path, target: Path) -> None:
 
 
 def whole_folder(target: Path) -> Path:
-    """Where to read a folder that `replace_folder` writes: there, or beside it where a replacement was cut off."""
+    """Where to read a folder that `replace_folder` writes: there, or next to it where a replacement was cut off."""
     old = _replaced(target)
     return old if old.is_dir() and not os.path.lexists(target) else target
 

@@ -54,7 +54,7 @@ def run_or_halve(
             raise UserError(f"out of memory with 1 row at a time; {remedy} (`transformer2 plan` says what fits)")
         size = -(-len(part) // 2)
         warnings.warn(
-            f"out of memory with {len(part)} rows: going on with {size} at a time; to begin with less, {remedy}",
+            f"out of memory with {len(part)} rows: continuing with {size} at a time; to begin with less, {remedy}",
             stacklevel=2,
         )
     return results, size

@@ -3,7 +3,7 @@ r"""Scores as torchmetrics: sums in the states, so that ranks add up to what one
 Accuracy    a = correct / n,  standard error sqrt(a (1 - a) / n)
 PassAtK     E over problems of 1 - C(n - c, k) / C(n, k): the unbiased estimate from n samples, c of them right
             (Chen et al. 2021, arXiv 2107.03374, equation 1); its standard error is over problems
-Confusion   label x what it was taken for, with a column for answers that are no label
+Confusion   label x predicted label, with a column for answers that are not a label
 """
 
 from __future__ import annotations
@@ -103,10 +103,10 @@ class PassAtK(_Sums):
 
 
 class Confusion(_Sums):
-    """How often each label was taken for each, and the accuracies that follow.
+    """How often each label was predicted for each, and the accuracies that follow.
 
     Args:
-        labels: Names of the labels. A row that is taken for anything else counts as UNPARSED.
+        labels: Names of the labels. Any other prediction counts as UNPARSED.
         other: The label that stands for none of the others; `scores` also leaves its rows out.
         options: See torchmetrics.
     """
@@ -118,9 +118,9 @@ class Confusion(_Sums):
         self.labels, self.other = tuple(labels), other
 
     def update(self, pairs: Iterable[tuple[str, str | None]]) -> None:
-        """Count (label, taken for); None is no label."""
-        for label, taken in pairs:
-            column = self.labels.index(taken) if taken in self.labels else len(self.labels)
+        """Count (label, prediction); None is not a label."""
+        for label, predicted in pairs:
+            column = self.labels.index(predicted) if predicted in self.labels else len(self.labels)
             self.counts[self.labels.index(label), column] += 1
 
     def compute(self) -> Tensor:
@@ -128,7 +128,7 @@ class Confusion(_Sums):
         return self.counts
 
     def table(self) -> dict[str, dict[str, int]]:
-        """Label -> what its rows were taken for -> how many; zeros are left out."""
+        """Label -> predicted label -> how many; zeros are left out."""
         columns = (*self.labels, UNPARSED)
         rows = zip(self.labels, self.compute().tolist(), strict=True)
         return {label: {name: count for name, count in zip(columns, row, strict=True) if count} for label, row in rows}

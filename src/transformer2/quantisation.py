@@ -4,7 +4,7 @@
     {load_in_8bit: true}
     {quant_method: torchao, quant_type: Int8WeightOnlyConfig}   torchao, a class of torchao.quantization by its name
 
-Departures from transformers, which drops a misspelt key without a word (the model is then fp4 instead of nf4), takes
+Departures from transformers, which silently drops a misspelt key (the model is then fp4 instead of nf4), takes
 torchao's types as objects only, and lets 4-bit layers multiply in fp32 whatever the model's dtype is. Other methods
 (gptq, quanto, ...) are handed on as they are.
 """
@@ -136,6 +136,6 @@ def _torchao_type(given: Any) -> Any:
     }
     if given not in classes:
         raise ConfigError(
-            f"{_KEY}.quant_type {given!r} is no config of torchao.quantization{nearest(str(given), classes)}"
+            f"{_KEY}.quant_type {given!r} is not a config of torchao.quantization{nearest(str(given), classes)}"
         )
     return {"default": config_to_dict(classes[given]())}

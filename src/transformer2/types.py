@@ -287,7 +287,7 @@ class Report:
         base: The base model.
         result: The expert or the adapted model.
         paired_p: Two-sided exact McNemar p-value of result against base on the same questions.
-        controls: Other scores to stand beside the result.
+        controls: Other scores to compare the result with.
         alpha: Mixing weights, where there are any.
         evaluations: Few-shot evaluations spent, where there are any.
         seconds: Wall-clock seconds by part.

@@ -115,7 +115,7 @@ class RowsSaid:
 
 
 def test_a_row_sent_to_the_base_has_the_base_s_logits_bit_for_bit(world):
-    """What is reported never runs factored, and beside whatever other rows "other" is the base exactly."""
+    """What is reported never runs factored, and whatever other rows are in the batch, "other" is the base exactly."""
     module, experts = world
     prompts = collate([EXAMPLE] * 3, [render(module.engine.tokenizer, EXAMPLE)] * 3, 0)
     with torch.no_grad(), members(module.policy, experts) as names:

@@ -185,11 +185,11 @@ def test_memory_that_runs_out_halves_the_micro_batch(module, scorer):
     hook = module.policy.get_base_model().model.layers[1].register_forward_pre_hook(refuse)
     try:
         of = Scorer(scorer.policy, scorer.members, module.engine, module.head)
-        with pytest.warns(UserWarning, match="with 4 rows: going on with 2 at a time; .*max_rollout_rows"):
+        with pytest.warns(UserWarning, match="with 4 rows: continuing with 2 at a time; .*max_rollout_rows"):
             answers = of.rows(prompts, base_row(3), 8).completions
         assert answers == whole and of.engine.max_rows == 2
         of.engine.max_rows = None
-        with pytest.warns(UserWarning, match="with 4 rows: going on with 2 at a time; .*lower adapt.max_rows"):
+        with pytest.warns(UserWarning, match="with 4 rows: continuing with 2 at a time; .*lower adapt.max_rows"):
             scores_B, _ = of.log_likelihood(prompts, ["early"] * 16, base_row(3))
         torch.testing.assert_close(scores_B, likely_B, rtol=1e-4, atol=1e-4)
         assert of.engine.max_rows == 2

@@ -181,7 +181,7 @@ def test_missing_experts_of_a_shipped_config_are_named_before_a_model_is_loaded(
     for config in ("math", "humaneval", "arc_challenge"):
         assert main(["adapt", "--config", f"conf/adapt_llama8b_{config}.yaml", *flags]) == 2
         error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("transformer2:")]
-        assert len(error) == 1 and "adapt.experts: runs/math/expert is no folder here" in error[0]
+        assert len(error) == 1 and "adapt.experts 'runs/math/expert' does not exist" in error[0]
 
 
 def test_dispatch_by_prompt_and_by_classifier(adapt, world, tmp_path):
@@ -318,7 +318,7 @@ def test_a_dispatch_task_of_real_rows_measures_the_dispatch(adapt, real_data, tm
         (["--data.few_shot", "64"], "leaves nothing"),
         (["--data.test_limit", "0"], "data.test_limit must be an integer >= 1"),
         (["--data.chat_template_kwargs", "{tokenize: true}"], "data.chat_template_kwargs.tokenize cannot be set"),
-        (["--data.template_date", "tomorrow"], "'tomorrow' is no date of the form 2024-07-26"),
+        (["--data.template_date", "tomorrow"], "'tomorrow' is not a date of the form 2024-07-26"),
         (["--data.task", "../.."], "unknown task '../..'"),
         (["--data.task", "gsm8k", "--data.data_dir", "/no/rows"], "data_dir '/no/rows' does not exist"),
         (["--data.protocol", "dirty"], "protocol"),

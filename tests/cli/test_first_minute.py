@@ -76,8 +76,8 @@ def test_other_libraries_words_find_ours(ours, capsys) -> None:
     if "." in ours:
         section, key, *inner = ours.split(".")
         argument = sections(command == "adapt")[section].get(key)
-        assert argument is not None, f"{ours} is no key"
-        assert not isinstance(argument.hint, dict) or inner[0] in argument.hint, f"{ours} is no key"
+        assert argument is not None, f"{ours} is not a key"
+        assert not isinstance(argument.hint, dict) or inner[0] in argument.hint, f"{ours} is not a key"
     for theirs in SYNONYMS[ours]:
         for wrong in (f"--model.{theirs}", f"--{theirs}"):
             assert main([command, "--config", "conf/tiny_math.yaml", f"{wrong}=1"]) == 2

@@ -177,7 +177,7 @@ def test_an_expert_says_how_it_is_scored(run, real_data, tmp_path, capsys):
     assert main(["test", "--expert", str(run / "expert"), *small, "--run_dir", str(tmp_path / "t")]) == 0
     assert json.loads((tmp_path / "t" / "report.json").read_text())["task"] == "gsm8k"
     assert main(["test", "--expert", "/no/expert"]) == 2
-    assert "/no/expert is no expert folder" in capsys.readouterr().err
+    assert "--expert '/no/expert' does not exist" in capsys.readouterr().err
 
 
 def test_without_tensorboard_a_run_still_succeeds(llama_folder, real_data, tmp_path):

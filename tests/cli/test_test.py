@@ -99,7 +99,7 @@ def test_a_prompt_of_one_s_own_reaches_the_model_and_the_records(options, llama_
     again = ["test", "--config", str(tmp_path / "run" / "config.yaml"), "--quiet", "--run_dir", str(tmp_path / "again")]
     assert main(again) == 0 and read(tmp_path / "again")[1] == read(tmp_path / "run")[1]
     assert main(arc("gsm8k", llama_folder, real_data, tmp_path / "no", "--data.task_options.prompt", "{question}")) == 2
-    assert "prompt {'question': None} is no text; YAML wants it in quotes" in capsys.readouterr().err
+    assert "prompt {'question': None} is not text; YAML wants it in quotes" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def test_the_budget_of_the_run_decides_what_fits(tmp_path, real_data):
 
 
 def test_a_row_stays_within_the_frequencies_that_longrope_begins_with(tmp_path):
-    """Beyond them a row has other numbers beside a longer row than alone."""
+    """Beyond them a row has other numbers in a batch with a longer row than alone."""
     base = make_llama(tmp_path / "long", context=4096)
     config = json.loads((base / "config.json").read_text())
     factors = {"long_factor": [4.0] * 6, "short_factor": [1.0] * 6}

@@ -224,7 +224,7 @@ def test_a_pinned_date_is_written_as_python_writes_it_and_changes_nothing_else(f
 @pytest.mark.parametrize("date", ["26 Jul 2024", "2024-02-30", "", 5])
 def test_a_date_that_is_none_is_refused(date):
     with pytest.raises(
-        ConfigError, match=r"data\.template_date (must be a string|'.*' is no date of the form 2024-07-26)"
+        ConfigError, match=r"data\.template_date (must be a string|'.*' is not a date of the form 2024-07-26)"
     ):
         ExpertDataModule(template_date=date)
 

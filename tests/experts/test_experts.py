@@ -212,7 +212,7 @@ def test_what_cannot_be_an_expert_is_not_saved(tmp_path: Path) -> None:
 
 
 def test_files_that_are_missing_or_foreign(folder: Path, tmp_path: Path) -> None:
-    assert "is no folder" in refusal(tmp_path / "nowhere")
+    assert "does not exist" in refusal(tmp_path / "nowhere")
     weights = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).unlink()
     assert f"{WEIGHTS} is missing" in refusal(folder)
@@ -409,7 +409,7 @@ def test_an_expert_with_a_form_and_a_start_of_earlier_versions_loads(base_folder
 
 
 def test_saving_by_transformers_over_an_old_expert_is_no_damage(base_folder: Path, tmp_path: Path) -> None:
-    """transformers writes the config first: what lay beside it must not be taken for what will."""
+    """transformers writes the config first: what lay next to it must not be taken for what will."""
     for scale in (0.1, 0.2):
         model = AutoModelForCausalLM.from_pretrained(base_folder)
         policy = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), transformer2.SVFConfig())

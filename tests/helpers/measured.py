@@ -1,4 +1,4 @@
-"""Peak tensor bytes of a real training step on the CPU, beside what the planner says of it.
+"""Peak tensor bytes of a real training step on the CPU, and what the planner says of it.
 
 Completions run to their budget (no token ends them), which is what the planner counts with.
 """

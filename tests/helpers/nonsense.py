@@ -202,7 +202,7 @@ FIT_FLAGS = {
 
 def _wrong(hint: Any) -> set[str]:
     """Texts that no value of a type has; a union's are those that are wrong for each part."""
-    if isinstance(hint, dict):  # a dataclass: anything that is no mapping
+    if isinstance(hint, dict):  # a dataclass: anything that is not a mapping
         return {*WRONG[dict], "null"}
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:

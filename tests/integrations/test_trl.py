@@ -178,7 +178,7 @@ def test_1_the_kl_of_a_fresh_adapter_starts_at_zero(folder, tmp_path):
 
 
 def test_1_the_reference_of_a_trained_adapter_is_its_copy(folder, tmp_path, trl):
-    """TRL copies by parameter name; a name it does not find leaves the copy at z = 1 without a word."""
+    """TRL copies by parameter name; a name it does not find silently leaves the copy at z = 1."""
     policy = get_peft_model(base(folder), transformer2.SVFConfig(**ALL))
     randomize(policy)
     at_start = policy(ids()).logits.detach()

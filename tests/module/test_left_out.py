@@ -74,7 +74,7 @@ def test_a_batch_of_abstentions_changes_nothing(make, options, monkeypatch):
         steps, z = fitted(make, "toy_task.Undecided", max_steps=3, **options)
     assert all(p.eq(0).all() for p in z) and all(s["train/grad_norm"] == 0 for s in steps)
     assert all(math.isnan(s["train/reward"]) and s["reward/zero_std"] == 1 for s in steps)
-    assert keeper.best_score is None and keeper.best_step == 3, "a score of nothing is no best score"
+    assert keeper.best_score is None and keeper.best_step == 3, "a score of nothing is not a best score"
 
 
 def test_rows_without_a_verdict_add_no_kl_either(make, monkeypatch):

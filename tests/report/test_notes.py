@@ -93,7 +93,7 @@ def run(command, base, folder, task, *more):
     flags = ["--model.base", base, "--model.dtype", "float32", "--trainer.accelerator", "cpu", "--quiet"]
     done = main([command, "--data.task", f"toy_task.{task}", *flags, "--run_dir", str(folder), *more])
     assert done == 0
-    report = json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN: it is no JSON
+    report = json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN: it is not JSON
     return report, [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
 
 

@@ -60,7 +60,7 @@ def test_k1_goes_into_the_reward():
     loss = loss_of_rows(logprobs_B, torch.tensor([1.0, 1.0]), kl_B, kl_coef=0.5, num_rows=2, kl_in_reward=True)
     loss.backward()
     assert logprobs_B.grad.tolist() == [-(1 - 1.0) / 2, -(1 + 0.5) / 2]
-    assert float(loss) == 0.0  # the KL is in the reward, not beside it
+    assert float(loss) == 0.0  # the KL is in the reward, not added to it
 
 
 def test_sum_by_row_follows_the_mask():

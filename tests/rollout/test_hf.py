@@ -80,13 +80,13 @@ def test_out_of_memory_halves_the_rows_and_draws_the_same(model, tokenizer, prom
     whole = completions(HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=3))
     engine, memory = HFEngine(tokenizer, EOS), SmallMemory(model, 4)
     try:
-        with pytest.warns(UserWarning, match="going on with 4 at a time"):
+        with pytest.warns(UserWarning, match="continuing with 4 at a time"):
             assert completions(engine.generate(model, prompts, SAMPLING, seed=3)) == whole
         assert engine.max_rows == 4 and len(memory.refused) == 1
         assert completions(engine.generate(model, prompts, SAMPLING, seed=3)) == whole
         assert len(memory.refused) == 1, "the smaller number holds for the rest of the run"
         memory.rows = 1
-        with pytest.warns(UserWarning, match="going on with 1 at a time"):
+        with pytest.warns(UserWarning, match="continuing with 1 at a time"):
             assert completions(engine.generate(model, prompts, SAMPLING, seed=3)) == whole
         assert engine.max_rows == 1
         memory.rows = 0

@@ -52,7 +52,7 @@ def test_a_refusal_has_the_servers_words(url: str) -> None:
 
 
 def test_what_is_no_vllm_server_is_named(url: str) -> None:
-    with pytest.raises(UserError, match="is no vLLM server: /html gives no JSON"):
+    with pytest.raises(UserError, match="is not a vLLM server: /html gives no JSON"):
         Client(url, timeout_minutes=1).get("/html")
     with pytest.raises(UserError, match="does not answer"):
         Client("http://127.0.0.1:9", timeout_minutes=1).get("/health")
@@ -60,5 +60,5 @@ def test_what_is_no_vllm_server_is_named(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["nowhere", "ftp://host", "http://host:port", "http://[::1"])
 def test_what_is_no_url_is_named(url: str) -> None:
-    with pytest.raises(ConfigError, match="is no URL; write http://HOST:PORT"):
+    with pytest.raises(ConfigError, match="is not a URL; write http://HOST:PORT"):
         VLLMOptions(url=url)

@@ -65,8 +65,8 @@ def test_options_reach_the_constructor(cls):
         ("nowhere.Nobody", {}, "No module named 'nowhere'"),
         *((odd, {}, f"unknown task {odd!r}") for odd in ("../..", ".", "..x", "a/b.c", "a..b", "", "gsm8k.", "a b.c")),
         (f"{__name__}.Needs", {}, "missing a required argument: 'size'; give it in task_options"),
-        ("json.JSONDecoder", {}, "is no class derived from transformer2.tasks.Task"),
-        ("json.dumps", {}, "is no class derived from transformer2.tasks.Task"),
+        ("json.JSONDecoder", {}, "is not a class derived from transformer2.tasks.Task"),
+        ("json.dumps", {}, "is not a class derived from transformer2.tasks.Task"),
     ],
 )
 def test_what_cannot_be_used_is_named_in_one_line(name, options, message):
@@ -114,8 +114,8 @@ def test_every_task_takes_a_system_message_and_a_prompt(name, tmp_path):
     [
         ({"prompt": "Answer."}, r"prompt lacks \{(question|request)\}"),
         ({"prompt": "{question} {request} {qestion}"}, r"unknown field \{\w+\}; did you mean '\w+'\?"),
-        ({"prompt": 5}, "is no text"),
-        ({"system": ["Be brief."]}, "is no text"),
+        ({"prompt": 5}, "is not text"),
+        ({"system": ["Be brief."]}, "is not text"),
     ],
 )
 def test_what_a_prompt_cannot_show_is_refused_by_name(name, options, said):

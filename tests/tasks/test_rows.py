@@ -25,17 +25,17 @@ def packed_and_flipped(content: bytes, at: int) -> bytes:
 
 
 FILES = {  # what is wrong -> file, its bytes, what is said
-    "deep": ("jsonl", b'{"question": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "line 1 is no usable JSON"),
+    "deep": ("jsonl", b'{"question": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "line 1 is not valid JSON"),
     "deep without end": ("jsonl", b"[" * 200_000, "line 1 is no"),
-    "long number": ("jsonl", b'{"question": ' + b"9" * 10_000 + b"}", "line 1 is no usable JSON"),
+    "long number": ("jsonl", b'{"question": ' + b"9" * 10_000 + b"}", "line 1 is not valid JSON"),
     "half a character": (
         "jsonl",
         GOOD + rb'{"question": "a\ud800", "answer": "#### 3"}',
         "line 201 holds half a character",
     ),
     "half a character in a key": ("jsonl", rb'{"\udfff": 1}', "line 1 holds half a character"),
-    "latin-1": ("jsonl", GOOD + '{"question": "Größe"}'.encode("latin-1"), "line 201 is no UTF-8"),
-    "UTF-16": ("jsonl", '{"question": "Q"}'.encode("utf-16"), "line 1 is no UTF-8"),
+    "latin-1": ("jsonl", GOOD + '{"question": "Größe"}'.encode("latin-1"), "line 201 is not UTF-8"),
+    "UTF-16": ("jsonl", '{"question": "Q"}'.encode("utf-16"), "line 1 is not UTF-8"),
     "NUL bytes": ("jsonl", GOOD + b"\0" * 4096, "line 201 is not JSON"),
     "CSV": ("jsonl", b"question,answer\nHow many?,3\n", "line 1 is not JSON"),
     "one array": ("jsonl", b"[" + json.dumps(ROWS["gsm8k"][1]).encode() + b"]", "line 1 is not a JSON object"),
@@ -208,8 +208,8 @@ def test_what_was_saved_by_datasets_is_read(tmp_path: Path) -> None:
         (["train.jsonl", "train/data-00000-of-00001.arrow"], "are both the split"),
         (["train-00000-of-00002.jsonl", "train-00001-of-00002.parquet"], "are both the split"),
         (["set/train.jsonl", "set/main/train.jsonl"], "are both the split"),
-        (["train-00000-of-00001.parquet", "train-00000-of-00002.parquet"], "is no shard of"),
-        (["train-00000-of-00001.parquet", "train-00000-of-00001 (1).parquet"], "is no shard of"),
+        (["train-00000-of-00001.parquet", "train-00000-of-00002.parquet"], "is not a shard of"),
+        (["train-00000-of-00001.parquet", "train-00000-of-00001 (1).parquet"], "is not a shard of"),
         (["train-00000-of-00001-aa.parquet", "train-00000-of-00001-bb.parquet"], "is there twice"),
         (["train-00000-of-99999999999.parquet"], "1, 2, 3, 4, 5 is missing"),
         (["train.csv", "train.json"], r"no set/train\.jsonl.*there is train\.csv, train\.json\); put a copy"),
@@ -288,7 +288,7 @@ def test_every_kind_of_path_is_the_same(folder: str, tmp_path: Path, monkeypatch
     [
         ("nowhere", "does not exist"),
         ("~nobody-of-that-name/data", "does not exist"),
-        ("file", "is no folder"),
+        ("file", "is not a directory"),
         ("", "has no set/train"),
     ],
 )

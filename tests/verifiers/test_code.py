@@ -73,7 +73,7 @@ ANSWERS = {
     + BLOCK.format("def g(x, y):\n    return h(x) * y")
     + BLOCK.format(HELPED),
     "a decorated helper": BLOCK.format(f"import functools\n\n@functools.cache\n{HELPER}") + BLOCK.format(HELPED),
-    "a helper beside calls": BLOCK.format(f"{HELPER}\n\nprint(f(3))\nassert f(3) == 9") + BLOCK.format(HELPED),
+    "a helper alongside calls": BLOCK.format(f"{HELPER}\n\nprint(f(3))\nassert f(3) == 9") + BLOCK.format(HELPED),
     "imports before": BLOCK.format("import operator as o") + BLOCK.format("def f(x):\n    return o.mul(x, x)"),
     "a constant before": BLOCK.format("POWER = 2") + BLOCK.format("def f(x):\n    return x ** POWER"),
     "a class before": BLOCK.format("class P:\n    n = 2") + BLOCK.format("def f(x):\n    return x ** P.n"),

@@ -1,4 +1,4 @@
-"""Labels: exactly one category named is that category; none or two is no answer."""
+"""Labels: exactly one category named is that category; none or two is not an answer."""
 
 from __future__ import annotations
 

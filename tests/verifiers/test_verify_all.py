@@ -151,7 +151,7 @@ def test_examples_with_read_only_fields_reach_the_workers():
 
 
 def test_a_script_and_a_file_outside_the_package(tmp_path):
-    """A task in a file beside the script works; one in the script itself is refused with the remedy."""
+    """A task in a file next to the script works; one in the script itself is refused with the remedy."""
     body = Path(toy_task.__file__).read_text()
     (tmp_path / "mine.py").write_text("print('hello from the task')\n" + body)
     script = (

@@ -1,7 +1,7 @@
-"""A policy under mixtures of experts, for as long as one evaluation lasts; and what every mixture stands beside.
+"""A policy under mixtures of experts, for as long as one evaluation lasts; and what every mixture is compared with.
 
-Controls are the base, each expert alone, their uniform mixture, and the best constant z: a gain that one of them has as
-well is no merit of the choice of alpha.
+Controls are the base, each expert alone, their uniform mixture, and the best constant z: a gain that one of them
+reaches as well is not due to the choice of alpha.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Baseline(NamedTuple):
 
 @dataclass(frozen=True)
 class Known:
-    """What answers stand beside: controls never change, so they are answered once.
+    """What answers are compared with: controls never change, so they are answered once.
 
     Attributes:
         weights: Control -> weights (1, K + 1), the base first.
@@ -63,7 +63,7 @@ class EvaluationContext:
         experts: The K experts to choose from.
         scorer: Runs mixtures of them and the base.
         helpers: Runs mixtures of the strategy's helpers and the base.
-        known: What answers stand beside.
+        known: What answers are compared with.
         folder: Where a run of its own keeps its files; None inside `fit`.
         bar: A tqdm bar.
     """

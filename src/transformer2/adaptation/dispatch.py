@@ -3,8 +3,9 @@
     generate     the model names one category (`verifiers.label` reads it); none or two are no category
     constrained  argmax_c log p(name of c, EOS | dispatch prompt): one forward, nothing to parse, always a category
 
-"other", and whatever is no category, is the base model exactly (z = 1); in the reference code it keeps the weights of
-the request before. The categories are the experts', however many: their names and one-line descriptions are the prompt.
+"other", and whatever is not a category, is the base model exactly (z = 1); in the reference code it keeps the weights
+of the previous request. The categories are the experts', however many: their names and one-line descriptions make up
+the prompt.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from transformer2 import tasks, tiny
 from transformer2.adaptation.context import EvaluationContext
 from transformer2.adaptation.mixture import base_row, expert_rows
 from transformer2.adaptation.scoring import Scorer
-from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy, check_folder
+from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy
 from transformer2.arguments import Count, check_arguments
 from transformer2.data.prompts import collate, render
 from transformer2.errors import ConfigError, UserError
 from transformer2.experts import Expert, read_expert
+from transformer2.files import check_directory
 from transformer2.metrics import UNPARSED, Confusion
 from transformer2.report.adaptation import confusion_figure
 from transformer2.report.build import Facts
@@ -156,7 +158,7 @@ class PromptDispatch(Strategy):
         check_arguments("adapt", PromptDispatch.__init__, locals())
         task = None if dispatch_task is None else tasks.get(dispatch_task, **(dispatch_options or {}))
         if task is not None and not hasattr(task, "labels"):
-            raise ConfigError(f"{dispatch_task} has no labels, so it is no dispatch task; use dispatch or null")
+            raise ConfigError(f"{dispatch_task} has no labels, so it is not a dispatch task; use dispatch or null")
         self.first_pass: Literal["generate", "constrained"] = first_pass
         self.dispatch_task, self.dispatch_limit = task, dispatch_limit
 
@@ -178,7 +180,7 @@ class ClassifierDispatch(PromptDispatch):
     def __init__(self, classifier: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         if classifier is not None:
-            check_folder(classifier, "classifier")
+            check_directory(classifier, "adapt.classifier", "train it with fit, or name its folder", ConfigError)
         self.classifier = classifier
 
     def load_helpers(self, base: str) -> list[Expert]:
@@ -213,7 +215,7 @@ class _DispatchedPolicy(AdaptedPolicy):
         self.measured = None if labelled is None else self._measure(labelled)
 
     def _measure(self, labelled: Any) -> Confusion:
-        """What labelled requests are taken for; each rank takes every world_size-th of them."""
+        """The predicted category of labelled requests; each rank takes every world_size-th of them."""
         data, answerer = self.context.data, self.context.answerer
         measured = Confusion(labelled.labels).to(answerer.device)
         examples = labelled.examples("test", data.data_dir)[: self.settings.dispatch_limit]
@@ -237,7 +239,7 @@ class _DispatchedPolicy(AdaptedPolicy):
         return Facts(details=details)
 
     def figure(self, records: Sequence[Record]) -> Any:
-        """The confusion of labelled requests, and what the scored task was taken for."""
+        """The confusion of labelled requests, and the predicted categories of the scored task."""
         table = {} if self.measured is None else self.measured.table()
         table[self.context.data.task.name] = _chosen(records)
         columns = [*self.dispatcher.categories, UNPARSED]

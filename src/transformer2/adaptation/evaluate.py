@@ -2,7 +2,7 @@
 
     first pass     adapt_to_task once, adapt_to_batch for every batch -> how to answer
     second pass    the scored rows answered so
-    controls       the same rows answered by the base, and by what else the answers stand beside
+    controls       the same rows answered by the base and by whatever else the answers are compared with
 
 Departure from the reference code: whatever was chosen, every rank runs the same number of forward passes, since a
 batch of different choices is one batch with one z per row.
@@ -107,7 +107,7 @@ def evaluate_batch(
     index: int,
     seconds: dict[str, float] | None = None,
 ) -> list[Record]:
-    """Answer and judge one batch, the `index`-th of the task, and what stands beside it; adds to `seconds` by part."""
+    """Answer and judge one batch, the `index`-th of the task, and its baselines; adds to `seconds` by part."""
     seconds = {} if seconds is None else seconds
     with _timed(seconds, "first_pass"):
         choice = adapted.adapt_to_batch(batch)

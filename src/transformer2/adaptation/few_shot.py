@@ -51,7 +51,7 @@ Scores = Callable[[Tensor], tuple[list[float], list[float]]]
 
 @dataclass(frozen=True)
 class Budget:
-    """When a search ends; None is no limit, but one of the first two must be set.
+    """When a search ends; None means no limit, but one of the first two must be set.
 
     Attributes:
         generations: Generations.
@@ -260,7 +260,7 @@ def _save(file: Path, search: Search, trace: Sequence[Mapping[str, Any]]) -> Non
 
 
 def _resume(file: Path, search: Search) -> list[Mapping[str, Any]]:
-    """The trace of an interrupted search, whose state goes on; [] for a new one."""
+    """The trace of an interrupted search, whose state is restored; [] for a new one."""
     if not file.exists():
         return []
     state = json.loads(file.read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ Departures from the paper and from the reference code:
        mostly the luckiest. `best` is there too.
     2. Members whose score is not finite are left out and counted; in the reference code one NaN spoils the mean.
     3. A generation's random numbers follow from (seed, generation), so a search resumed from `state_dict()`, which is
-       plain JSON, goes on as if it had never stopped.
+       plain JSON, continues as if it had never stopped.
     4. The standard deviation has a floor, so that a lucky first generation is not the last word.
 """
 

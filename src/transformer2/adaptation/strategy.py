@@ -27,12 +27,13 @@ from transformer2.adaptation.scoring import Scorer
 from transformer2.arguments import Count, Seed, check_arguments
 from transformer2.errors import ConfigError
 from transformer2.experts import Expert, load_experts
+from transformer2.files import check_directory
 from transformer2.policy import reference
 from transformer2.report.build import Facts, label_confusion
 from transformer2.seeds import rollout_seed
 from transformer2.types import Answer, PromptBatch, Record
 
-__all__ = ["ActiveExpert", "AdaptedPolicy", "Choice", "Strategy", "check_folder", "check_whole"]
+__all__ = ["ActiveExpert", "AdaptedPolicy", "Choice", "Strategy", "check_whole"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class AdaptedPolicy:
         return self.context.answers(batch, choice.weights)
 
     def baselines(self, batch: PromptBatch, index: int) -> list[Baseline]:
-        """What the answers stand beside."""
+        """What the answers are compared with."""
         return self.context.baselines(batch)
 
     def facts(self, records: Sequence[Record]) -> Facts:
@@ -110,7 +111,7 @@ class Strategy:
     ) -> None:
         check_arguments("adapt", Strategy.__init__, locals())
         for folder in experts or []:
-            check_folder(folder, "experts")
+            check_directory(folder, "adapt.experts", "train that expert with fit, or name its folder", ConfigError)
         self.experts, self.controls, self.max_rows, self.seed = experts, controls, max_rows, seed
 
     def load(self, base: str) -> list[Expert]:
@@ -148,7 +149,7 @@ class Strategy:
 
 
 class ActiveExpert(Strategy):
-    """Nothing to choose: the policy's own adapter beside the base, as `test` scores them.
+    """Nothing to choose: the policy's own adapter and the base, as `test` scores them.
 
     Args:
         samples: Also draw so many completions of each question, for pass@k.
@@ -201,9 +202,3 @@ def check_whole(in_lockstep: bool) -> None:
     """Refuse a policy whose weights are shards on several processes."""
     if in_lockstep:
         raise ConfigError("experts are not chosen or mixed under ZeRO-3 yet; adapt with trainer.strategy: ddp")
-
-
-def check_folder(folder: str, key: str) -> None:
-    """Say at once, not after the model has been loaded, that an expert is not there."""
-    if not Path(folder).expanduser().is_dir():
-        raise ConfigError(f"adapt.{key}: {folder} is no folder here; train that expert with fit, or name its folder")

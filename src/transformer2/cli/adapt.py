@@ -1,4 +1,4 @@
-"""`adapt`: an unseen task, experts, a strategy -> answers, a report beside its controls, and for cem a new expert."""
+"""`adapt`: an unseen task, experts, a strategy -> answers, a report with its controls, and for cem a new expert."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer2.arguments import written
-from transformer2.cli.check import STRATEGIES, check, folder_name, is_folder, keys_help, sections, suggestion
+from transformer2.cli.check import STRATEGIES, check, folder_name, keys_help, sections, suggestion
 from transformer2.cli.compose import compose, parse_flags
 from transformer2.cli.folder import check_writable, holds_run, run_folder
-from transformer2.errors import ConfigError, nearest, shown
+from transformer2.errors import ConfigError, nearest
+from transformer2.files import check_directory
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -82,10 +83,8 @@ def adapt(args: Sequence[str]) -> int:
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return 0
     classifier = (config.get("adapt") or {}).get("classifier")
-    if "cls" in strategies and classifier is not None and not is_folder(classifier):
-        raise ConfigError(
-            f"adapt.classifier: {shown(classifier)} is no folder here; train it with fit, or name its own"
-        )
+    if "cls" in strategies and classifier is not None:
+        check_directory(classifier, "adapt.classifier", "train it with fit, or name its folder", ConfigError)
     name = folder_name(config.pop("name", None) or f"adapt_{strategy}")
     check_writable(resumed or flags.options.get("run_dir") or "runs")
     start = time.perf_counter()

@@ -20,6 +20,7 @@ from transformer2.cli.optimizers import HOMES, MODEL, class_and_arguments, defau
 from transformer2.cli.schema import Argument, arguments
 from transformer2.cli.values import check_adapter, check_base, check_model_kwargs, check_together, check_trainer
 from transformer2.errors import ConfigError, DataError, UserError
+from transformer2.files import check_directory
 
 DATA = "transformer2.data.modules.ExpertDataModule"
 UNSEEN_DATA = "transformer2.data.modules.UnseenTaskDataModule"
@@ -198,14 +199,10 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
     for split in RUNS[command]:
         if trainer.get(f"limit_{split}_batches") == 0:
             raise ConfigError(f"trainer.limit_{split}_batches is 0, so {command} has nothing to do; leave it out")
-    if folders and command not in NO_ROWS and (folder := data.get("data_dir")) and not is_folder(folder):
-        what = "is no folder" if os.path.exists(folder) else "does not exist"
-        raise DataError(f"data.data_dir {written(folder)} {what}; name the folder that holds the rows")
-    for folder in (config.get("adapt") or {}).get("experts") or []:
-        if folders and not is_folder(folder):
-            raise ConfigError(
-                f"adapt.experts: {folder} is no folder here; train that expert with fit, or name its folder"
-            )
+    if folders and command not in NO_ROWS and (folder := data.get("data_dir")):
+        check_directory(folder, "data.data_dir", "name the folder that holds the rows", DataError)
+    for folder in (folders and (config.get("adapt") or {}).get("experts")) or []:
+        check_directory(folder, "adapt.experts", "train that expert with fit, or name its folder", ConfigError)
     check_base(config["model"].get("base", "tiny"), on_disk=folders and command != "plan")
 
 
@@ -222,11 +219,6 @@ def folder_name(name: Any) -> str:
             f"name must be a folder's name of at most 200 bytes without / or \\ or a - in front, not {written(name)}"
         )
     return str(name)
-
-
-def is_folder(path: str) -> bool:
-    """Whether there is a folder of that name."""
-    return os.path.isdir(path)  # unlike Path.is_dir, it takes a name that is too long for one that is not there
 
 
 def keys_help(adapt: bool) -> str:

@@ -47,7 +47,7 @@ def _check(key: str, path: str, given: Mapping[str, Any], kind: type, home: Any)
         makes_one = inspect.isfunction(cls) and "return" in inspect.get_annotations(cls)
         if makes_one:  # which jsonargparse calls
             return
-        raise ConfigError(f"{key}: {written(path)} is no {kind.__name__.lower()}")
+        raise ConfigError(f"{key}: {written(path)} is not a {kind.__name__.lower()}")
     parameters = inspect.signature(cls).parameters
     for argument in given:
         if argument not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):

@@ -135,7 +135,7 @@ def compose(
             continue
         try:
             OmegaConf.update(merged, key, value, merge=False, force_add=True)
-        except Exception as e:  # a path through what is no mapping: OmegaConf has an error of its own for each case
+        except Exception as e:  # a path through what is not a mapping: OmegaConf has an error of its own for each case
             raise ConfigError(f"--{key} {text}: there is no such key ({_one_line(e)})") from e
     try:
         plain: Any = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
@@ -260,4 +260,4 @@ def _value(key: str, text: str) -> Any:
         items: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(item)))
         return items[0]
     except UNREADABLE as e:
-        raise ConfigError(f"--{key}: {text[:60]!r} is no YAML value ({_one_line(e)})") from e
+        raise ConfigError(f"--{key}: {text[:60]!r} is not a YAML value ({_one_line(e)})") from e

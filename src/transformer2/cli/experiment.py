@@ -304,7 +304,7 @@ def _with_defaults(given: list[Any], trainer: Mapping[str, Any], quiet: bool) ->
     named = [c.get("class_path", "") if isinstance(c, Mapping) else str(c) for c in given]
     for entry, name in zip(given, named, strict=True):
         if isinstance(entry, dict) and name.rpartition(".")[2] == "ModelCheckpoint":
-            # The folder is this run's alone: a second last.ckpt beside ours would be called last-v1.ckpt.
+            # The folder is this run's alone: a second last.ckpt next to ours would be called last-v1.ckpt.
             entry.setdefault("init_args", {}).setdefault("enable_version_counter", False)
     missing = [kind for kind in ours if not any(n.rpartition(".")[2] == kind.__name__ for n in named)]
     return [*given, *({"class_path": f"{k.__module__}.{k.__qualname__}", "init_args": ours[k]} for k in missing)]

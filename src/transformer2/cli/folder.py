@@ -27,7 +27,7 @@ def run_folder(given: str | None, name: str, resumed: bool = False) -> Iterator[
     Args:
         given: `--run_dir`; None takes runs/<name>, with a number where that holds a run already.
         name: The run's name.
-        resumed: The folder holds a run, which goes on.
+        resumed: The folder holds a run, which is resumed.
 
     Raises:
         ConfigError: `--run_dir` holds a run, or is another command's, or no folder can be made there.

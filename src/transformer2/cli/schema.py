@@ -33,7 +33,7 @@ class Argument:
 
 @cache
 def arguments(path: str) -> dict[str, Argument]:
-    """The arguments of a class of ours or of Lightning, with those that it hands on to its base as `**options`.
+    """The arguments of a class of ours or of Lightning, with those that it passes to its base as `**options`.
 
     Args:
         path: Where it is defined, or imported from: `package.module.Class`.

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from transformer2.arguments import written
-from transformer2.cli.check import check, is_folder
+from transformer2.cli.check import check
 from transformer2.cli.compose import PACKAGED, compose, home, parse_flags
 from transformer2.cli.folder import check_writable
 from transformer2.cli.train import KEYS, silence_libraries, take_from_expert
 from transformer2.errors import ConfigError, shown
+from transformer2.files import check_directory
 
 DECOMPOSE_HELP = """\
 usage: transformer2 decompose --model.base BASE | --config FILE [--model.KEY VALUE ...] [--device DEVICE]
@@ -161,8 +162,7 @@ class _Words(argparse.ArgumentParser):
                 raise ConfigError(f"{flag} is given twice; give it once")
         given = self.parse_args(args)
         for folder in given.folders:
-            if not is_folder(folder):
-                raise ConfigError(f"{shown(repr(folder))} is no folder here; give {self.what}")
+            check_directory(folder, "folder", f"give {self.what}", ConfigError)
         return given
 
     def error(self, message: str) -> NoReturn:

@@ -17,6 +17,7 @@ from transformer2.cli.check import check, folder_name, keys_help
 from transformer2.cli.compose import PACKAGED, compose, parse_flags
 from transformer2.cli.folder import check_writable, run_folder
 from transformer2.errors import ConfigError, shown
+from transformer2.files import check_directory
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
 OPTIONS = ("run_dir", "ckpt_path", "expert")
@@ -116,8 +117,7 @@ def take_from_expert(config: dict[str, Any], command: str, expert: Path, folders
 
     The rest of its adapter is read when the model is built, and held against what the user's config says of it.
     """
-    if not os.path.isdir(expert):
-        raise ConfigError(f"--expert {shown(expert)} is no expert folder; give one such as runs/tiny_math/expert")
+    check_directory(expert, "--expert", "give an expert's folder, such as runs/tiny_math/expert", ConfigError)
     # What is wrong with the user's own is said first; the adapter's keys are those of the expert's method.
     given = config.get("model")
     adapter = given.pop("adapter", None) if isinstance(given, dict) else None
@@ -144,7 +144,7 @@ def _check_checkpoint(ckpt_path: str | None, strategy: Any) -> None:
     if ckpt_path is None or os.path.isfile(ckpt_path):
         return
     if os.path.lexists(ckpt_path) and not os.path.isdir(ckpt_path):
-        raise ConfigError(f"--ckpt_path {shown(ckpt_path)} is no file; give checkpoints/last.ckpt of a run")
+        raise ConfigError(f"--ckpt_path {shown(ckpt_path)} is not a file; give checkpoints/last.ckpt of a run")
     if not os.path.isdir(ckpt_path):
         raise ConfigError(f"--ckpt_path {ckpt_path} does not exist; a run keeps checkpoints/last.ckpt")
     if not isinstance(strategy, dict):  # DeepSpeed's checkpoints are folders

@@ -113,10 +113,8 @@ def check_base(base: str, on_disk: bool) -> None:
         return
     if too_long or base.startswith((".", "/")) or base.count("/") > 1:
         if too_long or on_disk:  # else a folder elsewhere, for a plan or to print
-            raise DataError(
-                f"base {written(base)} is no folder on this machine; give model.base `tiny`, a folder, or a Hub id"
-            )
+            raise DataError(f"base {written(base)} is not a directory; give model.base `tiny`, a folder, or a Hub id")
     elif base != "tiny" and get_close_matches(base.lower().rstrip("/"), ["tiny"], cutoff=0.7):
-        raise DataError(f"base {written(base)} is no folder on this machine; did you mean 'tiny'?")
+        raise DataError(f"base {written(base)} is neither a folder nor a Hub id; did you mean 'tiny'?")
     elif not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", base, re.ASCII):
-        raise DataError(f"base {written(base)} is no folder here and no Hub id; give `tiny`, a folder, or OWNER/NAME")
+        raise DataError(f"base {written(base)} is neither a folder nor a Hub id; give `tiny`, a folder, or OWNER/NAME")

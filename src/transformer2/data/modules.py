@@ -225,7 +225,7 @@ class ExpertDataModule(L.LightningDataModule):
         ranks = 1 if self.trainer is None else self.trainer.world_size
         if self.batch_size % ranks:
             raise ConfigError(
-                f"data.batch_size {self.batch_size} is no multiple of the {ranks} processes; change either"
+                f"data.batch_size {self.batch_size} is not a multiple of the {ranks} processes; change either"
             )
         return self._loader("train", self.batch_size, self.seed)
 

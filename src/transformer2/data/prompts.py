@@ -30,8 +30,8 @@ class ChatTemplate:
     """How a tokenizer's chat template is applied.
 
     Args:
-        variables: What it is given beside the messages (`data.chat_template_kwargs`).
-        date: What it takes for today, YYYY-MM-DD.
+        variables: What it is given in addition to the messages (`data.chat_template_kwargs`).
+        date: Today's date as it is told, YYYY-MM-DD.
 
     Raises:
         ConfigError: No such date, or a variable that is set here.
@@ -45,7 +45,7 @@ class ChatTemplate:
         try:
             datetime.strptime(self.date, "%Y-%m-%d")
         except (TypeError, ValueError) as e:
-            raise ConfigError(f"data.template_date {self.date!r} is no date of the form {DATE}") from e
+            raise ConfigError(f"data.template_date {self.date!r} is not a date of the form {DATE}") from e
         ours = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {"tools", "documents"}
         for name in self.variables:
             if name in ours | {"messages", "strftime_now"}:
@@ -90,7 +90,7 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example, template: ChatT
     messages = [dict(m) for m in example.messages]
     if tokenizer.chat_template is None or template is None:
         ids = list(tokenizer("\n\n".join(m["content"] for m in messages) + "\n\n")["input_ids"])
-        while ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text; a prompt goes on
+        while ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text; a prompt is continued
             ids.pop()
         return ids
     return list(tokenizer(_text(tokenizer, messages, template), add_special_tokens=False)["input_ids"])
@@ -105,7 +105,7 @@ def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: Chat
         if not system:
             raise DataError(f"the tokenizer's chat template refuses a prompt ({e}); correct the template") from e
         text = ""
-    if system.strip() in text:  # other templates leave it out without a word
+    if system.strip() in text:  # other templates silently leave it out
         return text
     first, *rest = [m for m in messages if m["role"] != "system"]
     return _text(tokenizer, [{**first, "content": f"{system}\n\n{first['content']}"}, *rest], template)

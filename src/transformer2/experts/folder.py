@@ -124,7 +124,7 @@ def expert_folder(root: str | Path, name: str) -> Path:
 def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> Path:
     """Write an expert as a folder that `PeftModel.from_pretrained` and `read_expert` load.
 
-    Everything is written and fsynced in a temp folder beside the target, which is then renamed.
+    Everything is written and fsynced in a temp folder next to the target, which is then renamed.
 
     Args:
         expert: The expert; its deltas are written as fp32.
@@ -142,7 +142,7 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
         raise ExpertError(f"expert {expert.name!r} tunes no matrix; there is nothing to save")
     for module, delta_R in expert.deltas.items():
         if module_of(delta_key(module)) is None:
-            raise ExpertError(f"{module!r} is no module path; an expert maps module paths to z - 1")
+            raise ExpertError(f"{module!r} is not a module path; an expert maps module paths to z - 1")
         check_delta(f"expert {expert.name!r}", module, delta_R)
     if folder.exists() and not overwrite:
         raise ExpertError(f"{folder} exists; choose another folder, or overwrite it on purpose")
@@ -179,7 +179,7 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
 
 
 def seal_adapter(folder: Path) -> None:
-    """Write the checksums of what PEFT saved there beside it, unless it is an SVF expert, which carries its own."""
+    """Write the checksums of what PEFT saved there next to it, unless it is an SVF expert, which carries its own."""
     if read_config(folder)["peft_type"] != "SVF":
         (folder / MANIFEST).write_text(manifest(folder, (CONFIG, WEIGHTS), ExpertError), encoding="utf-8")
 
@@ -188,7 +188,7 @@ def stamp_expert(folder: str | Path) -> Path:
     """Write the checksums of an SVF expert as it is now: after its config was edited on purpose, or for an old format.
 
     Raises:
-        ExpertError: It is no SVF expert, its weights cannot be one's, or it cannot be written.
+        ExpertError: It is not an SVF expert, its weights cannot be one's, or it cannot be written.
     """
     folder = Path(folder).expanduser()
     config = read_config(folder)

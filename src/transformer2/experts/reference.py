@@ -108,7 +108,7 @@ def _named(path: Path, content: dict[str, Any], skeleton: nn.Module) -> dict[str
             )
         weight = weights[int(position[1])] if position and int(position[1]) < len(weights) else str(key)
         if weight not in weights or not isinstance(value, Tensor) or value.ndim != 1 or not value.is_floating_point():
-            raise ExpertError(f"{path}: entry {str(key)[:80]!r} is no vector for an MLP weight of the base model")
+            raise ExpertError(f"{path}: entry {str(key)[:80]!r} is not a vector for an MLP weight of the base model")
         if not bool(torch.isfinite(value).all()):
             raise ExpertError(f"{path}: entry {str(key)[:80]!r} has non-finite values")
         params[weight.removesuffix(".weight")] = value.detach()

@@ -28,7 +28,7 @@ class PolicyModule(L.LightningModule):
     Attributes:
         sampling: How completions are drawn.
         memory: What is held in memory at a time.
-        test: What a test draws beside greedy answers.
+        test: What a test draws in addition to greedy answers.
         seed: Seed of sampling.
         policy: The model with its adapters; None before `configure_model`.
         engine: Draws rows of different z, and what `sampler` draws where that is the same.
@@ -111,7 +111,7 @@ class PolicyModule(L.LightningModule):
         self.validated = []
 
     def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
-        """Score one batch of validation questions; an answer that could not be verified is no wrong one."""
+        """Score one batch of validation questions; an answer that could not be verified is not a wrong one."""
         answers = self.answerer().answer(prompts)
         self.val_correct.update([a.correct for a in answers if a.correct is not None])
         self.validated += zip(prompts.examples, answers, strict=True)

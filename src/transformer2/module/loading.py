@@ -74,7 +74,7 @@ def make_engines(
     bare = getattr(data, "chat_template", "model") == "none"
     if not bare and (end := open_turn_end(tokenizer, engine.eos_ids, engine.stop)) is not None:
         rank_zero_warn(
-            f"the chat template of {module.base!r} ends an answer with {end!r}, which is no EOS of the model: "
+            f"the chat template of {module.base!r} ends an answer with {end!r}, which is not an EOS of the model: "
             f'answers run on to max_new_tokens; set --model.sampling.stop "[{end!r}]"'
         )
     if module.engine_name == "paged":
@@ -97,7 +97,7 @@ def make_engines(
 
 
 def check_trained_whole(config: PeftConfig) -> None:
-    """Refuse modules trained beside z: an SVF expert is z and nothing else, so that experts can be mixed.
+    """Refuse modules trained alongside z: an SVF expert is z and nothing else, so that experts can be mixed.
 
     Raises:
         ConfigError: `modules_to_save` with SVF.

@@ -35,7 +35,7 @@ class SamplingOptions(_Options):
         num_completions: Completions per prompt; the global batch is `data.batch_size` times as many rows.
         max_new_tokens: Completion budget; None takes the task's.
         stop: What ends a completion besides the model's EOS: strings and token ids, e.g. `['<|im_end|>']` for a model
-            whose chat template ends a turn with a token that is no EOS. Verified is the text before a stop string.
+            whose chat template ends a turn with a token that is not an EOS. Verified is the text before a stop string.
     """
 
     temperature: Temperature = 1.0
@@ -96,7 +96,7 @@ class MemoryOptions(_Options):
 
 @dataclass(frozen=True)
 class TestOptions(_Options):
-    """What a test draws beside greedy answers (`model.test`).
+    """What a test draws in addition to greedy answers (`model.test`).
 
     Attributes:
         samples: Completions of each test question, for pass@k; 0 scores greedy answers alone.

@@ -74,7 +74,7 @@ class SVFReinforceModule(PolicyModule):
         model_kwargs: Which files of the base are read, by everything that reads it (`revision`, `subfolder`,
             `cache_dir`, `token`, `trust_remote_code`), and what else `from_pretrained` takes (`attn_implementation`,
             `device_map`, ...; `quantization_config` as in conf/quantisation/).
-        optimizer: Any of torch.optim or your own, by class name, and its settings beside it: `optimizer.lr` (paper:
+        optimizer: Any of torch.optim or your own, by class name, and its settings: `optimizer.lr` (paper:
             2e-3), `optimizer.eps`, ...
         lr_scheduler: Any that follows the steps; `WarmupCosine` decays to 0 over the run, `Warmup` stays; both take
             `lr_scheduler.warmup_steps`.
@@ -82,7 +82,7 @@ class SVFReinforceModule(PolicyModule):
         sampling: How completions are drawn.
         loss: What is minimised.
         memory: What is held in memory at a time.
-        test: What a test draws beside greedy answers.
+        test: What a test draws in addition to greedy answers.
         rollout: What draws completions: `hf` (batches, everywhere), `paged` (transformers' continuous batching, one
             GPU), `vllm` (a server of its own). Adaptation, whose rows differ in z, draws with `hf` always.
         vllm: The vLLM server, with `rollout: vllm`.
@@ -286,7 +286,7 @@ class SVFReinforceModule(PolicyModule):
         self.alarms.look(self.global_step, metrics, self.loss.baseline in GROUPED, self.last_verdicts)
         self.log_dict(metrics, batch_size=len(rewards_B))
 
-    # ------------------------------------------------------------------ Lightning's joints
+    # ------------------------------------------------------------------ Lightning's hooks
 
     def on_fit_start(self) -> None:
         """A model in shards can be run from here on; a quantised one must let gradients through."""
@@ -330,7 +330,7 @@ class SVFReinforceModule(PolicyModule):
         self.changed = check_identity(self, checkpoint)
 
     def on_train_start(self) -> None:
-        """A resumed run goes on with its next batch, and at its own rate, not at the one in the optimizer's state."""
+        """A resumed run continues with its next batch, and at its own rate, not at the one in the optimizer's state."""
         super().on_train_start()
         if isinstance(loader := self.trainer.train_dataloader, PromptLoader):
             # Counting batches for max_epochs, Lightning forgets the position.

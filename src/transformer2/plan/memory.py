@@ -2,9 +2,9 @@
 
     peak = resident + max over phases (compose, prefill, decode, update) of the sum of its terms
 
-Every term counts what our code keeps, checked against measured tensor bytes (tests/plan): W stays beside B in the
-factored form (docs/adr/0002); W is frozen, so no linear layer keeps its input for the
-backward pass; activations exist for the layers above the first tuned one only, one micro-batch at a time.
+Every term counts what our code keeps, checked against measured tensor bytes (tests/plan): W stays in memory with B in
+the factored form (docs/adr/0002); W is frozen, so no linear layer keeps its input for the backward pass;
+activations exist for the layers above the first tuned one only, one micro-batch at a time.
 
 Names in formulas: b bytes of an activation, V D I vocabulary, hidden and MLP size, A = heads x head_dim, K = kv_heads x
 head_dim, r singular values of a matrix; `tokens` are padded tokens of a micro-batch, `width` of its longest row.
@@ -101,12 +101,12 @@ def _frozen(job: Job) -> list[Term]:
     if job.svf:
         terms.append(Term("basis", lambda: s.basis * b / ranks, "P, r^2 per tuned matrix"))
         if job.form == "factored":
-            terms.append(Term("weights", lambda: s.tuned_weights * b / ranks, "B of the factored form beside W"))
+            terms.append(Term("weights", lambda: s.tuned_weights * b / ranks, "B of the factored form alongside W"))
     return terms
 
 
 def _trained(job: Job) -> list[Term]:
-    """z (or LoRA's A and B) in fp32, its gradient and AdamW's two moments; sigma beside z."""
+    """z (or LoRA's A and B) in fp32, its gradient and AdamW's two moments; sigma alongside z."""
     trained, size = job.num_trained, 8 if job.svf else 4
     ranks = 1 if job.strategy in ("single", "ddp") else job.ranks
     return [
@@ -117,7 +117,7 @@ def _trained(job: Job) -> list[Term]:
 
 
 def _gathered(job: Job) -> Term:
-    """What ZeRO-3 holds whole beside its shard: DeepSpeed's bound, or the largest layer where that is larger."""
+    """What ZeRO-3 gathers in addition to its shard: DeepSpeed's bound, or the largest layer where that is larger."""
     s, b, live = job.shape, job.shape.dtype_bytes, LIVE_PARAMETERS
     return Term("weights", lambda: min(s.params, max(live, s.V * s.D)) * b, "gathered at a time")
 
@@ -129,7 +129,7 @@ def _composed(job: Job) -> tuple[list[Term], list[Term]]:
     """W' while rollouts run on it; and compose_weight in fp32: W, W' and three r x r matrices (P, P d, the step)."""
     s, b = job.shape, job.shape.dtype_bytes
     w, fp32, copy = max(s.tuned, key=lambda matrix: matrix.m * matrix.n), 4, 0 if b == 4 else 4
-    return [Term("composed weights", lambda: s.tuned_weights * b, "W' of a merged rollout beside W")], [
+    return [Term("composed weights", lambda: s.tuned_weights * b, "W' of a merged rollout alongside W")], [
         Term("workspace", lambda: w.m * w.n * (fp32 + copy) + w.r * w.r * (2 * fp32 + copy), "composing one matrix")
     ]
 

@@ -88,7 +88,7 @@ class ModelShape:
     linear: int  # of these, in linear layers of decoder blocks: what quantisation packs, what a token multiplies
     V: int  # vocabulary
     D: int  # hidden size
-    I: int  # noqa: E741  # intermediate size of the MLP; the paper's letter, beside D and V
+    I: int  # noqa: E741  # intermediate size of the MLP; the paper's letter, like D and V
     A: int  # heads x head_dim
     K: int  # kv_heads x head_dim
     heads: int

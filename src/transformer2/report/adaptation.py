@@ -28,7 +28,7 @@ def table_of_run(run: Path) -> str:
 
 
 def adaptation_table(reports: Mapping[str, Report]) -> str:
-    """Strategies beside base and controls, on the same rows: standard errors, and the paired test against the base."""
+    """Strategies, base and controls on the same rows: standard errors, and the paired test against the base."""
     first = next(iter(reports.values()))
     width = max(map(len, ("base", *first.controls, *reports)))
     seeds = ", ".join(map(str, first.seeds))
@@ -105,7 +105,7 @@ def alpha_figure(members: Sequence[str], groups: Sequence[str], trace: Sequence[
 
 
 def confusion_figure(confusion: Mapping[str, Mapping[str, int]], columns: Sequence[str], title: str) -> Any:
-    """Rows: what a request is; columns: what it was taken for, "other" among them; shares by row.
+    """Rows: what a request is; columns: the predicted category, "other" among them; shares by row.
 
     Returns:
         A matplotlib figure.
@@ -120,7 +120,7 @@ def confusion_figure(confusion: Mapping[str, Mapping[str, int]], columns: Sequen
         for x, column in enumerate(columns):
             text = f"{100 * row[x]:.0f} %\n{counts.get(column, 0)}"
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if row[x] > 0.6 else "black")
-    axes.set(xlabel="taken for", ylabel="is", title=title, xticks=range(len(columns)), yticks=range(len(confusion)))
+    axes.set(xlabel="predicted", ylabel="true", title=title, xticks=range(len(columns)), yticks=range(len(confusion)))
     axes.set_xticklabels(columns)
     axes.set_yticklabels(confusion)
     return figure

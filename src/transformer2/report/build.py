@@ -77,7 +77,7 @@ def build_report(
 
 
 def label_confusion(records: Sequence[Record], task: Task) -> dict[str, Any]:
-    """Details of a task whose answers are labels: what each was taken for; {} for other tasks."""
+    """Details of a task whose answers are labels: what was predicted for each; {} for other tasks."""
     if not (labels := getattr(task, "labels", ())):
         return {}
     confusion = Confusion(labels, sync_on_compute=False)  # every rank has all records

@@ -34,7 +34,7 @@ def advantages(rewards_B: Tensor, baseline: Baseline = "batch_mean", group_size:
         fp32 (B,): 0 in rows without a reward, so that they leave the loss unchanged.
 
     Raises:
-        ValueError: An unknown baseline, a batch that is no multiple of `group_size`, or a group too small for it.
+        ValueError: An unknown baseline, a batch that is not a multiple of `group_size`, or a group too small for it.
     """
     if baseline in GROUPED and group_size < 2:
         raise ValueError(

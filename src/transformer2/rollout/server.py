@@ -1,4 +1,4 @@
-"""A vLLM server: started beside the run, or somebody's, and spoken to over HTTP.
+"""A vLLM server: started with the run, or already running, and its HTTP client.
 
 vLLM pins other versions of torch and transformers than a trainer has, so it runs in an environment and a process of
 its own. What it needs of ours is one file (on_server/transformer2_worker.py).
@@ -41,7 +41,7 @@ class VLLMOptions:
     """How rollouts by vLLM are set up (`model.vllm`).
 
     Attributes:
-        url: A running server, e.g. `http://10.0.0.2:8000`; None starts one beside the run. docs/rollouts.md says how
+        url: A running server, e.g. `http://10.0.0.2:8000`; None starts one alongside the run. docs/rollouts.md says how
             to start one by hand.
         python: The interpreter of the environment that vLLM is installed in; None takes $TRANSFORMER2_VLLM_PYTHON,
             else the trainer's own.
@@ -76,7 +76,7 @@ class VLLMOptions:
         except httpx2.InvalidURL:
             usable = False
         if not usable:
-            raise ConfigError(f"model.vllm.url {self.url!r} is no URL; write http://HOST:PORT")
+            raise ConfigError(f"model.vllm.url {self.url!r} is not a URL; write http://HOST:PORT")
 
 
 class Refused(UserError):
@@ -126,7 +126,7 @@ class Client:
                 f"the vLLM server at {self.url} does not answer ({e}); is it running, and is model.vllm.url right?"
             ) from e
         except json.JSONDecodeError as e:
-            raise UserError(f"what answers at {self.url} is no vLLM server: {path} gives no JSON") from e
+            raise UserError(f"what answers at {self.url} is not a vLLM server: {path} gives no JSON") from e
 
 
 class Server:

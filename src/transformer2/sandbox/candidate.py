@@ -21,7 +21,7 @@ from transformer2.sandbox.values import Closed, TooLarge, decode, encode, receiv
 
 __all__ = ["serve"]
 
-MODULE = "candidate"  # not __main__: what a script does when started is no part of what it defines
+MODULE = "candidate"  # not __main__: what a script does when started is not part of what it defines
 MAX_ITEMS = 100_000  # of an iterator that a test wants to see whole
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": operator.call,

@@ -49,7 +49,7 @@ class Candidate:
             BrokenTest: The arguments cannot be sent.
             Closed: It is gone.
             TooLarge: The answer is.
-            Unreadable: The answer is no plain data.
+            Unreadable: The answer is not plain data.
         """
         try:
             try:
@@ -69,7 +69,7 @@ class Candidate:
             raise _raised(error, text)
         except CandidateError:
             raise
-        except Exception as e:  # whatever a candidate's answer does to its reader, it is no fault of ours
+        except Exception as e:  # whatever a candidate's answer does to its reader, it is not a fault of ours
             self.ended = e
             raise
 
@@ -117,7 +117,7 @@ class Proxy:
 def _handle_of(value: Any) -> tuple[int | str, str]:
     if isinstance(value, Proxy):
         return value._target, value._kind
-    raise BrokenTest(f"a test passes a {type(value).__name__}, which is no plain data")
+    raise BrokenTest(f"a test passes a {type(value).__name__}, which is not plain data")
 
 
 def _raised(name: str, text: str) -> CandidateError:

@@ -150,7 +150,7 @@ def level_of(missing: Iterable[str]) -> str:
 def _what_ended(end: dict[str, Any]) -> Outcome:
     """What ended a program that was lost on the way.
 
-    A SIGKILL that is not the supervisor's is taken for the CPU limit's. (On a busy machine the kernel's clock of the
+    A SIGKILL that is not the supervisor's is attributed to the CPU limit. (On a busy machine the kernel's clock of the
     limit and that of the usage it reports differ, so the usage cannot tell; and a program must not be able to have
     itself killed into an infra error.)
     """

@@ -5,7 +5,7 @@
 
 Verifiers run what cannot be trusted to end. A thread cannot be stopped, and a signal is not seen by C code that holds
 the GIL; so what runs over its time is killed as a process group. While a batch runs, one thread per worker waits in
-recv with a time limit and the GIL free. `docs/adr/0012` says why this is no library's pool.
+recv with a time limit and the GIL free. `docs/adr/0012` says why this is not a library's pool.
 
 A worker's group does not outlive its owner, whatever it is doing: the kernel kills it when the last copy of a pipe that
 only the owner holds is closed (see `_kill_on_hangup`). The parent-death signal of prctl does the same for one process
@@ -79,7 +79,7 @@ class WorkerPool:
         _POOLS.add(self)
 
     def start(self) -> None:
-        """Start all workers and return at once: they warm up beside what comes next.
+        """Start all workers and return at once: they warm up while the caller continues.
 
         Raises:
             PoolError: They cannot be started.

@@ -28,7 +28,7 @@ def python_worker(module: str, *arguments: str) -> tuple[list[str], dict[str, st
 
 
 def isolated_python(module: str, argument: object, *options: str) -> list[str]:
-    """Command of a Python that runs `main(argument)` of a module beside this one.
+    """Command of a Python that runs `main(argument)` of a module next to this one.
 
     The package is found by its file: a folder of this machine that came before the standard library on the import path
     could replace any of its modules, in a process that has no walls around it.

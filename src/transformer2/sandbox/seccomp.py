@@ -2,7 +2,7 @@
 
 An allow list: what a pure Python program needs to compute, to read the standard library, to start threads and to wait.
 No fork or exec, no sockets, no signals to others, nothing that creates, changes or removes a file, no ptrace, mount,
-bpf, io_uring, memfd, keys or timers that signal others. A refused call returns EPERM, so honest code goes on; a call
+bpf, io_uring, memfd, keys or timers that signal others. A refused call returns EPERM, so honest code continues; a call
 of a foreign architecture (32-bit or x32 numbers mean other calls) kills the process.
 
 asyncio's event loop waits on an epoll set and wakes itself through a pair of connected unix stream sockets: a pipe

@@ -2,7 +2,7 @@
 
 Everything a candidate sends is untrusted. What comes out of `decode` is built here from exact built-in types, so it
 compares, hashes and prints as they do: no object of a candidate's making, with its own idea of equality, exists in the
-checker. What is no plain data stays where it is and is spoken of by a handle.
+checker. What is not plain data stays where it is and is referred to by a handle.
 
     None True False "text"                          themselves
     {"i": hex} {"f": hex} {"b": base64} {"y": name}    an int, a float, bytes, a built-in type
@@ -63,7 +63,7 @@ def encode(value: Any, handle: Callable[[Any], tuple[int | str, str]], depth: in
 
     Args:
         value: Anything. Subclasses of built-in types travel as the built-in type.
-        handle: Number or name, and type's name, of what is no plain data.
+        handle: Number or name, and type's name, of what is not plain data.
         depth: Levels of containers that are left.
 
     Raises:
@@ -153,7 +153,7 @@ def receive(channel: int) -> dict[str, Any]:
 
     Raises:
         TooLarge: It exceeds `MAX_FRAME` or nests too deeply.
-        Unreadable: It is no JSON object.
+        Unreadable: It is not a JSON object.
         Closed: There is none, or only a part of one.
     """
     (length,) = _LENGTH.unpack(_read(channel, _LENGTH.size))

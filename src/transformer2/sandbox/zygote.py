@@ -1,4 +1,4 @@
-"""Forks one candidate after the other from a process that knows nothing.
+"""Forks one candidate after the other from a process that holds no secrets.
 
 Started before anything of torch or CUDA, with an empty environment and the whole standard library already imported, so
 that a candidate costs a fork and imports work where no file can be read. It is handed descriptors only: neither code

@@ -24,7 +24,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from transformer2.errors import ExpertError, shown
-from transformer2.files import MANIFEST, manifest, read_file, whole_folder
+from transformer2.files import MANIFEST, check_directory, manifest, read_file, whole_folder
 from transformer2.svf.format import (
     CONFIG,
     FORMAT_VERSION,
@@ -64,10 +64,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         ExpertError: No such folder or file, not JSON, no peft_type, or an odd field.
     """
     folder = whole_folder(Path(folder).expanduser())
-    if not folder.is_dir():
-        raise ExpertError(
-            f"{shown(str(folder))} is no folder; give an expert folder, which holds {CONFIG} and {WEIGHTS}"
-        )
+    check_directory(folder, "expert folder", f"give one, which holds {CONFIG} and {WEIGHTS}", ExpertError)
     file = _at(folder)
     try:
         config = json.loads(read_file(folder / CONFIG, LARGEST_CONFIG, ExpertError).decode())
@@ -76,7 +73,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             raise
         raise ExpertError(f"{file} is not JSON ({type(e).__name__}); copy the expert folder again") from e
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
-        raise ExpertError(f"{file}: field 'peft_type' does not name a method of PEFT; this is no adapter of PEFT's")
+        raise ExpertError(f"{file}: field 'peft_type' does not name a method of PEFT; this is not an adapter of PEFT's")
     if config["peft_type"] != "SVF":
         return config
     for name, kinds in _FIELDS.items():
@@ -110,7 +107,7 @@ def read_adapter(folder: str | Path, only_z: bool = False) -> tuple[dict[str, An
     svf = config["peft_type"] == "SVF"
     if only_z and not svf:
         kind = shown(config["peft_type"], 40)
-        raise ExpertError(f"{_at(folder)}: field 'peft_type' is {kind!r}, not 'SVF'; this is no SVF expert")
+        raise ExpertError(f"{_at(folder)}: field 'peft_type' is {kind!r}, not 'SVF'; this is not an SVF expert")
     if only_z and config["modules_to_save"]:
         whole = shown(", ".join(map(str, config["modules_to_save"])), 80)
         raise ExpertError(
@@ -136,7 +133,7 @@ def read_adapter(folder: str | Path, only_z: bool = False) -> tuple[dict[str, An
             check_delta(file, key, tensor)
         elif svf and not config["modules_to_save"]:
             raise ExpertError(
-                f"{file}: tensor {shown(key, 80)!r} is not '{delta_key('<module path>')}'; this is no SVF expert"
+                f"{file}: tensor {shown(key, 80)!r} is not '{delta_key('<module path>')}'; this is not an SVF expert"
             )
         elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             _raise_non_finite(file, shown(key, 80))
@@ -151,7 +148,7 @@ def read_adapter(folder: str | Path, only_z: bool = False) -> tuple[dict[str, An
 def config_for_peft(file: str | Path) -> dict[str, Any] | None:
     """What PEFT is given when it reads an adapter_config.json: an SVF expert's once it was verified; else None.
 
-    The weights are verified where they lie beside it (from the Hub, PEFT downloads them later). A regular expression
+    The weights are verified where they lie next to it (from the Hub, PEFT downloads them later). A regular expression
     of a stranger's may take years to match, and the weights name the tuned modules: the names are taken.
 
     Raises:

@@ -12,7 +12,7 @@ from transformer2.hub import hub_answers
 
 __all__ = ["base_folder", "for_readers", "for_weights", "is_local", "looks_like_a_path", "on_disk"]
 
-# What of `model_kwargs` says where a base's files are, beside `subfolder`; the rest is for who reads them.
+# What of `model_kwargs` says where a base's files are, besides `subfolder`; the rest is for who reads them.
 _WHERE = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 _SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
 _WEIGHTS = ("*.safetensors",)
@@ -35,7 +35,7 @@ def base_folder(base: str | Path, model_kwargs: Mapping[str, Any] | None = None,
     folder = tiny.model_path() if str(base) == "tiny" else Path(base).expanduser()
     if not folder.is_dir():
         if folder.exists() or looks_like_a_path(str(base)):
-            raise DataError(f"base {str(base)!r} is no model folder here; give `tiny`, a folder, or a Hub id")
+            raise DataError(f"base {str(base)!r} is not a model folder; give `tiny`, a folder, or a Hub id")
         folder = _from_hub(str(base), options, f"{inside}/" if inside else "", weights)
     if not (folder / inside / "config.json").is_file():
         raise DataError(f"base {str(folder / inside)!r} has no config.json; give the folder of a transformers model")
@@ -48,7 +48,7 @@ def _from_hub(base: str, options: Mapping[str, Any], inside: str, weights: bool)
     where = {key: options[key] for key in _WHERE if options.get(key) is not None}
     if not hub_answers():
         where["local_files_only"] = True  # what is in the cache, or an error at once
-    # Not the copies that some repositories keep beside the weights (original/, consolidated.safetensors).
+    # Not the copies that some repositories keep alongside the weights (original/, consolidated.safetensors).
     where["ignore_patterns"] = [f"{inside}*/*", f"{inside}consolidated*"]
     wanted = [inside + pattern for pattern in (*_SMALL, *(_WEIGHTS if weights else ()))]
     try:
@@ -58,7 +58,7 @@ def _from_hub(base: str, options: Mapping[str, Any], inside: str, weights: bool)
     except Exception as e:  # requests, OS and hub errors alike mean: not to be had from there
         revision = f" at revision {where['revision']!r}" if "revision" in where else ""
         raise DataError(
-            f"base {base!r}{revision} is no folder here and the Hub did not give it ({type(e).__name__}); give "
+            f"base {base!r}{revision} is not a folder, and the Hub did not give it ({type(e).__name__}); give "
             "model.base a local folder (download it where there is a network), or `tiny`"
         ) from e
     return folder

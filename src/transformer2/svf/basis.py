@@ -1,4 +1,4 @@
-"""The side basis of a weight matrix: the one r x r orthogonal matrix that SVF needs beside W itself.
+"""The side basis of a weight matrix: the one r x r orthogonal matrix that SVF needs in addition to W.
 
     W (m x n) = U diag(sigma) V^T,  r = min(m, n)
     n <= m ("in"):   P = V,  W' = U diag(sigma z) V^T = W P diag(z) P^T

@@ -89,7 +89,7 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a card, or a listing, says of an expert beside its base; None where it is not known."""
+    """What a card, or a listing, says of an expert besides its base; None where it is not known."""
     score = config.get("score")
     return {
         "task": config.get("task"),

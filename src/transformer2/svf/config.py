@@ -2,7 +2,7 @@
 
 Departures from PEFT's configs: the saved file always describes z - 1 (`parametrization` is "direct" in it, and
 `trained_parametrization` keeps how it was trained), names no folder of the machine it was made on, and carries a
-sha256 of the weights file beside it, and one of everything else in it.
+sha256 of the weights file next to it, and one of everything else in it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SVFConfig(PeftConfig):
         basis_cache: Folder of the basis cache. None means the default folder where a decomposition takes long
             (r >= 512), and no folder otherwise; "off" means never. Never saved.
         exclude_modules: Module names, or a regular expression, to leave out.
-        modules_to_save: As in PEFT: modules trained and saved whole beside z.
+        modules_to_save: As in PEFT: modules trained and saved whole alongside z.
         task: Name of the task the expert was trained on.
         step: Optimizer step of the saved weights.
         score: Validation accuracy at that step, in [0, 1].
@@ -149,7 +149,7 @@ def _names(field: str, value: Any) -> Any:
         try:
             re.compile(value)
         except re.error as e:
-            raise ConfigError(f"{field}={value!r} is no regular expression ({e}); give a list of names") from e
+            raise ConfigError(f"{field}={value!r} is not a regular expression ({e}); give a list of names") from e
         return value
     value = list(value) if isinstance(value, tuple | frozenset) else value
     if not isinstance(value, list | set) or not all(isinstance(item, str) and item for item in value):
@@ -170,7 +170,7 @@ def _check_layers(layers: Any, pattern: Any) -> None:
 
 
 def check_form(form: str) -> None:
-    """Raise ConfigError where this is no form."""
+    """Raise ConfigError where this is not a form."""
     if form in OLD_FORMS:
         raise ConfigError(
             f"form={form!r} is no longer a form of training; leave it out for 'delta', which is exact (rollouts and "

@@ -178,7 +178,7 @@ def _costs(checkpoint: LocalCheckpoint, names: list[str]) -> dict[str, int]:
         except AttributeError:
             raise ConfigError(f"{checkpoint.folder} has no module {name!r}; is this another base model?") from None
         if not isinstance(weight, Tensor) or weight.ndim != 2:
-            raise ConfigError(f"{name} of {checkpoint.folder} is no linear layer; name linear layers")
+            raise ConfigError(f"{name} of {checkpoint.folder} is not a linear layer; name linear layers")
         r = min(weight.shape)
         costs[name] = 4 * r * weight.numel() + 9 * r**3
     return costs

@@ -126,7 +126,7 @@ def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor | None, tup
     seen: set[int] = set()
 
     def walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor | None, tuple[int, ...]]]:
-        # PEFT wraps a layer as `base_layer` and a fully trained one as `original_module`; all beside it is the
+        # PEFT wraps a layer as `base_layer` and a fully trained one as `original_module`; everything else in it is the
         # adapter's.
         for inner in ("base_layer", "original_module"):
             wrapped = getattr(module, inner, None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformer2.errors import ConfigError
 
-LOADING = {  # any other key `from_pretrained` takes for one of the model config's
+LOADING = {  # any other key `from_pretrained` treats as one of the model config's
     "attn_implementation": str,
     "cache_dir": str,
     "code_revision": str,

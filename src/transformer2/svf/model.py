@@ -7,7 +7,7 @@ Departures from PEFT's tuners:
 
 1. An adapter file holds z - 1, fp32, one vector per tuned matrix, and nothing else, whatever the parametrisation; what
    is loaded is checked (names, shapes, finite values) before it is used.
-2. The resolved module names live beside `target_modules`, which stays what the user wrote.
+2. The resolved module names live alongside `target_modules`, which stays what the user wrote.
 3. Merging checks before it writes, and unmerging restores the very weights.
 """
 
@@ -121,7 +121,7 @@ class SVFModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT's joint around forward and `generate`: `adapter_names`, see `rows_by_name`."""
+        """PEFT's hook around forward and `generate`: `adapter_names`, see `rows_by_name`."""
         names = kwargs.pop("adapter_names", None)
         with ExitStack() as stack:
             if names is not None:

@@ -35,7 +35,7 @@ def set_form(model: nn.Module, form: str) -> None:
 
 @contextmanager
 def merged_for_rollout(model: nn.Module) -> Iterator[bool]:
-    """Generate under the active z at the base model's speed: W' is composed into the weights, W put back at the end.
+    """Generate under the active z at the base model's speed: W' is composed into the weights, W restored at the end.
 
     Calls go straight to the base layers inside. Where merging is not possible or not exact (quantised or sharded
     bases, other tuners, adapters switched off, an open `z_rows`, already merged) nothing is done and the model runs as

@@ -51,7 +51,7 @@ def z_rows(
 
     Raises:
         UserError: Unknown expert or mix, weights of another shape or non-finite, adapters merged into the weights;
-            inside, a batch whose size is no multiple of B; at the end, another `z_rows` that is still open inside.
+            inside, a batch whose size is not a multiple of B; at the end, another `z_rows` that is still open inside.
     """
     layers = [layer for _, layer in svf_layers(model)]
     weights = torch.as_tensor(weights_BK, dtype=torch.float32)
@@ -83,7 +83,7 @@ def batch_rows(model: nn.Module, size: int) -> Iterator[Callable[[Tensor], None]
         `select(index)`: from now on the batch holds these rows of the whole one, int64 (n,), in this order.
 
     Raises:
-        UserError: The batch is no multiple of the rows of `z_rows`.
+        UserError: The batch is not a multiple of the rows of `z_rows`.
     """
     outer = {layer: rows_BR for _, layer in svf_layers(model) if (rows_BR := Rows.of(layer)) is not None}
     whole = {layer: spread_rows(rows_BR, rows_BR.new_empty(size, 1)) for layer, rows_BR in outer.items()}
@@ -136,7 +136,7 @@ def rows_by_name(
         if not args and not {"inputs", "input_ids", "inputs_embeds"} & kwargs.keys():
             # PEFT keeps the inputs of a forward pass to itself: the model sees them first.
             stack.callback(tuner.model.register_forward_pre_hook(check, with_kwargs=True).remove)
-        for module in tuner.model.modules():  # what is trained whole beside z
+        for module in tuner.model.modules():  # what is trained whole alongside z
             if isinstance(module, AuxiliaryTrainingWrapper):
                 stack.callback(module.register_forward_pre_hook(pass_on, with_kwargs=True).remove)
         weights = [[float(name == expert) for expert in experts] for name in names]

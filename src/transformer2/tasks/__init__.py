@@ -31,7 +31,7 @@ def get(name: str, **options: Any) -> Task:
         options: Arguments of the task's constructor.
 
     Raises:
-        ConfigError: Unknown name or option (the message says the nearest one), or a class that is no whole task.
+        ConfigError: Unknown name or option (the message says the nearest one), or a class that is not a whole task.
     """
     cls = _find(name)
     signature = inspect.signature(cls)
@@ -63,7 +63,7 @@ def _find(name: str) -> type[Task]:
     except (ImportError, AttributeError, SyntaxError, ValueError) as e:
         raise ConfigError(f"task {name!r} cannot be imported ({e}); {OWN}") from e
     if not (isinstance(cls, type) and issubclass(cls, Task)):
-        raise ConfigError(f"{name!r} is no class derived from transformer2.tasks.Task; docs/tasks.md shows one")
+        raise ConfigError(f"{name!r} is not a class derived from transformer2.tasks.Task; docs/tasks.md shows one")
     missing = [*sorted(cls.__abstractmethods__), *(a for a in ("name", "description") if not hasattr(cls, a))]
     if missing:
         raise ConfigError(f"task {name!r} lacks {', '.join(missing)}; docs/tasks.md shows a whole one")

@@ -79,7 +79,7 @@ def _choices(row: Row, where: str) -> tuple[list[str], list[str]]:
     choices = field_of(row, "choices", where, Mapping)
     labels, texts = (field_of(choices, key, f"{where}, choices", (list, tuple)) for key in ("label", "text"))
     if any(not isinstance(value, str) or not value.strip() for value in (*labels, *texts)):
-        raise DataError(f"{where}: field 'choices' holds an option that is no text or blank; correct or drop the row")
+        raise DataError(f"{where}: field 'choices' holds an option that is blank or not text; correct or drop the row")
     labels, texts = ([value.strip() for value in values] for values in (labels, texts))
     if len(labels) != len(texts) or not 2 <= len(labels) <= len(_LETTERS) or len(set(labels)) < len(labels):
         raise DataError(

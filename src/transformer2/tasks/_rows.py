@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from transformer2.errors import DataError, UserError
+from transformer2.files import check_directory
 from transformer2.hub import hub_answers
 from transformer2.types import Example
 
@@ -59,10 +60,8 @@ def load_rows(
     """
     if data_dir is None:
         return _hub_rows(name, split, hub_id, config, revision)
+    check_directory(data_dir, "data_dir", f"give a folder with {name}/{split}.jsonl, rows of {hub_id}", DataError)
     root = Path(os.path.expanduser(data_dir))
-    if not root.is_dir():
-        what = "is no folder" if root.exists() else "does not exist"
-        raise DataError(f"data_dir {data_dir!r} {what}; give a folder with {name}/{split}.jsonl, rows of {hub_id}")
     seen: list[str] = []
     for folder in (root / name, root):
         folders = list(dict.fromkeys([folder, folder / (config or "")]))
@@ -149,7 +148,7 @@ def _files_of(split: str, folders: Sequence[Path], seen: list[str]) -> list[Path
         number = int(last[2])
         odd = [file for file in files if file not in shards or int(shards[file][2]) != number]
         if odd:
-            raise DataError(f"{odd[0]} is no shard of {files[0]}; keep one set of shards")
+            raise DataError(f"{odd[0]} is not a shard of {files[0]}; keep one set of shards")
         files.sort(key=lambda file: int(shards[file][1]))
         have = [int(shards[file][1]) for file in files]
         start = int(have[-1] == number)  # some count from 1
@@ -161,7 +160,7 @@ def _files_of(split: str, folders: Sequence[Path], seen: list[str]) -> list[Path
 
 
 def _check_number(rows: Sequence[Row], split: str, folders: Sequence[Path], config: str | None) -> None:
-    """Compare with `num_examples`, where a `dataset_info` lies beside the rows (JSON, or in the data card)."""
+    """Compare with `num_examples`, where a `dataset_info` lies alongside the rows (JSON, or in the data card)."""
     for folder in dict.fromkeys([*folders, *(f / split for f in folders)]):
         for name in ("dataset_info.json", "dataset_infos.json", "README.md"):
             if not (folder / name).is_file():
@@ -238,7 +237,7 @@ def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield f"line {number}", _json_row(text, f"{file}: line {number}")
     except UnicodeDecodeError as e:
         raise DataError(
-            f"{file}: line {number} is no UTF-8 ({e.reason} at byte {e.start}); save the file as UTF-8"
+            f"{file}: line {number} is not UTF-8 ({e.reason} at byte {e.start}); save the file as UTF-8"
         ) from e
     except (OSError, EOFError, zlib.error) as e:  # BadGzipFile is an OSError, a cut file an EOFError
         raise DataError(f"{file}: unreadable after line {number} ({e}); copy it again") from e
@@ -250,7 +249,7 @@ def _json_row(text: str, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as e:
         raise DataError(f"{where} is not JSON ({e.msg}); one object a line is expected") from e
     except (ValueError, RecursionError) as e:  # a number of thousands of digits, brackets in brackets
-        raise DataError(f"{where} is no usable JSON ({' '.join(str(e).split())[:80]}); correct or drop the row") from e
+        raise DataError(f"{where} is not valid JSON ({' '.join(str(e).split())[:80]}); correct or drop the row") from e
     if not isinstance(row, dict):
         raise DataError(f"{where} is not a JSON object; one object a line is expected")
     if "\\u" in text:

@@ -1,7 +1,7 @@
 """What the tasks of the embedded world share: drawing the rows of a split, and strict verifiers.
 
 Every example has `fields["solution"]`, a complete right answer in the model's own format (for next-token training and
-for the likelihood of right answers), beside `answer`, which the verifier compares with.
+for the likelihood of right answers), alongside `answer`, which the verifier compares with.
 """
 
 from __future__ import annotations

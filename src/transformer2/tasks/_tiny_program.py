@@ -25,7 +25,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 
 class ProgramError(ValueError):
-    """A completion that is no program of this little language; the message says why."""
+    """A completion that is not a program of this little language; the message says why."""
 
 
 def outputs(completion: str, argument: str) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ class Wording:
     ) -> None:
         if not isinstance(prompt, str) or not isinstance(system, str | None):
             name, value = ("system", system) if isinstance(prompt, str) else ("prompt", prompt)
-            raise ConfigError(f"task {task!r}: {name} {value!r:.60} is no text; YAML wants it in quotes of its own")
+            raise ConfigError(f"task {task!r}: {name} {value!r:.60} is not text; YAML wants it in quotes of its own")
         shown = [name for name in _FIELD.findall(prompt) if name]
         for name in shown:
             if name not in (*fields, *optional):

@@ -78,7 +78,7 @@ class MBPP(CodeTask):
             raise DataError(f"{where}: field 'test_list' is empty; correct or drop the row")
         imports = row.get("test_imports") or []
         if not all(isinstance(line, str) for line in (*shown, *imports)):
-            raise DataError(f"{where}: 'test_list' or 'test_imports' holds what is no text; correct or drop the row")
+            raise DataError(f"{where}: 'test_list' or 'test_imports' holds what is not text; correct or drop the row")
         tests = self._tests(row, shown, where)
         messages = self.wording.messages(question=text.strip(), test=shown[0].strip())
         fields = {

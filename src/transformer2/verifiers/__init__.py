@@ -4,7 +4,7 @@
     workers    in warm processes that are killed when it hangs (`workers.py`)
     sandbox    the task makes a program of the completion, and `transformer2.sandbox` runs it
 
-A verifier's failure ends here: it is no reward, and many of them stop the run.
+A verifier's failure ends here: it is not a reward, and many of them stop the run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_FAILED_SHARE = 0.05
 
 
 def warm_up(task: Verifier) -> None:
-    """Start what verdicts need, beside the loading of the model; called before the first row is read.
+    """Start what verdicts need while the model loads; called before the first row is read.
 
     Raises:
         UserError: Answers cannot be verified on this machine.
@@ -117,7 +117,7 @@ def _sandbox_of(task: Verifier) -> Sandbox:
 def stop_if_unverified(verdicts: Sequence[Verdict], failed: int | None = None, total: int | None = None) -> None:
     """End the run when too many answers of a batch could not be judged: the rest would be noise, or a wrong score.
 
-    An abstention is no failure.
+    An abstention is not a failure.
 
     Args:
         verdicts: This process's.

@@ -52,7 +52,7 @@ class Verifier(ABC):
         raise NotImplementedError
 
     def warm_up(self) -> None:  # noqa: B027  # most tasks have nothing to start
-        """Start what `verify_many` needs, beside the loading of the model."""
+        """Start what `verify_many` needs while the model loads."""
 
 
 def attempt(task: Verifier, example: Example, completion: str) -> Verdict:

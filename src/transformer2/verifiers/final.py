@@ -116,7 +116,7 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
             heading = step.kind == "hash" and phrases.A_HEADING.fullmatch(text[step.start + 4 : step.stop])
             if heading or (
                 step.kind == "line" and goes_on
-            ):  # after a marked number, the text goes on with something else
+            ):  # after a marked number, the text continues with something else
                 continue
         if role == "stated":
             if not reader.strict and not (last and _is_list(text[last.stop : step.start], last.kind, step.kind)):

@@ -1,7 +1,7 @@
 """Labels: which one category does an answer name?
 
 "math", "**Math**", "- math" and "The request is math." name the category math. "mathematics" is another word, "not
-math" and "non-math" name no category, and an answer that names two is no choice, whichever of them is right.
+math" and "non-math" name no category, and an answer that names two is not a choice, whichever of them is right.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def verify_label(gold: str, labels: Sequence[str], completion: str) -> Verdict:
     """Whether the one label that a completion names is the gold one.
 
     Raises:
-        ValueError: `gold` is no label: the data set is broken, not the completion.
+        ValueError: `gold` is not a label: the data set is broken, not the completion.
     """
     if gold not in labels:
         raise ValueError(f"gold label {gold!r} is not among {', '.join(labels)}")

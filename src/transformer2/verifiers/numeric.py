@@ -93,7 +93,7 @@ def verify_number(gold: str, completion: str) -> Verdict:
         completion: The model's text.
 
     Raises:
-        ValueError: `gold` is no number: the data set is broken, not the completion.
+        ValueError: `gold` is not a number: the data set is broken, not the completion.
     """
     expected = parse_number(gold)
     if expected is None:
@@ -153,7 +153,7 @@ class _Numbers:
         return False
 
     def joined(self, answers: Sequence[Fraction]) -> None:
-        """A list of numbers is no answer."""
+        """A list of numbers is not an answer."""
 
 
 def _until_reason(place: str, end: re.Pattern[str]) -> str:
@@ -194,7 +194,7 @@ def _is_unfinished(before: str, number: re.Match[str], after: str) -> bool:
         return True  # "x + 5"
     if _BEFORE.search(tail.rstrip() + (" " if tail[-1:].isspace() else "")) or _HEDGE.search(before):
         return True
-    if re.match(r"\s*\*+\s*\Z", after):  # the end of "*5*", whose start is no part of the place
+    if re.match(r"\s*\*+\s*\Z", after):  # the end of "*5*", whose start is not part of the place
         after = "" if after[0] == "*" else after
     if _AFTER.match(after) or _MORE.match(after) or _CHANGED.search(after):
         return True

@@ -11,8 +11,8 @@ one before left open:
 3. values (`expression`), in worker processes that are killed after two seconds. Running out of time is a wrong answer:
    the model chose to write what cannot be checked.
 
-What is decided for each kind, beside what the graders of MATH (Hendrycks et al. 2021), PRM800K, Minerva (Lewkowycz et
-al. 2022, appendix) and math-verify 0.9 do; where they differ, the stricter reading holds, since a reward rests on it:
+What is decided for each kind, compared with the graders of MATH (Hendrycks et al. 2021), PRM800K, Minerva (Lewkowycz
+et al. 2022, appendix) and math-verify 0.9; where they differ, the stricter reading holds, since a reward rests on it:
 
 - Numbers are equal exactly: 0.5 is 1/2 and 0.\overline{3} is 1/3, but 0.333 is not (PRM800K; math-verify rounds). A
   mixed number is a sum, anything else side by side a product. Any form of an expression is accepted, factored or not

@@ -87,7 +87,7 @@ def _is_real(value: Any) -> bool:
 
 
 def _close(a: Any, b: Any) -> bool:
-    """Equal; where one is not exact, in all but the last ten digits, and in that many places beside a 0.
+    """Equal; where one is not exact, in all but the last ten digits, and in that many places next to a 0.
 
     Of numbers so large that their digits before the point are not all there, nothing is said.
     """
@@ -254,7 +254,7 @@ class _Reader:
         return mpmath.root(_inexact(value), n)
 
     def _function(self, name: str) -> Any:
-        """`\sin^2 2x`, `\log_2 8`: an argument without brackets goes on over letters and pi."""
+        """`\sin^2 2x`, `\log_2 8`: an argument without brackets extends over letters and pi."""
         power, base = Fraction(1), None
         for _ in range(2):
             if self.tokens[self.next] == "^":
