@@ -6,6 +6,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: a test never waits for the network
 
 import pytest
+from fake_experts import make_experts
 from fakes import make_llama
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -21,6 +22,14 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random-weight Llama."""
     return make_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+    """A small Llama that answers at random, and folders of experts for it."""
+    folder = tmp_path_factory.mktemp("world")
+    base = str(make_llama(folder / "llama", init=0.25))
+    return base, make_experts(folder, base)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from transformer2.metrics import UNPARSED, Accuracy, Confusion, PassAtK, pass_at_k
+from transformer2.metrics import UNPARSED, Accuracy, Confusion, mean_pass_at_k, pass_at_k
 from transformer2.types import Score
 
 LABELS = ("math", "code", "other")
@@ -26,16 +26,14 @@ def rows(seed=0, count=101):
 
 
 def counted(rank=0, world_size=1):
-    """What three metrics say of this rank's share of the rows, as plain data. Shares are uneven: 101 rows."""
-    verdicts, samples, right, pairs = (column[rank::world_size] for column in rows())
-    accuracy, at_five, confusion = Accuracy(), PassAtK(5), Confusion(LABELS)
+    """What the metrics say of this rank's share of the rows, as plain data. Shares are uneven: 101 rows."""
+    verdicts, _, _, pairs = (column[rank::world_size] for column in rows())
+    accuracy, confusion = Accuracy(), Confusion(LABELS)
     for start in range(0, len(verdicts), 20):
         part = slice(start, start + 20)
         accuracy.update(verdicts[part])
-        at_five.update(samples[part], right[part])
         confusion.update(pairs[part])
-    numbers = {**accuracy.compute(), **{f"5 {k}": v for k, v in at_five.compute().items()}}
-    return {"numbers": {k: round(float(v), 5) for k, v in numbers.items()}, "confusion": confusion.table()}
+    return {"numbers": {k: round(float(v), 5) for k, v in accuracy.compute().items()}, "confusion": confusion.table()}
 
 
 def test_accuracy_is_the_score_of_the_verdicts():
@@ -60,21 +58,18 @@ def test_pass_at_k_needs_k_samples_and_one_of_one_is_accuracy():
     with pytest.raises(ValueError, match="pass@3 needs at least 3"):
         pass_at_k(2, 1, 3)
     verdicts, *_ = rows()
-    metric, accuracy = PassAtK(1), Accuracy()
-    metric.update([1] * 101, verdicts)
+    accuracy = Accuracy()
     accuracy.update(verdicts)
-    assert [float(v) for v in metric.compute().values()] == pytest.approx(
-        [float(v) for v in accuracy.compute().values()]
-    )
+    found = mean_pass_at_k([(right, 1) for right in verdicts], 1)
+    assert list(found.values()) == pytest.approx([float(v) for v in accuracy.compute().values()])
 
 
 def test_the_standard_error_of_pass_at_k_is_over_problems():
     _, samples, right, _ = rows()
-    metric = PassAtK(5)
-    metric.update(samples, right)
+    found = mean_pass_at_k(list(zip(right, samples, strict=True)), 5)
     values = torch.tensor([pass_at_k(n, c, 5) for n, c in zip(samples, right, strict=True)])
-    assert float(metric.compute()["pass"]) == pytest.approx(float(values.mean()), abs=1e-5)
-    assert float(metric.compute()["pass_se"]) == pytest.approx(float(values.std(correction=0)) / 101**0.5, abs=1e-5)
+    assert found["pass"] == pytest.approx(float(values.mean()), abs=1e-5)
+    assert found["pass_se"] == pytest.approx(float(values.std(correction=0)) / 101**0.5, abs=1e-5)
 
 
 def test_confusion_counts_with_and_without_other():

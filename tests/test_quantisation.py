@@ -15,7 +15,8 @@ from transformer2.policy import load_base
 from transformer2.quantisation import KINDS, Quantisation, quantisation_of
 from transformer2.tiny import model_path
 
-INT4 = {"default": {"_type": "Int8DynamicActivationInt4WeightConfig", "_data": {}, "_version": 1}}
+INT4_CLASS, FLOAT8 = "Int8DynamicActivationInt4WeightConfig", "Float8WeightOnlyConfig"
+INT4 = {"default": {"_type": INT4_CLASS, "_data": {}, "_version": 1}}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -29,11 +30,17 @@ def test_every_shipped_config_is_the_kind_that_it_is_called(kind):
     ("config", "expected", "name"),
     [
         ({}, None, None),
-        ({"load_in_8bit": False, "load_in_4bit": True, "quant_method": "bitsandbytes"}, ("bitsandbytes", 4), "nf4"),
-        ({"quant_method": "torchao", "quant_type": INT4}, ("torchao", 4), "4-bit torchao"),
-        ({"quant_method": "torchao", "quant_type": "int4_weight_only"}, ("torchao", 4), "4-bit torchao"),
-        ({"quant_method": "torchao", "quant_type": "Float8WeightOnlyConfig"}, ("torchao", None), "torchao"),
-        ({"quant_method": "gptq", "bits": 4, "desc": "load_in_8bit=True"}, ("gptq", 4), "4-bit gptq"),
+        ({"load_in_8bit": False, "load_in_4bit": True}, ("bitsandbytes", 4, "fp4", False), "fp4"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, ("bitsandbytes", 4, "nf4", False), "nf4"),
+        (BitsAndBytesConfig(load_in_4bit=True), ("bitsandbytes", 4, "fp4", False), "fp4"),
+        ({"quant_method": "torchao", "quant_type": INT4}, ("torchao", 4, INT4_CLASS), f"torchao {INT4_CLASS}"),
+        (
+            {"quant_method": "torchao", "quant_type": "int4_weight_only"},
+            ("torchao", 4, "int4_weight_only"),
+            "torchao int4_weight_only",
+        ),
+        ({"quant_method": "torchao", "quant_type": FLOAT8}, ("torchao", None, FLOAT8), f"torchao {FLOAT8}"),
+        ({"quant_method": "gptq", "bits": 4, "desc": "load_in_8bit=True"}, ("gptq", 4), "gptq"),
         ({"quant_method": "fp8"}, ("fp8", None), "fp8"),
         (BitsAndBytesConfig(load_in_8bit=True), ("bitsandbytes", 8), "int8"),
     ],

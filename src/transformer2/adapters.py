@@ -28,7 +28,7 @@ from transformer2.errors import ConfigError, ExpertError, UserError, nearest, on
 from transformer2.svf.adapter_folder import read_adapter, read_config
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import warn_of_another_base
-from transformer2.svf.format import CONFIG, OLD_FIELDS
+from transformer2.svf.format import CONFIG, OLD_FIELDS, peft_type
 from transformer2.svf.targets import find_targets
 
 __all__ = ["adapter_config", "expert_adapter", "load_expert"]
@@ -54,19 +54,18 @@ def adapter_config(adapter: Mapping[str, Any] | PeftConfig) -> PeftConfig:
     """
     if isinstance(adapter, PeftConfig):
         return adapter
-    options = dict(adapter)
-    peft_type = str(options.pop("peft_type", "SVF")).upper()
-    methods = _methods()
-    if peft_type not in methods:
-        raise ConfigError(f"unknown adapter.peft_type {peft_type!r}{nearest(peft_type, methods)}")
-    known = _fields(methods[peft_type])
+    kind, methods = peft_type(adapter), _methods()
+    options = {key: value for key, value in adapter.items() if key != "peft_type"}
+    if kind not in methods:
+        raise ConfigError(f"unknown adapter.peft_type {kind!r}{nearest(kind, methods)}")
+    known = _fields(methods[kind])
     for key, value in options.items():
         if key not in known:
             near = "; did you mean 'r'?" if key == "rank" and "r" in known else nearest(key, known)
-            raise ConfigError(f"unknown key adapter.{key} for {peft_type}{near}")
+            raise ConfigError(f"unknown key adapter.{key} for {kind}{near}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"adapter.{key} must be a finite number, not {value}")
-    return _built(peft_type, lambda: methods[peft_type](**options))
+    return _built(kind, lambda: methods[kind](**options))
 
 
 def expert_adapter(folder: str | Path, given: Mapping[str, Any], base: nn.Module) -> PeftConfig:
@@ -103,7 +102,7 @@ def expert_adapter(folder: str | Path, given: Mapping[str, Any], base: nn.Module
         raise ExpertError(f"{folder}: {CONFIG}: {one_line(e)}") from e
     own.inference_mode, own.base_model_name_or_path = False, None
     words = {key: value for key, value in given.items() if key != "peft_type"}
-    differing = {"peft_type": (str(given.get("peft_type", kind)).upper(), kind)}
+    differing = {"peft_type": (peft_type({"peft_type": kind, **given}), kind)}
     if differing["peft_type"][0] == kind:
         if unknown := sorted(words.keys() - fields):
             raise ConfigError(f"unknown key model.adapter.{unknown[0]} for {kind}{nearest(unknown[0], fields)}")

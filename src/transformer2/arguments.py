@@ -29,6 +29,7 @@ __all__ = [
     "Share",
     "Temperature",
     "check_arguments",
+    "check_samples",
     "expected",
     "fits",
     "written",
@@ -106,6 +107,12 @@ def fits(hint: Any, value: Any) -> bool:
     if hint in (bool, NoneType):
         return isinstance(value, hint)
     return isinstance(value, hint | Mapping) if is_dataclass(hint) else True  # checked where it becomes one
+
+
+def check_samples(samples: int, temperature: float | None) -> None:
+    """Refuse samples that are all alike (`model.test`)."""
+    if samples and temperature == 0:
+        raise ConfigError("model.test.samples are all alike at model.test.temperature 0; use one above 0")
 
 
 def expected(hint: Any) -> str:

@@ -98,6 +98,11 @@ def write_file(path: Path, data: bytes, temporary: Path, check: Callable[[bytes]
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """`write_file` of a text: a reader sees the old one or the new one."""
+    write_file(path, text.encode(), path.with_name(f".{path.name}.{os.getpid()}"))
+
+
 def fsync(path: Path) -> None:
     """Put a file, or the entries of a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

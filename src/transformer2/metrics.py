@@ -1,15 +1,17 @@
-r"""Scores as torchmetrics: sums in the states, so that ranks add up to what one process counts.
+r"""Scores; as torchmetrics where ranks add up, with sums in the states, to what one process counts.
 
 Accuracy    a = correct / n,  standard error sqrt(a (1 - a) / n)
-PassAtK     E over problems of 1 - C(n - c, k) / C(n, k): the unbiased estimate from n samples, c of them right
+pass@k      E over problems of 1 - C(n - c, k) / C(n, k): the unbiased estimate from n samples, c of them right
             (Chen et al. 2021, arXiv 2107.03374, equation 1); its standard error is over problems
 Confusion   label x predicted label, with a column for answers that are not a label
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from math import comb
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from torchmetrics import Metric
 
 from transformer2.types import Score
 
-__all__ = ["UNPARSED", "Accuracy", "Confusion", "PassAtK", "pass_at_k"]
+__all__ = ["UNPARSED", "Accuracy", "Confusion", "mean_pass_at_k", "pass_at_k"]
 
 UNPARSED = "no category"
 
@@ -71,35 +73,15 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - comb(n - c, k) / comb(n, k)
 
 
-class PassAtK(_Sums):
-    """pass@k over problems, with their number and the standard error over them.
+def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> dict[str, float]:
+    """`pass`, `pass_se` and `n` over problems; with one sample and k = 1 they are Accuracy's.
 
     Args:
+        counts: Of each problem, the number of right samples and of all; at least one problem.
         k: How many samples one may try.
-        options: See torchmetrics.
     """
-
-    total: Tensor
-    squares: Tensor
-    n: Tensor
-
-    def __init__(self, k: int, **options: Any) -> None:
-        zeros = {"total": torch.tensor(0.0), "squares": torch.tensor(0.0), "n": torch.tensor(0)}
-        super().__init__(zeros, **options)
-        self.k = k
-
-    def update(self, samples: Iterable[int], correct: Iterable[int]) -> None:
-        """Count problems, each with its number of samples and of right ones."""
-        for value in (pass_at_k(n, c, self.k) for n, c in zip(samples, correct, strict=True)):
-            self.total += value
-            self.squares += value**2
-            self.n += 1
-
-    def compute(self) -> dict[str, Tensor]:
-        """`pass`, `pass_se` and `n`; with one sample and k = 1 they are Accuracy's."""
-        mean = self.total / self.n
-        variance = (self.squares / self.n - mean**2).clamp(min=0)
-        return {"pass": mean, "pass_se": (variance / self.n).sqrt(), "n": self.n}
+    values = [pass_at_k(n, c, k) for c, n in counts]
+    return {"pass": fmean(values), "pass_se": pstdev(values) / math.sqrt(len(values)), "n": len(values)}
 
 
 class Confusion(_Sums):

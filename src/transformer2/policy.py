@@ -36,8 +36,9 @@ from transformer2.svf.loading import check_options
 from transformer2.svf.quantised import keep_differentiable
 
 __all__ = [
-    "adapter_config", "base_dtype", "build_policy", "check_halves", "checkpointed", "eos_token_ids", "expert_adapter",
-    "hidden_states", "lm_head", "load_base", "load_config", "load_expert", "load_tokenizer", "reference",
+    "adapter_config", "base_dtype", "build_policy", "check_halves", "checkpointed", "completion_states",
+    "eos_token_ids", "expert_adapter", "hidden_states", "lm_head", "load_base", "load_config", "load_expert",
+    "load_tokenizer", "reference",
 ]  # fmt: skip
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -228,6 +229,15 @@ def hidden_states(policy: PeftModel, input_ids_BT: Tensor, attention_mask_BT: Te
         input_ids=input_ids_BT, attention_mask=attention_mask_BT, position_ids=positions_BT, use_cache=False
     )
     return output.last_hidden_state
+
+
+def completion_states(
+    policy: PeftModel, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor, ids_BC: Tensor, mask_BC: Tensor
+) -> Tensor:
+    """Hidden states that predict the tokens of completions, packed: (N, D), row-major over `mask_BC`."""
+    whole_BT, mask_BT = torch.cat([prompt_ids_BP, ids_BC], dim=1), torch.cat([prompt_mask_BP, mask_BC], dim=1)
+    first = prompt_ids_BP.shape[1] - 1  # the state at position t - 1 predicts token t
+    return hidden_states(policy, whole_BT, mask_BT)[:, first:-1][mask_BC.bool()]
 
 
 @contextmanager

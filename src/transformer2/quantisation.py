@@ -35,32 +35,39 @@ class Quantisation:
     Attributes:
         method: `bitsandbytes`, `torchao`, or another of transformers' (`gptq`, ...).
         bits: Of a weight, without its scales; None where the config does not say.
+        type: Of the numbers, where the method has several: `nf4`, `fp4`, a class of torchao's.
+        double: Whether the scales of 4-bit weights are quantised too.
     """
 
     method: str
     bits: int | None
+    type: str | None = None
+    double: bool = True
 
     @property
     def name(self) -> str:
-        """Of its file in conf/quantisation/, where there is one."""
-        other = f"{self.bits}-bit {self.method}" if self.bits else self.method
-        return next((kind for kind, known in KINDS.items() if known == self), other)
+        """`nf4`, `fp4`, `int8` (bitsandbytes), `torchao Int8WeightOnlyConfig`, `gptq`, ...; saved with experts."""
+        if self.method == "bitsandbytes":
+            return self.type or ("int8" if self.bits == 8 else self.method)
+        return f"{self.method} {self.type}" if self.type else self.method
 
     @property
     def bytes_per_weight(self) -> float | None:
         """Of a linear layer.
 
-        4 bits as in nf4 with double quantisation: an 8-bit scale per 64 weights, an fp32 one per 256 of those. The one
-        fp32 scale per row of 8 bits is left out.
+        4 bits as in bitsandbytes: an fp32 scale per 64 weights or, with double quantisation, an 8-bit one, and an fp32
+        one per 256 of those. The one fp32 scale per row of 8 bits is left out.
         """
-        return 0.5 + 1 / 64 + 4 / (64 * 256) if self.bits == 4 else self.bits and self.bits / 8
+        if self.bits == 4:
+            return 0.5 + (1 / 64 + 4 / (64 * 256) if self.double else 4 / 64)
+        return self.bits and self.bits / 8
 
 
 KINDS: dict[str, Quantisation | None] = {  # by their names in conf/quantisation/
     "none": None,
-    "nf4": Quantisation("bitsandbytes", 4),
+    "nf4": Quantisation("bitsandbytes", 4, "nf4"),
     "int8": Quantisation("bitsandbytes", 8),
-    "torchao_int8": Quantisation("torchao", 8),
+    "torchao_int8": Quantisation("torchao", 8, "Int8WeightOnlyConfig"),
 }
 
 
@@ -76,6 +83,9 @@ def quantisation_of(config: Any) -> Quantisation | None:
     switched = 4 if options.get("load_in_4bit") else 8 if options.get("load_in_8bit") else None
     method = options.get("quant_method") or ("bitsandbytes" if switched else "unknown")
     method = str(getattr(method, "value", method))  # an enum in transformers' own objects
+    if method == "bitsandbytes" and switched == 4:  # what transformers takes where it is not told
+        type_, double = options.get("bnb_4bit_quant_type") or "fp4", options.get("bnb_4bit_use_double_quant")
+        return Quantisation(method, switched, str(type_), bool(double))
     if method == "bitsandbytes":
         return Quantisation(method, switched)
     if method != "torchao":
@@ -83,8 +93,10 @@ def quantisation_of(config: Any) -> Quantisation | None:
     kind = options.get("quant_type")
     if isinstance(kind, Mapping):  # as `_torchao_type` gives it, and a saved config.json
         kind = kind.get("default", {}).get("_type")
-    of_weights = re.search(r"int(\d)_?weight", kind if isinstance(kind, str) else type(kind).__name__, re.IGNORECASE)
-    return Quantisation(method, int(of_weights[1]) if of_weights else None)
+    if kind is not None and not isinstance(kind, str):
+        kind = type(kind).__name__
+    of_weights = re.search(r"int(\d)_?weight", kind or "", re.IGNORECASE)
+    return Quantisation(method, int(of_weights[1]) if of_weights else None, kind)
 
 
 def quantization_config(given: Any, dtype: torch.dtype) -> Any:

@@ -6,8 +6,7 @@ import dataclasses
 import lightning as L
 import pytest
 import torch
-from fake_experts import ALL, make_experts
-from fakes import make_llama
+from fake_experts import ALL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from toy_task import Broken
 
@@ -20,13 +19,6 @@ from transformer2.errors import ConfigError, UserError
 from transformer2.module import SVFReinforceModule
 
 TASK = "toy_task.FirstLetter"
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    base = str(make_llama(folder / "llama", init=0.25))
-    return base, make_experts(folder, base)
 
 
 def trainer_of(**options):

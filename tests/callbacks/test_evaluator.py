@@ -3,8 +3,8 @@
 import lightning as L
 import pytest
 import torch
-from fake_experts import ALL, make_experts
-from fakes import grouped, make_llama
+from fake_experts import ALL
+from fakes import grouped
 from lightning.pytorch.loggers import TensorBoardLogger
 from step_log import Metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,13 +20,6 @@ from transformer2.errors import ConfigError
 from transformer2.module import SVFReinforceModule
 
 TASK = "toy_task.FirstLetter"
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    base = str(make_llama(folder / "llama", init=0.25))
-    return base, make_experts(folder, base)
 
 
 def fit(base, folder, callbacks):
@@ -126,7 +119,7 @@ def test_shots_and_scored_rows_are_disjoint():
         (lambda: FewShotEvaluator(answer="median"), "one of mean, best"),
         (lambda: FewShotEvaluator(base_member=True), "changes nothing"),
         (lambda: FewShotEvaluator(preset="paper", search="random"), "presets are"),
-        (lambda: PromptEvaluator(dispatch_task="gsm8k"), "no dispatch task"),
+        (lambda: PromptEvaluator(dispatch_task="gsm8k"), "not a dispatch task"),
         (lambda: PromptEvaluator(first_pass="ask"), "one of generate, constrained"),
     ],
 )

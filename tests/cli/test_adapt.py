@@ -7,8 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from fake_experts import make_experts
-from fakes import make_llama
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from transformer2.adaptation import few_shot
@@ -18,13 +16,6 @@ from transformer2.rollout.hf import HFEngine
 
 SEARCH = ["--adapt.population", "6", "--adapt.generations", "3"]
 SMALL = [*SEARCH, "--data.few_shot", "4", "--quiet"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    base = str(make_llama(folder / "llama", init=0.25))
-    return base, make_experts(folder, base)
 
 
 @pytest.fixture

@@ -32,7 +32,6 @@ from transformer2.errors import ExpertError, UserError
 from transformer2.experts import (
     Expert,
     compare_experts,
-    expert_folder,
     import_reference_checkpoint,
     load_experts,
     mix_experts,
@@ -263,15 +262,10 @@ def test_odd_tensors_are_named(folder: Path, key: str, tensor: torch.Tensor, mes
     assert WEIGHTS in refused and message in refused
 
 
-def test_names_stay_inside_their_root(tmp_path: Path) -> None:
-    (tmp_path / "root" / "good").mkdir(parents=True)
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "root" / "link").symlink_to(tmp_path / "outside")
-    assert expert_folder(tmp_path / "root", "good") == (tmp_path / "root" / "good").resolve()
-    for name in ("..", ".", "", "../outside", "a/b", "a b", "x" * 65, "math\n", "link"):
-        refusal(tmp_path / "root", name, call=expert_folder)
+@pytest.mark.parametrize("name", ["..", ".", "", "../outside", "a/b", "a b", "x" * 65, "math\n"])
+def test_names_are_those_of_one_folder(name: str) -> None:
     with pytest.raises(ExpertError, match="name"):
-        expert("../x")
+        expert(name)
 
 
 def content(folder: Path) -> Any:

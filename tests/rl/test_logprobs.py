@@ -1,9 +1,11 @@
 """Chunked and checkpointed scores equal the whole-vocabulary formula, value and gradient."""
 
+from typing import get_args
+
 import pytest
 import torch
 
-from transformer2.rl.kl import KL_KINDS, full_kl, sampled_kl
+from transformer2.rl.kl import KL, full_kl, sampled_kl
 from transformer2.rl.logprobs import MIN_CHUNK_TOKENS, chunk_tokens, score_tokens
 
 N, D, V = 50, 8, 31
@@ -17,7 +19,7 @@ def inputs():
     return make(N, D).requires_grad_(), make(N, D), torch.randint(V, (N,), generator=g), head
 
 
-@pytest.mark.parametrize("kl", KL_KINDS)
+@pytest.mark.parametrize("kl", get_args(KL))
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_chunks_equal_the_whole(inputs, kl, temperature):
     hidden_ND, ref_ND, ids_N, head = inputs

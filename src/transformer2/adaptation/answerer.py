@@ -31,7 +31,6 @@ class Answerer:
         sampler: Draws completions under one z; `engine` where that is the same.
         head: Hidden states -> logits.
         max_new_tokens: Completion budget.
-        max_rows: Rows generated at a time; None takes the whole batch.
         rank: This process.
         world_size: Number of processes.
         gather: The objects of all ranks, in rank order.
@@ -44,7 +43,6 @@ class Answerer:
     sampler: RolloutEngine
     head: Head
     max_new_tokens: int
-    max_rows: int | None = None
     rank: int = 0
     world_size: int = 1
     gather: Callable[[Any], list[Any]] = lambda mine: [mine]

@@ -32,9 +32,9 @@ from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy
 from transformer2.arguments import Count, Positive, check_arguments
 from transformer2.errors import ConfigError
 from transformer2.experts import Expert
+from transformer2.files import write_text
 from transformer2.report.adaptation import alpha_figure
 from transformer2.report.build import Facts
-from transformer2.report.table import write_text
 from transformer2.types import PromptBatch, Record
 
 __all__ = ["Budget", "FewShotSearch", "Scores", "run_search"]

@@ -10,7 +10,6 @@ all; they are "raw" weights of the experts with the base as one more.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from transformer2.errors import ConfigError
 from transformer2.experts import Expert
 from transformer2.experts.mix import mixture
+from transformer2.svf.format import layer_of, module_kind
 from transformer2.svf.mixing import MIXES, Mix, normalised
 
 __all__ = ["GRANULARITIES", "MIXES", "Granularity", "Mix", "Mixture", "base_row", "constant_rows", "expert_rows"]
@@ -96,14 +96,9 @@ class Mixture:
 
 def group_name(matrix: str, granularity: Granularity) -> str:
     """Which matrices share an alpha: "all", "mlp.up_proj", "layer 3", or the matrix alone."""
-    if granularity == "matrix":
-        return matrix
-    number = re.search(r"\.(\d+)\.", matrix)
-    if granularity == "layer":
-        return f"layer {number[1]}" if number else matrix
-    if granularity == "kind":
-        return re.sub(r"\.\d+(?=\.)", "", matrix[number.end() :] if number else matrix)
-    return "all"
+    if granularity == "layer" and (layer := layer_of(matrix)) is not None:
+        return f"layer {layer}"
+    return {"expert": "all", "kind": module_kind(matrix)}.get(granularity, matrix)
 
 
 def base_row(num_experts: int) -> Tensor:

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from transformer2.halving import run_or_halve
-from transformer2.policy import hidden_states
+from transformer2.policy import completion_states
 from transformer2.rl.logprobs import Head, chunk_tokens, score_tokens
 from transformer2.rl.loss import sum_by_row
 from transformer2.rollout.base import Sampling
@@ -97,17 +97,14 @@ class Scorer:
             Sums of token log-probabilities fp32 (B,), and their numbers int64 (B,).
         """
         ids_BC, mask_BC = self._encode(texts, prompts.input_ids_BP.device)
-        whole_BT = torch.cat([prompts.input_ids_BP, ids_BC], dim=1)
-        mask_BT = torch.cat([prompts.attention_mask_BP, mask_BC], dim=1)
-        first = prompts.input_ids_BP.shape[1] - 1
         chunk = chunk_tokens(self.policy.config.get_text_config().vocab_size)
         b = len(texts)
 
         def score(rows: Tensor) -> Tensor:
             select(rows)
-            hidden_bTD = hidden_states(self.policy, whole_BT[rows], mask_BT[rows])
+            prompt_bP = prompts.input_ids_BP[rows], prompts.attention_mask_BP[rows]
+            hidden_ND = completion_states(self.policy, *prompt_bP, ids_BC[rows], mask_BC[rows])
             sampled_bC = mask_BC[rows].bool()
-            hidden_ND = hidden_bTD[:, first:-1][sampled_bC]  # the state at t - 1 predicts token t
             scores = score_tokens(hidden_ND, ids_BC[rows][sampled_bC], self.head, chunk=chunk)
             return sum_by_row(scores.logprobs_N, sampled_bC)
 

@@ -133,7 +133,7 @@ class Strategy:
         key = (data.task.name, data.protocol, data.seed, data.few_shot, self.controls, *(e.sha256 for e in experts))
         with members(answerer.policy, [*experts, *self.load_helpers(data.base)]) as names:
             scorer, helpers = (
-                Scorer(answerer.policy, part, answerer.engine, answerer.head, self.max_rows or answerer.max_rows)
+                Scorer(answerer.policy, part, answerer.engine, answerer.head, self.max_rows or answerer.engine.max_rows)
                 for part in ([*names[: len(experts)], names[-1]], names[len(experts) :])
             )
             shots, known = data.shots().to(answerer.device), cache.get(key, Known())

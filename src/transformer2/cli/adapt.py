@@ -13,7 +13,7 @@ from transformer2.cli.check import STRATEGIES, check, folder_name, keys_help, se
 from transformer2.cli.compose import compose, parse_flags
 from transformer2.cli.folder import check_writable, holds_run, run_folder
 from transformer2.errors import ConfigError, nearest
-from transformer2.files import check_directory
+from transformer2.files import check_directory, write_text
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -184,8 +184,6 @@ def _together(folder: Path, strategies: Mapping[str, Report]) -> None:
     import json
     import shutil
 
-    from transformer2.report.table import write_text
-
     (folder / "figures").mkdir(exist_ok=True)
     for name in strategies:
         for picture in (folder / name / "figures").glob("*.png"):
@@ -221,8 +219,6 @@ def _check_flags(strategies: Sequence[str], flags: Sequence[str]) -> None:
 def _keep_config(experiment: Experiment, strategies: Sequence[str], settings: Mapping[str, Any]) -> None:
     """The run's config as YAML that runs again, and that `--resume` reads."""
     import yaml
-
-    from transformer2.report.table import write_text
 
     whole = yaml.safe_load(experiment.yaml())
     whole |= {"strategy": strategies[0] if len(strategies) == 1 else "all", "adapt": dict(settings)}

@@ -31,11 +31,12 @@ from transformer2.cli.plan import preflight
 from transformer2.data import ExpertDataModule
 from transformer2.distributed import check_strategy
 from transformer2.errors import ConfigError, UserError
+from transformer2.files import write_text
 from transformer2.module import SVFReinforceModule
 from transformer2.report.build import Facts, build_report, label_confusion
 from transformer2.report.curve import draw_curve
 from transformer2.report.notes import on_answers
-from transformer2.report.table import text_table, write_report, write_text
+from transformer2.report.table import text_table, write_report
 from transformer2.types import Score
 
 LINKED = (

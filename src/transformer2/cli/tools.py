@@ -15,6 +15,7 @@ from transformer2.cli.folder import check_writable
 from transformer2.cli.train import KEYS, silence_libraries, take_from_expert
 from transformer2.errors import ConfigError, shown
 from transformer2.files import check_directory
+from transformer2.svf.format import peft_type
 
 DECOMPOSE_HELP = """\
 usage: transformer2 decompose --model.base BASE | --config FILE [--model.KEY VALUE ...] [--device DEVICE]
@@ -82,7 +83,7 @@ def decompose(args: Sequence[str]) -> int:
         raise ConfigError("decompose needs --model.base (tiny, a folder, or a Hub id), or a --config that names one")
     if not flags.configs and "target_modules" not in adapter:
         adapter = _shipped_adapter(base) | adapter
-    if (kind := str(adapter.get("peft_type", "SVF")).upper()) != "SVF":
+    if (kind := peft_type(adapter)) != "SVF":
         raise ConfigError(f"the config trains a {kind} adapter, which needs no bases; decompose is for SVF")
     cache_dir, dtype = adapter.get("basis_cache"), model.get("dtype", "auto")
     if cache_dir not in (None, "off"):

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar, get_origin
 
-from transformer2.arguments import expected, fits, written
+from transformer2.arguments import check_samples, expected, fits, written
 from transformer2.cli.schema import arguments, members, value_of
 from transformer2.errors import ConfigError, DataError
+from transformer2.svf.format import peft_type
 
 LOADING: dict[str, Any] = value_of("transformer2.svf.loading.LOADING")
 INSTEAD = {
@@ -40,7 +41,7 @@ def check_model_kwargs(given: Mapping[str, Any]) -> None:
 
 def check_adapter(given: Mapping[str, Any]) -> None:
     """An unknown method, and whatever an SVF adapter cannot be; PEFT checks its own methods' keys when it is there."""
-    kind, methods = str(given.get("peft_type", "SVF")).upper(), ["SVF", *members("peft.utils.peft_types", "PeftType")]
+    kind, methods = peft_type(given), ["SVF", *members("peft.utils.peft_types", "PeftType")]
     if kind not in methods:
         near = get_close_matches(kind, methods, n=1, cutoff=0.0)[0]
         raise ConfigError(f"unknown adapter.peft_type {written(kind)}; did you mean {near!r}?")
@@ -86,8 +87,7 @@ def check_together(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Non
     """Keys that contradict each other."""
     model, adapt = config["model"], config.get("adapt") or {}
     test = model.get("test") or {}
-    if test.get("samples") and test.get("temperature") == 0:
-        raise ConfigError("model.test.samples are all alike at model.test.temperature 0; use one above 0")
+    check_samples(test.get("samples", 0), test.get("temperature"))
     if (warm := _warmup(model)) and 0 < trainer["max_steps"] <= warm:
         raise ConfigError(
             f"model.lr_scheduler.warmup_steps {warm} leaves no step of trainer.max_steps {trainer['max_steps']} at the "

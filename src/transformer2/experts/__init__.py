@@ -8,7 +8,7 @@ save_expert(mix_experts(experts, [0.7, 0.7]), "experts/both")
 from __future__ import annotations
 
 from transformer2.experts.compare import Comparison, compare_experts, show_expert
-from transformer2.experts.folder import Expert, expert_folder, read_expert, save_expert, seal_adapter, stamp_expert
+from transformer2.experts.folder import Expert, read_expert, save_expert, seal_adapter, stamp_expert
 from transformer2.experts.mix import load_experts, mix_experts, mix_folders
 from transformer2.experts.reference import import_reference_checkpoint
 from transformer2.svf.adapter_folder import read_adapter, read_config
@@ -17,7 +17,6 @@ __all__ = [
     "Comparison",
     "Expert",
     "compare_experts",
-    "expert_folder",
     "import_reference_checkpoint",
     "load_experts",
     "mix_experts",

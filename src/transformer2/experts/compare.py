@@ -6,7 +6,6 @@ middle or the smallest third of the singular values.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from transformer2.errors import shown
 from transformer2.experts.folder import Expert, read_expert
 from transformer2.experts.mix import check_compatible
 from transformer2.svf.card import facts_of
+from transformer2.svf.format import module_kind
 
 __all__ = ["Comparison", "compare_experts", "show_expert"]
 
@@ -61,7 +61,7 @@ def compare_experts(experts: Sequence[Expert]) -> Comparison:
     check_compatible(experts)
     kinds: dict[str, list[str]] = defaultdict(list)
     for module in experts[0].deltas:
-        kinds[_kind(module)].append(module)
+        kinds[module_kind(module)].append(module)
     groups = {**kinds, "all": list(experts[0].deltas)}
 
     def joined(expert: Expert, modules: Iterable[str]) -> Tensor:
@@ -96,12 +96,6 @@ def show_expert(path: str | Path) -> str:
     width = max(map(len, facts))
     lines = [f"{name:<{width}}  {'-' if value is None else shown(value)}" for name, value in facts.items()]
     return "\n".join([*lines, "", str(compare_experts([expert]))])
-
-
-def _kind(module: str) -> str:
-    """The module path inside its decoder layer: "mlp.up_proj"; an expert's number in an MoE layer does not count."""
-    inside = re.sub(r"^.*?\.\d+\.", "", module)
-    return re.sub(r"\.\d+(?=\.)", "", inside)
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

@@ -23,7 +23,7 @@ from transformer2.svf.card import write_card
 from transformer2.svf.format import CONFIG, LARGEST_EXPERT, WEIGHTS, checksums, delta_key, module_of
 
 __all__ = [
-    "Expert", "check_name", "expert_folder", "plain_name", "read_expert", "save_expert", "seal_adapter", "stamp_expert",
+    "Expert", "check_name", "plain_name", "read_expert", "save_expert", "seal_adapter", "stamp_expert",
 ]  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -106,19 +106,6 @@ def plain_name(text: str) -> str:
     """A good name out of any folder's: characters that names do not have become `_`."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", text)[:64]
     return name if name.strip(".") else "expert"
-
-
-def expert_folder(root: str | Path, name: str) -> Path:
-    """The folder of an expert inside a root folder.
-
-    Raises:
-        ExpertError: A name with other characters than `[A-Za-z0-9._-]`, or one that leads out of the root (a link).
-    """
-    root = Path(root).expanduser().resolve()
-    folder = (root / check_name(name)).resolve()
-    if not folder.is_relative_to(root):
-        raise ExpertError(f"expert {name!r} leads to {folder}, outside {root}; copy it there instead of linking it")
-    return folder
 
 
 def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> Path:

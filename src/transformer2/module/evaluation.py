@@ -76,7 +76,6 @@ class PolicyModule(L.LightningModule):
             self.sampler,
             self.head,
             max_new_tokens=self.sampling.max_new_tokens or task.max_new_tokens,
-            max_rows=self.memory.max_rollout_rows,
             rank=self.global_rank,
             world_size=1 if self._trainer is None else self.trainer.world_size,
             gather=gather_objects,

@@ -8,8 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from transformer2.arguments import Count, NotNegativeInt, Positive, Temperature, check_arguments
-from transformer2.errors import ConfigError
+from transformer2.arguments import Count, NotNegativeInt, Positive, Temperature, check_arguments, check_samples
 from transformer2.rl.advantages import Baseline
 from transformer2.rl.kl import KL
 
@@ -109,8 +108,7 @@ class TestOptions(_Options):
     def __post_init__(self) -> None:
         """Refuse samples that are all alike."""
         super().__post_init__()
-        if self.samples and not self.temperature:
-            raise ConfigError("model.test.samples are all alike at model.test.temperature 0; use one above 0")
+        check_samples(self.samples, self.temperature)
 
 
 GROUPS = ("sampling", "loss", "memory", "test")

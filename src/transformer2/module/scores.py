@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transformer2.policy import checkpointed, hidden_states, reference
+from transformer2.policy import checkpointed, completion_states, reference
 from transformer2.rl.kl import KL
 from transformer2.rl.logprobs import Head, TokenScores, chunk_tokens, score_tokens
 from transformer2.types import Rollouts
@@ -15,13 +15,8 @@ from transformer2.types import Rollouts
 
 def predicting_states(policy: Any, rollouts: Rollouts) -> Tensor:
     """Hidden states that predict the sampled tokens, packed: (N, D), row-major over `completion_mask_BC`."""
-    hidden_BTD = hidden_states(
-        policy,
-        torch.cat([rollouts.prompt_ids_BP, rollouts.completion_ids_BC], dim=1),
-        torch.cat([rollouts.prompt_mask_BP, rollouts.completion_mask_BC], dim=1),
-    )
-    # The state at position t - 1 predicts token t.
-    return hidden_BTD[:, rollouts.prompt_ids_BP.shape[1] - 1 : -1][rollouts.completion_mask_BC.bool()]
+    r = rollouts
+    return completion_states(policy, r.prompt_ids_BP, r.prompt_mask_BP, r.completion_ids_BC, r.completion_mask_BC)
 
 
 def score(

@@ -334,7 +334,7 @@ class SVFReinforceModule(PolicyModule):
         super().on_train_start()
         if isinstance(loader := self.trainer.train_dataloader, PromptLoader):
             # Counting batches for max_epochs, Lightning forgets the position.
-            loader.load_state_dict({"batches_seen": self.global_step})
+            loader.batches_seen = self.global_step
         if changes_rate(self.changed):
             fresh = self._built([torch.nn.Parameter(torch.zeros(1))])
             restart(self.trainer.optimizers[0], cast(LRScheduler, self.lr_schedulers()), *fresh)

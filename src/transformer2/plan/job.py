@@ -10,6 +10,7 @@ from transformer2 import tasks
 from transformer2.errors import ConfigError
 from transformer2.plan.shape import ModelShape, model_shape
 from transformer2.quantisation import Quantisation, quantisation_of
+from transformer2.svf.format import peft_type
 
 __all__ = ["KEYS", "STRATEGIES", "Job", "Strategy", "job_of", "strategy_of"]
 
@@ -139,7 +140,7 @@ def job_of(
     adapter = dict(model.get("adapter") or {})
     loading = model.get("model_kwargs") or {}
     shape = model_shape(model["base"], adapter, model["dtype"], model_kwargs=loading)
-    svf = str(adapter.get("peft_type", "SVF")).upper() == "SVF"
+    svf = peft_type(adapter) == "SVF"
     budget = model["sampling"]["max_new_tokens"] or _budget(data["task"])
     prompt = prompt_tokens or min(LONG_PROMPT, max(1, shape.context - budget))
     if prompt + budget > shape.context:

@@ -17,6 +17,7 @@ from torch import nn
 from transformer2.errors import ConfigError, DataError, UserError, nearest
 from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig
+from transformer2.svf.format import peft_type
 from transformer2.svf.targets import features_of, find_targets
 
 __all__ = ["KNOWN", "Matrix", "ModelShape", "model_shape"]
@@ -189,7 +190,7 @@ def _skeleton(base: str, source: Mapping[str, Any] | None, model_kwargs: Mapping
 
 def _targets(adapter: Mapping[str, Any], model_type: str) -> SVFConfig:
     """A config that picks the adapter's modules: SVF's own rules cover PEFT's for lists, names and expressions."""
-    kind = str(adapter.get("peft_type", "SVF")).upper()
+    kind = peft_type(adapter)
     if kind not in ("SVF", "LORA"):
         raise ConfigError(f"plan knows adapters of peft_type SVF and LORA, not {kind}")
     keys = ("target_modules", "layers_to_transform", "layers_pattern", "exclude_modules")

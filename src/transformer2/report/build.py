@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import comb
 from typing import Any
 
-from transformer2.metrics import Confusion, PassAtK
+from transformer2.metrics import Confusion, mean_pass_at_k
 from transformer2.report.notes import details as notes_on
 from transformer2.report.table import versions
 from transformer2.tasks import Task
@@ -96,11 +96,8 @@ def _pass_at_k(records: Sequence[Record]) -> dict[str, Any]:
     scores: dict[str, dict[str, Any]] = {who: {} for who in drawn}
     for who, samples in drawn.items():
         for k in PASS_AT:
-            metric = PassAtK(k, sync_on_compute=False)
-            judged = [(right, n) for right, n in samples if n >= k]
-            metric.update([n for _, n in judged], [right for right, _ in judged])
-            if judged:
-                scores[who][str(k)] = {name: value.item() for name, value in metric.compute().items()}
+            if judged := [(right, n) for right, n in samples if n >= k]:
+                scores[who][str(k)] = mean_pass_at_k(judged, k)
     return {"pass_at_k": scores}
 
 

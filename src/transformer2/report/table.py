@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from transformer2.errors import DataError
+from transformer2.files import write_text
 from transformer2.types import Record, Report, Score
 
 PACKAGES = ("transformer2", "torch", "lightning", "transformers", "peft", "deepspeed")
@@ -70,13 +70,6 @@ def read_report(folder: Path) -> Report:
         return Report(**{**content, **scores, "controls": controls, "seeds": tuple(content["seeds"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise DataError(f"{folder / 'report.json'} is damaged ({type(e).__name__}: {e}); run the command again") from e
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file at once: a reader sees the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _join(values: Sequence[int]) -> str:

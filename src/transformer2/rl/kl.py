@@ -20,7 +20,6 @@ from typing import Literal
 from torch import Tensor
 
 KL = Literal["full", "full_reverse", "k1", "k2", "k3"]
-KL_KINDS: tuple[KL, ...] = ("full", "full_reverse", "k1", "k2", "k3")
 
 
 def full_kl(logprobs_NV: Tensor, ref_logprobs_NV: Tensor, *, reverse: bool = False) -> Tensor:

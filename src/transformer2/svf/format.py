@@ -11,7 +11,8 @@ from typing import Any
 __all__ = [
     "BASE", "CONFIG", "FORMAT_VERSION", "LARGEST_ADAPTER", "LARGEST_CONFIG", "LARGEST_EXPERT", "OLD_FIELDS",
     "OLD_FORMS", "ROLES", "WEIGHTS",
-    "checksums", "config_sha256", "delta_key", "module_of", "module_path",
+    "checksums", "config_sha256", "delta_key", "layer_of", "module_kind", "module_of", "module_path", "path_in_layer",
+    "peft_type",
 ]  # fmt: skip
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -20,6 +21,7 @@ OLD_FORMS, OLD_FIELDS = ("auto", "merged"), frozenset({"init_std"})  # in expert
 BASE = "base_model.model."  # PEFT's name for the base model, in front of every module path
 LARGEST_CONFIG, LARGEST_EXPERT, LARGEST_ADAPTER = 2**23, 2**30, 2**36
 ROLES = ("mlp", "attention", "all-linear")  # words of target_modules; any other string is a regular expression
+_UP_TO_LAYER = re.compile(r"^.*?\.(\d+)\.")  # the first number of a path is the layer's; a later one is an MoE expert's
 _KEY = re.compile(rf"{re.escape(BASE)}(?P<module>\w+(?:\.\w+)*)\.svf_z\.delta", re.ASCII)
 
 
@@ -37,6 +39,27 @@ def module_of(key: str) -> str | None:
 def module_path(name: str) -> str:
     """A module's path in the base model, from its path in a PeftModel."""
     return name.removeprefix(BASE)
+
+
+def peft_type(adapter: Mapping[str, Any]) -> str:
+    """The PEFT method of an adapter as people write it: SVF by default."""
+    return str(adapter.get("peft_type", "SVF")).upper()
+
+
+def layer_of(module: str) -> int | None:
+    """The number of a module's decoder layer; None outside of one."""
+    match = _UP_TO_LAYER.match(module)
+    return match and int(match[1])
+
+
+def path_in_layer(module: str) -> str:
+    """A module's path inside its decoder layer: "mlp.experts.0.up_proj"."""
+    return _UP_TO_LAYER.sub("", module, count=1)
+
+
+def module_kind(module: str) -> str:
+    """What the modules of all layers, and of all experts of an MoE layer, share: "mlp.experts.up_proj"."""
+    return re.sub(r"\.\d+(?=\.)", "", path_in_layer(module))
 
 
 def checksums(config: Mapping[str, Any], weights: bytes | None = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from transformer2.errors import BasisError, ConfigError
+from transformer2.quantisation import quantisation_of
 from transformer2.svf.checkpoint import LocalCheckpoint
 
 __all__ = [
@@ -28,18 +29,13 @@ __all__ = [
 
 
 def quantisation_name(model: nn.Module) -> str | None:
-    """`nf4`, `fp4`, `int8` (bitsandbytes), `torchao Int8WeightOnlyConfig`, `gptq`, ...; None for a dense model.
+    """`Quantisation.name` of a model's weights; None for a dense model.
 
     Args:
         model: A transformers model, with or without PEFT adapters.
     """
-    config = _quantization_config(model)
-    if config is None:
-        return None
-    method = str(getattr(config.quant_method, "value", config.quant_method))
-    if method == "bitsandbytes":
-        return str(config.quantization_method()).replace("llm_int8", "int8")
-    return f"torchao {type(config.quant_type).__name__}" if method == "torchao" else method
+    quantisation = quantisation_of(_quantization_config(model))
+    return quantisation and quantisation.name
 
 
 def unquantised_checkpoint(model: nn.Module) -> LocalCheckpoint | None:

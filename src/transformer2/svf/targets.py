@@ -23,7 +23,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from transformer2.errors import ConfigError
-from transformer2.svf.format import ROLES
+from transformer2.svf.format import ROLES, path_in_layer
 from transformer2.svf.register import register_after
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _check_no_fused_experts(model: nn.Module, config: SVFConfig) -> None:
 
 
 def _nothing(asked: object, linear: Iterable[str], note: str = "") -> str:
-    leaves = sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in linear})
+    leaves = sorted({path_in_layer(name) for name in linear})
     known = [*ROLES, *leaves, *(leaf.rsplit(".")[-1] for leaf in leaves)]
     near = get_close_matches(asked, known) if isinstance(asked, str) else []
     hint = f"; did you mean {near[0]!r}?" if near else f"; linear layers here: {', '.join(leaves[:12]) or 'none'}"
