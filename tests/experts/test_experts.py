@@ -203,7 +203,7 @@ def test_what_cannot_be_an_expert_is_not_saved(tmp_path: Path) -> None:
     assert "nothing to save" in refusal(expert(deltas={}), tmp_path / "x", call=save_expert)
     assert "non-finite" in refusal(expert(deltas={UP: torch.tensor([float("inf")])}), tmp_path / "x", call=save_expert)
     assert "float16" in refusal(expert(deltas={UP: torch.zeros(3).half()}), tmp_path / "x", call=save_expert)
-    assert "no module path" in refusal(expert(deltas={"../x": torch.zeros(3)}), tmp_path / "x", call=save_expert)
+    assert "not a module path" in refusal(expert(deltas={"../x": torch.zeros(3)}), tmp_path / "x", call=save_expert)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -245,11 +245,11 @@ GOOD_KEY = f"base_model.model.{UP}.svf_z.delta"
     ("key", "tensor", "message"),
     [
         ("../../x", torch.zeros(3), "'../../x'"),
-        ("base_model.model.../../x.svf_z.delta", torch.zeros(3), "no SVF expert"),
-        ("base_model.model.a/b.svf_z.delta", torch.zeros(3), "no SVF expert"),
-        (GOOD_KEY + "\n", torch.zeros(3), "no SVF expert"),
-        (GOOD_KEY.replace("delta", "logit"), torch.zeros(3), "no SVF expert"),
-        ("base_model.model.lm_head.weight", torch.zeros(3), "no SVF expert"),
+        ("base_model.model.../../x.svf_z.delta", torch.zeros(3), "not an SVF expert"),
+        ("base_model.model.a/b.svf_z.delta", torch.zeros(3), "not an SVF expert"),
+        (GOOD_KEY + "\n", torch.zeros(3), "not an SVF expert"),
+        (GOOD_KEY.replace("delta", "logit"), torch.zeros(3), "not an SVF expert"),
+        ("base_model.model.lm_head.weight", torch.zeros(3), "not an SVF expert"),
         (GOOD_KEY, torch.zeros(3, dtype=torch.bfloat16), "torch.bfloat16 (3,)"),
         (GOOD_KEY, torch.zeros(3, 3), "torch.float32 (3, 3)"),
         (GOOD_KEY, torch.zeros(0), "torch.float32 (0,)"),
@@ -598,7 +598,7 @@ def test_strange_reference_files_are_refused(base_folder: Path, tmp_path: Path) 
     assert "1 vectors, the base model 6" in refused({"learnable_params_module_list.0": torch.zeros(32)})
     assert "'other.weight'" in refused({"other.weight": torch.zeros(32)})
     up = "model.layers.0.mlp.up_proj.weight"
-    assert "no vector" in refused({up: torch.zeros(3, 3)})
+    assert "not a vector" in refused({up: torch.zeros(3, 3)})
     assert "non-finite" in refused({up: torch.full((32,), float("nan"))})
     assert "the base model's weight needs (32,)" in refused({up: torch.zeros(31)})
     (tmp_path / "x.pt").write_bytes(b"PK garbage")

@@ -25,7 +25,7 @@ from transformer2.svf.targets import role_of
         ({"form": "auto"}, "form='auto' is no longer a form of training; leave it out"),
         ({"target_modules": []}, "target_modules is empty"),
         ({"target_modules": ["q_proj", 3]}, "target_modules="),
-        ({"target_modules": "("}, "no regular expression"),
+        ({"target_modules": "("}, "not a regular expression"),
         ({"layers_to_transform": -1}, "layers_to_transform=-1"),
         ({"layers_to_transform": []}, r"layers_to_transform=\[\]"),
         ({"layers_pattern": "layers"}, "no effect without layers_to_transform"),
