@@ -35,7 +35,7 @@ def quantisation_name(model: nn.Module) -> str | None:
         model: A transformers model, with or without PEFT adapters.
     """
     quantisation = quantisation_of(_quantization_config(model))
-    return quantisation and quantisation.name
+    return None if quantisation is None else quantisation.name
 
 
 def unquantised_checkpoint(model: nn.Module) -> LocalCheckpoint | None:
