@@ -66,7 +66,7 @@ EARLY = [  # words, what the line says
     ),
     ([*FIT, "--model.base", "tinny"], "did you mean 'tiny'?"),
     ([*FIT, "--model.base", "tiny/"], "did you mean 'tiny'?"),
-    ([*FIT, "--model.base", "a b c"], "no Hub id"),
+    ([*FIT, "--model.base", "a b c"], "nor a Hub id"),
     (["adapt", "--adapt.experts", "[]"], "adapt.experts is empty"),
     (["adapt", "--strategy", "cls", "--adapt.classifier", "nosuch"], "adapt.classifier: nosuch"),
     (["adapt", "--adapt.population", "1"], "adapt.population must be an integer >= 2, not 1"),
