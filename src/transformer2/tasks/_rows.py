@@ -60,7 +60,8 @@ def load_rows(
     """
     if data_dir is None:
         return _hub_rows(name, split, hub_id, config, revision)
-    check_directory(data_dir or ".", "data_dir", f"give a folder with {name}/{split}.jsonl, rows of {hub_id}", DataError)
+    remedy = f"give a folder with {name}/{split}.jsonl, rows of {hub_id}"
+    check_directory(data_dir or ".", "data_dir", remedy, DataError)
     root = Path(os.path.expanduser(data_dir))
     seen: list[str] = []
     for folder in (root / name, root):
