@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer2.arguments import written
 from transformer2.cli.compose import parse_flags
 from transformer2.errors import ConfigError, nearest, shown
+from transformer2.files import check_directory
 
 if TYPE_CHECKING:
     from transformer2.adaptive.model import SelfAdaptive
@@ -32,6 +32,7 @@ MODEL_HELP = """\
 """
 MODEL_OPTIONS = ("base", "experts", "strategy", "classifier", "use", "dtype", "device", "model_kwargs")
 MODEL_SWITCHES = ("soft",)
+EXPERT_NEEDED = "give an expert folder (fit trains one)"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ModelOptions:
             )
         classifier = options.get("classifier")
         if classifier is not None:
-            _check_folder("--classifier", classifier)
+            check_directory(classifier, "--classifier", EXPERT_NEEDED, ConfigError)
         return cls(
             options.get("base", "tiny"),
             _experts(options["experts"]) if "experts" in options else None,
@@ -78,9 +79,9 @@ class ModelOptions:
     def load(self, **options: Any) -> SelfAdaptive:
         """The model; this imports the heavy libraries."""
         from transformer2.adaptive.model import SelfAdaptive
-        from transformer2.cli.train import quieten
+        from transformer2.cli.train import silence_libraries
 
-        quieten(True)
+        silence_libraries(True)
         return SelfAdaptive.from_pretrained(
             self.base,
             self.experts,
@@ -145,14 +146,9 @@ def _experts(text: str) -> dict[str, str]:
             raise ConfigError(f"--experts: {shown(part)} is not NAME=DIR; write math=runs/math/expert,code=...")
         if name in found:
             raise ConfigError(f"--experts names {name!r} twice; give each expert its own name")
-        _check_folder(f"--experts {name}", folder)
+        check_directory(folder, f"--experts {name}", EXPERT_NEEDED, ConfigError)
         found[name] = folder
     return found
-
-
-def _check_folder(flag: str, folder: str) -> None:
-    if not Path(folder).expanduser().is_dir():
-        raise ConfigError(f"{flag}: {shown(folder)} is not a directory; give an expert folder (fit trains one)")
 
 
 def _mapping(flag: str, text: str) -> dict[str, Any]:
