@@ -1,6 +1,6 @@
 """What `dtype: auto` means: as stored; on a CPU alone, 16-bit weights in the dtype that it multiplies fast.
 
-A CPU with AVX512-BF16 or AMX runs bf16 about three times as fast as fp32 (docs/log.md). One without unpacks every
+A CPU with AVX512-BF16 or AMX runs bf16 twice as fast as fp32, or faster (docs/training.md). One without unpacks every
 product, in either 16-bit format, and is faster in fp32.
 """
 
