@@ -124,7 +124,7 @@ def test_shots_and_scored_rows_are_disjoint():
         (lambda: FewShotEvaluator(preset="paper", search="random"), "presets are"),
         (lambda: PromptEvaluator(dispatch_task="gsm8k"), "not a dispatch task"),
         (lambda: ScoresEvaluator(soft="very"), "adapt.soft must be"),
-        (lambda: ScoresEvaluator(classifier="/no/expert"), "adapt.classifier: /no/expert is not a directory"),
+        (lambda: ScoresEvaluator(classifier="/no/expert"), "adapt.classifier '/no/expert' does not exist"),
     ],
 )
 def test_odd_arguments_are_refused(make, message):
