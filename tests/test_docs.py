@@ -136,9 +136,10 @@ def test_commands_are_understood(page, words, there, capsys) -> None:
         assert all(word in text for word in [*verbs, *(flag for flag in flags if flag.startswith("--"))])
 
 
-@pytest.mark.parametrize(
-    ("command", "shown"), re.findall(r"```bash\n[^`]*?(transformer2 ask .*)\n```\n```\n(.*?)```", README, re.S)
-)
+SHOWN = re.findall(r"^(transformer2 ask [^`\n]*)\n```\n```\n(.*?)^```", README, re.M | re.S)
+
+
+@pytest.mark.parametrize(("command", "shown"), SHOWN)
 def test_the_answers_that_the_readme_shows_are_the_models(command, shown, capsys) -> None:
     assert main(shlex.split(command)[1:]) == 0
     assert capsys.readouterr().out == shown
