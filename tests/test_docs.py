@@ -18,7 +18,6 @@ from transformer2 import tiny
 from transformer2.cli import main
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 
 
 FENCED = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
@@ -136,11 +135,15 @@ def test_commands_are_understood(page, words, there, capsys) -> None:
         assert all(word in text for word in [*verbs, *(flag for flag in flags if flag.startswith("--"))])
 
 
-SHOWN = re.findall(r"^(transformer2 ask [^`\n]*)\n```\n```\n(.*?)^```", README, re.M | re.S)
+SHOWN = [
+    found
+    for page in ("README.md", "docs/quickstart.md")
+    for found in re.findall(r"^(transformer2 ask [^`\n]*)\n```\n```\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+]
 
 
 @pytest.mark.parametrize(("command", "shown"), SHOWN)
-def test_the_answers_that_the_readme_shows_are_the_models(command, shown, capsys) -> None:
+def test_the_answers_that_pages_show_are_the_models(command, shown, capsys) -> None:
     assert main(shlex.split(command)[1:]) == 0
     assert capsys.readouterr().out == shown
 
