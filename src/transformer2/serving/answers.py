@@ -22,7 +22,7 @@ class ChatAnswer:
     Args:
         model: The name that was asked for.
         with_usage: stream: count the tokens in a last event.
-        prompts: Jobs per prompt, of which usage counts the prompt once.
+        per_prompt: Jobs to a prompt, which usage counts once.
     """
 
     prefix, whole, piece = "chatcmpl-", "chat.completion", "chat.completion.chunk"

@@ -32,6 +32,7 @@ class Guard:
         self._key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or pass on."""
         if scope["type"] == "http" and (fault := self._fault(scope["path"], Headers(scope=scope))):
             await fault.response()(scope, receive, send)
         else:
