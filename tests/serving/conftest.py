@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import threading
 
+import httpx2
 import pytest
 
 from transformer2 import tiny
-
-openai = pytest.importorskip("openai", reason="nox -s serve installs it")
-pytest.importorskip("fastapi", reason="nox -s serve installs it")
 
 
 class Served:
@@ -31,9 +29,17 @@ class Served:
         self.thread.start()
         assert ready.wait(60)
 
-    def client(self, **options):
+    def client(self, kind="sync", **options):
+        import openai
+
         options = {"api_key": "none", "max_retries": 0, "timeout": 120, **options}
-        return openai.OpenAI(base_url=f"{self.url}/v1", **options)
+        return (openai.AsyncOpenAI if kind == "async" else openai.OpenAI)(base_url=f"{self.url}/v1", **options)
+
+    def get(self, path, **headers):
+        return httpx2.get(f"{self.url}{path}", headers=headers)
+
+    def post(self, path, body, **headers):
+        return httpx2.post(f"{self.url}{path}", content=body, headers={"content-type": "application/json", **headers})
 
     def close(self):
         self.stop()

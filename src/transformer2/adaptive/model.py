@@ -150,7 +150,9 @@ class SelfAdaptive:
 
     def check_use(self, use: Use) -> None:
         """Refuse what cannot answer: a name or weights; see `start`."""
-        self._loaded.checked(read_use(use) if isinstance(use, str) else use)
+        use = read_use(use) if isinstance(use, str) else use
+        if use is not None:
+            self._loaded.checked(use)
 
     # ------------------------------------------------------------------ experts
 
@@ -275,8 +277,7 @@ class SelfAdaptive:
         """
         messages = as_messages(prompt)
         use = read_use(use) if isinstance(use, str) else use
-        if use is not None:
-            self.check_use(use)
+        self.check_use(use)
         ids = render(self.tokenizer, Example("", tuple(messages), "")) if ids is None else list(ids)
         max_new_tokens = answer_budget(len(ids), max_new_tokens, self.longest, self.usual_answer)
         if use is None and self._always is None and self.strategy is not None and self.experts:

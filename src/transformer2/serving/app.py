@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ from starlette.types import Receive, Scope, Send
 
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.adaptive.request import BASE, read_use
-from transformer2.errors import UnknownExpertError, nearest
 from transformer2.experts import expert_folder, read_expert
 from transformer2.serving.answers import DONE, ChatAnswer, TextAnswer, event
 from transformer2.serving.engine import Call, Engine
@@ -82,7 +81,7 @@ def _add_answers(app: FastAPI, limits: Limits) -> None:
     metrics: Metrics = app.state.metrics
 
     async def answer(request: Request, body: ChatRequest | CompletionRequest, kind: type[ChatAnswer]) -> Response:
-        _check_name(engine.model, body.model)
+        engine.model.check_use(body.model)
         options = await asyncio.to_thread(body.starts, engine.model.tokenizer, limits)
         if len(options) > limits.answers:
             message = f"{len(options)} answers are more than the {limits.answers} of one request; ask for fewer"
@@ -134,7 +133,7 @@ def _add_models(app: FastAPI) -> None:
 
     @app.get("/v1/models/{name}")
     async def one(name: str) -> dict[str, Any]:
-        _check_name(model, name)
+        model.check_use(name)
         named = {entry["id"]: entry for entry in known()}
         return named.get(name) or card(name, kind="mix", weights=read_use(name))
 
@@ -174,15 +173,6 @@ def _add_health(app: FastAPI) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(app.state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _check_name(model: SelfAdaptive, name: str) -> None:
-    use = read_use(name)
-    known = [BASE, *model.experts]
-    for one in use if isinstance(use, Mapping) else [] if use is None else [use]:
-        if one not in known:
-            near = nearest(one, ["auto", *known])
-            raise UnknownExpertError(f"the model {one[:100]!r} does not exist{near} Known: {', '.join(known)}")
 
 
 async def _finish(request: Request, call: Call, seconds: float) -> None:
