@@ -180,7 +180,8 @@ def build(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Speed and memory as ratios in one run; prints tables and writes JSON under benchmarks/results/."""
-    install(session, "dev", "trl", "quantised")
+    install(session, "dev", "trl", "quantised", "serve")
+    session.install("-c", "constraints.txt", "openai")  # transformers serve asks for it
     session.run("python", "benchmarks/run.py", *session.posargs, env=ENV)
 
 
