@@ -128,7 +128,8 @@ def test_commands_are_understood(page, words, there, capsys) -> None:
     elif command == "plan":
         assert main([command, *flags]) == 0
     else:
-        assert command in ("decompose", "experts", "export", "report", "sandbox") and main([command, "--help"]) == 0
+        read = ("decompose", "experts", "export", "report", "sandbox", "serve")
+        assert command in read and main([command, "--help"]) == 0
         text = capsys.readouterr().out
         verbs = flags[:1] if command in ("experts", "sandbox") else []
         assert all(word in text for word in [*verbs, *(flag for flag in flags if flag.startswith("--"))])

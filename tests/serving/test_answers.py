@@ -154,7 +154,7 @@ def test_models_and_experts_are_told(client, served):
         ({"max_tokens": 0}, openai.BadRequestError, None, "max_tokens"),
         ({"temperature": 3}, openai.BadRequestError, None, "temperature"),
         ({"top_p": 0}, openai.BadRequestError, None, "top_p"),
-        ({"n": 1000}, openai.BadRequestError, None, "128"),
+        ({"n": 1000}, openai.BadRequestError, "invalid_value", "128"),
         ({"stop": [""]}, openai.BadRequestError, None, "stop"),
         ({"top_logprobs": 2}, openai.BadRequestError, None, "logprobs"),
         ({"question": []}, openai.BadRequestError, None, "messages"),

@@ -60,7 +60,8 @@ def as_fault(error: BaseException) -> Fault:
         case HTTPException():
             return Fault(error.status_code, str(error.detail), headers=error.headers)
         case RequestValidationError():
-            return _of_field(error.errors()[0])
+            found = error.errors()  # for a field of several types, one of each; what a check of ours says comes first
+            return _of_field(next((e for e in found if e["type"] == "value_error"), found[0]))
     return Fault(500, f"the server failed: {one_line(Exception(error))}", "internal_error")
 
 
@@ -79,7 +80,8 @@ def handle_faults(app: FastAPI, count: Callable[[Fault], None]) -> None:
 def _of_field(found: Mapping[str, Any]) -> Fault:
     if found["type"] == "json_invalid":
         return Fault(400, f"the body is not JSON ({found['ctx']['error']})")
-    field = ".".join(str(part) for part in found["loc"][1:])
+    path = [str(part) for part in found["loc"][1:]]
+    field = ".".join(part for part in path if (part.isidentifier() and part not in ("str", "int")) or part.isdigit())
     if not field and found["type"] != "value_error":
         return Fault(400, "the body must be a JSON object, sent as application/json")
     message = str(found["msg"]).removeprefix("Value error, ")
