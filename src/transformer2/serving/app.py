@@ -72,7 +72,7 @@ def create_app(
     _add_health(app)
     if PAGE.is_dir():
         app.mount("/", _Page(directory=PAGE, html=True))
-    app.add_middleware(Guard, api_key=api_key, hosts=hosts)
+    app.add_middleware(Guard, api_key=api_key, hosts=hosts, body=limits.body)
     return app
 
 

@@ -25,10 +25,11 @@ class Guard:
         api_key: What callers must know; None asks for nothing.
         hosts: Names under which the server may be addressed; None takes any. A server on the loopback interface takes
             its own names alone: a page whose name is made to resolve to 127.0.0.1 (DNS rebinding) has another.
+        body: Bytes of a request; FastAPI counts those of a request that does not announce them.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str | None, hosts: Collection[str] | None) -> None:
-        self.app, self.hosts = app, hosts
+    def __init__(self, app: ASGIApp, api_key: str | None, hosts: Collection[str] | None, body: int) -> None:
+        self.app, self.hosts, self.body = app, hosts, body
         self._key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,8 +44,11 @@ class Guard:
         if self.hosts is not None and _name(host) not in self.hosts:
             return Fault(403, f"this server is not {host[:100]!r}; address it as localhost", "wrong_host")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.partition("://")[2] != host:
             return Fault(403, "other sites' pages may not use this server", "wrong_origin")
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length[:20]) > self.body:
+            return Fault(413, f"the request has {length[:20]} bytes, more than the {self.body} of this server")
         if self._key is None or not path.startswith(GUARDED):
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
