@@ -1,16 +1,20 @@
-"""The command: it says where it listens, and SIGTERM loses no answer that is under way."""
+"""The command: it says where it listens, keeps its memory, and SIGTERM loses no answer that is under way."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from transformer2 import tasks
 from transformer2.cli import main
 
 openai = pytest.importorskip("openai", reason="nox -s serve installs it")
@@ -41,6 +45,38 @@ def start():
         process.communicate()
 
 
+def test_memory_stays_over_2000_requests(start):
+    process, url = start("--max_rows", "16")
+    questions = [e.question for name in ("tiny_math", "tiny_code") for e in tasks.get(name).examples("test")[:32]]
+    names = ["auto", "base", "math", "code", "mix:math=0.6,code=0.9"]
+
+    def resident():
+        return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096
+
+    async def some(count):
+        slots = asyncio.Semaphore(16)
+
+        async def one(i):
+            messages = [{"role": "user", "content": questions[i % len(questions)]}]
+            options = {"model": names[i % len(names)], "messages": messages, "max_tokens": 4, "temperature": 0}
+            async with slots:
+                answer = await client.chat.completions.create(stream=i % 2 == 0, **options)
+                if i % 2 == 0:
+                    async for _ in answer:
+                        if i % 8 == 0:  # leaves
+                            break
+                    await answer.close()
+
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0, timeout=300) as client:
+            await asyncio.gather(*(one(i) for i in range(count)))
+
+    asyncio.run(some(500))
+    before = resident()
+    asyncio.run(some(2000))
+    print(f"resident memory: {before / 1e6:.0f} MB before, {resident() / 1e6:.0f} MB after 2,000 requests")
+    assert resident() - before < 16e6
+
+
 def test_sigterm_finishes_what_runs_and_refuses_what_is_new(start):
     process, url = start(TRANSFORMER2_API_KEY="s3cret")
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="s3cret", max_retries=0, timeout=120)
@@ -63,6 +99,10 @@ def test_sigterm_finishes_what_runs_and_refuses_what_is_new(start):
     for thread in threads:
         thread.start()
     begun.wait()
+    host, port = url.removeprefix("http://").split(":")
+    half = socket.create_connection((host, int(port)))  # a request that never becomes whole keeps nobody
+    half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer s3cret\r\n")
+    half.sendall(b"Content-Length: 100\r\nContent-Type: application/json\r\n\r\n{")
     process.send_signal(signal.SIGTERM)
     refused = None
     while refused is None:  # from the signal on

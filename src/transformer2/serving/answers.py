@@ -144,7 +144,7 @@ def choice_of(job: Job) -> dict[str, Any] | None:
 
 def event(data: dict[str, Any]) -> bytes:
     """A server-sent event."""
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+    return f"data: {json.dumps(data)}\n\n".encode()
 
 
 def _without_eos(job: Job, start: int) -> list[TokenLogprob]:

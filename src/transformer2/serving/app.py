@@ -185,9 +185,11 @@ async def _finish(request: Request, call: Call, seconds: float) -> None:
             if all(job.is_done for job in call.jobs):
                 return
             moved = asyncio.ensure_future(call.moved(deadline - time.monotonic()))
-            await asyncio.wait({gone, moved}, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done():
+            try:
+                await asyncio.wait({gone, moved}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
                 moved.cancel()
+            if gone.done():
                 raise Fault(499, "the client went away")
             if not moved.result():
                 raise _too_slow(seconds)

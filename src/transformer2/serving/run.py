@@ -16,6 +16,8 @@ from transformer2.serving.engine import Engine
 
 __all__ = ["address", "bind", "is_loopback", "run"]
 
+FLUSH = 5  # seconds that clients have at the end to read what is sent, or to notice that it is over
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket at an address; port 0 takes a free one.
@@ -58,7 +60,10 @@ def run(app: FastAPI, bound: socket.socket, ready: Callable[[Callable[[], None]]
 async def _serve(app: FastAPI, bound: socket.socket, ready: Callable[[Callable[[], None]], None]) -> None:
     loop, engine = asyncio.get_running_loop(), app.state.engine
     # No access log: it would grow, and /metrics counts.
-    server = _Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=FLUSH
+    )
+    server = _Server(config)
     draining: set[asyncio.Task[None]] = set()
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     while not server.started and not serving.done():
