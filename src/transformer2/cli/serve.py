@@ -6,12 +6,12 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from transformer2.callbacks.interrupt import current
 from transformer2.cli.adaptive import MODEL_HELP, MODEL_OPTIONS, MODEL_SWITCHES, ModelOptions, number
 from transformer2.cli.compose import parse_flags
-from transformer2.errors import ConfigError, UserError, shown
+from transformer2.errors import ConfigError, UserError
+from transformer2.files import check_directory, read_file
 
 HELP = f"""\
 usage: transformer2 serve [options]
@@ -52,8 +52,8 @@ def serve(args: Sequence[str]) -> int:
     max_rows = number(options, "max_rows", 64, 1)
     asked = {name: number(options, name, None, low) for name, low in LIMITS.items()}
     folder = options.get("experts_dir")
-    if folder is not None and not Path(folder).is_dir():
-        raise ConfigError(f"--experts_dir: {shown(folder)} is no directory; make it first")
+    if folder is not None:
+        check_directory(folder, "--experts_dir", "make it first", ConfigError)
 
     from transformer2.serving.run import address, bind, is_loopback, run
 
@@ -87,8 +87,6 @@ def serve(args: Sequence[str]) -> int:
 def _api_key(options: Mapping[str, str]) -> str | None:
     key = options.get("api_key", os.environ.get(KEY))
     if "api_key_file" in options:
-        from transformer2.files import read_file
-
         if "api_key" in options:
             raise ConfigError("give --api_key_file or --api_key, not both")
         key = read_file(options["api_key_file"], 10_000, ConfigError).decode(errors="replace")
