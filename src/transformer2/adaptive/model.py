@@ -184,10 +184,9 @@ class SelfAdaptive:
             self._forget()
 
     def remove_expert(self, name: str) -> None:
-        """Unload an expert; what is under way is finished first."""
+        """Unload an expert; what is under way goes on under the z that it began with."""
         with self._lock:
             self._loaded.checked(name)
-            self._finish_all()
             self._loaded.remove(name)
             self._forget()
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.adaptive.request import Job
+from transformer2.errors import UnknownExpertError
 from transformer2.serving.faults import Fault, as_fault
 from transformer2.serving.limits import Limits
 
@@ -77,7 +78,9 @@ class Call:
             raise self.error
         for job in self.jobs:
             if job.error is not None:
-                raise as_fault(RuntimeError(job.error))  # it was fine when it was started
+                # Whatever else it is, the request was fine when it was started: it is no fault of the client's.
+                removed = isinstance(job.error, UnknownExpertError)
+                raise as_fault(job.error if removed else RuntimeError(job.error))
 
 
 class Engine:
