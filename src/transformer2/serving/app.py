@@ -17,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.adaptive.request import BASE, read_use
-from transformer2.experts import expert_folder, read_expert
+from transformer2.errors import ExpertError, shown
+from transformer2.experts import read_expert
 from transformer2.serving.answers import DONE, ChatAnswer, TextAnswer, event
 from transformer2.serving.engine import Call, Engine
 from transformer2.serving.faults import Fault, as_fault, handle_faults
@@ -151,10 +152,7 @@ def _add_experts(app: FastAPI, root: Path) -> None:
     async def add(body: AddExpert) -> dict[str, Any]:
         if body.name in engine.model.experts:
             raise Fault(409, f"there is an expert {body.name!r}; remove it first, or take another name", None, "name")
-        folder = root
-        for part in Path(body.path).parts:  # each step stays inside the one before
-            folder = expert_folder(folder, part)
-        expert = await asyncio.to_thread(read_expert, folder, body.name)
+        expert = await asyncio.to_thread(read_expert, _inside(root, body.path), body.name)
         await engine.between_steps(partial(engine.model.add_expert, body.name, expert))
         return {"id": body.name, "object": "model"}
 
@@ -162,6 +160,21 @@ def _add_experts(app: FastAPI, root: Path) -> None:
     async def remove(name: str) -> dict[str, Any]:
         await engine.between_steps(partial(engine.model.remove_expert, name))
         return {"id": name, "object": "model", "deleted": True}
+
+
+def _inside(root: Path, path: str) -> Path:
+    """A folder inside another.
+
+    Raises:
+        ExpertError: It is not inside, or is a link that leads out.
+    """
+    try:
+        root, folder = root.resolve(), (root / path).resolve()
+    except (OSError, ValueError, RuntimeError) as e:  # a null byte, a circle of links
+        raise ExpertError(f"{shown(repr(path))} is no path; give a folder inside --experts_dir") from e
+    if not folder.is_relative_to(root):
+        raise ExpertError(f"{shown(repr(path))} is not inside --experts_dir; copy the expert there")
+    return folder
 
 
 def _add_health(app: FastAPI) -> None:
