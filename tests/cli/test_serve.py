@@ -1,6 +1,5 @@
 """`serve` without its extra, and the signal that ends a server; with it: tests/serving."""
 
-import importlib.util
 import os
 import signal
 
@@ -11,7 +10,7 @@ from transformer2.cli import main
 
 
 def test_without_its_extra_serve_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("transformer2.cli.serve.NEEDED", ("no_such_package",))
     assert main(["serve"]) == 2
     assert "pip install 'transformer2[serve]'" in capsys.readouterr().err
     assert main(["serve", "--help"]) == 0

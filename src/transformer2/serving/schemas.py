@@ -7,7 +7,6 @@ ignores what was asked looks right and is not.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -190,9 +189,7 @@ class CompletionRequest(_Request):
         many = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
         found = []
         for prompt in self.prompt if many else [self.prompt]:
-            ids = list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else _checked(prompt, tokenizer)
-            while isinstance(prompt, str) and ids and ids[-1] == tokenizer.eos_token_id:  # the text is to go on
-                ids.pop()
+            ids = _ids(prompt, tokenizer)
             text = prompt if isinstance(prompt, str) else tokenizer.decode(ids)
             found += [{"prompt": text, "ids": ids, **options} for options in self.options(limits, self.logprobs)]
         return found
@@ -205,8 +202,11 @@ class AddExpert(_Strict):
     path: str = Field(min_length=1, max_length=1000)
 
 
-def _checked(ids: Any, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
-    if max(ids) >= len(tokenizer):
+def _ids(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else list(prompt)
+    while isinstance(prompt, str) and ids and ids[-1] == tokenizer.eos_token_id:  # some end every text; it is to go on
+        ids.pop()
+    if max(ids, default=0) >= len(tokenizer):
         message = f"there is no token {max(ids)}; ids are 0 to {len(tokenizer) - 1}"
         raise Fault(400, message, "invalid_value", "prompt")
-    return list(ids)
+    return ids
