@@ -77,7 +77,7 @@ def serve(args: Sequence[str]) -> int:
             stop()
 
         if listener is not None:
-            listener.stop, listener.farewell = finish, lambda number: "answers under way were cut off"
+            listener.stop, listener.on_signal = finish, lambda number: "answers under way were cut off"
         print(f"serving {', '.join(['auto', 'base', *model.experts])} at {address(bound)}", flush=True)
 
     run(app, bound, ready)

@@ -64,12 +64,16 @@ async def _serve(app: FastAPI, bound: socket.socket, ready: Callable[[Callable[[
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=FLUSH
     )
     server = _Server(config)
-    draining: set[asyncio.Task[None]] = set()
+    draining: list[asyncio.Task[None]] = []  # a task that nothing refers to may be collected
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     if not serving.done():
-        ready(lambda: loop.call_soon_threadsafe(lambda: draining.add(loop.create_task(_drain(server, engine)))))
+
+        def stop() -> None:
+            loop.call_soon_threadsafe(lambda: draining.append(loop.create_task(_drain(server, engine))))
+
+        ready(stop)
     await serving
 
 
