@@ -147,6 +147,14 @@ def vllm(session: nox.Session) -> None:
 
 
 @nox.session
+def serve(session: nox.Session) -> None:
+    """`transformer2 serve` with OpenAI's own client: answers, limits, load, signals."""
+    install(session, "dev", "serve")
+    session.install("-c", "constraints.txt", "openai")
+    session.run("pytest", "-m", "serve", "-rsP", "tests/serving", *session.posargs, env=ENV)
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """On a CUDA device: the tests marked gpu, then every GPU goal in one table (9 minutes, benchmarks/results/)."""
     install(session, "dev")
@@ -172,7 +180,8 @@ def build(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Speed and memory as ratios in one run; prints tables and writes JSON under benchmarks/results/."""
-    install(session, "dev", "trl", "quantised")
+    install(session, "dev", "trl", "quantised", "serve")
+    session.install("-c", "constraints.txt", "openai")  # transformers serve asks for it
     session.run("python", "benchmarks/run.py", *session.posargs, env=ENV)
 
 

@@ -37,12 +37,16 @@ class Listener:
         number: The first signal that came; 0 before.
         on_signal: Called with it, in a thread: saves, and returns how to resume (None where another rank says it).
         grace: Seconds that saving and the main thread have; then the process is ended.
+        stop: Of a server: the first signal calls it, in the main thread, and interrupts nothing, for what runs is
+            finished; the next one interrupts.
     """
 
     def __init__(self) -> None:
         self.number = 0
         self.on_signal: OnSignal = lambda number: "run the command again"
         self.grace = GRACE
+        self.stop: Callable[[], None] | None = None
+        self._stopping = False
         self._hint: str | None = "what there was to save could not be saved in time"
         self._raised = False
         self._spared: set[int] = set()
@@ -75,12 +79,18 @@ class Listener:
         return 128 + self.number
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
-        if not self._raised:
+        if self.stop is not None and not self._stopping:
+            self._stopping = True
+            self.stop()
+        elif not self._raised:
             self._raised, self.number = True, number
             raise Interrupted(number)
 
     def _watch(self) -> None:
-        if (number := self._next()) is None:
+        number = self._next()
+        if number is not None and self.stop is not None:
+            number = self._next()
+        if number is None:
             return
         self.number = number
         threading.Thread(target=self._save, daemon=True, name="save on signal").start()

@@ -35,7 +35,7 @@ HERE = (
 FIRST = ("docs/quickstart.md", "docs/your_data.md", "docs/how_it_works.md", "docs/paper.md")
 SHORT = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--data.validation_limit", "8"]
 # Programs of others in the blocks; `nox` and `pip` are looked into below.
-FOREIGN = ("pip", "nox", "export", "tensorboard", "torchrun", "srun")
+FOREIGN = ("pip", "nox", "export", "tensorboard", "torchrun", "srun", "llama-cli", "curl")
 
 
 def blocks(page: str, language: str) -> list[str]:

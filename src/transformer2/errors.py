@@ -20,6 +20,14 @@ class ExpertError(UserError, ValueError):
     """An expert folder that is damaged, foreign, or does not fit the model."""
 
 
+class UnknownExpertError(UserError, LookupError):
+    """An expert that is not there."""
+
+
+class LengthError(UserError, ValueError):
+    """A prompt, with the answer it may have, that is longer than the model reads."""
+
+
 class CheckpointError(UserError, ValueError):
     """A checkpoint that is damaged, foreign, does not fit the run, or cannot be written."""
 

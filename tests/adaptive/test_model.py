@@ -212,3 +212,19 @@ def test_an_error_in_the_first_pass_is_the_requests_own():
     assert given.answer is not None
     with pytest.raises(AttributeError):
         model.generate("?", **BUDGET)
+
+
+def test_an_expert_that_goes_leaves_what_is_under_way_alone():
+    model = SelfAdaptive.from_pretrained("tiny")
+    (expected,) = model.generate(questions()[0], use="math", **BUDGET)
+    under_way = model.start(questions()[0], use="math", **BUDGET)
+    for _ in range(3):
+        model.step()
+    late = model.start(questions()[0], use="math", **BUDGET)
+    model.remove_expert("math")
+    beside = model.start(questions()[5], use="code", **BUDGET)
+    while not model.is_idle:
+        model.step()
+    assert under_way.result().text == expected.text and beside.result().text
+    with pytest.raises(UserError, match="no expert 'math'"):
+        late.result()

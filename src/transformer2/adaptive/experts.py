@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from transformer2.adaptation.members import add_member, matrices
 from transformer2.adaptive.request import BASE, Selection
-from transformer2.errors import ExpertError, UserError, nearest
+from transformer2.errors import ExpertError, UnknownExpertError, nearest
 from transformer2.experts import Expert, read_expert
 from transformer2.policy import build_policy, load_base
 from transformer2.svf.config import SVFConfig
@@ -77,12 +77,14 @@ class LoadedExperts:
         """A name, or weights, of experts that are loaded.
 
         Raises:
-            UserError: An unknown name, with the nearest one; weights that cannot be mixed.
+            UnknownExpertError: With the nearest name.
+            UserError: Weights that cannot be mixed.
         """
         for name in use if isinstance(use, Mapping) else [use]:
             if name not in (None, BASE) and name not in self.experts:
                 known = [BASE, *self.experts]
-                raise UserError(f"there is no expert {name!r}{nearest(str(name), known)} Known: {', '.join(known)}")
+                near = nearest(str(name), known)
+                raise UnknownExpertError(f"there is no expert {name!r}{near} Known: {', '.join(known)}")
         if isinstance(use, Mapping):
             mixing_weights(list(use.values()), len(use), "delta")
         return use

@@ -13,7 +13,7 @@ from transformer2.adaptation.scoring import Scorer
 from transformer2.adaptive.experts import LoadedExperts
 from transformer2.adaptive.request import BASE, Selection
 from transformer2.data.prompts import collate, render
-from transformer2.errors import ConfigError, UserError, nearest
+from transformer2.errors import ConfigError, LengthError, nearest
 from transformer2.policy import lm_head
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.continuous import Row
@@ -60,11 +60,11 @@ class FirstPass:
         """Refuse a request about which the dispatch question is longer than the model reads.
 
         Raises:
-            UserError: Says what to do instead.
+            LengthError: Says what to do instead.
         """
         ((_, ids),) = self._questions([request])
         if len(ids) + (self.dispatcher.max_new_tokens if self.writes else 0) > longest:
-            raise UserError(
+            raise LengthError(
                 f"the question which expert is to answer has {len(ids)} tokens, too many for the {longest} of this "
                 "model; shorten the prompt, or say what answers (`use`)"
             )

@@ -29,6 +29,7 @@ from transformer2.adaptive.few_shot import find_mixture
 from transformer2.adaptive.first_pass import FirstPass, StrategyName, read_strategy
 from transformer2.adaptive.request import (
     BASE,
+    USUAL_ANSWER,
     AdaptiveAnswer,
     Job,
     Piece,
@@ -40,6 +41,7 @@ from transformer2.adaptive.request import (
     read_use,
 )
 from transformer2.data.prompts import render
+from transformer2.errors import UserError
 from transformer2.experts import Expert, read_expert
 from transformer2.policy import eos_token_ids, load_tokenizer
 from transformer2.rollout.base import Sampling
@@ -86,6 +88,7 @@ class SelfAdaptive:
         max_tokens: int = 65536,
     ) -> None:
         self.policy, self.tokenizer, self._labelled = policy, tokenizer, labelled
+        self.max_rows, self.usual_answer = max_rows, USUAL_ANSWER
         self._lock, self._new, self._jobs = threading.RLock(), deque[Job](), list[Job]()
         self._batch = ContinuousBatch(policy, max_rows, max_tokens)
         self._engine = HFEngine(tokenizer, eos_token_ids(policy, tokenizer), max_rows)
@@ -95,6 +98,7 @@ class SelfAdaptive:
             self._loaded.add(name, expert)
         self._helper = None if classifier is None else add_member(policy, classifier.deltas)
         self.longest = getattr(policy.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        self._first_pass_lock = threading.Lock()  # never held while the model runs: `start` must not wait for a step
         self.set_strategy(strategy, soft)
         self._always: tuple[Selection, Tensor] | None = None  # what answers every prompt
         if alpha is not None:
@@ -141,11 +145,14 @@ class SelfAdaptive:
     def set_strategy(self, strategy: StrategyName | None, soft: bool = False) -> None:
         """Choose in another way from now on; see the class."""
         self.strategy, self.soft = read_strategy(strategy, self._helper is not None, soft), soft
-        self._first_pass: FirstPass | None = None
+        with self._first_pass_lock:
+            self._first_pass: FirstPass | None = None
 
     def check_use(self, use: Use) -> None:
         """Refuse what cannot answer: a name or weights; see `start`."""
-        self._loaded.checked(read_use(use) if isinstance(use, str) else use)
+        use = read_use(use) if isinstance(use, str) else use
+        if use is not None:
+            self._loaded.checked(use)
 
     # ------------------------------------------------------------------ experts
 
@@ -154,10 +161,14 @@ class SelfAdaptive:
         """Names of the experts."""
         return list(self._loaded.experts)
 
+    def expert(self, name: str) -> Expert:
+        """An expert and where it came from."""
+        self._loaded.checked(name)
+        return self._loaded.experts[name]
+
     def z(self, name: str) -> dict[str, Tensor]:
         """Matrix -> z of an expert, fp32 (r,), in the order of the layers."""
-        self._loaded.checked(name)
-        return {matrix: 1 + delta_R for matrix, delta_R in self._loaded.experts[name].deltas.items()}
+        return {matrix: 1 + delta_R for matrix, delta_R in self.expert(name).deltas.items()}
 
     def add_expert(self, name: str, expert: Expert | str | Path) -> None:
         """Load one more expert, while others answer; a mixture that was searched is forgotten.
@@ -170,15 +181,14 @@ class SelfAdaptive:
             if not self._loaded.has_matrices_of(found):
                 self._finish_all()  # rows under way have no z for matrices that are new
             self._loaded.add(name, found)
-            self._first_pass = self._always = None
+            self._forget()
 
     def remove_expert(self, name: str) -> None:
-        """Unload an expert; what is under way is finished first."""
+        """Unload an expert; what is under way goes on under the z that it began with."""
         with self._lock:
             self._loaded.checked(name)
-            self._finish_all()
             self._loaded.remove(name)
-            self._first_pass = self._always = None
+            self._forget()
 
     def adapt(self, rows: Sequence[Example | Mapping[str, str]], task: str | Any, **search: Any) -> dict[str, float]:
         """Search the mixture that answers a few rows best (paper, section 3.2 C); it answers from now on.
@@ -242,6 +252,7 @@ class SelfAdaptive:
         stop: Sequence[str] = (),
         use: Use = None,
         top_logprobs: int | None = None,
+        ids: Sequence[int] | None = None,
     ) -> Job:
         """Let a prompt join the running batch; `step` moves all of them.
 
@@ -255,19 +266,21 @@ class SelfAdaptive:
             use: What answers: `base`, an expert's name, `mix:math=0.6,code=0.9` or a mapping of weights; None or
                 `auto` leaves it to the strategy.
             top_logprobs: Note log-probabilities, and of so many of the likeliest tokens at each step.
+            ids: Token ids to go on from, in place of the prompt in the chat template; the first pass is asked about
+                the prompt all the same.
 
         Raises:
-            UserError: A prompt, sampling or name that cannot be used; a prompt that is too long for the model.
+            UnknownExpertError: No expert has that name.
+            LengthError: The prompt is too long for the model, or for the budget.
+            UserError: A prompt or sampling that cannot be used.
         """
         messages = as_messages(prompt)
         use = read_use(use) if isinstance(use, str) else use
-        if use is not None:
-            self.check_use(use)
-        ids = render(self.tokenizer, Example("", tuple(messages), ""))
-        max_new_tokens = answer_budget(len(ids), max_new_tokens, self.longest)
-        with self._lock:
-            if use is None and self._always is None and self.strategy is not None and self.experts:
-                self._choosing().check_length(messages[-1]["content"], self.longest)
+        self.check_use(use)
+        ids = render(self.tokenizer, Example("", tuple(messages), "")) if ids is None else list(ids)
+        max_new_tokens = answer_budget(len(ids), max_new_tokens, self.longest, self.usual_answer)
+        if use is None and self._always is None and self.strategy is not None and self.experts:
+            self._choosing().check_length(messages[-1]["content"], self.longest)
         sampling = Sampling(temperature, top_p, max_new_tokens)
         ending = Ending(self.tokenizer, self._engine.eos_ids, stop) if stop else self._engine
         job = Job(messages, ids, use, sampling, ending, seed, top_logprobs)
@@ -278,6 +291,11 @@ class SelfAdaptive:
     def is_idle(self) -> bool:
         """Whether no prompt is under way."""
         return not self._new and not self._jobs
+
+    @property
+    def rows_under_way(self) -> int:
+        """Rows of the running batch."""
+        return sum(row.finish_reason is None for row in self._batch.rows)
 
     def step(self) -> list[Job]:
         """Draw one token for every prompt under way.
@@ -295,14 +313,14 @@ class SelfAdaptive:
             self._begin([job for job in new if not job.cancelled])
         except Exception as e:
             for job in new:
-                job.error = None if job.row or job.dispatch else e
+                job.error = job.error if job.row or job.dispatch else job.error or e
         self._batch.step()
         met = self._jobs
         for job in met:
             if job.row is None and job.dispatch is not None and job.dispatch.finish_reason in ("stop", "length"):
                 self._second_pass(job, self._choosing().read(job.dispatch.text))
             row = job.dispatch if job.row is None else job.row
-            if row is None or row.finish_reason is not None:
+            if job.error is None and (row is None or row.finish_reason is not None):
                 job.finish()
         self._jobs = [job for job in met if not job.is_done]
         return met
@@ -312,7 +330,12 @@ class SelfAdaptive:
         asking: list[Job] = []
         for job in jobs:
             if job.use is not None:
-                self._second_pass(job, self._loaded.selection(job.use))
+                try:
+                    choice = self._loaded.selection(job.use)
+                except UserError as e:  # removed since the request came
+                    job.error = e
+                else:
+                    self._second_pass(job, choice)
             elif self._always is not None:
                 self._second_pass(job, *self._always)
             elif self.strategy is None or not self.experts:
@@ -330,11 +353,19 @@ class SelfAdaptive:
 
     def _choosing(self) -> FirstPass:
         """The first pass among the experts that are loaded now."""
-        if self._first_pass is None:
-            assert self.strategy is not None
-            adapter = self._loaded.base if self._helper is None or self.strategy == "prompt" else self._helper
-            self._first_pass = FirstPass(self.strategy, self.soft, self._loaded, adapter, self._engine, self._labelled)
-        return self._first_pass
+        with self._first_pass_lock:
+            if self._first_pass is None:
+                assert self.strategy is not None
+                adapter = self._loaded.base if self._helper is None or self.strategy == "prompt" else self._helper
+                self._first_pass = FirstPass(
+                    self.strategy, self.soft, self._loaded, adapter, self._engine, self._labelled
+                )
+            return self._first_pass
+
+    def _forget(self) -> None:
+        """What was made of experts that have changed."""
+        with self._first_pass_lock:
+            self._first_pass = self._always = None
 
     def _second_pass(self, job: Job, choice: Selection, weights: Tensor | None = None) -> None:
         """Let what was chosen answer, under `weights` or those of the selection."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformer2.errors import UserError
+from transformer2.errors import LengthError, UserError
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.continuous import FinishReason, Row
 from transformer2.rollout.ending import Ending
@@ -164,7 +164,7 @@ class Job:
             len(self.prompt),
             0 if row is None else len(row.tokens),
             {"first_pass": self._chosen - self._started, "second_pass": now - self._chosen},
-            () if row is None or self.top_logprobs is None else self._logprobs(row),
+            () if self.top_logprobs is None else self.logprobs(),
         )
 
     def take(self) -> str:
@@ -191,14 +191,21 @@ class Job:
         ends = (whole.endswith(stop[:n]) for stop in self.ending.stop for n in range(1, len(stop) + 1))
         return any(ends) or self.ending.holds_stop(whole)
 
-    def _logprobs(self, row: Row) -> list[TokenLogprob]:
+    def logprobs(self, start: int = 0) -> list[TokenLogprob]:
+        """Log-probabilities of what has been drawn, from token `start` on; also while it is under way."""
+        if self.row is None:
+            return []
+
         def shown(token: int) -> str:
             return str(self.ending.tokenizer.decode([token]))
 
-        likeliest = row.likeliest or [[]] * len(row.tokens)
+        end = len(self.row.logprobs)  # written last
+        likeliest = self.row.likeliest[start:end] or [[]] * (end - start)
         return [
             TokenLogprob(shown(token), logprob, [(shown(i), value) for i, value in top])
-            for token, logprob, top in zip(row.tokens, row.logprobs, likeliest, strict=True)
+            for token, logprob, top in zip(
+                self.row.tokens[start:end], self.row.logprobs[start:end], likeliest, strict=True
+            )
         ]
 
 
@@ -244,16 +251,16 @@ def read_use(text: str) -> Use:
     return weights
 
 
-def answer_budget(prompt_tokens: int, max_new_tokens: int | None, longest: int) -> int:
-    """Tokens that an answer may have: those asked for, else what the model has room for, 512 at most.
+def answer_budget(prompt_tokens: int, max_new_tokens: int | None, longest: int, usual: int = USUAL_ANSWER) -> int:
+    """Tokens that an answer may have: those asked for, else what the model has room for, `usual` at most.
 
     Raises:
-        UserError: Prompt and answer are together longer than the model.
+        LengthError: Prompt and answer are together longer than the model.
     """
     room = longest - prompt_tokens
-    budget = min(room, USUAL_ANSWER) if max_new_tokens is None else max_new_tokens
+    budget = min(room, usual) if max_new_tokens is None else max_new_tokens
     if room < max(1, budget):
-        raise UserError(
+        raise LengthError(
             f"the prompt has {prompt_tokens} tokens and the answer may have {max(1, budget)}, more than the {longest} "
             "of this model; shorten the prompt or lower max_new_tokens"
         )

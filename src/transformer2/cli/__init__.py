@@ -30,6 +30,7 @@ COMMANDS = {
     "export": ("write base and experts as one model: a folder or a GGUF file", "transformer2.cli.export:export"),
     "plan": ("what fits on which devices, and how long a step takes", "transformer2.cli.plan:plan"),
     "report": ("print a run's table and draw its learning curve", "transformer2.cli.tools:report"),
+    "serve": ("answer over HTTP, as OpenAI's API", "transformer2.cli.serve:serve"),
     "sandbox": ("say how well model-written code is walled in here", "transformer2.cli.sandbox:sandbox"),
     "experts": ("show, compare and mix expert folders", "transformer2.cli.tools:experts"),
 }

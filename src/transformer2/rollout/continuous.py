@@ -48,7 +48,7 @@ class Row:
         seed: Of the draws.
         top_logprobs: How many of the likeliest tokens to note at each step.
         tokens: Sampled ids so far, EOS included.
-        logprobs: Their log-probabilities.
+        logprobs: Their log-probabilities under the model itself, whatever the temperature and nucleus.
         likeliest: At each step the likeliest (id, log-probability), where asked for.
         finish_reason: Why the completion ended; None while it is under way.
         error: What went wrong, where `finish_reason` is "error".
@@ -260,6 +260,9 @@ def _draw(rows: Sequence[Row], logits_BV: Tensor) -> None:
     for sampling, some in _by_sampling(rows):
         uniforms = logits_BV.new_tensor([rows[b].uniforms[len(rows[b].tokens)] for b in some])
         tokens, logprobs = choose_tokens(logits_BV[some], uniforms, sampling)
+        if sampling.temperature not in (0, 1) or sampling.top_p < 1:  # what is noted is the model's own, as with vLLM
+            picked_BV = logits_BV[some]
+            logprobs = picked_BV.gather(-1, tokens[:, None])[:, 0] - picked_BV.logsumexp(-1)
         if (most := max(rows[b].top_logprobs for b in some)) and logprobs_BV is None:
             logprobs_BV = logits_BV.log_softmax(-1)
         for b, token, logprob in zip(some, tokens.tolist(), logprobs.tolist(), strict=True):

@@ -1,0 +1,154 @@
+"""Answers in the shapes of OpenAI's API, whole and in pieces, with what was chosen beside them (`transformer2`)."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from transformer2.adaptive.request import Job, TokenLogprob
+
+__all__ = ["DONE", "ChatAnswer", "TextAnswer", "choice_of", "event"]
+
+DONE = b"data: [DONE]\n\n"
+NO_PROBABILITY = -9999.0  # what OpenAI writes for a logarithm of zero, which JSON has no number for
+
+
+class ChatAnswer:
+    """The answer to POST /v1/chat/completions.
+
+    Args:
+        model: The name that was asked for.
+        with_usage: stream: count the tokens in a last event.
+        per_prompt: Jobs to a prompt, which usage counts once.
+    """
+
+    prefix, whole, piece = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, model: str, with_usage: bool, per_prompt: int) -> None:
+        self.with_usage, self.per_prompt = with_usage, per_prompt
+        self.head = {"id": f"{self.prefix}{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+
+    def body(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        """The whole answer."""
+        choices = [
+            {
+                "index": i,
+                **self._content(job.result().text),
+                "logprobs": None if job.top_logprobs is None else self._logprobs(_without_eos(job, 0), 0),
+                "finish_reason": job.result().finish_reason,
+                "transformer2": choice_of(job),
+            }
+            for i, job in enumerate(jobs)
+        ]
+        return {
+            **self._head(self.whole),
+            "choices": choices,
+            "usage": self._usage(jobs),
+            "transformer2": choices[0]["transformer2"],
+        }
+
+    def opening(self, i: int, job: Job) -> bytes:
+        """The event that says what answers."""
+        return self._event(i, {"role": "assistant", "content": ""}, job)
+
+    def text(self, i: int, text: str, job: Job, start: int) -> tuple[bytes, int]:
+        """An event with a piece of text, and up to which token its log-probabilities go."""
+        tokens = [] if job.top_logprobs is None else _without_eos(job, start)
+        logprobs = None if job.top_logprobs is None else self._logprobs(tokens, len(text))
+        return self._event(i, {"content": text}, None, logprobs), start + len(tokens)
+
+    def ending(self, i: int, job: Job) -> bytes:
+        """The event that says why answer i is over."""
+        return self._event(i, {}, job, finish_reason=job.result().finish_reason)
+
+    def usage(self, jobs: Sequence[Job]) -> bytes:
+        """The event that counts the tokens."""
+        return event(
+            {**self._head(self.piece), "choices": [], "usage": self._usage(jobs), "transformer2": choice_of(jobs[0])}
+        )
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {**self.head, "object": kind}
+
+    def _content(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def _delta(self, delta: dict[str, Any]) -> dict[str, Any]:
+        return {"delta": delta}
+
+    def _event(
+        self, i: int, delta: dict[str, Any], job: Job | None, logprobs: Any = None, finish_reason: str | None = None
+    ) -> bytes:
+        choice = {"index": i, **self._delta(delta), "logprobs": logprobs, "finish_reason": finish_reason}
+        extra = {"usage": None} if self.with_usage else {}
+        said = {} if job is None else {"transformer2": choice_of(job)}
+        return event({**self._head(self.piece), "choices": [choice], **extra, **said})
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob], length: int) -> dict[str, Any]:
+        def entry(token: str, logprob: float) -> dict[str, Any]:
+            # Half a character has bytes that its text does not show.
+            data = None if "\N{REPLACEMENT CHARACTER}" in token else list(token.encode())
+            return {"token": token, "logprob": max(logprob, NO_PROBABILITY), "bytes": data}
+
+        content = [
+            {**entry(t.token, t.logprob), "top_logprobs": [entry(*likely) for likely in t.likeliest]} for t in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+    def _usage(self, jobs: Sequence[Job]) -> dict[str, int]:
+        prompt = sum(job.result().prompt_tokens for job in jobs[:: self.per_prompt])
+        completion = sum(job.result().completion_tokens for job in jobs)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+class TextAnswer(ChatAnswer):
+    """The answer to POST /v1/completions."""
+
+    prefix, whole, piece = "cmpl-", "text_completion", "text_completion"
+
+    def _content(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def _delta(self, delta: dict[str, Any]) -> dict[str, Any]:
+        return {"text": delta.get("content", "")}
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob], length: int) -> dict[str, Any]:
+        offsets, offset = [], 0
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token.token)
+        return {
+            "tokens": [t.token for t in tokens],
+            "token_logprobs": [max(t.logprob, NO_PROBABILITY) for t in tokens],
+            "top_logprobs": [{name: max(value, NO_PROBABILITY) for name, value in t.likeliest} for t in tokens],
+            "text_offset": offsets,
+        }
+
+
+def choice_of(job: Job) -> dict[str, Any] | None:
+    """What answers a job, and the seconds it took once it is done; None while it is not known."""
+    if job.choice is None:
+        return None
+    seconds = None if job.answer is None else {name: round(value, 4) for name, value in job.answer.seconds.items()}
+    return {
+        "choice": job.choice.name,
+        "weights": dict(job.choice.weights),
+        "probabilities": None if job.choice.probabilities is None else dict(job.choice.probabilities),
+        "first_pass": job.choice.first_pass,
+        "seconds": seconds,
+    }
+
+
+def event(data: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    return f"data: {json.dumps(data)}\n\n".encode()
+
+
+def _without_eos(job: Job, start: int) -> list[TokenLogprob]:
+    """Log-probabilities from token `start` on, without the token that ended the answer and that its text lacks."""
+    tokens = job.logprobs(start)
+    drawn = [] if job.row is None else job.row.tokens[start : start + len(tokens)]
+    return tokens[:-1] if drawn and drawn[-1] in job.ending.eos_ids else tokens

@@ -1,0 +1,276 @@
+"""The server's routes: OpenAI's models, chats and completions; experts; health, metrics and the page."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+from transformer2.adaptive.model import SelfAdaptive
+from transformer2.adaptive.request import BASE, read_use
+from transformer2.errors import ExpertError, shown
+from transformer2.experts import read_expert
+from transformer2.serving.answers import DONE, ChatAnswer, TextAnswer, event
+from transformer2.serving.engine import Call, Engine
+from transformer2.serving.faults import Fault, as_fault, handle_faults
+from transformer2.serving.guard import Guard
+from transformer2.serving.limits import Limits
+from transformer2.serving.metrics import Metrics
+from transformer2.serving.schemas import AddExpert, ChatRequest, CompletionRequest
+
+__all__ = ["create_app"]
+
+PAGE = Path(__file__).parent / "page"
+PING = 15.0  # seconds without news after which a stream says that it is alive
+GRACE = 5.0  # seconds beyond the limit that a client has to read what there is
+PAGE_POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+
+
+def create_app(
+    model: SelfAdaptive,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+    hosts: Collection[str] | None = None,
+    experts_dir: str | Path | None = None,
+) -> FastAPI:
+    """The server of a model; `app.state.engine` runs it while the app is up.
+
+    Args:
+        model: Answers.
+        limits: What is taken on.
+        api_key: See `Guard`.
+        hosts: See `Guard`.
+        experts_dir: The folder from which experts may be added while it runs; None allows no changes.
+    """
+    limits = limits or Limits()
+    if limits.tokens is not None:
+        model.usual_answer = min(model.usual_answer, limits.tokens)
+    engine = Engine(model, limits)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with engine:
+            yield
+
+    app = FastAPI(
+        title="transformer2", lifespan=lifespan, max_body_size=limits.body, docs_url=None, redoc_url=None
+    )  # the usual documentation pages load scripts from another host
+    app.state.engine, app.state.metrics = engine, Metrics(engine)
+    handle_faults(app, app.state.metrics.fault)
+    _add_answers(app, limits)
+    _add_models(app)
+    if experts_dir is not None:
+        _add_experts(app, Path(experts_dir))
+    _add_health(app)
+    if PAGE.is_dir():
+        app.mount("/", _Page(directory=PAGE, html=True))
+    app.add_middleware(Guard, api_key=api_key, hosts=hosts, body=limits.body)
+    return app
+
+
+def _add_answers(app: FastAPI, limits: Limits) -> None:
+    engine: Engine = app.state.engine
+    metrics: Metrics = app.state.metrics
+
+    async def answer(request: Request, body: ChatRequest | CompletionRequest, kind: type[ChatAnswer]) -> Response:
+        engine.model.check_use(body.model)
+        options = await asyncio.to_thread(body.starts, engine.model.tokenizer, limits)
+        if len(options) > limits.answers:
+            message = f"{len(options)} answers are more than the {limits.answers} of one request; ask for fewer"
+            raise Fault(400, message, "invalid_value", "n")
+        starts = [partial(engine.model.start, **given) for given in options]
+        call = await engine.begin(starts, bool(body.stream))
+        usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        shape = kind(body.model, usage, body.n or 1)
+        if body.stream:
+            events = _events(call, shape, metrics, limits.seconds)
+            return _EventStream(events, partial(engine.end, call), limits.seconds + GRACE)
+        try:
+            await _finish(request, call, limits.seconds)
+            for job in call.jobs:
+                metrics.count(job)
+            return JSONResponse(shape.body(call.jobs))
+        finally:
+            engine.end(call)
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request, body: ChatRequest) -> Response:
+        return await answer(request, body, ChatAnswer)
+
+    @app.post("/v1/completions")
+    async def complete(request: Request, body: CompletionRequest) -> Response:
+        return await answer(request, body, TextAnswer)
+
+
+def _add_models(app: FastAPI) -> None:
+    model, started = app.state.engine.model, int(time.time())
+
+    def card(name: str, **facts: Any) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": started, "owned_by": "transformer2", "transformer2": facts}
+
+    def known() -> list[dict[str, Any]]:
+        found = [
+            card("auto", kind="strategy", strategy=model.strategy),
+            card(BASE, kind="base", max_tokens=model.longest),
+        ]
+        for name in model.experts:
+            expert = model.expert(name)
+            facts = {key: getattr(expert, key) for key in ("task", "step", "score", "base", "base_fingerprint")}
+            found.append(card(name, kind="expert", matrices=len(expert.deltas), **facts))
+        return found
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": known()}
+
+    @app.get("/v1/models/{name}")
+    async def one(name: str) -> dict[str, Any]:
+        model.check_use(name)
+        named = {entry["id"]: entry for entry in known()}
+        return named.get(name) or card(name, kind="mix", weights=read_use(name))
+
+    @app.get("/v1/experts/{name}/z")
+    async def z(name: str) -> Response:
+        found = {matrix: z_R.tolist() for matrix, z_R in model.z(name).items()}
+        rounded = {matrix: [round(value, 5) for value in z_R] for matrix, z_R in found.items()}
+        return JSONResponse({"name": name, "object": "transformer2.z", "matrices": rounded})
+
+
+def _add_experts(app: FastAPI, root: Path) -> None:
+    engine: Engine = app.state.engine
+
+    @app.post("/v1/experts", status_code=201)
+    async def add(body: AddExpert) -> dict[str, Any]:
+        if body.name in engine.model.experts:
+            raise Fault(409, f"there is an expert {body.name!r}; remove it first, or take another name", None, "name")
+        expert = await asyncio.to_thread(read_expert, _inside(root, body.path), body.name)
+        await engine.between_steps(partial(engine.model.add_expert, body.name, expert))
+        return {"id": body.name, "object": "model"}
+
+    @app.delete("/v1/experts/{name}")
+    async def remove(name: str) -> dict[str, Any]:
+        await engine.between_steps(partial(engine.model.remove_expert, name))
+        return {"id": name, "object": "model", "deleted": True}
+
+
+def _inside(root: Path, path: str) -> Path:
+    """A folder inside another.
+
+    Raises:
+        ExpertError: It is not inside, or is a link that leads out.
+    """
+    try:
+        root, folder = root.resolve(), (root / path).resolve()
+    except (OSError, ValueError, RuntimeError) as e:  # a null byte, a circle of links
+        raise ExpertError(f"{shown(repr(path))} is no path; give a folder inside --experts_dir") from e
+    if not folder.is_relative_to(root):
+        raise ExpertError(f"{shown(repr(path))} is not inside --experts_dir; copy the expert there")
+    return folder
+
+
+def _add_health(app: FastAPI) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        draining = app.state.engine.draining
+        return JSONResponse({"status": "shutting down" if draining else "ok"}, 503 if draining else 200)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(app.state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _finish(request: Request, call: Call, seconds: float) -> None:
+    """Wait until all jobs of a call are done, or nobody waits for them any more."""
+    gone = asyncio.ensure_future(request.receive())  # after the body, nothing but a disconnect comes
+    deadline = time.monotonic() + seconds
+    try:
+        while True:
+            call.check()
+            if all(job.is_done for job in call.jobs):
+                return
+            moved = asyncio.ensure_future(call.moved(deadline - time.monotonic()))
+            try:
+                await asyncio.wait({gone, moved}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                moved.cancel()
+            if gone.done():
+                raise Fault(499, "the client went away")
+            if not moved.result():
+                raise _too_slow(seconds)
+    finally:
+        gone.cancel()
+
+
+async def _events(call: Call, shape: ChatAnswer, metrics: Metrics, seconds: float) -> AsyncIterator[bytes]:
+    """The events of a stream."""
+    opened, sent, open_jobs = set[int](), dict.fromkeys(range(len(call.jobs)), 0), dict(enumerate(call.jobs))
+    deadline = call.started + seconds
+    try:
+        while open_jobs:
+            call.check()
+            for i, job in list(open_jobs.items()):
+                done = job.is_done  # looked at first: it may become so meanwhile
+                if i not in opened and job.choice is not None:
+                    opened.add(i)
+                    yield shape.opening(i, job)
+                if text := job.take():
+                    if not any(sent.values()):
+                        metrics.first.observe(time.monotonic() - call.started)
+                    data, sent[i] = shape.text(i, text, job, sent[i])
+                    yield data
+                if done:
+                    metrics.count(job)
+                    del open_jobs[i]
+                    yield shape.ending(i, job)
+            if open_jobs and not await call.moved(min(PING, max(0.0, deadline - time.monotonic()))):
+                if time.monotonic() >= deadline:
+                    raise _too_slow(seconds)
+                yield b": still here\n\n"
+        if shape.with_usage:
+            yield shape.usage(call.jobs)
+        yield DONE
+    except Exception as e:  # the response has begun: its status cannot say so any more
+        fault = as_fault(e)
+        metrics.fault(fault)
+        yield event(fault.body)
+
+
+def _too_slow(seconds: float) -> Fault:
+    # The openai client would ask again, and have a busy server do the same once more.
+    return Fault(504, f"no whole answer within {seconds:g} s", "timeout", headers={"x-should-retry": "false"})
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events; however they end, `end` is called. A client that does not read is let go after `seconds`."""
+
+    def __init__(self, events: AsyncIterator[bytes], end: Callable[[], None], seconds: float) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self.end, self.seconds = end, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self.seconds):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            pass
+        finally:
+            self.end()
+
+
+class _Page(StaticFiles):
+    """The page, which loads nothing from elsewhere and stands in nobody's frame."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["Content-Security-Policy"] = PAGE_POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response

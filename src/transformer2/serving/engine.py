@@ -1,0 +1,205 @@
+"""One thread runs the model; requests wait for it in the event loop.
+
+The thread draws one token for everybody, tells the event loop whose requests moved, and goes on. Nobody but this thread
+calls `step`; requests are started in worker threads, where tokenising a long prompt holds up no one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from transformer2.adaptive.model import SelfAdaptive
+from transformer2.adaptive.request import Job
+from transformer2.errors import UnknownExpertError
+from transformer2.serving.faults import Fault, as_fault
+from transformer2.serving.limits import Limits
+
+__all__ = ["Call", "Engine"]
+
+T = TypeVar("T")
+
+
+class Call:
+    """A request under way: a job for each of its answers.
+
+    Attributes:
+        jobs: In the order of the answers.
+        streams: Whether every token is waited for, or only the ends.
+        error: What befell the thread that runs the model.
+    """
+
+    def __init__(self, count: int, streams: bool) -> None:
+        self.jobs: list[Job] = []
+        self.count, self.streams = count, streams
+        self.error: Fault | None = None
+        self.started = time.monotonic()
+        self._moved = asyncio.Event()
+        self._left = False
+
+    def start(self, starts: Sequence[Callable[[], Job]]) -> None:
+        """Start the jobs; in a worker thread. One that was left meanwhile runs none."""
+        for start in starts:
+            job = start()
+            self.jobs.append(job)
+            if self._left:
+                job.cancel()
+
+    def leave(self) -> None:
+        """Nobody waits any more: free the rows."""
+        self._left = True
+        for job in self.jobs:
+            job.cancel()
+
+    def wake(self, error: Fault | None = None) -> None:
+        """Something moved."""
+        self.error = self.error or error
+        self._moved.set()
+
+    async def moved(self, seconds: float) -> bool:
+        """Wait until something moves; False when nothing does for so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._moved.wait()
+        except TimeoutError:
+            return False
+        self._moved.clear()
+        return True
+
+    def check(self) -> None:
+        """Raise what went wrong with a job."""
+        if self.error is not None:
+            raise self.error
+        for job in self.jobs:
+            if job.error is not None:
+                # Whatever else it is, the request was fine when it was started: it is no fault of the client's.
+                removed = isinstance(job.error, UnknownExpertError)
+                raise as_fault(job.error if removed else RuntimeError(job.error))
+
+
+class Engine:
+    """The thread that runs the model, and who waits for it. A context manager of the event loop it is used in.
+
+    Args:
+        model: The model.
+        limits: How many may wait.
+
+    Attributes:
+        draining: Whether new requests are refused because the server ends.
+        steps: Tokens drawn by everybody so far.
+    """
+
+    def __init__(self, model: SelfAdaptive, limits: Limits) -> None:
+        self.model, self.limits, self.draining, self.steps = model, limits, False, 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._calls: dict[Job, Call] = {}
+        self._answers = 0
+        self._seconds = 1.0  # that an answer took of late
+        self._orders: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._work, self._closed = threading.Event(), False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    async def __aenter__(self) -> Engine:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._closed = True
+        self._work.set()
+        await asyncio.to_thread(self._thread.join)
+
+    @property
+    def answers(self) -> int:
+        """Answers under way or waiting."""
+        return self._answers
+
+    async def begin(self, starts: Sequence[Callable[[], Job]], streams: bool) -> Call:
+        """Start jobs; whoever gets the call must `end` it.
+
+        Raises:
+            Fault: The server ends (503), or too many wait (429).
+            UserError: A job cannot be started.
+        """
+        if self.draining:
+            raise Fault(503, "the server is shutting down", "shutting_down", headers={"Retry-After": "5"})
+        if self._answers + len(starts) > self.model.max_rows + self.limits.queue:
+            wait = min(60, max(1, math.ceil(self._seconds * self._answers / self.model.max_rows)))
+            raise Fault(
+                429,
+                f"{self._answers} answers are under way or wait; try again in {wait} s",
+                "rate_limit_exceeded",
+                headers={"Retry-After": str(wait)},
+            )
+        call = Call(len(starts), streams)
+        self._answers += call.count
+        self.idle.clear()
+        try:
+            await asyncio.to_thread(call.start, starts)
+        except BaseException:
+            self.end(call)
+            raise
+        self._calls.update(dict.fromkeys(call.jobs, call))
+        self._work.set()
+        return call
+
+    def end(self, call: Call) -> None:
+        """Let a call go, whether or not it is finished."""
+        call.leave()
+        for job in call.jobs:
+            self._calls.pop(job, None)
+        self._work.set()  # so that what was cancelled goes
+        self._seconds += 0.1 * (time.monotonic() - call.started - self._seconds)
+        self._answers -= call.count
+        if not self._answers:
+            self.idle.set()
+
+    async def between_steps(self, order: Callable[[], T]) -> T:
+        """Run something that changes the model, in its thread."""
+        done: Future[T] = Future()
+        self._orders.append((order, done))
+        self._work.set()
+        return await asyncio.wrap_future(done)
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._work.wait()
+            self._work.clear()
+            while self._orders or not (self._closed or self.model.is_idle):
+                self._obey()
+                try:
+                    moved = self.model.step()
+                except Exception as e:
+                    self._loop.call_soon_threadsafe(self._fail, as_fault(e))
+                    time.sleep(0.1)  # whatever it is, it may be so at the next step too
+                    continue
+                self.steps += 1
+                if moved:
+                    self._loop.call_soon_threadsafe(self._wake, moved)
+
+    def _obey(self) -> None:
+        while self._orders:
+            order, done = self._orders.popleft()
+            if not done.set_running_or_notify_cancel():
+                continue
+            try:
+                done.set_result(order())
+            except Exception as e:
+                done.set_exception(e)
+
+    def _wake(self, moved: Sequence[Job]) -> None:
+        for job in moved:
+            call = self._calls.get(job)
+            if call is not None and (call.streams or job.is_done):
+                call.wake()
+
+    def _fail(self, fault: Fault) -> None:
+        for call in set(self._calls.values()):
+            call.wake(fault)

@@ -1,0 +1,91 @@
+"""A server from its socket to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from transformer2.errors import UserError
+from transformer2.serving.engine import Engine
+
+__all__ = ["address", "bind", "is_loopback", "run"]
+
+FLUSH = 5  # seconds that clients have at the end to read what is sent, or to notice that it is over
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at an address; port 0 takes a free one.
+
+    Raises:
+        UserError: The address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(where)
+    except OSError as e:
+        raise UserError(f"cannot listen at {host}:{port} ({e.strerror}); give another --host, or --port 0") from e
+    return bound
+
+
+def address(bound: socket.socket) -> str:
+    """Where a socket is reached."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    """Whether this machine alone can reach it."""
+    return ipaddress.ip_address(bound.getsockname()[0]).is_loopback
+
+
+def run(app: FastAPI, bound: socket.socket, ready: Callable[[Callable[[], None]], None]) -> None:
+    """Serve until told to stop: what is new is refused then, what runs is finished.
+
+    Args:
+        app: From `create_app`.
+        bound: From `bind`.
+        ready: Called once requests are taken, with what stops the server, from any thread or signal handler.
+    """
+    asyncio.run(_serve(app, bound, ready))
+
+
+async def _serve(app: FastAPI, bound: socket.socket, ready: Callable[[Callable[[], None]], None]) -> None:
+    loop, engine = asyncio.get_running_loop(), app.state.engine
+    # No access log: it would grow, and /metrics counts.
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=FLUSH
+    )
+    server = _Server(config)
+    draining: list[asyncio.Task[None]] = []  # a task that nothing refers to may be collected
+    serving = asyncio.create_task(server.serve(sockets=[bound]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    if not serving.done():
+
+        def stop() -> None:
+            loop.call_soon_threadsafe(lambda: draining.append(loop.create_task(_drain(server, engine))))
+
+        ready(stop)
+    await serving
+
+
+async def _drain(server: uvicorn.Server, engine: Engine) -> None:
+    engine.draining = True
+    await engine.idle.wait()
+    server.should_exit = True  # the socket is closed, and responses that are being sent are sent
+
+
+class _Server(uvicorn.Server):
+    """Signals are the command line's."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

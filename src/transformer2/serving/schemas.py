@@ -1,0 +1,212 @@
+"""Requests of OpenAI's API, and how they are asked of the model.
+
+A field that is not known here, or has a value under which the answer would be another one, is refused: an answer that
+ignores what was asked looks right and is not.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from transformers import PreTrainedTokenizerBase
+
+from transformer2.errors import nearest
+from transformer2.serving.faults import Fault
+from transformer2.serving.limits import Limits
+
+__all__ = ["AddExpert", "ChatRequest", "CompletionRequest"]
+
+# Bookkeeping of the caller's; no answer depends on it.
+IGNORED = {
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "parallel_tool_calls",
+}  # fmt: skip
+# Fields whose neutral values change nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "echo": (False,),
+    "best_of": (1,),
+    "suffix": ("",),
+    **dict.fromkeys(("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"), ()),
+}
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _Open(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class Part(_Strict):
+    """Text of a message."""
+
+    type: str
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _is_text(self) -> Self:
+        if self.type != "text" or self.text is None:
+            raise ValueError(f"a part of type {self.type!r} cannot be read; this model reads text")
+        return self
+
+
+class Message(_Open):
+    """One message of a chat. Fields that are empty (as in answers that are sent back) are fine."""
+
+    role: str
+    content: str | list[Part] | None = None
+
+    @model_validator(mode="after")
+    def _has_nothing_else(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if value not in (None, [], {}, ""):
+                raise ValueError(f"{name} of a message is not supported; leave it out")
+        if self.content is None:
+            raise ValueError(f"the content of a {self.role} message must be text")
+        return self
+
+    def plain(self) -> dict[str, str]:
+        """As the model takes it."""
+        parts = self.content if isinstance(self.content, list) else []
+        content = "".join(part.text or "" for part in parts) if parts or self.content == [] else self.content
+        return {"role": "system" if self.role == "developer" else self.role, "content": str(content)}
+
+
+class StreamOptions(_Strict):
+    """Options of a stream."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # padding against eavesdroppers; there is none
+
+
+class _Request(_Open):
+    """What chats and completions have in common."""
+
+    model: str = Field(max_length=10_000)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1)
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+
+    @model_validator(mode="after")
+    def _asks_for_nothing_else(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if value is None or name in IGNORED:
+                continue
+            if name not in NEUTRAL:
+                raise ValueError(f"unknown field {name!r}{nearest(name, type(self).model_fields)}")
+            if value not in NEUTRAL[name]:
+                raise ValueError(f"{name} is not supported; leave it out")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options are for stream: true; leave them out")
+        return self
+
+    def budget(self, limits: Limits) -> int | None:
+        """Tokens of an answer.
+
+        Raises:
+            Fault: More than the server allows.
+        """
+        asked = self.max_tokens
+        if limits.tokens is not None and (asked or 0) > limits.tokens:
+            message = f"max_tokens {asked} is more than this server's {limits.tokens}; lower it"
+            raise Fault(400, message, "invalid_value", "max_tokens")
+        return asked
+
+    def options(self, limits: Limits, top_logprobs: int | None) -> list[dict[str, Any]]:
+        """Arguments of `SelfAdaptive.start` for each of the n answers."""
+        # Drawn here where none is given: two requests of one prompt are two draws.
+        seed = secrets.randbits(63) if self.seed is None else self.seed
+        common = {
+            "use": self.model,
+            "max_new_tokens": self.budget(limits),
+            "temperature": 1.0 if self.temperature is None else self.temperature,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "stop": [self.stop] if isinstance(self.stop, str) else self.stop or [],
+            "top_logprobs": top_logprobs,
+        }
+        return [{**common, "seed": (seed + i) % 2**63} for i in range(self.n or 1)]
+
+
+class ChatRequest(_Request):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs are for logprobs: true; set it too")
+        if self.max_completion_tokens is not None:
+            if self.max_tokens not in (None, self.max_completion_tokens):
+                raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
+            self.max_tokens = self.max_completion_tokens
+        return self
+
+    def starts(self, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> list[dict[str, Any]]:
+        """Arguments of `SelfAdaptive.start` for every answer."""
+        prompt = [message.plain() for message in self.messages]
+        top_logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return [{"prompt": prompt, **options} for options in self.options(limits, top_logprobs)]
+
+
+class CompletionRequest(_Request):
+    """Body of POST /v1/completions: text to go on with, without a chat template."""
+
+    prompt: str | Ids | Annotated[list[str], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)]
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_something(cls, prompt: Any) -> Any:
+        if not all(prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]):
+            raise ValueError("an empty prompt cannot be completed; give it some text")
+        return prompt
+
+    def starts(self, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> list[dict[str, Any]]:
+        """Arguments of `SelfAdaptive.start` for every answer, n to a prompt."""
+        many = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
+        found = []
+        for prompt in self.prompt if many else [self.prompt]:
+            ids = _ids(prompt, tokenizer)
+            text = prompt if isinstance(prompt, str) else tokenizer.decode(ids)
+            found += [{"prompt": text, "ids": ids, **options} for options in self.options(limits, self.logprobs)]
+        return found
+
+
+class AddExpert(_Strict):
+    """Body of POST /v1/experts."""
+
+    name: str
+    path: str = Field(min_length=1, max_length=1000)
+
+
+def _ids(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else list(prompt)
+    while isinstance(prompt, str) and ids and ids[-1] == tokenizer.eos_token_id:  # some end every text; it is to go on
+        ids.pop()
+    if max(ids, default=0) >= len(tokenizer):
+        message = f"there is no token {max(ids)}; ids are 0 to {len(tokenizer) - 1}"
+        raise Fault(400, message, "invalid_value", "prompt")
+    return ids

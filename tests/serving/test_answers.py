@@ -1,0 +1,208 @@
+"""What OpenAI's own client gets from the server: answers, streams, samples, log-probabilities, models, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from transformer2 import tasks, tiny
+
+openai = pytest.importorskip("openai", reason="nox -s serve installs it")
+pytestmark = pytest.mark.serve
+QUESTIONS = [
+    e.question for name in ("tiny_math", "tiny_code", "tiny_reasoning") for e in tasks.get(name).examples("test")[:4]
+]
+LONE = (
+    rb'{"model": "base", "prompt": "\ud800", "messages": [{"role": "user", "content": "\ud800"}]}'  # half a character
+)
+GREEDY = {"temperature": 0, "max_tokens": 32}
+
+
+def ask(client, question=QUESTIONS[0], model="auto", **options):
+    messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
+    return client.chat.completions.create(model=model, messages=messages, **{**GREEDY, **options})
+
+
+def test_a_chat_is_answered_and_says_by_what(client, model):
+    for question in QUESTIONS:
+        answer = ask(client, question)
+        (expected,) = model_answers(model, [question])
+        (choice,) = answer.choices
+        assert choice.message.content == expected.text and choice.finish_reason == expected.finish_reason == "stop"
+        assert answer.transformer2["choice"] == expected.choice.name
+        assert answer.transformer2["probabilities"] == pytest.approx(expected.choice.probabilities, abs=1e-4)
+        assert answer.usage.prompt_tokens == expected.prompt_tokens
+        assert answer.usage.total_tokens == expected.prompt_tokens + expected.completion_tokens
+        assert answer.transformer2["seconds"]["second_pass"] > 0
+
+
+def model_answers(model, questions, **options):
+    """The engine's thread and this one share the model, as they may."""
+    return model.generate(questions, temperature=0.0, max_new_tokens=32, **options)
+
+
+@pytest.mark.parametrize("name", ["base", "math", "code", "mix:math=0.6,code=0.9"])
+def test_a_model_name_says_what_answers(client, model, name):
+    answer = ask(client, QUESTIONS[5], name)
+    (expected,) = model_answers(model, [QUESTIONS[5]], use=name)
+    assert answer.choices[0].message.content == expected.text and answer.model == name
+    assert answer.transformer2["choice"] == ("mix" if name.startswith("mix") else name)
+    assert answer.transformer2["weights"] == dict(expected.choice.weights)
+
+
+def test_a_stream_is_the_answer_in_pieces(client):
+    whole = ask(client)
+    chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == whole.choices[0].message.content
+    assert len(chunks) > 5 and chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[0].transformer2["choice"] == whole.transformer2["choice"]  # known before the first word
+    assert [c.choices[0].finish_reason for c in chunks[:-1]] == [None] * (len(chunks) - 2) + ["stop"]
+    assert chunks[-1].usage == whole.usage and not chunks[-1].choices
+    assert chunks[-1].transformer2["seconds"] and chunks[-2].transformer2["choice"] == whole.transformer2["choice"]
+    (last,) = list(ask(client, stream=True))[-1:]
+    assert last.transformer2["choice"] == whole.transformer2["choice"] and last.choices[0].finish_reason == "stop"
+
+
+def test_two_samples_follow_the_seed(client):
+    options = {"n": 2, "temperature": 1.5, "seed": 7, "model": "base"}
+    first, again = ask(client, **options), ask(client, **options)
+    texts = [c.message.content for c in first.choices]
+    assert texts == [c.message.content for c in again.choices] and texts[0] != texts[1]
+    assert [c.index for c in first.choices] == [0, 1]
+    streamed = {0: "", 1: ""}
+    for chunk in ask(client, stream=True, **options):
+        streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert list(streamed.values()) == texts
+    assert first.usage.prompt_tokens == ask(client, model="base").usage.prompt_tokens  # counted once
+    unseeded = {ask(client, temperature=1.5, model="base").choices[0].message.content for _ in range(4)}
+    assert len(unseeded) > 1
+
+
+def test_a_stop_string_ends_the_text_before_it(client):
+    whole = ask(client).choices[0].message.content
+    stop = whole[6:9]
+    stopped = ask(client, stop=[stop, "never said"])
+    assert stopped.choices[0].message.content == whole.partition(stop)[0]
+    assert stopped.choices[0].finish_reason == "stop"
+    pieces = [c.choices[0].delta.content or "" for c in ask(client, stop=stop, stream=True)]
+    assert "".join(pieces) == whole.partition(stop)[0]
+    cut = ask(client, max_tokens=None, max_completion_tokens=3)
+    assert cut.choices[0].finish_reason == "length" and cut.usage.completion_tokens == 3
+
+
+def test_log_probabilities_are_the_models_own(client):
+    answer = ask(client, logprobs=True, top_logprobs=3)
+    content = answer.choices[0].logprobs.content
+    assert len(content) == answer.usage.completion_tokens - 1  # EOS is no text
+    for token in content:
+        likeliest = max(token.top_logprobs, key=lambda t: t.logprob)
+        assert len(token.top_logprobs) == 3 and likeliest.token == token.token  # greedy
+        assert token.logprob == pytest.approx(likeliest.logprob, abs=1e-4)
+        assert bytes(token.bytes).decode() == token.token
+    streamed = [
+        token
+        for chunk in ask(client, logprobs=True, stream=True)
+        if chunk.choices[0].logprobs
+        for token in chunk.choices[0].logprobs.content
+    ]
+    assert [t.token for t in streamed] == [t.token for t in content]
+    assert [t.logprob for t in streamed] == pytest.approx([t.logprob for t in content], abs=1e-3)
+    warm = ask(client, logprobs=True, top_logprobs=20, temperature=2, top_p=0.5, seed=1)
+    for token in warm.choices[0].logprobs.content:  # of temperature 1, whatever was drawn from
+        same = [t.logprob for t in token.top_logprobs if t.token == token.token]
+        assert not same or same[0] == pytest.approx(token.logprob, abs=1e-4)
+
+
+def test_a_completion_goes_on_from_raw_text(client, served):
+    tokenizer = served.model.tokenizer
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTIONS[0]}], tokenize=False, add_generation_prompt=True
+    )
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    chat = ask(client, model="math").choices[0].message.content
+    by_ids = client.completions.create(model="math", prompt=ids, **GREEDY)
+    assert by_ids.choices[0].text == chat and by_ids.transformer2["choice"] == "math"
+    both = client.completions.create(model="math", prompt=[ids, ids[:5]], n=2, logprobs=2, **GREEDY)
+    assert [c.index for c in both.choices] == [0, 1, 2, 3] and both.usage.prompt_tokens == len(ids) + 5
+    assert both.choices[1].text == chat != both.choices[2].text
+    assert both.choices[0].logprobs.tokens[0] in both.choices[0].logprobs.top_logprobs[0]
+    raw = client.completions.create(model="auto", prompt="f(x) = x + 3", **GREEDY)
+    assert raw.usage.prompt_tokens == len(tokenizer("f(x) = x + 3")["input_ids"])
+    pieces = client.completions.create(model="auto", prompt="f(x) = x + 3", stream=True, **GREEDY)
+    assert "".join(c.choices[0].text for c in pieces) == raw.choices[0].text
+
+
+def test_models_and_experts_are_told(client, served):
+    models = {m.id: m.transformer2 for m in client.models.list()}
+    assert list(models) == ["auto", "base", *tiny.EXPERTS]
+    assert models["math"]["task"] == "tiny_math" and models["math"]["kind"] == "expert"
+    assert client.models.retrieve("mix:math=0.5").transformer2["weights"] == {"math": 0.5}
+    z = client.get("/experts/math/z", cast_to=object)["matrices"]
+    assert len(z) == models["math"]["matrices"] and all(math.isfinite(v) for row in z.values() for v in row)
+    assert list(z) == list(served.model.z("math"))
+    with pytest.raises(openai.NotFoundError):
+        client.get("/experts/maths/z", cast_to=object)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "code", "named"),
+    [
+        ({"model": "maths"}, openai.NotFoundError, "model_not_found", "did you mean 'math'"),
+        ({"model": "mix:maths=1"}, openai.NotFoundError, "model_not_found", "did you mean 'math'"),
+        ({"model": "mix:math=x"}, openai.BadRequestError, None, "no mixture"),
+        ({"question": "word " * 500}, openai.BadRequestError, "context_length_exceeded", "shorten"),
+        ({"max_tokens": 10**6}, openai.BadRequestError, "context_length_exceeded", "shorten"),
+        ({"max_tokens": 0}, openai.BadRequestError, None, "max_tokens"),
+        ({"temperature": 3}, openai.BadRequestError, None, "temperature"),
+        ({"top_p": 0}, openai.BadRequestError, None, "top_p"),
+        ({"n": 1000}, openai.BadRequestError, "invalid_value", "128"),
+        ({"stop": [""]}, openai.BadRequestError, None, "stop"),
+        ({"top_logprobs": 2}, openai.BadRequestError, None, "logprobs"),
+        ({"question": []}, openai.BadRequestError, None, "messages"),
+        ({"question": [{"role": "robot", "content": "?"}]}, openai.BadRequestError, None, "robot"),
+        ({"question": [{"role": "user", "content": [{"type": "image_url"}]}]}, openai.BadRequestError, None, "image"),
+        ({"question": [{"role": "user", "content": "?", "name": "me"}]}, openai.BadRequestError, None, "name"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, None, "tools"),
+        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, None, "response_format"),
+        ({"frequency_penalty": 1}, openai.BadRequestError, None, "frequency_penalty"),
+        ({"logit_bias": {"3": 1}}, openai.BadRequestError, None, "logit_bias"),
+        ({"extra_body": {"top_k": 4}}, openai.BadRequestError, None, "top_k"),
+        ({"extra_body": {"temprature": 4}}, openai.BadRequestError, None, "did you mean 'temperature'"),
+        ({"extra_body": {"seed": "1"}}, openai.BadRequestError, None, "seed"),
+        ({"stream_options": {"include_usage": True}}, openai.BadRequestError, None, "stream"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_done_is_refused(client, served, options, error, code, named, stream):
+    if stream and "stream_options" in options:
+        return
+    with pytest.raises(error, match=named) as found:
+        ask(client, **options, **({"stream": True} if stream else {}))
+    assert found.value.code == code and set(found.value.body) == {"message", "type", "param", "code"}
+    assert served.engine.answers == 0
+
+
+def test_neutral_fields_and_answers_sent_back_are_taken(client):
+    first = ask(client, user="me", frequency_penalty=0, tools=[], response_format={"type": "text"}, n=1)
+    said = first.choices[0].message
+    parts = [{"type": "text", "text": QUESTIONS[5]}]
+    chat = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "3 + 4"}, said]
+    assert ask(client, [*chat[1:], {"role": "user", "content": parts}], max_tokens=8).choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[1]", b"{", b'"text"', b"{}", b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000, LONE]
+)
+def test_a_body_that_is_no_request_is_refused(served, body):
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        response = served.post(path, body)
+        assert response.status_code == 400, response.text
+        assert json.loads(response.text)["error"]["type"] == "invalid_request_error"
+
+
+def test_unknown_routes_have_the_same_shape(served):
+    for path in ("/v1/nothing", "/v1/completions"):
+        response = served.get(path)
+        assert response.status_code in (404, 405) and response.json()["error"]["message"]
