@@ -49,10 +49,11 @@ def test_a_rate_that_is_too_high_collapses_says_so_and_is_stopped(tmp_path, caps
     assert line in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_certain_of_wrong_answers(tmp_path):
-    lora = ["--model.adapter", "{peft_type: LORA, r: 8, target_modules: all-linear}", "--optimizer.lr", "0.02", "--lr_scheduler", "Warmup"]
-    run = ["--data.task", "toy_task.MostlyB", "--data.batch_size", "32", "--trainer.max_steps", "18"]
-    report, said, _ = fit(tmp_path / "run", *run, "--trainer.val_check_interval", "9", *lora)
+    lora = ["--model.adapter", "{peft_type: LORA, r: 8, target_modules: all-linear}", "--optimizer.lr", "0.02"]
+    run = ["--data.task", "toy_task.MostlyB", "--data.batch_size", "32"]
+    report, said, _ = fit(tmp_path / "run", *run, "--trainer.val_check_interval", "20", *lora)
     assert "the entropy fell from" in signs(report)[0]
     assert sum("the entropy fell from" in words for words in said) == 1
 
