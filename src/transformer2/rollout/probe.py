@@ -152,12 +152,13 @@ def can_share(policy: nn.Module, device: torch.device) -> bool:
     mask_BP = torch.ones_like(ids_BP)
     mask_BP[2, : half - 1] = 0
     positions_BP, after_B1 = (mask_BP.cumsum(-1) - 1).clamp(min=0), p.next_BS[[row] * len(ids_BP), :1]
-    given, expected = [], []
-    for share, logits in ((True, given), (False, expected)):
-        first, cache, mask = prefill(policy, ids_BP, mask_BP, positions_BP, lambda rows: None, share=share)
+
+    def logits_B2V(share: bool) -> Tensor:
+        first_BV, cache, mask = prefill(policy, ids_BP, mask_BP, positions_BP, lambda rows: None, share=share)
         mask = torch.cat([mask, torch.ones_like(after_B1)], dim=1)
-        logits += [first, next_logits(policy, after_B1, mask, positions_BP[:, -1:] + 1, cache)]
-    return not p.differs(torch.stack(given, 1), torch.stack(expected, 1), p.tolerance)
+        return torch.stack([first_BV, next_logits(policy, after_B1, mask, positions_BP[:, -1:] + 1, cache)], dim=1)
+
+    return not p.differs(logits_B2V(True), logits_B2V(False), p.tolerance)
 
 
 @contextmanager
