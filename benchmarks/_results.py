@@ -18,8 +18,8 @@ __all__ = ["FOLDER", "NAMES", "Row", "keep", "table"]
 FOLDER = Path(__file__).parent / "results"
 # Benchmarks of run.py, in the order of the file; those of other commands follow.
 NAMES = (
-    "layer", "train_step", "decomposition", "kl", "zrows", "share", "startup", "rl_step", "to_accuracy", "verify_math",
-    "sandbox", "quantised", "serve",
+    "layer", "train_step", "decomposition", "kl", "zrows", "share", "startup", "rl_step", "llm_step", "to_accuracy",
+    "verify_math", "sandbox", "quantised", "serve",
 )  # fmt: skip
 
 

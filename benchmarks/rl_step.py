@@ -24,6 +24,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 import transformer2
 from transformer2.data import ExpertDataModule
 from transformer2.module import SVFReinforceModule
-from transformer2.module.options import LossOptions, SamplingOptions
+from transformer2.module.options import LossOptions, MemoryOptions, SamplingOptions
 from transformer2.tiny import model_path
 
 TASK = "tiny_math"
@@ -50,6 +51,27 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "SVF factored": {"peft_type": "SVF", "target_modules": "all-linear", "form": "factored"},
     "LoRA": {"peft_type": "LORA", "r": 16, "target_modules": "all-linear"},
 }
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both train on, and what they hold at a time.
+
+    Attributes:
+        task: Name of the task.
+        options: Its options.
+        dtype: Of the base; bfloat16 is TRL's `bf16`, too.
+        attention: Of the base; None takes transformers' choice.
+        rows: Completions that TRL scores at a time; None takes all.
+        tokens: Padded tokens that ours scores at a time.
+    """
+
+    task: str = TASK
+    options: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    attention: str | None = None
+    rows: int | None = None
+    tokens: int = 8192
 
 
 def measure(toy: bool = False) -> list[Row]:
@@ -95,6 +117,11 @@ def _rows(
         ratio = total[form] / total["TRL + LoRA"]
         rows.append(Row(f"{name}: {form} / TRL + LoRA r16, CPU seconds", ratio, at_most=limit, note=note))
     return rows
+
+
+def loading(work: Work) -> dict[str, Any]:
+    """What `from_pretrained` takes for it."""
+    return {} if work.attention is None else {"attn_implementation": work.attention}
 
 
 def endless_copy(folder: Path) -> Path:
@@ -159,6 +186,7 @@ def ours(
     scratch: Path,
     lr: float = LR,
     group: int = GROUP,
+    work: Work = Work(),
 ) -> Stepper:
     """SVFReinforceModule under the Lightning Trainer."""
 
@@ -179,11 +207,13 @@ def ours(
             default_root_dir=scratch, callbacks=[Pause(stepper)],
         )  # fmt: skip
         module = SVFReinforceModule(
-            str(base), adapter, "float32", optimizer=lambda params: torch.optim.AdamW(params, lr=lr, weight_decay=0.0),
+            str(base), adapter, work.dtype, optimizer=lambda params: torch.optim.AdamW(params, lr=lr, weight_decay=0.0),
             sampling=SamplingOptions(num_completions=group, max_new_tokens=budget),
             loss=LossOptions(baseline="group_norm" if group > 1 else "batch_mean", kl_coef=kl_coef),
+            memory=MemoryOptions(micro_batch_tokens=work.tokens), model_kwargs=loading(work),
         )  # fmt: skip
-        trainer.fit(module, ExpertDataModule(TASK, str(base), batch_size=completions // group))
+        size = completions // group
+        trainer.fit(module, ExpertDataModule(work.task, str(base), task_options=work.options, batch_size=size))
 
     return Stepper(loop)
 
@@ -196,6 +226,7 @@ def trls(
     kl_coef: float,
     scratch: Path,
     lr: float = LR,
+    work: Work = Work(),
 ) -> Stepper:
     """TRL's GRPOTrainer."""
     from datasets import Dataset
@@ -203,7 +234,8 @@ def trls(
 
     options = {k: v for k, v in adapter.items() if k != "peft_type"}
     config = LoraConfig(**options) if adapter["peft_type"] == "LORA" else transformer2.SVFConfig(**options)
-    task = transformer2.tasks.get(TASK)
+    task = transformer2.tasks.get(work.task, **work.options)
+    rows = work.rows or completions
     examples = task.examples("train")
 
     class Pause(TrainerCallback):
@@ -224,13 +256,14 @@ def trls(
             return [task.verify(examples[i], text).reward for i, text in zip(row, said, strict=True)]
 
         trainer = GRPOTrainer(
-            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+            AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, work.dtype), **loading(work)),
             reward_funcs=reward,
             args=GRPOConfig(
-                output_dir=str(scratch), per_device_train_batch_size=completions, num_generations=GROUP,
-                max_completion_length=budget, beta=kl_coef, learning_rate=lr, max_steps=100_000, use_cpu=True,
-                bf16=False, activation_checkpointing=False, logging_strategy="no", save_strategy="no",
-                report_to=[], disable_tqdm=True,
+                output_dir=str(scratch), per_device_train_batch_size=rows, num_generations=GROUP,
+                gradient_accumulation_steps=completions // rows, max_completion_length=budget, beta=kl_coef,
+                learning_rate=lr, max_steps=100_000, use_cpu=True, bf16=work.dtype == "bfloat16",
+                activation_checkpointing=False, logging_strategy="no", save_strategy="no", report_to=[],
+                disable_tqdm=True,
             ),
             train_dataset=Dataset.from_dict(
                 {"prompt": [[dict(m) for m in e.messages] for e in examples], "row": list(range(len(examples)))}

@@ -21,7 +21,8 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.utilities import rank_zero_warn
 
 from transformer2.callbacks import interrupt
 from transformer2.checkpoints import pack, read_checkpoint, write_checkpoint
@@ -157,6 +158,14 @@ class LastCheckpoint(Checkpoint):
         """Write the loops' progress so that Lightning resumes from it exactly."""
         if self._where:
             _settle(checkpoint["loops"]["fit_loop"], self._where)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A run that an EarlyStopping of its own had ended is over; without that callback it goes on."""
+        states = checkpoint.get("callbacks", {})
+        early = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
+        if trainer.state.fn == "fit" and any(states.get(c.state_key, {}).get("stopping_reason") for c in early):
+            rank_zero_warn("this run was stopped early; to train on, leave EarlyStopping out of trainer.callbacks")
+            trainer.should_stop = True
 
     # ------------------------------------------------------------------ signals
 

@@ -1,22 +1,26 @@
-"""One progress bar for the whole run: reward, accuracy, KL and the time left."""
+"""One progress bar for the whole run: reward, accuracy, what tells of a collapse, and the time left."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from tqdm import tqdm
 
 from transformer2.arguments import Positive, check_arguments
+from transformer2.callbacks.protocols import HasPolicy
 
 LOG_INTERVAL = 10.0  # seconds between lines where the output is a file rather than a terminal
-SHOWN = {"train/reward": "reward", "val/accuracy": "val acc", "train/kl": "KL"}
+SHOWN = {
+    "train/reward": "reward", "val/accuracy": "val acc", "train/kl": "KL", "train/entropy": "entropy",
+    "train/completion_length": "length",
+}  # fmt: skip
 
 
 class TrainingBar(ProgressBar):
-    """Steps done and to do, with the latest reward, validation accuracy and KL.
+    """Steps done and to do; the latest reward, validation accuracy, KL, entropy and length; signs of a collapse.
 
     Args:
         min_interval: Seconds between redraws.
@@ -61,13 +65,14 @@ class TrainingBar(ProgressBar):
         total = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
         self._open(total, "fit", trainer.global_step)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """One optimizer step is done."""
         if self.bar is not None:
             metrics = trainer.callback_metrics
-            self.bar.set_postfix(
-                {label: f"{float(metrics[k]):.3f}" for k, label in SHOWN.items() if k in metrics}, refresh=False
-            )
+            shown = {label: f"{float(metrics[k]):.3g}" for k, label in SHOWN.items() if k in metrics}
+            if signs := cast(HasPolicy, pl_module).alarms.collapse.standing:
+                shown = {"COLLAPSED": "+".join(signs), **shown}
+            self.bar.set_postfix(shown, refresh=False)
             self.bar.update()
 
     def on_train_end(self, *args: Any) -> None:

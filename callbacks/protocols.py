@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from transformer2.adaptation.answerer import Answerer
+from transformer2.module.alarms import Alarms
 from transformer2.tasks import Task
 from transformer2.types import Answer, Example
 
@@ -15,10 +16,12 @@ class HasPolicy(Protocol):
 
     Attributes:
         policy: The model with its adapters; the one that is trained is called `default`.
+        alarms: What is wrong with the training.
         validated: Questions and answers of the last validation.
     """
 
     policy: Any
+    alarms: Alarms
     validated: Sequence[tuple[Example, Answer]]
 
     @property

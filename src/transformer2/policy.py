@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    DynamicCache,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -222,20 +223,23 @@ def reference(policy: PeftModel) -> Iterator[None]:
                 p.data = value
 
 
-def hidden_states(policy: PeftModel, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+def hidden_states(
+    policy: PeftModel, input_ids_BT: Tensor, attention_mask_BT: Tensor, past: DynamicCache | None = None
+) -> Tensor:
     """Last hidden states (B, T, D), after the final norm: what lm_head reads.
 
     Args:
         policy: The model.
         input_ids_BT: int64, left-padded prompts followed by right-padded completions.
-        attention_mask_BT: int64, 1 on real tokens. Positions count real tokens, as in generation.
+        attention_mask_BT: int64, 1 on real tokens, those of `past` included. Positions count real tokens, as in
+            generation.
+        past: Keys and values of the tokens before, with their graph; those of these tokens join them.
     """
     model = policy.get_base_model()
     backbone = model.base_model if model.base_model is not model else model.model  # Llama 4's prefix names nothing
-    positions_BT = (attention_mask_BT.cumsum(-1) - 1).clamp(min=0)
-    output = backbone(
-        input_ids=input_ids_BT, attention_mask=attention_mask_BT, position_ids=positions_BT, use_cache=False
-    )
+    positions_BT = (attention_mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -input_ids_BT.shape[1] :]
+    cached = {"use_cache": False} if past is None else {"use_cache": True, "past_key_values": past}
+    output = backbone(input_ids=input_ids_BT, attention_mask=attention_mask_BT, position_ids=positions_BT, **cached)
     return output.last_hidden_state
 
 

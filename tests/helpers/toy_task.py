@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from transformer2.tasks import Task
+from transformer2.tasks.tiny_reasoning import TinyReasoning
 from transformer2.types import Example, Verdict
 
 
@@ -142,3 +143,13 @@ class Unstartable(FirstLetter):
 
     def __getstate__(self):
         return {"a": 1}
+
+
+class MostlyB(TinyReasoning):
+    """B is right in three questions of five, whatever they ask, and nothing is in the others: always B is the best."""
+
+    name: ClassVar[str] = "mostly_b"
+
+    def verify(self, example, completion):
+        says_b = " B" in completion
+        return Verdict.of(says_b and int(example.id.rpartition("/")[2]) % 5 < 3, completion[-3:], "B or nothing")

@@ -257,7 +257,8 @@ def test_out_of_memory_with_one_row_is_an_error_that_names_the_remedy(make):
     assert all(p.grad is None for p in module.trained())
 
 
-def test_checkpointed_activations_give_the_same_gradient_and_no_dropout(make):
+def test_checkpointed_activations_give_the_same_gradient_and_no_dropout(make, monkeypatch):
+    monkeypatch.setattr(training, "can_share", lambda *_: False)  # which adds up in another order, and keeps a cache
     runs = {}
     for wanted in (False, True):
         trainer, module, data = make(max_steps=2, kl_coef=0.1, activation_checkpointing=wanted)

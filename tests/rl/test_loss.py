@@ -128,3 +128,9 @@ def test_splitting_keeps_the_rows_and_reaches_the_count():
         assert len(split) == count
         assert sorted(row for group in split for row in group) == list(range(7))
     assert split_rows(groups, 2) == groups
+
+
+def test_rows_of_a_prompt_stay_together_and_count_its_tokens_once():
+    prompts, completions = [10] * 4 + [30] * 4 + [20] * 4, [5, 9, 1, 1, 2, 2, 2, 8, 3, 3, 3, 3]
+    groups = pack_rows(prompts, completions, 94, completions=4)
+    assert groups == [[7, 4, 5, 6], [8, 9, 10, 11, 1, 0], [2, 3]]  # 30 + 4 x 8, 2 x 20 + 6 x 9

@@ -24,7 +24,7 @@ def test_equals_a_plain_forward_pass(family, whole, monkeypatch):
     monkeypatch.setattr(module, "PREFILL_TOKENS", 2 * WIDTH)
     model, (ids, mask, positions) = build(family), left_padded()
     selected = []
-    logits, cache = prefill(model, ids, mask, positions, lambda rows: selected.append(rows.tolist()), whole)
+    logits, cache, _ = prefill(model, ids, mask, positions, lambda rows: selected.append(rows.tolist()), whole)
 
     plain = DynamicCache(config=model.config)
     expected = model(ids, attention_mask=mask, position_ids=positions, past_key_values=plain).logits

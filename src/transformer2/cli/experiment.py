@@ -96,7 +96,7 @@ class Experiment:
         self.trainer: L.Trainer = cli.trainer
         self.seed = int(cli.config.seed_everything)
         self.hint: Callable[[], str] = lambda: "nothing was changed; run the command again"  # after a signal
-        self.trained = False
+        self.trained = self.stopped = False
         if (listener := interrupt.current()) is not None:
             listener.on_signal = self.on_signal
 
@@ -188,6 +188,7 @@ class Experiment:
         setup = time.perf_counter() - start
         self.trainer.fit(self.module, self.data, ckpt_path=ckpt_path)
         self.trained = True
+        self.stopped = self.trainer.should_stop
         self.hint = lambda: f"the trained expert is in {self.folder / 'expert'}: transformer2 test --expert scores it"
         trained = time.perf_counter() - start
         self.trainer.test(self.module, self.data, verbose=False)
@@ -228,7 +229,13 @@ class Experiment:
 
     def _report(self, seconds: dict[str, float]) -> int:
         records, task = self.module.records, self.data.task
-        facts = Facts(details=label_confusion(records, task), notes=self.module.alarms.notes())
+        keeper = self._callback(ExpertCheckpoint) if self.trained else None
+        step = None if keeper is None else keeper.best_step
+        notes = self.module.alarms.notes(step)
+        if self.stopped:
+            kept = "" if step is None else f"; the expert is of step {step}"
+            notes.append(f"stopped early, after {self.trainer.global_step} steps{kept}")
+        facts = Facts(details=label_confusion(records, task), notes=notes)
         report = build_report(records, task, task.protocol, seconds, (self.seed,), facts=facts)
         if self.trainer.is_global_zero:
             write_report(self.folder, report, records)

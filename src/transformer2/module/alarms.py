@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from transformer2.module.collapse import Collapse
 from transformer2.report.notes import CUT_REMEDY, MOST, most_common
 from transformer2.types import Verdict
 
@@ -20,9 +22,11 @@ class Alarms:
     Attributes:
         steps: Steps seen.
         flat_steps: Those that had no signal: equal rewards, or none.
+        collapse: What it has seen of a collapse.
     """
 
     def __init__(self) -> None:
+        self.collapse = Collapse()
         self.steps = self.flat_steps = self._flat_in_a_row = 0
         self._said: set[str] = set()
 
@@ -41,7 +45,9 @@ class Alarms:
         self._flat_in_a_row = self._flat_in_a_row + 1 if flat else 0
         if self._flat_in_a_row == FLAT_STEPS_TO_WARN_OF:
             self._once("flat", step, _without_signal(metrics["train/reward"], verdicts))
-        if (cut := 1 - metrics["train/finished"]) >= MOST:
+        for words in self.collapse.look(step, metrics):
+            rank_zero_warn(f"step {step}: {words}")
+        if (cut := 1 - metrics["train/finished"]) >= MOST and not self.collapse.ended_at_first:
             self._once("cut", step, f"{cut:.0%} of the completions were cut off; {CUT_REMEDY}")
         if (off := metrics.get("rollout/mismatch", 0.0)) > MISMATCH_TO_WARN_OF:
             self._once(
@@ -52,11 +58,30 @@ class Alarms:
                 "the rounding of merged weights, model.memory.merge_rollouts false avoids it",
             )
 
-    def notes(self) -> list[str]:
-        """What a report says of the training: nothing, unless most steps had no signal."""
-        if not self.steps or self.flat_steps < MOST * self.steps:
-            return []
-        return [f"{self.flat_steps} of {self.steps} training steps had nothing to learn from (equal rewards, or none)"]
+    def notes(self, expert_step: int | None = None) -> list[str]:
+        """What a report says of the training: that it collapsed, or that most steps had no signal.
+
+        Args:
+            expert_step: The step whose expert is scored, where it is known.
+        """
+        collapsed = self.collapse.note(expert_step)
+        lines = [] if collapsed is None else [collapsed]
+        if self.steps and self.flat_steps >= MOST * self.steps:
+            what = "training steps had nothing to learn from (equal rewards, or none)"
+            lines.append(f"{self.flat_steps} of {self.steps} {what}")
+        return lines
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for resume: a resumed run reports as the uncut one."""
+        counts = {"steps": self.steps, "flat_steps": self.flat_steps, "flat_in_a_row": self._flat_in_a_row}
+        return {**counts, "said": sorted(self._said), "collapse": self.collapse.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; one that was written before there were alarms in it says nothing."""
+        if state:
+            self.steps, self.flat_steps = state["steps"], state["flat_steps"]
+            self._flat_in_a_row, self._said = state["flat_in_a_row"], set(state["said"])
+            self.collapse.load_state_dict(state["collapse"])
 
     def _once(self, about: str, step: int, text: str) -> None:
         if about not in self._said:

@@ -54,6 +54,16 @@ class PolicyModule(L.LightningModule):
         self.validated: list[tuple[Example, Answer]] = []
         self.records: list[Record] = []
 
+    def train(self, mode: bool = True) -> PolicyModule:
+        """Lightning's switch, except that the policy stays in evaluation mode.
+
+        Dropout would make the policy that is scored another one than the policy that sampled.
+        """
+        super().train(mode)
+        if self.policy is not None:
+            self.policy.eval()
+        return self
+
     # ------------------------------------------------------------------ sampling and verifying
 
     @property

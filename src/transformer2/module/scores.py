@@ -6,17 +6,43 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
-from transformer2.policy import checkpointed, completion_states, reference
+from transformer2.policy import checkpointed, completion_states, hidden_states, reference
 from transformer2.rl.kl import KL
 from transformer2.rl.logprobs import Head, TokenScores, chunk_tokens, score_tokens
+from transformer2.rollout.shared import Shared, select_rows, shared_part
 from transformer2.types import Rollouts
 
 
-def predicting_states(policy: Any, rollouts: Rollouts) -> Tensor:
-    """Hidden states that predict the sampled tokens, packed: (N, D), row-major over `completion_mask_BC`."""
+def predicting_states(policy: Any, rollouts: Rollouts, share: bool = False) -> Tensor:
+    """Hidden states that predict the sampled tokens, packed: (N, D), row-major over `completion_mask_BC`.
+
+    Args:
+        policy: The model.
+        rollouts: Of the policy.
+        share: Run once what the prompts have in common, where that is much of them (see rollout/probe.py: `can_share`).
+    """
+    if share and rollouts.completion_ids_BC.shape[1]:  # else no row has a token that counts
+        before = rollouts.prompt_ids_BP[:, :-1], rollouts.prompt_mask_BP[:, :-1]  # the last token predicts one as well
+        if (shared := shared_part(*before, columns=rollouts.completion_ids_BC.shape[1])) is not None:
+            ids_BC = torch.cat([rollouts.prompt_ids_BP[:, -1:], rollouts.completion_ids_BC[:, :-1]], dim=1)
+            mask_BC = torch.cat([rollouts.prompt_mask_BP[:, -1:], rollouts.completion_mask_BC[:, :-1]], dim=1)
+            return states_after(policy, shared, ids_BC, mask_BC)[rollouts.completion_mask_BC.bool()]
     r = rollouts
     return completion_states(policy, r.prompt_ids_BP, r.prompt_mask_BP, r.completion_ids_BC, r.completion_mask_BC)
+
+
+def states_after(policy: Any, shared: Shared, ids_BC: Tensor, mask_BC: Tensor) -> Tensor:
+    """Hidden states (B, C, D) of tokens that follow prompts: beginning, rests and rows, one pass each."""
+    cache = DynamicCache(config=policy.config)
+    begins = shared.beginning_1K.shape[1]
+    if begins:
+        hidden_states(policy, shared.beginning_1K, torch.ones_like(shared.beginning_1K), cache)
+        select_rows(cache, torch.zeros(len(shared.rest_UR), dtype=torch.long, device=ids_BC.device))
+    hidden_states(policy, shared.rest_UR, shared.mask_UP, cache)
+    select_rows(cache, shared.prompt_B)
+    return hidden_states(policy, ids_BC, torch.cat([shared.mask_UP[shared.prompt_B], mask_BC], dim=1), cache)
 
 
 def score(
@@ -26,6 +52,7 @@ def score(
     kl: KL | None = None,
     temperature: float = 1.0,
     recompute: bool = False,
+    share: bool = False,
 ) -> TokenScores:
     """Score the N sampled tokens of rollouts.
 
@@ -36,13 +63,14 @@ def score(
         kl: Which KL to the base (rl/kl.py); None saves its forward pass, and the KL is 0.
         temperature: The sampling temperature; greedy tokens are scored at 1.
         recompute: Compute activations again in the backward pass rather than keep them.
+        share: Run once what the prompts have in common; not with `recompute`, which keeps no cache.
     """
     ref_hidden_ND = None
     if kl is not None:
         with torch.no_grad(), reference(policy):
-            ref_hidden_ND = predicting_states(policy, rollouts)
+            ref_hidden_ND = predicting_states(policy, rollouts, share)
     with checkpointed(policy, recompute):
-        hidden_ND = predicting_states(policy, rollouts)
+        hidden_ND = predicting_states(policy, rollouts, share and not recompute)
     return score_tokens(
         hidden_ND,
         rollouts.completion_ids_BC[rollouts.completion_mask_BC.bool()],

@@ -54,12 +54,14 @@ from transformer2.rl.loss import importance_weights, reinforce_loss
 from transformer2.rl.packing import pack_rows, split_rows
 from transformer2.rl.step import Step
 from transformer2.rollout.base import EngineName
+from transformer2.rollout.probe import can_share
 from transformer2.rollout.server import VLLMOptions
 from transformer2.seeds import rollout_seed
 from transformer2.svf.quantised import check_gradient
 from transformer2.types import PromptBatch, Rollouts, Verdict
 
 MAX_SKIPPED_IN_A_ROW = 3
+ALARMS = "transformer2_alarms"  # key of their state in a checkpoint
 KL_MONITOR_EVERY = 10  # with kl_coef 0 the KL costs a forward pass and changes nothing, so it is only looked at
 
 
@@ -127,6 +129,7 @@ class SVFReinforceModule(PolicyModule):
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not the base
         self.micro_batch_tokens = self.memory.micro_batch_tokens  # halved when memory does not suffice
+        self.shares = False  # until it is known whether prompts' common tokens may be run once
         self.meter = StepMeter()
         self.alarms = Alarms()
         self.last_verdicts: list[Verdict] = []  # of this rank's rollouts
@@ -200,6 +203,7 @@ class SVFReinforceModule(PolicyModule):
             rollouts.prompt_mask_BP.sum(-1).tolist(),
             rollouts.completion_mask_BC.sum(-1).tolist(),
             self.micro_batch_tokens,
+            self.sampling.num_completions if self.shares else 1,
         )
         return split_rows(groups, max(gather_objects(len(groups)))) if self._in_lockstep() else groups
 
@@ -222,7 +226,7 @@ class SVFReinforceModule(PolicyModule):
         measured = bool(self.loss.kl_coef) or self.global_step % KL_MONITOR_EVERY == 0
         with self.meter.timed("logprobs"):
             kl, recompute = self.loss.kl if measured else None, self.memory.activation_checkpointing
-            scores = score(self.policy, self.head, rollouts, kl, self.sampling.temperature, recompute)
+            scores = score(self.policy, self.head, rollouts, kl, self.sampling.temperature, recompute, self.shares)
         logprobs_N, kl_N, entropy_N = scores
         said_N = None if rollouts.logprobs_BC is None else rollouts.logprobs_BC[sampled_BC]
         cap = self.loss.importance_cap or math.inf
@@ -284,6 +288,7 @@ class SVFReinforceModule(PolicyModule):
         metrics = step_metrics(step, rewards_B, self.sampling.num_completions) | self.meter.read()
         metrics |= {"train/grad_norm": norm, "train/lr": lr, "train/skipped": float(not finite)}
         self.alarms.look(self.global_step, metrics, self.loss.baseline in GROUPED, self.last_verdicts)
+        metrics["train/collapsed"] = float(len(self.alarms.collapse.standing))
         self.log_dict(metrics, batch_size=len(rewards_B))
 
     # ------------------------------------------------------------------ Lightning's hooks
@@ -294,6 +299,9 @@ class SVFReinforceModule(PolicyModule):
             self._check_model()
         check_gradient(self.policy)
         check_trained_whole(self.policy.peft_config["default"])
+        # Ranks in lockstep all run as many passes, and recomputed activations keep no cache.
+        alone = not (self._in_lockstep() or self.memory.activation_checkpointing)
+        self.shares = alone and can_share(self.policy, self.policy.device)
 
     def _check_model(self) -> None:
         """Refuse a base that decodes or scores otherwise than it should."""
@@ -324,10 +332,12 @@ class SVFReinforceModule(PolicyModule):
         state = checkpoint.get("state_dict", {})  # DeepSpeed keeps its own
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained}
         checkpoint[KEY] = identity(self)
+        checkpoint[ALARMS] = self.alarms.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another policy or task (module/identity.py)."""
         self.changed = check_identity(self, checkpoint)
+        self.alarms.load_state_dict(checkpoint.get(ALARMS, {}))
 
     def on_train_start(self) -> None:
         """A resumed run continues with its next batch, and at its own rate, not at the one in the optimizer's state."""
@@ -338,13 +348,3 @@ class SVFReinforceModule(PolicyModule):
         if changes_rate(self.changed):
             fresh = self._built([torch.nn.Parameter(torch.zeros(1))])
             restart(self.trainer.optimizers[0], cast(LRScheduler, self.lr_schedulers()), *fresh)
-
-    def train(self, mode: bool = True) -> SVFReinforceModule:
-        """Lightning's switch, except that the policy stays in evaluation mode.
-
-        Dropout would make the policy that is scored another one than the policy that sampled.
-        """
-        super().train(mode)
-        if self.policy is not None:
-            self.policy.eval()
-        return self

@@ -5,24 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def pack_rows(prompt_tokens: Sequence[int], completion_tokens: Sequence[int], max_tokens: int) -> list[list[int]]:
+def pack_rows(
+    prompt_tokens: Sequence[int], completion_tokens: Sequence[int], max_tokens: int, completions: int = 1
+) -> list[list[int]]:
     """Group rows of similar length so that no padded group exceeds `max_tokens`.
 
     Args:
         prompt_tokens: Real prompt tokens of each row.
         completion_tokens: Real completion tokens of each row.
-        max_tokens: Bound on rows x (longest prompt + longest completion) of a group. A single row longer than the bound
-            gets a group of its own.
+        max_tokens: Bound on prompts x longest prompt + rows x longest completion of a group. A single row longer than
+            the bound gets a group of its own.
+        completions: Neighbouring rows that share a prompt, whose tokens count once; they stay neighbours.
 
     Returns:
         Row indices by group; every row is in exactly one.
     """
-    longest_first = sorted(range(len(prompt_tokens)), key=lambda i: -(prompt_tokens[i] + completion_tokens[i]))
+    total = [p + c for p, c in zip(prompt_tokens, completion_tokens, strict=True)]
+    longest = [max(total[i : i + completions]) for i in range(0, len(total), completions)]
+
+    def longest_first(row: int) -> tuple[int, int, int]:
+        prompt = row // completions
+        return -longest[prompt], prompt, -total[row]
+
     groups: list[list[int]] = []
     width_p = width_c = 0
-    for row in longest_first:
+    for row in sorted(range(len(total)), key=longest_first):
         p, c = max(width_p, prompt_tokens[row]), max(width_c, completion_tokens[row])
-        if groups and (len(groups[-1]) + 1) * (p + c) <= max_tokens:
+        prompts = len({i // completions for i in (*groups[-1], row)}) if groups else 0
+        if groups and prompts * p + (len(groups[-1]) + 1) * c <= max_tokens:
             groups[-1].append(row)
             width_p, width_c = p, c
         else:

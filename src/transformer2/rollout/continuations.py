@@ -52,7 +52,7 @@ def continuation_logprobs(
         width = int(prompts.attention_mask_BP[rows].sum(-1).max())
         ids_bP, mask_bP = prompts.input_ids_BP[rows][:, -width:], prompts.attention_mask_BP[rows][:, -width:]
         positions_bP = (mask_bP.cumsum(-1) - 1).clamp(min=0)
-        logits_bV, cache = prefill(policy, ids_bP, mask_bP, positions_bP, lambda part: select(rows[part]))
+        logits_bV, cache, _ = prefill(policy, ids_bP, mask_bP, positions_bP, lambda part: select(rows[part]))
         check_finite(logits_bV, rows, prompts)
         sums_bN = logits_bV.log_softmax(-1)[:, ids_NC[:, 0]]
         # R rows of (prompt, continuation), and the row of the cache that each goes on from.

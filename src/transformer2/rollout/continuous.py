@@ -246,7 +246,7 @@ def _prefill(policy: nn.Module, rows: Sequence[Row]) -> _Prefilled:
         def select(part: Tensor) -> None:
             current.deltas = {layer: delta_BR[part] for layer, delta_BR in deltas.items()}
 
-        logits_BV, cache = prefill(policy, ids_BP, mask_BP, position_BP, select)
+        logits_BV, cache, _ = prefill(policy, ids_BP, mask_BP, position_BP, select)
     return _Prefilled(logits_BV, cache, mask_BP, position_BP[:, -1], deltas)
 
 

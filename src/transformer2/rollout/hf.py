@@ -8,7 +8,8 @@ Departures from `model.generate`, each measured in benchmarks/:
     4. Sampling inverts the cumulative distribution at one uniform number per token.
     5. A non-finite logit is an error that names the prompt, not a device assert.
     6. Out of memory halves the rows generated at a time, for the rest of the run, and draws the same completions.
-    7. Prompts run a few rows at a time, and only as far as the first token needs: prefill.py.
+    7. Prompts run a few rows at a time, what they have in common once, and only as far as the first token needs:
+       prefill.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from contextvars import Context
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +27,15 @@ from transformer2.errors import UserError
 from transformer2.halving import run_or_halve
 from transformer2.rollout.base import RolloutEngine, Sampling, uniforms
 from transformer2.rollout.prefill import next_logits, prefill
-from transformer2.rollout.probe import check_decoding
+from transformer2.rollout.probe import can_share, check_decoding
+from transformer2.rollout.shared import shared_part
 from transformer2.svf.modes import merged_for_rollout
-from transformer2.svf.rows import batch_rows
+from transformer2.svf.rows import batch_rows, has_rows
 from transformer2.types import PromptBatch, Rollouts
 
 COMPACT_BELOW = 0.8  # compact once the live rows are fewer than this share of the batch: copying the cache is not free
 
-_checked: WeakSet[nn.Module] = WeakSet()
+_shares: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # of models that were tried
 
 
 class HFEngine(RolloutEngine):
@@ -69,10 +71,10 @@ class HFEngine(RolloutEngine):
         Raises:
             ConfigError: This engine would draw another model's completions.
         """
-        if policy not in _checked:
+        if policy not in _shares:
             # In a context of its own: the probe's rows are not those of an open `z_rows`.
             Context().run(check_decoding, policy, device, whole=self.in_lockstep)
-            _checked.add(policy)
+            _shares[policy] = not self.in_lockstep and Context().run(can_share, policy, device)
 
     @torch.no_grad()
     def generate(self, policy: nn.Module, prompts: PromptBatch, sampling: Sampling, seed: int) -> Rollouts:
@@ -90,12 +92,13 @@ class HFEngine(RolloutEngine):
             if not idle:  # of an attempt that ran out of memory
                 ids_BC[rows], count_B[rows] = self.pad_id, 0
             for t, alive, token, logprob in self._decode(
-                policy, prompts, rows, ids_BC, uniforms_BC, sampling, select, idle
+                policy, prompts, rows, ids_BC, uniforms_BC, sampling, select, share, idle
             ):
                 ids_BC[alive, t], logprobs_BC[alive, t] = token, logprob
                 count_B[alive] += 1
 
-        weights = merged_for_rollout(policy) if self.merge else nullcontext()
+        share = _shares[policy] and not has_rows(policy)
+        weights = merged_for_rollout(policy, self._tokens(prompts, sampling, share)) if self.merge else nullcontext()
         with weights, batch_rows(policy, b) as select:
             while self.go_on(len(longest_first) > 0):
                 rows, longest_first = longest_first.tensor_split([self.max_rows or b])
@@ -107,6 +110,12 @@ class HFEngine(RolloutEngine):
                         self.max_rows = size
         return self._rollouts(prompts, ids_BC, count_B, logprobs_BC)
 
+    def _tokens(self, prompts: PromptBatch, sampling: Sampling, share: bool) -> int:
+        """Tokens that a call runs at most."""
+        shared = shared_part(prompts.input_ids_BP, prompts.attention_mask_BP) if share else None
+        asked = int(prompts.attention_mask_BP.sum()) if shared is None else shared.tokens
+        return asked + len(prompts) * sampling.max_new_tokens
+
     def _decode(
         self,
         policy: nn.Module,
@@ -116,6 +125,7 @@ class HFEngine(RolloutEngine):
         uniforms_BC: Tensor,
         sampling: Sampling,
         select: Callable[[Tensor], None],
+        share: bool,
         idle: bool,
     ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Yields, for each step t, the rows that sampled a token, their tokens, EOS included, and log-probabilities.
@@ -127,8 +137,8 @@ class HFEngine(RolloutEngine):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         eos = torch.tensor(self.eos_ids, device=mask.device)
         done = torch.full((len(rows),), idle, device=mask.device)
-        logits_BV, cache = prefill(
-            policy, ids, mask, positions, lambda part: select(rows[part]), whole=self.in_lockstep
+        logits_BV, cache, mask = prefill(
+            policy, ids, mask, positions, lambda part: select(rows[part]), self.in_lockstep, share
         )
         for t in range(sampling.max_new_tokens):
             check_finite(logits_BV, rows, prompts)

@@ -2,7 +2,8 @@
 
 1. A few rows at a time. What a layer holds for a moment is bounded by PREFILL_TOKENS, not by the batch, and on a
    CPU stays in cache and in memory that the allocator keeps; rows of one pass give the same numbers in several.
-2. Of the output head only the last position. (The last layer's MLP runs over all of them, though nobody reads its
+2. What prompts have in common once (shared.py), where the caller knows that this model lets it.
+3. Of the output head only the last position. (The last layer's MLP runs over all of them, though nobody reads its
    other outputs: leaving them out saved 3 % of a pass through 30 layers, docs/adr/0014.)
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from inspect import signature
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from transformer2.rollout.shared import Shared, select_rows, shared_part
 from transformer2.svf.quantised import base_model
 
 __all__ = ["can_join", "next_logits", "prefill", "rows_at_a_time"]
@@ -37,7 +40,8 @@ def prefill(
     positions_BP: Tensor,
     select: Callable[[Tensor], None],
     whole: bool = False,
-) -> tuple[Tensor, DynamicCache]:
+    share: bool = False,
+) -> tuple[Tensor, DynamicCache, Tensor]:
     """Run the prompts.
 
     Args:
@@ -47,10 +51,14 @@ def prefill(
         positions_BP: Their positions.
         select: Told which of the B rows a forward pass holds; all of them at the end.
         whole: One forward pass in any case.
+        share: Run once what rows have in common, where that is much; they must be of one z.
 
     Returns:
-        Logits of the next token, fp32 (B, V), and the cache of the prompts.
+        Logits of the next token, fp32 (B, V), the cache of the prompts, and its mask (B, P): in a cache of shared
+        tokens padding stands behind the beginning.
     """
+    if share and not whole and (shared := shared_part(ids_BP, mask_BP)) is not None:
+        return _prefill_shared(policy, shared)
     rows_B = torch.arange(len(ids_BP), device=ids_BP.device)
     splits = not whole and can_join(DynamicCache(config=policy.config))
     pieces, logits = [], []
@@ -60,7 +68,29 @@ def prefill(
             pieces.append(DynamicCache(config=policy.config))
             logits.append(next_logits(policy, ids_BP[rows], mask_BP[rows], positions_BP[rows], pieces[-1]))
     select(rows_B)
-    return torch.cat(logits), _join(pieces)
+    return torch.cat(logits), _join(pieces), mask_BP
+
+
+def _prefill_shared(policy: nn.Module, shared: Shared) -> tuple[Tensor, DynamicCache, Tensor]:
+    positions_UP = (shared.mask_UP.cumsum(-1) - 1).clamp(min=0)
+    begins = shared.beginning_1K.shape[1]
+    rows_U = torch.arange(len(shared.rest_UR), device=positions_UP.device)
+    beginning, pieces, logits = DynamicCache(config=policy.config), [], []
+    with _contiguous_for_head(policy):
+        if begins:
+            next_logits(
+                policy, shared.beginning_1K, torch.ones_like(shared.beginning_1K), positions_UP[:1, :begins], beginning
+            )
+        for rows in rows_U.split(rows_at_a_time(positions_UP.shape[1])):
+            piece = deepcopy(beginning)
+            if begins:
+                select_rows(piece, torch.zeros_like(rows))
+            rest = shared.rest_UR[rows], shared.mask_UP[rows], positions_UP[rows, begins:]
+            logits.append(next_logits(policy, *rest, piece))
+            pieces.append(piece)
+    cache = _join(pieces)
+    select_rows(cache, shared.prompt_B)
+    return torch.cat(logits)[shared.prompt_B], cache, shared.mask_UP[shared.prompt_B]
 
 
 def next_logits(policy: nn.Module, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, past: DynamicCache) -> Tensor:

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from transformer2.errors import ConfigError, UserError
 from transformer2.rollout.prefill import next_logits, prefill
+from transformer2.rollout.shared import shareable
 from transformer2.svf.quantised import base_model, quantisation_name
 
-__all__ = ["Probe", "check_decoding", "probe"]
+__all__ = ["Probe", "can_share", "check_decoding", "probe"]
 
 LENGTHS, STEPS = (4, 9, 6), 2  # of the prompts; tokens that follow each
 # How far logits may be off, as a share of their spread over the vocabulary. Rounding gives 1e-6 in fp32 and 1e-2 in
@@ -115,7 +117,7 @@ def check_decoding(policy: nn.Module, device: torch.device | str, whole: bool = 
     p = probe(policy, device)
     with _said_in_one_line(p.name):
         mask, positions = p.mask_BP, (p.mask_BP.cumsum(-1) - 1).clamp(min=0)
-        logits, cache = prefill(policy, p.ids_BP, mask, positions, lambda rows: None, whole)
+        logits, cache, _ = prefill(policy, p.ids_BP, mask, positions, lambda rows: None, whole)
         wrong = p.differs(logits[:, None], p.logits_BPV[:, -1:], p.tolerance)
         keep, positions = torch.arange(len(mask), device=mask.device), positions[:, -1:]
         for step in range(STEPS):
@@ -131,6 +133,32 @@ def check_decoding(policy: nn.Module, device: torch.device | str, whole: bool = 
             f"{p.name} does not continue left-padded prompts from its cache as it does in one pass, so completions "
             "would be another model's; use another base, or model.rollout: vllm"
         )
+
+
+@torch.no_grad()
+def can_share(policy: nn.Module, device: torch.device) -> bool:
+    """Whether tokens that prompts have in common may be run once (shared.py), tried like `check_decoding`.
+
+    False where a cache holds more than the keys and values of all tokens (windows, recurrent states), or where what
+    comes out is not what one pass over each row says.
+    """
+    if not shareable(DynamicCache(config=policy.config)):
+        return False
+    p = probe(policy, device)
+    row = int(p.mask_BP.sum(-1).argmax())
+    whole_P, half = p.ids_BP[row], p.ids_BP.shape[1] // 2
+    other_P = torch.cat([whole_P[:half], whole_P[half:].flip(0)])
+    ids_BP = torch.stack([whole_P, other_P, whole_P.roll(half - 1), whole_P])  # all begin alike, one behind padding
+    mask_BP = torch.ones_like(ids_BP)
+    mask_BP[2, : half - 1] = 0
+    positions_BP, after_B1 = (mask_BP.cumsum(-1) - 1).clamp(min=0), p.next_BS[[row] * len(ids_BP), :1]
+
+    def logits_B2V(share: bool) -> Tensor:
+        first_BV, cache, mask = prefill(policy, ids_BP, mask_BP, positions_BP, lambda rows: None, share=share)
+        mask = torch.cat([mask, torch.ones_like(after_B1)], dim=1)
+        return torch.stack([first_BV, next_logits(policy, after_B1, mask, positions_BP[:, -1:] + 1, cache)], dim=1)
+
+    return not p.differs(logits_B2V(True), logits_B2V(False), p.tolerance)
 
 
 @contextmanager

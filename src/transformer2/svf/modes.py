@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -34,18 +35,23 @@ def set_form(model: nn.Module, form: str) -> None:
 
 
 @contextmanager
-def merged_for_rollout(model: nn.Module) -> Iterator[bool]:
+def merged_for_rollout(model: nn.Module, tokens: float = math.inf) -> Iterator[bool]:
     """Generate under the active z at the base model's speed: W' is composed into the weights, W restored at the end.
 
     Calls go straight to the base layers inside. Where merging is not possible or not exact (quantised or sharded
     bases, other tuners, adapters switched off, an open `z_rows`, already merged) nothing is done and the model runs as
     it is. The weights are the very ones of before after any exit.
 
+    Args:
+        model: The model.
+        tokens: How many will be run, at most. On a CPU, where time follows multiplications, a few are sooner run in the
+            form of training than W' is composed for them.
+
     Yields:
         Whether the weights are merged inside.
     """
     layers = [layer for _, layer in svf_layers(model)]
-    if not layers or not all(_can_merge(layer) for layer in layers):
+    if not layers or not all(_can_merge(layer) for layer in layers) or not _pays(layers, tokens):
         yield False
         return
     try:
@@ -75,6 +81,19 @@ def factored_for_choice(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.set_form("delta")
+
+
+def _pays(layers: Sequence[SVFLayer], tokens: float) -> bool:
+    """Whether composing W' multiplies less than the form of training does beside W for so many tokens."""
+    if layers[0].svf_basis.device.type != "cpu":
+        return True
+    composing = extra = 0.0
+    for layer in layers:
+        step = layer.r * layer.r
+        # In fp32, which takes twice as long as 16 bits where a processor multiplies those.
+        composing += step * (layer.r + max(layer.in_features, layer.out_features)) * 4 / layer.svf_basis.element_size()
+        extra += (2 if layer.form == "delta" else 1) * step
+    return composing < extra * tokens
 
 
 def _can_merge(layer: SVFLayer) -> bool:
