@@ -138,7 +138,7 @@ def _servers(toy: bool) -> Iterator[dict[str, Server]]:
 
 
 def measure(toy: bool = False) -> list[Row]:
-    count, rounds, tokens = (4, 1, 4) if toy else (64, 3, ANSWER)
+    count, rounds, tokens = (4, 1, 4) if toy else (64, 2, ANSWER)
     questions = [
         example.question
         for name in ("tiny_math", "tiny_code", "tiny_reasoning")

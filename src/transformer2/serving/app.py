@@ -61,9 +61,8 @@ def create_app(
         async with engine:
             yield
 
-    app = FastAPI(
-        title="transformer2", lifespan=lifespan, max_body_size=limits.body, docs_url=None, redoc_url=None
-    )  # the usual documentation pages load scripts from another host
+    # FastAPI's documentation pages load scripts from another host.
+    app = FastAPI(title="transformer2", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.engine, app.state.metrics = engine, Metrics(engine)
     handle_faults(app, app.state.metrics.fault)
     _add_answers(app, limits)

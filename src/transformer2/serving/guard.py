@@ -1,4 +1,4 @@
-"""Who may ask: the key, and against web pages that reach for a server on their reader's own machine."""
+"""Who may ask, and how much: the key, the bytes, and no web page that reaches for its reader's own machine."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import hmac
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
+from fastapi import HTTPException
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from transformer2.serving.faults import Fault
 
@@ -25,7 +26,7 @@ class Guard:
         api_key: What callers must know; None asks for nothing.
         hosts: Names under which the server may be addressed; None takes any. A server on the loopback interface takes
             its own names alone: a page whose name is made to resolve to 127.0.0.1 (DNS rebinding) has another.
-        body: Bytes of a request; FastAPI counts those of a request that does not announce them.
+        body: Bytes of a request.
     """
 
     def __init__(self, app: ASGIApp, api_key: str | None, hosts: Collection[str] | None, body: int) -> None:
@@ -37,7 +38,21 @@ class Guard:
         if scope["type"] == "http" and (fault := self._fault(scope["path"], Headers(scope=scope))):
             await fault.response()(scope, receive, send)
         else:
-            await self.app(scope, receive, send)
+            await self.app(scope, self._counted(receive), send)
+
+    def _counted(self, receive: Receive) -> Receive:
+        """The same, up to the limit: a request need not announce how long it is."""
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.body:
+                raise HTTPException(413, f"the request has more than the {self.body} bytes of this server")
+            return message
+
+        return counted
 
     def _fault(self, path: str, headers: Headers) -> Fault | None:
         host = headers.get("host", "")
