@@ -17,7 +17,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -32,10 +32,9 @@ from transformer2.svf.layer import SVFLayer, tuned_layers
 if TYPE_CHECKING:
     from gguf import GGUFReader, GGUFWriter
 
-__all__ = ["GGUF_TYPES", "GGUFType", "export_gguf"]
+__all__ = ["GGUFType", "export_gguf"]
 
 GGUFType = Literal["F16", "Q8_0"]
-GGUF_TYPES: tuple[GGUFType, ...] = get_args(GGUFType)
 _OTHERWISE = "export with --format hf and convert that folder with llama.cpp's convert_hf_to_gguf.py"
 
 
