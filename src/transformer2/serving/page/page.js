@@ -15,12 +15,17 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
+const number = (text) => element("span", { className: "number", textContent: text });
+
 async function call(path, options = {}) {
   const key = $("key").value;
   const headers = { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
   const response = await fetch(path, { ...options, headers }).catch(lost);
   if (response.ok) return response;
-  if (response.status === 401) $("key-field").hidden = false;
+  if (response.status === 401) {
+    $("key-field").hidden = false;
+    throw new Error("this server asks for its API key: give it above");
+  }
   const body = await response.json().catch(() => ({}));
   throw new Error(body.error?.message ?? `the server said ${response.status}`);
 }
@@ -205,15 +210,15 @@ function showDispatch({ choice, weights, probabilities, first_pass }) {
   const known = Object.fromEntries(state.experts.map(({ id }) => [id, 0]));
   const shares = probabilities ?? { ...known, ...weights };
   const most = Math.max(...Object.values(shares));
-  const percent = (share) => (probabilities ? `${(100 * share).toFixed(share < 0.01 ? 1 : 0)} %` : share.toFixed(2));
+  const shown = (share) => (probabilities ? `${(100 * share).toFixed(share < 0.01 ? 1 : 0)} %` : share.toFixed(2));
   $("bars").replaceChildren(
     ...Object.entries(shares).flatMap(([name, share]) => {
       const fill = element("div", { className: share === most && share > 0 ? "fill most" : "fill" });
       fill.style.width = `${100 * Math.max(0, Math.min(1, share))}%`;
-      const track = element("div", { className: "track", role: "meter", ariaLabel: name, ariaValueMin: 0, ariaValueMax: 1 }, fill);
-      track.ariaValueNow = share;
-      track.ariaValueText = percent(share);
-      return [element("span", { textContent: name }), track, element("span", { className: "number", textContent: percent(share) })];
+      const track = element("div", { className: "track", role: "meter" }, fill);
+      Object.assign(track, { ariaLabel: name, ariaValueMin: 0, ariaValueMax: 1, ariaValueNow: share });
+      track.ariaValueText = shown(share);
+      return [element("span", { textContent: name }), track, number(shown(share))];
     }),
   );
   const seen = probabilities ? "Probability of each kind of request." : `The first pass wrote “${first_pass ?? ""}”.`;
@@ -256,19 +261,21 @@ async function showZ() {
 function drawZ() {
   const all = Object.values(state.layers).flatMap((layer) => Object.values(layer).map((z) => z.reduce(farther, 0)));
   const far = Math.max(0.1, Math.ceil(10 * Math.max(...all)) / 10); // one scale for all layers
-  const [less, more] = ["--less", "--more"].map((name) => getComputedStyle($("strips")).getPropertyValue(name).trim().split(" ").map(Number));
+  const style = getComputedStyle($("strips"));
+  const [less, more] = ["--less", "--more"].map((name) => style.getPropertyValue(name).trim().split(" ").map(Number));
   const rows = Object.entries(state.layers[$("layer").value]).flatMap(([name, z]) => {
     const canvas = element("canvas", { width: z.length, height: 1, role: "img" });
-    const mean = z.reduce((sum, value) => sum + Math.abs(value - 1), 0) / z.length;
-    canvas.ariaLabel = `${name}: ${z.length} values of z from ${Math.min(...z).toFixed(2)} to ${Math.max(...z).toFixed(2)}`;
+    const [low, high] = [Math.min(...z), Math.max(...z)].map((value) => value.toFixed(2));
+    canvas.ariaLabel = `${name}: ${z.length} values of z from ${low} to ${high}`;
     const pen = canvas.getContext("2d");
     const image = pen.createImageData(z.length, 1);
     z.forEach((value, i) => image.data.set([...(value < 1 ? less : more), (255 * Math.abs(value - 1)) / far], 4 * i));
     pen.putImageData(image, 0, 0);
-    return [element("span", { textContent: name }), canvas, element("span", { className: "number", textContent: mean.toFixed(3) })];
+    const mean = z.reduce((sum, value) => sum + Math.abs(value - 1), 0) / z.length;
+    return [element("span", { textContent: name }), canvas, number(mean.toFixed(3))];
   });
-  const ends = element("div", { className: "ends" }, ...[1 - far, 1, 1 + far].map((z) => element("span", { textContent: `z = ${z.toFixed(1)}` })));
-  const scale = element("div", {}, element("div", { className: "scale" }), ends);
+  const ends = [(1 - far).toFixed(1), "z = 1", (1 + far).toFixed(1)].map((text) => element("span", { textContent: text }));
+  const scale = element("div", {}, element("div", { className: "scale" }), element("div", { className: "ends" }, ...ends));
   $("strips").replaceChildren(...rows, element("span"), scale, element("span"));
   $("z-note").textContent = "Left: the largest singular value. Right: mean |z − 1|. Colourless: as in the base.";
 }
