@@ -74,7 +74,15 @@ def screenshot(session: nox.Session) -> None:
     """TensorBoard in headless Chromium, as docs/tensorboard.png; says what it needs when there is no Chromium."""
     install(session)
     session.install("-c", "constraints.txt", "playwright")
-    session.run("python", "docs/screenshot.py", *session.posargs, env=ENV)
+    session.run("python", "docs/screenshot.py", "tensorboard", *session.posargs, env=ENV)
+
+
+@nox.session
+def screenshot_page(session: nox.Session) -> None:
+    """The page of `transformer2 serve` in headless Chromium, as docs/page.png."""
+    install(session, "serve")
+    session.install("-c", "constraints.txt", "playwright")
+    session.run("python", "docs/screenshot.py", "page", *session.posargs, env=ENV)
 
 
 @nox.session
@@ -152,6 +160,14 @@ def serve(session: nox.Session) -> None:
     install(session, "dev", "serve")
     session.install("-c", "constraints.txt", "openai")
     session.run("pytest", "-m", "serve", "-rsP", "tests/serving", *session.posargs, env=ENV)
+
+
+@nox.session
+def page(session: nox.Session) -> None:
+    """The page of `transformer2 serve` in headless Chromium: keyboard, answers, bars, z, errors, narrow screens."""
+    install(session, "dev", "serve")
+    session.install("-c", "constraints.txt", "playwright")
+    session.run("pytest", "-m", "page", "-rsP", "tests/serving/test_page.py", *session.posargs, env=ENV)
 
 
 @nox.session

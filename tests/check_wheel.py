@@ -23,6 +23,7 @@ def main() -> None:
     assert "site-packages" in where.parts, where
     assert not (where / "callbacks").is_symlink() and (where / "callbacks" / "expert_checkpoint.py").is_file()
     assert (where / "conf" / "tiny_math.yaml").is_file() and (where / "py.typed").is_file()
+    assert {f.name for f in (where / "serving/page").iterdir()} == {"index.html", "page.css", "page.js", "icon.svg"}
     weights = sum(f.stat().st_size for f in (where / "tiny" / "model").iterdir())
     assert 0 < weights <= 8e6, weights
     import transformer2.callbacks  # importable from the wheel

@@ -70,8 +70,7 @@ def create_app(
     if experts_dir is not None:
         _add_experts(app, Path(experts_dir))
     _add_health(app)
-    if PAGE.is_dir():
-        app.mount("/", _Page(directory=PAGE, html=True))
+    app.mount("/", _Page(directory=PAGE, html=True))
     app.add_middleware(Guard, api_key=api_key, hosts=hosts, body=limits.body)
     return app
 
