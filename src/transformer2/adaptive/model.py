@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from transformer2.adaptation.members import add_member
 from transformer2.adaptive.experts import LoadedExperts, load_policy, read_experts
 from transformer2.adaptive.few_shot import find_mixture
 from transformer2.adaptive.first_pass import FirstPass, StrategyName, read_strategy
+from transformer2.adaptive.queue import JobQueue
 from transformer2.adaptive.request import (
     BASE,
     USUAL_ANSWER,
@@ -41,11 +41,10 @@ from transformer2.adaptive.request import (
     read_use,
 )
 from transformer2.data.prompts import render
-from transformer2.errors import UserError
 from transformer2.experts import Expert, read_expert
 from transformer2.policy import eos_token_ids, load_tokenizer
 from transformer2.rollout.base import Sampling
-from transformer2.rollout.continuous import ContinuousBatch, Row
+from transformer2.rollout.continuous import ContinuousBatch
 from transformer2.rollout.ending import Ending
 from transformer2.rollout.hf import HFEngine
 from transformer2.types import Example
@@ -89,11 +88,13 @@ class SelfAdaptive:
     ) -> None:
         self.policy, self.tokenizer, self._labelled = policy, tokenizer, labelled
         self.max_rows, self.usual_answer = max_rows, USUAL_ANSWER
-        self._lock, self._new, self._jobs = threading.RLock(), deque[Job](), list[Job]()
-        self._batch = ContinuousBatch(policy, max_rows, max_tokens)
+        self._lock = threading.RLock()
         self._engine = HFEngine(tokenizer, eos_token_ids(policy, tokenizer), max_rows)
         self._engine.check(policy, policy.device)
         self._loaded = LoadedExperts(policy)
+        self._queue = JobQueue(
+            ContinuousBatch(policy, max_rows, max_tokens), self._loaded, self._decide, self._choosing
+        )
         for name, expert in experts.items():
             self._loaded.add(name, expert)
         self._helper = None if classifier is None else add_member(policy, classifier.deltas)
@@ -179,7 +180,7 @@ class SelfAdaptive:
         found = expert if isinstance(expert, Expert) else read_expert(expert, name)
         with self._lock:
             if not self._loaded.has_matrices_of(found):
-                self._finish_all()  # rows under way have no z for matrices that are new
+                self._queue.finish_rows()  # rows under way have no z for matrices that are new
             self._loaded.add(name, found)
             self._forget()
 
@@ -284,18 +285,18 @@ class SelfAdaptive:
         sampling = Sampling(temperature, top_p, max_new_tokens)
         ending = Ending(self.tokenizer, self._engine.eos_ids, stop) if stop else self._engine
         job = Job(messages, ids, use, sampling, ending, seed, top_logprobs)
-        self._new.append(job)
+        self._queue.add(job)
         return job
 
     @property
     def is_idle(self) -> bool:
         """Whether no prompt is under way."""
-        return not self._new and not self._jobs
+        return self._queue.is_idle
 
     @property
     def rows_under_way(self) -> int:
         """Rows of the running batch."""
-        return sum(row.finish_reason is None for row in self._batch.rows)
+        return sum(row.finish_reason is None for row in self._queue.batch.rows)
 
     def step(self) -> list[Job]:
         """Draw one token for every prompt under way.
@@ -304,52 +305,16 @@ class SelfAdaptive:
             The prompts that are under way, and those that this step has ended.
         """
         with self._lock:
-            return self._step()
+            return self._queue.step()
 
-    def _step(self) -> list[Job]:
-        new = [self._new.popleft() for _ in range(len(self._new))]
-        self._jobs += new
-        try:
-            self._begin([job for job in new if not job.cancelled])
-        except Exception as e:
-            for job in new:
-                job.error = job.error if job.row or job.dispatch else job.error or e
-        self._batch.step()
-        met = self._jobs
-        for job in met:
-            if job.row is None and job.dispatch is not None and job.dispatch.finish_reason in ("stop", "length"):
-                self._second_pass(job, self._choosing().read(job.dispatch.text))
-            row = job.dispatch if job.row is None else job.row
-            if job.error is None and (row is None or row.finish_reason is not None):
-                job.finish()
-        self._jobs = [job for job in met if not job.is_done]
-        return met
-
-    def _begin(self, jobs: Sequence[Job]) -> None:
-        """The second pass of requests of which it is known what answers, the first of the others."""
-        asking: list[Job] = []
-        for job in jobs:
-            if job.use is not None:
-                try:
-                    choice = self._loaded.selection(job.use)
-                except UserError as e:  # removed since the request came
-                    job.error = e
-                else:
-                    self._second_pass(job, choice)
-            elif self._always is not None:
-                self._second_pass(job, *self._always)
-            elif self.strategy is None or not self.experts:
-                self._second_pass(job, self._loaded.selection(self.experts[0] if len(self.experts) == 1 else BASE))
-            else:
-                asking.append(job)
-        requests = [job.messages[-1]["content"] for job in asking]
-        if asking and self.strategy == "scores":
-            for job, choice in zip(asking, self._choosing().score(requests), strict=True):
-                self._second_pass(job, choice)
-        elif asking:
-            for job, row in zip(asking, self._choosing().rows(requests), strict=True):
-                job.dispatch = row
-                self._batch.submit(row)
+    def _decide(self, job: Job) -> tuple[Selection, Tensor] | None:
+        """What answers a request, and its weights; None where the first pass says so."""
+        if job.use is None and self._always is not None:
+            return self._always
+        if job.use is None and self.strategy is not None and self.experts:
+            return None
+        choice = self._loaded.selection(job.use or (self.experts[0] if len(self.experts) == 1 else BASE))
+        return choice, self._loaded.row(choice.weights)
 
     def _choosing(self) -> FirstPass:
         """The first pass among the experts that are loaded now."""
@@ -366,14 +331,3 @@ class SelfAdaptive:
         """What was made of experts that have changed."""
         with self._first_pass_lock:
             self._first_pass = self._always = None
-
-    def _second_pass(self, job: Job, choice: Selection, weights: Tensor | None = None) -> None:
-        """Let what was chosen answer, under `weights` or those of the selection."""
-        deltas = self._loaded.deltas(self._loaded.row(choice.weights) if weights is None else weights)
-        row = Row(job.prompt, deltas, job.sampling, job.ending, job.seed, job.top_logprobs or 0)
-        job.choose(choice, row)
-        self._batch.submit(row)
-
-    def _finish_all(self) -> None:
-        while not self._batch.is_idle:
-            self._batch.step()
