@@ -2,7 +2,7 @@
 
     pip install -e '.[serve]' openai && python benchmarks/run.py serve
 
-64 chats over four experts and the base arrive at random (exponential gaps) at a server of its own process. In turn, in
+64 chats over three experts, a mixture and the base arrive at random (exponential gaps) at a server of its own process. In turn, in
 every round: (a) the same chats one at a time, (b) the same chats all for the base at `transformers serve`, which has no
 experts, with and without its continuous batching; the faster counts. A server's speed is the completion tokens that it
 says it drew over the CPU seconds of its process, which neither its neighbours nor idle waits change.
@@ -30,8 +30,7 @@ from _common import Row
 
 from transformer2 import tasks, tiny
 
-EXPERTS = {**{name: str(tiny.expert_path(name)) for name in tiny.EXPERTS}, "fourth": str(tiny.expert_path("math"))}
-NAMES = (*EXPERTS, "base")
+NAMES = (*tiny.EXPERTS, "mix:math=0.5,code=0.5", "base")
 GAP = 0.01  # seconds between arrivals, on average
 ANSWER = 64
 
@@ -120,9 +119,8 @@ class Server:
 
 @contextmanager
 def _servers(toy: bool) -> Iterator[dict[str, Server]]:
-    experts = ",".join(f"{name}={path}" for name, path in EXPERTS.items())
     base = str(tiny.model_path())
-    ours = ["transformer2", "serve", "--experts", experts, "--strategy", "scores"]
+    ours = ["transformer2", "serve", "--strategy", "scores"]
     theirs = ["transformers.cli.transformers", "serve", base]
     commands = {"ours": (ours, None), "theirs": (theirs, base)}
     if not toy:
@@ -166,7 +164,7 @@ def measure(toy: bool = False) -> list[Row]:
     )
     return [
         Row(
-            f"{count} requests over 4 experts and base / one at a time",
+            f"{count} requests over 5 z / one at a time",
             ratio("one at a time"),
             at_least=4.0,
             note=noted,
