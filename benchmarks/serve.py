@@ -2,10 +2,10 @@
 
     pip install -e '.[serve]' openai && python benchmarks/run.py serve
 
-64 chats over three experts, a mixture and the base arrive at random (exponential gaps) at a server of its own process. In turn, in
-every round: (a) the same chats one at a time, (b) the same chats all for the base at `transformers serve`, which has no
-experts, with and without its continuous batching; the faster counts. A server's speed is the completion tokens that it
-says it drew over the CPU seconds of its process, which neither its neighbours nor idle waits change.
+64 chats over three experts, a mixture and the base arrive at random (exponential gaps) at a server of its own process.
+In turn, in every round: (a) the same chats one at a time, (b) the same chats all for the base at `transformers serve`,
+which has no experts, with and without its continuous batching; the faster counts. A server's speed is the completion
+tokens that it says it drew over the CPU seconds of its process, which neither its neighbours nor idle waits change.
 The first pass of `scores` is measured beside the tokens of its own answers, one request at a time.
 """
 
