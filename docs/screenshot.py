@@ -104,7 +104,7 @@ def photograph_page(browser: Browser, address: str, out: Path) -> None:
     page.get_by_label("Your question").fill(QUESTION)
     page.get_by_label("Your question").press("Enter")
     page.get_by_text("Both answers are complete.").wait_for(state="attached", timeout=60_000)
-    page.wait_for_load_state("networkidle")  # z of the answer
+    page.locator("#strips[aria-busy=false]").wait_for()  # z of the answer
     page.evaluate("document.activeElement.blur()")
     page.screenshot(path=out, full_page=True)
     page.close()

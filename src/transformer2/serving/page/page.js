@@ -198,7 +198,7 @@ function showAdapted(said) {
   state.weights = weights;
   const named = choice === "mix" ? `this answer (${formula(weights)})` : `this answer (${choice})`;
   $("whose").replaceChildren(new Option(named, ""), ...state.experts.map(({ id }) => new Option(id)));
-  if (state.experts.length) showZ().catch(say);
+  if (state.experts.length) showZ();
   if (model() === "auto" || !state.strategy) showDispatch(said);
 }
 
@@ -244,9 +244,17 @@ async function mixedZ(weights) {
 async function showZ() {
   const whose = $("whose").value;
   const asked = whose ? { [whose]: 1 } : state.weights;
-  // The base has no z of its own to name the matrices.
-  const mixed = await mixedZ(Object.keys(asked).length ? asked : { [state.experts[0].id]: 0 });
-  if ($("whose").value !== whose || (!whose && asked !== state.weights)) return; // something else is wanted by now
+  const isWanted = () => $("whose").value === whose && (whose || asked === state.weights); // not something else by now
+  $("strips").ariaBusy = "true";
+  let mixed;
+  try {
+    // The base has no z of its own to name the matrices.
+    mixed = await mixedZ(Object.keys(asked).length ? asked : { [state.experts[0].id]: 0 });
+  } catch (error) {
+    if (isWanted()) $("strips").replaceChildren(); // never the picture of something else
+    return say(error);
+  }
+  if (!isWanted()) return;
   state.layers = {};
   for (const [matrix, z] of Object.entries(mixed)) {
     const [, layer, name] = matrix.match(/\.(\d+)\.(.*)$/) ?? [null, "none", matrix];
@@ -256,6 +264,7 @@ async function showZ() {
   $("layer").replaceChildren(...Object.keys(state.layers).map((layer) => new Option(layer)));
   if (before in state.layers) $("layer").value = before;
   drawZ();
+  $("strips").ariaBusy = "false";
 }
 
 function drawZ() {
@@ -293,7 +302,7 @@ $("question").addEventListener("keydown", (event) => {
 $("stop").addEventListener("click", () => state.running?.abort());
 document.addEventListener("keydown", (event) => event.key === "Escape" && state.running?.abort());
 $("key").addEventListener("change", load);
-$("whose").addEventListener("change", () => showZ().catch(say));
+$("whose").addEventListener("change", showZ);
 $("layer").addEventListener("change", drawZ);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => state.layers && drawZ());
 for (const [name, text] of Object.entries(EXAMPLES)) {
