@@ -49,6 +49,7 @@ def test_each_sign_is_named_once_and_stands_until_it_is_over(steps, sign, words)
         [CERTAIN, CERTAIN, {}, CERTAIN, CERTAIN],  # some bad batches
         [LONG, LONG, {}, LONG, LONG],
         [{"kl": 0.4}] * 5,
+        [{"accuracy": 0.6}] * 3 + [{"kl": 3.0, "accuracy": 0.6}] * 3,  # another form of answer, and a better one
         [{"entropy": float("nan"), "accuracy": float("nan")}] * 5,  # no rewards at all: other alarms speak
     ],
     ids=str,

@@ -7,10 +7,11 @@ on either side of them):
               certain and right is done, one that is certain and wrong samples the same answers for ever.
     length    half of the completions cut off, where the first step cut off a quarter at most. A budget that is too
               small shows from the start, and is another alarm's (alarms.py).
-    KL        1 nat a token to the base: on average each sampled token is e times as likely as the base found it.
-              Experts that learn stay below 0.4.
+    KL        1 nat a token to the base, and no more answers right than at first. Distance alone is no sign: an expert
+              that learns to answer in one word is 2 to 4 nats away from a base that writes sentences.
 
-A sign must hold for three steps in a row, the KL (measured every tenth step without a penalty) at its last measurement.
+A sign must hold for three steps in a row; the KL (measured every tenth step without a penalty) at its last measurement,
+with the answers of three steps.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ STEPS = 3
 CERTAIN, RIGHT = 0.1, 0.9
 CUT, CUT_AT_FIRST = 0.5, 0.25
 FAR = 1.0  # nats a token
+MORE = 0.1  # of the answers: what batches differ by
 REMEDY = "lower model.optimizer.lr or raise model.loss.kl_coef"
 LONGER = "or, if longer answers are better ones, raise model.sampling.max_new_tokens"
 WATCHED = ("train/entropy", "train/accuracy", "train/finished", "train/completion_length")
@@ -81,8 +83,12 @@ class Collapse:
                 f"completions run to the limit: {now['train/finished']:.0%} of them end by themselves, "
                 f"{first['train/finished']:.0%} did at first"
             )
-        if self._kl > FAR:
-            found["KL"] = f"the KL to the base is {self._kl:.2g} nats a token"
+        right = sum(s["train/accuracy"] for s in self._last) / len(self._last)
+        if self._kl > FAR and right <= first["train/accuracy"] + MORE:
+            found["KL"] = (
+                f"the KL to the base is {self._kl:.2g} nats a token with {right:.0%} of the answers right, "
+                f"{first['train/accuracy']:.0%} were at first"
+            )
         return found
 
     def note(self, expert_step: int | None = None) -> str | None:
