@@ -27,7 +27,7 @@ CUT, CUT_AT_FIRST = 0.5, 0.25
 FAR = 1.0  # nats a token
 REMEDY = "lower model.optimizer.lr or raise model.loss.kl_coef"
 LONGER = "or, if longer answers are better ones, raise model.sampling.max_new_tokens"
-WATCHED = ("train/entropy", "train/accuracy", "train/finished", "train/completion_length")
+WATCHED = ("train/entropy", "train/accuracy", "train/finished")
 
 
 class Collapse:
