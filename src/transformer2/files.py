@@ -43,7 +43,7 @@ def read_file(path: str | Path, limit: int, error: type[UserError] = UserError) 
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        raise error(f"{name} is missing; copy the whole folder") from None
+        raise error(f"{name} is missing; check the path, or copy the whole folder again") from None
     except (OSError, ValueError) as e:
         if isinstance(e, UserError):
             raise

@@ -107,6 +107,10 @@ def test_sampling_follows_the_seed(model):
     assert [a.text for a in first] == [a.text for a in again] != [a.text for a in other]
 
 
+def test_no_prompts_have_no_answers(model):
+    assert model.generate([]) == []
+
+
 def test_several_threads_share_one_batch(model):
     expected = {q: model.generate(q, **BUDGET)[0].text for q in questions()}
     found: dict[str, str] = {}

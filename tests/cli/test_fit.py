@@ -101,7 +101,7 @@ def test_a_run_folder_is_never_overwritten(run, llama_folder, real_data, capsys)
         (["--data.task", "gsm9k"], "did you mean 'gsm8k'"),
         (["--data.data_dir", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--model.base", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["--model.base", "nobody/nothing-7b"], "give model.base a local folder"),
+        (["--model.base", "nobody/nothing-7b"], "give a local folder"),
         (["--model.adapter.target_module", "mlp"], "did you mean 'target_modules'"),
         (["--model.adapter.target_modules", "[nothing_proj]"], "nothing_proj"),
         (["--model.adapter.peft_type", "LORRA"], "did you mean 'LORA'"),

@@ -132,6 +132,10 @@ def test_a_completion_goes_on_from_raw_text(client, served):
     assert raw.usage.prompt_tokens == len(tokenizer("f(x) = x + 3")["input_ids"])
     pieces = client.completions.create(model="auto", prompt="f(x) = x + 3", stream=True, **GREEDY)
     assert "".join(c.choices[0].text for c in pieces) == raw.choices[0].text
+    whole = client.completions.create(model="math", prompt=ids, logprobs=1, **GREEDY).choices[0].logprobs
+    pieces = client.completions.create(model="math", prompt=ids, logprobs=1, stream=True, **GREEDY)
+    parts = [c.choices[0].logprobs for c in pieces if c.choices[0].logprobs]
+    assert [offset for part in parts for offset in part.text_offset] == whole.text_offset
 
 
 def test_models_and_experts_are_told(client, served):

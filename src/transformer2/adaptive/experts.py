@@ -23,8 +23,8 @@ from transformer2.svf.targets import find_targets
 
 __all__ = ["LoadedExperts", "load_policy", "read_experts"]
 
-MIXED_AT_MOST = 256  # mixtures whose z is kept
-MODES = (BASE, "auto", "mix")  # names that mean something else
+MAX_MIXTURES = 256  # whose z is kept
+RESERVED = (BASE, "auto", "mix")  # names that mean something else
 
 
 class LoadedExperts:
@@ -60,7 +60,7 @@ class LoadedExperts:
         Raises:
             ExpertError: Its name is taken, or it does not fit the base.
         """
-        if name in self.experts or name in MODES:
+        if name in self.experts or name in RESERVED:
             raise ExpertError(f"the name {name!r} is taken; give the expert another one")
         warn_of_another_base({name: (expert.base_fingerprint, expert.base_quantisation)}, self.policy)
         self._adapters[name] = add_member(self.policy, expert.deltas)
@@ -73,8 +73,8 @@ class LoadedExperts:
         del self.experts[name]
         self._mixed.clear()
 
-    def checked(self, use: Any) -> Any:
-        """A name, or weights, of experts that are loaded.
+    def check(self, use: Any) -> None:
+        """Refuse a name, or weights, of experts that are not loaded.
 
         Raises:
             UnknownExpertError: With the nearest name.
@@ -87,11 +87,10 @@ class LoadedExperts:
                 raise UnknownExpertError(f"there is no expert {name!r}{near} Known: {', '.join(known)}")
         if isinstance(use, Mapping):
             mixing_weights(list(use.values()), len(use), "delta")
-        return use
 
     def selection(self, use: str | Mapping[str, float]) -> Selection:
         """What answers, from a name or weights."""
-        self.checked(use)
+        self.check(use)
         if isinstance(use, Mapping):
             return Selection("mix", {name: float(weight) for name, weight in use.items() if name != BASE})
         return Selection(use, {} if use == BASE else {use: 1.0})
@@ -106,7 +105,7 @@ class LoadedExperts:
         """z - 1 of every SVF layer under weights (K + 1,), or (L, K + 1) by matrix."""
         key = tuple(weights.flatten().tolist())
         if key not in self._mixed:
-            while len(self._mixed) >= MIXED_AT_MOST:
+            while len(self._mixed) >= MAX_MIXTURES:
                 del self._mixed[next(iter(self._mixed))]
             layers = list(tuned_layers(self.policy).values())
             self._mixed[key] = {

@@ -1,7 +1,7 @@
 """A model that adapts to anybody's prompt: a first pass chooses among experts, a second pass answers.
 
     model = SelfAdaptive.from_pretrained("tiny")
-    for answer in model.generate(["Skokap carries 24 pens, eats 2, finds 7. How many?", "Code f(x): double, square."]):
+    for answer in model.generate(["Ida has 12 pens, ...", "Code f(x): double, ..."]):
         print(answer.choice.name, answer.text)
 
 All prompts under way share every forward pass, whatever answers them: the base, an expert or a mixture
@@ -66,7 +66,8 @@ class SelfAdaptive:
         classifier: The classification expert, under which the first pass of `cls` and `scores` runs.
         soft: scores: mix the experts by the probabilities of their categories instead of taking the likeliest.
         labelled: The dispatch task whose words the first pass takes; None makes them of the experts' names and tasks.
-        max_rows: Prompts under way at a time; and `max_tokens`, prompts x tokens.
+        max_rows: Prompts under way at a time.
+        max_tokens: Prompts under way x tokens of the longest, at a time.
 
     Raises:
         ConfigError: A strategy that is unknown or lacks what it needs; a base that does not decode as it should.
@@ -97,7 +98,7 @@ class SelfAdaptive:
         )
         for name, expert in experts.items():
             self._loaded.add(name, expert)
-        self._helper = None if classifier is None else add_member(policy, classifier.deltas)
+        self._classifier = None if classifier is None else add_member(policy, classifier.deltas)
         self.longest = getattr(policy.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
         self._first_pass_lock = threading.Lock()  # never held while the model runs: `start` must not wait for a step
         self.set_strategy(strategy, soft)
@@ -145,7 +146,7 @@ class SelfAdaptive:
 
     def set_strategy(self, strategy: StrategyName | None, soft: bool = False) -> None:
         """Choose in another way from now on; see the class."""
-        self.strategy, self.soft = read_strategy(strategy, self._helper is not None, soft), soft
+        self.strategy, self.soft = read_strategy(strategy, self._classifier is not None, soft), soft
         with self._first_pass_lock:
             self._first_pass: FirstPass | None = None
 
@@ -153,7 +154,7 @@ class SelfAdaptive:
         """Refuse what cannot answer: a name or weights; see `start`."""
         use = read_use(use) if isinstance(use, str) else use
         if use is not None:
-            self._loaded.checked(use)
+            self._loaded.check(use)
 
     # ------------------------------------------------------------------ experts
 
@@ -164,7 +165,7 @@ class SelfAdaptive:
 
     def expert(self, name: str) -> Expert:
         """An expert and where it came from."""
-        self._loaded.checked(name)
+        self._loaded.check(name)
         return self._loaded.experts[name]
 
     def z(self, name: str) -> dict[str, Tensor]:
@@ -187,7 +188,7 @@ class SelfAdaptive:
     def remove_expert(self, name: str) -> None:
         """Unload an expert; what is under way goes on under the z that it began with."""
         with self._lock:
-            self._loaded.checked(name)
+            self._loaded.check(name)
             self._loaded.remove(name)
             self._forget()
 
@@ -220,7 +221,8 @@ class SelfAdaptive:
         Raises:
             UserError: See `start`; or the model gave non-finite logits.
         """
-        many: Any = [prompts] if isinstance(prompts, str) or isinstance(prompts[0], Mapping) else prompts
+        is_one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Mapping))
+        many: Any = [prompts] if is_one else prompts
         jobs = [self.start(prompt, **options) for prompt in many]
         try:
             while not all(job.is_done for job in jobs):
@@ -321,7 +323,8 @@ class SelfAdaptive:
         with self._first_pass_lock:
             if self._first_pass is None:
                 assert self.strategy is not None
-                adapter = self._loaded.base if self._helper is None or self.strategy == "prompt" else self._helper
+                classifier = None if self.strategy == "prompt" else self._classifier
+                adapter = classifier or self._loaded.base
                 self._first_pass = FirstPass(
                     self.strategy, self.soft, self._loaded, adapter, self._engine, self._labelled
                 )

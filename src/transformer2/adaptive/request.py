@@ -145,7 +145,7 @@ class Job:
                 row.end("cancelled")
 
     def choose(self, choice: Selection, row: Row) -> None:
-        """What answers is known now, and `row` will."""
+        """Note what answers, and the row in which it does."""
         self.choice, self.row, self._chosen = choice, row, time.perf_counter()
         if self.cancelled:
             row.end("cancelled")

@@ -26,7 +26,7 @@ MODEL_HELP = """\
                           base names it)
   --classifier DIR        the classification expert (tiny ships with one)
   --soft                  scores: mix the experts by the probabilities of their categories
-  --use NAME              no choice: base, an expert's name, or mix:math=0.6,code=0.9
+  --use NAME              what answers, without a choice: base, an expert's name, or mix:math=0.6,code=0.9
   --dtype DTYPE           of the base: auto (default), float32, bfloat16, float16
   --device DEVICE         cpu, cuda, cuda:N, mps (default: the GPU where there is one)
   --model_kwargs YAML     for from_pretrained of transformers, e.g. '{quantization_config: {load_in_4bit: true}}'
@@ -58,6 +58,11 @@ class ModelOptions:
             ConfigError: A value that cannot be meant, with the nearest one; a folder that is not there.
         """
         strategy, soft = options.get("strategy", "auto"), "soft" in switches
+        if strategy == "cem":
+            raise ConfigError(
+                "--strategy cem searches a mixture on rows with answers: run transformer2 adapt or SelfAdaptive.adapt, "
+                "then answer with --use mix:NAME=WEIGHT,..."
+            )
         if strategy not in (*STRATEGIES, "auto"):
             raise ConfigError(
                 f"unknown --strategy {strategy!r}{nearest(strategy, STRATEGIES)} Known: {', '.join(STRATEGIES)}"

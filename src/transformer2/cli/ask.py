@@ -32,10 +32,10 @@ which knows a small world of its own:
   --compare               the base's answer beside the adapted one
   --json                  print answers as JSON lines, with what was chosen, probabilities and seconds
   --system TEXT           a system message before every prompt
-  --max_new_tokens N      budget of an answer (default: 512, or what the model has room for)
+  --max_new_tokens N      most tokens of an answer (default: 512, or what the model has room for)
   --temperature T         0 (default) is greedy
   --top_p P               nucleus mass (default 1)
-  --seed N                of the draws (default 0)
+  --seed N                of the sampling (default 0)
   --stop TEXT             end an answer before this text
   --max_rows N            prompts under way at a time (default 64)
 

@@ -36,10 +36,10 @@ In the chat:
   /help, /quit            also Ctrl-D; Ctrl-C stops an answer, not the chat
 
   --system TEXT           a system message
-  --max_new_tokens N      budget of an answer (default: 512, or what the model has room for)
+  --max_new_tokens N      most tokens of an answer (default: 512, or what the model has room for)
   --temperature T         0 (default) is greedy
   --top_p P               nucleus mass (default 1)
-  --seed N                of the draws (default 0)
+  --seed N                of the sampling (default 0)
 
 {MODEL_HELP}"""
 OPTIONS = ("system", "max_new_tokens", "temperature", "top_p", "seed")

@@ -18,18 +18,18 @@ usage: transformer2 serve [options]
 
 Serve the model and its experts over HTTP, as OpenAI's API: /v1/models, /v1/chat/completions, /v1/completions; /health,
 /metrics, and a page at /. Requests share one running batch, each under its own z. Model names: auto (the strategy
-chooses), base, an expert's, or mix:math=0.6,code=0.9. Ctrl-C or SIGTERM finishes what runs. docs/serve.md says more.
+chooses), base, an expert's name, or mix:math=0.6,code=0.9. Ctrl-C or SIGTERM finishes what runs. See docs/serve.md.
 
   --host HOST             where to listen (default 127.0.0.1: this machine alone)
   --port PORT             default 8000; 0 takes a free one
   --api_key_file FILE     callers must give the key in it; or set TRANSFORMER2_API_KEY
-  --api_key KEY           the same, for a try: others on this machine see it in the list of processes
-  --experts_dir DIR       experts in this folder may be added and removed meanwhile (POST, DELETE /v1/experts)
+  --api_key KEY           the same, for a quick try: others on this machine see it in the list of processes
+  --experts_dir DIR       callers may add experts from this folder, and remove experts (POST, DELETE /v1/experts)
   --max_rows N            answers under way at a time (default 64)
-  --max_queue N           answers that wait (default 256); who asks for more is told to come again
-  --max_tokens N          budget of an answer (default: what the model has room for)
+  --max_queue N           answers that may wait (default 256); requests beyond that get 429 and Retry-After
+  --max_tokens N          most tokens that a request may ask for (default: what the model has room for)
   --max_body N            bytes of a request (default 4194304)
-  --max_seconds N         from a request to the end of its answer (default 600)
+  --max_seconds N         seconds from a request to the end of its answer (default 600)
 
 {"".join(line for line in MODEL_HELP.splitlines(keepends=True) if "--use" not in line)}"""
 KEY = "TRANSFORMER2_API_KEY"

@@ -40,7 +40,8 @@ usage: transformer2 experts show DIR [DIR ...]
        transformer2 experts mix DIR DIR ... --weights W W ... --out DIR [--mix delta|normalised|raw]
        transformer2 experts stamp DIR [DIR ...]
 
-  show    what an expert is: base, task, step, score, how far z moved and where; several are compared
+  show    what an expert is: base, task, step, score, and how far z moved (root mean square of z - 1, by kind of matrix
+          and by thirds of the singular values, the largest first); several are compared
   mix     write one expert from several: delta z' = 1 + sum w (z - 1); normalised divides w by its sum; raw z' = sum w z
   stamp   accept an expert as it is: its checksums are written anew, after its adapter_config.json was edited on purpose
 """

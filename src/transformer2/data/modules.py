@@ -36,7 +36,7 @@ class ExpertDataModule(L.LightningDataModule):
         batch_size: Prompts per optimizer step, over all ranks (paper: 256).
         eval_batch_size: Prompts per batch of validation and test.
         validation_limit: Score at most this many validation questions; None scores all.
-        test_limit: The same for the test split.
+        test_limit: Score at most this many test questions; None scores all.
         drop_long_prompts: Leave out prompts that do not fit the model's context instead of refusing them.
         chat_template: `model` takes the tokenizer's and demands one; `none` prompts with the messages' contents alone.
         chat_template_kwargs: Variables of the chat template, e.g. `{enable_thinking: false}`.

@@ -89,11 +89,16 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example, template: ChatT
     """
     messages = [dict(m) for m in example.messages]
     if tokenizer.chat_template is None or template is None:
-        ids = list(tokenizer("\n\n".join(m["content"] for m in messages) + "\n\n")["input_ids"])
-        while ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text; a prompt is continued
-            ids.pop()
-        return ids
+        return plain_ids(tokenizer, "\n\n".join(m["content"] for m in messages) + "\n\n")
     return list(tokenizer(_text(tokenizer, messages, template), add_special_tokens=False)["input_ids"])
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of text that is to be continued as it is, without a chat template."""
+    ids = list(tokenizer(text)["input_ids"])
+    while ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text
+        ids.pop()
+    return ids
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: ChatTemplate) -> str:

@@ -29,7 +29,7 @@ FAR = 1.0  # nats a token
 MORE = 0.1  # of the answers: what batches differ by
 REMEDY = "lower model.optimizer.lr or raise model.loss.kl_coef"
 LONGER = "or, if longer answers are better ones, raise model.sampling.max_new_tokens"
-WATCHED = ("train/entropy", "train/accuracy", "train/finished", "train/completion_length")
+WATCHED = ("train/entropy", "train/accuracy", "train/finished")
 
 
 class Collapse:

@@ -138,9 +138,8 @@ def _add_models(app: FastAPI) -> None:
 
     @app.get("/v1/experts/{name}/z")
     async def z(name: str) -> Response:
-        found = {matrix: z_R.tolist() for matrix, z_R in model.z(name).items()}
-        rounded = {matrix: [round(value, 5) for value in z_R] for matrix, z_R in found.items()}
-        return JSONResponse({"name": name, "object": "transformer2.z", "matrices": rounded})
+        matrices = {matrix: [round(value, 5) for value in z_R.tolist()] for matrix, z_R in model.z(name).items()}
+        return JSONResponse({"name": name, "object": "transformer2.z", "matrices": matrices})
 
 
 def _add_experts(app: FastAPI, root: Path) -> None:

@@ -91,8 +91,9 @@ class Engine:
         limits: How many may wait.
 
     Attributes:
+        answers: Answers under way or waiting.
         draining: Whether new requests are refused because the server ends.
-        steps: Tokens drawn by everybody so far.
+        steps: Steps of the running batch so far; each draws one token for every row.
     """
 
     def __init__(self, model: SelfAdaptive, limits: Limits) -> None:
@@ -100,9 +101,9 @@ class Engine:
         self.idle = asyncio.Event()
         self.idle.set()
         self._calls: dict[Job, Call] = {}
-        self._answers = 0
+        self.answers = 0
         self._seconds = 1.0  # that an answer took of late
-        self._orders: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._changes: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._work, self._closed = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -116,11 +117,6 @@ class Engine:
         self._work.set()
         await asyncio.to_thread(self._thread.join)
 
-    @property
-    def answers(self) -> int:
-        """Answers under way or waiting."""
-        return self._answers
-
     async def begin(self, starts: Sequence[Callable[[], Job]], streams: bool) -> Call:
         """Start jobs; whoever gets the call must `end` it.
 
@@ -130,16 +126,16 @@ class Engine:
         """
         if self.draining:
             raise Fault(503, "the server is shutting down", "shutting_down", headers={"Retry-After": "5"})
-        if self._answers + len(starts) > self.model.max_rows + self.limits.queue:
-            wait = min(60, max(1, math.ceil(self._seconds * self._answers / self.model.max_rows)))
+        if self.answers + len(starts) > self.model.max_rows + self.limits.queue:
+            wait = min(60, max(1, math.ceil(self._seconds * self.answers / self.model.max_rows)))
             raise Fault(
                 429,
-                f"{self._answers} answers are under way or wait; try again in {wait} s",
+                f"{self.answers} answers are under way or wait; try again in {wait} s",
                 "rate_limit_exceeded",
                 headers={"Retry-After": str(wait)},
             )
         call = Call(len(starts), streams)
-        self._answers += call.count
+        self.answers += call.count
         self.idle.clear()
         try:
             await asyncio.to_thread(call.start, starts)
@@ -157,14 +153,14 @@ class Engine:
             self._calls.pop(job, None)
         self._work.set()  # so that what was cancelled goes
         self._seconds += 0.1 * (time.monotonic() - call.started - self._seconds)
-        self._answers -= call.count
-        if not self._answers:
+        self.answers -= call.count
+        if not self.answers:
             self.idle.set()
 
-    async def between_steps(self, order: Callable[[], T]) -> T:
+    async def between_steps(self, change: Callable[[], T]) -> T:
         """Run something that changes the model, in its thread."""
         done: Future[T] = Future()
-        self._orders.append((order, done))
+        self._changes.append((change, done))
         self._work.set()
         return await asyncio.wrap_future(done)
 
@@ -172,8 +168,8 @@ class Engine:
         while not self._closed:
             self._work.wait()
             self._work.clear()
-            while self._orders or not (self._closed or self.model.is_idle):
-                self._obey()
+            while self._changes or not (self._closed or self.model.is_idle):
+                self._make_changes()
                 try:
                     moved = self.model.step()
                 except Exception as e:
@@ -184,13 +180,13 @@ class Engine:
                 if moved:
                     self._loop.call_soon_threadsafe(self._wake, moved)
 
-    def _obey(self) -> None:
-        while self._orders:
-            order, done = self._orders.popleft()
+    def _make_changes(self) -> None:
+        while self._changes:
+            change, done = self._changes.popleft()
             if not done.set_running_or_notify_cancel():
                 continue
             try:
-                done.set_result(order())
+                done.set_result(change())
             except Exception as e:
                 done.set_exception(e)
 

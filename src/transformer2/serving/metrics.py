@@ -23,11 +23,8 @@ class Metrics:
     def __init__(self, engine: Engine) -> None:
         self.registry = CollectorRegistry()
 
-        def named(name: str) -> str:
-            return f"transformer2_{name}"
-
         def of(kind: type, name: str, text: str, *labels: str, **options: object):  # type: ignore[no-untyped-def]
-            return kind(named(name), text, labels, registry=self.registry, **options)
+            return kind(name, text, labels, namespace="transformer2", registry=self.registry, **options)
 
         self.answers = of(Counter, "answers", "Answers by what answered and how they ended", "choice", "finish_reason")
         self.faults = of(Counter, "faults", "Requests that were refused or failed", "status")
@@ -36,7 +33,7 @@ class Metrics:
         self.passes = of(Histogram, "pass_seconds", "Of the first and second pass", "name", buckets=SECONDS)
         of(Gauge, "rows", "Rows of the running batch").set_function(lambda: engine.model.rows_under_way)
         of(Gauge, "requested", "Answers under way or waiting").set_function(lambda: engine.answers)
-        of(Gauge, "steps", "Tokens drawn by everybody since the start").set_function(lambda: engine.steps)
+        of(Gauge, "steps", "Steps of the running batch, a token for every row").set_function(lambda: engine.steps)
 
     def count(self, job: Job) -> None:
         """An answer has been given."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
+from transformer2.data.prompts import plain_ids
 from transformer2.errors import nearest
 from transformer2.serving.faults import Fault
 from transformer2.serving.limits import Limits
@@ -203,9 +204,7 @@ class AddExpert(_Strict):
 
 
 def _ids(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else list(prompt)
-    while isinstance(prompt, str) and ids and ids[-1] == tokenizer.eos_token_id:  # some end every text; it is to go on
-        ids.pop()
+    ids = plain_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     if max(ids, default=0) >= len(tokenizer):
         message = f"there is no token {max(ids)}; ids are 0 to {len(tokenizer) - 1}"
         raise Fault(400, message, "invalid_value", "prompt")

@@ -66,8 +66,8 @@ def _from_hub(base: str, options: Mapping[str, Any], inside: str, weights: bool)
     except Exception as e:  # requests, OS and hub errors alike mean: not to be had from there
         revision = f" at revision {where['revision']!r}" if "revision" in where else ""
         raise DataError(
-            f"base {base!r}{revision} is not a folder, and the Hub did not give it ({type(e).__name__}); give "
-            "model.base a local folder (download it where there is a network), or `tiny`"
+            f"base {base!r}{revision} is not a folder, and the Hub did not give it ({type(e).__name__}); give a "
+            "local folder (download it where there is a network), or `tiny`"
         ) from e
     return folder
 

@@ -54,7 +54,7 @@ def gguf_file(base: str) -> Path:
     file = _packaged() if base == SMOLLM2 else Path(base).expanduser()
     name = shown(repr(base), 300)
     if not file.is_file():
-        raise DataError(f"base {name} is no file here; give model.base `tiny`, a folder, a GGUF file, or a Hub id")
+        raise DataError(f"base {name} is no file here; give `tiny`, a folder, a GGUF file, or a Hub id")
     try:
         with open(file, "rb") as opened:
             magic = opened.read(4)
