@@ -228,3 +228,18 @@ def test_an_expert_that_goes_leaves_what_is_under_way_alone():
     assert under_way.result().text == expected.text and beside.result().text
     with pytest.raises(UserError, match="no expert 'math'"):
         late.result()
+
+
+@pytest.mark.parametrize("gone", ["experts", "strategy"])
+def test_what_goes_while_a_first_pass_writes_stops_nobody(gone):
+    model = SelfAdaptive.from_pretrained("tiny")
+    beside, asking = model.start(questions()[0], use="base", **BUDGET), model.start(questions()[0], **BUDGET)
+    model.step()
+    assert asking.dispatch is not None and asking.row is None
+    if gone == "strategy":
+        model.set_strategy(None)
+    for name in model.experts if gone == "experts" else []:
+        model.remove_expert(name)
+    while not model.is_idle:
+        model.step()
+    assert asking.result().choice.name == "base" and asking.result().text == beside.result().text
