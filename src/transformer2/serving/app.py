@@ -81,10 +81,10 @@ def _add_answers(app: FastAPI, limits: Limits) -> None:
 
     async def answer(request: Request, body: ChatRequest | CompletionRequest, kind: type[ChatAnswer]) -> Response:
         engine.model.check_use(body.model)
-        options = await asyncio.to_thread(body.starts, engine.model.tokenizer, limits)
-        if len(options) > limits.answers:
-            message = f"{len(options)} answers are more than the {limits.answers} of one request; ask for fewer"
+        if body.answers > limits.answers:  # before anything is made for each of them
+            message = f"{body.answers} answers are more than the {limits.answers} of one request; ask for fewer"
             raise Fault(400, message, "invalid_value", "n")
+        options = await asyncio.to_thread(body.starts, engine.model.tokenizer, limits)
         starts = [partial(engine.model.start, **given) for given in options]
         call = await engine.begin(starts, bool(body.stream))
         usage = body.stream_options is not None and bool(body.stream_options.include_usage)

@@ -119,6 +119,11 @@ class _Request(_Open):
             raise ValueError("stream_options are for stream: true; leave them out")
         return self
 
+    @property
+    def answers(self) -> int:
+        """How many are asked for."""
+        return self.n or 1
+
     def budget(self, limits: Limits) -> int | None:
         """Tokens of an answer.
 
@@ -184,11 +189,21 @@ class CompletionRequest(_Request):
             raise ValueError("an empty prompt cannot be completed; give it some text")
         return prompt
 
+    @property
+    def prompts(self) -> list[Any]:
+        """Each of them, text or ids."""
+        many = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
+        return list(self.prompt) if many else [self.prompt]
+
+    @property
+    def answers(self) -> int:
+        """n to a prompt."""
+        return len(self.prompts) * (self.n or 1)
+
     def starts(self, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> list[dict[str, Any]]:
         """Arguments of `SelfAdaptive.start` for every answer, n to a prompt."""
-        many = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
         found = []
-        for prompt in self.prompt if many else [self.prompt]:
+        for prompt in self.prompts:
             ids = _ids(prompt, tokenizer)
             text = prompt if isinstance(prompt, str) else tokenizer.decode(ids)
             found += [{"prompt": text, "ids": ids, **options} for options in self.options(limits, self.logprobs)]
