@@ -159,6 +159,8 @@ def test_a_chat_goes_on(model):
     ("prompt", "options", "named"),
     [
         ("", {}, "not empty"),
+        ("half \ud800", {}, "UTF-8"),
+        ("?", {"ids": []}, "empty prompt"),
         ([{"role": "robot", "content": "?"}], {}, "robot"),
         ([{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}], {}, "user message"),
         ([{"role": "user", "content": [1]}], {}, "must be text"),

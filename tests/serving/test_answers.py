@@ -14,9 +14,6 @@ pytestmark = pytest.mark.serve
 QUESTIONS = [
     e.question for name in ("tiny_math", "tiny_code", "tiny_reasoning") for e in tasks.get(name).examples("test")[:4]
 ]
-LONE = (
-    rb'{"model": "base", "prompt": "\ud800", "messages": [{"role": "user", "content": "\ud800"}]}'  # half a character
-)
 GREEDY = {"temperature": 0, "max_tokens": 32}
 
 
@@ -193,13 +190,24 @@ def test_neutral_fields_and_answers_sent_back_are_taken(client):
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[1]", b"{", b'"text"', b"{}", b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000, LONE]
+    "body", [b"", b"[1]", b"{", b'"text"', b"{}", b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000]
 )
 def test_a_body_that_is_no_request_is_refused(served, body):
     for path in ("/v1/chat/completions", "/v1/completions"):
         response = served.post(path, body)
         assert response.status_code == 400, response.text
         assert json.loads(response.text)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(("text", "named"), [("\ud800", "UTF-8"), ("</s>", "empty")])
+def test_a_prompt_that_is_no_text_is_refused(served, text, named):
+    """Half a character, which JSON can write; and nothing but the token that ends texts, which is taken off."""
+    asked = {"/v1/completions": {"prompt": text}}
+    if text == "\ud800":
+        asked["/v1/chat/completions"] = {"messages": [{"role": "user", "content": text}]}
+    for path, given in asked.items():
+        response = served.post(path, json.dumps({"model": "base", **given}).encode())
+        assert response.status_code == 400 and named in response.json()["error"]["message"]
 
 
 def test_unknown_routes_have_the_same_shape(served):

@@ -41,6 +41,7 @@ from transformer2.adaptive.request import (
     read_use,
 )
 from transformer2.data.prompts import render
+from transformer2.errors import UserError
 from transformer2.experts import Expert, read_expert
 from transformer2.policy import eos_token_ids, load_tokenizer
 from transformer2.rollout.base import Sampling
@@ -279,6 +280,8 @@ class SelfAdaptive:
         use = read_use(use) if isinstance(use, str) else use
         self.check_use(use)
         ids = render(self.tokenizer, Example("", tuple(messages), "")) if ids is None else list(ids)
+        if not ids:
+            raise UserError("an empty prompt cannot be completed; give it some text")
         max_new_tokens = answer_budget(len(ids), max_new_tokens, self.longest, self.usual_answer)
         if use is None and self._always is None and self.strategy is not None and self.experts:
             self._choosing().check_length(messages[-1]["content"], self.longest)

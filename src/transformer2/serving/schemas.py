@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
+from transformer2.adaptive.request import check_characters
 from transformer2.errors import nearest
 from transformer2.serving.faults import Fault
 from transformer2.serving.limits import Limits
@@ -218,6 +219,8 @@ class AddExpert(_Strict):
 
 
 def _ids(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if isinstance(prompt, str):
+        check_characters(prompt)
     ids = list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else list(prompt)
     while isinstance(prompt, str) and ids and ids[-1] == tokenizer.eos_token_id:  # some end every text; it is to go on
         ids.pop()
