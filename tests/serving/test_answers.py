@@ -139,8 +139,9 @@ def test_models_and_experts_are_told(client, served):
     z = client.get("/experts/math/z", cast_to=object)["matrices"]
     assert len(z) == models["math"]["matrices"] and all(math.isfinite(v) for row in z.values() for v in row)
     assert list(z) == list(served.model.z("math"))
-    with pytest.raises(openai.NotFoundError):
-        client.get("/experts/maths/z", cast_to=object)
+    for name in ("maths", "base"):
+        with pytest.raises(openai.NotFoundError):
+            client.get(f"/experts/{name}/z", cast_to=object)
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,9 @@ def test_experts_come_and_go_while_it_answers(serve, copies):
     asyncio.run(go())
     with pytest.raises(openai.NotFoundError):
         ask(client, "sums")
-    with pytest.raises(openai.NotFoundError):
-        change("delete", "/experts/sums")
+    for name in ("sums", "base"):
+        with pytest.raises(openai.NotFoundError):
+            change("delete", f"/experts/{name}")
     with pytest.raises(openai.ConflictError):
         change("post", "/experts", {"name": "math", "path": "runs/sums"})
     for path in ("../outside", "/etc", "link", "runs/../../outside", "runs", "nothing", "", "runs/sums\0", "~"):

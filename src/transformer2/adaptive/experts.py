@@ -73,6 +73,17 @@ class LoadedExperts:
         del self.experts[name]
         self._mixed.clear()
 
+    def expert(self, name: str) -> Expert:
+        """One of them; the base is none.
+
+        Raises:
+            UnknownExpertError: With the nearest name.
+        """
+        self.checked(name)
+        if name not in self.experts:
+            raise UnknownExpertError(f"{name!r} is no expert. Known: {', '.join(self.experts)}")
+        return self.experts[name]
+
     def checked(self, use: Any) -> Any:
         """A name, or weights, of experts that are loaded.
 

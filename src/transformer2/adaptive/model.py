@@ -165,8 +165,7 @@ class SelfAdaptive:
 
     def expert(self, name: str) -> Expert:
         """An expert and where it came from."""
-        self._loaded.checked(name)
-        return self._loaded.experts[name]
+        return self._loaded.expert(name)
 
     def z(self, name: str) -> dict[str, Tensor]:
         """Matrix -> z of an expert, fp32 (r,), in the order of the layers."""
@@ -188,7 +187,7 @@ class SelfAdaptive:
     def remove_expert(self, name: str) -> None:
         """Unload an expert; what is under way goes on under the z that it began with."""
         with self._lock:
-            self._loaded.checked(name)
+            self._loaded.expert(name)
             self._loaded.remove(name)
             self._forget()
 
