@@ -245,3 +245,10 @@ def test_what_goes_while_a_first_pass_writes_stops_nobody(gone):
     while not model.is_idle:
         model.step()
     assert asking.result().choice.name == "base" and asking.result().text == beside.result().text
+
+
+def test_prompts_beside_one_that_is_refused_do_not_run_on(model):
+    with pytest.raises(UserError, match="not empty"):
+        model.generate([questions()[0], ""], use="base")
+    model.step()
+    assert model.is_idle and model.generate([]) == []

@@ -220,9 +220,11 @@ class SelfAdaptive:
         Raises:
             UserError: See `start`; or the model gave non-finite logits.
         """
-        many: Any = [prompts] if isinstance(prompts, str) or isinstance(prompts[0], Mapping) else prompts
-        jobs = [self.start(prompt, **options) for prompt in many]
+        many: Any = [prompts] if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Mapping)) else prompts
+        jobs: list[Job] = []
         try:
+            for prompt in many:
+                jobs.append(self.start(prompt, **options))
             while not all(job.is_done for job in jobs):
                 self.step()
         finally:
