@@ -131,6 +131,21 @@ def test_a_completion_goes_on_from_raw_text(client, served):
     assert "".join(c.choices[0].text for c in pieces) == raw.choices[0].text
 
 
+def test_a_stream_of_log_probabilities_counts_on(client, served):
+    options = {"model": "math", "prompt": "3 + 4", "logprobs": 1, **GREEDY}
+    whole = client.completions.create(**options).choices[0].logprobs
+
+    def first_tokens():
+        (line,) = (x for x in served.get("/metrics").text.splitlines() if "first_token_seconds_count" in x)
+        return float(line.split()[-1])
+
+    before = first_tokens()
+    pieces = [c.choices[0].logprobs for c in client.completions.create(stream=True, **options) if c.choices]
+    assert [o for piece in pieces if piece for o in piece.text_offset] == whole.text_offset
+    list(client.completions.create(stream=True, **{**options, "logprobs": None}))
+    assert first_tokens() == before + 2  # one a stream
+
+
 def test_models_and_experts_are_told(client, served):
     models = {m.id: m.transformer2 for m in client.models.list()}
     assert list(models) == ["auto", "base", *tiny.EXPERTS]

@@ -29,6 +29,7 @@ class ChatAnswer:
 
     def __init__(self, model: str, with_usage: bool, per_prompt: int) -> None:
         self.with_usage, self.per_prompt = with_usage, per_prompt
+        self._offsets: dict[int, int] = {}  # streams: characters of the tokens of each answer so far
         self.head = {"id": f"{self.prefix}{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
 
     def body(self, jobs: Sequence[Job]) -> dict[str, Any]:
@@ -57,7 +58,9 @@ class ChatAnswer:
     def text(self, i: int, text: str, job: Job, start: int) -> tuple[bytes, int]:
         """An event with a piece of text, and up to which token its log-probabilities go."""
         tokens = [] if job.top_logprobs is None else _without_eos(job, start)
-        logprobs = None if job.top_logprobs is None else self._logprobs(tokens, len(text))
+        offset = self._offsets.get(i, 0)
+        logprobs = None if job.top_logprobs is None else self._logprobs(tokens, offset)
+        self._offsets[i] = offset + sum(len(t.token) for t in tokens)
         return self._event(i, {"content": text}, None, logprobs), start + len(tokens)
 
     def ending(self, i: int, job: Job) -> bytes:
@@ -87,7 +90,7 @@ class ChatAnswer:
         said = {} if job is None else {"transformer2": choice_of(job)}
         return event({**self._head(self.piece), "choices": [choice], **extra, **said})
 
-    def _logprobs(self, tokens: Sequence[TokenLogprob], length: int) -> dict[str, Any]:
+    def _logprobs(self, tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
         def entry(token: str, logprob: float) -> dict[str, Any]:
             # Half a character has bytes that its text does not show.
             data = None if "\N{REPLACEMENT CHARACTER}" in token else list(token.encode())
@@ -115,8 +118,8 @@ class TextAnswer(ChatAnswer):
     def _delta(self, delta: dict[str, Any]) -> dict[str, Any]:
         return {"text": delta.get("content", "")}
 
-    def _logprobs(self, tokens: Sequence[TokenLogprob], length: int) -> dict[str, Any]:
-        offsets, offset = [], 0
+    def _logprobs(self, tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
+        offsets = []
         for token in tokens:
             offsets.append(offset)
             offset += len(token.token)

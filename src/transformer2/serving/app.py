@@ -211,7 +211,7 @@ async def _finish(request: Request, call: Call, seconds: float) -> None:
 async def _events(call: Call, shape: ChatAnswer, metrics: Metrics, seconds: float) -> AsyncIterator[bytes]:
     """The events of a stream."""
     opened, sent, open_jobs = set[int](), dict.fromkeys(range(len(call.jobs)), 0), dict(enumerate(call.jobs))
-    deadline = call.started + seconds
+    deadline, heard = call.started + seconds, False
     try:
         while open_jobs:
             call.check()
@@ -221,7 +221,8 @@ async def _events(call: Call, shape: ChatAnswer, metrics: Metrics, seconds: floa
                     opened.add(i)
                     yield shape.opening(i, job)
                 if text := job.take():
-                    if not any(sent.values()):
+                    if not heard:
+                        heard = True
                         metrics.first.observe(time.monotonic() - call.started)
                     data, sent[i] = shape.text(i, text, job, sent[i])
                     yield data
