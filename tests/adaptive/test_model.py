@@ -163,6 +163,8 @@ def test_a_chat_goes_on(model):
     ("prompt", "options", "named"),
     [
         ("", {}, "not empty"),
+        ("half \ud800", {}, "UTF-8"),
+        ("?", {"ids": []}, "empty prompt"),
         ([{"role": "robot", "content": "?"}], {}, "robot"),
         ([{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}], {}, "user message"),
         ([{"role": "user", "content": [1]}], {}, "must be text"),
@@ -232,3 +234,25 @@ def test_an_expert_that_goes_leaves_what_is_under_way_alone():
     assert under_way.result().text == expected.text and beside.result().text
     with pytest.raises(UserError, match="no expert 'math'"):
         late.result()
+
+
+@pytest.mark.parametrize("gone", ["experts", "strategy"])
+def test_what_goes_while_a_first_pass_writes_stops_nobody(gone):
+    model = SelfAdaptive.from_pretrained("tiny")
+    beside, asking = model.start(questions()[0], use="base", **BUDGET), model.start(questions()[0], **BUDGET)
+    model.step()
+    assert asking.dispatch is not None and asking.row is None
+    if gone == "strategy":
+        model.set_strategy(None)
+    for name in model.experts if gone == "experts" else []:
+        model.remove_expert(name)
+    while not model.is_idle:
+        model.step()
+    assert asking.result().choice.name == "base" and asking.result().text == beside.result().text
+
+
+def test_prompts_beside_one_that_is_refused_do_not_run_on(model):
+    with pytest.raises(UserError, match="not empty"):
+        model.generate([questions()[0], ""], use="base")
+    model.step()
+    assert model.is_idle and model.generate([]) == []

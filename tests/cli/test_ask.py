@@ -53,6 +53,8 @@ def test_a_file_of_prompts(tmp_path, capsys):
         ("3", "line 2 must be"),
         ('{"prompt": 3}', "line 2 must be"),
         ('{"text": ""}', "line 2"),
+        ('{"prompt": "x", "id": ' + "1" * 5000 + "}", "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is not JSON"),
     ],
 )
 def test_a_line_that_is_no_prompt_is_named(tmp_path, capsys, line, named):

@@ -14,9 +14,6 @@ pytestmark = pytest.mark.serve
 QUESTIONS = [
     e.question for name in ("tiny_math", "tiny_code", "tiny_reasoning") for e in tasks.get(name).examples("test")[:4]
 ]
-LONE = (
-    rb'{"model": "base", "prompt": "\ud800", "messages": [{"role": "user", "content": "\ud800"}]}'  # half a character
-)
 GREEDY = {"temperature": 0, "max_tokens": 32}
 
 
@@ -138,6 +135,21 @@ def test_a_completion_goes_on_from_raw_text(client, served):
     assert [offset for part in parts for offset in part.text_offset] == whole.text_offset
 
 
+def test_a_stream_of_log_probabilities_counts_on(client, served):
+    options = {"model": "math", "prompt": "3 + 4", "logprobs": 1, **GREEDY}
+    whole = client.completions.create(**options).choices[0].logprobs
+
+    def first_tokens():
+        (line,) = (x for x in served.get("/metrics").text.splitlines() if "first_token_seconds_count" in x)
+        return float(line.split()[-1])
+
+    before = first_tokens()
+    pieces = [c.choices[0].logprobs for c in client.completions.create(stream=True, **options) if c.choices]
+    assert [o for piece in pieces if piece for o in piece.text_offset] == whole.text_offset
+    list(client.completions.create(stream=True, **{**options, "logprobs": None}))
+    assert first_tokens() == before + 2  # one a stream
+
+
 def test_models_and_experts_are_told(client, served):
     models = {m.id: m.transformer2 for m in client.models.list()}
     assert list(models) == ["auto", "base", *tiny.EXPERTS]
@@ -146,8 +158,9 @@ def test_models_and_experts_are_told(client, served):
     z = client.get("/experts/math/z", cast_to=object)["matrices"]
     assert len(z) == models["math"]["matrices"] and all(math.isfinite(v) for row in z.values() for v in row)
     assert list(z) == list(served.model.z("math"))
-    with pytest.raises(openai.NotFoundError):
-        client.get("/experts/maths/z", cast_to=object)
+    for name in ("maths", "base"):
+        with pytest.raises(openai.NotFoundError):
+            client.get(f"/experts/{name}/z", cast_to=object)
 
 
 @pytest.mark.parametrize(
@@ -196,14 +209,23 @@ def test_neutral_fields_and_answers_sent_back_are_taken(client):
     assert ask(client, [*chat[1:], {"role": "user", "content": parts}], max_tokens=8).choices[0].message.content
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"[1]", b"{", b'"text"', b"{}", b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000, LONE]
-)
+@pytest.mark.parametrize("body", [b"", b"[1]", b"{", b'"text"', b"{}", b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000])
 def test_a_body_that_is_no_request_is_refused(served, body):
     for path in ("/v1/chat/completions", "/v1/completions"):
         response = served.post(path, body)
         assert response.status_code == 400, response.text
         assert json.loads(response.text)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(("text", "named"), [("\ud800", "UTF-8"), ("</s>", "empty")])
+def test_a_prompt_that_is_no_text_is_refused(served, text, named):
+    """Half a character, which JSON can write; and nothing but the token that ends texts, which is taken off."""
+    asked = {"/v1/completions": {"prompt": text}}
+    if text == "\ud800":
+        asked["/v1/chat/completions"] = {"messages": [{"role": "user", "content": text}]}
+    for path, given in asked.items():
+        response = served.post(path, json.dumps({"model": "base", **given}).encode())
+        assert response.status_code == 400 and named in response.json()["error"]["message"]
 
 
 def test_unknown_routes_have_the_same_shape(served):

@@ -76,6 +76,14 @@ def test_a_budget_and_a_time_limit(serve):
     assert ask(slow.client()).choices
 
 
+@pytest.mark.parametrize("asked", [{"n": 10**9}, {"prompt": ["a"] * 200_000}])
+def test_too_many_answers_are_refused_before_any_is_prepared(served, client, asked):
+    begin = time.monotonic()
+    with pytest.raises(openai.BadRequestError, match="of one request"):
+        client.completions.create(**{"model": "base", "prompt": "a", **asked})
+    assert time.monotonic() - begin < 10
+
+
 def test_callers_must_know_the_key(serve):
     served = serve(api_key="s3cret")
     for key in ("wrong", "s3cre", "s3crets", "clé"):
@@ -127,8 +135,9 @@ def test_experts_come_and_go_while_it_answers(serve, copies):
     asyncio.run(go())
     with pytest.raises(openai.NotFoundError):
         ask(client, "sums")
-    with pytest.raises(openai.NotFoundError):
-        change("delete", "/experts/sums")
+    for name in ("sums", "base"):
+        with pytest.raises(openai.NotFoundError):
+            change("delete", f"/experts/{name}")
     with pytest.raises(openai.ConflictError):
         change("post", "/experts", {"name": "math", "path": "runs/sums"})
     for path in ("../outside", "/etc", "link", "runs/../../outside", "runs", "nothing", "", "runs/sums\0", "~"):

@@ -73,6 +73,17 @@ class LoadedExperts:
         del self.experts[name]
         self._mixed.clear()
 
+    def expert(self, name: str) -> Expert:
+        """One of them; the base is none.
+
+        Raises:
+            UnknownExpertError: With the nearest name.
+        """
+        self.check(name)
+        if name not in self.experts:
+            raise UnknownExpertError(f"{name!r} is not an expert. Known: {', '.join(self.experts)}")
+        return self.experts[name]
+
     def check(self, use: Any) -> None:
         """Refuse a name, or weights, of experts that are not loaded.
 

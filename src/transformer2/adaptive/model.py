@@ -41,6 +41,7 @@ from transformer2.adaptive.request import (
     read_use,
 )
 from transformer2.data.prompts import render
+from transformer2.errors import UserError
 from transformer2.experts import Expert, read_expert
 from transformer2.policy import eos_token_ids, load_tokenizer
 from transformer2.rollout.base import Sampling
@@ -165,8 +166,7 @@ class SelfAdaptive:
 
     def expert(self, name: str) -> Expert:
         """An expert and where it came from."""
-        self._loaded.check(name)
-        return self._loaded.experts[name]
+        return self._loaded.expert(name)
 
     def z(self, name: str) -> dict[str, Tensor]:
         """Matrix -> z of an expert, fp32 (r,), in the order of the layers."""
@@ -188,7 +188,7 @@ class SelfAdaptive:
     def remove_expert(self, name: str) -> None:
         """Unload an expert; what is under way goes on under the z that it began with."""
         with self._lock:
-            self._loaded.check(name)
+            self._loaded.expert(name)
             self._loaded.remove(name)
             self._forget()
 
@@ -223,8 +223,10 @@ class SelfAdaptive:
         """
         is_one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Mapping))
         many: Any = [prompts] if is_one else prompts
-        jobs = [self.start(prompt, **options) for prompt in many]
+        jobs: list[Job] = []
         try:
+            for prompt in many:
+                jobs.append(self.start(prompt, **options))
             while not all(job.is_done for job in jobs):
                 self.step()
         finally:
@@ -281,6 +283,8 @@ class SelfAdaptive:
         use = read_use(use) if isinstance(use, str) else use
         self.check_use(use)
         ids = render(self.tokenizer, Example("", tuple(messages), "")) if ids is None else list(ids)
+        if not ids:
+            raise UserError("an empty prompt cannot be completed; give it some text")
         max_new_tokens = answer_budget(len(ids), max_new_tokens, self.longest, self.usual_answer)
         if use is None and self._always is None and self.strategy is not None and self.experts:
             self._choosing().check_length(messages[-1]["content"], self.longest)

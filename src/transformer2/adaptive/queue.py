@@ -60,7 +60,7 @@ class JobQueue:
         met = self._jobs
         for job in met:
             if job.row is None and job.dispatch is not None and job.dispatch.finish_reason in ("stop", "length"):
-                self._second_pass(job, *self._weighted(self.first_pass().read(job.dispatch.text)))
+                self._read(job, job.dispatch.text)
             row = job.dispatch if job.row is None else job.row
             if job.error is None and (row is None or row.finish_reason is not None):
                 job.finish()
@@ -95,6 +95,15 @@ class JobQueue:
         else:
             for job, choice in zip(asking, first_pass.score(requests), strict=True):
                 self._second_pass(job, *self._weighted(choice))
+
+    def _read(self, job: Job, text: str) -> None:
+        """The second pass of a job whose first has written; what goes wrong is its own, or no step would end again."""
+        try:
+            # Asked anew: the experts or the strategy may have gone meanwhile.
+            decision = self.decide(job) or self._weighted(self.first_pass().read(text))
+            self._second_pass(job, *decision)
+        except Exception as e:
+            job.error = e
 
     def _weighted(self, choice: Selection) -> Decision:
         return choice, self.experts.row(choice.weights)

@@ -226,9 +226,22 @@ def as_messages(prompt: Any) -> list[dict[str, str]]:
             raise UserError(f"a message has role {message['role']!r}; use {', '.join(ROLES)}")
         if not isinstance(message["content"], str):
             raise UserError(f"the content of a {message['role']} message must be text")
+        check_characters(message["content"])
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
         raise UserError("a prompt must end with a user message that is not empty")
     return messages
+
+
+def check_characters(text: str) -> None:
+    """Refuse half a character (JSON can write one, and a terminal's bytes can be one), which no tokenizer takes.
+
+    Raises:
+        UserError: There is one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise UserError("a prompt has bytes or halves of characters that are no text; write it as UTF-8") from e
 
 
 def read_use(text: str) -> Use:

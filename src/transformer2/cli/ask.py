@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformer2.cli.adaptive import MODEL_HELP, MODEL_OPTIONS, MODEL_SWITCHES, ModelOptions, number, split_words
 from transformer2.cli.folder import check_writable
 from transformer2.errors import ConfigError, DataError, shown
+from transformer2.files import check_directory
 
 if TYPE_CHECKING:
     from transformer2.adaptive.model import SelfAdaptive
@@ -60,6 +61,7 @@ def ask(args: Sequence[str]) -> int:
             raise ConfigError("give prompts or --file, not both")
         if out.exists():
             raise ConfigError(f"--out: {shown(out)} exists; give another name")
+        check_directory(out.parent, "--out: its folder", "make it first", ConfigError)
         check_writable(out.parent, "--out")
     rows = _of_file(Path(file).expanduser()) if file is not None else [{"prompt": text} for text in words or _lines()]
     if not rows:
@@ -173,8 +175,10 @@ def _of_file(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as e:
-            raise DataError(f"{shown(path)}, line {count} is not JSON ({e.msg}); write one prompt a line") from e
+        except (ValueError, RecursionError) as e:  # a number of 5,000 digits is no JSONDecodeError
+            raise DataError(
+                f"{shown(path)}, line {count} is not JSON ({getattr(e, 'msg', e)}); write one prompt a line"
+            ) from e
         row = {"prompt": row} if isinstance(row, str) else row
         known = isinstance(row, dict) and ("prompt" in row) != ("messages" in row)
         if not known or not isinstance(row.get("prompt", ""), str) or not isinstance(row.get("messages", []), list):

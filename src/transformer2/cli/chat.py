@@ -122,10 +122,14 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": line}]
         uses = ["base", self.use] if self.compares else [self.use]
         while True:
+            jobs: list[Job] = []
             try:
-                jobs = [self.model.start([*system, *messages], use=use, **self.sampling) for use in uses]
+                for use in uses:
+                    jobs.append(self.model.start([*system, *messages], use=use, **self.sampling))
                 break
             except UserError:
+                for job in jobs:
+                    job.cancel()
                 if len(messages) < 3:
                     raise
                 messages = messages[2:]  # the oldest exchange

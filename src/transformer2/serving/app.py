@@ -81,10 +81,10 @@ def _add_answers(app: FastAPI, limits: Limits) -> None:
 
     async def answer(request: Request, body: ChatRequest | CompletionRequest, kind: type[ChatAnswer]) -> Response:
         engine.model.check_use(body.model)
-        options = await asyncio.to_thread(body.starts, engine.model.tokenizer, limits)
-        if len(options) > limits.answers:
-            message = f"{len(options)} answers are more than the {limits.answers} of one request; ask for fewer"
+        if body.answers > limits.answers:  # before anything is made for each of them
+            message = f"{body.answers} answers are more than the {limits.answers} of one request; ask for fewer"
             raise Fault(400, message, "invalid_value", "n")
+        options = await asyncio.to_thread(body.starts, engine.model.tokenizer, limits)
         starts = [partial(engine.model.start, **given) for given in options]
         call = await engine.begin(starts, bool(body.stream))
         usage = body.stream_options is not None and bool(body.stream_options.include_usage)
@@ -210,7 +210,7 @@ async def _finish(request: Request, call: Call, seconds: float) -> None:
 async def _events(call: Call, shape: ChatAnswer, metrics: Metrics, seconds: float) -> AsyncIterator[bytes]:
     """The events of a stream."""
     opened, sent, open_jobs = set[int](), dict.fromkeys(range(len(call.jobs)), 0), dict(enumerate(call.jobs))
-    deadline = call.started + seconds
+    deadline, heard = call.started + seconds, False
     try:
         while open_jobs:
             call.check()
@@ -220,7 +220,8 @@ async def _events(call: Call, shape: ChatAnswer, metrics: Metrics, seconds: floa
                     opened.add(i)
                     yield shape.opening(i, job)
                 if text := job.take():
-                    if not any(sent.values()):
+                    if not heard:
+                        heard = True
                         metrics.first.observe(time.monotonic() - call.started)
                     data, sent[i] = shape.text(i, text, job, sent[i])
                     yield data

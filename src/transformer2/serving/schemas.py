@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
+from transformer2.adaptive.request import check_characters
 from transformer2.data.prompts import plain_ids
 from transformer2.errors import nearest
 from transformer2.serving.faults import Fault
@@ -120,6 +121,11 @@ class _Request(_Open):
             raise ValueError("stream_options are for stream: true; leave them out")
         return self
 
+    @property
+    def answers(self) -> int:
+        """How many are asked for."""
+        return self.n or 1
+
     def budget(self, limits: Limits) -> int | None:
         """Tokens of an answer.
 
@@ -185,11 +191,21 @@ class CompletionRequest(_Request):
             raise ValueError("an empty prompt cannot be completed; give it some text")
         return prompt
 
+    @property
+    def prompts(self) -> list[Any]:
+        """Each of them, text or ids."""
+        many = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
+        return list(self.prompt) if many else [self.prompt]
+
+    @property
+    def answers(self) -> int:
+        """n to a prompt."""
+        return len(self.prompts) * (self.n or 1)
+
     def starts(self, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> list[dict[str, Any]]:
         """Arguments of `SelfAdaptive.start` for every answer, n to a prompt."""
-        many = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
         found = []
-        for prompt in self.prompt if many else [self.prompt]:
+        for prompt in self.prompts:
             ids = _ids(prompt, tokenizer)
             text = prompt if isinstance(prompt, str) else tokenizer.decode(ids)
             found += [{"prompt": text, "ids": ids, **options} for options in self.options(limits, self.logprobs)]
@@ -204,6 +220,8 @@ class AddExpert(_Strict):
 
 
 def _ids(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if isinstance(prompt, str):
+        check_characters(prompt)
     ids = plain_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     if max(ids, default=0) >= len(tokenizer):
         message = f"there is no token {max(ids)}; ids are 0 to {len(tokenizer) - 1}"
