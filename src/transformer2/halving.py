@@ -16,7 +16,7 @@ from torch import Tensor
 
 from transformer2.errors import UserError
 
-__all__ = ["run_or_halve"]
+__all__ = ["is_out_of_memory", "run_or_halve"]
 
 Rows = TypeVar("Rows", list[int], Tensor)
 Result = TypeVar("Result")
@@ -60,12 +60,17 @@ def run_or_halve(
     return results, size
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice, in whatever words the device says so."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_WORDS.search(str(error)))
+
+
 def _attempt(run: Callable[[Rows], Result], rows: Rows) -> list[Result]:
     """The result alone in a list; an empty one where memory does not suffice."""
     try:
         return [run(rows)]
     except (RuntimeError, MemoryError) as e:
-        if not isinstance(e, torch.OutOfMemoryError | MemoryError) and not _WORDS.search(str(e)):
+        if not is_out_of_memory(e):
             raise
     # Outside of the handler: while the exception lives, its traceback keeps the tensors of the failed attempt.
     getattr(torch.get_device_module(), "empty_cache", lambda: None)()

@@ -175,6 +175,10 @@ def test_a_chat_goes_on(model):
         ("?", {"use": {}}, "weights"),
         ("?", {"temperature": float("nan")}, "temperature"),
         ("?", {"max_new_tokens": 0}, "max_new_tokens"),
+        ("?", {"max_new_tokens": 2.5}, "max_new_tokens must be"),
+        ("?", {"seed": None}, "seed must be"),
+        ("?", {"seed": 2**70}, "seed must be"),
+        ("?", {"top_logprobs": 10**6}, "top_logprobs must be"),
         ("?", {"max_new_tokens": 10**6}, "shorten"),
         ("word " * 5000, {}, "shorten"),
     ],
@@ -256,3 +260,8 @@ def test_prompts_beside_one_that_is_refused_do_not_run_on(model):
         model.generate([questions()[0], ""], use="base")
     model.step()
     assert model.is_idle and model.generate([]) == []
+
+
+def test_a_tiny_temperature_is_greedy(model):
+    greedy, tiny_one = (model.generate(questions()[0], temperature=t, **BUDGET)[0].text for t in (0.0, 1e-40))
+    assert greedy == tiny_one

@@ -91,6 +91,32 @@ def test_a_flag_that_cannot_be_meant_is_refused_in_one_line(capsys, flags, named
     assert len(err) == 1 and named in err[0]
 
 
+def test_a_prompt_that_cannot_be_answered_leaves_the_others_theirs(tmp_path, capsys):
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    file.write_text("\n".join(map(json.dumps, [QUESTION, "word " * 500, CODE])))
+    command = ["ask", "--file", str(file), "--out", str(out), "--max_rows", "1"]
+    assert main(command) == 2 and "1 of 3 prompts" in capsys.readouterr().err
+    one, two, three = (json.loads(line) for line in out.read_text().splitlines())
+    assert one["answer"] and three["answer"] and two["answer"] is None and "shorten" in two["error"]
+    out.rename(tmp_path / "out.jsonl.part")
+    assert main(command) == 2 and "interrupted run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (b'{"prompt": "x", "answer": 3}', "'answer' is a name of ours"),
+        (b'"caf\xe9"', "not UTF-8"),
+        (b'{"prompt": "x", "id": "\\ud800"}', "half a character"),
+    ],
+)
+def test_rows_that_would_be_lost_or_changed_are_refused(tmp_path, capsys, data, named):
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(data)
+    assert main(["ask", "--file", str(file), "--out", str(tmp_path / "out.jsonl")]) == 2
+    assert named in capsys.readouterr().err
+
+
 def test_words_after_two_dashes_are_prompts(capsys):
     assert main(["ask", "--max_new_tokens", "4", "--", "--help"]) == 0
     assert "usage" not in capsys.readouterr().out

@@ -14,6 +14,7 @@ from transformer2.data.prompts import collate, render
 from transformer2.errors import UserError
 from transformer2.experts import load_experts
 from transformer2.policy import build_policy, eos_token_ids, load_base, load_tokenizer
+from transformer2.rollout import continuous
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.continuous import ContinuousBatch, Row
 from transformer2.rollout.ending import Ending
@@ -166,6 +167,25 @@ def test_an_error_of_the_model_ends_the_rows_it_met_and_no_more(world):
         batch.step()
     assert broken.finish_reason == "error" and isinstance(broken.error, IndexError)
     assert [row.finish_reason for row in rows[:2]] == ["stop", "stop"]
+
+
+def test_out_of_memory_lets_rows_wait_and_draws_the_same(world, monkeypatch):
+    alone = rows_of(world, 1.0)
+    for row in alone:
+        run(world[0], [row])
+    original = continuous.next_logits
+
+    def no_room(policy, ids, *args):
+        if len(ids) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(policy, ids, *args)
+
+    monkeypatch.setattr(continuous, "next_logits", no_room)
+    rows = rows_of(world, 1.0)
+    with pytest.warns(UserWarning, match="out of memory with"):
+        widest = run(world[0], rows)
+    assert widest > 3 and [row.tokens for row in rows] == [row.tokens for row in alone]
+    assert {row.finish_reason for row in rows} == {"stop"}
 
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}

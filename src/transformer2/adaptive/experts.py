@@ -23,7 +23,7 @@ from transformer2.svf.targets import find_targets
 
 __all__ = ["LoadedExperts", "load_policy", "read_experts"]
 
-MAX_MIXTURES = 256  # whose z is kept
+MAX_MIXTURES = 64  # whose z is kept
 RESERVED = (BASE, "auto", "mix")  # names that mean something else
 
 

@@ -38,6 +38,7 @@ from transformer2.adaptive.request import (
     Use,
     answer_budget,
     as_messages,
+    check_draws,
     read_use,
 )
 from transformer2.data.prompts import render
@@ -280,6 +281,7 @@ class SelfAdaptive:
             UserError: A prompt or sampling that cannot be used.
         """
         messages = as_messages(prompt)
+        check_draws(max_new_tokens, seed, top_logprobs)
         use = read_use(use) if isinstance(use, str) else use
         self.check_use(use)
         ids = render(self.tokenizer, Example("", tuple(messages), "")) if ids is None else list(ids)

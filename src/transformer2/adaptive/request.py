@@ -278,3 +278,16 @@ def answer_budget(prompt_tokens: int, max_new_tokens: int | None, longest: int, 
             "of this model; shorten the prompt or lower max_new_tokens"
         )
     return budget
+
+
+def check_draws(max_new_tokens: Any, seed: Any, top_logprobs: Any) -> None:
+    """Refuse numbers that no row could be drawn with: they would come up in a step that others share.
+
+    Raises:
+        UserError: The message names the argument.
+    """
+    for name, value, high in (("max_new_tokens", max_new_tokens, 2**31), ("top_logprobs", top_logprobs, 1000)):
+        if value is not None and (type(value) is not int or not 0 <= value <= high):
+            raise UserError(f"{name} must be a whole number from 0 to {high}, not {value!r}")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")

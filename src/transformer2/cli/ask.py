@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer2.cli.adaptive import MODEL_HELP, MODEL_OPTIONS, MODEL_SWITCHES, ModelOptions, number, split_words
 from transformer2.cli.folder import check_writable
-from transformer2.errors import ConfigError, DataError, shown
+from transformer2.errors import ConfigError, DataError, UserError, shown
 from transformer2.files import check_directory
 
 if TYPE_CHECKING:
     from transformer2.adaptive.model import SelfAdaptive
-    from transformer2.adaptive.request import AdaptiveAnswer
+    from transformer2.adaptive.request import AdaptiveAnswer, Job
 
 HELP = f"""\
 usage: transformer2 ask [options] PROMPT ...
@@ -43,6 +45,9 @@ which knows a small world of its own:
 {MODEL_HELP}"""
 OPTIONS = ("file", "out", "system", "max_new_tokens", "temperature", "top_p", "seed", "stop", "max_rows")
 LARGEST_FILE = 1 << 30  # bytes
+COLUMNS = {
+    "answer", "base_answer", "choice", "completion_tokens", "error", "finish_reason", "prompt_tokens", "seconds",
+}  # fmt: skip
 
 
 def ask(args: Sequence[str]) -> int:
@@ -61,6 +66,10 @@ def ask(args: Sequence[str]) -> int:
             raise ConfigError("give prompts or --file, not both")
         if out.exists():
             raise ConfigError(f"--out: {shown(out)} exists; give another name")
+        if _part_of(out).exists():
+            raise ConfigError(
+                f"{shown(_part_of(out))} holds the answers of an interrupted run; move it away, or give another --out"
+            )
         check_directory(out.parent, "--out: its folder", "make it first", ConfigError)
         check_writable(out.parent, "--out")
     rows = _of_file(Path(file).expanduser()) if file is not None else [{"prompt": text} for text in words or _lines()]
@@ -73,6 +82,7 @@ def ask(args: Sequence[str]) -> int:
     if file is not None:
         return _to_file(model, rows, chats, uses, sampling, out)
     for row, answers in zip(rows, _answers(model, chats, uses, sampling), strict=True):
+        assert not isinstance(answers, UserError)
         if "json" in switches:
             print(json.dumps({**row, **_columns(answers)}, ensure_ascii=False), flush=True)
             continue
@@ -109,17 +119,43 @@ def summary(answer: AdaptiveAnswer) -> str:
     return "; ".join(parts)
 
 
-def _answers(model: SelfAdaptive, chats: Sequence[Any], uses: Sequence[Any], sampling: dict[str, Any]) -> Iterator[Any]:
-    """The answers to each chat, one per use, in order, as soon as they are known; all run in one batch."""
-    jobs = [[model.start(chat, use=use, **sampling) for use in uses] for chat in chats]
+def _answers(
+    model: SelfAdaptive, chats: Sequence[Any], uses: Sequence[Any], sampling: dict[str, Any], strict: bool = True
+) -> Iterator[list[AdaptiveAnswer] | UserError]:
+    """The answers to each chat, one per use, in order, as soon as they are known; many run in one batch.
+
+    A prompt that cannot be answered is raised, or unless `strict` yielded in its place.
+    """
+    started: deque[list[Job] | UserError] = deque()
+    coming, ahead = iter(chats), 4 * model.max_rows
+
+    def start(chat: Any) -> list[Job] | UserError:
+        jobs: list[Job] = []
+        try:
+            for use in uses:
+                jobs.append(model.start(chat, use=use, **sampling))
+        except UserError as e:
+            for job in jobs:
+                job.cancel()
+            if strict:
+                raise
+            return e
+        return jobs
+
     try:
-        for row in jobs:
-            while not all(job.is_done for job in row):
-                model.step()
-            yield [job.result() for job in row]
+        started.extend(start(chat) for chat in islice(coming, ahead))
+        while started:
+            jobs = started[0]
+            if not isinstance(jobs, UserError):
+                while not all(job.is_done for job in jobs):
+                    model.step()
+            yield jobs if isinstance(jobs, UserError) else [job.result() for job in jobs]
+            started.popleft()
+            started.extend(start(chat) for chat in islice(coming, 1))
     finally:
-        for job in (job for row in jobs for job in row):
-            job.cancel()
+        for jobs in started:
+            for job in () if isinstance(jobs, UserError) else jobs:
+                job.cancel()
 
 
 def _to_file(
@@ -128,16 +164,23 @@ def _to_file(
     """One line per answer; under a name of its own until all are there."""
     from tqdm import tqdm
 
-    part = out.with_name(f"{out.name}.part")
+    part, failed = _part_of(out), 0
     with part.open("w", encoding="utf-8") as lines:
-        for row, answers in tqdm(
-            zip(rows, _answers(model, chats, uses, sampling), strict=True), "ask", len(rows), unit="prompt"
-        ):
-            lines.write(json.dumps({**row, **_columns(answers)}, ensure_ascii=False) + "\n")
+        answers = _answers(model, chats, uses, sampling, strict=False)
+        for row, found in tqdm(zip(rows, answers, strict=True), "ask", len(rows), unit="prompt"):
+            failed += isinstance(found, UserError)
+            columns = {"answer": None, "error": str(found)} if isinstance(found, UserError) else _columns(found)
+            lines.write(json.dumps({**row, **columns}, ensure_ascii=False) + "\n")
             lines.flush()
     part.rename(out)
-    print(f"{len(rows)} answers saved to {out}")
+    print(f"{len(rows) - failed} answers saved to {out}")
+    if failed:
+        raise DataError(f"{failed} of {len(rows)} prompts could not be answered; their lines in {shown(out)} say why")
     return 0
+
+
+def _part_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.part")
 
 
 def _columns(answers: Sequence[AdaptiveAnswer]) -> dict[str, Any]:
@@ -157,7 +200,10 @@ def _columns(answers: Sequence[AdaptiveAnswer]) -> dict[str, Any]:
 def _lines() -> list[str]:
     if sys.stdin.isatty():
         return []
-    return [line.strip() for line in sys.stdin if line.strip()]
+    try:
+        return [line.strip() for line in sys.stdin if line.strip()]
+    except UnicodeDecodeError as e:
+        raise DataError("standard input is not UTF-8; convert it first") from e
 
 
 def _of_file(path: Path) -> list[dict[str, Any]]:
@@ -168,7 +214,10 @@ def _of_file(path: Path) -> list[dict[str, Any]]:
     """
     from transformer2.files import read_file
 
-    text = read_file(path, LARGEST_FILE, DataError).decode("utf-8-sig", errors="replace")
+    try:
+        text = read_file(path, LARGEST_FILE, DataError).decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{shown(path)} is not UTF-8 (byte {e.start}); convert it first") from e
     rows: list[dict[str, Any]] = []
     for count, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -183,8 +232,19 @@ def _of_file(path: Path) -> list[dict[str, Any]]:
         known = isinstance(row, dict) and ("prompt" in row) != ("messages" in row)
         if not known or not isinstance(row.get("prompt", ""), str) or not isinstance(row.get("messages", []), list):
             raise DataError(f'{shown(path)}, line {count} must be text, {{"prompt": text}} or {{"messages": [...]}}')
+        if taken := sorted(row.keys() & COLUMNS):
+            raise DataError(f"{shown(path)}, line {count}: {taken[0]!r} is a name of ours in the output; rename it")
+        if not line.isascii() or "\\u" in line:
+            _check_text(row, f"{shown(path)}, line {count}")
         rows.append(row)
     return rows
+
+
+def _check_text(row: Any, where: str) -> None:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        raise DataError(f"{where} holds half a character (\\ud800 to \\udfff), which no file can; correct it") from e
 
 
 def _with_system(prompt: Any, system: str | None) -> Any:

@@ -71,6 +71,9 @@ def chat(args: Sequence[str]) -> int:
         except KeyboardInterrupt:
             print("\n  (Ctrl-D or /quit ends the chat)")
             continue
+        except UnicodeDecodeError:
+            print("  this line is not UTF-8")
+            continue
         if line in ("/quit", "/exit"):
             return 0
         try:

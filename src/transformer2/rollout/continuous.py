@@ -11,6 +11,7 @@ What a row draws depends on its own seed and its own tokens alone: the same requ
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from transformer2.errors import UserError
+from transformer2.halving import is_out_of_memory
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.ending import Ending
 from transformer2.rollout.hf import COMPACT_BELOW, choose_tokens
@@ -127,9 +129,10 @@ class ContinuousBatch:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Draw one token for every row under way, and the first one for those that wait and have room.
+        """Draw one token for every row under way, and the next one for those that wait and have room.
 
-        An error of the model ends the rows that it met.
+        An error of the model ends the rows that it met. Out of memory, they wait, with what they have drawn, and from
+        then on fewer run at a time.
         """
         try:
             self._leave()
@@ -150,9 +153,15 @@ class ContinuousBatch:
             self._fail([*self.rows, *joining], e)
 
     def _fail(self, rows: Sequence[Row], error: Exception) -> None:
-        """End rows; where they are those under way, nothing of them is left."""
-        for row in rows:
-            row.end("error", error.with_traceback(None))  # whose frames hold tensors
+        """End rows, or let them wait for memory; of those under way nothing is left in the cache."""
+        together = [row for row in {*self.rows, *rows} if row.finish_reason is None]
+        if is_out_of_memory(error) and len(together) > 1:
+            self.max_rows = max(1, len(together) // 2)
+            self.waiting.extendleft(row for row in reversed(rows) if row.finish_reason is None)
+            warnings.warn(f"out of memory with {len(together)} prompts: {self.max_rows} at a time now", stacklevel=2)
+        else:
+            for row in rows:
+                row.end("error", error.with_traceback(None))  # whose frames hold tensors
         if any(row in rows for row in self.rows):
             self.rows, self.cache = [], None
 
@@ -236,7 +245,7 @@ class _Prefilled:
 
 def _prefill(policy: nn.Module, rows: Sequence[Row]) -> _Prefilled:
     device = next(policy.parameters()).device
-    prompts = [torch.tensor(row.prompt, device=device) for row in rows]
+    prompts = [torch.tensor([*row.prompt, *row.tokens], device=device) for row in rows]
     ids_BP = pad_sequence(prompts, batch_first=True, padding_side="left")
     mask_BP = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left")
     position_BP = (mask_BP.cumsum(-1) - 1).clamp(min=0)

@@ -183,7 +183,7 @@ def choose_tokens(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> 
     Returns:
         Tokens (B,), and their log-probabilities fp32 (B,); at temperature 0 those of temperature 1.
     """
-    if sampling.temperature == 0:
+    if sampling.temperature < 1e-6:  # a smaller one would overflow
         token_B = logits_BV.argmax(-1)
         return token_B, logits_BV.gather(-1, token_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
     probs_BV = (logits_BV / sampling.temperature).softmax(-1)

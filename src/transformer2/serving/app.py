@@ -137,7 +137,7 @@ def _add_models(app: FastAPI) -> None:
         return named.get(name) or card(name, kind="mix", weights=read_use(name))
 
     @app.get("/v1/experts/{name}/z")
-    async def z(name: str) -> Response:
+    def z(name: str) -> Response:  # in a thread: it may be millions of numbers
         matrices = {matrix: [round(value, 5) for value in z_R.tolist()] for matrix, z_R in model.z(name).items()}
         return JSONResponse({"name": name, "object": "transformer2.z", "matrices": matrices})
 

@@ -15,7 +15,7 @@ from transformer2.serving.faults import Fault
 __all__ = ["LOOPBACK", "Guard"]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-GUARDED = ("/v1", "/metrics")
+GUARDED = ("/v1", "/metrics", "/openapi.json")
 
 
 class Guard:
