@@ -107,7 +107,7 @@ def test_memory_that_runs_out_halves_the_prompts(prompts):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     hook = policy.get_base_model().model.layers[1].register_forward_pre_hook(refuse)
-    with pytest.warns(UserWarning, match="with 4 rows: going on with 2 at a time"):
+    with pytest.warns(UserWarning, match="with 4 rows: continuing with 2 at a time"):
         found = continuation_logprobs(engine, policy, prompts, CONTINUATIONS)
     hook.remove()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -143,7 +143,7 @@ def test_code_in_a_folder_runs_where_it_is_trusted_and_nowhere_else(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("base", "message"),
-    [("no_such", "the Hub did not give it"), ("a/b/c", "no model folder"), ("./x", "no model folder"),
+    [("no_such", "the Hub did not give it"), ("a/b/c", "not a model folder"), ("./x", "not a model folder"),
      ("org/none", "the Hub did not give it"), ("EMPTY", "has no config.json"), ("NO TOKENIZER", "has no tokenizer")],
 )  # fmt: skip
 def test_a_base_that_is_not_there_is_one_line(base: str, message: str, tmp_path: Path, llama_folder: Path) -> None:

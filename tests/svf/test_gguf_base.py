@@ -14,6 +14,7 @@ from transformer2.svf.gguf_base import SMOLLM2, gguf_file, names_gguf
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An interpreter that finds no installed package."""
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "gguf", raising=False)
     return tmp_path
 
 

@@ -176,8 +176,8 @@ def test_a_bad_row_is_refused_in_one_line_with_file_line_and_remedy(name, tmp_pa
     [
         (b"", "no rows"),
         (b"\xef\xbb\xbf\n", "no rows"),
-        ("Grüße\n".encode("latin-1"), "is no UTF-8"),
-        ('{"question": "q"}\n'.encode("utf-16"), "is no UTF-8"),
+        ("Grüße\n".encode("latin-1"), "is not UTF-8"),
+        ('{"question": "q"}\n'.encode("utf-16"), "is not UTF-8"),
         (b'[{"question": "q", "answer": "a"}]', "one object a line is expected"),
         (b'{"question": "q", "answer": "a"}\n' * 100, "has 1 different questions"),
         (b"".join(b'{"question": "q%d", "answer": "a"}\n' % i for i in range(39)), "give at least 40"),
