@@ -265,3 +265,9 @@ def test_prompts_beside_one_that_is_refused_do_not_run_on(model):
 def test_a_tiny_temperature_is_greedy(model):
     greedy, tiny_one = (model.generate(questions()[0], temperature=t, **BUDGET)[0].text for t in (0.0, 1e-40))
     assert greedy == tiny_one
+
+
+def test_an_expert_needs_a_name_that_can_be_asked_for(model):
+    (expert,) = load_experts([tiny.expert_path("math")])
+    with pytest.raises(ExpertError, match="rename it"):
+        model.add_expert("a=1,b", expert)

@@ -14,6 +14,7 @@ from transformer2.adaptation.members import add_member, matrices
 from transformer2.adaptive.request import BASE, Selection
 from transformer2.errors import ExpertError, UnknownExpertError, nearest
 from transformer2.experts import Expert, read_expert
+from transformer2.experts.folder import check_name
 from transformer2.policy import build_policy, load_base
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import warn_of_another_base
@@ -58,9 +59,9 @@ class LoadedExperts:
         """Load an expert.
 
         Raises:
-            ExpertError: Its name is taken, or it does not fit the base.
+            ExpertError: Its name is taken or cannot be asked for, or it does not fit the base.
         """
-        if name in self.experts or name in RESERVED:
+        if check_name(name) in self.experts or name in RESERVED:
             raise ExpertError(f"the name {name!r} is taken; give the expert another one")
         warn_of_another_base({name: (expert.base_fingerprint, expert.base_quantisation)}, self.policy)
         self._adapters[name] = add_member(self.policy, expert.deltas)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from transformer2.arguments import written
 from transformer2.cli.compose import parse_flags
+from transformer2.cli.schema import value_of
 from transformer2.cli.values import check_base
 from transformer2.errors import ConfigError, nearest, shown
 from transformer2.files import check_directory
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MODEL_HELP", "MODEL_OPTIONS", "MODEL_SWITCHES", "ModelOptions", "number", "split_words"]
 
-STRATEGIES = ("prompt", "cls", "scores")
+STRATEGIES = get_args(value_of("transformer2.adaptive.first_pass.StrategyName"))  # read, not imported: that takes torch
 MODEL_HELP = """\
   --base BASE             tiny (default), smollm2, a folder, a .gguf file, or a Hub id
   --experts LIST          NAME=DIR,NAME=DIR,... (default: those that ship with tiny; none with another base)
@@ -63,7 +64,7 @@ class ModelOptions:
                 "--strategy cem searches a mixture on rows with answers: run transformer2 adapt or SelfAdaptive.adapt, "
                 "then answer with --use mix:NAME=WEIGHT,..."
             )
-        if strategy not in (*STRATEGIES, "auto"):
+        if strategy not in STRATEGIES:
             raise ConfigError(
                 f"unknown --strategy {strategy!r}{nearest(strategy, STRATEGIES)} Known: {', '.join(STRATEGIES)}"
             )
