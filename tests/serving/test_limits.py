@@ -84,6 +84,12 @@ def test_too_many_answers_are_refused_before_any_is_prepared(served, client, ask
     assert time.monotonic() - begin < 10
 
 
+def test_more_answers_than_can_ever_run_or_wait_are_no_matter_of_time(serve, model):
+    served = serve(limits=limits(queue=0))
+    with pytest.raises(openai.BadRequestError, match="ask for fewer"):
+        ask(served.client(), n=model.max_rows + 1)
+
+
 def test_callers_must_know_the_key(serve):
     served = serve(api_key="s3cret")
     for key in ("wrong", "s3cre", "s3crets", "clé"):

@@ -121,12 +121,20 @@ class Engine:
         """Start jobs; whoever gets the call must `end` it.
 
         Raises:
-            Fault: The server ends (503), or too many wait (429).
+            Fault: The server ends (503), too many wait (429), or more are asked for than can ever run or wait (400).
             UserError: A job cannot be started.
         """
         if self.draining:
             raise Fault(503, "the server is shutting down", "shutting_down", headers={"Retry-After": "5"})
-        if self.answers + len(starts) > self.model.max_rows + self.limits.queue:
+        room = self.model.max_rows + self.limits.queue
+        if len(starts) > room:  # which no waiting changes
+            raise Fault(
+                400,
+                f"{len(starts)} answers are more than the {room} this server takes; ask for fewer",
+                "invalid_value",
+                "n",
+            )
+        if self.answers + len(starts) > room:
             wait = min(60, max(1, math.ceil(self._seconds * self.answers / self.model.max_rows)))
             raise Fault(
                 429,
