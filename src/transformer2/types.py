@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Message = Mapping[str, str]
+    from transformer2.pictures import Picture
+
+Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,20 +33,30 @@ class Example:
 
     Attributes:
         id: Stable identifier, `<task>/<split>/<row>`. A task's own ids may repeat: rows are told apart by position.
-        messages: Chat messages (`role`, `content`) up to, not including, the answer.
+        messages: Chat messages (`role`, `content`) up to, not including, the answer. Content is a text, or a sequence
+            of parts, `{"type": "text", "text": ...}` and `{"type": "image"}`.
         answer: Gold answer, as the task's verifier reads it.
         fields: What the verifier needs besides the answer (tests, entry point, option letters).
+        images: The pictures, in the order of the image parts; without such parts they stand before the text of the last
+            user message.
     """
 
     id: str
     messages: tuple[Message, ...]
     answer: str
     fields: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    images: tuple[Picture, ...] = ()
 
     @property
     def question(self) -> str:
-        """What was asked: the last user message."""
-        return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
+        """What was asked: the text of the last user message."""
+        return next((text_of(m) for m in reversed(self.messages) if m["role"] == "user"), "")
+
+
+def text_of(message: Message) -> str:
+    """The text of a message, its pictures left out."""
+    content = message["content"]
+    return content if isinstance(content, str) else "\n".join(p["text"] for p in content if p["type"] == "text")
 
 
 @dataclass(frozen=True)

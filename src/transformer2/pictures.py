@@ -1,0 +1,232 @@
+"""Pictures by reference: a question carries where its pictures are, never their pixels.
+
+A reference is small and picklable, so it goes wherever a question goes: into batches, other processes, records. Pillow
+reads the pixels when a model is about to see them (vision/), and every picture of a split is looked at before training.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformer2.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Picture", "PictureBytes", "PictureFile", "PictureInTable"]
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa")  # others lose or invert values as RGB
+MIN_SIDE, MAX_SIDE, MAX_PIXELS, MAX_RATIO = 4, 16_384, 89_478_485, 100  # Pillow warns of a bomb beyond so many pixels
+MAX_BYTES = 128 * 2**20
+
+
+class Picture(ABC):
+    """A reference to one picture.
+
+    Attributes:
+        name: What messages call it.
+    """
+
+    name: str
+
+    @abstractmethod
+    def data(self) -> bytes:
+        """The encoded picture.
+
+        Raises:
+            DataError: It is not there.
+        """
+
+    def open(self) -> Image:
+        """The pixels as RGB, upright; what is transparent stands on white.
+
+        Raises:
+            DataError: Missing, broken, truncated, animated, of an odd kind or size; the message names it.
+        """
+        from PIL import Image, ImageOps
+
+        with self._readable() as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.has_transparency_data:
+                layer = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+            return upright.convert("RGB")
+
+    def check(self) -> None:
+        """Read every byte of it, at the least size at which it decodes; errors as of `open`."""
+        with self._readable() as image:
+            image.draft("RGB", (1, 1))  # a JPEG decodes at an eighth of its size; others as they are
+            image.load()
+
+    def size(self) -> tuple[int, int]:
+        """(width, height), upright, from the header alone; errors as of `open` but for what the header does not say."""
+        with self._readable() as image:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
+
+    def digest(self) -> str:
+        """Of its content: the same for the same picture, wherever it lies."""
+        return blake2b(self.data(), digest_size=16).hexdigest()
+
+    @contextmanager
+    def _readable(self) -> Iterator[Image]:
+        """The picture before it is decoded; whatever Pillow says of it, in one line."""
+        from PIL import Image
+
+        data = self.data()
+        Image.init()  # else it does not know the name of every format
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                self._check_header(image)
+                yield image
+        except DataError:
+            raise
+        except Exception as e:  # Pillow's plugins raise whatever they come across
+            what = "no picture of a known kind" if type(e).__name__ == "UnidentifiedImageError" else "broken"
+            raise DataError(
+                f"picture {self.name} is {what} ({' '.join(str(e).split())[:80]}); replace it with a whole "
+                f"{', '.join(FORMATS[:4:2])} or WEBP file, or drop the row"
+            ) from e
+
+    def _check_header(self, image: Image) -> None:
+        width, height = image.size
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's second view
+            raise DataError(f"picture {self.name} is animated or has several pages; save the one that is meant")
+        if image.mode not in MODES:
+            raise DataError(f"picture {self.name} is stored as {image.mode}; save it as 8-bit RGB")
+        if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+            raise DataError(
+                f"picture {self.name} has {width} x {height} pixels, more than {MAX_SIDE} a side or "
+                f"{MAX_PIXELS / 1e6:.0f} million; scale it down"
+            )
+        if min(width, height) < MIN_SIDE or max(width, height) > MAX_RATIO * min(width, height):
+            raise DataError(
+                f"picture {self.name} has {width} x {height} pixels, too few or too narrow to be seen; replace it or "
+                "drop the row"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Its fields alone: what a process keeps of a picture (vision/tokens.py) is nobody else's."""
+        return {name: value for name, value in self.__dict__.items() if name != "_blocks"}
+
+
+@dataclass(frozen=True)
+class PictureFile(Picture):
+    """A file.
+
+    Attributes:
+        path: Where it is.
+    """
+
+    path: str
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Its path."""
+        return self.path
+
+    def data(self) -> bytes:
+        """See `Picture.data`."""
+        try:
+            if (size := Path(self.path).stat().st_size) > MAX_BYTES:
+                raise DataError(f"picture {self.path} has {size >> 20} MiB, more than {MAX_BYTES >> 20}; scale it down")
+            return Path(self.path).read_bytes()
+        except OSError as e:
+            raise DataError(f"picture {self.path} cannot be read ({e.strerror or e}); put it there") from e
+
+
+@dataclass(frozen=True)
+class PictureBytes(Picture):
+    """A picture that came with a request.
+
+    Attributes:
+        content: The encoded picture.
+        label: What messages call it.
+    """
+
+    content: bytes = field(repr=False)
+    label: str = "of the request"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Its label."""
+        return self.label
+
+    def data(self) -> bytes:
+        """See `Picture.data`."""
+        return self.content
+
+
+@dataclass(frozen=True)
+class PictureInTable(Picture):
+    """A cell of a Parquet or Arrow file that holds an encoded picture: bytes, or `{"bytes", "path"}` as the Hub's do.
+
+    Attributes:
+        file: The file.
+        row: Its row in it, from 0.
+        column: The column.
+    """
+
+    file: str
+    row: int
+    column: str
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """File, row and column."""
+        return f"{self.file}, row {self.row}, {self.column}"
+
+    def data(self) -> bytes:
+        """See `Picture.data`."""
+        try:
+            cell = _cell(self.file, self.row, self.column)
+        except Exception as e:  # Arrow's errors share no class with each other
+            raise DataError(f"picture {self.name} cannot be read ({' '.join(str(e).split())[:80]})") from e
+        content = cell.get("bytes") if isinstance(cell, dict) else cell
+        if content is None and isinstance(cell, dict) and cell.get("path"):
+            return PictureFile(str(Path(self.file).parent / cell["path"])).data()
+        if not isinstance(content, bytes) or not content:
+            raise DataError(f"picture {self.name} is not there; drop the row")
+        return content
+
+
+def _cell(file: str, row: int, column: str) -> Any:
+    if file.endswith(".arrow"):
+        return _arrow_column(file, column)[row].as_py()
+    starts = _row_groups(file)
+    group = max(g for g, start in enumerate(starts) if start <= row)
+    return _parquet_column(file, group, column)[row - starts[group]].as_py()
+
+
+@lru_cache(maxsize=64)
+def _arrow_column(file: str, column: str) -> Any:
+    arrow: Any = importlib.import_module("pyarrow")
+    return arrow.ipc.open_stream(arrow.memory_map(file)).read_all()[column]  # mapped, not read
+
+
+@lru_cache(maxsize=64)
+def _row_groups(file: str) -> list[int]:
+    """The first row of each row group."""
+    metadata = _parquet(file).metadata
+    counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    return [sum(counts[:i]) for i in range(len(counts))]
+
+
+@lru_cache(maxsize=4)  # whole row groups, of some ten to a hundred pictures each
+def _parquet_column(file: str, group: int, column: str) -> Any:
+    return _parquet(file).read_row_group(group, columns=[column])[column]
+
+
+@lru_cache(maxsize=64)
+def _parquet(file: str) -> Any:
+    return importlib.import_module("pyarrow.parquet").ParquetFile(file)
