@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Picture", "PictureBytes", "PictureFile", "PictureInTable"]
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa")  # others lose or invert values as RGB
 MIN_SIDE, MAX_SIDE, MAX_PIXELS, MAX_RATIO = 4, 16_384, 89_478_485, 100  # Pillow warns of a bomb beyond so many pixels
 MAX_BYTES = 128 * 2**20
@@ -95,7 +95,7 @@ class Picture(ABC):
             what = "no picture of a known kind" if type(e).__name__ == "UnidentifiedImageError" else "broken"
             raise DataError(
                 f"picture {self.name} is {what} ({' '.join(str(e).split())[:80]}); replace it with a whole "
-                f"{', '.join(FORMATS[:4:2])} or WEBP file, or drop the row"
+                f"JPEG, PNG or WebP file, or drop the row"
             ) from e
 
     def _check_header(self, image: Image) -> None:
