@@ -91,6 +91,10 @@ class Picture(ABC):
                 yield image
         except DataError:
             raise
+        except Image.DecompressionBombError as e:
+            raise DataError(
+                f"picture {self.name} has more than {MAX_PIXELS / 1e6:.0f} million pixels; scale it down"
+            ) from e
         except Exception as e:  # Pillow's plugins raise whatever they come across
             what = "no picture of a known kind" if type(e).__name__ == "UnidentifiedImageError" else "broken"
             raise DataError(
