@@ -8,6 +8,7 @@ reference                                   the base model: the same weights wit
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     DynamicCache,
     PretrainedConfig,
@@ -31,12 +33,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformer2.adapters import adapter_config, expert_adapter, load_expert
 from transformer2.errors import ConfigError, DataError, UserError, one_line
 from transformer2.quantisation import quantization_config
+from transformer2.rollout.prefill import position_ids
 from transformer2.rollout.probe import probe
 from transformer2.svf.base_folder import base_folder, for_readers, for_weights
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.dtype import auto_dtype, cpu_dtype, why
 from transformer2.svf.loading import check_options
 from transformer2.svf.quantised import keep_differentiable
+from transformer2.vision import family_class, let_see, load_family, positions, without_banned
 
 __all__ = [
     "adapter_config", "base_dtype", "build_policy", "check_halves", "checkpointed", "completion_states",
@@ -58,7 +62,7 @@ def load_config(base: str, model_kwargs: Mapping[str, Any] | None = None) -> Pre
 
 
 def load_tokenizer(base: str, model_kwargs: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, padding on the left.
+    """The base model's tokenizer, padding on the left; as `tokenizer.family`, how the base sees, None where it does not.
 
     A tokenizer without a pad token pads with its EOS token; masks, made from lengths, tell the two apart. Arguments and
     errors as of `load_base`; a base without a tokenizer is a DataError, too.
@@ -71,6 +75,10 @@ def load_tokenizer(base: str, model_kwargs: Mapping[str, Any] | None = None) -> 
                 f"AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained({str(folder)!r})"
             )
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **for_readers(model_kwargs))
+        config = load_config(base, model_kwargs)
+    tokenizer.family = load_family(folder, config, tokenizer, for_readers(model_kwargs))
+    if tokenizer.family is not None and (old := folder / "chat_template.json").is_file():  # of earlier processors
+        tokenizer.chat_template = json.loads(old.read_text(encoding="utf-8"))["chat_template"]
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -103,9 +111,11 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
     if dtype == "auto" and (chosen := cpu_dtype(config)) is not None:
         loaded_in = chosen
         _log.info("base %s runs in %s, %s (model.dtype: auto)", base, str(chosen).removeprefix("torch."), why(chosen))
+    sees = family_class(config) is not None
+    auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     with _readable(base):
         try:
-            model = AutoModelForCausalLM.from_pretrained(str(base_folder(base, kwargs)), dtype=loaded_in, **options)
+            model = auto.from_pretrained(str(base_folder(base, kwargs)), dtype=loaded_in, **options)
         except TypeError as e:
             given = ", ".join(kwargs) or "none"  # their names: a token is nobody else's business
             raise ConfigError(
@@ -124,6 +134,8 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
             "leave device_map out, and where it does not fit use conf/quantisation/ or conf/strategy/zero3_offload.yaml"
         )
     keep_differentiable(model)
+    if sees:
+        let_see(model, load_tokenizer(base, kwargs).family)
     return model.eval()
 
 
@@ -224,22 +236,28 @@ def reference(policy: PeftModel) -> Iterator[None]:
 
 
 def hidden_states(
-    policy: PeftModel, input_ids_BT: Tensor, attention_mask_BT: Tensor, past: DynamicCache | None = None
+    policy: PeftModel,
+    input_ids_BT: Tensor,
+    attention_mask_BT: Tensor,
+    past: DynamicCache | None = None,
+    positions_BT: Tensor | None = None,
 ) -> Tensor:
     """Last hidden states (B, T, D), after the final norm: what lm_head reads.
 
     Args:
         policy: The model.
         input_ids_BT: int64, left-padded prompts followed by right-padded completions.
-        attention_mask_BT: int64, 1 on real tokens, those of `past` included. Positions count real tokens, as in
-            generation.
+        attention_mask_BT: int64, 1 on real tokens, those of `past` included.
         past: Keys and values of the tokens before, with their graph; those of these tokens join them.
+        positions_BT: See `vision.positions`; needed with `past`.
     """
     model = policy.get_base_model()
     backbone = model.base_model if model.base_model is not model else model.model  # Llama 4's prefix names nothing
-    positions_BT = (attention_mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -input_ids_BT.shape[1] :]
+    if positions_BT is None:
+        positions_BT = positions(policy, input_ids_BT, attention_mask_BT)
     cached = {"use_cache": False} if past is None else {"use_cache": True, "past_key_values": past}
-    output = backbone(input_ids=input_ids_BT, attention_mask=attention_mask_BT, position_ids=positions_BT, **cached)
+    where = {"attention_mask": attention_mask_BT, "position_ids": position_ids(positions_BT)}
+    output = backbone(input_ids=input_ids_BT, **where, **cached)
     return output.last_hidden_state
 
 
@@ -293,7 +311,8 @@ def lm_head(policy: PeftModel) -> Callable[[Tensor], Tensor]:
         logits_NV = head.forward(hidden_ND.to(head.weight.dtype) if head.weight.is_floating_point() else hidden_ND)
         if scale != 1.0 or divisor != 1.0:
             logits_NV = logits_NV * (scale / divisor)
-        return logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)
+        logits_NV = logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)
+        return without_banned(policy, logits_NV)
 
     return logits
 

@@ -16,11 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from transformer2 import tasks
 from transformer2.arguments import Count, Seed, check_arguments
 from transformer2.data.loader import PromptLoader
+from transformer2.data.pictures import check_pictures
 from transformer2.data.prompts import DATE, ChatTemplate, render
 from transformer2.errors import ConfigError, DataError
 from transformer2.policy import load_config, load_tokenizer
 from transformer2.types import Example, PromptBatch
 from transformer2.verifiers import warm_up
+from transformer2.vision import as_image_ids
 
 # Options are bare dicts: jsonargparse would read a text inside dict[str, Any] as YAML, `Q: {question}` as a mapping.
 
@@ -144,6 +146,7 @@ class ExpertDataModule(L.LightningDataModule):
                 f"the tokenizer of {self.base!r} has no chat template; use an instruct model, or say "
                 "data.chat_template: none to prompt with the bare text"
             )
+        check_pictures(examples)
         ids = [render(self.tokenizer, e, self.template) for e in examples]
         self._name_unread_variables(examples[:1])
         config = load_config(self.base, self.model_kwargs).get_text_config()
@@ -195,13 +198,18 @@ class ExpertDataModule(L.LightningDataModule):
             return [None] * len(batch)
         assert self.tokenizer is not None
         rows = zip(batch.input_ids_BP, batch.attention_mask_BP, strict=True)
-        return [self.tokenizer.decode(ids[mask.bool()], clean_up_tokenization_spaces=False) for ids, mask in rows]
+        image_id = getattr(getattr(self.tokenizer, "family", None), "image_id", 0)
+        texts = [as_image_ids(ids[mask.bool()].tolist(), image_id, once=True) for ids, mask in rows]
+        return [self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in texts]
 
     def digest(self, split: str) -> str:
         """Of what a split asks and how it is judged: the same model scores otherwise only where this is another one."""
         if split not in self._digests:
             words = [json.dumps([self.task.name, self.task_options, self.max_new_tokens], default=str)]
-            words += [f"{[*map(dict, e.messages)]} {e.answer} {ids}" for e, ids in zip(*self._rows[split], strict=True)]
+            for e, ids in zip(*self._rows[split], strict=True):
+                pictures = [picture.digest() for picture in e.images]
+                tokens = as_image_ids(ids, -1)  # those of pictures have other numbers in other processes
+                words.append(f"{[*map(dict, e.messages)]} {e.answer} {tokens}{pictures or ''}")
             self._digests[split] = hashlib.sha256("\n".join(words).encode(errors="replace")).hexdigest()[:16]
         return self._digests[split]
 

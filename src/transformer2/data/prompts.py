@@ -1,7 +1,7 @@
 """One way to build a prompt: chat template -> text -> ids, with the BOS that the template writes and no other.
 
 Training, validation, test, both passes of an adaptation: all prompts come from `render`, and the ids that it returns
-are the ones that are sampled from and scored.
+are the ones that are sampled from and scored. A picture's tokens have ids of their own (vision/tokens.py).
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from transformer2.errors import ConfigError, DataError
-from transformer2.types import Example, PromptBatch
+from transformer2.errors import ConfigError, DataError, shown
+from transformer2.types import Example, PromptBatch, text_of
+from transformer2.vision import Family, picture_tokens
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 # Some templates print today's date: prompts would differ tomorrow. This is the date that Llama 3.1's falls back to.
 DATE = "2024-07-26"
 
@@ -85,12 +86,66 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example, template: ChatT
         template: How the chat template is applied; None leaves it out.
 
     Raises:
-        DataError: The chat template refuses the messages.
+        DataError: The chat template refuses the messages, or the base does not take pictures as they are given.
     """
-    messages = [dict(m) for m in example.messages]
+    family: Family | None = getattr(tokenizer, "family", None)
+    if family is not None:
+        return _render_with_pictures(tokenizer, family, example, template)
+    if example.images:
+        raise DataError(
+            f"{example.id or 'the prompt'} has a picture, and the base takes none (LLaVA, LLaVA-NeXT and Qwen2.5-VL do); "
+            "choose another base, or leave the picture out"
+        )
+    messages = [{**m, "content": text_of(m)} for m in example.messages]
     if tokenizer.chat_template is None or template is None:
         return plain_ids(tokenizer, "\n\n".join(m["content"] for m in messages) + "\n\n")
     return list(tokenizer(_text(tokenizer, messages, template), add_special_tokens=False)["input_ids"])
+
+
+def _render_with_pictures(
+    tokenizer: PreTrainedTokenizerBase, family: Family, example: Example, template: ChatTemplate | None
+) -> list[int]:
+    messages = _in_parts(example)
+    if tokenizer.chat_template is None or template is None:
+        parts = [[family.image_token if p["type"] == "image" else p["text"] for p in m["content"]] for m in messages]
+        ids = plain_ids(tokenizer, "\n\n".join("\n".join(texts) for texts in parts) + "\n\n")
+    else:
+        text = template.text(tokenizer, messages)
+        said = [p["text"].strip() for m in messages for p in m["content"] if p["type"] == "text"]
+        if left_out := [words for words in said if words not in text]:
+            raise DataError(
+                f"the tokenizer's chat template leaves out {shown(left_out[0], 40)!r}, as it knows no messages in parts; "
+                "save the chat template of the model's processor beside the tokenizer"
+            )
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if (found := ids.count(family.image_id)) != len(example.images):
+        raise DataError(
+            f"{example.id or 'the prompt'} has {len(example.images)} pictures and {found} times {family.image_token!r}; "
+            "leave that out of texts: a picture is put in its place by the chat template"
+        )
+    pictures = iter(example.images)
+    rows = (picture_tokens(family, next(pictures)) if i == family.image_id else [i] for i in ids)
+    return [i for row in rows for i in row]
+
+
+def _in_parts(example: Example) -> Messages:
+    """Messages whose contents are lists of parts; pictures without a part stand before the last user's text.
+
+    Raises:
+        DataError: As many image parts as pictures are needed, or none.
+    """
+    messages: Messages = []
+    for m in example.messages:
+        content = m["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else [dict(part) for part in content]
+        messages.append({**m, "content": parts})
+    if any(part["type"] == "image" for m in messages for part in m["content"]):
+        return messages
+    for m in reversed(messages):
+        if m["role"] == "user":
+            m["content"] = [{"type": "image"}] * len(example.images) + m["content"]
+            break
+    return messages
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -127,7 +182,9 @@ def open_turn_end(tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int], st
         stop: Strings that end one.
     """
     answer = "forty-two"
-    exchange = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": answer}]
+    exchange: Messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": answer}]
+    if getattr(tokenizer, "family", None) is not None:
+        exchange = _in_parts(Example("", tuple(exchange), ""))
     try:
         text = str(tokenizer.apply_chat_template(exchange, tokenize=False))
     except (TemplateError, ValueError):  # no template, or one that asks for more than an exchange

@@ -13,6 +13,7 @@ from transformer2.rl.kl import KL
 from transformer2.rl.logprobs import Head, TokenScores, chunk_tokens, score_tokens
 from transformer2.rollout.shared import Shared, select_rows, shared_part
 from transformer2.types import Rollouts
+from transformer2.vision import positions
 
 
 def predicting_states(policy: Any, rollouts: Rollouts, share: bool = False) -> Tensor:
@@ -37,12 +38,18 @@ def states_after(policy: Any, shared: Shared, ids_BC: Tensor, mask_BC: Tensor) -
     """Hidden states (B, C, D) of tokens that follow prompts: beginning, rests and rows, one pass each."""
     cache = DynamicCache(config=policy.config)
     begins = shared.beginning_1K.shape[1]
+    positions_UP = positions(policy, shared.ids_UP, shared.mask_UP)
     if begins:
-        hidden_states(policy, shared.beginning_1K, torch.ones_like(shared.beginning_1K), cache)
+        hidden_states(
+            policy, shared.beginning_1K, torch.ones_like(shared.beginning_1K), cache, positions_UP[:1, :begins]
+        )
         select_rows(cache, torch.zeros(len(shared.rest_UR), dtype=torch.long, device=ids_BC.device))
-    hidden_states(policy, shared.rest_UR, shared.mask_UP, cache)
+    hidden_states(policy, shared.rest_UR, shared.mask_UP, cache, positions_UP[:, begins:])
     select_rows(cache, shared.prompt_B)
-    return hidden_states(policy, ids_BC, torch.cat([shared.mask_UP[shared.prompt_B], mask_BC], dim=1), cache)
+    after_BC = mask_BC.cumsum(-1)
+    after_BC = after_BC if positions_UP.dim() == 2 else after_BC[..., None]
+    mask_BT = torch.cat([shared.mask_UP[shared.prompt_B], mask_BC], dim=1)
+    return hidden_states(policy, ids_BC, mask_BT, cache, positions_UP[shared.prompt_B, -1:] + after_BC)
 
 
 def score(

@@ -20,6 +20,7 @@ from transformer2.rollout.hf import HFEngine, check_finite
 from transformer2.rollout.prefill import next_logits, prefill
 from transformer2.svf.rows import batch_rows
 from transformer2.types import PromptBatch
+from transformer2.vision import positions
 
 __all__ = ["continuation_logprobs"]
 
@@ -51,7 +52,7 @@ def continuation_logprobs(
     def score(rows: Tensor) -> Tensor:
         width = int(prompts.attention_mask_BP[rows].sum(-1).max())
         ids_bP, mask_bP = prompts.input_ids_BP[rows][:, -width:], prompts.attention_mask_BP[rows][:, -width:]
-        positions_bP = (mask_bP.cumsum(-1) - 1).clamp(min=0)
+        positions_bP = positions(policy, ids_bP, mask_bP)
         logits_bV, cache, _ = prefill(policy, ids_bP, mask_bP, positions_bP, lambda part: select(rows[part]))
         check_finite(logits_bV, rows, prompts)
         sums_bN = logits_bV.log_softmax(-1)[:, ids_NC[:, 0]]

@@ -31,6 +31,7 @@ from transformer2.rollout.ending import Ending
 from transformer2.rollout.hf import COMPACT_BELOW, choose_tokens
 from transformer2.rollout.prefill import PREFILL_TOKENS, can_join, next_logits, prefill
 from transformer2.svf.open_rows import Rows
+from transformer2.vision import positions
 
 __all__ = ["ContinuousBatch", "Row"]
 
@@ -248,7 +249,7 @@ def _prefill(policy: nn.Module, rows: Sequence[Row]) -> _Prefilled:
     prompts = [torch.tensor([*row.prompt, *row.tokens], device=device) for row in rows]
     ids_BP = pad_sequence(prompts, batch_first=True, padding_side="left")
     mask_BP = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left")
-    position_BP = (mask_BP.cumsum(-1) - 1).clamp(min=0)
+    position_BP = positions(policy, ids_BP, mask_BP)
     deltas = {layer: torch.stack([row.deltas[layer] for row in rows]) for layer in rows[0].deltas}
     with Rows(dict(deltas)) as current:
 

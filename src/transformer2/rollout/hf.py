@@ -32,6 +32,7 @@ from transformer2.rollout.shared import shared_part
 from transformer2.svf.modes import merged_for_rollout
 from transformer2.svf.rows import batch_rows, has_rows
 from transformer2.types import PromptBatch, Rollouts
+from transformer2.vision import positions as where
 
 COMPACT_BELOW = 0.8  # compact once the live rows are fewer than this share of the batch: copying the cache is not free
 
@@ -134,7 +135,7 @@ class HFEngine(RolloutEngine):
         """
         width = int(prompts.attention_mask_BP[rows].sum(-1).max())
         ids, mask = prompts.input_ids_BP[rows][:, -width:], prompts.attention_mask_BP[rows][:, -width:]
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        positions = where(policy, ids, mask)
         eos = torch.tensor(self.eos_ids, device=mask.device)
         done = torch.full((len(rows),), idle, device=mask.device)
         logits_BV, cache, mask = prefill(

@@ -22,8 +22,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from transformer2.rollout.shared import Shared, select_rows, shared_part
 from transformer2.svf.quantised import base_model
+from transformer2.vision import positions
 
-__all__ = ["can_join", "next_logits", "prefill", "rows_at_a_time"]
+__all__ = ["can_join", "next_logits", "position_ids", "prefill", "rows_at_a_time"]
 
 PREFILL_TOKENS = 2048
 
@@ -48,7 +49,7 @@ def prefill(
         policy: The model.
         ids_BP: Left-padded prompts.
         mask_BP: 1 where a token counts.
-        positions_BP: Their positions.
+        positions_BP: Their positions (see `vision.positions`).
         select: Told which of the B rows a forward pass holds; all of them at the end.
         whole: One forward pass in any case.
         share: Run once what rows have in common, where that is much; they must be of one z.
@@ -72,7 +73,7 @@ def prefill(
 
 
 def _prefill_shared(policy: nn.Module, shared: Shared) -> tuple[Tensor, DynamicCache, Tensor]:
-    positions_UP = (shared.mask_UP.cumsum(-1) - 1).clamp(min=0)
+    positions_UP = positions(policy, shared.ids_UP, shared.mask_UP)
     begins = shared.beginning_1K.shape[1]
     rows_U = torch.arange(len(shared.rest_UR), device=positions_UP.device)
     beginning, pieces, logits = DynamicCache(config=policy.config), [], []
@@ -100,12 +101,17 @@ def next_logits(policy: nn.Module, ids_BT: Tensor, mask_BT: Tensor, positions_BT
     output = policy(
         input_ids=ids_BT,
         attention_mask=mask_BT[:, -ids_BT.shape[1] :] if is_state else mask_BT,
-        position_ids=positions_BT,
+        position_ids=position_ids(positions_BT),
         use_cache=True,
         logits_to_keep=1,
         **{"cache_params" if is_state else "past_key_values": past},
     )
     return output.logits[:, -1].float()
+
+
+def position_ids(positions_BT: Tensor) -> Tensor:
+    """Positions (B, T), or (B, T, 3), as transformers' models take them: (B, T), or (3, B, T)."""
+    return positions_BT.movedim(-1, 0) if positions_BT.dim() == 3 else positions_BT
 
 
 def can_join(cache: DynamicCache) -> bool:

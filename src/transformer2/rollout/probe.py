@@ -20,6 +20,8 @@ from transformer2.errors import ConfigError, UserError
 from transformer2.rollout.prefill import next_logits, prefill
 from transformer2.rollout.shared import shareable
 from transformer2.svf.quantised import base_model, quantisation_name
+from transformer2.vision import BANNED, picture_hooks
+from transformer2.vision import positions as where
 
 __all__ = ["Probe", "can_share", "check_decoding", "probe"]
 
@@ -61,6 +63,8 @@ class Probe:
         One row alone may be: a router of experts that hardly prefers one to another.
         """
         expected_BTV = expected_BTV.float()
+        out_of_reach = expected_BTV[0, 0] == BANNED
+        expected_BTV, logits_BTV = expected_BTV[..., ~out_of_reach], logits_BTV[..., ~out_of_reach]
         spread_BT = (expected_BTV - expected_BTV.mean(-1, keepdim=True)).norm(dim=-1)
         off_BT = (logits_BTV.float() - expected_BTV).norm(dim=-1) / spread_BT.clamp(min=1e-9)
         if off_BT.shape == self.mask_BP.shape:
@@ -80,6 +84,8 @@ def probe(policy: nn.Module, device: torch.device | str) -> Probe:
     ids_BT = torch.randint(
         min(3, vocabulary - 1), min(vocabulary, 1000), (len(LENGTHS), width + STEPS), generator=generator
     )
+    if (hooks := picture_hooks(policy)) is not None:
+        ids_BT[torch.isin(ids_BT, torch.tensor(hooks.banned))] = 3
     ids_BT = ids_BT.to(device)
     output = policy(input_ids=ids_BT, use_cache=False)
     packed = quantisation_name(policy) is not None
@@ -116,7 +122,7 @@ def check_decoding(policy: nn.Module, device: torch.device | str, whole: bool = 
     """
     p = probe(policy, device)
     with _said_in_one_line(p.name):
-        mask, positions = p.mask_BP, (p.mask_BP.cumsum(-1) - 1).clamp(min=0)
+        mask, positions = p.mask_BP, where(policy, p.ids_BP, p.mask_BP)
         logits, cache, _ = prefill(policy, p.ids_BP, mask, positions, lambda rows: None, whole)
         wrong = p.differs(logits[:, None], p.logits_BPV[:, -1:], p.tolerance)
         keep, positions = torch.arange(len(mask), device=mask.device), positions[:, -1:]
@@ -151,7 +157,7 @@ def can_share(policy: nn.Module, device: torch.device) -> bool:
     ids_BP = torch.stack([whole_P, other_P, whole_P.roll(half - 1), whole_P])  # all begin alike, one behind padding
     mask_BP = torch.ones_like(ids_BP)
     mask_BP[2, : half - 1] = 0
-    positions_BP, after_B1 = (mask_BP.cumsum(-1) - 1).clamp(min=0), p.next_BS[[row] * len(ids_BP), :1]
+    positions_BP, after_B1 = where(policy, ids_BP, mask_BP), p.next_BS[[row] * len(ids_BP), :1]
 
     def logits_B2V(share: bool) -> Tensor:
         first_BV, cache, mask = prefill(policy, ids_BP, mask_BP, positions_BP, lambda rows: None, share=share)

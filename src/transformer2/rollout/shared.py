@@ -40,6 +40,11 @@ class Shared:
     prompt_B: Tensor
 
     @property
+    def ids_UP(self) -> Tensor:
+        """The U different prompts."""
+        return torch.cat([self.beginning_1K.expand(len(self.rest_UR), -1), self.rest_UR], dim=1)
+
+    @property
     def tokens(self) -> int:
         """Columns that are run."""
         return self.beginning_1K.numel() + self.rest_UR.numel()

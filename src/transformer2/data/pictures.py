@@ -1,0 +1,39 @@
+"""Every picture of a split is read before a model is loaded: what is wrong with one must not be found after hours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm import tqdm
+
+from transformer2.errors import DataError
+from transformer2.pictures import Picture
+from transformer2.types import Example
+
+SHOWN_FROM = 2000  # pictures; fewer are read in a moment
+
+
+def check_pictures(examples: Sequence[Example]) -> None:
+    """Decode the pictures of questions, each once, in threads.
+
+    Raises:
+        DataError: Some cannot be used: their number, and what is wrong with the first.
+    """
+    pictures = list(dict.fromkeys(picture for example in examples for picture in example.images))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as readers:
+        found = readers.map(_fault, pictures)
+        bar = tqdm(found, "reading pictures", len(pictures), leave=False, disable=len(pictures) < SHOWN_FROM)
+        faults = [fault for fault in bar if fault is not None]
+    if faults:
+        more = f" ({len(faults)} of {len(pictures)} pictures cannot be used)" if len(faults) > 1 else ""
+        raise DataError(f"{faults[0]}{more}")
+
+
+def _fault(picture: Picture) -> DataError | None:
+    try:
+        picture.check()
+    except DataError as e:
+        return e
+    return None

@@ -1,0 +1,24 @@
+"""What a base that takes pictures makes of them: their tokens, their features, their positions.
+
+families.py   one small class per model family
+tokens.py     token ids that stand for one very picture, and where they stand in a prompt
+embedding.py  hooks on a model: features in the places of those ids; the image id is never sampled nor scored
+"""
+
+from transformer2.vision.embedding import BANNED, let_see, picture_hooks, without_banned
+from transformer2.vision.families import Family, family_class, load_family
+from transformer2.vision.tokens import FIRST, as_image_ids, picture_tokens, positions
+
+__all__ = [
+    "BANNED",
+    "FIRST",
+    "Family",
+    "as_image_ids",
+    "family_class",
+    "let_see",
+    "load_family",
+    "picture_hooks",
+    "picture_tokens",
+    "positions",
+    "without_banned",
+]

@@ -1,0 +1,138 @@
+"""Hooks that let a model see: features in the places of pictures, and no image id among what it says.
+
+A picture is encoded alone, so that its features do not depend on its company, and once: z never touches the tower, so
+they are the same at every step. They are kept in host memory, up to CACHE_BYTES of those used last.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from transformer2.errors import DataError, UserError
+from transformer2.vision.families import Family
+from transformer2.vision.tokens import FIRST, PLACES, Block, block_of
+
+__all__ = ["BANNED", "CACHE_BYTES", "PictureHooks", "let_see", "picture_hooks", "without_banned"]
+
+CACHE_BYTES = 4 * 2**30
+BANNED = -3e4  # finite in 16 bits: minus infinity would make a full KL NaN
+_READERS = 8  # threads that decode pictures; Pillow lets others run meanwhile
+
+
+def let_see(model: Any, family: Family) -> None:
+    """Give a model of a family its hooks, as `model.picture_hooks`."""
+    model.picture_hooks, model.position_axes = PictureHooks(model, family), family.axes
+
+
+def picture_hooks(policy: Any) -> PictureHooks | None:
+    """Those of a model, with or without PEFT's wrapper; None for a base of text alone."""
+    return getattr(policy.get_base_model() if hasattr(policy, "get_base_model") else policy, "picture_hooks", None)
+
+
+def without_banned(policy: Any, logits: Tensor) -> Tensor:
+    """Logits (..., V) with those of ids that stand for pictures out of reach."""
+    hooks = picture_hooks(policy)
+    return logits if hooks is None else logits.index_fill(-1, torch.tensor(hooks.banned, device=logits.device), BANNED)
+
+
+class PictureHooks:
+    """The hooks of one model, and the features it has seen.
+
+    Args:
+        model: A transformers model of the family.
+        family: How it sees.
+
+    Attributes:
+        go_on: Says on every rank whether something is so on some rank, where ranks must run equally many passes through
+            the tower; by default this rank alone counts.
+    """
+
+    def __init__(self, model: nn.Module, family: Family) -> None:
+        self.model, self.family = model, family
+        config = cast(Any, model).config
+        self.banned = [i for i in (family.image_id, getattr(config, "video_token_id", None)) if i is not None]
+        self.go_on: Callable[[bool], bool] = bool
+        self._features: OrderedDict[int, Tensor] = OrderedDict()
+        self._bytes = 0
+        self._ids_BT: Tensor | None = None
+        embedding, head = cast(Any, model).get_input_embeddings(), cast(Any, model).get_output_embeddings()
+        embedding.register_forward_pre_hook(self._take_ids)
+        embedding.register_forward_hook(self._put_features)
+        head.register_forward_hook(lambda _, __, logits: without_banned(model, logits))
+
+    def _take_ids(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Before the lookup: ids beyond the vocabulary are any other."""
+        (ids_BT,) = args
+        self._ids_BT = None
+        seen_BT = ids_BT >= FIRST
+        unseen, seen = torch.stack([(ids_BT == self.family.image_id).any(), seen_BT.any()]).tolist()
+        if unseen:
+            raise UserError(
+                f"a prompt holds {self.family.image_token!r} and no picture for it; give the Example its images"
+            )
+        if not self.go_on(seen):
+            return None
+        self._ids_BT = ids_BT
+        return (ids_BT.masked_fill(seen_BT, 0),)
+
+    def _put_features(self, _: nn.Module, __: Any, embedded_BTD: Tensor) -> Tensor:
+        """After it: the features of the pictures in their places."""
+        if self._ids_BT is None:
+            return embedded_BTD
+        ids_BT, self._ids_BT = self._ids_BT, None
+        seen_BT = ids_BT >= FIRST
+        ids_N = ids_BT[seen_BT] - FIRST
+        numbers_P = (ids_N // PLACES).unique()  # sorted
+        features = self._of([block_of(number) for number in numbers_P.tolist()])
+        if not features:
+            return embedded_BTD
+        table = torch.cat([f.to(embedded_BTD.device, embedded_BTD.dtype) for f in features])
+        starts_P = torch.tensor([0, *(len(f) for f in features[:-1])], device=ids_BT.device).cumsum(0)
+        index_N = starts_P[torch.searchsorted(numbers_P, ids_N // PLACES)] + ids_N % PLACES
+        return embedded_BTD.masked_scatter(seen_BT[..., None], table[index_N])
+
+    def _of(self, blocks: list[Block]) -> list[Tensor]:
+        """Features of pictures, (tokens, D) each."""
+        missing = [block for block in blocks if block.number not in self._features]
+        fresh: dict[int, Tensor] = {}
+        with ThreadPoolExecutor(_READERS) as readers:
+            ahead = [readers.submit(lambda b: self.family.pixels(b.picture.open()), b) for b in missing]
+            for block, pixels in zip(missing, ahead, strict=True):
+                self.go_on(True)
+                fresh[block.number] = self._encode(block, pixels.result())
+        while self.go_on(False):  # other ranks are not done
+            self._encode_any()
+        found = [fresh[b.number] if b.number in fresh else self._features[b.number] for b in blocks]
+        for block, features in zip(blocks, found, strict=True):
+            if block.number not in self._features:
+                self._bytes += features.nbytes
+            self._features[block.number] = features
+            self._features.move_to_end(block.number)
+        while self._bytes > CACHE_BYTES and len(self._features) > 1:
+            self._bytes -= self._features.popitem(last=False)[1].nbytes
+        return found
+
+    def _encode(self, block: Block, pixels: dict[str, Tensor]) -> Tensor:
+        features = self.family.features(self.model, self._on_device(pixels))
+        if len(features) != block.layout.tokens:
+            raise DataError(
+                f"picture {block.picture.name} is {len(features)} features and {block.layout.tokens} tokens: the "
+                "base's processor and config do not belong together; save both from one model"
+            )
+        return features.cpu()
+
+    def _encode_any(self) -> None:
+        """A pass through the tower for company: its weights are in shards."""
+        from PIL import Image
+
+        self.family.features(self.model, self._on_device(self.family.pixels(Image.new("RGB", (64, 64)))))
+
+    def _on_device(self, pixels: dict[str, Tensor]) -> dict[str, Tensor]:
+        device, dtype = cast(Any, self.model).device, cast(Any, self.model).dtype
+        return {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in pixels.items()}

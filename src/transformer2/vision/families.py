@@ -1,0 +1,154 @@
+"""The families of models that take pictures, one small class each; a family that is not here is refused by name.
+
+A family is here once its swap test passes (tests/vision): other pictures, other answers. What families get wrong
+without an error: positions of their own, features that were left out, an image id that is sampled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoProcessor, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from transformer2.errors import DataError, one_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Family", "Layout", "family_class", "load_family"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The place that a picture takes in a prompt.
+
+    Attributes:
+        tokens: Their number.
+        grid: Rows and columns of them, for families whose positions have those axes.
+    """
+
+    tokens: int
+    grid: tuple[int, int] | None = None
+
+
+class Family(ABC):
+    """What one family makes of a picture.
+
+    Args:
+        folder: Of the base.
+        config: The base's.
+        tokenizer: The base's.
+        options: What readers of the base are told (`trust_remote_code`).
+
+    Attributes:
+        model_type: Of the config.
+        axes: Coordinates of a token's position: 1, or 3 (time, height, width).
+        processor: Prepares pictures.
+        key: The same for bases that make the same tokens of a picture.
+    """
+
+    model_type: ClassVar[str]
+    axes: ClassVar[int] = 1
+
+    def __init__(
+        self, folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]
+    ) -> None:
+        self.image_id = int(config.image_token_id)
+        self.image_token = str(tokenizer.convert_ids_to_tokens(self.image_id))
+        self.processor: Any = self._processor(folder, options)
+        made_by = [self.model_type, self._images().to_dict(), config.to_dict().get("vision_config")]
+        self.key = hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def _processor(self, folder: Path, options: Mapping[str, Any]) -> Any:
+        return AutoProcessor.from_pretrained(str(folder), backend="pil", **options)  # the same pixels everywhere
+
+    def _images(self) -> Any:
+        """Of the processor, the half that prepares pictures."""
+        return getattr(self.processor, "image_processor", self.processor)
+
+    @abstractmethod
+    def layout(self, size: tuple[int, int]) -> Layout:
+        """Of a picture of so many pixels, (width, height)."""
+
+    def pixels(self, image: Image) -> dict[str, Tensor]:
+        """What the tower reads of one picture."""
+        return dict(self._images()(images=[image], return_tensors="pt"))
+
+    def features(self, model: Any, pixels: Mapping[str, Tensor]) -> Tensor:
+        """What the language model reads of one picture, (tokens, D); without a gradient."""
+        with torch.no_grad():
+            found = model.get_image_features(**pixels)
+        found = getattr(found, "pooler_output", found)
+        return found.flatten(0, -2) if isinstance(found, Tensor) else torch.cat([f.flatten(0, -2) for f in found])
+
+
+class Llava(Family):
+    """LLaVA 1.5: one square picture, always as many tokens."""
+
+    model_type = "llava"
+
+    def layout(self, size: tuple[int, int]) -> Layout:
+        """See `Family.layout`."""
+        width, height = size
+        return Layout(int(self.processor._get_num_multimodal_tokens([[height, width]])["num_image_tokens"][0]))
+
+
+class LlavaNext(Llava):
+    """LLaVA 1.6: the whole picture, and tiles of it at a resolution that fits its shape."""
+
+    model_type = "llava_next"
+
+
+class Qwen2_5_VL(Family):
+    """Qwen2.5-VL: a picture keeps its shape, and its tokens have positions in time, height and width (M-RoPE)."""
+
+    model_type = "qwen2_5_vl"
+    axes = 3
+
+    def _processor(self, folder: Path, options: Mapping[str, Any]) -> Any:
+        return AutoImageProcessor.from_pretrained(str(folder), backend="pil", **options)  # the whole one wants videos
+
+    def layout(self, size: tuple[int, int]) -> Layout:
+        """See `Family.layout`."""
+        width, height = size
+        side, within = self.processor.patch_size * self.processor.merge_size, self.processor.size
+        pixels = {"min_pixels": within["shortest_edge"], "max_pixels": within["longest_edge"]}
+        rows, columns = (n // side for n in smart_resize(height, width, side, **pixels))
+        return Layout(rows * columns, (rows, columns))
+
+
+_FAMILIES: dict[str, type[Family]] = {f.model_type: f for f in (Llava, LlavaNext, Qwen2_5_VL)}
+
+
+def family_class(config: PretrainedConfig) -> type[Family] | None:
+    """The family of a base that takes pictures; None for text alone, and for families that are not known here."""
+    return _FAMILIES.get(config.model_type)
+
+
+def load_family(
+    folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]
+) -> Family | None:
+    """The family of the base in a folder; arguments as of `Family`, None as of `family_class`.
+
+    Raises:
+        DataError: Its processor cannot be loaded.
+    """
+    made = family_class(config)
+    if made is None:
+        return None
+    try:
+        return made(folder, config, tokenizer, options)
+    except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as e:
+        raise DataError(
+            f"base {str(folder)!r} takes pictures, and its processor cannot be loaded ({one_line(e, 120)}); save the "
+            f"model's own there: AutoProcessor.from_pretrained(ORIGINAL).save_pretrained({str(folder)!r})"
+        ) from e
