@@ -8,7 +8,6 @@ reference                                   the base model: the same weights wit
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -62,10 +61,11 @@ def load_config(base: str, model_kwargs: Mapping[str, Any] | None = None) -> Pre
 
 
 def load_tokenizer(base: str, model_kwargs: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, padding on the left; as `tokenizer.family`, how the base sees, None where it does not.
+    """The base model's tokenizer, padding on the left.
 
-    A tokenizer without a pad token pads with its EOS token; masks, made from lengths, tell the two apart. Arguments and
-    errors as of `load_base`; a base without a tokenizer is a DataError, too.
+    Its attribute `family` is how the base sees pictures; None where it sees none. A tokenizer without a pad token pads
+    with its EOS token; masks, made from lengths, tell the two apart. Arguments and errors as of `load_base`; a base
+    without a tokenizer is a DataError, too.
     """
     with _readable(base):
         folder = base_folder(base, model_kwargs, weights=False)
@@ -75,10 +75,7 @@ def load_tokenizer(base: str, model_kwargs: Mapping[str, Any] | None = None) -> 
                 f"AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained({str(folder)!r})"
             )
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **for_readers(model_kwargs))
-        config = load_config(base, model_kwargs)
-    tokenizer.family = load_family(folder, config, tokenizer, for_readers(model_kwargs))
-    if tokenizer.family is not None and (old := folder / "chat_template.json").is_file():  # of earlier processors
-        tokenizer.chat_template = json.loads(old.read_text(encoding="utf-8"))["chat_template"]
+    tokenizer.family = load_family(folder, load_config(base, model_kwargs), tokenizer, for_readers(model_kwargs))
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -93,8 +93,8 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example, template: ChatT
         return _render_with_pictures(tokenizer, family, example, template)
     if example.images:
         raise DataError(
-            f"{example.id or 'the prompt'} has a picture, and the base takes none (LLaVA, LLaVA-NeXT and Qwen2.5-VL do); "
-            "choose another base, or leave the picture out"
+            f"{example.id or 'the prompt'} has a picture, and the base takes none; choose one that does (LLaVA, "
+            "LLaVA-NeXT, Qwen2.5-VL), or leave the picture out"
         )
     messages = [{**m, "content": text_of(m)} for m in example.messages]
     if tokenizer.chat_template is None or template is None:
@@ -114,14 +114,14 @@ def _render_with_pictures(
         said = [p["text"].strip() for m in messages for p in m["content"] if p["type"] == "text"]
         if left_out := [words for words in said if words not in text]:
             raise DataError(
-                f"the tokenizer's chat template leaves out {shown(left_out[0], 40)!r}, as it knows no messages in parts; "
+                f"the tokenizer's chat template leaves out {shown(left_out[0], 40)!r}: it knows no messages in parts; "
                 "save the chat template of the model's processor beside the tokenizer"
             )
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if (found := ids.count(family.image_id)) != len(example.images):
         raise DataError(
-            f"{example.id or 'the prompt'} has {len(example.images)} pictures and {found} times {family.image_token!r}; "
-            "leave that out of texts: a picture is put in its place by the chat template"
+            f"{example.id or 'the prompt'} has {len(example.images)} pictures and {found} times "
+            f"{family.image_token!r}; leave that out of texts: the chat template puts it where a picture is"
         )
     pictures = iter(example.images)
     rows = (picture_tokens(family, next(pictures)) if i == family.image_id else [i] for i in ids)

@@ -139,6 +139,8 @@ def load_family(
 ) -> Family | None:
     """The family of the base in a folder; arguments as of `Family`, None as of `family_class`.
 
+    The tokenizer gets the processor's chat template, where that is in a file of its own, as it used to be.
+
     Raises:
         DataError: Its processor cannot be loaded.
     """
@@ -146,6 +148,8 @@ def load_family(
     if made is None:
         return None
     try:
+        if (own := folder / "chat_template.json").is_file():
+            tokenizer.chat_template = json.loads(own.read_text(encoding="utf-8"))["chat_template"]
         return made(folder, config, tokenizer, options)
     except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as e:
         raise DataError(
