@@ -50,6 +50,6 @@ def samples_table(answered: Iterable[tuple[Example, Answer]], count: int) -> str
     """A Markdown table of the first answers."""
     rows: list[Any] = ["| question | answer | gold | verdict |", "|---|---|---|---|"]
     for example, answer in islice(answered, count):
-        cells = (example.messages[-1]["content"], answer.completion, example.answer, answer.verdict.reason)
+        cells = (example.question, answer.completion, example.answer, answer.verdict.reason)
         rows.append("| " + " | ".join(str(c).replace("|", "\\|").replace("\n", "<br>") for c in cells) + " |")
     return "\n".join(rows)

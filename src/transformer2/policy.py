@@ -39,7 +39,7 @@ from transformer2.svf.config import SVFConfig
 from transformer2.svf.dtype import auto_dtype, cpu_dtype, why
 from transformer2.svf.loading import check_options
 from transformer2.svf.quantised import keep_differentiable
-from transformer2.vision import family_class, let_see, load_family, positions, without_banned
+from transformer2.vision import family_class, let_see, load_family, positions
 
 __all__ = [
     "adapter_config", "base_dtype", "build_policy", "check_halves", "checkpointed", "completion_states",
@@ -308,8 +308,7 @@ def lm_head(policy: PeftModel) -> Callable[[Tensor], Tensor]:
         logits_NV = head.forward(hidden_ND.to(head.weight.dtype) if head.weight.is_floating_point() else hidden_ND)
         if scale != 1.0 or divisor != 1.0:
             logits_NV = logits_NV * (scale / divisor)
-        logits_NV = logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)
-        return without_banned(policy, logits_NV)
+        return logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)
 
     return logits
 

@@ -30,6 +30,7 @@ from transformer2.rollout.paged import PagedEngine
 from transformer2.rollout.vllm import VLLMEngine
 from transformer2.svf.base_folder import base_folder
 from transformer2.svf.config import SVFConfig
+from transformer2.vision import sight_of
 
 if TYPE_CHECKING:
     from transformer2.module.training import SVFReinforceModule
@@ -70,6 +71,8 @@ def make_engines(
         module.memory.merge_rollouts,
         module.sampling.stop or (),
     )
+    if lockstep is not None and (sight := sight_of(module.policy)) is not None:
+        sight.go_on = lockstep
     data = getattr(module._trainer, "datamodule", None)
     bare = getattr(data, "chat_template", "model") == "none"
     if not bare and (end := open_turn_end(tokenizer, engine.eos_ids, engine.stop)) is not None:

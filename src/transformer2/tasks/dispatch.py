@@ -33,7 +33,7 @@ from transformer2.errors import ConfigError
 from transformer2.tasks import _other
 from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
-from transformer2.types import Example, Verdict
+from transformer2.types import Example, Verdict, text_of
 from transformer2.verifiers.label import verify_label
 
 __all__ = ["OTHER", "TASK", "Dispatch", "category_prompt", "check_categories", "request_of"]
@@ -59,8 +59,8 @@ def category_prompt(descriptions: Mapping[str, str], request: str, fill: Callabl
 
 
 def request_of(example: Example) -> str:
-    """What a dispatcher sees of an example: its user messages."""
-    return "\n\n".join(m["content"] for m in example.messages if m["role"] == "user")
+    """What a dispatcher sees of an example: the texts of its user messages; its pictures go with it."""
+    return "\n\n".join(text_of(m) for m in example.messages if m["role"] == "user")
 
 
 def check_categories(names: Sequence[str]) -> None:

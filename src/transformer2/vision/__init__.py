@@ -5,7 +5,7 @@ tokens.py     token ids that stand for one very picture, and where they stand in
 embedding.py  hooks on a model: features in the places of those ids; the image id is never sampled nor scored
 """
 
-from transformer2.vision.embedding import BANNED, let_see, picture_hooks, without_banned
+from transformer2.vision.embedding import BANNED, let_see, sight_of
 from transformer2.vision.families import Family, family_class, load_family
 from transformer2.vision.tokens import FIRST, as_image_ids, picture_tokens, positions
 
@@ -17,8 +17,7 @@ __all__ = [
     "family_class",
     "let_see",
     "load_family",
-    "picture_hooks",
     "picture_tokens",
     "positions",
-    "without_banned",
+    "sight_of",
 ]

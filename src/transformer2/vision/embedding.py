@@ -1,4 +1,4 @@
-"""Hooks that let a model see: features in the places of pictures, and no image id among what it says.
+"""What lets a model see: features in the places of pictures, and no image id among what it says.
 
 A picture is encoded alone, so that its features do not depend on its company, and once: z never touches the tower, so
 they are the same at every step. They are kept in host memory, up to CACHE_BYTES of those used last.
@@ -18,7 +18,7 @@ from transformer2.errors import DataError, UserError
 from transformer2.vision.families import Family
 from transformer2.vision.tokens import FIRST, PLACES, Block, block_of
 
-__all__ = ["BANNED", "CACHE_BYTES", "PictureHooks", "let_see", "picture_hooks", "without_banned"]
+__all__ = ["BANNED", "CACHE_BYTES", "Sight", "let_see", "sight_of"]
 
 CACHE_BYTES = 4 * 2**30
 BANNED = -3e4  # finite in 16 bits: minus infinity would make a full KL NaN
@@ -26,23 +26,17 @@ _READERS = 8  # threads that decode pictures; Pillow lets others run meanwhile
 
 
 def let_see(model: Any, family: Family) -> None:
-    """Give a model of a family its hooks, as `model.picture_hooks`."""
-    model.picture_hooks, model.position_axes = PictureHooks(model, family), family.axes
+    """Let a model of a family see, once; as `model.sight`."""
+    model.sight, model.position_axes = Sight(model, family), family.axes
 
 
-def picture_hooks(policy: Any) -> PictureHooks | None:
-    """Those of a model, with or without PEFT's wrapper; None for a base of text alone."""
-    return getattr(policy.get_base_model() if hasattr(policy, "get_base_model") else policy, "picture_hooks", None)
+def sight_of(policy: Any) -> Sight | None:
+    """How a model sees, with or without PEFT's wrapper; None for a base of text alone."""
+    return getattr(policy.get_base_model() if hasattr(policy, "get_base_model") else policy, "sight", None)
 
 
-def without_banned(policy: Any, logits: Tensor) -> Tensor:
-    """Logits (..., V) with those of ids that stand for pictures out of reach."""
-    hooks = picture_hooks(policy)
-    return logits if hooks is None else logits.index_fill(-1, torch.tensor(hooks.banned, device=logits.device), BANNED)
-
-
-class PictureHooks:
-    """The hooks of one model, and the features it has seen.
+class Sight:
+    """The input embedding and the output head of a model that sees, and the features of what it has seen.
 
     Args:
         model: A transformers model of the family.
@@ -60,16 +54,13 @@ class PictureHooks:
         self.go_on: Callable[[bool], bool] = bool
         self._features: OrderedDict[int, Tensor] = OrderedDict()
         self._bytes = 0
-        self._ids_BT: Tensor | None = None
         embedding, head = cast(Any, model).get_input_embeddings(), cast(Any, model).get_output_embeddings()
-        embedding.register_forward_pre_hook(self._take_ids)
-        embedding.register_forward_hook(self._put_features)
-        head.register_forward_hook(lambda _, __, logits: without_banned(model, logits))
+        self._lookup, self._speak = embedding.forward, head.forward
+        # Not hooks of torch's: Lightning takes those away between two uses of DeepSpeed.
+        embedding.forward, head.forward = self._embed, self._logits
 
-    def _take_ids(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Before the lookup: ids beyond the vocabulary are any other."""
-        (ids_BT,) = args
-        self._ids_BT = None
+    def _embed(self, ids_BT: Tensor) -> Tensor:
+        """The input embedding, with the features of pictures in their places."""
         seen_BT = ids_BT >= FIRST
         unseen, seen = torch.stack([(ids_BT == self.family.image_id).any(), seen_BT.any()]).tolist()
         if unseen:
@@ -77,16 +68,8 @@ class PictureHooks:
                 f"a prompt holds {self.family.image_token!r} and no picture for it; give the Example its images"
             )
         if not self.go_on(seen):
-            return None
-        self._ids_BT = ids_BT
-        return (ids_BT.masked_fill(seen_BT, 0),)
-
-    def _put_features(self, _: nn.Module, __: Any, embedded_BTD: Tensor) -> Tensor:
-        """After it: the features of the pictures in their places."""
-        if self._ids_BT is None:
-            return embedded_BTD
-        ids_BT, self._ids_BT = self._ids_BT, None
-        seen_BT = ids_BT >= FIRST
+            return self._lookup(ids_BT)
+        embedded_BTD = self._lookup(ids_BT.masked_fill(seen_BT, 0))
         ids_N = ids_BT[seen_BT] - FIRST
         numbers_P = (ids_N // PLACES).unique()  # sorted
         features = self._of([block_of(number) for number in numbers_P.tolist()])
@@ -96,6 +79,11 @@ class PictureHooks:
         starts_P = torch.tensor([0, *(len(f) for f in features[:-1])], device=ids_BT.device).cumsum(0)
         index_N = starts_P[torch.searchsorted(numbers_P, ids_N // PLACES)] + ids_N % PLACES
         return embedded_BTD.masked_scatter(seen_BT[..., None], table[index_N])
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """The output head, with ids that stand for pictures out of reach."""
+        logits = self._speak(hidden)
+        return logits.index_fill(-1, torch.tensor(self.banned, device=logits.device), BANNED)
 
     def _of(self, blocks: list[Block]) -> list[Tensor]:
         """Features of pictures, (tokens, D) each."""

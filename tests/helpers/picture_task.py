@@ -1,0 +1,41 @@
+"""A task whose questions are pictures: where its number is even, the answer must begin with an early letter."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from vision import drawn
+
+from transformer2.pictures import PictureFile
+from transformer2.tasks import Task
+from transformer2.types import Example, Verdict
+
+SIZES = ((80, 50), (40, 90), (64, 64))
+
+
+class Pictures(Task):
+    """`draw_pictures` makes the files of a `data_dir`."""
+
+    name: ClassVar[str] = "pictures"
+    description: ClassVar[str] = "pictures of nothing"
+    max_new_tokens: ClassVar[int] = 4
+    verify_in = "inline"
+
+    def examples(self, split, data_dir=None):
+        rows = {"train": range(0, 16), "validation": range(16, 24), "test": range(24, 32)}[split]
+        asked = ({"role": "user", "content": "How many?"},)
+        return [
+            Example(f"pictures/{split}/{i}", asked, str(i % 2), images=(PictureFile(str(Path(data_dir) / f"{i}.png")),))
+            for i in rows
+        ]
+
+    def verify(self, example, completion):
+        early = bool(completion) and completion[0].lower() < "n"
+        return Verdict.of(early == (example.answer == "0"), completion[:1] or None, "first letter")
+
+
+def draw_pictures(folder: Path, count: int = 32) -> Path:
+    """Pictures 0.png, 1.png, ... of several sizes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        drawn(i, SIZES[i % len(SIZES)]).save(folder / f"{i}.png")
+    return folder

@@ -1,0 +1,84 @@
+"""Whole runs of the command line on pictures: fit, resume, test, adapt; and what is refused before they start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from picture_task import draw_pictures
+from PIL import Image
+from short_runs import same
+from vision import make_vision
+
+from transformer2.cli import main
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("pictures")
+    base, data = make_vision(folder / "base", "llava_next"), draw_pictures(folder / "data")
+    return ["--model.base", str(base), "--data.task", "picture_task.Pictures", "--data.data_dir", str(data), "--quiet"]
+
+
+def fit(flags: list[str], run: Path, steps: int, *more: str) -> list[str]:
+    small = ["--data.batch_size", "8", "--trainer.max_steps", str(steps), "--trainer.val_check_interval", "2"]
+    rate = ["--model.sampling.num_completions", "2", "--model.lr_scheduler", "Warmup"]
+    return ["fit", "--config", "conf/base.yaml", *flags, *small, *rate, "--run_dir", str(run), *more]
+
+
+def test_a_run_that_is_cut_and_resumed_is_the_uncut_one(flags: list[str], tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(fit(flags, whole, 4)) == 0
+    assert main(fit(flags, cut, 2)) == 0
+    assert main(fit(flags, tmp_path / "resumed", 4, "--ckpt_path", str(cut / "checkpoints" / "last.ckpt"))) == 0
+    same(tmp_path / "resumed", whole)
+    scored = ["test", "--expert", str(whole / "expert"), "--config", "conf/base.yaml", *flags]
+    assert main([*scored, "--run_dir", str(tmp_path / "test")]) == 0
+    reports = [json.loads((run / "report.json").read_text()) for run in (whole, tmp_path / "test")]
+    assert reports[0]["result"] == reports[1]["result"] and reports[0]["n"] == 8
+
+
+def test_every_strategy_adapts_to_pictures(flags: list[str], tmp_path: Path) -> None:
+    assert main(fit(flags, tmp_path / "expert", 2)) == 0
+    expert = tmp_path / "expert" / "expert"
+    experts = ["--adapt.experts", f"[{expert}]", "--adapt.generations", "2", "--adapt.classifier", str(expert)]
+    command = ["adapt", "--config", "conf/adapt_tiny.yaml", "--strategy", "all", *flags, *experts]
+    assert main([*command, "--data.few_shot", "4", "--run_dir", str(tmp_path / "adapt")]) == 0
+    reports = json.loads((tmp_path / "adapt" / "report.json").read_text())["strategies"]
+    assert {name: r["n"] for name, r in reports.items()} == dict.fromkeys(("cem", "prompt", "cls", "scores"), 8)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: f.unlink(), "cannot be read (No such file"),
+        (lambda f: f.write_bytes(f.read_bytes()[:60]), "is broken"),
+        (lambda f: Image.new("CMYK", (40, 40)).save(f, "JPEG"), "is stored as CMYK; save it as 8-bit RGB"),
+        (lambda f: Image.new("RGB", (1, 1)).save(f), "has 1 x 1 pixels"),
+        (lambda f: Image.new("1", (40_000, 500)).save(f), "has 40000 x 500 pixels"),
+        (lambda f: Image.new("1", (20_000, 20_000)).save(f), "more than 89 million pixels"),
+        (lambda f: f.write_text("no picture"), "is no picture of a known kind"),
+        (
+            lambda f: Image.new("L", (9, 9)).save(f, "GIF", save_all=True, append_images=[Image.new("L", (9, 9), 255)]),
+            "is animated",
+        ),
+    ],
+    ids=["missing", "truncated", "cmyk", "1x1", "wide", "bomb", "text", "animated"],
+)
+def test_a_bad_picture_of_the_test_split_ends_fit_before_it_loads_the_base(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: object, said: str
+) -> None:
+    data = draw_pictures(tmp_path / "data")
+    spoil(data / "30.png")  # type: ignore[operator]
+    assert main([*fit(flags, tmp_path / "run", 2), "--data.data_dir", str(data)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"picture {data / '30.png'} " in error and said in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_base_of_text_alone_refuses_pictures(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*fit(flags, tmp_path / "run", 2), "--model.base", "tiny"]) == 2
+    assert "has a picture, and the base takes none" in capsys.readouterr().err
