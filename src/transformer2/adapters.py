@@ -29,9 +29,9 @@ from transformer2.svf.adapter_folder import read_adapter, read_config
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import warn_of_another_base
 from transformer2.svf.format import CONFIG, OLD_FIELDS, peft_type
-from transformer2.svf.targets import find_targets
+from transformer2.svf.targets import find_targets, language_model, tower_refused
 
-__all__ = ["adapter_config", "expert_adapter", "load_expert"]
+__all__ = ["adapter_config", "check_towers_frozen", "expert_adapter", "load_expert"]
 
 _TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 _HOW = ("form", "parametrization", "basis_cache")  # of SVF: how it trains, not what it is
@@ -119,6 +119,21 @@ def expert_adapter(folder: str | Path, given: Mapping[str, Any], base: nn.Module
     if isinstance(own, SVFConfig):
         own.base_fingerprint = own.base_quantisation = None  # compared by load_expert, stamped anew when it is saved
     return own
+
+
+def check_towers_frozen(policy: PeftModel) -> None:
+    """Refuse an adapter that trains anything but the language model: what a tower makes of a picture is kept.
+
+    Raises:
+        ConfigError: It does; names the layer and the remedy.
+    """
+    base = policy.get_base_model()
+    inside = language_model(base)
+    head = {id(p) for p in base.get_output_embeddings().parameters()} if inside else set()
+    for name, parameter in base.named_parameters():
+        if parameter.requires_grad and not name.startswith(inside) and id(parameter) not in head:
+            kind = policy.peft_config["default"].peft_type.value
+            raise tower_refused(base, name.partition(".default")[0], f"this {kind} adapter")
 
 
 def load_expert(policy: PeftModel, folder: str | Path) -> None:

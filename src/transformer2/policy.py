@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from transformer2.adapters import adapter_config, expert_adapter, load_expert
+from transformer2.adapters import adapter_config, check_towers_frozen, expert_adapter, load_expert
 from transformer2.errors import ConfigError, DataError, UserError, one_line
 from transformer2.quantisation import quantization_config
 from transformer2.rollout.prefill import position_ids
@@ -183,6 +183,7 @@ def build_policy(base: PreTrainedModel, adapter: Mapping[str, Any] | PeftConfig)
                 raise
             raise ConfigError(f"a {kind} adapter cannot be built so: {one_line(e)}") from e
     policy.eval()
+    check_towers_frozen(policy)
     # A bias of the base's own, trained with `bias: all`, stays as it was for `reference`.
     policy.lent = [(p, p.detach().clone()) for p in policy.parameters() if p.requires_grad and id(p) in owned]
     if before_V is not None:

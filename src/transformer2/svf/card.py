@@ -29,10 +29,10 @@ One scale z per singular value of each tuned weight matrix: W' = U diag(sigma z)
 ```python
 import transformer2  # first: it makes PEFT know SVF (KeyError: 'SVF' without it)
 from peft import {imports}
-from transformers import AutoModelForCausalLM
+from transformers import {auto}
 {more}
 folder = "path/to/this/folder"
-base = AutoModelForCausalLM.from_pretrained({base})
+base = {auto}.from_pretrained({base})
 model = PeftModel.from_pretrained(base, folder)
 ```
 {end}"""
@@ -72,6 +72,7 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
         rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items() if value is not None),
         more="from transformer2.svf.base_folder import base_folder\n" if "base_folder" in code else "",
         imports="PeftConfig, PeftModel" if local else "PeftModel",
+        auto="AutoModelForImageTextToText" if _takes_pictures(config) else "AutoModelForCausalLM",
         base=code,
     )
     file = folder / "README.md"
@@ -102,6 +103,14 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         "base quantised as": config.get("base_quantisation"),
         "sha256": config.get("sha256"),
     }
+
+
+def _takes_pictures(config: Mapping[str, Any]) -> bool:
+    """Whether the base is a model of several modalities, by its class or, of a mixture, by the paths of its layers."""
+    saved, targets = config.get("auto_mapping"), config.get("target_modules")
+    if isinstance(saved, Mapping) and str(saved.get("base_model_class")).endswith("ForConditionalGeneration"):
+        return True
+    return isinstance(targets, list) and any("language_model." in str(name) for name in targets)
 
 
 def _public_header(header: str, base: str | None) -> str:

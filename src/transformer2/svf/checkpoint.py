@@ -21,7 +21,15 @@ from transformer2.errors import BasisError, one_line
 from transformer2.svf.base_folder import base_folder, for_readers, on_disk
 from transformer2.svf.dtype import auto_dtype
 
-__all__ = ["LocalCheckpoint"]
+__all__ = ["LocalCheckpoint", "auto_class"]
+
+
+def auto_class(config: Any) -> Any:
+    """The Auto class of transformers that loads a base: AutoModelForImageTextToText where no other knows its config."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    known = [auto for auto in (AutoModelForCausalLM, AutoModelForImageTextToText) if type(config) in auto._model_mapping]
+    return (known or [AutoModelForCausalLM])[0]  # of some checkpoints of several modalities the text model alone
 
 
 class LocalCheckpoint:
@@ -76,18 +84,12 @@ class LocalCheckpoint:
     @cached_property
     def skeleton(self) -> nn.Module:
         """The model on the meta device: every module and shape, no values."""
-        import transformers
+        from transformers.modeling_utils import set_zero3_state
 
-        names = getattr(self.config, "architectures", None) or []
-        causal = transformers.AutoModelForCausalLM
-        # What `load_base` loads: of some checkpoints of several modalities the text model alone.
-        cls = None if type(self.config) in causal._model_mapping else getattr(transformers, "".join(names[:1]), None)
         try:
             # The second says that zero.Init is at work already: a skeleton has no values to shard under ZeRO-3.
-            with torch.device("meta"), transformers.modeling_utils.set_zero3_state():
-                if cls is None:
-                    return causal.from_config(self.config, trust_remote_code=self._trusted)
-                return cls._from_config(self.config)
+            with torch.device("meta"), set_zero3_state():
+                return auto_class(self.config).from_config(self.config, trust_remote_code=self._trusted)
         except (ValueError, KeyError, ImportError) as e:
             raise BasisError(f"{self.folder}: the model cannot be built from its config: {one_line(e)}") from e
 

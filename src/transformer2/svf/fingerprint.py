@@ -1,6 +1,6 @@
 """Which base model is this? "<arch>:<weights>", the same for the same weights whatever their folder is called.
 
-* arch: model type, attention geometry, and the name and logical shape of every weight (packed 4-bit weights count with
+* arch: model type, attention geometry (the language model's, in a model of several modalities), and the name and logical shape of every weight (packed 4-bit weights count with
   their logical shape).
 * weights: a hash over up to 8 x 64 values of every parameter, in the dtype they were loaded in. The same model loaded
   in another dtype has another weights part. A hash of a sample cannot see a single changed weight; any training step
@@ -150,7 +150,9 @@ def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor | None, tup
 
 
 def _arch(config: Any, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> str:
-    geometry = {key: getattr(config, key, None) for key in _CONFIG_KEYS}
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    geometry = {key: getattr(text, key, None) for key in _CONFIG_KEYS}
+    geometry["model_type"] = getattr(config, "model_type", None)
     text = json.dumps([geometry, sorted((name, list(shape)) for name, shape in shapes)], default=str, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

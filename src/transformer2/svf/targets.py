@@ -3,7 +3,8 @@
 A role is read off the path of a linear layer inside a numbered decoder layer: the nearest ancestor that says what it
 is decides (GPT-2 has a `c_proj` under `attn` and another under `mlp`). Routers, the output head, embeddings, the
 towers of other modalities and Mamba's dt_proj (whose weight is read without a call) have no role; a list or a regular
-expression reaches every linear layer but the output head.
+expression reaches every linear layer of the language model but the output head. A tower and its projector are never
+tuned: what they make of a picture is kept between steps, and layer 3 means the language model's.
 
 Departures: the reference code tunes what has "mlp" in its name; PEFT ignores names that match nothing, here they fail.
 """
@@ -14,12 +15,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from transformer2.errors import ConfigError
@@ -29,7 +31,10 @@ from transformer2.svf.register import register_after
 if TYPE_CHECKING:
     from transformer2.svf.config import SVFConfig
 
-__all__ = ["ROLES", "check_layers_present", "features_of", "find_targets", "is_excluded", "role_of"]
+__all__ = [
+    "ROLES", "check_layers_present", "features_of", "find_targets", "is_excluded", "language_model", "role_of",
+    "tower_refused",
+]  # fmt: skip
 
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _MLP = re.compile(r"mlp|ffn|feed_?forward|moe|expert|dense_?relu_?dense", re.IGNORECASE)
@@ -70,14 +75,48 @@ def role_of(name: str) -> str | None:
     return "mlp" if _MLP_LEAF.fullmatch(parts[-1]) else "other"
 
 
+def language_model(model: nn.Module) -> str:
+    """Path of the decoder, with a dot behind it, in a model with towers of other modalities; "" where all is language.
+
+    Args:
+        model: A transformers model without PEFT around it.
+    """
+    config = getattr(model, "config", None)
+    if not hasattr(config, "get_text_config") or config.get_text_config() is config:
+        return ""
+    decoder = cast(PreTrainedModel, model).get_decoder()
+    return next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
+
+
+def tower_refused(model: nn.Module, name: str, asked: str) -> ConfigError:
+    """What is said of an adapter that would train a layer outside of the language model.
+
+    Args:
+        model: As for `language_model`.
+        name: Path of the layer.
+        asked: Who reaches it: "target_modules=['fc1']".
+    """
+    inside = language_model(model)
+    around = inside.removesuffix(".").rpartition(".")[0]
+    beside = [f"{around}.{child}".strip(".") for child, _ in model.get_submodule(around).named_children()]
+    others = [other.rsplit(".", 1)[-1] for other in beside if f"{other}." != inside]
+    return ConfigError(
+        f"{asked} reaches {name}, and only the language model ({inside}*) is tuned: what the tower and its projector "
+        "make of a picture is kept between steps; name layers of the language model, or leave these out with "
+        f"exclude_modules='.*({'|'.join(others)}).*'"
+    )
+
+
 def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
     """The modules that a config tunes, as full paths in module order.
 
     Raises:
-        ConfigError: The output head or the embeddings are asked for, a name matches nothing, experts are fused 3-D
-            parameters, or nothing is left to tune.
+        ConfigError: The output head, the embeddings or a tower are asked for, a name matches nothing, experts are fused
+            3-D parameters, or nothing is left to tune.
     """
-    linear, heads = _linear_names(model), _head_names(model)
+    everywhere, heads, inside = _linear_names(model), _head_names(model), language_model(model)
+    linear = [name for name in everywhere if name.startswith(inside)]
+    outside = [name for name in everywhere if name not in heads and not name.startswith(inside)]
     target = config.target_modules
     chosen: set[str] = set()
     for entry in [target] if isinstance(target, str) else sorted(target):
@@ -89,6 +128,9 @@ def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
         named = _matches if isinstance(target, str) else _ends_with
         _check_no_head([name for name in heads if named(name, entry)], entry)
         found = [name for name in linear if named(name, entry)]
+        beyond = [name for name in outside if named(name, entry) and not is_excluded(name, config)]
+        if beyond and (not found or _says(entry, outside, linear)):
+            raise tower_refused(model, beyond[0], f"target_modules={entry!r}")
         if not found:
             raise ConfigError(_nothing(entry, linear))
         chosen.update(found)
@@ -128,6 +170,12 @@ def _head_names(model: nn.Module) -> set[str]:
         module = get() if callable(get) else None
         heads |= {name for name, m in model.named_modules() if name and m is module}
     return heads
+
+
+def _says(entry: str, outside: Iterable[str], inside: Iterable[str]) -> bool:
+    """Whether a name or expression has a word of the paths outside of the language model that none inside has."""
+    words, own = ({part for name in names for part in name.split(".")} for names in (outside, inside))
+    return not (words - own).isdisjoint(re.findall(r"[A-Za-z_]\w*", entry))
 
 
 def _matches(name: str, pattern: str) -> bool:
