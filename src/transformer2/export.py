@@ -8,12 +8,17 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from transformer2.errors import UserError, one_line
 from transformer2.files import replace_folder
+from transformer2.svf.base_folder import on_disk
+from transformer2.svf.targets import language_model
 
 __all__ = ["export_merged", "new_folder"]
+
+# Of the base's folder: what prepares pictures, and may need packages that are not here to be loaded and saved again.
+_PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
 def new_folder(folder: str | Path) -> Path:
@@ -35,17 +40,18 @@ def export_merged(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder:
 
     Args:
         policy: The model; its weights must be whole and not quantised.
-        tokenizer: Saved next to it, chat template included.
+        tokenizer: Saved next to it, chat template included; so is the processor of a base that takes pictures.
         folder: A new or empty folder.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: The folder holds files, or the adapter cannot be merged.
+        UserError: The folder holds files, the adapter cannot be merged, or there is no processor.
     """
     folder = new_folder(folder)
     base, kind = policy.get_base_model(), policy.peft_config[policy.active_adapter].peft_type.value
+    processor = _processor_files(base)
     with torch.device("meta"):
         names = set(type(base)(base.config).state_dict())
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}")  # whole or absent
@@ -67,6 +73,8 @@ def export_merged(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder:
             raise UserError(f"{damaged} is not finite with the adapter merged; nothing was written. Is it damaged?")
         base.save_pretrained(fresh, state_dict=weights)
         tokenizer.save_pretrained(fresh)
+        for file in processor:
+            shutil.copyfile(file, fresh / file.name)
         if folder.exists():
             folder.rmdir()
         replace_folder(fresh, folder)
@@ -76,3 +84,14 @@ def export_merged(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder:
         policy.unmerge_adapter()
         shutil.rmtree(fresh, ignore_errors=True)
     return folder
+
+
+def _processor_files(base: PreTrainedModel) -> list[Path]:
+    source = on_disk(str(base.config._name_or_path))
+    found = [] if source is None else [source / name for name in _PROCESSOR if (source / name).is_file()]
+    if language_model(base) and not found:
+        raise UserError(
+            f"the base takes pictures, and {source or 'its folder'} has no {_PROCESSOR[0]} to export with it; save the "
+            "model's own there: AutoProcessor.from_pretrained(ORIGINAL).save_pretrained(FOLDER)"
+        )
+    return found

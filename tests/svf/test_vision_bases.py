@@ -82,7 +82,9 @@ TOWER = {
 def test_a_tower_is_refused_by_name_with_the_remedy(family, target, folders):
     model = LocalCheckpoint(folders[family]).skeleton
     pattern = any(sign in target for sign in "*\\")
-    with pytest.raises(ConfigError, match=r"reaches model\.(vis|multi).*only the language model.*exclude_modules='") as e:
+    with pytest.raises(
+        ConfigError, match=r"reaches model\.(vis|multi).*only the language model.*exclude_modules='"
+    ) as e:
         find_targets(model, SVFConfig(target_modules=target if pattern else [target]))
     assert "\n" not in str(e.value)
     remedy = str(e.value).partition("exclude_modules='")[2].rstrip("'")

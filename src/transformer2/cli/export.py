@@ -26,7 +26,8 @@ usage: transformer2 export --expert DIR --out DIR [--model.base BASE] [--model.d
        transformer2 export --expert DIR --out FILE.gguf --format gguf [--gguf_type F16|Q8_0]
        transformer2 export --expert DIR --expert DIR2 --weights 0.6,0.9 ...
 
-Write base and expert as one plain model: weights with z composed into them in fp32, tokenizer, chat template.
+Write base and expert as one plain model: weights with z composed into them in fp32, tokenizer, chat template, and the
+processor of a base that takes pictures.
   hf      a model folder, for whatever reads those, e.g.
           lm_eval --model hf --model_args pretrained=DIR --tasks gsm8k --apply_chat_template
   gguf    a GGUF file, for llama.cpp and what is built on it; the base must be one (a file, or smollm2)
@@ -136,6 +137,12 @@ def _format(flags: Flags, out: Path) -> tuple[str, Any]:
 
 
 def _base_file(base: str) -> Path:
+    config = Path(base).expanduser() / "config.json"
+    if config.is_file() and b'"vision_config"' in config.read_bytes():
+        raise ConfigError(
+            f"base {shown(base)} takes pictures, and a GGUF file holds a language model alone; {CONVERT}, and once "
+            "more with --mmproj for the tower (of the families that llama.cpp knows)"
+        )
     if not names_gguf(base):
         raise ConfigError(f"base {shown(base)} is no GGUF file; {CONVERT}")
     return gguf_file(base)

@@ -28,8 +28,10 @@ def auto_class(config: Any) -> Any:
     """The Auto class of transformers that loads a base: AutoModelForImageTextToText where no other knows its config."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    known = [auto for auto in (AutoModelForCausalLM, AutoModelForImageTextToText) if type(config) in auto._model_mapping]
-    return (known or [AutoModelForCausalLM])[0]  # of some checkpoints of several modalities the text model alone
+    if type(config) in AutoModelForCausalLM._model_mapping:  # of some checkpoints of several modalities the text alone
+        return AutoModelForCausalLM
+    pictures = type(config) in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if pictures else AutoModelForCausalLM
 
 
 class LocalCheckpoint:

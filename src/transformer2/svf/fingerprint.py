@@ -1,7 +1,7 @@
 """Which base model is this? "<arch>:<weights>", the same for the same weights whatever their folder is called.
 
-* arch: model type, attention geometry (the language model's, in a model of several modalities), and the name and logical shape of every weight (packed 4-bit weights count with
-  their logical shape).
+* arch: model type, attention geometry (of several modalities: the language model's), and the name and logical shape of
+  every weight (packed 4-bit weights count with their logical shape).
 * weights: a hash over up to 8 x 64 values of every parameter, in the dtype they were loaded in. The same model loaded
   in another dtype has another weights part. A hash of a sample cannot see a single changed weight; any training step
   it does.
