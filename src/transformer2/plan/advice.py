@@ -94,7 +94,7 @@ def _fewer_rows(job: Job, limit: float) -> Job | None:
         if job.micro_rows == 1:
             return None
         job = job.with_(micro_batch_tokens=job.micro_rows // 2 * job.width)
-    while not _phases_fit(job, limit, "prefill", "decode", "compose"):
+    while not _phases_fit(job, limit, "prefill", "decode", "compose", "pictures"):
         if job.rollout_rows == 1:
             return None
         job = job.with_(max_rollout_rows=job.rollout_rows // 2)

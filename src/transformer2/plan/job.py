@@ -29,6 +29,7 @@ KEYS = {  # what advice may change: an attribute of Job -> the config's key
 }
 LONG_PROMPT = 256  # tokens; the longest GSM8K question in a chat template has about 240
 FALLBACK_BUDGET = 512  # of a task that is not known here
+TAKE_PICTURES = "LLaVA, LLaVA-NeXT and Qwen2.5-VL do: --model.base llava-hf/llama3-llava-next-8b-hf"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Job:
     global_rows: int  # completions of one optimizer step, over all ranks
     eval_rows: int  # prompts per batch of validation, over all ranks
     max_rollout_rows: int | None  # generated at a time; None means all
-    prompt_tokens: int  # of the longest prompt
+    pictures: int  # of one optimizer step, over all ranks
+    prompt_tokens: int  # of the longest prompt, those of its pictures included
     completion_tokens: int  # the budget, which memory is counted for
     mean_completion: float  # which seconds are counted for
     micro_batch_tokens: int  # padded tokens of one forward and backward pass
@@ -131,7 +133,7 @@ def job_of(
         strategy: Name of conf/strategy/.
         gpus: Devices of a node.
         nodes: Nodes.
-        prompt_tokens: Longest prompt; None assumes 256, or what the context leaves.
+        prompt_tokens: Longest prompt; None assumes 256 and the largest pictures, or what the context leaves.
         mean_completion: Mean completion for the seconds; None assumes half of the budget.
 
     Raises:
@@ -141,8 +143,15 @@ def job_of(
     loading = model.get("model_kwargs") or {}
     shape = model_shape(model["base"], adapter, model["dtype"], model_kwargs=loading)
     svf = peft_type(adapter) == "SVF"
-    budget = model["sampling"]["max_new_tokens"] or _budget(data["task"])
-    prompt = prompt_tokens or min(LONG_PROMPT, max(1, shape.context - budget))
+    task = _task(data["task"])
+    budget = model["sampling"]["max_new_tokens"] or (task.max_new_tokens if task else FALLBACK_BUDGET)
+    shown = task.pictures if task else 0
+    if shown and shape.pictures is None:
+        raise ConfigError(
+            f"task {data['task']!r} shows pictures, and base {model['base']!r} takes none; {TAKE_PICTURES}"
+        )
+    longest = LONG_PROMPT + shown * (shape.pictures.tokens if shape.pictures else 0)
+    prompt = prompt_tokens or min(longest, max(1, shape.context - budget))
     if prompt + budget > shape.context:
         raise ConfigError(f"{prompt} + {budget} tokens exceed the context of {shape.context}; lower one of them")
     return Job(
@@ -157,6 +166,7 @@ def job_of(
         global_rows=data["batch_size"] * model["sampling"]["num_completions"],
         eval_rows=data["eval_batch_size"],
         max_rollout_rows=model["memory"]["max_rollout_rows"],
+        pictures=data["batch_size"] * shown,
         prompt_tokens=prompt,
         completion_tokens=budget,
         mean_completion=mean_completion or budget / 2,
@@ -185,10 +195,11 @@ def strategy_of(trainer: Mapping[str, Any]) -> Strategy | None:
     return "zero2" if stage < 3 else "zero3_offload" if offload else "zero3"
 
 
-def _budget(task: str) -> int:
+def _task(name: str) -> tasks.Task | None:
+    """None for one that is not known here, or wants options."""
     try:
-        return tasks.get(task).max_new_tokens
+        return tasks.get(name)
     except ConfigError:
-        if "." in task:
+        if "." in name:
             raise
-        return FALLBACK_BUDGET
+        return None

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from transformer2.plan.job import Job
+from transformer2.plan.pictures import PictureShape
 from transformer2.plan.shape import Matrix
 from transformer2.plan.terms import Term, total
 from transformer2.quantisation import KINDS
 from transformer2.rl.logprobs import chunk_tokens
 from transformer2.rollout.prefill import rows_at_a_time
+from transformer2.vision.embedding import CACHE_BYTES
 
 __all__ = ["PARTS", "Memory", "memory"]
 
@@ -43,7 +46,7 @@ class Memory:
     Attributes:
         resident: There all the time.
         phases: Name of a phase -> what it adds.
-        host: In host memory, per node (off-loaded weights).
+        host: In host memory, per node (off-loaded weights, features of pictures).
     """
 
     resident: Sequence[Term]
@@ -79,9 +82,13 @@ def memory(job: Job) -> Memory:
         phases = {"prefill": [*composed, *_prefill(job)], "decode": [*composed, *_decode(job)], **phases}
     if composed:
         phases["compose"] = [*composed, *composing]
+    host = []
+    if job.pictures:
+        seen, host = _pictures(job)
+        phases["pictures"] = [*composed, *seen]
     if job.strategy == "zero3_offload":
-        return Memory([*trained, _gathered(job)], phases, host=frozen)
-    return Memory([*frozen, *trained, *([_gathered(job)] if job.sharded else [])], phases, host=())
+        return Memory([*trained, _gathered(job)], phases, host=[*frozen, *host])
+    return Memory([*frozen, *trained, *([_gathered(job)] if job.sharded else [])], phases, host=host)
 
 
 # ------------------------------------------------------------------ resident
@@ -93,9 +100,9 @@ def _frozen(job: Job) -> list[Term]:
     ranks = job.nodes if job.strategy == "zero3_offload" else job.ranks if job.sharded else 1
     terms = [Term("weights", lambda: s.params * b / ranks)]
     if job.quantisation:
-        rest = s.params - s.linear
+        rest = s.params - s.packable
         terms = [
-            Term("weights", lambda: s.linear * packed / ranks, job.quantisation.name),
+            Term("weights", lambda: s.packable * packed / ranks, job.quantisation.name),
             Term("weights", lambda: rest * b / ranks, "embeddings, head, norms"),
         ]
     if job.svf:
@@ -156,6 +163,26 @@ def _decode(job: Job) -> list[Term]:
         Term("KV cache", lambda: rows * width * s.K * b, "keys of one layer, while they grow by a token"),
         Term("logits", lambda: rows * s.V * (12 + copy), "one token a row, fp32"),
     ]
+
+
+# ------------------------------------------------------------------ pictures
+
+
+def _pictures(job: Job) -> tuple[list[Term], list[Term]]:
+    """One picture in the tower at a time, beside the keys and values of the prompts before; and in host memory, their
+    features, as many as are kept."""
+    s, b, rows, width = job.shape, job.shape.dtype_bytes, job.rollout_rows, job.prompt_tokens
+    p, kept, ranks = cast(PictureShape, s.pictures), CACHE_BYTES, 1 if job.strategy == "single" else job.gpus
+    blocks = p.patches * max(3 * p.I + p.beside * p.D, p.attention(b) * p.D)
+    projector, pixels = 3 * p.tokens * s.D + 4 * p.patches * p.D, p.patches * p.patch_values
+    return [
+        *([] if job.elsewhere else [Term("KV cache", lambda: rows * width * s.layers * 2 * s.K * b, "prompts")]),
+        Term(
+            "workspace",
+            lambda: (max(blocks, projector) + pixels) * b,
+            "one picture in the tower",
+        ),
+    ], [Term("features", lambda: kept * ranks, "of pictures, at most")]
 
 
 # ------------------------------------------------------------------ update

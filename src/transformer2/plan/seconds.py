@@ -10,9 +10,10 @@ in docs/log.md. A plan's seconds are for choosing between configurations, not fo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from transformer2.plan.job import Job
+from transformer2.plan.pictures import PictureShape
 from transformer2.plan.terms import Term
 
 __all__ = ["DEVICES", "Device", "decomposition", "device_for", "step_seconds", "wire"]
@@ -84,6 +85,7 @@ def step_seconds(job: Job, device: Device) -> list[Term]:
     runs = 2 if job.checkpointing else 1
     return [
         *([] if job.elsewhere else _rollout(job, device)),
+        *(_pictures(job, device) if job.pictures else []),
         Term(
             "log-probs",
             lambda: models * (rows * width * forward + sampled * head) / (peak * share),
@@ -121,6 +123,14 @@ def _rollout(job: Job, device: Device) -> list[Term]:
         cubes, products = _cubes(job), sum(m.r * m.m * m.n for m in s.tuned)
         terms.append(Term("rollout", lambda: (2 * cubes + 2 * products) / (fp32 * share), "composing W', fp32"))
     return terms
+
+
+def _pictures(job: Job, device: Device) -> list[Term]:
+    """Each picture once, wherever its prompt is run first; those that are kept from steps before cost nothing."""
+    peak, share, p = device.flops, device.share, cast(PictureShape, job.shape.pictures)
+    drawn, weights = -(-job.pictures // job.ranks), job.shape.tower
+    part = "log-probs" if job.elsewhere else "rollout"
+    return [Term(part, lambda: drawn * p.patches * 2 * weights / (peak * share), "pictures through the tower")]
 
 
 def _gathering(job: Job, device: Device) -> list[Term]:

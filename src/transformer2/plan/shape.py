@@ -7,19 +7,21 @@ in the local Hub cache.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from transformer2.errors import ConfigError, DataError, UserError, nearest
-from transformer2.svf.checkpoint import LocalCheckpoint
+from transformer2.plan.pictures import PictureShape, picture_shape
+from transformer2.svf.checkpoint import LocalCheckpoint, auto_class
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.format import peft_type
 from transformer2.svf.gguf_base import names_gguf
-from transformer2.svf.targets import features_of, find_targets
+from transformer2.svf.targets import features_of, find_targets, language_model
 
 __all__ = ["KNOWN", "Matrix", "ModelShape", "model_shape"]
 
@@ -43,13 +45,25 @@ _LLAMA3_70B = _LLAMA3_8B | {
 _MISTRAL_7B = _LLAMA3_8B | {"model_type": "mistral", "vocab_size": 32768, "max_position_embeddings": 32768}
 _MISTRAL_7B |= {"sliding_window": None}
 
-# What these models' public config.json say of shapes; all are stored in bfloat16.
+# A Llama with 64 more tokens, and CLIP's ViT-L/14 at 336 pixels.
+_LLAVA_NEXT_8B = {
+    "model_type": "llava_next", "image_token_index": 128256, "tie_word_embeddings": False,
+    "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+    "text_config": _LLAMA3_8B | {"vocab_size": 128320},
+    "vision_config": {
+        "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768, "vocab_size": 32000,
+    },
+}  # fmt: skip
+
+# What these models' public config.json say of shapes; counted in bfloat16, as all but LLaVA-NeXT (float16) are stored.
 KNOWN: dict[str, dict[str, Any]] = {
     "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA3_8B,
     "meta-llama/Llama-3.1-8B-Instruct": _LLAMA3_8B | {"max_position_embeddings": 131072},
     "meta-llama/Meta-Llama-3-70B-Instruct": _LLAMA3_70B,
     "meta-llama/Llama-3.1-70B-Instruct": _LLAMA3_70B | {"max_position_embeddings": 131072},
     "mistralai/Mistral-7B-Instruct-v0.3": _MISTRAL_7B,
+    "llava-hf/llama3-llava-next-8b-hf": _LLAVA_NEXT_8B,
     "Qwen/Qwen2.5-0.5B-Instruct": _qwen(896, 4864, 24, 14, 2, 151936, True),
     "Qwen/Qwen2.5-1.5B-Instruct": _qwen(1536, 8960, 28, 12, 2, 151936, True),
     "Qwen/Qwen2.5-3B-Instruct": _qwen(2048, 11008, 36, 16, 2, 151936, True),
@@ -57,7 +71,7 @@ KNOWN: dict[str, dict[str, Any]] = {
 }
 
 # Decoder layers whose activations memory.py counts exactly: two RMS norms, rotary attention, a gated MLP.
-COUNTED = ("llama", "mistral", "qwen2")
+COUNTED = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")
 
 
 @dataclass(frozen=True)
@@ -86,8 +100,9 @@ class ModelShape:
 
     name: str  # the base as the config names it
     model_type: str  # transformers' word for the family
-    params: int  # a tied embedding once
-    linear: int  # of these, in linear layers of decoder blocks: what quantisation packs, what a token multiplies
+    params: int  # a tied embedding once; towers included
+    linear: int  # of these, in linear layers of decoder blocks: what a token multiplies
+    packable: int  # what quantisation packs: these, and the linear layers of towers, but for what it is told to skip
     V: int  # vocabulary
     D: int  # hidden size
     I: int  # noqa: E741  # intermediate size of the MLP; the paper's letter, like D and V
@@ -98,6 +113,8 @@ class ModelShape:
     context: int  # longest sequence
     dtype_bytes: int  # of the dtype that the weights are stored in
     tuned: tuple[Matrix, ...]
+    pictures: PictureShape | None = None  # the largest that the base takes
+    tower: int = 0  # parameters outside of the language model and its head
     packed: Mapping[str, Any] | None = None  # the `quantization_config` of a checkpoint that is quantised itself
 
     @property
@@ -140,19 +157,26 @@ def model_shape(
     Raises:
         UserError: The base's config is not to be had, or the adapter matches nothing.
     """
-    skeleton, config = _skeleton(base, source, model_kwargs or {})
+    options = model_kwargs or {}
+    skeleton, config, folder = _skeleton(base, source, options)
     text = config.get_text_config()
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     tuned = tuple(_matrix(skeleton, name) for name in find_targets(skeleton, _targets(adapter, text.model_type)))
-    blocks = [m for name, m in skeleton.named_modules() if features_of(m) and any(p.isdigit() for p in name.split("."))]
+    linear = {name: m for name, m in skeleton.named_modules() if features_of(m)}
+    inside, head = language_model(skeleton), skeleton.get_output_embeddings()
+    blocks = [name for name in linear if name.startswith(inside) and any(p.isdigit() for p in name.split("."))]
+    towers = [name for name in linear if not name.startswith(inside) and linear[name] is not head]
+    packing = options.get("quantization_config") or getattr(config, "quantization_config", None) or {}
+    around = {id(p) for p in [*skeleton.get_submodule(inside.removesuffix(".")).parameters(), *head.parameters()]}
     stored = dtype if dtype != "auto" else str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
     try:
         return ModelShape(
             name=base,
             model_type=text.model_type,
             params=sum(p.numel() for p in skeleton.parameters()),
-            linear=sum(m.weight.numel() for m in blocks),
+            linear=sum(linear[name].weight.numel() for name in blocks),
+            packable=sum(linear[name].weight.numel() for name in _converted([*blocks, *towers], packing)),
             V=text.vocab_size,
             D=text.hidden_size,
             I=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
@@ -163,20 +187,24 @@ def model_shape(
             context=getattr(text, "max_position_embeddings", None) or 10**9,
             dtype_bytes=getattr(torch, stored).itemsize,
             tuned=tuned,
+            pictures=picture_shape(config, folder),
+            tower=sum(p.numel() for p in skeleton.parameters() if id(p) not in around),
             packed=getattr(config, "quantization_config", None),
         )
     except AttributeError as e:
         raise ConfigError(f"the config of {base} does not say what is needed to plan ({e})") from e
 
 
-def _skeleton(base: str, source: Mapping[str, Any] | None, model_kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(model on the meta device, its config)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _skeleton(
+    base: str, source: Mapping[str, Any] | None, model_kwargs: Mapping[str, Any]
+) -> tuple[Any, Any, Path | None]:
+    """(model on the meta device, its config, their folder)."""
+    from transformers import AutoConfig
 
     if source is None:
         try:
             checkpoint = LocalCheckpoint.of_base(base, {**model_kwargs, "local_files_only": True}, weights=False)
-            return checkpoint.skeleton, checkpoint.config
+            return checkpoint.skeleton, checkpoint.config, checkpoint.folder
         except DataError as e:
             if names_gguf(base):
                 raise
@@ -188,7 +216,16 @@ def _skeleton(base: str, source: Mapping[str, Any] | None, model_kwargs: Mapping
     options = dict(source or KNOWN[base])
     config = AutoConfig.for_model(options.pop("model_type"), **options)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config), config
+        return auto_class(config).from_config(config), config, None
+
+
+def _converted(names: list[str], packing: Any) -> Iterator[str]:
+    """Those of linear layers that a `quantization_config` packs."""
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    options = packing if isinstance(packing, Mapping) else packing.to_dict()
+    skipped = options.get("llm_int8_skip_modules") or options.get("modules_to_not_convert")
+    return (name for name in names if should_convert_module(name, skipped))
 
 
 def _targets(adapter: Mapping[str, Any], model_type: str) -> SVFConfig:

@@ -82,6 +82,11 @@ def _heading(plan: Plan) -> list[str]:
         f"a step: {job.global_rows} rows of {job.prompt_tokens} + {job.completion_tokens} tokens over all devices, "
         f"{job.micro_tokens} tokens a micro-batch, {drawn}",
     ]
+    if shape.pictures:
+        lines.append(
+            f"{job.pictures} pictures a step: {shape.pictures.tokens} tokens each at most, through "
+            f"{_scaled(shape.tower)} parameters of tower and projector"
+        )
     if not shape.counted:
         lines.append(f"{shape.model_type}: activations are estimated as those of a Llama of these sizes")
     return lines

@@ -17,6 +17,7 @@ class Task(Verifier):
         description: One line on what the questions ask; prompt dispatch shows it to the model.
         splits: Names of the splits that `examples` accepts.
         max_new_tokens: Completion budget that fits the task's answers.
+        pictures: Pictures of a question, at most; what `plan` counts with, before a row is read.
         protocol: `clean`, unless an option makes the task use rows that others keep for scoring (`paper`); named in
             every report.
     """
@@ -24,6 +25,7 @@ class Task(Verifier):
     description: ClassVar[str]
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
     max_new_tokens: ClassVar[int] = 512
+    pictures: ClassVar[int] = 0
     protocol: str = "clean"
 
     @abstractmethod
