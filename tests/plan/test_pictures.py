@@ -1,6 +1,7 @@
 """What the planner says of pictures: their tokens, the tower, and the bytes of real steps, within 10 %."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformer2.module import SVFReinforceModule
 from transformer2.plan.job import Job, job_of
 from transformer2.plan.memory import memory
 from transformer2.plan.pictures import picture_shape
+from transformer2.plan.seconds import DEVICES, step_seconds
 from transformer2.plan.shape import model_shape
 from transformer2.plan.terms import total
 from transformer2.quantisation import KINDS
@@ -50,6 +52,17 @@ def test_llava_next_8b() -> None:
     needed = memory(whole)
     assert "pictures" in needed.phases and total(needed.host) == 4 * 2**30
     assert "pictures" not in memory(whole.with_(pictures=0)).phases
+
+
+@pytest.mark.parametrize("change", [{}, {"elsewhere": True, "strategy": "ddp", "gpus": 8}])
+def test_the_arithmetic_is_open(change: dict[str, Any]) -> None:
+    """The printed numbers, put together again, give the printed value."""
+    planned = job().with_(**change)
+    needed = memory(planned)
+    for term in [*needed.host, *needed.phases["pictures"], *step_seconds(planned, DEVICES["h100"])]:
+        _, formula, filled, value = re.split(r": | = ", term.explain("", 1).split("   (")[0])
+        assert eval(filled, {"min": min, "max": max}) == pytest.approx(float(value), rel=0.01)
+        assert "." not in formula
 
 
 def test_what_a_packed_base_leaves_alone_is_counted_as_it_is() -> None:

@@ -225,9 +225,17 @@ def test_a_term_reads_its_formula_and_its_numbers_off_its_function() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "cards", "strategy"),
-    [("llama8b_gsm8k", 1, "single"), ("llama70b_gsm8k", 8, "zero3"), ("mistral7b_gsm8k", 1, "single")],
+    ("config", "cards", "memory", "strategy"),
+    [
+        ("llama8b_gsm8k", 1, 80, "single"),
+        ("llama70b_gsm8k", 8, 80, "zero3"),
+        ("mistral7b_gsm8k", 1, 80, "single"),
+        ("llava8b_textvqa", 1, 80, "single"),
+        ("llava8b_textvqa_nf4", 1, 24, "single"),
+    ],
 )
-def test_shipped_configs_fit_the_cards_they_are_written_for(config, cards, strategy, capsys):
-    assert main(["plan", "--config", f"conf/{config}.yaml", "--gpus", str(cards), "--gpu_memory", "80"]) == 0
-    assert f"{strategy}: fits" in capsys.readouterr().out
+def test_shipped_configs_fit_the_cards_they_are_written_for(config, cards, memory, strategy, capsys):
+    assert main(["plan", "--config", f"conf/{config}.yaml", "--gpus", str(cards), "--gpu_memory", str(memory)]) == 0
+    out = capsys.readouterr().out
+    assert f"{strategy}: fits" in out
+    assert ("pictures a step: 2928 tokens each" in out) == ("llava" in config)

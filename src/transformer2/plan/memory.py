@@ -173,16 +173,22 @@ def _pictures(job: Job) -> tuple[list[Term], list[Term]]:
     features, as many as are kept."""
     s, b, rows, width = job.shape, job.shape.dtype_bytes, job.rollout_rows, job.prompt_tokens
     p, kept, ranks = cast(PictureShape, s.pictures), CACHE_BYTES, 1 if job.strategy == "single" else job.gpus
-    blocks = p.patches * max(3 * p.I + p.beside * p.D, p.attention(b) * p.D)
-    projector, pixels = 3 * p.tokens * s.D + 4 * p.patches * p.D, p.patches * p.patch_values
-    return [
-        *([] if job.elsewhere else [Term("KV cache", lambda: rows * width * s.layers * 2 * s.K * b, "prompts")]),
+    attention = p.attention(b)
+    passing = [
         Term(
             "workspace",
-            lambda: (max(blocks, projector) + pixels) * b,
+            lambda: p.patches * (max(3 * p.I + p.beside * p.D, attention * p.D) + p.patch_values) * b,
             "one picture in the tower",
         ),
-    ], [Term("features", lambda: kept * ranks, "of pictures, at most")]
+        Term(
+            "workspace",
+            lambda: (p.tokens * 3 * s.D + p.patches * (4 * p.D + p.patch_values)) * b,
+            "one picture in the projector",
+        ),
+    ]
+    before = [] if job.elsewhere else [Term("KV cache", lambda: rows * width * s.layers * 2 * s.K * b, "prompts")]
+    features = Term("features", lambda: kept * ranks, "of pictures, at most")
+    return [*before, max(passing, key=lambda term: term.value)], [features]
 
 
 # ------------------------------------------------------------------ update
