@@ -1,5 +1,6 @@
 """A task whose questions are pictures: where its number is even, the answer must begin with an early letter."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ class Pictures(Task):
     name: ClassVar[str] = "pictures"
     description: ClassVar[str] = "pictures of nothing"
     max_new_tokens: ClassVar[int] = 4
+    pictures: ClassVar[int] = 1
     verify_in = "inline"
 
     def examples(self, split, data_dir=None):
@@ -33,9 +35,9 @@ class Pictures(Task):
         return Verdict.of(early == (example.answer == "0"), completion[:1] or None, "first letter")
 
 
-def draw_pictures(folder: Path, count: int = 32) -> Path:
-    """Pictures 0.png, 1.png, ... of several sizes."""
+def draw_pictures(folder: Path, count: int = 32, sizes: Sequence[tuple[int, int]] = SIZES) -> Path:
+    """Pictures 0.png, 1.png, ... of these sizes in turn."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        drawn(i, SIZES[i % len(SIZES)]).save(folder / f"{i}.png")
+        drawn(i, sizes[i % len(sizes)]).save(folder / f"{i}.png")
     return folder

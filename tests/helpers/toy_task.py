@@ -1,15 +1,11 @@
 """A task of the tests' own, named in configs by its class path: the answer must begin with an early letter."""
 
-import io
 import math
 import os
 import time
 from dataclasses import replace
 from typing import ClassVar
 
-from vision import drawn
-
-from transformer2.pictures import PictureBytes
 from transformer2.tasks import Task
 from transformer2.tasks.tiny_reasoning import TinyReasoning
 from transformer2.types import Example, Verdict
@@ -30,21 +26,6 @@ class FirstLetter(Task):
 
     def verify(self, example, completion):
         return Verdict.of(bool(completion) and ord(completion[0]) < ord("h"), completion[:1], "first letter")
-
-
-class SeenLetter(FirstLetter):
-    """Every row asks about a drawn picture of its own."""
-
-    name: ClassVar[str] = "seen_letter"
-    pictures: ClassVar[int] = 1
-
-    def examples(self, split, data_dir=None):
-        return [replace(e, images=(self.picture(i),)) for i, e in enumerate(super().examples(split, data_dir))]
-
-    @staticmethod
-    def picture(seed):
-        drawn(seed).save(file := io.BytesIO(), "PNG")
-        return PictureBytes(file.getvalue(), f"picture {seed}")
 
 
 class SameIds(FirstLetter):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy_task import SeenLetter
+from picture_task import Pictures, draw_pictures
 from vision import FAMILIES, make_vision
 
 from transformer2.cli.compose import compose
@@ -20,6 +20,7 @@ from transformer2.svf.decompose import decompose
 from transformer2.svf.fingerprint import fingerprint
 from transformer2.svf.layer import svf_layers
 from transformer2.svf.quantised import check_gradient, quantisation_name
+from transformer2.types import Example
 
 pytestmark = pytest.mark.integration
 pytest.importorskip("bitsandbytes", reason="needs the extra: pip install -e '.[quantised]'")
@@ -28,7 +29,6 @@ pytest.importorskip("torchao", reason="needs the extra: pip install -e '.[quanti
 KINDS = {"nf4": "nf4", "int8": "int8", "torchao_int8": "torchao Int8WeightOnlyConfig"}
 PACKED = {"nf4": "Params4bit", "int8": "Int8Params", "torchao_int8": "Int8Tensor"}
 ALL = {"peft_type": "SVF", "target_modules": "all-linear"}
-QUESTIONS = SeenLetter().examples("train")[:2]
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -49,10 +49,10 @@ def quantised(kind: str, folder: Path) -> Any:
     return load_base(str(folder), **config["model"]["model_kwargs"])
 
 
-def prompts(folder: Path) -> torch.Tensor:
-    """Ids (2, P) of two questions about two pictures."""
-    tokenizer = load_tokenizer(str(folder))
-    return torch.tensor([render(tokenizer, question) for question in QUESTIONS])
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
+    """Two, about two pictures of one size."""
+    return Pictures().examples("train", draw_pictures(tmp_path_factory.mktemp("pictures"), sizes=[(64, 64)]))[:2]
 
 
 def logits(policy: Any, ids_BP: torch.Tensor) -> torch.Tensor:
@@ -61,9 +61,10 @@ def logits(policy: Any, ids_BP: torch.Tensor) -> torch.Tensor:
 
 @every_family
 @every_kind
-def test_it_sees_and_is_the_base_that_it_was_made_from(family, kind, folders, tmp_path):
+def test_it_sees_and_is_the_base_that_it_was_made_from(family, kind, folders, questions, tmp_path):
     folder = folders[family]
-    base, dense, ids_BP = quantised(kind, folder), load_base(str(folder)), prompts(folder)
+    base, dense, tokenizer = quantised(kind, folder), load_base(str(folder)), load_tokenizer(str(folder))
+    ids_BP = torch.tensor([render(tokenizer, question) for question in questions])
     assert quantisation_name(base) == KINDS[kind] and fingerprint(base) == fingerprint(dense)
     linear = [m for name, m in base.named_modules() if ".language_model.layers." in name and hasattr(m, "in_features")]
     assert len(linear) == 14 and all(type(layer.weight).__name__ == PACKED[kind] for layer in linear)

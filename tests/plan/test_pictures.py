@@ -10,6 +10,7 @@ import pytest
 import torch
 from fakes import grouped
 from measured import measured_and_planned, peak_bytes
+from picture_task import draw_pictures
 from transformers import AutoModelForImageTextToText, LlavaNextConfig, Qwen2_5_VLConfig
 from vision import FAMILIES, drawn, inputs, make_vision
 
@@ -28,7 +29,7 @@ from transformer2.quantisation import KINDS
 
 LLAVA = "llava-hf/llama3-llava-next-8b-hf"
 MLP = {"peft_type": "SVF", "target_modules": "mlp"}
-SEEN = "toy_task.SeenLetter"
+SEEN = "picture_task.Pictures"
 WITHIN = 0.1
 
 
@@ -139,7 +140,8 @@ def test_a_step_on_pictures(family: str, dtype: torch.dtype, tmp_path: Path) -> 
     base = str(make_vision(tmp_path / "base", family, hidden=128, layers=4, dtype=dtype))
     model = {"base": base, "adapter": MLP, "micro_batch_tokens": 2048, "max_new_tokens": 24, "kl_coef": 0.1}
     model["dtype"] = str(dtype).removeprefix("torch.")
-    data = {"task": SEEN, "base": base, "batch_size": 16, "max_new_tokens": 24}
+    pictures = str(draw_pictures(tmp_path / "pictures", sizes=[(64, 64)]))
+    data = {"task": SEEN, "data_dir": pictures, "base": base, "batch_size": 16, "max_new_tokens": 24}
     module, planned = measured_and_planned(tmp_path, grouped(**model), data)
     assert planned.peak == pytest.approx(module.peak, rel=WITHIN)
 

@@ -1,1 +1,1 @@
-"""What fits and how long it takes, from a config alone: shape, pictures -> job -> memory, seconds -> advice -> table."""
+"""What fits and how long it takes, from a config alone: shape -> job -> memory, seconds -> advice -> table."""

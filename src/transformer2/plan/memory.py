@@ -82,7 +82,7 @@ def memory(job: Job) -> Memory:
         phases = {"prefill": [*composed, *_prefill(job)], "decode": [*composed, *_decode(job)], **phases}
     if composed:
         phases["compose"] = [*composed, *composing]
-    host = []
+    host: list[Term] = []
     if job.pictures:
         seen, host = _pictures(job)
         phases["pictures"] = [*composed, *seen]

@@ -45,7 +45,7 @@ def picture_shape(config: Any, folder: Path | None) -> PictureShape | None:
         config: transformers' config of the base.
         folder: Where its processor's config is; None where only the base's is known.
     """
-    vision = getattr(config, "vision_config", None)
+    vision: Any = getattr(config, "vision_config", None)
     if config.model_type in ("llava", "llava_next"):
         size, patch = vision.image_size, vision.patch_size
         side = size // patch

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
@@ -81,7 +81,7 @@ def language_model(model: nn.Module) -> str:
     Args:
         model: A transformers model without PEFT around it.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not hasattr(config, "get_text_config") or config.get_text_config() is config:
         return ""
     decoder = cast(PreTrainedModel, model).get_decoder()
