@@ -150,15 +150,11 @@ def test_files_of_a_server_lie_in_one_folder(folder: Path) -> None:
         picture = source.picture(named)
         assert picture.data() == PNG and str(folder) not in PictureSource(folder, True).picture("deep/a b.png").name
     outside = folder.parent / "secret.png"
-    ways_out = (
-        "../secret.png",
-        str(outside),
-        f"file://{outside}",
-        "link.png",
-        "up/secret.png",
-        "deep/../../secret.png",
-    )
-    for named in (*ways_out, f"file://{folder}/%2e%2e/secret.png", "loop", "a\0.png", "/etc/passwd", "x" * 5000):
+    links = ("link.png", "up/secret.png", "loop")
+    for named in ("../secret.png", "deep/../../secret.png", str(outside), f"file://{outside}", *links):
+        with pytest.raises(DataError, match="is not inside"):
+            source.picture(named)
+    for named in (f"file://{folder}/%2e%2e/secret.png", "a\0.png", "/etc/passwd", "x" * 5000):
         with pytest.raises(DataError, match=r"is not inside|is no file that can be read") as refused:
             source.picture(named)
         assert len(str(refused.value)) < 250
