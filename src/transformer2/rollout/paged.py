@@ -3,7 +3,7 @@
 Made for one GPU, where it spares the padding and the stragglers of a fixed batch; on a CPU it works, slowly. It runs
 the policy's own weights, into which the active z is composed while it draws. Its random numbers are one stream for all
 rows of a process: the same seed and the same batch give the same completions, another batch gives others. It knows no
-stop strings: a row draws on past one, and is cut there afterwards.
+stop strings: a row draws on past one, and is cut there afterwards. It holds token ids in 32 bits: pictures are refused.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from transformer2.errors import UserError
 from transformer2.rollout.base import RolloutEngine, Sampling, check_no_rows, prompt_ids
 from transformer2.svf.modes import merged_for_rollout
 from transformer2.types import PromptBatch, Rollouts
+from transformer2.vision import FIRST
 
 PAGE = 256  # tokens, the library's default
 
@@ -53,11 +54,13 @@ class PagedEngine(RolloutEngine):
         """See `RolloutEngine.generate`.
 
         Raises:
-            UserError: Rows have z of their own (`z_rows`), or a row was not finished.
+            UserError: Rows have z of their own (`z_rows`) or show pictures, or a row was not finished.
         """
         check_no_rows(policy)
         model: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         ids = prompt_ids(prompts)
+        if (prompts.input_ids_BP >= FIRST).any():
+            raise UserError("model.rollout: paged takes no pictures; prompts that show some need model.rollout: hf")
         greedy = sampling.temperature == 0
         how = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p}
         generation = GenerationConfig(
