@@ -6,19 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from vision import drawn, make_vision
+from vision import make_vision
 
 import transformer2
 from transformer2 import tasks
 from transformer2.data.prompts import collate, render
-from transformer2.errors import UserError
-from transformer2.pictures import PictureFile
+from transformer2.errors import ConfigError, UserError
 from transformer2.policy import build_policy, load_base, load_tokenizer, reference
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
 from transformer2.rollout.paged import PagedEngine
 from transformer2.svf.layer import svf_layers
-from transformer2.types import Example, PromptBatch
+from transformer2.types import PromptBatch
 
 EOS = [3]
 TOKENIZER = load_tokenizer("tiny")
@@ -85,16 +84,7 @@ def test_rows_of_different_z_are_refused() -> None:
         PagedEngine(TOKENIZER, EOS).generate(policy, prompts, Sampling(), 0)
 
 
-def test_pictures_are_refused_by_name(tmp_path) -> None:
-    folder = str(make_vision(tmp_path / "base"))
-    tokenizer, policy = load_tokenizer(folder), build_policy(load_base(folder, "float32"), {"peft_type": "SVF"})
-    drawn(0, (60, 40)).save(tmp_path / "a.png")
-    text = Example("", ({"role": "user", "content": "How many?"},), "")
-    example = replace(text, images=(PictureFile(str(tmp_path / "a.png")),))
-    batch = collate([text, example], [render(tokenizer, text), render(tokenizer, example)], 0)
-    greedy, paged = Sampling(0.0, max_new_tokens=4), PagedEngine(tokenizer, [1], merge=True)
-    with pytest.raises(UserError, match=r"paged takes no pictures; .* need model\.rollout: hf"):
-        paged.generate(policy, batch, greedy, 0)
-    alone = collate([text], [render(tokenizer, text)], 0)
-    expected = HFEngine(tokenizer, [1], merge=True).generate(policy, alone, greedy, 0)
-    assert paged.generate(policy, alone, greedy, 0).completions == expected.completions
+def test_a_base_that_takes_pictures_is_refused_by_name(tmp_path) -> None:
+    tokenizer = load_tokenizer(str(make_vision(tmp_path / "base")))
+    with pytest.raises(ConfigError, match=r"paged runs bases of text alone, and this one takes pictures; use hf"):
+        PagedEngine(tokenizer, [1])

@@ -31,7 +31,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from transformer2.errors import ConfigError, UserError
+from transformer2.errors import ConfigError, DataError, UserError
 from transformer2.pictures import Picture
 from transformer2.rollout.base import RolloutEngine, Sampling, check_no_rows, prompt_ids
 from transformer2.rollout.server import Client, Refused, Server, VLLMOptions
@@ -106,6 +106,7 @@ class VLLMEngine(RolloutEngine):
 
         Raises:
             UserError: The server refuses or does not answer.
+            DataError: A picture cannot be read, or the server makes other tokens of it.
         """
         self.sync(policy)
         row_ids = prompts.row_ids or range(len(prompts))
@@ -147,16 +148,18 @@ class VLLMEngine(RolloutEngine):
     ) -> tuple[list[int], list[float]]:
         """The same where there are pictures, of which the server makes tokens itself."""
         image_id = self.tokenizer.family.image_id
-        sent = {
-            "token_ids": as_image_ids(ids, image_id, once=True),
-            "content_parts": [{"type": "image_url", "url": _data_url(picture)} for picture in pictures],
-        }
+        # A name for these weights: workers forget features with the old ones, and the scheduler does not.
+        parts = [
+            {"type": "image_url", "url": _data_url(picture), "uuid": f"{self._salt}-{picture.digest()}"}
+            for picture in pictures
+        ]
+        sent = {"token_ids": as_image_ids(ids, image_id, once=True), "content_parts": parts}
         try:
             answer = self.client.post("/inference/v1/generate", {**request, **sent})
         except Refused as e:
             raise UserError(f"{e}; pictures need vLLM >= 0.32 with --enable-scale-out (docs/rollouts.md)") from e
         if (read := answer.get("prompt_token_ids")) != as_image_ids(ids, image_id):
-            raise UserError(
+            raise DataError(
                 f"a prompt with picture {pictures[0].name} has {len(ids):,} tokens here and "
                 f"{len(read or ()):,} in vLLM, which reads pictures otherwise; use model.rollout: hf"
             )
@@ -172,7 +175,7 @@ class VLLMEngine(RolloutEngine):
             self._pool.shutdown(wait=False, cancel_futures=True)
             if self.server is None:
                 raise
-            failed = isinstance(e, UserError)
+            failed = isinstance(e, UserError) and not isinstance(e, DataError)
             said = self.server.stop(keep_log=failed)
             if failed:
                 raise UserError(f"vLLM failed: {said}; its log is {self.server.log}") from e
