@@ -14,7 +14,7 @@ from vision import drawn, make_vision
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.errors import DataError, UserError
 from transformer2.pictures import PictureFile
-from transformer2.vision import picture_hooks
+from transformer2.vision import sight_of
 from transformer2.vision.tokens import _blocks
 
 BUDGET = {"max_new_tokens": 6, "top_logprobs": 0}
@@ -75,22 +75,22 @@ def test_rows_with_pictures_are_adapted_to(seeing: Seeing) -> None:
     rows += [{"question": "How many?", "answer": "4", "image": [seeing.files[0], PictureFile(seeing.files[2])]}]
     model = SelfAdaptive.from_pretrained(seeing.base, seeing.experts, strategy="scores")
     alpha = model.adapt(rows, task="tiny_math", generations=1, population=2)
-    hooks: Any = picture_hooks(model.policy)
-    assert set(alpha) == {"math", "code"} and len(hooks._features) == 3
+    sight: Any = sight_of(model.policy)
+    assert set(alpha) == {"math", "code"} and len(sight._features) == 3
     with pytest.raises(DataError, match=r"picture nowhere\.png cannot be read"):
         model.adapt([{"question": "?", "answer": "1", "image": "nowhere.png"}], task="tiny_math", generations=1)
 
 
 def test_nothing_is_kept_of_pictures_that_have_been_answered(seeing: Seeing) -> None:
-    hooks: Any = picture_hooks(seeing.model.policy)
+    sight: Any = sight_of(seeing.model.policy)
     for i in range(6):
         drawn(10 + i, (48, 48)).save(seeing.folder / "sent.png")
         seeing.model.generate([asked(seeing.folder / "sent.png")], use="base", max_new_tokens=1)
     gc.collect()
     assert not [b for b in _blocks.values() if b.picture.name.endswith("sent.png")]
     seeing.model.generate([asked(seeing.files[0])], use="base", max_new_tokens=1)
-    assert len(hooks._features) == 1, "those of the one picture that is alive"
-    assert hooks._bytes == sum(f.nbytes for f in hooks._features.values())
+    assert len(sight._features) == 1, "those of the one picture that is alive"
+    assert sight._bytes == sum(f.nbytes for f in sight._features.values())
 
 
 def test_raw_ids_hold_no_pictures(seeing: Seeing) -> None:

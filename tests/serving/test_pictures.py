@@ -139,10 +139,10 @@ def test_the_limit_of_the_body_is_that_of_pictures(serve, seeing):
 
 
 def test_hundreds_of_pictures_leave_nothing_behind(served, seeing):
-    from transformer2.vision import picture_hooks
+    from transformer2.vision import sight_of
     from transformer2.vision.tokens import _blocks
 
-    hooks = picture_hooks(seeing.policy)
+    sight = sight_of(seeing.policy)
 
     async def go(start):
         async with served.client(kind="async") as client:
@@ -167,8 +167,8 @@ def test_hundreds_of_pictures_leave_nothing_behind(served, seeing):
         if not _blocks:
             break
         served.get("/health")
-    assert not _blocks and len(hooks._features) <= 8
-    assert hooks._bytes == sum(f.nbytes for f in hooks._features.values())
+    assert not _blocks and len(sight._features) <= 8
+    assert sight._bytes == sum(f.nbytes for f in sight._features.values())
 
 
 def test_a_body_that_is_no_chat_is_named(served):

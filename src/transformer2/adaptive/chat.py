@@ -183,25 +183,27 @@ def _parts(role: str, content: Any) -> list[dict[str, Any]]:
 
 
 def _part(part: Any) -> dict[str, Any]:
-    match part:
-        case {"type": "text", "text": str(text), **rest}:
-            check_characters(text)
-            found: dict[str, Any] = {"type": "text", "text": text}
-        case {"type": "image", "image": image, **rest}:
-            found = {"type": "image", "image": image}
-        case {"type": "image_url", "image_url": {"url": image, **options}, **rest}:
-            # Another resolution is another picture; "auto" leaves it to the model, as we do.
-            rest |= {name: value for name, value in options.items() if (name, value) != ("detail", "auto")}
-            found = {"type": "image", "image": image}
-        case {"type": "text" | "image" | "image_url" as kind}:
-            raise UserError(f"a part of type {kind!r} has no {kind}; give it one, as text or {{'url': ...}}")
-        case {"type": kind}:
-            raise UserError(f"a part of type {shown(repr(kind), 40)} cannot be read; use text, image_url or image")
-        case _:
-            raise UserError("the content of a message must be text, or a list of parts {'type': 'text', 'text': ...}")
-    if rest := {name: value for name, value in rest.items() if value is not None}:
+    """A part as {"type": "text", "text"} or {"type": "image", "image"}."""
+    if not isinstance(part, Mapping) or "type" not in part:
+        raise UserError("the content of a message must be text, or a list of parts {'type': 'text', 'text': ...}")
+    kind, rest = part["type"], {name: value for name, value in part.items() if name != "type" and value is not None}
+    if kind not in ("text", "image", "image_url"):
+        raise UserError(f"a part of type {shown(repr(kind), 40)} cannot be read; use text, image_url or image")
+    content = rest.pop(kind, None)
+    if kind == "image_url":
+        of_url = dict(content) if isinstance(content, Mapping) else {}
+        content = of_url.pop("url", None)
+        if of_url.get("detail") == "auto":  # which leaves it to the model, as we do; another one is another picture
+            del of_url["detail"]
+        rest |= of_url
+    if content is None or (kind == "text" and not isinstance(content, str)):
+        raise UserError(f"a part of type {kind!r} has no {kind}; give it one, as text or {{'url': ...}}")
+    if rest:
         raise UserError(f"{shown(repr(next(iter(rest))), 40)} of a part is not supported; leave it out")
-    return found
+    if kind == "text":
+        check_characters(content)
+        return {"type": "text", "text": content}
+    return {"type": "image", "image": content}
 
 
 def _pictures(message: Message) -> int:

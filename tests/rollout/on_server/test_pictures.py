@@ -24,7 +24,7 @@ from transformer2.rollout.server import PYTHON_VARIABLE
 from transformer2.rollout.vllm import VLLMEngine, VLLMOptions
 from transformer2.svf.layer import svf_layers
 from transformer2.types import Example, PromptBatch
-from transformer2.vision import picture_hooks
+from transformer2.vision import FIRST, sight_of
 
 pytestmark = pytest.mark.vllm
 GREEDY, FREE = Sampling(0.0, max_new_tokens=8), Sampling(1.0, max_new_tokens=8)
@@ -90,12 +90,14 @@ def test_its_logprobs_are_the_scorers_and_no_image_id_is_drawn(seeing: Seeing) -
     with torch.no_grad():
         ours_N = score(seeing.policy, lm_head(seeing.policy), rollouts, None).logprobs_N
     assert (ours_N - rollouts.logprobs_BC[mask_BC]).abs().max() < 0.05  # torchvision resizes otherwise than Pillow
-    hooks: Any = picture_hooks(seeing.policy)
-    assert not torch.isin(rollouts.completion_ids_BC, torch.tensor(hooks.banned)).any()
+    sight: Any = sight_of(seeing.policy)
+    assert not torch.isin(rollouts.completion_ids_BC, torch.tensor(sight.banned)).any()
 
 
-def test_other_tokens_of_a_picture_are_refused(seeing: Seeing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_tokens_of_a_picture_are_refused(seeing: Seeing) -> None:
     """The last test: what ends a run ends its server."""
-    monkeypatch.setattr("transformer2.rollout.vllm.pictures_in", lambda ids: [seeing.pictures[1]])
+    (ids,) = seeing.batch((0,)).input_ids_BP.tolist()
+    del ids[max(t for t, i in enumerate(ids) if i >= FIRST)]
+    fewer = collate([Example("", (), "")], [ids], 0)
     with pytest.raises(DataError, match=r"which reads pictures otherwise; use model\.rollout: hf"):
-        seeing.there.generate(seeing.policy, seeing.batch((0,)), GREEDY, 0)
+        seeing.there.generate(seeing.policy, fewer, GREEDY, 0)
