@@ -71,6 +71,15 @@ def check_directory(path: str | Path, name: str, remedy: str, error: type[UserEr
         raise error(f"{name} {shown(repr(str(path)))} {what}; {remedy}")
 
 
+def inside(root: str | Path, path: str) -> Path | None:
+    """What a stranger's path inside a folder really is; None where it is outside, a link that leads out, or no path."""
+    try:
+        folder, found = Path(root).resolve(), (Path(root) / path).resolve()
+    except (OSError, ValueError, RuntimeError):  # a null byte, a circle of links
+        return None
+    return found if found.is_relative_to(folder) else None
+
+
 def manifest(folder: Path, names: Iterable[str], error: type[UserError] = UserError) -> str:
     """The content of a folder's MANIFEST: the SHA-256 of these files, as `sha256sum -c` reads it."""
     hashes = {name: hashlib.sha256(read_file(folder / name, 2**62, error)).hexdigest() for name in names}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,7 +143,10 @@ class PictureFile(Picture):
     def data(self) -> bytes:
         """See `Picture.data`."""
         try:
-            if (size := Path(self.path).stat().st_size) > MAX_BYTES:
+            status = Path(self.path).stat()
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a device may never end
+                raise DataError(f"picture {self.path} is no regular file; copy the picture there")
+            if (size := status.st_size) > MAX_BYTES:
                 raise DataError(f"picture {self.path} has {size >> 20} MiB, more than {MAX_BYTES >> 20}; scale it down")
             return Path(self.path).read_bytes()
         except OSError as e:

@@ -2,14 +2,17 @@
 
 import io
 import json
+import re
 import signal
 
 import pytest
+from vision import drawn, make_vision
 
 from transformer2 import tiny
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.cli import main
 from transformer2.cli.chat import Conversation
+from transformer2.errors import UserError
 
 QUESTION = "Skokap carries 24 pens, eats 2, finds 7, sells 6. How many?"
 CODE = "Make drokat(x): lower by 6, triple, raise by 1, lift by 6."
@@ -115,6 +118,94 @@ def test_rows_that_would_be_lost_or_changed_are_refused(tmp_path, capsys, data, 
     file.write_bytes(data)
     assert main(["ask", "--file", str(file), "--out", str(tmp_path / "out.jsonl")]) == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    """A base that takes pictures, and two of them beside it."""
+    folder = tmp_path_factory.mktemp("seeing")
+    for i in range(2):
+        drawn(i, (60, 40)).save(folder / f"{i}.png")
+    make_vision(folder / "base")
+    return folder
+
+
+def test_a_picture_with_every_prompt(seeing, capsys):
+    command = ["ask", "--base", str(seeing / "base"), "--json", "--max_new_tokens", "4"]
+    image = [str(seeing / "0.png"), str(seeing / "1.png")]
+    assert main([*command, "--image", image[0], "--image", image[1], "How many?", "Of what?"]) == 0
+    assert main([*command, "--image", image[1], "How many?"]) == 0
+    both, other, one = map(json.loads, capsys.readouterr().out.splitlines())
+    assert both["image"] == other["image"] == image and one["image"] == image[1:]
+    assert both["prompt_tokens"] > one["prompt_tokens"]
+
+
+def test_rows_name_their_pictures_from_where_the_file_is(seeing, capsys):
+    file, out = seeing / "prompts.jsonl", seeing / "out.jsonl"
+    (seeing / "cut.png").write_bytes((seeing / "0.png").read_bytes()[:-40])
+    parts = [{"type": "image_url", "image_url": {"url": "0.png"}}, {"type": "text", "text": "How many?"}]
+    rows = [
+        {"prompt": "How many?", "image": "0.png"},
+        {"messages": [{"role": "user", "content": parts}]},
+        {"prompt": "How many?", "image": ["0.png", "1.png"]},
+        {"prompt": "How many?", "image": "cut.png"},
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    command = ["ask", "--base", str(seeing / "base"), "--file", str(file), "--out", str(out), "--max_new_tokens", "4"]
+    assert main(command) == 2 and "1 of 4 prompts" in capsys.readouterr().err
+    one, same, two, cut = map(json.loads, out.read_text().splitlines())
+    assert one["answer"] == same["answer"] and two["prompt_tokens"] > one["prompt_tokens"]
+    assert cut["answer"] is None and "cut.png is broken" in cut["error"]
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ({"prompt": "x", "image": "2.png"}, "line 1: picture .*2.png is not there"),
+        ({"prompt": "x", "image": 3}, "line 1: a picture is a path"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "line 1: a message has role 'robot'"),
+    ],
+)
+def test_a_row_that_cannot_be_meant_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch, line, named):
+    monkeypatch.setattr("transformer2.cli.adaptive.ModelOptions.load", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(line))
+    assert main(["ask", "--file", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path / "out.jsonl")]) == 2
+    assert re.search(named, capsys.readouterr().err)
+
+
+def test_a_picture_that_cannot_be_shown_is_refused_in_one_line(seeing, tmp_path, capsys, monkeypatch):
+    assert main(["ask", "--image", str(seeing / "0.png"), QUESTION]) == 2
+    assert "the base takes none" in capsys.readouterr().err
+    monkeypatch.setattr("transformer2.cli.adaptive.ModelOptions.load", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "notes.png").write_text("no picture")
+    for path, named in ((tmp_path / "x.png", "cannot be read"), (tmp_path / "notes.png", "no picture of a known kind")):
+        assert main(["ask", "--image", str(path), QUESTION]) == 2
+        err = capsys.readouterr().err.strip().splitlines()
+        assert len(err) == 1 and named in err[0]
+    assert main(["ask", "--image", "x.png", "--file", "x.jsonl"]) == 2
+    assert "rows of --file name their own" in capsys.readouterr().err
+
+
+def test_a_picture_goes_with_the_next_message_of_a_chat(seeing, capsys):
+    model = SelfAdaptive.from_pretrained(str(seeing / "base"))
+    chat = Conversation(model, {"max_new_tokens": 4}, None, None)
+    chat.say(f"/image {seeing / '0.png'}")
+    chat.say(f"/image {seeing / '1.png'}")
+    for line, named in (("/image", "name a picture"), (f"/image {seeing / 'none.png'}", "cannot be read")):
+        with pytest.raises(UserError, match=named):
+            chat.say(line)
+    chat.say("How many?")
+    chat.say("And now?")
+    shown = [0 if isinstance(m["content"], str) else len(m["content"]) - 1 for m in chat.messages]
+    assert shown == [2, 0, 0, 0] and "2 shown with the next message" in capsys.readouterr().out
+    chat.say(f"/image {seeing / '0.png'}")
+    chat.say("/new")
+    assert not chat.pictures
+
+
+def test_a_chat_with_a_base_of_text_alone_takes_no_picture(conversation, seeing):
+    with pytest.raises(UserError, match="takes no pictures"):
+        conversation.say(f"/image {seeing / '0.png'}")
 
 
 def test_words_after_two_dashes_are_prompts(capsys):

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from vision import make_vision
 
 import transformer2
 from transformer2 import tasks
 from transformer2.data.prompts import collate, render
-from transformer2.errors import UserError
+from transformer2.errors import ConfigError, UserError
 from transformer2.policy import build_policy, load_base, load_tokenizer, reference
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
@@ -81,3 +82,9 @@ def test_rows_of_different_z_are_refused() -> None:
     rows = transformer2.z_rows(policy, [[1.0]] * len(prompts), ["default"])
     with rows, pytest.raises(UserError, match="rollout: hf"):
         PagedEngine(TOKENIZER, EOS).generate(policy, prompts, Sampling(), 0)
+
+
+def test_a_base_that_takes_pictures_is_refused_by_name(tmp_path) -> None:
+    tokenizer = load_tokenizer(str(make_vision(tmp_path / "base")))
+    with pytest.raises(ConfigError, match=r"paged runs bases of text alone, and this one takes pictures; use hf"):
+        PagedEngine(tokenizer, [1])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from itertools import pairwise
 
 import httpx2
 import pytest
+from fake_experts import make_experts
+from vision import drawn as picture_of
+from vision import make_vision
 
 pytest.importorskip("playwright", reason="nox -s page installs it")
 pytestmark = pytest.mark.page
@@ -288,3 +292,59 @@ def test_the_picture_of_the_docs(browser, address, tmp_path):
     picture = (tmp_path / "page.png").read_bytes()
     assert picture[:4] == b"\x89PNG" and int.from_bytes(picture[16:20]) == 1200
     assert len(picture) <= screenshot.LARGEST["page"]
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    """Address of a server whose base takes pictures, and two pictures."""
+    folder = tmp_path_factory.mktemp("seeing")
+    base = str(make_vision(folder / "base"))
+    experts = make_experts(folder / "experts", base, ("math", "code"), std=0.3)
+    named = ",".join(f"{name}={path}" for name, path in zip(("math", "code"), experts, strict=True))
+    files = []
+    for i in range(2):
+        files.append(folder / f"{i}.png")
+        picture_of(i, (60, 40)).save(files[-1])
+    with screenshot.served("--base", base, "--experts", named, "--max_tokens", "8", "--max_body", "30000") as address:
+        yield address, files
+
+
+def test_a_picture_is_shown_with_the_question(visit, seeing):
+    address, files = seeing
+    page = visit(address)
+    answers = []
+    page.get_by_label("Your question").fill("How many?")
+    tab_to(page, "#picture")  # it is there, and the keyboard reaches it
+    for file in [*files, None]:
+        if file is None:
+            tab_to(page, "#no-picture")
+            page.keyboard.press("Enter")
+            assert page.evaluate("document.activeElement.id") == "picture"
+            assert page.get_by_role("button", name="Remove the picture").is_hidden()
+        else:
+            page.get_by_label("Picture").set_input_files(file)
+        page.get_by_role("button", name="Ask").click()
+        wait(page)
+        answers.append(page.locator("#base").text_content())
+        content = "How many?"
+        if file is not None:
+            url = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+            content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "How many?"}]
+        assert answers[-1] == asked(address, "base", content)[0]
+    assert len(set(answers)) == 3
+
+
+def test_a_picture_that_is_refused_is_said(visit, seeing, tmp_path):
+    address, _ = seeing
+    page = visit(address, failures=True)
+    (tmp_path / "notes.png").write_text("no picture")
+    (tmp_path / "large.png").write_bytes(bytes(40_000))
+    page.get_by_label("Your question").fill("How many?")
+    for name, said in (("notes", "no picture of a known kind"), ("large", "more than the 30000")):
+        page.get_by_label("Picture").set_input_files(tmp_path / f"{name}.png")
+        page.get_by_role("button", name="Ask").click()
+        page.get_by_role("alert").filter(has_text=said).wait_for()
+
+
+def test_a_base_of_text_alone_is_asked_without(visit, address):
+    assert visit(address).locator("#picture").is_hidden()

@@ -15,6 +15,7 @@ from transformer2.adaptation.members import matrices
 from transformer2.adaptation.mixture import Mixture
 from transformer2.adaptation.scoring import Scorer, score_members
 from transformer2.adaptation.search import make_search
+from transformer2.adaptive.chat import as_pictures
 from transformer2.adaptive.experts import LoadedExperts
 from transformer2.data.prompts import collate, render
 from transformer2.errors import UserError
@@ -26,14 +27,14 @@ __all__ = ["find_mixture"]
 
 
 def find_mixture(
-    loaded: LoadedExperts, engine: HFEngine, rows: Sequence[Example | Mapping[str, str]], task: Any, **search: Any
+    loaded: LoadedExperts, engine: HFEngine, rows: Sequence[Example | Mapping[str, Any]], task: Any, **search: Any
 ) -> Tensor:
     """Weights (L, K + 1) under which the model answers `rows` best.
 
     Args:
         loaded: The experts.
         engine: Draws the answers.
-        rows: Examples, or mappings with `question` and `answer`.
+        rows: Examples, or mappings with `question`, `answer` and, where there are pictures, `image`.
         task: What verifies answers: a task, or its name.
         search: The arguments of `FewShotSearch`.
 
@@ -61,8 +62,9 @@ def find_mixture(
     return mixture.weights(torch.tensor([answer]))[:, 0]
 
 
-def _example(row: Mapping[str, str], number: int) -> Example:
+def _example(row: Mapping[str, Any], number: int) -> Example:
     try:
-        return Example(f"row {number + 1}", ({"role": "user", "content": row["question"]},), row["answer"])
-    except (TypeError, KeyError) as e:
+        messages, images = ({"role": "user", "content": row["question"]},), as_pictures(row.get("image"))
+        return Example(f"row {number + 1}", messages, row["answer"], images=images)
+    except (TypeError, KeyError, AttributeError) as e:
         raise UserError(f"row {number + 1} to adapt with has no question and answer; give both") from e

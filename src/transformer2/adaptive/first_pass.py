@@ -1,4 +1,7 @@
-"""The first pass of a request: what its category is, and so what answers it (paper, section 3.2 A and B)."""
+"""The first pass of a request: what its category is, and so what answers it (paper, section 3.2 A and B).
+
+It is asked about the last message, and is shown the pictures of that.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ class FirstPass:
     def _deltas(self) -> dict[Any, torch.Tensor]:
         return {layer: layer.detached_delta([self.adapter]) for layer in tuned_layers(self.experts.policy).values()}
 
-    def check_length(self, request: str, longest: int) -> None:
+    def check_length(self, request: Example, longest: int) -> None:
         """Refuse a request about which the dispatch question is longer than the model reads.
 
         Raises:
@@ -69,7 +72,7 @@ class FirstPass:
                 "model; shorten the prompt, or say what answers (`use`)"
             )
 
-    def rows(self, requests: Sequence[str]) -> list[Row]:
+    def rows(self, requests: Sequence[Example]) -> list[Row]:
         """What the batch is to run where the first pass writes; `read` is for their texts."""
         sampling = Sampling(0.0, max_new_tokens=self.dispatcher.max_new_tokens)
         return [Row(ids, self._deltas, sampling, self.engine) for _, ids in self._questions(requests)]
@@ -78,16 +81,15 @@ class FirstPass:
         """What a written first pass chooses."""
         return self._selection(self.dispatcher.parse(text), text)
 
-    def score(self, requests: Sequence[str]) -> list[Selection]:
+    def score(self, requests: Sequence[Example]) -> list[Selection]:
         """What the categories' probabilities choose."""
         questions, ids = zip(*self._questions(requests), strict=True)
         prompts = collate(questions, ids, self.engine.pad_id).to(self.experts.policy.device)
         logprobs_BC = category_logprobs(self.dispatcher, self.scorer, prompts, torch.ones(1, 1))
         return [self._scored(probabilities) for probabilities in logprobs_BC.softmax(-1).tolist()]
 
-    def _questions(self, requests: Sequence[str]) -> list[tuple[Example, list[int]]]:
-        examples = (Example("", ({"role": "user", "content": request},), "") for request in requests)
-        questions = [self.dispatcher.question(example) for example in examples]
+    def _questions(self, requests: Sequence[Example]) -> list[tuple[Example, list[int]]]:
+        questions = [self.dispatcher.question(request) for request in requests]
         return [(question, render(self.engine.tokenizer, question)) for question in questions]
 
     def _scored(self, probabilities: Sequence[float]) -> Selection:

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from transformer2 import tasks, tiny
 from transformer2.adaptation.members import add_member
+from transformer2.adaptive.chat import Chat, Prompt
 from transformer2.adaptive.experts import LoadedExperts, load_policy, read_experts
 from transformer2.adaptive.few_shot import find_mixture
 from transformer2.adaptive.first_pass import FirstPass, StrategyName, read_strategy
@@ -33,12 +34,11 @@ from transformer2.adaptive.request import (
     AdaptiveAnswer,
     Job,
     Piece,
-    Prompt,
     Selection,
     Use,
     answer_budget,
-    as_messages,
     check_draws,
+    raw_ids,
     read_use,
 )
 from transformer2.data.prompts import render
@@ -193,11 +193,12 @@ class SelfAdaptive:
             self._loaded.remove(name)
             self._forget()
 
-    def adapt(self, rows: Sequence[Example | Mapping[str, str]], task: str | Any, **search: Any) -> dict[str, float]:
+    def adapt(self, rows: Sequence[Example | Mapping[str, Any]], task: str | Any, **search: Any) -> dict[str, float]:
         """Search the mixture that answers a few rows best (paper, section 3.2 C); it answers from now on.
 
         Args:
-            rows: Examples, or mappings with `question` and `answer`.
+            rows: Examples, or mappings with `question`, `answer` and, where there are pictures, `image`: a path, a
+                `Picture`, or several.
             task: What verifies answers: a task, or its name.
             search: The arguments of `FewShotSearch` (`generations`, `population`, `seed`, ...).
 
@@ -212,17 +213,17 @@ class SelfAdaptive:
 
     # ------------------------------------------------------------------ answers
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[AdaptiveAnswer]:
+    def generate(self, prompts: Prompt | Chat | Sequence[Prompt | Chat], **options: Any) -> list[AdaptiveAnswer]:
         """Answer prompts, all in one running batch.
 
         Args:
-            prompts: One or many: text, or a list of messages {role, content}.
+            prompts: One or many; see `start`.
             options: See `start`.
 
         Raises:
             UserError: See `start`; or the model gave non-finite logits.
         """
-        is_one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Mapping))
+        is_one = isinstance(prompts, str | Chat) or (len(prompts) > 0 and isinstance(prompts[0], Mapping))
         many: Any = [prompts] if is_one else prompts
         jobs: list[Job] = []
         try:
@@ -235,7 +236,7 @@ class SelfAdaptive:
                 job.cancel()
         return [job.result() for job in jobs]
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
+    def stream(self, prompt: Prompt | Chat, **options: Any) -> Iterator[Piece]:
         """The answer to one prompt in pieces, as they come; what is left unread is not drawn. Options: see `start`."""
         job = self.start(prompt, **options)
         try:
@@ -250,7 +251,7 @@ class SelfAdaptive:
 
     def start(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Chat,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -263,7 +264,8 @@ class SelfAdaptive:
         """Let a prompt join the running batch; `step` moves all of them.
 
         Args:
-            prompt: Text, or a list of messages {role, content}.
+            prompt: Text, or a list of messages {role, content}; a base that takes pictures reads contents in parts
+                (adaptive/chat.py), and they are shown to the first pass too.
             max_new_tokens: Budget, EOS included; None takes what the model has room for, 512 at most.
             temperature: 0 is greedy.
             top_p: Nucleus mass in (0, 1].
@@ -280,21 +282,26 @@ class SelfAdaptive:
             LengthError: The prompt is too long for the model, or for the budget.
             UserError: A prompt or sampling that cannot be used.
         """
-        messages = as_messages(prompt)
+        chat = prompt if isinstance(prompt, Chat) else Chat.of(prompt)
         check_draws(max_new_tokens, seed, top_logprobs)
         use = read_use(use) if isinstance(use, str) else use
         self.check_use(use)
-        ids = render(self.tokenizer, Example("", tuple(messages), "")) if ids is None else list(ids)
+        ids = render(self.tokenizer, chat.example) if ids is None else raw_ids(ids, self.tokenizer)
         if not ids:
             raise UserError("an empty prompt cannot be completed; give it some text")
         max_new_tokens = answer_budget(len(ids), max_new_tokens, self.longest, self.usual_answer)
         if use is None and self._always is None and self.strategy is not None and self.experts:
-            self._choosing().check_length(messages[-1]["content"], self.longest)
+            self._choosing().check_length(chat.request, self.longest)
         sampling = Sampling(temperature, top_p, max_new_tokens)
         ending = Ending(self.tokenizer, self._engine.eos_ids, stop) if stop else self._engine
-        job = Job(messages, ids, use, sampling, ending, seed, top_logprobs)
+        job = Job(chat, ids, use, sampling, ending, seed, top_logprobs)
         self._queue.add(job)
         return job
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether the base does."""
+        return getattr(self.tokenizer, "family", None) is not None
 
     @property
     def is_idle(self) -> bool:

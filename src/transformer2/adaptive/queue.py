@@ -87,7 +87,7 @@ class JobQueue:
                 self._second_pass(job, *decision)
         if not asking:
             return
-        first_pass, requests = self.first_pass(), [job.messages[-1]["content"] for job in asking]
+        first_pass, requests = self.first_pass(), [job.chat.request for job in asking]
         if first_pass.writes:
             for job, row in zip(asking, first_pass.rows(requests), strict=True):
                 job.dispatch = row

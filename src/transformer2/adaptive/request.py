@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformer2.adaptive.chat import Chat
 from transformer2.errors import LengthError, UserError
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.continuous import FinishReason, Row
@@ -17,18 +18,14 @@ __all__ = [
     "AdaptiveAnswer",
     "Job",
     "Piece",
-    "Prompt",
     "Selection",
     "TokenLogprob",
     "Use",
-    "as_messages",
     "read_use",
 ]
 
 BASE = "base"
 USUAL_ANSWER = 512  # tokens
-ROLES = ("system", "user", "assistant")
-Prompt = str | Sequence[Mapping[str, str]]
 Use = str | Mapping[str, float] | None
 
 
@@ -94,7 +91,7 @@ class Job:
     """A request under way, made by `SelfAdaptive.start`.
 
     Attributes:
-        messages: The chat.
+        chat: What was asked. It holds the pictures, without which their token ids mean nothing.
         prompt: Its token ids.
         use: What shall answer; None leaves it to the strategy.
         sampling: Temperature, nucleus and budget.
@@ -106,7 +103,7 @@ class Job:
         error: What went wrong, if anything did; there is no answer then.
     """
 
-    messages: Sequence[Mapping[str, str]]
+    chat: Chat
     prompt: Sequence[int]
     use: Use
     sampling: Sampling
@@ -209,41 +206,6 @@ class Job:
         ]
 
 
-def as_messages(prompt: Any) -> list[dict[str, str]]:
-    """A chat: one user message for text.
-
-    Raises:
-        UserError: Neither text nor a chat that a user has the last word in.
-    """
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    try:
-        messages = [{"role": str(m["role"]), "content": m["content"]} for m in prompt]
-    except (TypeError, KeyError) as e:
-        raise UserError("a prompt is text, or a list of messages {role, content}") from e
-    for message in messages:
-        if message["role"] not in ROLES:
-            raise UserError(f"a message has role {message['role']!r}; use {', '.join(ROLES)}")
-        if not isinstance(message["content"], str):
-            raise UserError(f"the content of a {message['role']} message must be text")
-        check_characters(message["content"])
-    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        raise UserError("a prompt must end with a user message that is not empty")
-    return messages
-
-
-def check_characters(text: str) -> None:
-    """Refuse half a character (JSON can write one, and a terminal's bytes can be one), which no tokenizer takes.
-
-    Raises:
-        UserError: There is one.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as e:
-        raise UserError("a prompt has bytes or halves of characters that are no text; write it as UTF-8") from e
-
-
 def read_use(text: str) -> Use:
     """A model name as a server's or a flag's: `auto`, `base`, an expert's, or `mix:math=0.6,code=0.9`.
 
@@ -262,6 +224,18 @@ def read_use(text: str) -> Use:
     if len(weights) < len(parts):
         raise UserError(f"{text!r} names an expert twice; give each one weight")
     return weights
+
+
+def raw_ids(ids: Sequence[int], tokenizer: Any) -> list[int]:
+    """Token ids of no chat: there are no pictures to them.
+
+    Raises:
+        UserError: One stands for a picture; it would fail a step that others share.
+    """
+    family = getattr(tokenizer, "family", None)
+    if family is not None and family.image_id in ids:
+        raise UserError(f"raw text holds {family.image_token!r}, and no picture for it; send pictures in a chat")
+    return list(ids)
 
 
 def answer_budget(prompt_tokens: int, max_new_tokens: int | None, longest: int, usual: int = USUAL_ANSWER) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from transformer2.arguments import written
-from transformer2.cli.compose import parse_flags
+from transformer2.cli.compose import Flags, parse_flags
 from transformer2.cli.schema import value_of
 from transformer2.cli.values import check_base
 from transformer2.errors import ConfigError, nearest, shown
@@ -104,9 +104,9 @@ class ModelOptions:
 
 
 def split_words(
-    args: Sequence[str], options: Sequence[str], switches: Sequence[str]
-) -> tuple[list[str], dict[str, str], set[str]]:
-    """Words, flags with a value, and flags without one. What follows `--` is words.
+    args: Sequence[str], options: Sequence[str], switches: Sequence[str], repeated: Sequence[str] = ()
+) -> tuple[list[str], Flags]:
+    """Words, and flags. What follows `--` is words.
 
     Raises:
         ConfigError: An unknown flag, with the nearest one, or one without its value.
@@ -121,10 +121,9 @@ def split_words(
             words.append(word)
             continue
         flags.append(word)
-        if word[2:] in options and rest:
+        if word[2:] in (*options, *repeated) and rest:
             flags.append(rest.pop(0))
-    found = parse_flags(flags, options, ("help", *switches), ())
-    return words, found.options, found.switches
+    return words, parse_flags(flags, options, ("help", *switches), (), repeated)
 
 
 def number(options: Mapping[str, str], name: str, default: Any, low: float, high: float = float("inf")) -> Any:

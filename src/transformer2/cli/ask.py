@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from transformer2.errors import ConfigError, DataError, UserError, shown
 from transformer2.files import check_directory
 
 if TYPE_CHECKING:
+    from transformer2.adaptive.chat import Chat
     from transformer2.adaptive.model import SelfAdaptive
     from transformer2.adaptive.request import AdaptiveAnswer, Job
 
@@ -30,7 +32,9 @@ which knows a small world of its own:
   transformer2 ask --compare "Design plirop(x): lift by 4, scale by 2, lower by 3, drop by 1."
 
   PROMPT                  one or several; without any, each line of standard input is one
-  --file FILE             prompts as JSON lines: text, {{"prompt": text}}, or {{"messages": [...]}} with roles
+  --image FILE            a picture to show with every prompt, where the base takes pictures; may be repeated
+  --file FILE             prompts as JSON lines: text, {{"prompt": text}}, or {{"messages": [...]}} with roles, and
+                          "image": the path of a picture, from where the file is, or a list of them
   --out FILE              where their answers go (default answers.jsonl); a file that exists is not overwritten
   --compare               the base's answer beside the adapted one
   --json                  print answers as JSON lines, with what was chosen, probabilities and seconds
@@ -52,7 +56,8 @@ COLUMNS = {
 
 def ask(args: Sequence[str]) -> int:
     """Answer prompts of the command line, of standard input, or of a file."""
-    words, options, switches = split_words(args, (*OPTIONS, *MODEL_OPTIONS), ("compare", "json", *MODEL_SWITCHES))
+    words, flags = split_words(args, (*OPTIONS, *MODEL_OPTIONS), ("compare", "json", *MODEL_SWITCHES), ("image",))
+    options, switches, images = flags.options, flags.switches, flags.repeated.get("image", [])
     if "help" in switches:
         print(HELP, end="")
         return 0
@@ -64,6 +69,8 @@ def ask(args: Sequence[str]) -> int:
     if file is not None:
         if words:
             raise ConfigError("give prompts or --file, not both")
+        if images:
+            raise ConfigError('--image is for prompts; rows of --file name their own: {"prompt": text, "image": path}')
         if out.exists():
             raise ConfigError(f"--out: {shown(out)} exists; give another name")
         if _part_of(out).exists():
@@ -72,10 +79,13 @@ def ask(args: Sequence[str]) -> int:
             )
         check_directory(out.parent, "--out: its folder", "make it first", ConfigError)
         check_writable(out.parent, "--out")
-    rows = _of_file(Path(file).expanduser()) if file is not None else [{"prompt": text} for text in words or _lines()]
+    rows, chats = (
+        _of_file(Path(file).expanduser(), options.get("system"))
+        if file is not None
+        else _of_words(words or _lines(), images, options.get("system"))
+    )
     if not rows:
         raise ConfigError('no prompt was given; write transformer2 ask "..."')
-    chats = [_with_system(row.get("messages", row.get("prompt")), options.get("system")) for row in rows]
 
     model = model_options.load(max_rows=max_rows)
     uses = ["base", model_options.use] if "compare" in switches else [model_options.use]
@@ -120,7 +130,7 @@ def summary(answer: AdaptiveAnswer) -> str:
 
 
 def _answers(
-    model: SelfAdaptive, chats: Sequence[Any], uses: Sequence[Any], sampling: dict[str, Any], strict: bool = True
+    model: SelfAdaptive, chats: Sequence[Chat], uses: Sequence[Any], sampling: dict[str, Any], strict: bool = True
 ) -> Iterator[list[AdaptiveAnswer] | UserError]:
     """The answers to each chat, one per use, in order, as soon as they are known; many run in one batch.
 
@@ -129,7 +139,7 @@ def _answers(
     started: deque[list[Job] | UserError] = deque()
     coming, ahead = iter(chats), 4 * model.max_rows
 
-    def start(chat: Any) -> list[Job] | UserError:
+    def start(chat: Chat) -> list[Job] | UserError:
         jobs: list[Job] = []
         try:
             for use in uses:
@@ -159,7 +169,7 @@ def _answers(
 
 
 def _to_file(
-    model: SelfAdaptive, rows: Sequence[Any], chats: Sequence[Any], uses: Sequence[Any], sampling: Any, out: Path
+    model: SelfAdaptive, rows: Sequence[Any], chats: Sequence[Chat], uses: Sequence[Any], sampling: Any, out: Path
 ) -> int:
     """One line per answer; under a name of its own until all are there."""
     from tqdm import tqdm
@@ -206,19 +216,39 @@ def _lines() -> list[str]:
         raise DataError("standard input is not UTF-8; convert it first") from e
 
 
-def _of_file(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of prompts.
+def _of_words(prompts: Sequence[str], images: Sequence[str], system: str | None) -> tuple[list[Any], list[Chat]]:
+    """Prompts as rows and as chats, each with all of the pictures.
 
     Raises:
-        DataError: The file or a line cannot be read; the message names it.
+        DataError: A picture cannot be used.
     """
+    from transformer2.adaptive.chat import as_pictures
+
+    pictures = as_pictures(images)
+    for picture in pictures:
+        picture.check()
+    rows = [{"prompt": prompt, **({"image": list(images)} if images else {})} for prompt in prompts]
+    return rows, [_chat(prompt, system, images=pictures) for prompt in prompts]
+
+
+def _of_file(path: Path, system: str | None) -> tuple[list[Any], list[Chat]]:
+    """The rows of a file of prompts, and their chats.
+
+    Raises:
+        DataError: The file or a line cannot be read, or a picture is missing; the message names it.
+    """
+    from transformer2.adaptive.chat import PictureSource, as_pictures
     from transformer2.files import read_file
+    from transformer2.pictures import PictureFile
+
+    source = PictureSource(path.parent)
 
     try:
         text = read_file(path, LARGEST_FILE, DataError).decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise DataError(f"{shown(path)} is not UTF-8 (byte {e.start}); convert it first") from e
-    rows: list[dict[str, Any]] = []
+    rows: list[Any] = []
+    chats: list[Chat] = []
     for count, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -236,8 +266,16 @@ def _of_file(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{shown(path)}, line {count}: {taken[0]!r} is a name of ours in the output; rename it")
         if not line.isascii() or "\\u" in line:
             _check_text(row, f"{shown(path)}, line {count}")
+        try:
+            asked = row.get("messages", row.get("prompt"))
+            chats.append(_chat(asked, system, source, as_pictures(row.get("image"), source)))
+            for picture in chats[-1].images:
+                if isinstance(picture, PictureFile) and not os.path.isfile(picture.path):
+                    raise DataError(f"picture {shown(picture.path)} is not there; correct its path")
+        except UserError as e:
+            raise DataError(f"{shown(path)}, line {count}: {e}") from e
         rows.append(row)
-    return rows
+    return rows, chats
 
 
 def _check_text(row: Any, where: str) -> None:
@@ -247,6 +285,8 @@ def _check_text(row: Any, where: str) -> None:
         raise DataError(f"{where} holds half a character (\\ud800 to \\udfff), which no file can; correct it") from e
 
 
-def _with_system(prompt: Any, system: str | None) -> Any:
+def _chat(prompt: Any, system: str | None, source: Any = None, images: Sequence[Any] = ()) -> Chat:
+    from transformer2.adaptive.chat import Chat
+
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return messages if system is None else [{"role": "system", "content": system}, *messages]
+    return Chat.of(messages if system is None else [{"role": "system", "content": system}, *messages], source, images)

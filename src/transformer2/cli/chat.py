@@ -9,6 +9,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from transformer2.adaptive.chat import as_pictures
 from transformer2.callbacks.interrupt import current
 from transformer2.cli.adaptive import MODEL_HELP, MODEL_OPTIONS, MODEL_SWITCHES, ModelOptions, split_words
 from transformer2.cli.ask import sampling_of, summary
@@ -17,6 +18,7 @@ from transformer2.errors import ConfigError, UserError, nearest, shown
 if TYPE_CHECKING:
     from transformer2.adaptive.model import SelfAdaptive
     from transformer2.adaptive.request import Job
+    from transformer2.pictures import Picture
 
 HELP = f"""\
 usage: transformer2 chat [options]
@@ -29,6 +31,7 @@ which knows a small world of its own; try
 In the chat:
   /expert NAME            what answers from now on: auto, base, an expert's name, or mix:math=0.6,code=0.9
   /strategy NAME          how an expert is chosen: prompt, cls, scores, soft (scores, mixed by probability)
+  /image FILE             show a picture with the next message, where the base takes pictures; may be repeated
   /compare                switch the base's answer beside the adapted one on and off
   /experts                the experts that are loaded
   /system TEXT            a system message from now on; without text, none
@@ -47,7 +50,8 @@ OPTIONS = ("system", "max_new_tokens", "temperature", "top_p", "seed")
 
 def chat(args: Sequence[str]) -> int:
     """Read messages and commands, and answer, until the input ends."""
-    words, options, switches = split_words(args, (*OPTIONS, *MODEL_OPTIONS), MODEL_SWITCHES)
+    words, flags = split_words(args, (*OPTIONS, *MODEL_OPTIONS), MODEL_SWITCHES)
+    options, switches = flags.options, flags.switches
     if "help" in switches:
         print(HELP, end="")
         return 0
@@ -94,11 +98,12 @@ class Conversation:
 
     def __init__(self, model: SelfAdaptive, sampling: dict[str, Any], use: str | None, system: str | None) -> None:
         self.model, self.sampling, self.use, self.system = model, sampling, use, system
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[dict[str, Any]] = []
+        self.pictures: list[Picture] = []  # of the next message
         self.compares = False
         self.commands: dict[str, Callable[[str], None]] = {
             "expert": self._expert, "strategy": self._strategy, "compare": self._compare, "experts": self._experts,
-            "system": self._system, "new": self._new, "help": self._help,
+            "system": self._system, "image": self._image, "new": self._new, "help": self._help,
         }  # fmt: skip
 
     def welcome(self) -> None:
@@ -122,7 +127,9 @@ class Conversation:
 
     def _answer(self, line: str) -> None:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        messages = [*self.messages, {"role": "user", "content": line}]
+        shows = [{"type": "image", "image": picture} for picture in self.pictures]
+        content: Any = [*shows, {"type": "text", "text": line}] if shows else line
+        messages = [*self.messages, {"role": "user", "content": content}]
         uses = ["base", self.use] if self.compares else [self.use]
         while True:
             jobs: list[Job] = []
@@ -140,7 +147,7 @@ class Conversation:
         stopped = self._show(jobs)
         answer = jobs[-1].result()
         print(f"  [{summary(answer)}{', stopped' if stopped else ''}]")
-        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
+        self.messages, self.pictures = [*messages, {"role": "assistant", "content": answer.text}], []
 
     def _show(self, jobs: Sequence[Job]) -> bool:
         """Print answers as they come, one after the other; whether Ctrl-C stopped them."""
@@ -175,6 +182,16 @@ class Conversation:
             self.model.set_strategy("scores" if name == "soft" else name, soft=name == "soft")  # type: ignore[arg-type]
         print(f"  strategy: {self.model.strategy}{', soft' if self.model.soft else ''}")
 
+    def _image(self, path: str) -> None:
+        if not path:
+            raise UserError("name a picture: /image sign.png")
+        if not self.model.takes_pictures:
+            raise UserError("the base takes no pictures; start the chat with --base and one that does")
+        (picture,) = as_pictures(path)
+        picture.check()
+        self.pictures.append(picture)
+        print(f"  {len(self.pictures)} shown with the next message")
+
     def _compare(self, _: str) -> None:
         self.compares = not self.compares
         print(f"  the base's answer is {'shown too' if self.compares else 'not shown'}")
@@ -187,7 +204,7 @@ class Conversation:
         print("  system message " + ("set" if text else "removed"))
 
     def _new(self, _: str) -> None:
-        self.messages = []
+        self.messages, self.pictures = [], []
         print("  a new conversation")
 
     def _help(self, _: str) -> None:

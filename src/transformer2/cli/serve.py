@@ -25,6 +25,8 @@ chooses), base, an expert's name, or mix:math=0.6,code=0.9. Ctrl-C or SIGTERM fi
   --api_key_file FILE     callers must give the key in it; or set TRANSFORMER2_API_KEY
   --api_key KEY           the same, for a quick try: others on this machine see it in the list of processes
   --experts_dir DIR       callers may add experts from this folder, and remove experts (POST, DELETE /v1/experts)
+  --image_dir DIR         chats may show pictures from this folder by path, where the base takes pictures; without it,
+                          those in data: URLs alone
   --max_rows N            answers under way at a time (default 64)
   --max_queue N           answers that may wait (default 256); requests beyond that get 429 and Retry-After
   --max_tokens N          most tokens that a request may ask for (default: what the model has room for)
@@ -34,7 +36,7 @@ chooses), base, an expert's name, or mix:math=0.6,code=0.9. Ctrl-C or SIGTERM fi
 {"".join(line for line in MODEL_HELP.splitlines(keepends=True) if "--use" not in line)}"""
 KEY = "TRANSFORMER2_API_KEY"
 LIMITS = {"max_queue": 0, "max_tokens": 1, "max_body": 1, "max_seconds": 1.0}  # and their smallest values
-OPTIONS = ("host", "port", "api_key_file", "api_key", "experts_dir", "max_rows", *LIMITS)
+OPTIONS = ("host", "port", "api_key_file", "api_key", "experts_dir", "image_dir", "max_rows", *LIMITS)
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -51,9 +53,9 @@ def serve(args: Sequence[str]) -> int:
     host, port = options.get("host", "127.0.0.1"), number(options, "port", 8000, 0, 65535)
     max_rows = number(options, "max_rows", 64, 1)
     asked = {name: number(options, name, None, low) for name, low in LIMITS.items()}
-    folder = options.get("experts_dir")
-    if folder is not None:
-        check_directory(folder, "--experts_dir", "make it first", ConfigError)
+    folders = {name: options[name] for name in ("experts_dir", "image_dir") if name in options}
+    for name, folder in folders.items():
+        check_directory(folder, f"--{name}", "make it first", ConfigError)
 
     from transformer2.serving.run import address, bind, is_loopback, run
 
@@ -68,7 +70,7 @@ def serve(args: Sequence[str]) -> int:
 
     limits = Limits(**{name.removeprefix("max_"): value for name, value in asked.items() if value is not None})
     model = model_options.load(max_rows=max_rows)
-    app = create_app(model, limits, api_key, {*LOOPBACK, host.lower()} if loopback else None, folder)
+    app = create_app(model, limits, api_key, {*LOOPBACK, host.lower()} if loopback else None, **folders)
     listener = current()
 
     def ready(stop: Callable[[], None]) -> None:

@@ -3,7 +3,8 @@
 Made for one GPU, where it spares the padding and the stragglers of a fixed batch; on a CPU it works, slowly. It runs
 the policy's own weights, into which the active z is composed while it draws. Its random numbers are one stream for all
 rows of a process: the same seed and the same batch give the same completions, another batch gives others. It knows no
-stop strings: a row draws on past one, and is cut there afterwards.
+stop strings: a row draws on past one, and is cut there afterwards. It holds token ids in 32 bits, too few
+for those of pictures (vision/tokens.py), and fails on text of such bases: they are refused.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedTokenizerBase
 
-from transformer2.errors import UserError
+from transformer2.errors import ConfigError, UserError
 from transformer2.rollout.base import RolloutEngine, Sampling, check_no_rows, prompt_ids
 from transformer2.svf.modes import merged_for_rollout
 from transformer2.types import PromptBatch, Rollouts
@@ -34,6 +35,9 @@ class PagedEngine(RolloutEngine):
         max_rows: Rows under way at a time; None leaves it to memory.
         merge: See HFEngine.
         stop: See RolloutEngine.
+
+    Raises:
+        ConfigError: The base takes pictures.
     """
 
     def __init__(
@@ -45,6 +49,8 @@ class PagedEngine(RolloutEngine):
         stop: Iterable[str | int] = (),
     ) -> None:
         super().__init__(tokenizer, eos_ids, stop)
+        if getattr(tokenizer, "family", None) is not None:
+            raise ConfigError("model.rollout: paged runs bases of text alone, and this one takes pictures; use hf")
         self.max_rows, self.merge = max_rows, merge
 
     @torch.inference_mode(False)  # the library's worker thread writes into tensors that are made here

@@ -137,6 +137,7 @@ class Server:
         model: Folder or Hub id.
         dtype: Its weights' dtype, `float32`, `bfloat16`, ...
         on_gpu: Whether this machine's vLLM runs on a GPU.
+        pictures: Whether prompts come with pictures.
 
     Attributes:
         url: Where it listens, on the loopback interface alone: whoever reaches it can change its weights.
@@ -145,7 +146,7 @@ class Server:
         ConfigError: vLLM is not installed there, or the server ended; the message has its last words.
     """
 
-    def __init__(self, options: VLLMOptions, model: str, dtype: str, on_gpu: bool) -> None:
+    def __init__(self, options: VLLMOptions, model: str, dtype: str, on_gpu: bool, pictures: bool = False) -> None:
         python = options.python or os.environ.get(PYTHON_VARIABLE) or sys.executable
         _check_vllm(python)
         with socket.socket() as probe:
@@ -160,6 +161,7 @@ class Server:
         command += ["--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"]
         command += ["--worker-extension-cls", "transformer2_worker.SVFWorker"]
         command += [] if on_gpu else ["--enforce-eager"]  # compiling takes minutes there, and a C++ compiler
+        command += ["--enable-scale-out"] if pictures else []  # token ids and pictures in one request
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [*command, *options.args],

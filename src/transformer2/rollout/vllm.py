@@ -3,6 +3,8 @@
     sync z        z - 1 alone, 4 bytes per singular value; the server keeps W and P and composes W' itself
     sync merged   the composed weights, in packets
 
+Pictures go with their prompts, in which the server puts their tokens: the same as ours, or the run is refused.
+
 Either way the server gets what has changed since the last time, and what vLLM fuses with it. Its kernels round
 otherwise than the trainer's, so its log-probabilities come back with the tokens: their difference from the trainer's
 own is logged, and can be corrected for (rl/loss.py, `importance_weights`).
@@ -11,12 +13,13 @@ own is logged, and can be corrected for (rl/loss.py, `importance_weights`).
 from __future__ import annotations
 
 import base64
+import io
 import os
 import socket
 import tempfile
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +31,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from transformer2.errors import ConfigError, UserError
+from transformer2.errors import ConfigError, DataError, UserError
+from transformer2.pictures import Picture
 from transformer2.rollout.base import RolloutEngine, Sampling, check_no_rows, prompt_ids
 from transformer2.rollout.server import Client, Refused, Server, VLLMOptions
 from transformer2.rollout.weights import active_deltas, composed, weights_and_bases
@@ -36,6 +40,7 @@ from transformer2.seeds import seed_at
 from transformer2.svf.layer import tuned_layers
 from transformer2.svf.quantised import quantisation_name
 from transformer2.types import PromptBatch, Rollouts
+from transformer2.vision import as_image_ids, pictures_in, sight_of
 
 VERSION = 2  # of on_server/transformer2_worker.py
 MEMORY_BACKED = Path("/dev/shm")
@@ -80,7 +85,8 @@ class VLLMEngine(RolloutEngine):
         self.server = None
         if options.url is None and self.is_sender:
             dtype = str(policy.dtype).removeprefix("torch.")
-            self.server = Server(options, base, dtype, on_gpu=torch.cuda.is_available())
+            sees = sight_of(policy) is not None
+            self.server = Server(options, base, dtype, on_gpu=torch.cuda.is_available(), pictures=sees)
             weakref.finalize(self, self.server.stop)
         url = self.server.url if self.server else options.url
         self.client = Client(str(share(url)[0]), options.timeout_minutes)
@@ -100,11 +106,11 @@ class VLLMEngine(RolloutEngine):
 
         Raises:
             UserError: The server refuses or does not answer.
+            DataError: A picture cannot be read, or the server makes other tokens of it.
         """
         self.sync(policy)
         row_ids = prompts.row_ids or range(len(prompts))
         common = {
-            "model": self.model,
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -115,23 +121,50 @@ class VLLMEngine(RolloutEngine):
             "stop_token_ids": self.eos_ids,
             "stop": self.stop,
             "logprobs": 0,  # of the sampled token alone
-            "return_token_ids": True,
-            "cache_salt": self._salt,
         }
+        if (sight := sight_of(policy)) is not None:
+            common["logit_bias"] = {str(i): -100.0 for i in sight.banned}  # the most that vLLM takes
         # A request for each row: rows of one request would share their random numbers.
         requests = [
-            {**common, "prompt": ids, "seed": seed_at(seed, row) % 2**63}
+            (ids, {**common, "seed": seed_at(seed, row) % 2**63})
             for ids, row in zip(prompt_ids(prompts), row_ids, strict=True)
         ]
         with self._last_words():
-            answers = list(self._pool.map(self._complete, requests))
+            answers = list(self._pool.map(lambda request: self._complete(*request), requests))
         return self._packed(prompts, [ids for ids, _ in answers], [logprobs for _, logprobs in answers])
 
-    def _complete(self, request: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-        (choice,) = self.client.post("/v1/completions", request)["choices"]
+    def _complete(self, ids: list[int], sampling: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+        """Sampled ids and their log-probabilities for one prompt."""
+        common = {"model": self.model, "cache_salt": self._salt, "return_token_ids": True}
+        if pictures := pictures_in(ids):
+            return self._complete_with(pictures, ids, {**common, "sampling_params": sampling})
+        (choice,) = self.client.post("/v1/completions", {**common, **sampling, "prompt": ids})["choices"]
         if choice.get("token_ids") is None:
             raise UserError("this vLLM server returns no token ids; it needs vLLM >= 0.11")
         return choice["token_ids"], choice["logprobs"]["token_logprobs"]
+
+    def _complete_with(
+        self, pictures: Sequence[Picture], ids: list[int], request: Mapping[str, Any]
+    ) -> tuple[list[int], list[float]]:
+        """The same where there are pictures, of which the server makes tokens itself."""
+        image_id = self.tokenizer.family.image_id
+        # A name for these weights: workers forget features with the old ones, and the scheduler does not.
+        parts = [
+            {"type": "image_url", "url": _data_url(picture), "uuid": f"{self._salt}-{picture.digest()}"}
+            for picture in pictures
+        ]
+        sent = {"token_ids": as_image_ids(ids, image_id, once=True), "content_parts": parts}
+        try:
+            answer = self.client.post("/inference/v1/generate", {**request, **sent})
+        except Refused as e:
+            raise UserError(f"{e}; pictures need vLLM >= 0.32 with --enable-scale-out (docs/rollouts.md)") from e
+        if (read := answer.get("prompt_token_ids")) != as_image_ids(ids, image_id):
+            raise DataError(
+                f"a prompt with picture {pictures[0].name} has {len(ids):,} tokens here and "
+                f"{len(read or ()):,} in vLLM, which reads pictures otherwise; use model.rollout: hf"
+            )
+        (choice,) = answer["choices"]
+        return choice["token_ids"], [token["logprob"] for token in choice["logprobs"]["content"]]
 
     @contextmanager
     def _last_words(self) -> Iterator[None]:
@@ -142,7 +175,7 @@ class VLLMEngine(RolloutEngine):
             self._pool.shutdown(wait=False, cancel_futures=True)
             if self.server is None:
                 raise
-            failed = isinstance(e, UserError)
+            failed = isinstance(e, UserError) and not isinstance(e, DataError)
             said = self.server.stop(keep_log=failed)
             if failed:
                 raise UserError(f"vLLM failed: {said}; its log is {self.server.log}") from e
@@ -234,6 +267,13 @@ def _check_policy(policy: PeftModel, options: VLLMOptions) -> None:
             )
     if options.sync == "merged" and any(hasattr(layer.svf_basis, "ds_id") for layer in layers.values()):
         raise ConfigError("model.vllm.sync: merged would gather every weight for every step; under ZeRO-3 use z")
+
+
+def _data_url(picture: Picture) -> str:
+    """The pixels that the trainer's model sees, whatever the file's orientation, mode and transparency."""
+    buffer = io.BytesIO()
+    picture.open().save(buffer, "PNG", compress_level=1)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -15,10 +15,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
+from transformer2.adaptive.chat import PictureSource
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.adaptive.request import BASE, read_use
 from transformer2.errors import ExpertError, shown
 from transformer2.experts import read_expert
+from transformer2.files import inside
 from transformer2.serving.answers import DONE, ChatAnswer, TextAnswer, event
 from transformer2.serving.engine import Call, Engine
 from transformer2.serving.faults import Fault, as_fault, handle_faults
@@ -41,6 +43,7 @@ def create_app(
     api_key: str | None = None,
     hosts: Collection[str] | None = None,
     experts_dir: str | Path | None = None,
+    image_dir: str | Path | None = None,
 ) -> FastAPI:
     """The server of a model; `app.state.engine` runs it while the app is up.
 
@@ -50,6 +53,7 @@ def create_app(
         api_key: See `Guard`.
         hosts: See `Guard`.
         experts_dir: The folder from which experts may be added while it runs; None allows no changes.
+        image_dir: The folder from which chats may show pictures by path; None takes pictures in `data:` URLs alone.
     """
     limits = limits or Limits()
     if limits.tokens is not None:
@@ -65,7 +69,7 @@ def create_app(
     app = FastAPI(title="transformer2", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.engine, app.state.metrics = engine, Metrics(engine)
     handle_faults(app, app.state.metrics.fault)
-    _add_answers(app, limits)
+    _add_answers(app, limits, PictureSource(None if image_dir is None else Path(image_dir), confined=True))
     _add_models(app)
     if experts_dir is not None:
         _add_experts(app, Path(experts_dir))
@@ -75,7 +79,7 @@ def create_app(
     return app
 
 
-def _add_answers(app: FastAPI, limits: Limits) -> None:
+def _add_answers(app: FastAPI, limits: Limits, source: PictureSource) -> None:
     engine: Engine = app.state.engine
     metrics: Metrics = app.state.metrics
 
@@ -84,7 +88,7 @@ def _add_answers(app: FastAPI, limits: Limits) -> None:
         if body.answers > limits.answers:  # before anything is made for each of them
             message = f"{body.answers} answers are more than the {limits.answers} of one request; ask for fewer"
             raise Fault(400, message, "invalid_value", "n")
-        options = await asyncio.to_thread(body.starts, engine.model.tokenizer, limits)
+        options = await asyncio.to_thread(body.starts, engine.model.tokenizer, limits, source)
         starts = [partial(engine.model.start, **given) for given in options]
         call = await engine.begin(starts, bool(body.stream))
         usage = body.stream_options is not None and bool(body.stream_options.include_usage)
@@ -118,7 +122,7 @@ def _add_models(app: FastAPI) -> None:
     def known() -> list[dict[str, Any]]:
         found = [
             card("auto", kind="strategy", strategy=model.strategy),
-            card(BASE, kind="base", max_tokens=model.longest),
+            card(BASE, kind="base", max_tokens=model.longest, pictures=model.takes_pictures),
         ]
         for name in model.experts:
             expert = model.expert(name)
@@ -149,7 +153,9 @@ def _add_experts(app: FastAPI, root: Path) -> None:
     async def add(body: AddExpert) -> dict[str, Any]:
         if body.name in engine.model.experts:
             raise Fault(409, f"there is an expert {body.name!r}; remove it first, or take another name", None, "name")
-        expert = await asyncio.to_thread(read_expert, _inside(root, body.path), body.name)
+        if (folder := inside(root, body.path)) is None:
+            raise ExpertError(f"{shown(repr(body.path))} is not inside --experts_dir; copy the expert there")
+        expert = await asyncio.to_thread(read_expert, folder, body.name)
         await engine.between_steps(partial(engine.model.add_expert, body.name, expert))
         return {"id": body.name, "object": "model"}
 
@@ -157,21 +163,6 @@ def _add_experts(app: FastAPI, root: Path) -> None:
     async def remove(name: str) -> dict[str, Any]:
         await engine.between_steps(partial(engine.model.remove_expert, name))
         return {"id": name, "object": "model", "deleted": True}
-
-
-def _inside(root: Path, path: str) -> Path:
-    """A folder inside another.
-
-    Raises:
-        ExpertError: It is not inside, or is a link that leads out.
-    """
-    try:
-        root, folder = root.resolve(), (root / path).resolve()
-    except (OSError, ValueError, RuntimeError) as e:  # a null byte, a circle of links
-        raise ExpertError(f"{shown(repr(path))} is no path; give a folder inside --experts_dir") from e
-    if not folder.is_relative_to(root):
-        raise ExpertError(f"{shown(repr(path))} is not inside --experts_dir; copy the expert there")
-    return folder
 
 
 def _add_health(app: FastAPI) -> None:

@@ -187,6 +187,7 @@ class Engine:
                 self.steps += 1
                 if moved:
                     self._loop.call_soon_threadsafe(self._wake, moved)
+                del moved  # with its pictures, until the next request otherwise
 
     def _make_changes(self) -> None:
         while self._changes:

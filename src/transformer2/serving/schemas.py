@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
-from transformer2.adaptive.request import check_characters
+from transformer2.adaptive.chat import Chat, PictureSource, check_characters
 from transformer2.data.prompts import plain_ids
 from transformer2.errors import nearest
 from transformer2.serving.faults import Fault
@@ -53,24 +53,11 @@ class _Open(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
-class Part(_Strict):
-    """Text of a message."""
-
-    type: str
-    text: str | None = None
-
-    @model_validator(mode="after")
-    def _is_text(self) -> Self:
-        if self.type != "text" or self.text is None:
-            raise ValueError(f"a part of type {self.type!r} cannot be read; this model reads text")
-        return self
-
-
 class Message(_Open):
     """One message of a chat. Fields that are empty (as in answers that are sent back) are fine."""
 
     role: str
-    content: str | list[Part] | None = None
+    content: str | list[dict[str, Any]] | None = None  # parts are read by `Chat.of`
 
     @model_validator(mode="after")
     def _has_nothing_else(self) -> Self:
@@ -78,14 +65,12 @@ class Message(_Open):
             if value not in (None, [], {}, ""):
                 raise ValueError(f"{name} of a message is not supported; leave it out")
         if self.content is None:
-            raise ValueError(f"the content of a {self.role} message must be text")
+            raise ValueError(f"the content of a {self.role} message must be text, or a list of parts")
         return self
 
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> dict[str, Any]:
         """As the model takes it."""
-        parts = self.content if isinstance(self.content, list) else []
-        content = "".join(part.text or "" for part in parts) if parts or self.content == [] else self.content
-        return {"role": "system" if self.role == "developer" else self.role, "content": str(content)}
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
 
 class StreamOptions(_Strict):
@@ -171,11 +156,11 @@ class ChatRequest(_Request):
             self.max_tokens = self.max_completion_tokens
         return self
 
-    def starts(self, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> list[dict[str, Any]]:
+    def starts(self, tokenizer: PreTrainedTokenizerBase, limits: Limits, source: PictureSource) -> list[dict[str, Any]]:
         """Arguments of `SelfAdaptive.start` for every answer."""
-        prompt = [message.plain() for message in self.messages]
+        chat = Chat.of([message.plain() for message in self.messages], source)
         top_logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return [{"prompt": prompt, **options} for options in self.options(limits, top_logprobs)]
+        return [{"prompt": chat, **options} for options in self.options(limits, top_logprobs)]
 
 
 class CompletionRequest(_Request):
@@ -202,7 +187,7 @@ class CompletionRequest(_Request):
         """n to a prompt."""
         return len(self.prompts) * (self.n or 1)
 
-    def starts(self, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> list[dict[str, Any]]:
+    def starts(self, tokenizer: PreTrainedTokenizerBase, limits: Limits, source: PictureSource) -> list[dict[str, Any]]:
         """Arguments of `SelfAdaptive.start` for every answer, n to a prompt."""
         found = []
         for prompt in self.prompts:

@@ -7,7 +7,7 @@ embedding.py  hooks on a model: features in the places of those ids; the image i
 
 from transformer2.vision.embedding import BANNED, let_see, sight_of
 from transformer2.vision.families import Family, family_class, load_family
-from transformer2.vision.tokens import FIRST, as_image_ids, picture_tokens, positions
+from transformer2.vision.tokens import FIRST, as_image_ids, picture_tokens, pictures_in, positions
 
 __all__ = [
     "BANNED",
@@ -18,6 +18,7 @@ __all__ = [
     "let_see",
     "load_family",
     "picture_tokens",
+    "pictures_in",
     "positions",
     "sight_of",
 ]

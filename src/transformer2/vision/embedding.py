@@ -1,7 +1,8 @@
 """What lets a model see: features in the places of pictures, and no image id among what it says.
 
 A picture is encoded alone, so that its features do not depend on its company, and once: z never touches the tower, so
-they are the same at every step. They are kept in host memory, up to CACHE_BYTES of those used last.
+they are the same at every step. They are kept in host memory for as long as somebody holds the picture, up to
+CACHE_BYTES of those used last.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from transformer2.errors import DataError, UserError
 from transformer2.vision.families import Family
-from transformer2.vision.tokens import FIRST, PLACES, Block, block_of
+from transformer2.vision.tokens import FIRST, PLACES, Block, block_of, is_held
 
 __all__ = ["BANNED", "CACHE_BYTES", "Sight", "let_see", "sight_of"]
 
@@ -102,6 +103,8 @@ class Sight:
                 self._bytes += features.nbytes
             self._features[block.number] = features
             self._features.move_to_end(block.number)
+        for number in [number for number in self._features if not is_held(number)]:  # nobody can ask for them again
+            self._bytes -= self._features.pop(number).nbytes
         while self._bytes > CACHE_BYTES and len(self._features) > 1:
             self._bytes -= self._features.popitem(last=False)[1].nbytes
         return found

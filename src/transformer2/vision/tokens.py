@@ -27,7 +27,17 @@ from transformer2.errors import DataError, one_line
 from transformer2.pictures import Picture
 from transformer2.vision.families import Family, Layout
 
-__all__ = ["FIRST", "PLACES", "Block", "as_image_ids", "block_of", "picture_tokens", "positions"]
+__all__ = [
+    "FIRST",
+    "PLACES",
+    "Block",
+    "as_image_ids",
+    "block_of",
+    "is_held",
+    "picture_tokens",
+    "pictures_in",
+    "positions",
+]
 
 FIRST = 2**40
 PLACES = 2**20
@@ -94,6 +104,16 @@ def block_of(number: int) -> Block:
     if block is None:
         raise DataError("the picture of a prompt is gone: keep its Example for as long as its token ids are in use")
     return block
+
+
+def is_held(number: int) -> bool:
+    """Whether somebody holds a reference of a picture."""
+    return number in _blocks
+
+
+def pictures_in(ids: Sequence[int]) -> list[Picture]:
+    """The pictures of a prompt, in their order; errors as of `block_of`."""
+    return [block_of((i - FIRST) // PLACES).picture for i in ids if i >= FIRST and not (i - FIRST) % PLACES]
 
 
 def as_image_ids(ids: Sequence[int], image_id: int, once: bool = False) -> list[int]:

@@ -45,6 +45,7 @@ async function load() {
     const { data } = await (await call("v1/models")).json();
     state.experts = data.filter((m) => m.transformer2.kind === "expert");
     const names = state.experts.map((e) => e.id);
+    $("picture-field").hidden = !data.find((m) => m.id === "base").transformer2.pictures;
     state.strategy = names.length ? data.find((m) => m.id === "auto").transformer2.strategy : null;
     $("facts").textContent = `experts: ${names.join(", ") || "none"} · strategy: ${state.strategy ?? "none"}`;
     showModels(["auto", ...names, ...(names.length ? ["mix"] : [])]);
@@ -97,9 +98,17 @@ async function ask(event) {
     $(id).textContent = "";
   $("stop").disabled = false;
   say();
+  let content;
+  try {
+    content = await withPicture(question);
+  } catch (error) {
+    $("stop").disabled = true;
+    return say(error);
+  }
+  if (state.running !== running || running.signal.aborted) return;
   const name = model();
-  const streams = [answer("base", question, "base", running), answer(name, question, "adapted", running, showAdapted)];
-  if (name !== "auto" && state.strategy) streams.push(stream("auto", question, running, { choice: showDispatch }, 1));
+  const streams = [answer("base", content, "base", running), answer(name, content, "adapted", running, showAdapted)];
+  if (name !== "auto" && state.strategy) streams.push(stream("auto", content, running, { choice: showDispatch }, 1));
   const ended = await Promise.allSettled(streams);
   if (state.running !== running) return; // another question was asked meanwhile
   state.running = null;
@@ -113,12 +122,25 @@ async function ask(event) {
   $("status").textContent = "Both answers are complete.";
 }
 
-async function answer(name, question, target, running, choice = () => {}) {
+// The question, with the picture before it where there is one.
+async function withPicture(question) {
+  const [file] = $("picture").files;
+  if (!file) return question;
+  const url = await new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error(`${file.name} cannot be read; choose the picture again`));
+    reader.readAsDataURL(file);
+  });
+  return [{ type: "image_url", image_url: { url } }, { type: "text", text: question }];
+}
+
+async function answer(name, content, target, running, choice = () => {}) {
   const words = { stop: "", length: " (cut at the limit of tokens)" };
   const note = $(`${target}-note`);
   let why = "";
   try {
-    await stream(name, question, running, {
+    await stream(name, content, running, {
       choice,
       text: (text) => $(target).append(text),
       finish: (reason) => (why = words[reason] ?? ""),
@@ -133,10 +155,10 @@ async function answer(name, question, target, running, choice = () => {}) {
   }
 }
 
-async function stream(name, question, running, { choice, text, finish, usage }, max_tokens) {
+async function stream(name, content, running, { choice, text, finish, usage }, max_tokens) {
   const body = {
     model: name,
-    messages: [{ role: "user", content: question }],
+    messages: [{ role: "user", content }],
     stream: true,
     stream_options: { include_usage: true },
     temperature: Number($("temperature").value),
@@ -298,6 +320,12 @@ $("question").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   $("ask").requestSubmit();
+});
+$("picture").addEventListener("change", () => ($("no-picture").hidden = !$("picture").files.length));
+$("no-picture").addEventListener("click", () => {
+  $("picture").value = "";
+  $("no-picture").hidden = true;
+  $("picture").focus();
 });
 $("stop").addEventListener("click", () => state.running?.abort());
 document.addEventListener("keydown", (event) => event.key === "Escape" && state.running?.abort());
