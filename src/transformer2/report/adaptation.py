@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer2.report.table import dispatch_lines, read_report
+from transformer2.report.table import MCNEMAR, dispatch_lines, read_report
 from transformer2.types import Report
 
 __all__ = ["adaptation_table", "alpha_figure", "confusion_figure", "save_figure", "table_of_run"]
@@ -36,7 +36,11 @@ def adaptation_table(reports: Mapping[str, Report]) -> str:
     lines += [f"  {name:<{width}} {score!s:>14}" for name, score in (("base", first.base), *first.controls.items())]
     for name, report in reports.items():
         gain = 100 * (report.result.accuracy - report.base.accuracy)
-        test = f"{gain:+.1f} points on base, p = {report.paired_p:.2g} (exact McNemar)" if report.n else ""
+        test = (
+            f"{gain:+.1f} points on base, p = {report.paired_p:.2g} ({report.details.get('paired_test', MCNEMAR)})"
+            if report.n
+            else ""
+        )
         lines.append(f"  {name:<{width}} {report.result!s:>14}   {test}")
     lines += [f"  {name}: {fact}" for name, report in reports.items() for fact in _facts(report)]
     notes = [note for report in reports.values() for note in report.details.get("notes", ())]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import comb
 from typing import Any
 
 from transformer2.metrics import Confusion, mean_pass_at_k
 from transformer2.report.notes import details as notes_on
+from transformer2.report.paired import PERMUTATION, is_soft, paired_p
 from transformer2.report.table import versions
 from transformer2.tasks import Task
 from transformer2.types import Record, Report, Score
@@ -50,12 +50,11 @@ def build_report(
         facts: What else there is to say.
     """
     facts = facts or Facts()
-    both = [(r.base.correct, r.result.correct) for r in records if None not in (r.base.correct, r.result.correct)]
-    base, result = ([bool(pair[side]) for pair in both] for side in (0, 1))
-    by_control: dict[str, list[bool]] = {control: [] for r in records[:1] for control in r.controls}
-    for control, right in by_control.items():
-        right += [bool(r.controls[control]) for r in records if r.controls[control] is not None]
-    details = {**notes_on(records, name), **_pass_at_k(records), **facts.details}
+    both = [(b, r) for b, r in ((r.base.credit, r.result.credit) for r in records) if b is not None and r is not None]
+    base, result = ([pair[side] for pair in both] for side in (0, 1))
+    controls = {control: _credits_of(records, control) for r in records[:1] for control in r.controls}
+    test = {"paired_test": PERMUTATION} if is_soft([*base, *result]) else {}
+    details = {**notes_on(records, name), **_pass_at_k(records), **test, **facts.details}
     if facts.notes:
         details["notes"] = [*facts.notes, *details.get("notes", ())]
     return Report(
@@ -64,8 +63,8 @@ def build_report(
         n=len(both),
         base=Score.of(base),
         result=Score.of(result),
-        paired_p=_mcnemar_p(base, result),
-        controls={control: Score.of(right) for control, right in by_control.items()},
+        paired_p=paired_p(base, result),
+        controls={control: Score.of(credits) for control, credits in controls.items()},
         alpha=facts.alpha,
         evaluations=facts.evaluations,
         seconds={part: round(value, 2) for part, value in seconds.items()},
@@ -101,20 +100,5 @@ def _pass_at_k(records: Sequence[Record]) -> dict[str, Any]:
     return {"pass_at_k": scores}
 
 
-def _mcnemar_p(before: Sequence[bool], after: Sequence[bool]) -> float:
-    """Two-sided exact McNemar test of two sets of verdicts on the same questions.
-
-    Args:
-        before: Right or wrong, one per question.
-        after: The same questions, in the same order.
-
-    Returns:
-        The probability of a difference at least this large if right-to-wrong and wrong-to-right flips were equally
-        likely; 1 when nothing flipped.
-    """
-    gained = sum(b < a for b, a in zip(before, after, strict=True))
-    lost = sum(b > a for b, a in zip(before, after, strict=True))
-    flips = gained + lost
-    # Integers throughout: 2**flips overflows a float beyond about a thousand flips.
-    tail = sum(comb(flips, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**flips)
+def _credits_of(records: Sequence[Record], control: str) -> list[float]:
+    return [credit for r in records if (credit := r.controls.get(control)) is not None]
