@@ -1,4 +1,4 @@
-"""Paired tests: exact McNemar for right and wrong, sign flips for scores in between, and what a report makes of them."""
+"""Paired tests: exact McNemar for right and wrong, sign flips for scores in between; what a report says."""
 
 import random
 from itertools import product
