@@ -109,7 +109,7 @@ def golden(session: nox.Session) -> None:
 
 @nox.session
 def integrations(session: nox.Session) -> None:
-    """TRL's GRPOTrainer, transformers' load_adapter, lm-eval, bitsandbytes, torchao, easy-VQA, with the real packages."""
+    """TRL's GRPOTrainer, transformers' load_adapter, lm-eval, bitsandbytes, torchao, easy-VQA: the real packages."""
     install(session, "dev", "trl", "lm-eval", "quantised", "easy-vqa")
     session.run("pytest", "-m", "integration", *session.posargs, env=ENV)
 

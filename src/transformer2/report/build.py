@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformer2.metrics import Confusion, mean_pass_at_k
+from transformer2.report.blind import against_blind
 from transformer2.report.notes import details as notes_on
 from transformer2.report.paired import PERMUTATION, is_soft, paired_p
 from transformer2.report.table import versions
@@ -52,11 +53,13 @@ def build_report(
     facts = facts or Facts()
     both = [(b, r) for b, r in ((r.base.credit, r.result.credit) for r in records) if b is not None and r is not None]
     base, result = ([pair[side] for pair in both] for side in (0, 1))
-    controls = {control: _credits_of(records, control) for r in records[:1] for control in r.controls}
+    names = dict.fromkeys(control for r in records for control in r.controls)
+    controls = {control: [c for r in records if (c := r.controls.get(control)) is not None] for control in names}
     test = {"paired_test": PERMUTATION} if is_soft([*base, *result]) else {}
-    details = {**notes_on(records, name), **_pass_at_k(records), **test, **facts.details}
-    if facts.notes:
-        details["notes"] = [*facts.notes, *details.get("notes", ())]
+    blind, unseen = against_blind(records, name)
+    details = {**notes_on(records, name), **_pass_at_k(records), **test, **blind, **facts.details}
+    if notes := [*facts.notes, *unseen, *details.get("notes", ())]:
+        details["notes"] = notes
     return Report(
         task=task.name,
         protocol=protocol,
@@ -98,7 +101,3 @@ def _pass_at_k(records: Sequence[Record]) -> dict[str, Any]:
             if judged := [(right, n) for right, n in samples if n >= k]:
                 scores[who][str(k)] = mean_pass_at_k(judged, k)
     return {"pass_at_k": scores}
-
-
-def _credits_of(records: Sequence[Record], control: str) -> list[float]:
-    return [credit for r in records if (credit := r.controls.get(control)) is not None]
