@@ -39,11 +39,11 @@ class StepMeter:
         return seconds
 
 
-def verdict_sums(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """What verdicts add to a step: see `Step.abstained` and `Step.credit`."""
+def verdict_sums(verdicts: Sequence[Verdict]) -> tuple[float, float]:
+    """What verdicts add to a step: `Step.abstained` and `Step.credit`."""
     scores = [v.score for v in verdicts if v.reward is not None]
     credit = sum(math.nan if score is None else score for score in scores)
-    return {"abstained": float(sum(v.abstained for v in verdicts)), "credit": credit}
+    return float(sum(v.abstained for v in verdicts)), float(credit)
 
 
 def step_metrics(step: Step, rewards_B: Tensor, group_size: int) -> dict[str, float]:

@@ -257,8 +257,8 @@ class SVFReinforceModule(PolicyModule):
 
     def step_of(self, rollouts: Rollouts, step: Step) -> Step:
         """The step of all ranks from this rank's sum of parts."""
-        sampled = float(rollouts.completion_mask_BC.sum())
-        step = replace(step, sampled=sampled, **verdict_sums(self.last_verdicts))
+        sampled, (abstained, credit) = float(rollouts.completion_mask_BC.sum()), verdict_sums(self.last_verdicts)
+        step = replace(step, sampled=sampled, abstained=abstained, credit=credit)
         with self.meter.timed("sync"):
             return step.over_ranks(partial(self.trainer.strategy.reduce, reduce_op="sum"))
 
