@@ -105,6 +105,18 @@ def test_an_adaptation_says_it_of_what_each_row_was_answered_under(seeing):
     assert "  most frequent answer" in table and "\n  without the picture" not in table
 
 
+def test_a_mixture_is_worth_the_mean_score_of_its_answers_to_the_shots(seeing):
+    base, module, experts = seeing
+    data = UnseenTaskDataModule(TASK, base, few_shot=8, test_limit=2)
+    data.setup("test")
+    with Strategy(experts=experts, controls=False).prepared(
+        module.answerer(data.task), data, {}, None, None
+    ) as context:
+        scores, _ = context.scores(torch.eye(3))
+        answers = [context.answers(context.few_shot, weights_1K) for weights_1K in torch.eye(3).split(1)]
+    assert scores == pytest.approx([sum(a.credit for a in of) / 8 for of in answers]) and len(set(scores)) > 1
+
+
 def test_a_text_task_has_no_blind_control(seeing):
     base, module, _ = seeing
     data = ExpertDataModule("toy_task.FirstLetter", base, test_limit=4)
