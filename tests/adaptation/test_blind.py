@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 from fake_experts import ALL, make_experts
-from pictured_task import Pictured
+from soft_pictures import SoftPictures
 from vision import make_vision
 
 from transformer2.adaptation.blind import without_pictures
@@ -24,7 +24,7 @@ from transformer2.report.blind import against_blind
 from transformer2.report.table import text_table
 from transformer2.types import Answer, Example, Record, Verdict
 
-TASK = "pictured_task.Pictured"
+TASK = "soft_pictures.SoftPictures"
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_a_text_task_has_no_blind_control(seeing):
     assert found.report.controls == {} and "blind" not in found.report.details
 
 
-class Untrained(Pictured):
+class Untrained(SoftPictures):
     splits = ("test",)
     name = "untrained"
 

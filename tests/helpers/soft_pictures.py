@@ -11,10 +11,10 @@ from transformer2.pictures import PictureBytes
 from transformer2.types import Verdict
 
 
-class Pictured(FirstLetter):
+class SoftPictures(FirstLetter):
     """Two questions about pictures of one colour each; every fourth row has none."""
 
-    name: ClassVar[str] = "pictured"
+    name: ClassVar[str] = "soft_pictures"
     verify_in = "inline"
 
     def examples(self, split, data_dir=None):
