@@ -109,8 +109,8 @@ def golden(session: nox.Session) -> None:
 
 @nox.session
 def integrations(session: nox.Session) -> None:
-    """TRL's GRPOTrainer, transformers' load_adapter, lm-eval, bitsandbytes and torchao, with the real libraries."""
-    install(session, "dev", "trl", "lm-eval", "quantised")
+    """TRL's GRPOTrainer, transformers' load_adapter, lm-eval, bitsandbytes, torchao, easy-VQA: the real packages."""
+    install(session, "dev", "trl", "lm-eval", "quantised", "easy-vqa")
     session.run("pytest", "-m", "integration", *session.posargs, env=ENV)
 
 

@@ -112,3 +112,13 @@ if __name__ == "__main__":  # one of the two processes
     torch.distributed.init_process_group("gloo", init_method=sys.argv[1], rank=rank, world_size=2)
     print(json.dumps(counted(rank, 2)))
     torch.distributed.destroy_process_group()
+
+
+def test_accuracy_of_soft_scores_is_their_mean():
+    credits = [0.3, 1.0, 0.0, 0.6, 0.9, 0.3, 0.6]
+    metric = Accuracy()
+    metric.update(credits[:3])
+    metric.update(credits[3:])
+    expected, found = Score.of(credits), metric.compute()
+    assert float(found["accuracy"]) == pytest.approx(expected.accuracy) == pytest.approx(sum(credits) / 7)
+    assert float(found["accuracy_se"]) == pytest.approx(expected.se)

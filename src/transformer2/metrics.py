@@ -1,6 +1,7 @@
 r"""Scores; as torchmetrics where ranks add up, with sums in the states, to what one process counts.
 
-Accuracy    a = correct / n,  standard error sqrt(a (1 - a) / n)
+Accuracy    a = mean of credits (1 or 0; soft scores in between),  standard error sqrt(variance / n), which for 1 and 0
+            is sqrt(a (1 - a) / n)
 pass@k      E over problems of 1 - C(n - c, k) / C(n, k): the unbiased estimate from n samples, c of them right
             (Chen et al. 2021, arXiv 2107.03374, equation 1); its standard error is over problems
 Confusion   label x predicted label, with a column for answers that are not a label
@@ -43,23 +44,29 @@ class _Sums(Metric):
 
 
 class Accuracy(_Sums):
-    """Share of right answers, with n and standard error."""
+    """Mean credit of answers (`Verdict.credit`), with n and standard error."""
 
-    correct: Tensor
+    credit: Tensor
+    within: Tensor
     n: Tensor
 
     def __init__(self, **options: Any) -> None:
-        super().__init__({"correct": torch.tensor(0), "n": torch.tensor(0)}, **options)
+        super().__init__(
+            {"credit": torch.tensor(0.0), "within": torch.tensor(0.0), "n": torch.tensor(0)},
+            **options,
+        )
 
-    def update(self, correct: Sequence[bool]) -> None:
+    def update(self, credits: Sequence[float]) -> None:
         """Count answers."""
-        self.correct += sum(correct)
-        self.n += len(correct)
+        self.credit += sum(credits)
+        self.within += sum(c * (1 - c) for c in credits)  # 0 where all are right or wrong
+        self.n += len(credits)
 
     def compute(self) -> dict[str, Tensor]:
         """`accuracy`, `accuracy_se` and `n`; NaN where n is 0."""
-        accuracy = self.correct / self.n
-        return {"accuracy": accuracy, "accuracy_se": (accuracy * (1 - accuracy) / self.n).sqrt(), "n": self.n}
+        accuracy = self.credit / self.n
+        variance = (accuracy * (1 - accuracy) - self.within / self.n).clamp(min=0)
+        return {"accuracy": accuracy, "accuracy_se": (variance / self.n).sqrt(), "n": self.n}
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -13,7 +13,7 @@ This module imports torch for annotations only, so that tasks and verifiers stay
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,8 @@ class Verdict:
         reason: One short phrase, for records and logs.
         abstained: Whether `reward` is None by the task's own choice. Failures stop a run when there are many of them,
             abstentions do not.
+        score: How right the completion is, in [0, 1], where a task tells more than right and wrong; None: 1 or 0, by
+            `correct`. Every accuracy is a mean of scores.
     """
 
     reward: float | None
@@ -78,6 +80,12 @@ class Verdict:
     extracted: str | None
     reason: str
     abstained: bool = False
+    score: float | None = None
+
+    @property
+    def credit(self) -> float:
+        """What the completion counts for in an accuracy: its score, or whether it is right."""
+        return self.correct if self.score is None else self.score
 
     @classmethod
     def of(cls, correct: bool, extracted: str | None, reason: str) -> Verdict:
@@ -210,11 +218,17 @@ class Answer:
         """None where there is no verdict: such an answer is not scored."""
         return None if self.verdict.reward is None else self.verdict.correct
 
+    @property
+    def credit(self) -> float | None:
+        """What it counts for in an accuracy (`Verdict.credit`); None where there is no verdict."""
+        return None if self.verdict.reward is None else self.verdict.credit
+
     def columns(self, prefix: str = "") -> dict[str, Any]:
         """The answer's columns of records.jsonl; of the base's, which have a prefix, no more than its score."""
         columns: dict[str, Any] = {
             "completion": self.completion,
             "correct": self.correct,
+            **({} if self.verdict.score is None else {"score": self.credit}),
             "finished": self.finished,
             **({"abstained": True} if self.verdict.abstained else {}),
             **({} if prefix else {"extracted": self.verdict.extracted, "reason": self.verdict.reason}),
@@ -237,7 +251,7 @@ class Record:
         prompt: The rendered prompt, where records keep it.
         strategy: Name of the strategy that chose; None where nothing was chosen.
         choice: What it chose for this question: its columns of the record.
-        controls: Name of a control -> whether it was right, None where the verifier did not say.
+        controls: Name of a control -> its credit (`Verdict.credit`), None where the verifier did not say.
     """
 
     row: int
@@ -249,17 +263,19 @@ class Record:
     prompt: str | None = None
     strategy: str | None = None
     choice: Mapping[str, Any] = field(default_factory=dict)
-    controls: Mapping[str, bool | None] = field(default_factory=dict)
+    controls: Mapping[str, float | None] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
+        soft = self.result.verdict.score is not None or self.base.verdict.score is not None
+        named = {"controls_score" if soft else "controls_correct": dict(self.controls)}
         return {
             **{"row": self.row, "id": self.id, "question": self.question, "answer": self.gold},
             **({} if self.prompt is None else {"prompt": self.prompt}),
             **({} if self.strategy is None else {"strategy": self.strategy, **self.choice}),
             **self.base.columns("base_"),
             **self.result.columns(),
-            **({} if self.strategy is None else {"controls_correct": dict(self.controls)}),
+            **({} if self.strategy is None and not self.controls else named),
         }
 
 
@@ -268,8 +284,8 @@ class Score:
     """An accuracy with its sampling error.
 
     Attributes:
-        accuracy: Share of right answers, in [0, 1].
-        se: Standard error, sqrt(a (1 - a) / n).
+        accuracy: Share of right answers, or mean of their scores, in [0, 1].
+        se: Standard error, sqrt(variance / n), which for right and wrong is sqrt(a (1 - a) / n).
         n: Number of scored answers.
     """
 
@@ -278,11 +294,14 @@ class Score:
     n: int
 
     @classmethod
-    def of(cls, correct: list[bool]) -> Score:
-        """The score of n verdicts; NaN for none."""
-        n = len(correct)
-        accuracy = sum(correct) / n if n else float("nan")
-        return cls(accuracy, (accuracy * (1 - accuracy) / n) ** 0.5 if n else float("nan"), n)
+    def of(cls, credits: Sequence[float]) -> Score:
+        """The score of n verdicts, right or wrong or in between (`Verdict.credit`); NaN for none."""
+        n = len(credits)
+        if not n:
+            return cls(float("nan"), float("nan"), 0)
+        accuracy = sum(credits) / n
+        within = sum(c * (1 - c) for c in credits) / n  # 0 where all are right or wrong
+        return cls(accuracy, (max(0.0, accuracy * (1 - accuracy) - within) / n) ** 0.5, n)
 
     def __str__(self) -> str:
         return "not scored" if not self.n else f"{100 * self.accuracy:.1f} ± {100 * self.se:.1f} %"
@@ -298,7 +317,8 @@ class Report:
         n: Questions scored for both base and result.
         base: The base model.
         result: The expert or the adapted model.
-        paired_p: Two-sided exact McNemar p-value of result against base on the same questions.
+        paired_p: Two-sided p-value of result against base on the same questions: exact McNemar, or, where answers have
+            scores between right and wrong, a sign-flip permutation test (`details["paired_test"]` says so).
         controls: Other scores to compare the result with.
         alpha: Mixing weights, where there are any.
         evaluations: Few-shot evaluations spent, where there are any.

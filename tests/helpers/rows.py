@@ -21,6 +21,9 @@ ROWS = {  # task -> name of its file, a row of it
 }
 ROWS["humanevalplus"] = ROWS["humaneval"]
 ROWS["arc_challenge"] = ROWS["arc_easy"]
+# Beside these lies a picture, sign.png.
+PICTURED = {"question": "What does it say?", "image": "sign.png", "answers": ["stop"] * 10}
+PICTURED_ROWS = {"textvqa": ("validation", PICTURED), "okvqa": ("val2014", PICTURED)}
 SPLITS = {"mbpp_pro": "train"}  # whose split of one row is train
 
 

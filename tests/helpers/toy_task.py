@@ -123,6 +123,8 @@ class Broken(FirstLetter):
         "returns a bool": lambda: True,
         "returns NaN": lambda: Verdict(math.nan, False, None, ""),
         "returns infinity": lambda: Verdict(math.inf, True, None, ""),
+        "returns a score beyond 1": lambda: Verdict(1.0, True, None, "", score=30.0),
+        "returns a score of NaN": lambda: Verdict(1.0, True, None, "", score=math.nan),
         "returns no number": lambda: Verdict("1", True, None, ""),
     }
 

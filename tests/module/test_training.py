@@ -175,7 +175,7 @@ def test_what_could_not_be_verified_is_no_wrong_answer_in_validation(make):
     verdicts = [Verdict.of(True, "a", ""), Verdict.of(False, "z", ""), Verdict(None, False, None, "infra")]
     module.answerer = lambda: SimpleNamespace(answer=lambda prompts: [Answer("", True, v) for v in verdicts])
     module.validation_step(SimpleNamespace(examples=[None] * 3), 0)
-    assert module.val_correct.compute()["n"] == 2
+    assert module.val_score.compute()["n"] == 2
 
 
 def test_equal_rewards_change_nothing_and_are_reported(make):

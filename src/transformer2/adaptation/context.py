@@ -29,10 +29,10 @@ CONSTANTS = (0.8, 0.9, 1.1, 1.2)
 
 
 class Baseline(NamedTuple):
-    """The base's answer to a question, and whether each control was right (None: the verifier did not say)."""
+    """The base's answer to a question, and the credit of each control (None: the verifier did not say)."""
 
     base: Answer
-    controls: dict[str, bool | None]
+    controls: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class EvaluationContext:
     bar: Any
 
     def scores(self, weights_LNK: Tensor) -> tuple[list[float], list[float]]:
-        """Share of right answers, and mean log-likelihood of the right answers, to the few-shot rows for N mixtures."""
+        """Mean credit of answers to the few-shot rows, and mean log-likelihood of the right ones, for N mixtures."""
         task, budget = self.answerer.task, self.answerer.max_new_tokens
         return score_members(self.scorer, self.few_shot, task, budget, weights_LNK)
 
@@ -95,7 +95,7 @@ class EvaluationContext:
             answers = dict(zip(weights, map(self.answerer.judge, rollouts), strict=True))
             base = answers.pop("base")
             for b, row in enumerate(batch.positions):
-                known[row] = Baseline(base[b], {name: of[b].correct for name, of in answers.items()})
+                known[row] = Baseline(base[b], {name: of[b].credit for name, of in answers.items()})
         return [known[row] for row in batch.positions]
 
     def choose_controls(self, more: bool) -> None:

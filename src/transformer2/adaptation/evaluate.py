@@ -2,7 +2,8 @@
 
     first pass     adapt_to_task once, adapt_to_batch for every batch -> how to answer
     second pass    the scored rows answered so
-    controls       the same rows answered by the base and by whatever else the answers are compared with
+    controls       the same rows answered by the base and by whatever else they are compared with; of pictures,
+                   the same questions without them as well (blind.py)
 
 Departure from the reference code: whatever was chosen, every rank runs the same number of forward passes, since a
 batch of different choices is one batch with one z per row.
@@ -22,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from transformer2.adaptation.answerer import Answerer
+from transformer2.adaptation.blind import blind_controls
 from transformer2.adaptation.context import Cache
 from transformer2.adaptation.strategy import AdaptedPolicy, Strategy
 from transformer2.experts import Expert
@@ -115,6 +117,8 @@ def evaluate_batch(
         baselines = adapted.baselines(batch, index)
     with _timed(seconds, "second_pass"):
         answers = adapted.answers(batch, choice, index)
+    with _timed(seconds, "controls"):
+        blind = blind_controls(adapted, data, batch, choice, answers)
     # A user's own datamodule may keep no prompts, nor know where a row stood.
     shown = data.shown_prompts(batch) if hasattr(data, "shown_prompts") else [None] * len(batch)
     positions = batch.positions or range(len(batch))
@@ -129,7 +133,7 @@ def evaluate_batch(
             prompt=shown[b],
             strategy=None if choice.weights is None else adapted.name,
             choice=choice.columns[b] if choice.columns else {},
-            controls=baselines[b].controls,
+            controls={**baselines[b].controls, **blind[b]},
         )
         for b, example in enumerate(batch.examples)
     ]

@@ -1,6 +1,7 @@
 """Few-shot adaptation: search the mixing weights that answer a few rows of the target task best (paper, section 3.2).
 
-    score of a member = share of right answers on the shots; ties by the mean log-likelihood of the right answers
+    score of a member = mean credit of its answers to the shots (the share of right ones, or their mean soft score)
+    ties                by the mean log-likelihood of the right answers
 
 Under the `clean` protocol the answer is where the search ends; under `paper` it is the iteration that scores best on
 the scored rows, as in the reference code, and the report says so.
@@ -211,14 +212,14 @@ class _SearchedPolicy(AdaptedPolicy):
 
         The score that is reported is then the largest of G noisy ones; `clean` takes the last iteration unseen.
         """
-        counts_G2 = torch.zeros((len(ends_GD), 2), dtype=torch.long)  # right, scored
+        credits: list[list[float]] = [[] for _ in ends_GD]
         for batch in self.context.data.test_dataloader():
             for g, weights_L1K in enumerate(self.mixture.weights(ends_GD).split(1, dim=1)):
                 answers = self.context.answers(batch.to(self.context.answerer.device), weights_L1K)
-                judged = [a.correct for a in answers if a.correct is not None]
-                counts_G2[g] += torch.tensor([sum(judged), len(judged)])
-        totals = torch.tensor(self.context.answerer.total(counts_G2.flatten().tolist())).view_as(counts_G2).tolist()
-        scores = [right / max(1, scored) for right, scored in totals]
+                credits[g] += [a.credit for a in answers if a.credit is not None]
+        ranks = self.context.answerer.gather([(sum(of), len(of)) for of in credits])
+        totals = [map(sum, zip(*counts, strict=True)) for counts in zip(*ranks, strict=True)]
+        scores = [credit / max(1, scored) for credit, scored in totals]
         return {"iteration": scores.index(max(scores)) + 1, "scores": scores}
 
     def adapt_to_batch(self, batch: PromptBatch) -> Choice:

@@ -149,7 +149,7 @@ def score_members(
     max_new_tokens: int,
     weights_LNK: Tensor,
 ) -> tuple[list[float], list[float]]:
-    """Share of right answers and mean log-likelihood of the right ones, for each of N mixtures.
+    """Mean credit of the answers and mean log-likelihood of the right ones, for each of N mixtures.
 
     Args:
         scorer: Runs mixtures.
@@ -164,5 +164,5 @@ def score_members(
     shares = []
     for rollouts in answers:
         judged = [v for v in verify_all(task, rollouts.examples, rollouts.completions) if v.reward is not None]
-        shares.append(sum(v.correct for v in judged) / len(judged) if judged else math.nan)
+        shares.append(sum(v.credit for v in judged) / len(judged) if judged else math.nan)
     return shares, ties

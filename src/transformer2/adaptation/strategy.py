@@ -59,7 +59,7 @@ class AdaptedPolicy:
     """
 
     def __init__(self, context: EvaluationContext, name: str) -> None:
-        self.context, self.name = context, name
+        self.context, self.name, self.answerer = context, name, context.answerer
 
     def adapt_to_batch(self, batch: PromptBatch) -> Choice:
         """Choose the z of every row of a batch."""
@@ -69,6 +69,10 @@ class AdaptedPolicy:
         """Answer a batch, the `index`-th of the task, as was chosen."""
         assert choice.weights is not None
         return self.context.answers(batch, choice.weights)
+
+    def blind_answers(self, batch: PromptBatch, choice: Choice) -> list[Answer]:
+        """Greedy answers to the questions of a batch without their pictures, as was chosen for those with them."""
+        return self.answers(batch, choice, 0)
 
     def baselines(self, batch: PromptBatch, index: int) -> list[Baseline]:
         """What the answers are compared with."""
@@ -189,6 +193,9 @@ class _ActivePolicy(AdaptedPolicy):
         seed = rollout_seed(self.settings.seed, index)
         counted = self.answerer.count_samples(batch, count, self.settings.temperature, seed)
         return [replace(answer, samples=samples) for answer, samples in zip(answers, counted, strict=True)]
+
+    def blind_answers(self, batch: PromptBatch, choice: Choice) -> list[Answer]:
+        return self.answerer.answer(batch)
 
     def baselines(self, batch: PromptBatch, index: int) -> list[Baseline]:
         with reference(self.answerer.policy):

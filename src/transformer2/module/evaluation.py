@@ -50,7 +50,7 @@ class PolicyModule(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.policy = None
-        self.val_correct = Accuracy()
+        self.val_score = Accuracy()
         self.validated: list[tuple[Example, Answer]] = []
         self.records: list[Record] = []
 
@@ -122,7 +122,7 @@ class PolicyModule(L.LightningModule):
     def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Score one batch of validation questions; an answer that could not be verified is not a wrong one."""
         answers = self.answerer().answer(prompts)
-        self.val_correct.update([a.correct for a in answers if a.correct is not None])
+        self.val_score.update([a.credit for a in answers if a.credit is not None])
         self.validated += zip(prompts.examples, answers, strict=True)
 
     def on_validation_epoch_end(self) -> None:
@@ -130,8 +130,8 @@ class PolicyModule(L.LightningModule):
         self.log_dict({**self._val_score(), "step": float(self.global_step)})
 
     def _val_score(self) -> dict[str, Tensor]:
-        score = self.val_correct.compute()  # over all ranks
-        self.val_correct.reset()
+        score = self.val_score.compute()  # over all ranks
+        self.val_score.reset()
         return {f"val/{name}": value.float() for name, value in score.items()}
 
     def on_test_start(self) -> None:

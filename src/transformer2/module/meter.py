@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
 
 from transformer2.rl.advantages import equal_groups
 from transformer2.rl.step import Step
+from transformer2.types import Verdict
 
 TIMED = ("weight_sync", "rollout", "verify", "logprobs", "backward", "sync")
 
@@ -38,6 +39,13 @@ class StepMeter:
         return seconds
 
 
+def verdict_sums(verdicts: Sequence[Verdict]) -> tuple[float, float]:
+    """What verdicts add to a step: `Step.abstained` and `Step.credit`."""
+    scores = [v.score for v in verdicts if v.reward is not None]
+    credit = sum(math.nan if score is None else score for score in scores)
+    return float(sum(v.abstained for v in verdicts)), float(credit)
+
+
 def step_metrics(step: Step, rewards_B: Tensor, group_size: int) -> dict[str, float]:
     """What a step of all ranks says of itself; of what was not measured, nothing.
 
@@ -47,9 +55,10 @@ def step_metrics(step: Step, rewards_B: Tensor, group_size: int) -> dict[str, fl
         group_size: Completions per prompt.
     """
     rewarded_B = rewards_B[~rewards_B.isnan()]
+    soft = len(rewarded_B) > 0 and math.isfinite(step.credit)
     metrics = {
         "train/reward": float(rewards_B.nanmean()),
-        "train/accuracy": float((rewarded_B > 0).float().mean()),
+        "train/accuracy": step.credit / len(rewarded_B) if soft else float((rewarded_B > 0).float().mean()),
         "train/loss": step.loss,
         "train/entropy": step.per_token(step.entropy),
         "train/completion_length": step.sampled / step.rows,

@@ -43,7 +43,7 @@ from transformer2.module.alarms import Alarms
 from transformer2.module.evaluation import PolicyModule
 from transformer2.module.identity import KEY, changes_rate, check_identity, identity
 from transformer2.module.loading import begin_with, check_trained_whole, load_policy, make_engines
-from transformer2.module.meter import StepMeter, step_metrics
+from transformer2.module.meter import StepMeter, step_metrics, verdict_sums
 from transformer2.module.optimizers import WarmupCosine, build, restart, settings
 from transformer2.module.options import GROUPS, LossOptions, MemoryOptions, SamplingOptions, TestOptions, group
 from transformer2.module.scores import score
@@ -257,11 +257,8 @@ class SVFReinforceModule(PolicyModule):
 
     def step_of(self, rollouts: Rollouts, step: Step) -> Step:
         """The step of all ranks from this rank's sum of parts."""
-        step = replace(
-            step,
-            sampled=float(rollouts.completion_mask_BC.sum()),
-            abstained=float(sum(v.abstained for v in self.last_verdicts)),
-        )
+        sampled, (abstained, credit) = float(rollouts.completion_mask_BC.sum()), verdict_sums(self.last_verdicts)
+        step = replace(step, sampled=sampled, abstained=abstained, credit=credit)
         with self.meter.timed("sync"):
             return step.over_ranks(partial(self.trainer.strategy.reduce, reduce_op="sum"))
 

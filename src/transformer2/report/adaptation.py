@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer2.report.table import dispatch_lines, read_report
+from transformer2.report.blind import WITHOUT
+from transformer2.report.table import MCNEMAR, dispatch_lines, read_report
 from transformer2.types import Report
 
 __all__ = ["adaptation_table", "alpha_figure", "confusion_figure", "save_figure", "table_of_run"]
@@ -30,13 +31,18 @@ def table_of_run(run: Path) -> str:
 def adaptation_table(reports: Mapping[str, Report]) -> str:
     """Strategies, base and controls on the same rows: standard errors, and the paired test against the base."""
     first = next(iter(reports.values()))
-    width = max(map(len, ("base", *first.controls, *reports)))
+    shared = {name: score for name, score in first.controls.items() if name != WITHOUT}  # of each strategy its own
+    width = max(map(len, ("base", *shared, *reports)))
     seeds = ", ".join(map(str, first.seeds))
     lines = [f"{first.task}   n = {first.n}, protocol {first.protocol}, seed {seeds}"]
-    lines += [f"  {name:<{width}} {score!s:>14}" for name, score in (("base", first.base), *first.controls.items())]
+    lines += [f"  {name:<{width}} {score!s:>14}" for name, score in (("base", first.base), *shared.items())]
     for name, report in reports.items():
         gain = 100 * (report.result.accuracy - report.base.accuracy)
-        test = f"{gain:+.1f} points on base, p = {report.paired_p:.2g} (exact McNemar)" if report.n else ""
+        test = (
+            f"{gain:+.1f} points on base, p = {report.paired_p:.2g} ({report.details.get('paired_test', MCNEMAR)})"
+            if report.n
+            else ""
+        )
         lines.append(f"  {name:<{width}} {report.result!s:>14}   {test}")
     lines += [f"  {name}: {fact}" for name, report in reports.items() for fact in _facts(report)]
     notes = [note for report in reports.values() for note in report.details.get("notes", ())]
@@ -60,6 +66,8 @@ def _facts(report: Report) -> list[str]:
         iteration, scores = selection["iteration"], selection["scores"]
         last = f"the last one has {100 * scores[-1]:.1f} %"
         found.append(f"iteration {iteration} of {len(scores)} was chosen on the scored rows ({last}): no unseen score")
+    if WITHOUT in report.controls:
+        found.append(f"{WITHOUT} {report.controls[WITHOUT]}")
     for key, words in (("chosen", "chose"), ("likeliest", "likeliest"), ("mean_weights", "mean weights")):
         if shares := report.details.get(key):
             found.append(f"{words} " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items()))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import comb
 from typing import Any
 
 from transformer2.metrics import Confusion, mean_pass_at_k
+from transformer2.report.blind import against_blind
 from transformer2.report.notes import details as notes_on
+from transformer2.report.paired import PERMUTATION, is_soft, paired_p
 from transformer2.report.table import versions
 from transformer2.tasks import Task
 from transformer2.types import Record, Report, Score
@@ -50,22 +51,23 @@ def build_report(
         facts: What else there is to say.
     """
     facts = facts or Facts()
-    both = [(r.base.correct, r.result.correct) for r in records if None not in (r.base.correct, r.result.correct)]
-    base, result = ([bool(pair[side]) for pair in both] for side in (0, 1))
-    by_control: dict[str, list[bool]] = {control: [] for r in records[:1] for control in r.controls}
-    for control, right in by_control.items():
-        right += [bool(r.controls[control]) for r in records if r.controls[control] is not None]
-    details = {**notes_on(records, name), **_pass_at_k(records), **facts.details}
-    if facts.notes:
-        details["notes"] = [*facts.notes, *details.get("notes", ())]
+    both = [(b, r) for b, r in ((r.base.credit, r.result.credit) for r in records) if b is not None and r is not None]
+    base, result = ([pair[side] for pair in both] for side in (0, 1))
+    names = dict.fromkeys(control for r in records for control in r.controls)
+    controls = {control: [c for r in records if (c := r.controls.get(control)) is not None] for control in names}
+    test = {"paired_test": PERMUTATION} if is_soft([*base, *result]) else {}
+    blind, unseen = against_blind(records, name)
+    details = {**notes_on(records, name), **_pass_at_k(records), **test, **blind, **facts.details}
+    if notes := [*facts.notes, *unseen, *details.get("notes", ())]:
+        details["notes"] = notes
     return Report(
         task=task.name,
         protocol=protocol,
         n=len(both),
         base=Score.of(base),
         result=Score.of(result),
-        paired_p=_mcnemar_p(base, result),
-        controls={control: Score.of(right) for control, right in by_control.items()},
+        paired_p=paired_p(base, result),
+        controls={control: Score.of(credits) for control, credits in controls.items()},
         alpha=facts.alpha,
         evaluations=facts.evaluations,
         seconds={part: round(value, 2) for part, value in seconds.items()},
@@ -99,22 +101,3 @@ def _pass_at_k(records: Sequence[Record]) -> dict[str, Any]:
             if judged := [(right, n) for right, n in samples if n >= k]:
                 scores[who][str(k)] = mean_pass_at_k(judged, k)
     return {"pass_at_k": scores}
-
-
-def _mcnemar_p(before: Sequence[bool], after: Sequence[bool]) -> float:
-    """Two-sided exact McNemar test of two sets of verdicts on the same questions.
-
-    Args:
-        before: Right or wrong, one per question.
-        after: The same questions, in the same order.
-
-    Returns:
-        The probability of a difference at least this large if right-to-wrong and wrong-to-right flips were equally
-        likely; 1 when nothing flipped.
-    """
-    gained = sum(b < a for b, a in zip(before, after, strict=True))
-    lost = sum(b > a for b, a in zip(before, after, strict=True))
-    flips = gained + lost
-    # Integers throughout: 2**flips overflows a float beyond about a thousand flips.
-    tail = sum(comb(flips, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**flips)

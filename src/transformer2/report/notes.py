@@ -63,8 +63,9 @@ def on_answers(answers: Sequence[Answer], who: str, read: bool = True) -> list[s
 def _on_verdicts(records: Sequence[Record], name: str) -> list[str]:
     """Lines on verdicts that are all right, all wrong, or the same for base and result."""
     lines = []
-    pairs = [(r.base.correct, r.result.correct) for r in records if None not in (r.base.correct, r.result.correct)]
-    right = sum(bool(correct) for pair in pairs for correct in pair)
+    credits = ((r.base.credit, r.result.credit) for r in records)
+    pairs = [(base, result) for base, result in credits if base is not None and result is not None]
+    right = sum(credit for pair in pairs for credit in pair)
     if not pairs:
         lines.append("no question was scored for both base and result")
     elif right == 0:

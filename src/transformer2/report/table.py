@@ -11,6 +11,7 @@ from transformer2.errors import DataError
 from transformer2.files import write_text
 from transformer2.types import Record, Report, Score
 
+MCNEMAR = "exact McNemar"  # unless a report says otherwise
 PACKAGES = ("transformer2", "torch", "lightning", "transformers", "peft", "deepspeed")
 
 
@@ -29,13 +30,14 @@ def text_table(report: Report) -> str:
     """Base and result with standard errors, as printed at the end of a run."""
     rows = [("base", report.base), *report.controls.items(), ("expert", report.result)]
     lines = [f"{report.task}   test split, n = {report.n}, protocol {report.protocol}, seed {_join(report.seeds)}"]
-    lines += [f"  {name:<12} {score!s:>16}" for name, score in rows]
+    width = max(12, *(len(name) for name, _ in rows))
+    lines += [f"  {name:<{width}} {score!s:>16}" for name, score in rows]
     if report.n:
-        gain = 100 * (report.result.accuracy - report.base.accuracy)
-        lines.append(f"  {'gain':<12} {gain:>+6.1f} points   p = {report.paired_p:.2g} (exact McNemar)")
+        gain, test = 100 * (report.result.accuracy - report.base.accuracy), report.details.get("paired_test", MCNEMAR)
+        lines.append(f"  {'gain':<{width}} {gain:>+6.1f} points   p = {report.paired_p:.2g} ({test})")
     for who, scores in report.details.get("pass_at_k", {}).items() if report.n else ():
         shown = ", ".join(f"pass@{k} {100 * s['pass']:.1f} ± {100 * s['pass_se']:.1f} %" for k, s in scores.items())
-        lines.append(f"  {'expert' if who == 'result' else who:<12} {shown}")
+        lines.append(f"  {'expert' if who == 'result' else who:<{width}} {shown}")
     lines += [f"  {line}" for line in (*dispatch_lines(report), *report.details.get("notes", ()))]
     if report.seconds:
         lines.append("  " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items()))

@@ -30,6 +30,7 @@ class Step:
         capped: Tokens whose importance weight met the cap.
         sampled: All tokens that were sampled; of a whole step.
         abstained: Rows that the task would not judge; of a whole step.
+        credit: Of the answers of a task with soft scores (`Verdict.score`), summed; NaN of others; of a whole step.
     """
 
     rows: float
@@ -43,6 +44,7 @@ class Step:
     capped: float
     sampled: float = 0.0
     abstained: float = 0.0
+    credit: float = 0.0
 
     def __add__(self, other: Step) -> Step:
         return Step(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})

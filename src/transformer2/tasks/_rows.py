@@ -18,6 +18,7 @@ import yaml
 from transformer2.errors import DataError, UserError, shown
 from transformer2.files import check_directory
 from transformer2.hub import hub_answers
+from transformer2.pictures import PictureFile, PictureInTable
 from transformer2.types import Example
 
 __all__ = ["Row", "examples_of", "field_of", "hash_of", "load_rows", "read_rows"]
@@ -42,6 +43,7 @@ def load_rows(
     hub_id: str,
     config: str | None = None,
     revision: str | None = None,
+    pictures: str | None = None,
 ) -> list[Row]:
     """All rows of a split, in the order of the source.
 
@@ -53,13 +55,15 @@ def load_rows(
         hub_id: Hub data set.
         config: Configuration of the Hub data set.
         revision: Commit or tag of the Hub data set; None takes the newest.
+        pictures: Column whose cells are pictures: rows hold a `Picture` there, a reference, never pixels. In JSON it
+            is a path, relative to the file.
 
     Raises:
         DataError: Nothing there, not all of it there, unreadable, or the Hub is out of reach; the message names the
             file or the remedy.
     """
     if data_dir is None:
-        return _hub_rows(name, split, hub_id, config, revision)
+        return _hub_rows(name, split, hub_id, config, revision, pictures)
     remedy = f"give a folder with {name}/{split}.jsonl, rows of {hub_id}"
     check_directory(data_dir or ".", "data_dir", remedy, DataError)
     root = Path(os.path.expanduser(data_dir))
@@ -67,7 +71,7 @@ def load_rows(
     for folder in (root / name, root):
         folders = list(dict.fromkeys([folder, folder / (config or "")]))
         if files := _files_of(split, folders, seen):
-            rows = [row for file in files for row in _file_rows(file)]
+            rows = [row for file in files for row in _file_rows(file, pictures)]
             _check_number(rows, split, folders, config)
             return rows
     found = f" (there is {', '.join(seen[:3])})" if seen else ""
@@ -77,8 +81,12 @@ def load_rows(
     )
 
 
-def read_rows(path: str) -> list[Row]:
+def read_rows(path: str, pictures: str | None = None) -> list[Row]:
     """All rows of one file, in its order: JSON, one object a line, or .jsonl.gz, .parquet, .arrow.
+
+    Args:
+        path: The file.
+        pictures: See `load_rows`.
 
     Raises:
         DataError: No such file, or unreadable; the message names it.
@@ -87,7 +95,7 @@ def read_rows(path: str) -> list[Row]:
     if not os.path.isfile(file):  # unlike Path.is_file, it takes a name that is too long for one that is not there
         what = "is no file" if os.path.exists(file) else "does not exist"
         raise DataError(f"{shown(path)} {what}; name a file with one JSON object a line")
-    return _file_rows(file)
+    return _file_rows(file, pictures)
 
 
 def examples_of(rows: Sequence[Row], make: Callable[[int, Row], Example | None]) -> list[Example]:
@@ -208,32 +216,43 @@ def _numbers(info: Any, split: str, config: str | None) -> Iterator[int]:
             yield part["num_examples"]
 
 
-def _file_rows(file: Path) -> list[Row]:
-    reads = _table_rows if file.suffix in (".parquet", ".arrow") else _json_rows
+def _file_rows(file: Path, pictures: str | None = None) -> list[Row]:
+    table = file.suffix in (".parquet", ".arrow")
     rows = []
-    for number, value in reads(file):
+    for number, value in _table_rows(file, pictures) if table else _json_rows(file):
         rows.append(Row(value))
         rows[-1].source = f"{file}, {number}"
+        if pictures is not None and isinstance(path := value.get(pictures), str) and path.strip():
+            picture = file.parent / os.path.expanduser(path)
+            if not os.path.isfile(picture):
+                raise DataError(f"{file}, {number}: the picture {shown(str(picture))} is not there; put it there")
+            rows[-1][pictures] = PictureFile(str(picture))
     if not rows:
         raise DataError(f"{file}: no rows; copy it again, or give a file that has some")
     return rows
 
 
-def _table_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _table_rows(file: Path, pictures: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         arrow, parquet = (importlib.import_module(f"pyarrow{part}") for part in ("", ".parquet"))
     except ImportError as e:
         raise DataError(f"{file}: reading {file.suffix} needs the package pyarrow; install it, or give .jsonl") from e
     try:
         if file.suffix == ".parquet":
-            table = parquet.read_table(file)
+            names = parquet.read_schema(file).names
+            table = parquet.read_table(file, columns=[name for name in names if name != pictures])
         else:
             with arrow.memory_map(str(file)) as source:
                 table = arrow.ipc.open_stream(source).read_all()
+            names = table.column_names
+            table = table.select([name for name in names if name != pictures])
         rows = table.to_pylist()
     except Exception as e:  # Arrow's errors share no class with each other
         raise DataError(f"{file}: unreadable ({' '.join(str(e).split())[:120]}); copy it again") from e
-    yield from ((f"row {i}", row) for i, row in enumerate(rows))
+    for i, row in enumerate(rows):
+        if pictures is not None and pictures in names:
+            row[pictures] = PictureInTable(str(file), i, pictures)
+        yield f"row {i}", row
 
 
 def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -274,7 +293,9 @@ def _json_row(text: str, where: str) -> dict[str, Any]:
     return row
 
 
-def _hub_rows(name: str, split: str, hub_id: str, config: str | None, revision: str | None) -> list[Row]:
+def _hub_rows(
+    name: str, split: str, hub_id: str, config: str | None, revision: str | None, pictures: str | None
+) -> list[Row]:
     remedy = f"give data_dir (--data.data_dir), a folder with {name}/{split}.jsonl (rows of {hub_id})"
     try:
         import datasets
@@ -283,11 +304,27 @@ def _hub_rows(name: str, split: str, hub_id: str, config: str | None, revision: 
     if not hub_answers():
         datasets.config.HF_HUB_OFFLINE = True  # what is in the cache, or an error at once
     try:
-        rows = [Row(row) for row in datasets.load_dataset(hub_id, config, split=split, revision=revision)]
+        found = datasets.load_dataset(hub_id, config, split=split, revision=revision)
+        references = _pictures_of(found, pictures) if pictures in found.column_names else []
+        rows = [Row(row) for row in (found.remove_columns([pictures]) if references else found)]
     except ConnectionError as e:
         raise DataError(f"the Hub could not be reached for {hub_id}; {remedy}") from e
     except Exception as e:  # network, Hub and format errors have no common base class
         raise DataError(f"{hub_id} cannot be read from the Hub ({type(e).__name__}); {remedy}") from e
     for i, row in enumerate(rows):
         row.source = f"{hub_id}, {split} row {i}"
+        if references:
+            row[str(pictures)] = references[i]
     return rows
+
+
+def _pictures_of(found: Any, column: Any) -> list[PictureInTable]:
+    """References into the cached files of a Hub data set, whose rows are theirs one after the other."""
+    arrow = importlib.import_module("pyarrow")
+    references: list[PictureInTable] = []
+    for file in (entry["filename"] for entry in found.cache_files):
+        count = arrow.ipc.open_stream(arrow.memory_map(file)).read_all().num_rows
+        references += [PictureInTable(file, row, column) for row in range(count)]
+    if len(references) != len(found):
+        raise ValueError(f"{len(references)} rows in its cached files, {len(found)} in all")
+    return references

@@ -10,7 +10,8 @@ Examples, one of each kind of answer (`verifier`):
 
 What is right, `_answers` says. Every row is in one split, by the hash of its question: 14 of 20 to train on, 3 for
 validation, 3 to test. So rows that are added move no other, and questions that differ in case and blanks alone are on
-the same side. A row may have a `system` message of its own.
+the same side. A row may have a `system` message of its own, and an `image`, the path of a picture relative to the file
+(in a table, its bytes); rows with pictures are told apart, and divided, by picture: none is trained on and scored.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from transformer2.errors import ConfigError, DataError, nearest, shown
+from transformer2.pictures import Picture
 from transformer2.sandbox import Program
 from transformer2.tasks._answers import KINDS, folded
 from transformer2.tasks._code import program_of
@@ -31,7 +33,7 @@ from transformer2.verifiers import verify_all
 
 __all__ = ["JSONL", "TASK"]
 
-FIELDS = ("question", "answer", "system", "choices", "tests")
+FIELDS = ("question", "answer", "system", "choices", "tests", "image")
 MIN_ROWS = 40  # with fewer, a test split of three in twenty says nothing
 SHARES = {"train": range(14), "validation": range(14, 17), "test": range(17, 20)}
 
@@ -105,13 +107,14 @@ class JSONL(Task):
 
     def _read(self) -> dict[str, list[Example]]:
         """The examples of every split. A bad row is refused whichever split it is in."""
-        rows = read_rows(self.path)
+        rows = read_rows(self.path, pictures=self.keys["image"])
         splits: dict[str, list[Example]] = {split: [] for split in SHARES}
         asked: dict[Any, tuple[Example, Row]] = {}
 
         def example(i: int, row: Row) -> Example:
             made, side = self._example(row, f"jsonl/{i}")
-            other, before = asked.setdefault(tuple(m["content"] for m in made.messages), (made, row))
+            key = (tuple(m["content"] for m in made.messages), made.images)
+            other, before = asked.setdefault(key, (made, row))
             if self.verify_in != "sandbox" and not self.kind.verify(other, made.answer).correct:
                 what = "its own answer is judged wrong"
                 if other is not made:
@@ -141,9 +144,16 @@ class JSONL(Task):
         messages = self.wording.messages(question=question, **asked.shown)
         if row.get(self.keys["system"]) is not None:
             messages = ({"role": "system", "content": field("system").strip()}, messages[-1])
-        place = hash_of(folded(question)) % 20
+        images = self._images(row, where)
+        place = hash_of(images[0].digest() if images else folded(question)) % 20
         side = next(split for split, places in SHARES.items() if place in places)
-        return Example(f"jsonl/{side}/{where.rpartition('/')[2]}", messages, asked.answer, asked.fields), side
+        name = f"jsonl/{side}/{where.rpartition('/')[2]}"
+        return Example(name, messages, asked.answer, asked.fields, images), side
+
+    def _images(self, row: Row, where: str) -> tuple[Picture, ...]:
+        """The row's picture, where it has one."""
+        found = row.get(self.keys["image"])
+        return () if found is None else (self._field(row, where, "image", Picture),)
 
     def _field(self, row: Row, where: str, name: str, kind: type | tuple[type, ...] = str) -> Any:
         """A field of a row under the file's own name."""

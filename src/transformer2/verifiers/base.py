@@ -64,9 +64,12 @@ def attempt(task: Verifier, example: Example, completion: str) -> Verdict:
 
 
 def checked(verdict: object) -> Verdict:
-    """The verdict if it is one with a finite reward (or with None), else a failure that says what came instead."""
+    """The verdict if its reward is finite or None and its score one, else a failure that says what came instead."""
     if isinstance(verdict, Verdict):
         reward: object = verdict.reward
-        if reward is None or (isinstance(reward, int | float) and math.isfinite(reward) and not verdict.abstained):
+        score: object = verdict.score
+        scored = score is None or (isinstance(score, int | float) and 0 <= score <= 1)
+        finite = isinstance(reward, int | float) and math.isfinite(reward) and not verdict.abstained
+        if scored and (reward is None or finite):
             return verdict
     return Verdict.failed(f"verifier returned {verdict!r}"[:200])
