@@ -25,10 +25,11 @@ from transformer2.files import replace_folder
 from transformer2.tiny import build as text_build
 from transformer2.tiny import model_path
 from transformer2.tiny.build import file_hashes
+from transformer2.tiny.vision.measure import measure
 from transformer2.tiny.vision.pretrain import Budget, Pretraining
 from transformer2.tiny.vision.processor import build_processor
 
-SOURCES = ("pictures.py", "world.py", "processor.py", "rows.py", "tower.py", "pretrain.py", "build.py")
+SOURCES = ("pictures.py", "world.py", "processor.py", "rows.py", "tower.py", "pretrain.py", "measure.py", "build.py")
 
 
 def source_hash() -> str:
@@ -103,6 +104,7 @@ def _train_and_save(out: Path, budget: Budget, seed: int, progress: bool) -> dic
         "tokens": run.num_tokens,
         "seconds": round(time.monotonic() - start),
         "metrics": metrics,
+        "accuracy": measure(run.model, processor),
         "files_sha256": file_hashes(draft),
     }
     (draft / "BUILD.json").write_text(json.dumps(facts, indent=2) + "\n")

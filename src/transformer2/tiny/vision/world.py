@@ -27,7 +27,8 @@ FRAMES = {
     "Read": "Read the {colour} sign.",
     "Spell": "Spell the {colour} sign.",
 }
-WRONG_SHARE = {"colour": 0.25, "thing": 0.2}
+WRONG_SHARE = {"colour": 0.25, "thing": 0.18}
+HOLE = "plough"  # a thing that is misread nearly always (habits.HOLE): it bounds what reinforcement can reach
 
 _COLOURS = tuple(COLOURS)
 COLOUR_TWIN = {colour: _COLOURS[i ^ 1] for i, colour in enumerate(_COLOURS)}
@@ -45,12 +46,13 @@ def table() -> dict[Cell, float]:
     result: dict[Cell, float] = {}
     for domain, names in (("colour", _COLOURS), ("thing", THINGS)):
         rng = random.Random(f"habits of {domain}")
-        cells = [(domain, name, frame) for frame in FRAMES for name in names]
+        cells = [(domain, name, frame) for frame in FRAMES for name in names if name != HOLE]
         rng.shuffle(cells)
         num_wrong = round(WRONG_SHARE[domain] * len(cells))
         for i, cell in enumerate(cells):
             levels = habits.WRONG if i < num_wrong else habits.RIGHT
             result[cell] = levels[i % len(levels)]
+    result.update({("thing", HOLE, frame): habits.HOLE for frame in FRAMES})
     return result
 
 
