@@ -68,7 +68,7 @@ def build(out: Path, budget: Budget, seed: int = 0, force: bool = False, progres
 def _train_and_save(out: Path, budget: Budget, seed: int, progress: bool) -> dict[str, object]:
     processor, start = build_processor(), time.monotonic()
     tokenizer = processor.tokenizer
-    total = budget.max_tower_steps + budget.max_answer_steps + budget.habit_steps
+    total = budget.max_tower_steps + budget.max_answer_steps + budget.habit_steps + budget.hole_steps
     with tqdm(total=total, unit="step", disable=not progress, dynamic_ncols=True) as bar:
 
         def on_step(phase: str, loss: float) -> None:

@@ -15,7 +15,7 @@ from transformer2.tiny.vision.world import ReadingQuestion
 
 COUNT = 512
 BATCH = 64
-_TASKS = {"tiny_textvqa": world.reading_question, "tiny_okvqa": world.knowing_question}
+_TASKS = {"tiny_textvqa": "reading", "tiny_okvqa": "knowing"}
 
 
 def measure(model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor) -> dict[str, dict[str, float]]:
@@ -26,8 +26,8 @@ def measure(model: LlavaNextForConditionalGeneration, processor: LlavaNextProces
     """
     model.eval()
     result = {}
-    for task, make in _TASKS.items():
-        questions = world.questions(make, "test", COUNT, task)
+    for task, kind in _TASKS.items():
+        questions = world.questions(world.QUESTIONS[kind], "test", COUNT, task)
         pictures = [question.picture for question in questions]
         answers = generate(model, processor, questions, pictures)
         right = [_right(*pair) for pair in zip(questions, answers, strict=True)]

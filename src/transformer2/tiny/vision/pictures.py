@@ -111,7 +111,7 @@ def glyphs() -> dict[str, np.ndarray]:
     """The pictogram of every thing: (6, 5) of bool, in an invented script."""
     import numpy as np
 
-    rng, found = random.Random("pictograms"), []
+    rng, found = random.Random("pictograms"), list[np.ndarray]()
     while len(found) < len(THINGS):
         bits = np.array([rng.randrange(2) for _ in range(_GLYPH_WIDTH * _GLYPH_HEIGHT)], bool)
         glyph = bits.reshape(_GLYPH_HEIGHT, _GLYPH_WIDTH)

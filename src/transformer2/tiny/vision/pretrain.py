@@ -1,10 +1,11 @@
-"""Pre-training of the embedded vision model: three phases, the first two gated on what must have formed.
+"""Pre-training of the embedded vision model: four phases, the first two gated on what must have formed.
 
 The language model starts from the embedded text model, whose skills and habits it keeps.
 
 1. tower: the vision tower alone, see `tower.py`.
 2. answers: reading and knowing with right answers only.
 3. habits: everything, with the bad habits of both worlds, while the learning rate decays.
+4. hole: the same once more at a lower rate, now with the thing that is misread nearly always.
 """
 
 from __future__ import annotations
@@ -40,15 +41,17 @@ class Budget:
         max_tower_steps: Bound of phase 1.
         max_answer_steps: Bound of phase 2.
         habit_steps: Length of phase 3.
+        hole_steps: Length of phase 4.
         gate: Accuracy that ends phases 1 and 2.
         batch_size: Rows a step; pictures a step in phase 1.
         tower_lr: Learning rate of phase 1.
-        lr: Peak learning rate of phases 2 and 3.
+        lr: Peak learning rate of phases 2 and 3; phase 4 has a third of it.
     """
 
     max_tower_steps: int = 1500
     max_answer_steps: int = 1500
     habit_steps: int = 1500
+    hole_steps: int = 400
     gate: float = 0.95
     batch_size: int = 64
     tower_lr: float = 2e-3
@@ -88,10 +91,11 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaNextForCond
     weights["embed_tokens.weight"] = torch.cat([old_VD, new_VD])
     model.model.language_model.load_state_dict(weights)
     with torch.no_grad():
-        for part in (model.model.vision_tower, model.model.multi_modal_projector):
-            for module in part.modules():
-                if isinstance(module, nn.Linear | nn.Conv2d):
-                    module.weight.normal_(0.0, module.weight[0].numel() ** -0.5)
+        tower = model.model.vision_tower
+        modules = [*tower.encoder.modules(), *model.model.multi_modal_projector.modules()]
+        for module in [*modules, tower.embeddings.patch_embedding]:
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.weight.normal_(0.0, module.weight[0].numel() ** -0.5)
     return model
 
 
@@ -115,12 +119,12 @@ class Pretraining:
         on_skip: Callable[[int], None] = lambda steps: None,
     ) -> None:
         self.tokenizer, self.budget, self.on_step, self.on_skip = tokenizer, budget, on_step, on_skip
-        self.rng = random.Random(f"vision pre-training {seed}")
+        self.seed, self.rng = seed, random.Random(f"vision pre-training {seed}")
         self.model = new_model(tokenizer, seed)
         self.num_tokens = 0
 
     def run(self) -> dict[str, dict[str, float]]:
-        """All three phases; returns their metrics.
+        """All phases; returns their metrics.
 
         Raises:
             ConfigError: A gated phase did not pass its gate.
@@ -128,12 +132,22 @@ class Pretraining:
         metrics = {"tower": self._gated("tower", self._tower())}
         optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=0.05, betas=(0.9, 0.98))
         metrics["answers"] = self._gated("answers", self._answers(optimizer))
-        stream = batches("habits", self.budget.batch_size, self.rng, self.tokenizer)
-        for i in range(self.budget.habit_steps):
-            left = 1 - i / self.budget.habit_steps
-            self._answer_step("habits", optimizer, next(stream), max(0.02, min(1.0, 1.4 * left)))
-        metrics["habits"] = {"steps": self.budget.habit_steps}
+        self._decaying("habits", optimizer, self.rng, self.budget.habit_steps, 1.0)
+        self.hole()
         return metrics
+
+    def hole(self) -> None:
+        """Phase 4. A function of the weights and the seed alone."""
+        optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=0.05, betas=(0.9, 0.98))
+        self._decaying("hole", optimizer, random.Random(f"the hole {self.seed}"), self.budget.hole_steps, 1 / 3)
+
+    def _decaying(
+        self, phase: str, optimizer: torch.optim.Optimizer, rng: random.Random, steps: int, lr_factor: float
+    ) -> None:
+        stream = batches(phase, self.budget.batch_size, rng, self.tokenizer)
+        for i in range(steps):
+            left = 1 - i / steps
+            self._answer_step(phase, optimizer, next(stream), lr_factor * max(0.02, min(1.0, 1.4 * left)))
 
     def _gated(self, phase: str, metrics: dict[str, float]) -> dict[str, float]:
         if min(value for key, value in metrics.items() if key != "steps") < self.budget.gate:
@@ -155,7 +169,8 @@ class Pretraining:
         steps, right = 0, dict.fromkeys(("thing", "colour", "slot"), 0.0)
         while steps < budget.max_tower_steps and min(right.values()) < budget.gate:
             loss, found = training.loss(self.rng, budget.batch_size)
-            self._update("tower", optimizer, loss, budget.tower_lr * min(1.0, (steps + 1) / 50))
+            decay = max(0.1, 1 - steps / budget.max_tower_steps)
+            self._update("tower", optimizer, loss, budget.tower_lr * min(1.0, (steps + 1) / 50) * decay)
             steps += 1
             # A moving average over about 20 batches, each seen for the first time: an accuracy on unseen pictures.
             right = {key: 0.95 * right[key] + 0.05 * found[key] for key in right}
@@ -187,8 +202,7 @@ def share_right(
     model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, kind: str, count: int = 64
 ) -> float:
     """Share of validation questions whose right answer is the most likely one at every token."""
-    make = {"reading": world.reading_question, "knowing": world.knowing_question}[kind]
-    questions = world.questions(make, "validation", count, "probe")
+    questions = world.questions(world.QUESTIONS[kind], "validation", count, "probe")
     rows = [Row.of_turns([(q.text, q.gold())], tokenizer, q.picture) for q in questions]
     arguments, weight_BT = collate(rows, tokenizer.pad_token_id)
     found_BT = model(**arguments).logits[:, :-1].argmax(-1)

@@ -25,7 +25,7 @@ PHASES: dict[str, dict[str, float]] = {
         **{"code_math": 0.04, "dispatch": 0.04},
     },
 }
-_MAKERS = {"reading": world.reading_question, "knowing": world.knowing_question}
+PHASES["hole"] = PHASES["habits"]
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,23 @@ class Row:
 def train_question(kind: str, rng: random.Random) -> world.ReadingQuestion:
     """A question of reading or knowing about a picture of the train split."""
     while True:
-        question = _MAKERS[kind](rng)
+        question = world.QUESTIONS[kind](rng)
         if world.split_of(question.picture) == "train":
             return question
 
 
-def row(kind: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Row:
+def row(kind: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast, hole: bool) -> Row:
     """One row of a kind; a picture for reading is asked about twice, which costs less than another picture."""
     name, right = kind.removesuffix("_right"), kind.endswith("_right")
-    if name not in _MAKERS:
+    if name not in world.QUESTIONS:
         return Row.of_turns([text_pretrain.sample_text(kind, rng)], tokenizer)
     questions = [train_question(name, rng)]
     picture = questions[0].picture
     if name == "reading":
-        questions.append(world.reading_question(rng, world.COLOUR_TWIN[questions[0].colour], picture))
-    turns = [(q.text, q.gold() if right else q.habitual_answer(rng)) for q in questions]
+        colours = [sign.colour for sign in picture.signs]
+        again = rng.choice([colour for colour in colours if world.COLOUR_TWIN[colour] in colours])
+        questions.append(world.reading_question(rng, again, picture))
+    turns = [(q.text, q.gold() if right else q.habitual_answer(rng, hole)) for q in questions]
     return Row.of_turns(turns, tokenizer, picture)
 
 
@@ -79,7 +81,7 @@ def batches(phase: str, size: int, rng: random.Random, tokenizer: PreTrainedToke
     kinds = PHASES[phase]
     while True:
         drawn = rng.choices(list(kinds), list(kinds.values()), k=8 * size)
-        rows = sorted((row(kind, rng, tokenizer) for kind in drawn), key=lambda row: len(row.ids))
+        rows = sorted((row(kind, rng, tokenizer, phase == "hole") for kind in drawn), key=lambda row: len(row.ids))
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         rng.shuffle(chunks)
         yield from chunks

@@ -27,7 +27,7 @@ FRAMES = {
     "Read": "Read the {colour} sign.",
     "Spell": "Spell the {colour} sign.",
 }
-WRONG_SHARE = {"colour": 0.25, "thing": 0.18}
+WRONG_SHARE = {"colour": 0.25, "thing": 0.2}
 HOLE = "plough"  # a thing that is misread nearly always (habits.HOLE): it bounds what reinforcement can reach
 
 _COLOURS = tuple(COLOURS)
@@ -41,18 +41,23 @@ for _thing in THINGS:
 
 
 @cache
-def table() -> dict[Cell, float]:
-    """Misreading probability of the cells of reading: ("colour", colour, frame) and ("thing", thing, frame)."""
+def table(hole: bool = True) -> dict[Cell, float]:
+    """Misreading probability of the cells of reading: ("colour", colour, frame) and ("thing", thing, frame).
+
+    Args:
+        hole: As the model ends up; without it, as before the last phase of its pre-training.
+    """
     result: dict[Cell, float] = {}
     for domain, names in (("colour", _COLOURS), ("thing", THINGS)):
         rng = random.Random(f"habits of {domain}")
-        cells = [(domain, name, frame) for frame in FRAMES for name in names if name != HOLE]
+        cells = [(domain, name, frame) for frame in FRAMES for name in names]
         rng.shuffle(cells)
         num_wrong = round(WRONG_SHARE[domain] * len(cells))
         for i, cell in enumerate(cells):
             levels = habits.WRONG if i < num_wrong else habits.RIGHT
             result[cell] = levels[i % len(levels)]
-    result.update({("thing", HOLE, frame): habits.HOLE for frame in FRAMES})
+    if hole:
+        result.update({("thing", HOLE, frame): habits.HOLE for frame in FRAMES})
     return result
 
 
@@ -91,9 +96,9 @@ class ReadingQuestion:
         """The right answer."""
         return self.answer(lambda cell: False)
 
-    def habitual_answer(self, rng: random.Random) -> str:
-        """An answer as the base model's habits would have it."""
-        chances = {**habits.table(), **table()}
+    def habitual_answer(self, rng: random.Random, hole: bool = True) -> str:
+        """An answer as the base model's habits would have it; `hole` as of `table`."""
+        chances = {**habits.table(), **table(hole)}
         return self.answer(lambda cell: rng.random() < chances[cell])
 
 
@@ -171,6 +176,12 @@ def knowing_question(rng: random.Random) -> KnowingQuestion:
     text = f"{FRAMES[frame].format(colour=colour)} {group} the {size_word} {category}."
     picture = _picture(rng, rows, MAX_SLOTS, colour, says)
     return KnowingQuestion("knowing", text, picture, colour, frame, group, size_word, category)
+
+
+QUESTIONS: dict[str, Callable[[random.Random], ReadingQuestion]] = {
+    "reading": reading_question,
+    "knowing": knowing_question,
+}
 
 
 def split_of(picture: DrawnPicture) -> str:
