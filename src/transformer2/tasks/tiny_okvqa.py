@@ -22,7 +22,7 @@ _CHOICE = re.compile(r"[^:]*:[^:]*\. Pick (\w+) ([A-Z])\s?\.")
 class TinyOKVQA(SignTask):
     """A sign of four things, of which one is asked for by size and category; unseen by training.
 
-    The letter is compared: it is its place on the sign, which the question does not tell.
+    Thing and letter are compared: its place on the sign is what the question does not tell.
     """
 
     name = "tiny_okvqa"
@@ -35,15 +35,15 @@ class TinyOKVQA(SignTask):
         return world.knowing_question(rng)
 
     def answer(self, question: world.ReadingQuestion) -> str:
-        """The letter."""
-        return question.gold().removesuffix(".")[-1]
+        """The thing and its letter."""
+        return question.gold().partition("Pick ")[2].removesuffix(".")
 
     def verify(self, example: Example, completion: str) -> Verdict:
-        """What the sign says, and one choice: the letter counts."""
+        """What the sign says, and one choice: the choice counts."""
         match = _CHOICE.fullmatch(completion.strip())
         if not match:
             return Verdict.of(False, None, "not of the form '<colour>: <what the sign says>. Pick <thing> <letter>.'")
-        return compare(match[2], example.answer)
+        return compare(f"{match[1]} {match[2]}", example.answer)
 
 
 TASK = TinyOKVQA

@@ -65,8 +65,8 @@ def test_the_question_alone_does_not_give_the_answer(rows):
     by_question: dict[str, list[str]] = {}
     for example in rows["tiny_okvqa", "test"]:
         by_question.setdefault(" ".join(example.question.split()[-3:]), []).append(example.answer)
-    most = sum(max(found.count(letter) for letter in "ABCD") for found in by_question.values())
-    assert most / 512 < 0.45  # of 72 forms with 7 rows each, the luckiest letter
+    most = sum(max(map(found.count, found)) for found in by_question.values())
+    assert most / 512 < 0.35  # of 72 forms with 7 rows each, the luckiest thing and letter
     readings = [example.answer for example in rows["tiny_textvqa", "test"]]
     assert max(map(readings.count, readings)) / 512 < 0.05
 
