@@ -11,8 +11,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from transformer2 import tasks
 from transformer2.errors import ConfigError
-from transformer2.tiny import vision_model_path
+from transformer2.tiny import VISION_EXPERTS, expert_path, vision_model_path
+from transformer2.tiny import shipped as shipped_experts
 from transformer2.tiny.build import file_hashes
+from transformer2.tiny.train_experts import weights_hash
 from transformer2.tiny.vision.build import build, main, source_hash
 from transformer2.tiny.vision.pretrain import Budget
 from transformer2.tiny.vision.processor import NUM_TOKENS
@@ -70,6 +72,14 @@ def test_shipped_files_are_the_built_ones(shipped):
     assert facts["source_sha256"] == source_hash(), "the sources changed: rebuild with the command of BUILD.json"
     assert facts["parameters"] == sum(p.numel() for p in shipped[0].parameters())
     assert sum(path.stat().st_size for path in vision_model_path().iterdir()) < 4e6
+
+
+def test_shipped_experts_belong_to_the_shipped_weights():
+    facts = json.loads((expert_path("textvqa", vision=True).parent / "EXPERTS.json").read_text())
+    assert facts["model_sha256"] == weights_hash(vision=True), "the model changed: train the experts again"
+    assert set(facts["experts"]) == set(VISION_EXPERTS)
+    assert all((folder / "adapter_model.safetensors").is_file() for folder in shipped_experts("tiny_vision"))
+    assert shipped_experts("somewhere/else") == []
 
 
 def test_pre_training_sees_what_the_processor_makes(shipped):
