@@ -24,8 +24,10 @@ def main() -> None:
     assert not (where / "callbacks").is_symlink() and (where / "callbacks" / "expert_checkpoint.py").is_file()
     assert (where / "conf" / "tiny_math.yaml").is_file() and (where / "py.typed").is_file()
     assert {f.name for f in (where / "serving/page").iterdir()} == {"index.html", "page.css", "page.js", "icon.svg"}
-    weights = sum(f.stat().st_size for f in (where / "tiny" / "model").iterdir())
-    assert 0 < weights <= 8e6, weights
+    for model in ("tiny/model", "tiny/vision/model"):
+        assert (where / model / "model.safetensors").is_file(), model
+    weights = sum(f.stat().st_size for f in (where / "tiny").rglob("*") if f.is_file())
+    assert weights <= 8e6, weights
     import transformer2.callbacks  # importable from the wheel
 
     for command in ("--help", "fit --help", "adapt --help", "decompose --help", "experts --help", "report --help"):

@@ -1,4 +1,4 @@
-"""What the README promises of the embedded model: three experts, three seeds each, by the newcomer's command."""
+"""What the README promises of the embedded models: four experts, three seeds each, by the newcomer's command."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from transformer2.cli import main
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("task", ["math", "code", "reasoning"])
+@pytest.mark.parametrize("task", ["math", "code", "reasoning", "textvqa"])
 def test_an_expert_learns(task: str, seed: int, tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = ["--seed_everything", str(seed), "--run_dir", str(run), "--quiet"]

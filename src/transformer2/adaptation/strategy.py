@@ -120,9 +120,9 @@ class Strategy:
 
     def load(self, base: str) -> list[Expert]:
         """The experts to choose from."""
-        if self.experts is None and base != "tiny":
-            raise ConfigError("name the expert folders: adapt.experts (only the embedded model ships with its own)")
-        shipped = [tiny.expert_path(name) for name in tiny.EXPERTS]
+        shipped = tiny.shipped(base)
+        if self.experts is None and not shipped:
+            raise ConfigError("name the expert folders: adapt.experts (only the embedded models ship with their own)")
         return load_experts(shipped if self.experts is None else self.experts)
 
     def load_helpers(self, base: str) -> list[Expert]:

@@ -37,6 +37,7 @@ from transformer2.report.build import Facts, build_report, label_confusion
 from transformer2.report.curve import draw_curve
 from transformer2.report.notes import on_answers
 from transformer2.report.table import text_table, write_report
+from transformer2.svf.base_folder import EMBEDDED
 from transformer2.types import Score
 
 LINKED = (
@@ -119,7 +120,7 @@ class Experiment:
         Raises:
             ConfigError: A key or value that no constructor takes, with the nearest valid key.
         """
-        if (config.get("model") or {}).get("base", "tiny") == "tiny" and "OMP_NUM_THREADS" not in os.environ:
+        if (config.get("model") or {}).get("base", "tiny") in EMBEDDED and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # its matrices are too small to share: on busy cores two threads take 4 x as long
         given = config.get("trainer") or {}
         check_classes(given)

@@ -11,9 +11,10 @@ from transformer2.errors import DataError
 from transformer2.hub import hub_answers
 from transformer2.svf.gguf_base import SMOLLM2, names_gguf, unpacked
 
-__all__ = ["NAMES", "base_folder", "for_readers", "for_weights", "is_local", "looks_like_a_path", "on_disk"]
+__all__ = ["EMBEDDED", "NAMES", "base_folder", "for_readers", "for_weights", "is_local", "looks_like_a_path", "on_disk"]
 
-NAMES = ("tiny", SMOLLM2)  # bases that are found by these names on every machine
+EMBEDDED = {"tiny": tiny.model_path, "tiny_vision": tiny.vision_model_path}
+NAMES = (*EMBEDDED, SMOLLM2)  # bases that are found by these names on every machine
 
 # What of `model_kwargs` says where a base's files are, besides `subfolder`; the rest is for who reads them.
 _WHERE = ("revision", "cache_dir", "token", "local_files_only", "force_download")
@@ -25,8 +26,8 @@ def base_folder(base: str | Path, model_kwargs: Mapping[str, Any] | None = None,
     """The local folder of a base model: what config, tokenizer, weights and bases are all read from.
 
     Args:
-        base: A folder, "tiny" (the embedded model), a GGUF file or "smollm2" (the one of a package), which are unpacked
-            into the cache, or a Hub id, which is downloaded.
+        base: A folder, "tiny" or "tiny_vision" (the embedded models), a GGUF file or "smollm2" (the one of a package),
+            which are unpacked into the cache, or a Hub id, which is downloaded.
         model_kwargs: As `from_pretrained` takes them; `subfolder`, and for a Hub id `revision`, `cache_dir`, `token`
             and `local_files_only`, count here.
         weights: Download or unpack the weights too, not only config and tokenizer.
@@ -38,7 +39,7 @@ def base_folder(base: str | Path, model_kwargs: Mapping[str, Any] | None = None,
         return unpacked(str(base), weights)
     options = dict(model_kwargs or {})
     inside = str(options.get("subfolder") or "")
-    folder = tiny.model_path() if str(base) == "tiny" else Path(base).expanduser()
+    folder = EMBEDDED[str(base)]() if str(base) in EMBEDDED else Path(base).expanduser()
     if not folder.is_dir():
         if folder.exists() or looks_like_a_path(str(base)):
             raise DataError(

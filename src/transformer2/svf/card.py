@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer2.errors import shown
-from transformer2.svf.base_folder import NAMES, is_local
+from transformer2.svf.base_folder import EMBEDDED, NAMES, is_local
 from transformer2.svf.gguf_base import SMOLLM2
 
 __all__ = ["facts_of", "write_card"]
@@ -62,7 +62,8 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     elif local:  # a folder of one machine is nobody else's business: the config has it, the card does not
         code = "base_folder(PeftConfig.from_pretrained(folder).base_model_name_or_path)"
     else:
-        named = {"tiny": "transformer2.tiny.model_path()", SMOLLM2: f"base_folder({SMOLLM2!a})"}
+        named = {name: f"transformer2.tiny.{path.__name__}()" for name, path in EMBEDDED.items()}
+        named |= {SMOLLM2: f"base_folder({SMOLLM2!a})"}
         code = named.get(str(base), ascii(base))
         code += f", revision={revision!a}" if revision else ""
     section = _SECTION.format(

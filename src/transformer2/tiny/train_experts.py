@@ -1,7 +1,7 @@
 """Train the experts that ship with the embedded model: `python -m transformer2.tiny.train_experts --out DIR`.
 
 Each is what `transformer2 fit --config conf/tiny_<name>.yaml` keeps; EXPERTS.json says on which weights they were
-trained, how, and how they scored.
+trained, how, and how they scored. With `--vision` those of the embedded vision model, text experts among them.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from typing import Any
 
 from transformer2.errors import ConfigError, UserError
 from transformer2.files import replace_folder
-from transformer2.tiny import CLASSIFIER, EXPERTS, model_path
+from transformer2.tiny import CLASSIFIER, EXPERTS, VISION_EXPERTS, model_path, vision_model_path
 
 NAMES = (*EXPERTS, CLASSIFIER)
 
 
-def weights_hash() -> str:
-    """sha256 of the embedded model's weights."""
-    return hashlib.sha256((model_path() / "model.safetensors").read_bytes()).hexdigest()
+def weights_hash(vision: bool = False) -> str:
+    """sha256 of the weights of the embedded model, or of the embedded vision model."""
+    folder = vision_model_path() if vision else model_path()
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-def train(out: Path, names: Sequence[str] = NAMES, seed: int = 0, more: Sequence[str] = ()) -> dict[str, Any]:
+def train(
+    out: Path, names: Sequence[str] = NAMES, seed: int = 0, more: Sequence[str] = (), vision: bool = False
+) -> dict[str, Any]:
     """Train and write `out/<name>/`; returns what EXPERTS.json says.
 
     Args:
@@ -37,16 +40,20 @@ def train(out: Path, names: Sequence[str] = NAMES, seed: int = 0, more: Sequence
         names: Which of them.
         seed: Seed of everything.
         more: Further flags of `transformer2 fit`.
+        vision: Train on the embedded vision model.
 
     Raises:
         UserError: A run failed.
     """
-    facts: dict[str, Any] = {"command": "python -m transformer2.tiny.train_experts --out DIR", "seed": seed}
-    facts |= {"model_sha256": weights_hash(), "experts": {}}
+    command = f"python -m transformer2.tiny.train_experts{' --vision' if vision else ''} --out DIR"
+    facts: dict[str, Any] = {"command": command, "seed": seed}
+    facts |= {"model_sha256": weights_hash(vision), "experts": {}}
+    if vision:
+        more = ["--model.base", "tiny_vision", *more]
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
             run = Path(scratch) / name
-            command = [
+            flags = [
                 "fit",
                 "--config",
                 f"conf/tiny_{name}.yaml",
@@ -56,7 +63,7 @@ def train(out: Path, names: Sequence[str] = NAMES, seed: int = 0, more: Sequence
                 str(run),
             ]
             # In a process of its own: the command line lies above this package, and a fresh process has fresh seeds.
-            done = subprocess.run([sys.executable, "-m", "transformer2", *command, *more])
+            done = subprocess.run([sys.executable, "-m", "transformer2", *flags, *more])
             if done.returncode:
                 raise UserError(f"training {name} ended with exit code {done.returncode}; see above")
             report = json.loads((run / "report.json").read_text())
@@ -76,15 +83,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m transformer2.tiny.train_experts", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the expert folders")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="train these alone")
+    parser.add_argument("--vision", action="store_true", help="those of the embedded vision model")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="train these alone")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything (default 0)")
     parser.add_argument("--force", action="store_true", help="replace experts of the same names")
     args = parser.parse_args(argv)
     try:
-        taken = [name for name in args.only if (args.out / name).exists()]
+        known = VISION_EXPERTS if args.vision else NAMES
+        names = args.only or known
+        if unknown := sorted(set(names) - set(known)):
+            raise ConfigError(f"--only {unknown[0]} is not among {', '.join(known)}")
+        taken = [name for name in names if (args.out / name).exists()]
         if taken and not args.force:
             raise ConfigError(f"{args.out / taken[0]} exists; give another --out, or --force to replace it")
-        facts = train(args.out, args.only, args.seed)
+        facts = train(args.out, names, args.seed, vision=args.vision)
     except (OSError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
