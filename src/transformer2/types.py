@@ -33,12 +33,11 @@ class Example:
 
     Attributes:
         id: Stable identifier, `<task>/<split>/<row>`. A task's own ids may repeat: rows are told apart by position.
-        messages: Chat messages (`role`, `content`) up to, not including, the answer. Content is a text, or a sequence
-            of parts, `{"type": "text", "text": ...}` and `{"type": "image"}`.
+        messages: Chat messages (`role`, `content`) before the answer; content is a text, or parts with a `type`: `text`
+            (and its `text`), or `image`.
         answer: Gold answer, as the task's verifier reads it.
         fields: What the verifier needs besides the answer (tests, entry point, option letters).
-        images: The pictures, in the order of the image parts; without such parts they stand before the text of the last
-            user message.
+        images: In the order of the image parts; without such parts they stand before the text of the last user message.
     """
 
     id: str
@@ -246,6 +245,7 @@ class Record:
         id: See `Example`.
         question: What was asked.
         gold: The right answer.
+        images: The pictures that it was asked about.
         base: The base model's answer.
         result: The answer of the expert, or of what a strategy chose.
         prompt: The rendered prompt, where records keep it.
@@ -260,6 +260,7 @@ class Record:
     gold: str
     base: Answer
     result: Answer
+    images: tuple[Picture, ...] = ()
     prompt: str | None = None
     strategy: str | None = None
     choice: Mapping[str, Any] = field(default_factory=dict)
@@ -271,6 +272,7 @@ class Record:
         named = {"controls_score" if soft else "controls_correct": dict(self.controls)}
         return {
             **{"row": self.row, "id": self.id, "question": self.question, "answer": self.gold},
+            **({"images": [p.name for p in self.images]} if self.images else {}),
             **({} if self.prompt is None else {"prompt": self.prompt}),
             **({} if self.strategy is None else {"strategy": self.strategy, **self.choice}),
             **self.base.columns("base_"),

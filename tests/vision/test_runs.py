@@ -37,6 +37,10 @@ def test_a_run_that_is_cut_and_resumed_is_the_uncut_one(flags: list[str], tmp_pa
     assert main([*scored, "--run_dir", str(tmp_path / "test")]) == 0
     reports = [json.loads((run / "report.json").read_text()) for run in (whole, tmp_path / "test")]
     assert reports[0]["result"] == reports[1]["result"] and reports[0]["n"] == 8
+    records = [json.loads(line) for line in (whole / "records.jsonl").read_text().splitlines()]
+    assert [Path(r["images"][0]).name for r in records] == [f"{i}.png" for i in range(24, 32)]
+    with Image.open(whole / "figures" / "pictures.png") as sheet:
+        assert sheet.width > 1000 and sheet.height > 500
 
 
 def test_every_strategy_adapts_to_pictures(flags: list[str], tmp_path: Path) -> None:

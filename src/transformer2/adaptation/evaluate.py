@@ -128,6 +128,7 @@ def evaluate_batch(
             id=example.id,
             question=example.question,
             gold=example.answer,
+            images=example.images,
             base=baselines[b].base,
             result=answers[b],
             prompt=shown[b],

@@ -157,7 +157,7 @@ def _write(folder: Path, strategy: Strategy, found: Evaluation, loggers: Sequenc
     """Everything that one strategy leaves behind; report.json, which says that it is done, last."""
     from transformer2.callbacks.evaluator import log_evaluation
     from transformer2.experts import save_expert
-    from transformer2.report.adaptation import save_figure
+    from transformer2.report.figures import save_figure
     from transformer2.report.table import write_report
 
     if found.figure is not None:

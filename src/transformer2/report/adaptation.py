@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from transformer2.report.blind import WITHOUT
+from transformer2.report.figures import bare_figure
 from transformer2.report.table import MCNEMAR, dispatch_lines, read_report
 from transformer2.types import Report
 
-__all__ = ["adaptation_table", "alpha_figure", "confusion_figure", "save_figure", "table_of_run"]
+__all__ = ["adaptation_table", "alpha_figure", "confusion_figure", "table_of_run"]
 
 
 def table_of_run(run: Path) -> str:
@@ -93,7 +94,8 @@ def alpha_figure(members: Sequence[str], groups: Sequence[str], trace: Sequence[
         A matplotlib figure.
     """
     # Not wider than a card of TensorBoard, which would scale it down, unless there are many groups to show.
-    figure, (left, right) = _subplots(2, (6 + 0.25 * max(0, min(len(groups), 24) - 4), 3.2))
+    figure = bare_figure((6 + 0.25 * max(0, min(len(groups), 24) - 4), 3.2))
+    left, right = figure.subplots(1, 2)
     k = len(members)
     for i, name in enumerate(members):
         mean = [sum(entry["mean"][i::k]) / len(groups) for entry in trace]
@@ -119,7 +121,8 @@ def confusion_figure(confusion: Mapping[str, Mapping[str, int]], columns: Sequen
     Returns:
         A matplotlib figure.
     """
-    figure, (axes,) = _subplots(1, (0.8 * max(4, len(columns)) + 2.4, 0.45 * max(3, len(confusion)) + 1.2))
+    figure = bare_figure((0.8 * max(4, len(columns)) + 2.4, 0.45 * max(3, len(confusion)) + 1.2))
+    axes = figure.subplots()
     shares = []
     for counts in confusion.values():
         total = max(1, sum(counts.values()))
@@ -134,20 +137,3 @@ def confusion_figure(confusion: Mapping[str, Mapping[str, int]], columns: Sequen
     axes.set_xticklabels(columns)
     axes.set_yticklabels(confusion)
     return figure
-
-
-def save_figure(figure: Any, path: Path) -> Path:
-    """Write a figure as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
-
-
-def _subplots(count: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    # A bare Figure: pyplot would keep every figure of a long run, and choose a backend for the whole process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, tuple(figure.subplots(1, count, squeeze=False)[0])

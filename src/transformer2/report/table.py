@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformer2.errors import DataError
 from transformer2.files import write_text
+from transformer2.report.figures import picture_sheet, save_figure
 from transformer2.types import Record, Report, Score
 
 MCNEMAR = "exact McNemar"  # unless a report says otherwise
@@ -51,8 +52,11 @@ def dispatch_lines(report: Report) -> list[str]:
 
 
 def write_report(folder: Path, report: Report, records: Sequence[Record] = ()) -> None:
-    """Write report.json and, if there are any, records.jsonl; each appears whole or not at all."""
+    """Write report.json and, if there are any, records.jsonl and a sheet of pictures; each file whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
+    result = str(report.details.get("strategy", "expert"))
+    if (sheet := picture_sheet(records, result)) is not None:
+        save_figure(sheet, folder / "figures" / "pictures.png")
     if records:
         lines = (json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records)
         write_text(folder / "records.jsonl", "".join(lines))

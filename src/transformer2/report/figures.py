@@ -1,0 +1,71 @@
+"""Figures: an empty one, a saved one, and the sheet of pictures of a run on pictures (figures/pictures.png)."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformer2.types import Answer, Record
+
+__all__ = ["bare_figure", "picture_sheet", "save_figure"]
+
+SHOWN, COLUMNS, WIDTH = 12, 4, 34  # pictures, pictures a row, characters a line
+LINES = 2  # of each text; what is longer is cut
+
+
+def bare_figure(size: tuple[float, float]) -> Any:
+    """An empty figure of so many inches: pyplot would keep all of a long run, and choose a backend for the process."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Any, path: Path) -> Path:
+    """Write a figure as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def picture_sheet(records: Sequence[Record], result: str = "expert") -> Any:
+    """Pictures of scored questions: first those that base and result answer differently, then others.
+
+    Args:
+        records: Of all scored questions.
+        result: What the result is called.
+
+    Returns:
+        A matplotlib figure; None where no question has a picture.
+    """
+    seen = [r for r in records if r.images]
+    if not seen:
+        return None
+    chosen = sorted(seen, key=lambda r: (r.base.credit == r.result.credit, r.row))[:SHOWN]
+    rows = -(-len(chosen) // COLUMNS)
+    figure = bare_figure((3.1 * COLUMNS, 4.1 * rows))
+    for axes in figure.subplots(rows, COLUMNS, squeeze=False).flat:
+        axes.set_axis_off()
+    for axes, record in zip(figure.axes, chosen, strict=False):
+        image = record.images[0].open()
+        image.thumbnail((480, 480))
+        axes.imshow(image, interpolation="nearest")
+        says = {"base": _marked(record.base), result: _marked(record.result), "gold": record.gold}
+        lines = [_cut(record.question), *(_cut(f"{name}: {text}") for name, text in says.items())]
+        axes.text(0, -0.03, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=8, parse_math=False)
+    figure.suptitle(f"{len(chosen)} of {len(seen)} questions, those first that base and {result} answer differently")
+    return figure
+
+
+def _marked(answer: Answer) -> str:
+    said = answer.verdict.extracted or answer.completion
+    mark = {None: "not judged", 0.0: "wrong", 1.0: "right"}.get(answer.credit, f"{answer.credit or 0:.1f}")
+    return f"{said.strip()} ({mark})"
+
+
+def _cut(text: str) -> str:
+    return "\n".join(textwrap.wrap(" ".join(text.split()), WIDTH, max_lines=LINES, placeholder=" ...") or [""])
