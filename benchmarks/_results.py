@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "results"
 # Benchmarks of run.py, in the order of the file; those of other commands follow.
 NAMES = (
     "layer", "train_step", "decomposition", "kl", "zrows", "share", "startup", "rl_step", "llm_step", "to_accuracy",
-    "verify_math", "sandbox", "quantised", "serve",
+    "verify_math", "sandbox", "quantised", "serve", "vision",
 )  # fmt: skip
 
 

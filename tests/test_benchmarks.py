@@ -22,6 +22,7 @@ NAMES = (
     "verify_math",
     "sandbox",
     "quantised",
+    "vision",
 )
 
 

@@ -60,6 +60,11 @@ class Sight:
         # Not hooks of torch's: Lightning takes those away between two uses of DeepSpeed.
         embedding.forward, head.forward = self._embed, self._logits
 
+    def forget(self) -> None:
+        """Drop the features of all pictures; they are encoded again when they are seen again."""
+        self._features.clear()
+        self._bytes = 0
+
     def _embed(self, ids_BT: Tensor) -> Tensor:
         """The input embedding, with the features of pictures in their places."""
         seen_BT = ids_BT >= FIRST
