@@ -17,7 +17,7 @@ from transformer2.data.prompts import collate, render
 from transformer2.errors import DataError
 from transformer2.module.scores import score
 from transformer2.pictures import PictureFile
-from transformer2.policy import build_policy, lm_head, load_base, load_tokenizer
+from transformer2.policy import build_policy, eos_token_ids, lm_head, load_base, load_tokenizer
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
 from transformer2.rollout.server import PYTHON_VARIABLE
@@ -46,8 +46,9 @@ class Seeing:
         for i, size in enumerate(SIZES):
             drawn(i, size).save(folder / f"{i}.png")
             self.pictures.append(PictureFile(str(folder / f"{i}.png")))
-        self.here = HFEngine(self.tokenizer, [1], merge=True)
-        self.there = VLLMEngine(self.tokenizer, [1], str(base), self.policy, VLLMOptions())
+        eos = eos_token_ids(self.policy, self.tokenizer)
+        self.here = HFEngine(self.tokenizer, eos, merge=True)
+        self.there = VLLMEngine(self.tokenizer, eos, str(base), self.policy, VLLMOptions())
 
     def batch(self, *shown: tuple[int, ...]) -> PromptBatch:
         message = {"role": "user", "content": "How many?"}
