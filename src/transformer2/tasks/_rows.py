@@ -305,7 +305,7 @@ def _hub_rows(
         datasets.config.HF_HUB_OFFLINE = True  # what is in the cache, or an error at once
     try:
         found = datasets.load_dataset(hub_id, config, split=split, revision=revision)
-        references = _pictures_of(found, pictures) if pictures in found.column_names else []
+        references = _pictures_of(found, pictures) if pictures and pictures in found.column_names else []
         rows = [Row(row) for row in (found.remove_columns([pictures]) if references else found)]
     except ConnectionError as e:
         raise DataError(f"the Hub could not be reached for {hub_id}; {remedy}") from e
