@@ -14,6 +14,7 @@ from picture_task import draw_pictures
 from transformers import AutoModelForImageTextToText, LlavaNextConfig, Qwen2_5_VLConfig
 from vision import FAMILIES, drawn, inputs, make_vision
 
+from transformer2 import tasks
 from transformer2.cli import main
 from transformer2.cli.plan import complete
 from transformer2.data import ExpertDataModule
@@ -144,6 +145,12 @@ def test_a_step_on_pictures(family: str, dtype: torch.dtype, tmp_path: Path) -> 
     data = {"task": SEEN, "data_dir": pictures, "base": base, "batch_size": 16, "max_new_tokens": 24}
     module, planned = measured_and_planned(tmp_path, grouped(**model), data)
     assert planned.peak == pytest.approx(module.peak, rel=WITHIN)
+
+
+@pytest.mark.parametrize("task", ["tiny_textvqa", "tiny_okvqa"])
+def test_tasks_say_how_many_pictures_they_show(task: str) -> None:
+    shown = tasks.get(task)
+    assert max(len(example.images) for example in shown.examples("test")) == shown.pictures == 1
 
 
 def test_a_text_base_is_refused_for_pictures_and_the_command_says_what_they_cost(capsys) -> None:

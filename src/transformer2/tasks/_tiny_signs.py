@@ -30,6 +30,7 @@ class SignTask(Task):
     """
 
     max_new_tokens: ClassVar[int] = 40
+    pictures: ClassVar[int] = 1
     verify_in = "inline"
     sources: ClassVar[dict[str, tuple[str, int]]] = SPLITS
 

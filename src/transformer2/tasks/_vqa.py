@@ -50,6 +50,7 @@ class VQATask(Task):
     """
 
     max_new_tokens: ClassVar[int] = 16
+    pictures: ClassVar[int] = 1
     verify_in = "inline"
     sources: ClassVar[Mapping[str, tuple[str, str]]]  # train and test -> Hub data set, split
 

@@ -38,6 +38,7 @@ class EasyVQA(Task):
     name: ClassVar[str] = "easy_vqa"
     description: ClassVar[str] = "the shape and the colour in a small picture; answered with one word"
     max_new_tokens: ClassVar[int] = 8
+    pictures: ClassVar[int] = 1
     verify_in = "inline"
 
     def __init__(self, system: str | None = None, prompt: str = "{question}\nAnswer with one word.") -> None:
