@@ -77,11 +77,10 @@ def test_a_budget_and_a_time_limit(serve):
 
 
 @pytest.mark.parametrize("asked", [{"n": 10**9}, {"prompt": ["a"] * 200_000}])
-def test_too_many_answers_are_refused_before_any_is_prepared(served, client, asked):
-    begin = time.monotonic()
+def test_too_many_answers_are_refused_before_any_is_prepared(served, client, asked, monkeypatch):
+    monkeypatch.setattr(served.model, "start", lambda *_, **__: pytest.fail("an answer was prepared"))
     with pytest.raises(openai.BadRequestError, match="of one request"):
         client.completions.create(**{"model": "base", "prompt": "a", **asked})
-    assert time.monotonic() - begin < 10
 
 
 def test_more_answers_than_can_ever_run_or_wait_are_no_matter_of_time(serve, model):
