@@ -141,6 +141,7 @@ def test_the_answers_of_huggingfacem4_are_what_was_said_not_its_stem(tmp_path):
         ({"question": None}, "field 'question' is None"),
         ({"answers": []}, "holds no answer, so nothing can be scored"),
         ({"answers": [""] * 10}, "holds no answer"),
+        ({"answers": ["race"] * 3}, "3 annotators are too few for the VQA accuracy"),
         ({"answers": "race"}, "field 'answers' is 'race'"),
         ({"answers": ["race", 3]}, "holds one that is no text"),
         ({"image": None}, "field 'image' is None"),

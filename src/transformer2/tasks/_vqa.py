@@ -25,7 +25,7 @@ from transformer2.tasks._rows import Row, examples_of, field_of, hash_of, load_r
 from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
-from transformer2.verifiers.vqa import verify_vqa
+from transformer2.verifiers.vqa import ENOUGH, verify_vqa
 
 __all__ = ["VQATask"]
 
@@ -109,6 +109,11 @@ def _answers(row: Row, where: str) -> tuple[str, ...]:
     said = [a.get("raw_answer", a.get("answer")) if isinstance(a, Mapping) else a for a in found]
     if not all(isinstance(text, str) for text in said):
         raise DataError(f"{where}: field 'answers' holds one that is no text; correct or drop the row")
+    if 0 < len(said) <= ENOUGH:
+        raise DataError(
+            f"{where}: {len(said)} annotators are too few for the VQA accuracy, by which {ENOUGH} others must agree; "
+            "ask the question as a row of the task jsonl (exact)"
+        )
     if not any(text.strip() for text in said):
         raise DataError(f"{where}: field 'answers' holds no answer, so nothing can be scored; drop the row")
     return tuple(text.strip() for text in said)

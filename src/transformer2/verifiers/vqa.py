@@ -8,9 +8,8 @@ go, a possessive stands apart; punctuation but apostrophe and colon becomes a bl
 one; full stops that no digit follows go; none, zero to ten are digits; articles go; contractions get their
 apostrophe.
 
-Departures: a blank completion is no answer (there, it equals an annotator's "A", of which nothing is left either); with
-three annotators or fewer, all the others must agree (there, nothing would reach 1, and nothing at all would be right by
-one annotator); no more than the first 32 full stops are removed there.
+Departures: a blank completion is no answer (there, it equals an annotator's "A", of which nothing is left either); no
+more than the first 32 full stops are removed there.
 """
 
 from __future__ import annotations
@@ -63,17 +62,14 @@ def soft_score(answer: str, answers: Sequence[str]) -> float:
 
     Args:
         answer: What is judged.
-        answers: What the annotators said, one each, at least one.
+        answers: What the annotators said, one each: ten in the data sets; with fewer than four nothing reaches 1.
     """
     n, said = len(answers), normalised(answer)
     if not answer.strip():
         return 0.0
     same = sum(normalised(other) == said for other in answers)
-    enough = max(1, min(ENOUGH, n - 1))
-    if n == 1:
-        return float(same)
     # Left out in turn: one of those who said the same, or one of the others.
-    return (same * min(1.0, (same - 1) / enough) + (n - same) * min(1.0, same / enough)) / n
+    return (same * min(1.0, (same - 1) / ENOUGH) + (n - same) * min(1.0, same / ENOUGH)) / n
 
 
 def verify_vqa(completion: str, answers: Sequence[str], soft_reward: bool = False) -> Verdict:
