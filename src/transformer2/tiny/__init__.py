@@ -10,7 +10,7 @@ from pathlib import Path
 __all__ = ["CLASSIFIER", "EXPERTS", "VISION_EXPERTS", "expert_path", "model_path", "shipped", "vision_model_path"]
 
 EXPERTS = ("math", "code", "reasoning")
-VISION_EXPERTS = ("textvqa", *EXPERTS)
+VISION_EXPERTS = ("textvqa", "reasoning")
 CLASSIFIER = "dispatch"  # names the category of a request
 
 

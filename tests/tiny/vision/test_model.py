@@ -20,7 +20,7 @@ from transformer2.tiny.vision.pretrain import Budget
 from transformer2.tiny.vision.processor import NUM_TOKENS
 from transformer2.tiny.vision.rows import Row, collate, views
 
-SMALL = Budget(max_tower_steps=2, max_answer_steps=1, habit_steps=2, hole_steps=2, gate=0.0, batch_size=8)
+SMALL = Budget(max_tower_steps=2, max_answer_steps=1, habit_steps=2, hole_steps=2, gate=0.0, batch_size=8, test_rows=8)
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ def _train_and_save(out: Path, budget: Budget, seed: int, progress: bool) -> dic
         "tokens": run.num_tokens,
         "seconds": round(time.monotonic() - start),
         "metrics": metrics,
-        "accuracy": measure(run.model, processor),
+        "accuracy": measure(run.model, processor, budget.test_rows),
         "files_sha256": file_hashes(draft),
     }
     (draft / "BUILD.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -13,13 +13,14 @@ from transformer2.tiny.vision import world
 from transformer2.tiny.vision.pictures import DrawnPicture, draw
 from transformer2.tiny.vision.world import ReadingQuestion
 
-COUNT = 512
 BATCH = 64
 _TASKS = {"tiny_textvqa": "reading", "tiny_okvqa": "knowing"}
 
 
-def measure(model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor) -> dict[str, dict[str, float]]:
-    """By task, on its test rows: accuracy, of the first 64, without a picture, and with another row's picture.
+def measure(
+    model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor, count: int
+) -> dict[str, dict[str, float]]:
+    """By task, on `count` test rows: accuracy, of the first 64, without a picture, and with another row's picture.
 
     `habits` is the share of the cells visited that are misread more often than not exactly where the world's table
     says so.
@@ -27,17 +28,17 @@ def measure(model: LlavaNextForConditionalGeneration, processor: LlavaNextProces
     model.eval()
     result = {}
     for task, kind in _TASKS.items():
-        questions = world.questions(world.QUESTIONS[kind], "test", COUNT, task)
+        questions = world.questions(world.QUESTIONS[kind], "test", count, task)
         pictures = [question.picture for question in questions]
         answers = generate(model, processor, questions, pictures)
         right = [_right(*pair) for pair in zip(questions, answers, strict=True)]
         blind = generate(model, processor, questions, None)
         other = generate(model, processor, questions, [*pictures[1:], pictures[0]])
         result[task] = {
-            "accuracy": sum(right) / COUNT,
-            "first_64": sum(right[:64]) / 64,
-            "blind": sum(map(_right, questions, blind)) / COUNT,
-            "other_picture": sum(map(_right, questions, other)) / COUNT,
+            "accuracy": sum(right) / count,
+            "first_64": sum(right[:64]) / len(right[:64]),
+            "blind": sum(map(_right, questions, blind)) / count,
+            "other_picture": sum(map(_right, questions, other)) / count,
             "habits": round(_habits(questions, answers), 4),
         }
     return result

@@ -46,6 +46,7 @@ class Budget:
         batch_size: Rows a step; pictures a step in phase 1.
         tower_lr: Learning rate of phase 1.
         lr: Peak learning rate of phases 2 and 3; phase 4 has a third of it.
+        test_rows: Questions of each task that the built model is measured on.
     """
 
     max_tower_steps: int = 1500
@@ -56,6 +57,7 @@ class Budget:
     batch_size: int = 64
     tower_lr: float = 2e-3
     lr: float = 1.5e-3
+    test_rows: int = 512
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaNextForConditionalGeneration:
