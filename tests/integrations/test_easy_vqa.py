@@ -1,4 +1,4 @@
-"""easy-VQA's real pictures and questions from end to end, on a small random model: nothing is seen, as the report says."""
+"""easy-VQA's real pictures and questions from end to end; a small random model sees nothing, as its report says."""
 
 from __future__ import annotations
 

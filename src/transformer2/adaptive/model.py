@@ -126,7 +126,7 @@ class SelfAdaptive:
 
         Args:
             base: `tiny`, a folder, a GGUF file, or a Hub id.
-            experts: Name -> expert folder, or folders alone; None takes those that ship with `tiny`.
+            experts: Name -> expert folder, or folders alone; None takes those that ship with an embedded base.
             strategy: See the class.
             alpha: See the class.
             classifier: Folder of the classification expert; None takes the one that ships with `tiny`.
@@ -136,11 +136,13 @@ class SelfAdaptive:
             model_kwargs: Of `from_pretrained` of transformers (`quantization_config`, `attn_implementation`, ...).
             options: `max_rows` and `max_tokens` of the class.
         """
-        if shipped := base == "tiny" and experts is None:
-            experts = {name: tiny.expert_path(name) for name in tiny.EXPERTS}
+        shipped = base == "tiny" and experts is None  # with words for the first pass, and an expert on them
+        if experts is None:
+            experts = tiny.shipped(base)
+        if shipped:
             classifier = classifier or tiny.expert_path(tiny.CLASSIFIER)
         read_strategy(strategy, classifier is not None, soft)
-        found, helper = read_experts(experts or {}), None if classifier is None else read_expert(classifier)
+        found, helper = read_experts(experts), None if classifier is None else read_expert(classifier)
         everyone = [*found.values(), *([] if helper is None else [helper])]
         policy = load_policy(base, everyone, dtype, device, dict(model_kwargs or {}))
         tokenizer, labelled = load_tokenizer(base, model_kwargs), tasks.get("tiny_dispatch") if shipped else None

@@ -21,7 +21,7 @@ __all__ = ["MODEL_HELP", "MODEL_OPTIONS", "MODEL_SWITCHES", "ModelOptions", "num
 STRATEGIES = get_args(value_of("transformer2.adaptive.first_pass.StrategyName"))  # read, not imported: that takes torch
 MODEL_HELP = """\
   --base BASE             tiny (default), smollm2, a folder, a .gguf file, or a Hub id
-  --experts LIST          NAME=DIR,NAME=DIR,... (default: those that ship with tiny; none with another base)
+  --experts LIST          NAME=DIR,NAME=DIR,... (default: those that ship with an embedded base)
   --strategy NAME         how an expert is chosen for a prompt: cls (a classification expert names the kind of request;
                           default where there is one), scores (the likeliest category; default elsewhere), prompt (the
                           base names it)
