@@ -64,9 +64,13 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def proof(session: nox.Session) -> None:
-    """What self-adaptation promises, on experts of three RL seeds: 25 minutes, 10 of them training (PROOF_EXPERTS)."""
+    """What self-adaptation promises, on experts of three RL seeds: 25 minutes, 10 of them training (PROOF_EXPERTS).
+
+    And what pictures promise, in 15 minutes.
+    """
     install(session, "dev")
-    session.run("pytest", "-m", "slow", "-v", "tests/adaptation/test_proof.py", *session.posargs, env=ENV)
+    what = ("tests/adaptation/test_proof.py", "tests/vision/test_proof.py")
+    session.run("pytest", "-m", "slow", "-v", *what, *session.posargs, env=ENV)
 
 
 @nox.session
