@@ -1,5 +1,5 @@
-"""What pictures promise, on three seeds: an expert that reads, clearly above what is scored blind; and what cem makes of
-it and an expert of text alone on questions that need both, beside every control.
+"""What pictures promise, on three seeds: an expert that reads, clearly above what is scored blind; what cem makes of it
+and an expert of text alone on questions that need both, beside every control.
 """
 
 from __future__ import annotations
