@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import threading
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformer2.errors import DataError
+from transformer2.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,9 +27,15 @@ if TYPE_CHECKING:
 __all__ = ["Picture", "PictureBytes", "PictureFile", "PictureInTable"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa")  # others lose or invert values as RGB
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # others lose or invert values as RGB
 MIN_SIDE, MAX_SIDE, MAX_PIXELS, MAX_RATIO = 4, 16_384, 89_478_485, 100  # Pillow warns of a bomb beyond so many pixels
 MAX_BYTES = 128 * 2**20
+ORIENTATION = 0x0112  # of EXIF, 1 to 8
+_TURNS = {
+    **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"},
+    **{5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"},
+}
+_reading = threading.Lock()  # Arrow's readers are no business of several threads; pictures are decoded outside it
 
 
 class Picture(ABC):
@@ -54,25 +61,19 @@ class Picture(ABC):
         Raises:
             DataError: Missing, broken, truncated, animated, of an odd kind or size; the message names it.
         """
-        from PIL import Image, ImageOps
-
         with self._readable() as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.has_transparency_data:
-                layer = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-            return upright.convert("RGB")
+            return _upright(image)
 
     def check(self) -> None:
         """Read every byte of it, at the least size at which it decodes; errors as of `open`."""
         with self._readable() as image:
             image.draft("RGB", (1, 1))  # a JPEG decodes at an eighth of its size; others as they are
-            image.load()
+            _upright(image)
 
     def size(self) -> tuple[int, int]:
         """(width, height), upright, from the header alone; errors as of `open` but for what the header does not say."""
         with self._readable() as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) and image.format != "TIFF"  # turned already
             return image.size[::-1] if turned else image.size
 
     def digest(self) -> str:
@@ -97,11 +98,9 @@ class Picture(ABC):
                 f"picture {self.name} has more than {MAX_PIXELS / 1e6:.0f} million pixels; scale it down"
             ) from e
         except Exception as e:  # Pillow's plugins raise whatever they come across
-            what = "no picture of a known kind" if type(e).__name__ == "UnidentifiedImageError" else "broken"
-            raise DataError(
-                f"picture {self.name} is {what} ({' '.join(str(e).split())[:80]}); replace it with a whole "
-                f"JPEG, PNG or WebP file, or drop the row"
-            ) from e
+            known = type(e).__name__ != "UnidentifiedImageError"
+            what = f"broken ({one_line(e, 80)})" if known else "no picture of a known kind"
+            raise DataError(f"picture {self.name} is {what}; give a whole JPEG, PNG or WebP file") from e
 
     def _check_header(self, image: Image) -> None:
         width, height = image.size
@@ -116,13 +115,26 @@ class Picture(ABC):
             )
         if min(width, height) < MIN_SIDE or max(width, height) > MAX_RATIO * min(width, height):
             raise DataError(
-                f"picture {self.name} has {width} x {height} pixels, too few or too narrow to be seen; replace it or "
-                "drop the row"
+                f"picture {self.name} has {width} x {height} pixels, too few or too narrow to be seen; give a "
+                "larger one"
             )
 
     def __getstate__(self) -> dict[str, Any]:
         """Its fields alone: what a process keeps of a picture (vision/tokens.py) is nobody else's."""
         return {name: value for name, value in self.__dict__.items() if name != "_blocks"}
+
+
+def _upright(image: Image) -> Image:
+    """An opened picture as RGB; turned by its tag alone, since a whole block of EXIF may be odd."""
+    from PIL import Image as images
+
+    image.load()  # of a TIFF file this turns it upright, and forgets how it lay
+    turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
+    upright: Image = image if turn is None else image.transpose(images.Transpose[turn])
+    if upright.has_transparency_data:
+        layer = upright.convert("RGBA")
+        upright = images.alpha_composite(images.new("RGBA", layer.size, "white"), layer)
+    return upright.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -197,7 +209,8 @@ class PictureInTable(Picture):
     def data(self) -> bytes:
         """See `Picture.data`."""
         try:
-            cell = _cell(self.file, self.row, self.column)
+            with _reading:
+                cell = _cell(self.file, self.row, self.column)
         except Exception as e:  # Arrow's errors share no class with each other
             raise DataError(f"picture {self.name} cannot be read ({' '.join(str(e).split())[:80]})") from e
         content = cell.get("bytes") if isinstance(cell, dict) else cell

@@ -39,7 +39,7 @@ from transformer2.svf.config import SVFConfig
 from transformer2.svf.dtype import auto_dtype, cpu_dtype, why
 from transformer2.svf.loading import check_options
 from transformer2.svf.quantised import keep_differentiable
-from transformer2.vision import family_class, let_see, load_family, positions
+from transformer2.vision import family_class, let_see, load_family, positions, sight_of
 
 __all__ = [
     "adapter_config", "base_dtype", "build_policy", "check_halves", "checkpointed", "completion_states",
@@ -323,6 +323,8 @@ def check_halves(policy: PeftModel, head: Callable[[Tensor], Tensor]) -> None:
     Raises:
         ConfigError: The halves do not give the model's logits.
     """
+    if (sight := sight_of(policy)) is not None:
+        sight.check()
     with torch.no_grad():
         p = probe(policy, policy.device)
         halves_BPV = head(hidden_states(policy, p.ids_BP, p.mask_BP))

@@ -21,14 +21,15 @@ def check_pictures(examples: Sequence[Example]) -> None:
     Raises:
         DataError: Some cannot be used: their number, and what is wrong with the first.
     """
-    pictures = list(dict.fromkeys(picture for example in examples for picture in example.images))
+    asked = {picture: example.id for example in reversed(examples) for picture in example.images}
+    pictures = list(asked)[::-1]
     with ThreadPoolExecutor(os.cpu_count() or 1) as readers:
         found = readers.map(_fault, pictures)
         bar = tqdm(found, "reading pictures", len(pictures), leave=False, disable=len(pictures) < SHOWN_FROM)
-        faults = [fault for fault in bar if fault is not None]
+        faults = [f"{asked[p]}: {fault}" for p, fault in zip(pictures, bar, strict=True) if fault is not None]
     if faults:
         more = f" ({len(faults)} of {len(pictures)} pictures cannot be used)" if len(faults) > 1 else ""
-        raise DataError(f"{faults[0]}{more}")
+        raise DataError(f"{faults[0]}, or drop the row{more}")
 
 
 def _fault(picture: Picture) -> DataError | None:

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from transformer2.errors import ConfigError, DataError, shown
+from transformer2.errors import ConfigError, DataError, one_line, shown
 from transformer2.types import Example, PromptBatch, text_of
 from transformer2.vision import Family, picture_tokens
 
@@ -106,19 +106,22 @@ def _render_with_pictures(
     tokenizer: PreTrainedTokenizerBase, family: Family, example: Example, template: ChatTemplate | None
 ) -> list[int]:
     messages = _in_parts(example)
+    said = [p["text"].strip() for m in messages for p in m["content"] if p["type"] == "text"]
     if tokenizer.chat_template is None or template is None:
         parts = [[family.image_token if p["type"] == "image" else p["text"] for p in m["content"]] for m in messages]
         ids = plain_ids(tokenizer, "\n\n".join("\n".join(texts) for texts in parts) + "\n\n")
     else:
-        text = template.text(tokenizer, messages)
-        said = [p["text"].strip() for m in messages for p in m["content"] if p["type"] == "text"]
-        if left_out := [words for words in said if words not in text]:
+        text = _text(tokenizer, messages, template)
+        as_python = "{'type':" in text and not any("{'type':" in words for words in said)
+        if left_out := [words for words in said if as_python or words not in text]:
             raise DataError(
                 f"the tokenizer's chat template leaves out {shown(left_out[0], 40)!r}: it knows no messages in parts; "
                 "save the chat template of the model's processor beside the tokenizer"
             )
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if (found := ids.count(family.image_id)) != len(example.images):
+        # As transformers' processors do: LLaVA-NeXT's template leaves the BOS to the tokenizer.
+        whole = tokenizer.bos_token is None or text.startswith(tokenizer.bos_token)
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"]) if whole else plain_ids(tokenizer, text)
+    if (found := sum(i in family.banned for i in ids)) != len(example.images):
         raise DataError(
             f"{example.id or 'the prompt'} has {len(example.images)} pictures and {found} times "
             f"{family.image_token!r}; leave that out of texts: the chat template puts it where a picture is"
@@ -132,14 +135,17 @@ def _in_parts(example: Example) -> Messages:
     """Messages whose contents are lists of parts; pictures without a part stand before the last user's text.
 
     Raises:
-        DataError: As many image parts as pictures are needed, or none.
+        DataError: A part is of another type.
     """
     messages: Messages = []
     for m in example.messages:
         content = m["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else [dict(part) for part in content]
         messages.append({**m, "content": parts})
-    if any(part["type"] == "image" for m in messages for part in m["content"]):
+    kinds = {part["type"] for m in messages for part in m["content"]}
+    if unknown := kinds - {"text", "image"}:
+        raise DataError(f"{example.id or 'the prompt'} has a part of type {min(unknown)!r}; use text and image")
+    if "image" in kinds:
         return messages
     for m in reversed(messages):
         if m["role"] == "user":
@@ -158,17 +164,21 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: ChatTemplate) -> str:
     """The prompt as text. Where a template knows no system role, its text goes before the first user message."""
-    system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
+    system = "\n\n".join(text_of(m) for m in messages if m["role"] == "system")
     try:
         text = template.text(tokenizer, messages)
     except (TemplateError, TypeError, ValueError) as e:  # Gemma's template refuses a system role
         if not system:
-            raise DataError(f"the tokenizer's chat template refuses a prompt ({e}); correct the template") from e
+            raise DataError(
+                f"the tokenizer's chat template refuses a prompt ({one_line(e)}); correct the template"
+            ) from e
         text = ""
     if system.strip() in text:  # other templates silently leave it out
         return text
     first, *rest = [m for m in messages if m["role"] != "system"]
-    return _text(tokenizer, [{**first, "content": f"{system}\n\n{first['content']}"}, *rest], template)
+    before, content = f"{system}\n\n", first["content"]
+    content = before + content if isinstance(content, str) else [{"type": "text", "text": before}, *content]
+    return _text(tokenizer, [{**first, "content": content}, *rest], template)
 
 
 def open_turn_end(tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int], stop: Sequence[str] = ()) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from transformer2.errors import DataError, UserError
+from transformer2.errors import ConfigError, DataError, UserError
 from transformer2.vision.families import Family
 from transformer2.vision.tokens import FIRST, PLACES, Block, block_of, is_held
 
@@ -23,12 +23,13 @@ __all__ = ["BANNED", "CACHE_BYTES", "Sight", "let_see", "sight_of"]
 
 CACHE_BYTES = 4 * 2**30
 BANNED = -3e4  # finite in 16 bits: minus infinity would make a full KL NaN
-_READERS = 8  # threads that decode pictures; Pillow lets others run meanwhile
+_READERS, _AHEAD = 8, 32  # threads that decode pictures (Pillow lets others run meanwhile); pictures they are ahead
 
 
 def let_see(model: Any, family: Family) -> None:
     """Let a model of a family see, once; as `model.sight`."""
-    model.sight, model.position_axes = Sight(model, family), family.axes
+    if sight_of(model) is None:
+        model.sight, model.position_axes = Sight(model, family), family.axes
 
 
 def sight_of(policy: Any) -> Sight | None:
@@ -50,8 +51,7 @@ class Sight:
 
     def __init__(self, model: nn.Module, family: Family) -> None:
         self.model, self.family = model, family
-        config = cast(Any, model).config
-        self.banned = [i for i in (family.image_id, getattr(config, "video_token_id", None)) if i is not None]
+        self.banned = family.banned
         self.go_on: Callable[[bool], bool] = bool
         self._features: OrderedDict[int, Tensor] = OrderedDict()
         self._bytes = 0
@@ -89,17 +89,19 @@ class Sight:
     def _logits(self, hidden: Tensor) -> Tensor:
         """The output head, with ids that stand for pictures out of reach."""
         logits = self._speak(hidden)
-        return logits.index_fill(-1, torch.tensor(self.banned, device=logits.device), BANNED)
+        banned = [i for i in self.banned if i < logits.shape[-1]]  # some heads have no row for it
+        return logits.index_fill(-1, torch.tensor(banned, dtype=torch.long, device=logits.device), BANNED)
 
     def _of(self, blocks: list[Block]) -> list[Tensor]:
         """Features of pictures, (tokens, D) each."""
         missing = [block for block in blocks if block.number not in self._features]
         fresh: dict[int, Tensor] = {}
         with ThreadPoolExecutor(_READERS) as readers:
-            ahead = [readers.submit(lambda b: self.family.pixels(b.picture.open()), b) for b in missing]
-            for block, pixels in zip(missing, ahead, strict=True):
-                self.go_on(True)
-                fresh[block.number] = self._encode(block, pixels.result())
+            for start in range(0, len(missing), _AHEAD):
+                some = missing[start : start + _AHEAD]
+                for block, pixels in zip(some, readers.map(self._pixels, some), strict=True):
+                    self.go_on(True)
+                    fresh[block.number] = self._encode(pixels)
         while self.go_on(False):  # other ranks are not done
             self._encode_any()
         found = [fresh[b.number] if b.number in fresh else self._features[b.number] for b in blocks]
@@ -114,14 +116,30 @@ class Sight:
             self._bytes -= self._features.popitem(last=False)[1].nbytes
         return found
 
-    def _encode(self, block: Block, pixels: dict[str, Tensor]) -> Tensor:
-        features = self.family.features(self.model, self._on_device(pixels))
-        if len(features) != block.layout.tokens:
-            raise DataError(
-                f"picture {block.picture.name} is {len(features)} features and {block.layout.tokens} tokens: the "
-                "base's processor and config do not belong together; save both from one model"
-            )
-        return features.cpu()
+    def check(self) -> None:
+        """Encode two empty pictures and compare their features with the places that prompts have for them.
+
+        Raises:
+            ConfigError: Prompts would not fit; the message says what to do.
+        """
+        from PIL import Image
+
+        for size in ((96, 64), (40, 72)):
+            pixels = self.family.pixels(Image.new("RGB", size))
+            found = len(self.family.features(self.model, self._on_device(pixels)))
+            if found != (places := self.family.layout(size).tokens):
+                raise ConfigError(
+                    f"a picture of {size[0]} x {size[1]} pixels is {found} features and {places} tokens: the base's "
+                    "processor and config do not belong together; save both from one model"
+                )
+
+    def _pixels(self, block: Block) -> dict[str, Tensor]:
+        if block.picture.digest() != block.digest:
+            raise DataError(f"picture {block.picture.name} is another one than when the run began; run it again")
+        return self.family.pixels(block.picture.open())
+
+    def _encode(self, pixels: dict[str, Tensor]) -> Tensor:
+        return self.family.features(self.model, self._on_device(pixels)).cpu()
 
     def _encode_any(self) -> None:
         """A pass through the tower for company: its weights are in shards."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Family", "Layout", "family_class", "load_family"]
 
+_SETTINGS = ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy")  # of processors
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -51,6 +53,8 @@ class Family(ABC):
 
     Attributes:
         model_type: Of the config.
+        image_id: What stands for a picture in the tokenizer's words.
+        banned: Ids that stand for pictures and videos: never sampled, never scored.
         axes: Coordinates of a token's position: 1, or 3 (time, height, width).
         processor: Prepares pictures.
         key: The same for bases that make the same tokens of a picture.
@@ -63,9 +67,12 @@ class Family(ABC):
         self, folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]
     ) -> None:
         self.image_id = int(config.image_token_id)
+        video_id = getattr(config, "video_token_id", None)
+        self.banned = [self.image_id, *([] if video_id is None else [int(video_id)])]
         self.image_token = str(tokenizer.convert_ids_to_tokens(self.image_id))
         self.processor: Any = self._processor(folder, options)
-        made_by = [self.model_type, self._images().to_dict(), config.to_dict().get("vision_config")]
+        settings = [str(getattr(self.processor, name, None)) for name in _SETTINGS]
+        made_by = [self.model_type, settings, self._images().to_dict(), config.to_dict().get("vision_config")]
         self.key = hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def _processor(self, folder: Path, options: Mapping[str, Any]) -> Any:
@@ -131,6 +138,8 @@ _FAMILIES: dict[str, type[Family]] = {f.model_type: f for f in (Llava, LlavaNext
 
 def family_class(config: PretrainedConfig) -> type[Family] | None:
     """The family of a base that takes pictures; None for text alone, and for families that are not known here."""
+    if getattr(getattr(config, "vision_config", None), "model_type", None) == "pixtral":
+        return None  # LLaVA by its config, with tokens that end the rows of a picture
     return _FAMILIES.get(config.model_type)
 
 
@@ -148,9 +157,13 @@ def load_family(
     if made is None:
         return None
     try:
-        if (own := folder / "chat_template.json").is_file():
-            tokenizer.chat_template = json.loads(own.read_text(encoding="utf-8"))["chat_template"]
-        return made(folder, config, tokenizer, options)
+        if (own := folder / "chat_template.json").is_file() and not (folder / "chat_template.jinja").is_file():
+            template = json.loads(own.read_text(encoding="utf-8"))["chat_template"]
+            named = isinstance(template, list)
+            tokenizer.chat_template = {t["name"]: t["template"] for t in template} if named else template
+        family = made(folder, config, tokenizer, options)
+        family.layout((64, 64))
+        return family
     except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as e:
         raise DataError(
             f"base {str(folder)!r} takes pictures, and its processor cannot be loaded ({one_line(e, 120)}); save the "

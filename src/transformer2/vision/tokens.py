@@ -51,11 +51,13 @@ class Block:
         number: Of the picture.
         layout: Its tokens.
         picture: Where it is.
+        digest: Of its content.
     """
 
     number: int
     layout: Layout
     picture: Picture
+    digest: str
 
 
 _blocks: WeakValueDictionary[int, Block] = WeakValueDictionary()
@@ -82,12 +84,12 @@ def picture_tokens(family: Family, picture: Picture) -> list[int]:
             raise DataError(
                 f"picture {picture.name} of {size[0]} x {size[1]} pixels would be {layout.tokens} tokens; crop it"
             )
-        content = family.key, picture.digest()
+        digest = picture.digest()
         with _lock:
-            block = _by_content.get(content)
+            block = _by_content.get((family.key, digest))
             if block is None:
-                block = Block(next(_numbers), layout, copy.copy(picture))
-                _by_content[content] = _blocks[block.number] = block
+                block = Block(next(_numbers), layout, copy.copy(picture), digest)
+                _by_content[family.key, digest] = _blocks[block.number] = block
         held[family.key] = block
     block = held[family.key]
     start = FIRST + block.number * PLACES
@@ -118,7 +120,7 @@ def pictures_in(ids: Sequence[int]) -> list[Picture]:
 
 def as_image_ids(ids: Sequence[int], image_id: int, once: bool = False) -> list[int]:
     """A prompt in ids that its tokenizer knows: the image id in the places of pictures; `once` for each of them."""
-    return [min(i, image_id) if i >= FIRST else i for i in ids if not once or i < FIRST or not (i - FIRST) % PLACES]
+    return [image_id if i >= FIRST else i for i in ids if not once or i < FIRST or not (i - FIRST) % PLACES]
 
 
 def positions(model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -133,6 +135,7 @@ def positions(model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
     if axes == 1:
         return counted_BT
     found_BT3 = counted_BT[..., None].repeat(1, 1, axes)
+    ids_BT = ids_BT * mask_BT  # under the padding of shared prompts stand tokens of others
     for b in (ids_BT >= FIRST).any(-1).nonzero()[:, 0].tolist():
         row = ids_BT[b].tolist()
         for t in [t for t, i in enumerate(row) if i >= FIRST and not (i - FIRST) % PLACES]:
