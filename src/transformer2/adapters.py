@@ -21,7 +21,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from transformer2.errors import ConfigError, ExpertError, UserError, nearest, one_line, shown
@@ -30,6 +30,7 @@ from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import warn_of_another_base
 from transformer2.svf.format import CONFIG, OLD_FIELDS, peft_type
 from transformer2.svf.targets import find_targets, language_model, tower_refused
+from transformer2.vision import sight_of
 
 __all__ = ["adapter_config", "check_towers_frozen", "expert_adapter", "load_expert"]
 
@@ -128,6 +129,12 @@ def check_towers_frozen(policy: PeftModel) -> None:
         ConfigError: It does; names the layer and the remedy.
     """
     base = policy.get_base_model()
+    if sight_of(base) is not None and not isinstance(base.get_input_embeddings(), nn.Embedding | ModulesToSaveWrapper):
+        kind = policy.peft_config["default"].peft_type.value
+        raise ConfigError(
+            f"this {kind} adapter wraps the input embedding, where pictures enter; leave embed_tokens out of "
+            "target_modules, and trainable_token_indices"
+        )
     inside = language_model(base)
     head = {id(p) for p in base.get_output_embeddings().parameters()} if inside else set()
     for name, parameter in base.named_parameters():

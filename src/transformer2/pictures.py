@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import io
-import threading
 import stat
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 from vision import FAMILIES, drawn, inputs, make_vision
 
 from transformer2 import z_rows
@@ -113,6 +115,49 @@ def test_a_row_does_not_depend_on_its_company(world: World) -> None:
     for row, example in enumerate(together.examples):
         alone = world.engine.generate(world.policy, replace(world.batch(example), row_ids=(row,)), FREE, 7)
         assert alone.completions[0] == together.completions[row]
+
+
+def test_one_picture_under_questions_of_unequal_length(world: World) -> None:
+    # Their common beginning is run once; under the padding of the shorter ones stand tokens of the picture.
+    texts = ("How many?", "How many? " + "Sam has 3 cups. " * 12, "How many? " + "Sam has 3 cups. " * 5)
+    batch = world.batch(*(world.example(0, text=t) for t in texts)).repeat(2)
+    together = world.engine.generate(world.policy, batch, FREE, 3)
+    for row, example in enumerate(batch.examples):
+        alone = world.engine.generate(world.policy, replace(world.batch(example), row_ids=(row,)), FREE, 3)
+        assert alone.completions[0] == together.completions[row]
+    with torch.no_grad():
+        shared, apart = (score(world.policy, world.head, together, "full", share=share) for share in (True, False))
+    assert (shared.logprobs_N - apart.logprobs_N).abs().max() < 1e-5
+
+
+def test_a_template_without_bos_leaves_it_to_the_tokenizer(world: World) -> None:
+    tokenizer = copy.deepcopy(world.tokenizer)
+    bos, image = tokenizer.bos_token, tokenizer.family.image_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    written = as_image_ids(render(tokenizer, world.example(0)), image)
+    assert written == as_image_ids(render(world.tokenizer, world.example(0)), image) and written.count(written[0]) == 1
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ bos_token }}", "")
+    assert as_image_ids(render(tokenizer, world.example(0)), image) == written
+
+
+@pytest.mark.parametrize("pictures", [(), (0,)], ids=["text", "picture"])
+def test_messages_reach_the_model_or_are_refused(world: World, pictures: tuple[int, ...]) -> None:
+    tokenizer, asked = copy.deepcopy(world.tokenizer), world.example(*pictures, text="How many?")
+    system = replace(asked, messages=({"role": "system", "content": "Sam"}, *asked.messages))
+
+    def said(example: Example) -> str:
+        return tokenizer.decode(as_image_ids(render(tokenizer, example), tokenizer.family.image_id, once=True))
+
+    assert said(system).index("Sam") < said(system).index("many")  # this template knows no system role
+    tokenizer.chat_template = "{{ messages[0]['content'] | trim }}"
+    with pytest.raises(DataError, match="knows no messages in parts"):
+        render(tokenizer, asked)
+    tokenizer.chat_template = "{{ messages[0]['content'] + '!' }}"
+    for example in (asked, system):
+        with pytest.raises(DataError, match="refuses a prompt"):
+            render(tokenizer, example)
 
 
 def test_z_of_one_is_the_base_bit_for_bit(world: World) -> None:

@@ -85,12 +85,17 @@ def _guess_of(data: Any) -> Guess | None:
 
 
 def _most_frequent(rows: Sequence[Example]) -> Guess:
-    overall = Counter(right_answer(e) for e in rows)
+    written: dict[str, str] = {}  # however it is spelt, as it was first
+    overall: Counter[str] = Counter()
     by_question: dict[str, Counter[str]] = {}
     for e in rows:
-        by_question.setdefault(_key(e), Counter())[right_answer(e)] += 1
-    return lambda e: by_question.get(_key(e), overall).most_common(1)[0][0]
+        answer = right_answer(e)
+        same = _folded(answer)
+        written.setdefault(same, answer)
+        overall[same] += 1
+        by_question.setdefault(_folded(e.question), Counter())[same] += 1
+    return lambda e: written[by_question.get(_folded(e.question), overall).most_common(1)[0][0]]
 
 
-def _key(example: Example) -> str:
-    return " ".join(example.question.casefold().split())
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())

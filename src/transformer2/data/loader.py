@@ -35,7 +35,7 @@ class PromptLoader:
     def __init__(
         self,
         examples: Sequence[Example],
-        ids: Sequence[list[int]],
+        ids: Sequence[Sequence[int]],
         pad_id: int,
         batch_size: int,
         shuffle_seed: int | None = None,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from array import array
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -25,6 +27,11 @@ from transformer2.verifiers import warm_up
 from transformer2.vision import as_image_ids
 
 # Options are bare dicts: jsonargparse would read a text inside dict[str, Any] as YAML, `Q: {question}` as a mapping.
+
+
+def hash_of(ids: array[int]) -> bytes:
+    """What tells prompts apart."""
+    return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
 
 
 class ExpertDataModule(L.LightningDataModule):
@@ -91,7 +98,7 @@ class ExpertDataModule(L.LightningDataModule):
         self.template = None if chat_template == "none" else template
         self.keep_prompts, self.max_new_tokens = keep_prompts, max_new_tokens or self.task.max_new_tokens
         self.tokenizer: PreTrainedTokenizerBase | None = None
-        self._rows: dict[str, tuple[list[Example], list[list[int]]]] = {}
+        self._rows: dict[str, tuple[list[Example], list[array[int]]]] = {}
         self._digests: dict[str, str] = {}
         self.sizes: dict[str, int] = {}  # questions of the splits that were read
 
@@ -115,10 +122,10 @@ class ExpertDataModule(L.LightningDataModule):
             finally:
                 del self._rows["test"]
 
-    def _name_shared(self, split: str, prompts: list[list[int]]) -> None:
+    def _name_shared(self, split: str, prompts: Sequence[array[int]]) -> None:
         """Warn of questions that are trained on and scored."""
-        trained = {tuple(ids): i for i, ids in reversed(list(enumerate(self._rows["train"][1])))}
-        shared = [(i, trained[tuple(ids)]) for i, ids in enumerate(prompts) if tuple(ids) in trained]
+        trained = {hash_of(ids): i for i, ids in reversed(list(enumerate(self._rows["train"][1])))}
+        shared = [(i, trained[hash_of(ids)]) for i, ids in enumerate(prompts) if hash_of(ids) in trained]
         if shared:
             rank_zero_warn(
                 f"{len(shared)} of {len(prompts)} questions of {self.task.name}/{split} are in train too (first: row "
@@ -130,7 +137,7 @@ class ExpertDataModule(L.LightningDataModule):
         if stage == "test":
             self._rows.pop("test", None)
 
-    def _read(self, split: str) -> tuple[list[Example], list[list[int]]]:
+    def _read(self, split: str) -> tuple[list[Example], list[array[int]]]:
         if split not in self.task.splits:
             raise DataError(
                 f"task {self.task.name} has no {split} split, only {', '.join(self.task.splits)}; choose another task"
@@ -147,7 +154,7 @@ class ExpertDataModule(L.LightningDataModule):
                 "data.chat_template: none to prompt with the bare text"
             )
         check_pictures(examples)
-        ids = [render(self.tokenizer, e, self.template) for e in examples]
+        ids = [array("q", render(self.tokenizer, e, self.template)) for e in examples]  # a picture has thousands
         self._name_unread_variables(examples[:1])
         config = load_config(self.base, self.model_kwargs).get_text_config()
         context = getattr(config, "max_position_embeddings", None)
@@ -298,10 +305,10 @@ class UnseenTaskDataModule(ExpertDataModule):
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(self.seed)).tolist()
         shots = order[: self.few_shot]
         self._rows["few_shot"] = [examples[i] for i in shots], [ids[i] for i in shots]
-        prompts = {tuple(ids[i]) for i in shots}
+        prompts = {hash_of(ids[i]) for i in shots}
         if source != "test":
             examples, ids = self._read("test")
-        kept = [i for i, prompt in enumerate(ids) if tuple(prompt) not in prompts]
+        kept = [i for i, prompt in enumerate(ids) if hash_of(prompt) not in prompts]
         if (same := len(ids) - len(kept) - (self.few_shot if source == "test" else 0)) > 0:
             rank_zero_warn(f"{same} rows of {self.task.name}/test ask what a few-shot row asks; they are not scored")
         if not kept:

@@ -209,7 +209,7 @@ def open_turn_end(tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int], st
 
 def collate(
     examples: Sequence[Example],
-    ids: Sequence[list[int]],
+    ids: Sequence[Sequence[int]],
     pad_id: int,
     row_ids: Sequence[int] = (),
     positions: Sequence[int] = (),

@@ -66,9 +66,12 @@ def picture_shape(config: Any, folder: Path | None) -> PictureShape | None:
 
 
 def _longest_edge(folder: Path | None) -> int:
-    file = folder and folder / "preprocessor_config.json"
+    says: Mapping[str, Any] = {}
     try:
-        says: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
+        for name in ("preprocessor_config.json", "processor_config.json"):  # older, and transformers 5's
+            if folder is not None and (folder / name).is_file():
+                whole = json.loads((folder / name).read_text(encoding="utf-8"))
+                says = whole.get("image_processor") or whole
         return int(says.get("max_pixels") or (says.get("size") or {}).get("longest_edge") or LONGEST_EDGE)
     except (OSError, ValueError, TypeError, AttributeError):
         return LONGEST_EDGE  # whoever loads the processor says what is wrong with it

@@ -25,7 +25,7 @@ from transformer2.tasks._rows import Row, examples_of, field_of, hash_of, load_r
 from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
-from transformer2.verifiers.vqa import ENOUGH, verify_vqa
+from transformer2.verifiers.vqa import ENOUGH, normalised, verify_vqa
 
 __all__ = ["VQATask"]
 
@@ -44,7 +44,7 @@ class VQATask(Task):
     Args:
         protocol: `clean` or `paper`.
         reward: `paper`: +1 for a score of one half or more, else -0.1; `soft`: from -0.1 for 0 to 1 for 1.
-        revision: Commit of the Hub data sets; None takes the newest.
+        revision: Commit of the Hub data set that is scored, which OKVQA's train rows are not of; None takes the newest.
         system: System message; None sends none.
         prompt: Template of the user message, with `{question}`; the picture stands before it.
     """
@@ -72,7 +72,8 @@ class VQATask(Task):
         self.check_split(split)
         scored = split == "test" or (split == "validation" and self.protocol == "paper")
         hub_id, source = self.sources["test" if scored else "train"]
-        rows = load_rows(self.name, source, data_dir, hub_id, revision=self.revision, pictures="image")
+        revision = self.revision if hub_id == self.sources["test"][0] else None
+        rows = load_rows(self.name, source, data_dir, hub_id, revision=revision, pictures="image")
         carved = not scored and self.protocol == "clean"
 
         def example(i: int, row: Row) -> Example | None:
@@ -83,7 +84,8 @@ class VQATask(Task):
             ):
                 return None
             question, answers = field_of(row, "question", where).strip(), _answers(row, where)
-            gold = Counter(answers).most_common(1)[0][0]
+            (often, _), *_ = Counter(said for a in answers if (said := normalised(a))).most_common(1) or [("", 0)]
+            gold = next((a for a in answers if normalised(a) == often), answers[0])
             fields = MappingProxyType({"answers": answers})
             return Example(
                 f"{self.name}/{split}/{i}", self.wording.messages(question=question), gold, fields, (picture,)

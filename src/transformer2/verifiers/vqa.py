@@ -8,7 +8,8 @@ go, a possessive stands apart; punctuation but apostrophe and colon becomes a bl
 one; full stops that no digit follows go; none, zero to ten are digits; articles go; contractions get their
 apostrophe.
 
-Departures: a blank completion is no answer (there, it equals an annotator's "A", of which nothing is left either); no
+Departures: a completion without letter or digit is no answer (there, it equals an annotator's "A", of which nothing is
+left either); no
 more than the first 32 full stops are removed there.
 """
 
@@ -65,7 +66,7 @@ def soft_score(answer: str, answers: Sequence[str]) -> float:
         answers: What the annotators said, one each: ten in the data sets; with fewer than four nothing reaches 1.
     """
     n, said = len(answers), normalised(answer)
-    if not answer.strip():
+    if not any(c.isalnum() for c in answer):
         return 0.0
     same = sum(normalised(other) == said for other in answers)
     # Left out in turn: one of those who said the same, or one of the others.

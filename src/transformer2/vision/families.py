@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoProcessor, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoImageProcessor,
+    AutoProcessor,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from transformer2.errors import DataError, one_line
@@ -137,10 +143,21 @@ _FAMILIES: dict[str, type[Family]] = {f.model_type: f for f in (Llava, LlavaNext
 
 
 def family_class(config: PretrainedConfig) -> type[Family] | None:
-    """The family of a base that takes pictures; None for text alone, and for families that are not known here."""
+    """The family of a base that takes pictures; None for text alone, and for what can be used as if it were.
+
+    Raises:
+        DataError: It is of a family that is not known here, and cannot be loaded for text alone.
+    """
     if getattr(getattr(config, "vision_config", None), "model_type", None) == "pixtral":
         return None  # LLaVA by its config, with tokens that end the rows of a picture
-    return _FAMILIES.get(config.model_type)
+    found, kind = _FAMILIES.get(config.model_type), type(config)
+    its_own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if found is None and hasattr(config, "vision_config") and kind not in MODEL_FOR_CAUSAL_LM_MAPPING and not its_own:
+        raise DataError(
+            f"a base of the family {config.model_type} takes pictures in a way that is not known here; use LLaVA, "
+            "LLaVA-NeXT or Qwen2.5-VL, or a base of text alone"
+        )
+    return found
 
 
 def load_family(
