@@ -277,4 +277,5 @@ def test_chat_templates_are_applied_in_one_place():
         names = {n.attr for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Attribute)}
         if "apply_chat_template" in names:
             users.add(file.relative_to(package).as_posix())
-    assert users == {"data/prompts.py"}
+    # The second measures a model that was just built by transformers' own generate, as somebody else would.
+    assert users == {"data/prompts.py", "tiny/vision/measure.py"}
