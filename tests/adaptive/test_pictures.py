@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_experts import make_experts
-from vision import drawn, make_vision
+from vision import TurnsBad, drawn, encoded, make_vision
 
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.errors import DataError, UserError
@@ -60,6 +60,23 @@ def test_answers_follow_the_picture_in_any_company(seeing: Seeing, strategy: Any
     assert first[0] != first[1] != first[2], "the first pass sees the picture"
     assert together[0].prompt_tokens > together[3].prompt_tokens
     seeing.model.set_strategy("scores")
+
+
+@pytest.mark.parametrize("use", ["auto", "base"])
+@pytest.mark.parametrize("strategy", ["scores", "prompt"])
+def test_a_picture_that_turns_bad_ends_its_own_request_alone(seeing: Seeing, strategy: Any, use: str) -> None:
+    seeing.model.set_strategy(strategy)
+    expected = [a.text for a in seeing.model.generate([asked(path) for path in seeing.files], use=use, **BUDGET)]
+    bad = [TurnsBad(encoded(drawn(50 + i)), f"bad {i}") for i in range(2)]
+    under_way = seeing.model.start(asked(seeing.files[0]), use=use, **BUDGET)
+    seeing.model.step()
+    jobs = [seeing.model.start(asked(shown), use=use, **BUDGET) for shown in (bad[0], *seeing.files, bad[1])]
+    while not seeing.model.is_idle:
+        seeing.model.step()
+    assert [job.result().text for job in (under_way, *jobs[1:-1])] == [expected[0], *expected]
+    for job, picture in zip((jobs[0], jobs[-1]), bad, strict=True):
+        with pytest.raises(DataError, match=f"{picture.name} has turned bad"):
+            job.result()
 
 
 def test_streams_and_experts(seeing: Seeing) -> None:

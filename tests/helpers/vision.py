@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from transformer2 import tiny
+from transformer2.errors import DataError
+from transformer2.pictures import PictureBytes
 from transformer2.tiny.tokenizer import build_tokenizer
 
 IMAGE = {"llava": "<image>", "llava_next": "<image>", "qwen2_5_vl": "<|image_pad|>"}
@@ -125,6 +128,20 @@ def drawn(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
     """A picture of coarse random squares, (width, height) in RGB."""
     pixels = torch.randint(0, 256, (4, 4, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     return Image.fromarray(pixels.numpy()).resize(size, Image.Resampling.NEAREST)
+
+
+def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
+    """A picture as the bytes of a file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind)
+    return buffer.getvalue()
+
+
+class TurnsBad(PictureBytes):
+    """A picture that can be checked, and not opened afterwards."""
+
+    def open(self) -> Image.Image:
+        raise DataError(f"picture {self.name} has turned bad")
 
 
 def inputs(folder: Path, pictures: list[Image.Image], text: str = "How many?") -> dict[str, Tensor]:

@@ -169,6 +169,31 @@ def test_an_error_of_the_model_ends_the_rows_it_met_and_no_more(world):
     assert [row.finish_reason for row in rows[:2]] == ["stop", "stop"]
 
 
+def test_of_rows_that_join_together_those_that_fail_alone_end(world):
+    policy, rows = world[0], rows_of(world)[:4]
+    alone = rows_of(world)[:4]
+    for row in alone:
+        run(policy, [row])
+    broken = [Row([10**9 + i], rows[0].deltas, rows[0].sampling, rows[0].ending) for i in range(2)]
+    run(policy, [rows[0], broken[0], *rows[1:], broken[1]])
+    assert [row.tokens for row in rows] == [row.tokens for row in alone]
+    assert all(isinstance(row.error, IndexError) for row in broken) and broken[0].error is not broken[1].error
+
+
+def test_what_fails_only_together_ends_all_of_it(world, monkeypatch):
+    whole = continuous._prefill
+
+    def one_at_a_time(policy, rows):
+        if len(rows) > 1:
+            raise RuntimeError("no batches here")
+        return whole(policy, rows)
+
+    monkeypatch.setattr(continuous, "_prefill", one_at_a_time)
+    rows = rows_of(world)[:3]
+    run(world[0], rows)
+    assert [row.finish_reason for row in rows] == ["error"] * 3, "or no step would ever move them"
+
+
 def test_out_of_memory_lets_rows_wait_and_draws_the_same(world, monkeypatch):
     alone = rows_of(world, 1.0)
     for row in alone:

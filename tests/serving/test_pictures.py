@@ -5,22 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
-import io
 import json
 
 import pytest
 from fake_experts import make_experts
-from vision import drawn, make_vision
+from vision import TurnsBad, drawn, encoded, make_vision
 
 openai = pytest.importorskip("openai", reason="nox -s serve installs it")
 pytestmark = pytest.mark.serve
 GREEDY = {"temperature": 0, "max_tokens": 6}
-
-
-def encoded(picture, kind="PNG"):
-    buffer = io.BytesIO()
-    picture.save(buffer, kind)
-    return buffer.getvalue()
 
 
 def data_url(content):
@@ -125,6 +118,23 @@ def test_what_cannot_be_shown_is_refused_in_openais_shape(served, serve, seeing,
     with pytest.raises(openai.BadRequestError, match="the base takes none"):
         ask(serve().client(), url)
     assert ask(served.client(), url).choices, "none of them hurt the server"
+
+
+def test_a_picture_that_turns_bad_is_a_bad_request_of_its_own(served, pictures, monkeypatch):
+    from transformer2.adaptive import chat
+
+    bad = encoded(drawn(70))
+    monkeypatch.setattr(chat, "PictureBytes", lambda content, *name: (TurnsBad if content == bad else Bytes)(content))
+    Bytes = TurnsBad.__base__
+    urls = [data_url(content) for content in (bad, *(path.read_bytes() for path in sorted(pictures.glob("[0-9].png"))))]
+
+    async def go():
+        async with served.client(kind="async") as client:
+            return await asyncio.gather(*(ask(client, url) for url in urls), return_exceptions=True)
+
+    refused, *answered = asyncio.run(go())
+    assert isinstance(refused, openai.BadRequestError) and "has turned bad" in str(refused)
+    assert all(answer.choices for answer in answered)
 
 
 def test_the_limit_of_the_body_is_that_of_pictures(serve, seeing):

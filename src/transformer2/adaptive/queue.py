@@ -85,16 +85,27 @@ class JobQueue:
                 asking.append(job)
             else:
                 self._second_pass(job, *decision)
-        if not asking:
+        if asking:
+            self._first_pass(asking)
+
+    def _first_pass(self, jobs: Sequence[Job]) -> None:
+        """The first pass of several jobs at once; where it fails, of each alone, so that none has another's error."""
+        first_pass, requests = self.first_pass(), [job.chat.request for job in jobs]
+        try:
+            found = first_pass.rows(requests) if first_pass.writes else first_pass.score(requests)
+        except Exception as e:
+            if len(jobs) == 1:
+                jobs[0].error = e.with_traceback(None)  # whose frames hold tensors
+                return
+            for job in jobs:
+                self._first_pass([job])
             return
-        first_pass, requests = self.first_pass(), [job.chat.request for job in asking]
-        if first_pass.writes:
-            for job, row in zip(asking, first_pass.rows(requests), strict=True):
-                job.dispatch = row
-                self.batch.submit(row)
-        else:
-            for job, choice in zip(asking, first_pass.score(requests), strict=True):
-                self._second_pass(job, *self._weighted(choice))
+        for job, row_or_choice in zip(jobs, found, strict=True):
+            if isinstance(row_or_choice, Row):
+                job.dispatch = row_or_choice
+                self.batch.submit(row_or_choice)
+            else:
+                self._second_pass(job, *self._weighted(row_or_choice))
 
     def _read(self, job: Job, text: str) -> None:
         """The second pass of a job whose first has written; what goes wrong is its own, or no step would end again."""

@@ -132,8 +132,8 @@ class ContinuousBatch:
     def step(self) -> None:
         """Draw one token for every row under way, and the next one for those that wait and have room.
 
-        An error of the model ends the rows that it met. Out of memory, they wait, with what they have drawn, and from
-        then on fewer run at a time.
+        An error of the model ends the rows that it met; of rows that join together, those that fail alone, too. Out of
+        memory, they wait, with what they have drawn, and from then on fewer run at a time.
         """
         try:
             self._leave()
@@ -146,7 +146,7 @@ class ContinuousBatch:
         try:
             new = _prefill(self.policy, joining)
         except Exception as e:  # too long for the memory that is left, say: those under way go on
-            self._fail(joining, e)
+            self._fail_those_at_fault(joining, e)
             return
         try:
             self._join(joining, new)
@@ -165,6 +165,20 @@ class ContinuousBatch:
                 row.end("error", error.with_traceback(None))  # whose frames hold tensors
         if any(row in rows for row in self.rows):
             self.rows, self.cache = [], None
+
+    def _fail_those_at_fault(self, joining: Sequence[Row], error: Exception) -> None:
+        """End those of several rows that fail alone too (a picture turned bad, say); the others wait for a step."""
+        if len(joining) > 1 and not is_out_of_memory(error):
+            for row in joining:
+                try:
+                    _prefill(self.policy, [row])
+                except Exception as e:
+                    if not is_out_of_memory(e):
+                        row.end("error", e.with_traceback(None))
+            if any(row.finish_reason == "error" for row in joining):
+                self.waiting.extendleft(row for row in reversed(joining) if row.finish_reason is None)
+                return
+        self._fail(joining, error)
 
     def _decode(self) -> None:
         assert self.cache is not None

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.adaptive.request import Job
-from transformer2.errors import UnknownExpertError
+from transformer2.errors import DataError, UnknownExpertError
 from transformer2.serving.faults import Fault, as_fault
 from transformer2.serving.limits import Limits
 
@@ -79,8 +79,8 @@ class Call:
         for job in self.jobs:
             if job.error is not None:
                 # Whatever else it is, the request was fine when it was started: it is no fault of the client's.
-                removed = isinstance(job.error, UnknownExpertError)
-                raise as_fault(job.error if removed else RuntimeError(job.error))
+                own = isinstance(job.error, UnknownExpertError | DataError)  # an expert that went; a picture
+                raise as_fault(job.error if own else RuntimeError(job.error))
 
 
 class Engine:
