@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vision import drawn
+from vision import drawn, encoded
 
 from transformer2.adaptive.chat import MAX_PICTURES, Chat, PictureSource
 from transformer2.errors import DataError, UserError
@@ -123,7 +123,24 @@ def test_a_broken_picture_is_refused_before_it_shares_a_step() -> None:
     drawn(1, (200, 200)).resize((400, 400)).save(whole, "PNG")
     chat = Chat.of("What is it?", images=[PictureBytes(whole.getvalue()[:-200])])
     with pytest.raises(DataError, match="is broken"):
-        _ = chat.example
+        chat.check_pictures()
+
+
+class Counted(PictureBytes):
+    checks = 0
+
+    def check(self) -> None:
+        Counted.checks += 1
+        super().check()
+
+
+def test_a_picture_that_is_shown_several_times_is_read_once() -> None:
+    contents = [encoded(drawn(i, (30, 20))) for i in (0, 1, 0)]
+    chat = Chat.of("Which?", images=[Counted(content) for content in contents])
+    assert chat.images[0] is chat.images[2] is not chat.images[1] and chat.pixels == 2 * 30 * 20
+    for _ in range(2):  # two answers
+        chat.check_pictures()
+    assert Counted.checks == 2
 
 
 def test_files_of_this_process(folder: Path) -> None:

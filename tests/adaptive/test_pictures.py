@@ -12,8 +12,8 @@ from fake_experts import make_experts
 from vision import TurnsBad, drawn, encoded, make_vision
 
 from transformer2.adaptive.model import SelfAdaptive
-from transformer2.errors import DataError, UserError
-from transformer2.pictures import PictureFile
+from transformer2.errors import DataError, LengthError, UserError
+from transformer2.pictures import PictureBytes, PictureFile
 from transformer2.vision import sight_of
 from transformer2.vision.tokens import _blocks
 
@@ -79,6 +79,15 @@ def test_a_picture_that_turns_bad_ends_its_own_request_alone(seeing: Seeing, str
             job.result()
 
 
+def test_tokens_are_counted_before_a_picture_is_decoded(seeing: Seeing) -> None:
+    broken = PictureBytes(encoded(drawn(0, (300, 300)), "JPEG")[:-100])
+    with pytest.raises(LengthError, match="shorten the prompt"):
+        seeing.model.start(asked(broken, "word " * 1024))
+    with pytest.raises(DataError, match="is broken"):
+        seeing.model.start(asked(broken))
+    assert seeing.model.is_idle
+
+
 def test_streams_and_experts(seeing: Seeing) -> None:
     (whole,) = seeing.model.generate([asked(PictureFile(seeing.files[0]))], use="math", **BUDGET)
     pieces = list(seeing.model.stream(asked(seeing.files[0]), use="math", **BUDGET))
@@ -121,6 +130,6 @@ def test_raw_ids_hold_no_pictures(seeing: Seeing) -> None:
 def test_a_base_of_text_alone_takes_no_picture(seeing: Seeing) -> None:
     model = SelfAdaptive.from_pretrained("tiny")
     assert seeing.model.takes_pictures and not model.takes_pictures
-    with pytest.raises(DataError, match="the base takes none"):
+    with pytest.raises(DataError, match=r"the base takes none; .*--base tiny_vision"):
         model.generate([asked(seeing.files[0])])
     assert model.is_idle

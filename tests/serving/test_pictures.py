@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gc
 import json
+import threading
 
 import pytest
 from fake_experts import make_experts
@@ -135,6 +136,42 @@ def test_a_picture_that_turns_bad_is_a_bad_request_of_its_own(served, pictures, 
     refused, *answered = asyncio.run(go())
     assert isinstance(refused, openai.BadRequestError) and "has turned bad" in str(refused)
     assert all(answer.choices for answer in answered)
+
+
+def test_pixels_have_a_limit_of_the_whole_request(serve, seeing, pictures):
+    from transformer2.serving.limits import Limits
+
+    large = encoded(drawn(0).convert("1").resize((6000, 5000)))
+    with pytest.raises(openai.BadRequestError, match="30 million pixels, more than this server's 25 million; scale"):
+        ask(serve(model=seeing).client(), data_url(large))
+    client = serve(model=seeing, image_dir=pictures, limits=Limits(pixels=5000)).client()
+    first, second = (messages(f"{i}.png", "And?")[0] for i in range(2))  # 2,400 each
+    again = {"role": "assistant", "content": "Well."}
+    for chat in ([first, again, second], [first, again, first, again, first]):
+        assert client.chat.completions.create(model="base", messages=chat, **GREEDY).choices
+    with pytest.raises(openai.BadRequestError, match="more than this server's"):
+        chat = [first, again, second, again, *messages("2.png")]
+        client.chat.completions.create(model="base", messages=chat, **GREEDY)
+
+
+def test_nobody_waits_for_the_pictures_of_others(served, monkeypatch):
+    from transformer2.pictures import PictureBytes
+
+    decode, go_on = PictureBytes.check, threading.Event()
+    monkeypatch.setattr(PictureBytes, "check", lambda picture: go_on.wait(60) and decode(picture))
+
+    async def go():
+        async with served.client(kind="async") as client:
+            urls = [data_url(encoded(drawn(i, (40, 40)))) for i in range(40)]  # more than asyncio has threads
+            slow = asyncio.gather(*(ask(client, url, model="base") for url in urls))
+            await asyncio.sleep(0.5)
+            message = {"role": "user", "content": "How many?"}
+            assert (await client.chat.completions.create(model="base", messages=[message], **GREEDY)).choices
+            assert not slow.done()
+            go_on.set()
+            assert all(answer.choices for answer in await slow)
+
+    asyncio.run(go())
 
 
 def test_the_limit_of_the_body_is_that_of_pictures(serve, seeing):

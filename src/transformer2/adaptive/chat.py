@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ class Chat:
             raise UserError("a prompt is text, or a list of messages {role, content}") from e
         messages: list[Message] = []
         found: list[Picture] = []
+        unique: dict[Picture, Picture] = {}  # one that is shown several times is read once
         for i, (role, content) in enumerate(given):
             if role not in ROLES:
                 raise UserError(f"a message has role {role!r}; use {', '.join(ROLES)}")
@@ -123,7 +125,8 @@ class Chat:
                 raise UserError(f"a {role} message has a picture; pictures go into user messages")
             if len(found) + len(named) > MAX_PICTURES:
                 raise UserError(f"a prompt has more than {MAX_PICTURES} pictures; show fewer")
-            found += [(source or PictureSource()).picture(image) for image in named]
+            pictures = [(source or PictureSource()).picture(image) for image in named]
+            found += [unique.setdefault(picture, picture) for picture in pictures]
             texts = [part["text"] for part in parts if part["type"] == "text"]
             kept = tuple({"type": "image"} if part["type"] == "image" else part for part in parts)
             messages.append({"role": role, "content": kept if named else "".join(texts)})
@@ -134,14 +137,30 @@ class Chat:
 
     @cached_property
     def example(self) -> Example:
-        """The question, its pictures read to their ends: a broken one must not come up in a step that others share.
+        """The question."""
+        return Example("", self.messages, "", images=self.images)
+
+    @property
+    def pixels(self) -> int:
+        """Of all its different pictures, by their headers.
 
         Raises:
             DataError: A picture is not there or cannot be used.
         """
-        for picture in self.images:
-            picture.check()
-        return Example("", self.messages, "", images=self.images)
+        return sum(math.prod(picture.size()) for picture in {*self.images})
+
+    def check_pictures(self) -> None:
+        """Read the pictures to their ends, once: a broken one must not come up in a step that others share.
+
+        It takes seconds for large ones, so whoever has limits holds their sizes against them first.
+
+        Raises:
+            DataError: A picture is not there or cannot be used.
+        """
+        if "_checked" not in self.__dict__:  # as functools.cached_property keeps what it knows
+            for picture in dict.fromkeys(self.images):
+                picture.check()
+            self.__dict__["_checked"] = True
 
     @property
     def request(self) -> Example:

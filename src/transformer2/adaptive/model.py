@@ -38,11 +38,9 @@ from transformer2.adaptive.request import (
     Use,
     answer_budget,
     check_draws,
-    raw_ids,
+    prompt_ids,
     read_use,
 )
-from transformer2.data.prompts import render
-from transformer2.errors import UserError
 from transformer2.experts import Expert, read_expert
 from transformer2.policy import eos_token_ids, load_tokenizer
 from transformer2.rollout.base import Sampling
@@ -288,12 +286,11 @@ class SelfAdaptive:
         check_draws(max_new_tokens, seed, top_logprobs)
         use = read_use(use) if isinstance(use, str) else use
         self.check_use(use)
-        ids = render(self.tokenizer, chat.example) if ids is None else raw_ids(ids, self.tokenizer)
-        if not ids:
-            raise UserError("an empty prompt cannot be completed; give it some text")
+        ids = prompt_ids(chat, ids, self.tokenizer)
         max_new_tokens = answer_budget(len(ids), max_new_tokens, self.longest, self.usual_answer)
         if use is None and self._always is None and self.strategy is not None and self.experts:
             self._choosing().check_length(chat.request, self.longest)
+        chat.check_pictures()  # last: their tokens are counted by now
         sampling = Sampling(temperature, top_p, max_new_tokens)
         ending = Ending(self.tokenizer, self._engine.eos_ids, stop) if stop else self._engine
         job = Job(chat, ids, use, sampling, ending, seed, top_logprobs)

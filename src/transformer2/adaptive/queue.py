@@ -92,7 +92,8 @@ class JobQueue:
         """The first pass of several jobs at once; where it fails, of each alone, so that none has another's error."""
         first_pass, requests = self.first_pass(), [job.chat.request for job in jobs]
         try:
-            found = first_pass.rows(requests) if first_pass.writes else first_pass.score(requests)
+            rows = first_pass.rows(requests) if first_pass.writes else None
+            choices = first_pass.score(requests) if rows is None else []
         except Exception as e:
             if len(jobs) == 1:
                 jobs[0].error = e.with_traceback(None)  # whose frames hold tensors
@@ -100,12 +101,13 @@ class JobQueue:
             for job in jobs:
                 self._first_pass([job])
             return
-        for job, row_or_choice in zip(jobs, found, strict=True):
-            if isinstance(row_or_choice, Row):
-                job.dispatch = row_or_choice
-                self.batch.submit(row_or_choice)
-            else:
-                self._second_pass(job, *self._weighted(row_or_choice))
+        if rows is None:
+            for job, choice in zip(jobs, choices, strict=True):
+                self._second_pass(job, *self._weighted(choice))
+        else:
+            for job, row in zip(jobs, rows, strict=True):
+                job.dispatch = row
+                self.batch.submit(row)
 
     def _read(self, job: Job, text: str) -> None:
         """The second pass of a job whose first has written; what goes wrong is its own, or no step would end again."""

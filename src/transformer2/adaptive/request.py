@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformer2.adaptive.chat import Chat
-from transformer2.errors import LengthError, UserError
+from transformer2.data.prompts import render
+from transformer2.errors import DataError, LengthError, UserError
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.continuous import FinishReason, Row
 from transformer2.rollout.ending import Ending
@@ -226,16 +227,25 @@ def read_use(text: str) -> Use:
     return weights
 
 
-def raw_ids(ids: Sequence[int], tokenizer: Any) -> list[int]:
-    """Token ids of no chat: there are no pictures to them.
+def prompt_ids(chat: Chat, ids: Sequence[int] | None, tokenizer: Any) -> list[int]:
+    """Token ids of a chat, or those that are given in its place; pictures are not decoded for it.
 
     Raises:
-        UserError: One stands for a picture; it would fail a step that others share.
+        DataError: There is a picture, and the base takes none.
+        UserError: There are none, or one of those given stands for a picture; it would fail a step that others share.
     """
     family = getattr(tokenizer, "family", None)
-    if family is not None and family.image_id in ids:
+    if chat.images and family is None:
+        raise DataError(
+            "the prompt has a picture, and the base takes none; choose one that does (--base tiny_vision, or a LLaVA, "
+            "LLaVA-NeXT or Qwen2.5-VL folder), or leave the picture out"
+        )
+    if ids is not None and family is not None and family.image_id in ids:
         raise UserError(f"raw text holds {family.image_token!r}, and no picture for it; send pictures in a chat")
-    return list(ids)
+    found = render(tokenizer, chat.example) if ids is None else list(ids)
+    if not found:
+        raise UserError("an empty prompt cannot be completed; give it some text")
+    return found
 
 
 def answer_budget(prompt_tokens: int, max_new_tokens: int | None, longest: int, usual: int = USUAL_ANSWER) -> int:

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
-from transformer2.adaptive.chat import PictureSource
+from transformer2.adaptive.chat import Chat, PictureSource
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.adaptive.request import BASE, read_use
 from transformer2.errors import ExpertError, shown
@@ -90,7 +90,8 @@ def _add_answers(app: FastAPI, limits: Limits, source: PictureSource) -> None:
             raise Fault(400, message, "invalid_value", "n")
         options = await asyncio.to_thread(body.starts, engine.model.tokenizer, limits, source)
         starts = [partial(engine.model.start, **given) for given in options]
-        call = await engine.begin(starts, bool(body.stream))
+        pictures = isinstance(chat := options[0]["prompt"], Chat) and bool(chat.images)
+        call = await engine.begin(starts, bool(body.stream), pictures)
         usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         shape = kind(body.model, usage, body.n or 1)
         if body.stream:

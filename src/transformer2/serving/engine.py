@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from transformer2.adaptive.model import SelfAdaptive
@@ -24,6 +24,7 @@ from transformer2.serving.limits import Limits
 __all__ = ["Call", "Engine"]
 
 T = TypeVar("T")
+DECODERS = 2  # threads that decode pictures, seconds and hundreds of MB for a large one; other requests do not wait
 
 
 class Call:
@@ -104,6 +105,7 @@ class Engine:
         self.answers = 0
         self._seconds = 1.0  # that an answer took of late
         self._changes: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._decoders = ThreadPoolExecutor(DECODERS, "pictures")
         self._work, self._closed = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -115,10 +117,16 @@ class Engine:
     async def __aexit__(self, *error: object) -> None:
         self._closed = True
         self._work.set()
+        self._decoders.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._thread.join)
 
-    async def begin(self, starts: Sequence[Callable[[], Job]], streams: bool) -> Call:
+    async def begin(self, starts: Sequence[Callable[[], Job]], streams: bool, pictures: bool = False) -> Call:
         """Start jobs; whoever gets the call must `end` it.
+
+        Args:
+            starts: Start one each.
+            streams: Whether every token is waited for.
+            pictures: Whether there are pictures to decode.
 
         Raises:
             Fault: The server ends (503), too many wait (429), or more are asked for than can ever run or wait (400).
@@ -146,7 +154,7 @@ class Engine:
         self.answers += call.count
         self.idle.clear()
         try:
-            await asyncio.to_thread(call.start, starts)
+            await self._loop.run_in_executor(self._decoders if pictures else None, call.start, starts)
         except BaseException:
             self.end(call)
             raise

@@ -19,6 +19,7 @@ class Limits:
         queue: Answers that wait for a row of the running batch.
         seconds: From a request to the end of its answer.
         answers: Answers to one request (`n` x prompts).
+        pixels: Of the different pictures of one request together; decoding takes seconds and memory for each million.
     """
 
     body: int = 4 << 20
@@ -26,6 +27,7 @@ class Limits:
     queue: int = 256
     seconds: float = 600.0
     answers: int = 128
+    pixels: int = 25_000_000
 
     def __post_init__(self) -> None:
         """Refuse values that would let nothing through."""

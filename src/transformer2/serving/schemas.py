@@ -159,6 +159,14 @@ class ChatRequest(_Request):
     def starts(self, tokenizer: PreTrainedTokenizerBase, limits: Limits, source: PictureSource) -> list[dict[str, Any]]:
         """Arguments of `SelfAdaptive.start` for every answer."""
         chat = Chat.of([message.plain() for message in self.messages], source)
+        if (pixels := chat.pixels) > limits.pixels:
+            raise Fault(
+                400,
+                f"the request has {pixels / 1e6:.3g} million pixels, more than this server's {limits.pixels / 1e6:g} "
+                "million; scale the picture down, or show fewer",
+                "invalid_value",
+                "messages",
+            )
         top_logprobs = (self.top_logprobs or 0) if self.logprobs else None
         return [{"prompt": chat, **options} for options in self.options(limits, top_logprobs)]
 
