@@ -9,6 +9,7 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from transformer2 import tiny
 from transformer2.adaptation import few_shot
 from transformer2.cli import main
 from transformer2.experts import read_expert
@@ -240,6 +241,19 @@ def test_without_a_config_all_four_on_the_embedded_model(tmp_path, capsys):
     before = report_of(tmp_path / "run")
     assert main(["adapt", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
     assert report_of(tmp_path / "run") == before  # nothing is done twice
+
+
+def test_cls_needs_a_classification_expert_before_anything_is_loaded(adapt, tmp_path, capsys, monkeypatch):
+    run = []
+    monkeypatch.setattr("transformer2.cli.adapt._run", lambda config, names, *_: run.append(names) or 0)
+    assert adapt(tmp_path / "cls", "--strategy", "cls") == 2
+    assert "adapt.classifier (train one with fit)" in capsys.readouterr().err and not run
+    assert adapt(tmp_path / "all", "--strategy", "all") == 0
+    assert run == [["cem", "prompt", "scores"]] and "cls is left out of all: name" in capsys.readouterr().out
+    assert (
+        adapt(tmp_path / "with", "--strategy", "all", "--adapt.classifier", str(tiny.expert_path(tiny.CLASSIFIER))) == 0
+    )
+    assert run[1] == ["cem", "prompt", "cls", "scores"]
 
 
 def test_a_strategy_of_one_s_own_is_a_callback_without_a_task(adapt, world, tmp_path):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 KEYS = ("name", "seed_everything", "model", "data", "trainer", "adapt", "strategy")
 OPTIONS = ("run_dir", "resume")
 SWITCHES = ("help", "print_config", "quiet")
+NO_CLASSIFIER = "name the classification expert's folder: adapt.classifier (train one with fit)"
 
 HELP = """\
 usage: transformer2 adapt [--strategy {strategies}] [--config FILE ...] [--KEY.SUB VALUE ...]
@@ -37,7 +38,7 @@ model, its shipped experts and a task that needs two of them at once (conf/adapt
                        prompt   the base model names the category of every request; its expert answers
                        cls      a classification expert names it
                        scores   the likeliest category, nothing to parse; --adapt.soft true mixes by their probabilities
-                       all      the four, one after the other
+                       all      the four, one after the other; cls where there is a classification expert
   --adapt.KEY VALUE    of the strategy, e.g. --adapt.experts '[runs/a/expert, runs/b/expert]' --adapt.generations 20
                        --adapt.granularity kind --adapt.search sep_cma --adapt.preset paper
   --data.KEY VALUE     --data.task tiny_math_hard --data.few_shot 10 --data.protocol paper --data.test_limit 200
@@ -86,6 +87,11 @@ def adapt(args: Sequence[str]) -> int:
     classifier = (config.get("adapt") or {}).get("classifier")
     if {"cls", "scores"} & {*strategies} and classifier is not None:
         check_directory(classifier, "adapt.classifier", "train it with fit, or name its folder", ConfigError)
+    if "cls" in strategies and classifier is None and config["model"].get("base", "tiny") != "tiny":
+        if strategy == "cls":
+            raise ConfigError(f"strategy cls: {NO_CLASSIFIER}")
+        print(f"cls is left out of all: {NO_CLASSIFIER}")
+        strategies.remove("cls")
     name = folder_name(config.pop("name", None) or f"adapt_{strategy}")
     check_writable(resumed or flags.options.get("run_dir") or "runs")
     start = time.perf_counter()
