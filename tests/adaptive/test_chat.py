@@ -80,7 +80,7 @@ def test_a_first_pass_is_asked_about_the_last_message_and_its_pictures() -> None
     [
         ({"type": "input_audio", "input_audio": {}}, "'input_audio' cannot be read"),
         ({"type": "image_url"}, "has no image_url"),
-        ({"type": "image_url", "image_url": URL}, "has no image_url"),
+        ({"type": "image_url", "image_url": URL}, 'image_url is {"url": ...}, not the text \'data:image/png'),
         ({"type": "image"}, "has no image"),
         ({"type": "text", "text": 3}, "has no text"),
         ({"text": "x"}, "must be text"),
@@ -109,8 +109,10 @@ def test_a_part_that_cannot_be_read_is_refused_in_one_line(part: Any, named: str
 
 
 def test_where_pictures_go() -> None:
-    with pytest.raises(UserError, match="a system message has a picture"):
+    with pytest.raises(UserError, match="user messages, and one is in a message of role 'system'"):
         Chat.of([{"role": "system", "content": [url(URL)]}, *user(text())])
+    with pytest.raises(UserError, match="in a message of role 'assistant'"):
+        Chat.of([*user(text()), {"role": "assistant", "content": [url(URL)]}, *user(text())])
     with pytest.raises(UserError, match=f"more than {MAX_PICTURES} pictures"):
         Chat.of(user(*[url(URL)] * (MAX_PICTURES + 1)))
     with pytest.raises(UserError, match="not empty"):

@@ -12,7 +12,8 @@ from transformer2 import tiny
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.cli import main
 from transformer2.cli.chat import Conversation
-from transformer2.errors import UserError
+from transformer2.errors import DataError, UserError
+from transformer2.pictures import PictureFile
 
 QUESTION = "Skokap carries 24 pens, eats 2, finds 7, sells 6. How many?"
 CODE = "Make drokat(x): lower by 6, triple, raise by 1, lift by 6."
@@ -163,6 +164,10 @@ def test_rows_name_their_pictures_from_where_the_file_is(seeing, capsys):
     [
         ({"prompt": "x", "image": "2.png"}, "line 1: picture .*2.png is not there"),
         ({"prompt": "x", "image": 3}, "line 1: a picture is a path"),
+        *(
+            ({"prompt": "x", key: "1.png"}, f"line 1: '{key}' is not read; name it 'image'")
+            for key in ("images", "image_url", "picture", "pictures")
+        ),
         ({"messages": [{"role": "robot", "content": "x"}]}, "line 1: a message has role 'robot'"),
     ],
 )
@@ -173,9 +178,27 @@ def test_a_row_that_cannot_be_meant_is_refused_before_the_model_is_loaded(tmp_pa
     assert re.search(named, capsys.readouterr().err)
 
 
+def test_a_picture_that_turns_bad_is_the_error_of_its_row(seeing, tmp_path, capsys, monkeypatch):
+    decode = PictureFile.open
+
+    def turned_bad(picture):
+        if picture.name.endswith("1.png"):
+            raise DataError(f"picture {picture.name} has turned bad")
+        return decode(picture)
+
+    monkeypatch.setattr(PictureFile, "open", turned_bad)
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    rows = [{"prompt": "How many?", "image": str(seeing / f"{i}.png"), "images": None} for i in (0, 1, 0)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    command = ["ask", "--base", str(seeing / "base"), "--file", str(file), "--out", str(out), "--max_new_tokens", "4"]
+    assert main(command) == 2 and "1 of 3 prompts" in capsys.readouterr().err
+    one, bad, same = map(json.loads, out.read_text().splitlines())
+    assert one["answer"] == same["answer"] and bad["answer"] is None and "has turned bad" in bad["error"]
+
+
 def test_a_picture_that_cannot_be_shown_is_refused_in_one_line(seeing, tmp_path, capsys, monkeypatch):
     assert main(["ask", "--image", str(seeing / "0.png"), QUESTION]) == 2
-    assert "the base takes none" in capsys.readouterr().err
+    assert "--base tiny_vision" in capsys.readouterr().err
     monkeypatch.setattr("transformer2.cli.adaptive.ModelOptions.load", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "notes.png").write_text("no picture")
     for path, named in ((tmp_path / "x.png", "cannot be read"), (tmp_path / "notes.png", "no picture of a known kind")):
@@ -204,7 +227,7 @@ def test_a_picture_goes_with_the_next_message_of_a_chat(seeing, capsys):
 
 
 def test_a_chat_with_a_base_of_text_alone_takes_no_picture(conversation, seeing):
-    with pytest.raises(UserError, match="takes no pictures"):
+    with pytest.raises(UserError, match="--base tiny_vision"):
         conversation.say(f"/image {seeing / '0.png'}")
 
 

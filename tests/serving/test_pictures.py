@@ -103,7 +103,10 @@ def test_what_cannot_be_shown_is_refused_in_openais_shape(served, serve, seeing,
     url = data_url(whole)
     for wrong, named in (
         ({"messages": messages(url, detail="high")}, "'detail' of a part is not supported"),
-        ({"messages": [{**messages(url)[0], "role": "system"}, *messages(url)]}, "a system message has a picture"),
+        (
+            {"messages": [{**messages(url)[0], "role": "system"}, *messages(url)]},
+            "one is in a message of role 'system'",
+        ),
         ({"messages": messages(url, text="<image>")}, "1 pictures and 2 times"),
         ({"messages": messages(url) * 100}, "more than 64 pictures"),
         ({"messages": messages(url) * 60}, "shorten the prompt"),  # its pictures count

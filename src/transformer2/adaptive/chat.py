@@ -122,7 +122,7 @@ class Chat:
                 parts = [*({"type": "image", "image": image} for image in images), *parts]
             named = [part["image"] for part in parts if part["type"] == "image"]
             if named and role != "user":
-                raise UserError(f"a {role} message has a picture; pictures go into user messages")
+                raise UserError(f"pictures go into user messages, and one is in a message of role {role!r}")
             if len(found) + len(named) > MAX_PICTURES:
                 raise UserError(f"a prompt has more than {MAX_PICTURES} pictures; show fewer")
             pictures = [(source or PictureSource()).picture(image) for image in named]
@@ -197,7 +197,7 @@ def _parts(role: str, content: Any) -> list[dict[str, Any]]:
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list | tuple):
-        raise UserError(f"the content of a {role} message must be text, or a list of parts")
+        raise UserError(f"the content of a message of role {role!r} must be text, or a list of parts")
     return [_part(part) for part in content]
 
 
@@ -210,6 +210,8 @@ def _part(part: Any) -> dict[str, Any]:
         raise UserError(f"a part of type {shown(repr(kind), 40)} cannot be read; use text, image_url or image")
     content = rest.pop(kind, None)
     if kind == "image_url":
+        if isinstance(content, str):
+            raise UserError(f'image_url is {{"url": ...}}, not the text {shown(repr(content), 40)}; wrap it')
         of_url = dict(content) if isinstance(content, Mapping) else {}
         content = of_url.pop("url", None)
         if of_url.get("detail") == "auto":  # which leaves it to the model, as we do; another one is another picture

@@ -48,6 +48,7 @@ which knows a small world of its own:
 
 {MODEL_HELP}"""
 OPTIONS = ("file", "out", "system", "max_new_tokens", "temperature", "top_p", "seed", "stop", "max_rows")
+NOT_IMAGE = ("images", "image_url", "picture", "pictures")  # answers without what they show would look right
 LARGEST_FILE = 1 << 30  # bytes
 COLUMNS = {
     "answer", "base_answer", "choice", "completion_tokens", "error", "finish_reason", "prompt_tokens", "seconds",
@@ -159,13 +160,23 @@ def _answers(
             if not isinstance(jobs, UserError):
                 while not all(job.is_done for job in jobs):
                     model.step()
-            yield jobs if isinstance(jobs, UserError) else [job.result() for job in jobs]
+            yield jobs if isinstance(jobs, UserError) else _results(jobs, strict)
             started.popleft()
             started.extend(start(chat) for chat in islice(coming, 1))
     finally:
         for jobs in started:
             for job in () if isinstance(jobs, UserError) else jobs:
                 job.cancel()
+
+
+def _results(jobs: Sequence[Job], strict: bool) -> list[AdaptiveAnswer] | UserError:
+    """The answers of jobs that are done; unless `strict`, what one of them could not be answered for."""
+    try:
+        return [job.result() for job in jobs]
+    except UserError as e:
+        if strict:
+            raise
+        return e
 
 
 def _to_file(
@@ -264,6 +275,10 @@ def _of_file(path: Path, system: str | None) -> tuple[list[Any], list[Chat]]:
             raise DataError(f'{shown(path)}, line {count} must be text, {{"prompt": text}} or {{"messages": [...]}}')
         if taken := sorted(row.keys() & COLUMNS):
             raise DataError(f"{shown(path)}, line {count}: {taken[0]!r} is a name of ours in the output; rename it")
+        if other := [name for name in NOT_IMAGE if row.get(name)]:
+            raise DataError(
+                f"{shown(path)}, line {count}: {other[0]!r} is not read; name it 'image', which takes a path or a list"
+            )
         if not line.isascii() or "\\u" in line:
             _check_text(row, f"{shown(path)}, line {count}")
         try:

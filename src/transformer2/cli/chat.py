@@ -186,7 +186,7 @@ class Conversation:
         if not path:
             raise UserError("name a picture: /image sign.png")
         if not self.model.takes_pictures:
-            raise UserError("the base takes no pictures; start the chat with --base and one that does")
+            raise UserError("the base takes no pictures; start the chat with one that does (--base tiny_vision, say)")
         (picture,) = as_pictures(path)
         picture.check()
         self.pictures.append(picture)

@@ -65,7 +65,7 @@ class Message(_Open):
             if value not in (None, [], {}, ""):
                 raise ValueError(f"{name} of a message is not supported; leave it out")
         if self.content is None:
-            raise ValueError(f"the content of a {self.role} message must be text, or a list of parts")
+            raise ValueError(f"the content of a message of role {self.role!r} must be text, or a list of parts")
         return self
 
     def plain(self) -> dict[str, Any]:
