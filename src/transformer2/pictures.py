@@ -73,8 +73,7 @@ class Picture(ABC):
     def size(self) -> tuple[int, int]:
         """(width, height), upright, from the header alone; errors as of `open` but for what the header does not say."""
         with self._readable() as image:
-            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) and image.format != "TIFF"  # turned already
-            return image.size[::-1] if turned else image.size
+            return image.size[::-1] if _orientation(image) in (5, 6, 7, 8) else image.size
 
     def digest(self) -> str:
         """Of its content: the same for the same picture, wherever it lies."""
@@ -128,13 +127,21 @@ def _upright(image: Image) -> Image:
     """An opened picture as RGB; turned by its tag alone, since a whole block of EXIF may be odd."""
     from PIL import Image as images
 
-    image.load()  # of a TIFF file this turns it upright, and forgets how it lay
-    turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
+    turn = _TURNS.get(_orientation(image))
+    image.load()
     upright: Image = image if turn is None else image.transpose(images.Transpose[turn])
     if upright.has_transparency_data:
         layer = upright.convert("RGBA")
         upright = images.alpha_composite(images.new("RGBA", layer.size, "white"), layer)
     return upright.convert("RGB")
+
+
+def _orientation(image: Image) -> int:
+    """How an opened picture lies, by what stands before its pixels; Pillow turns TIFF files itself."""
+    from PIL import Image as images
+
+    # Not PNG's own getexif, which decodes the pixels to look for a tag behind them.
+    return 1 if image.format == "TIFF" else images.Image.getexif(image).get(ORIENTATION, 1)
 
 
 @dataclass(frozen=True)
