@@ -35,6 +35,10 @@ def test_ddp_adapts_as_one_process_does(runs):
         strategies = json.loads((runs.folder / name / "report.json").read_text())["strategies"]
         reports[name] = {s: {k: v for k, v in r.items() if k != "seconds"} for s, r in strategies.items()}
     assert reports["adapt"] == reports["adapt2"] and list(reports["adapt"]) == ["cem", "prompt", "cls", "scores"]
-    assert runs.records("adapt") == runs.records("adapt2")
+    mine, theirs = ([json.loads(line) for line in runs.records(name).splitlines()] for name in reports)
+    for here, there in zip(mine, theirs, strict=True):
+        # Batches of other rows are rounded otherwise in the last of six digits.
+        assert here.pop("probabilities", {}) == pytest.approx(there.pop("probabilities", {}), abs=2e-6)
+        assert here == there
     experts = [load_file(runs.folder / name / "cem" / "expert" / "adapter_model.safetensors") for name in reports]
     assert all(torch.equal(experts[0][key], experts[1][key]) for key in experts[0])
