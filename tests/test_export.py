@@ -7,7 +7,7 @@ import torch
 from fake_experts import make_experts
 from fakes import make_llama
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from vision import FAMILIES, drawn, inputs, make_vision
+from vision_bases import FAMILIES, drawn, inputs, make_vision
 
 from transformer2.cli import main
 from transformer2.errors import UserError

@@ -87,6 +87,7 @@ def _job(layers: int, batch: Rollouts, toy: bool) -> Job:
         global_rows=rows,
         eval_rows=1,
         max_rollout_rows=None,
+        pictures=0,
         prompt_tokens=prompt,
         completion_tokens=completion,
         mean_completion=completion,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fake_experts import ALL, make_experts
 from soft_pictures import SoftPictures
-from vision import make_vision
+from vision_bases import make_vision
 
 from transformer2.adaptation.blind import without_pictures
 from transformer2.adaptation.evaluate import evaluate

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vision import drawn, encoded
+from vision_bases import drawn, encoded
 
 from transformer2.adaptive.chat import MAX_PICTURES, Chat, PictureSource
 from transformer2.errors import DataError, UserError

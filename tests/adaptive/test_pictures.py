@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_experts import make_experts
-from vision import TurnsBad, drawn, encoded, make_vision
+from vision_bases import TurnsBad, drawn, encoded, make_vision
 
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.errors import DataError, LengthError, UserError

@@ -6,7 +6,7 @@ import re
 import signal
 
 import pytest
-from vision import drawn, make_vision
+from vision_bases import drawn, make_vision
 
 from transformer2 import tiny
 from transformer2.adaptive.model import SelfAdaptive

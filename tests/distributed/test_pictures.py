@@ -3,7 +3,7 @@
 import pytest
 from picture_task import draw_pictures
 from two_processes import DDP, SHARDED
-from vision import make_vision
+from vision_bases import make_vision
 
 pytestmark = pytest.mark.distributed
 

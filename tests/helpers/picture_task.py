@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from vision import drawn
+from vision_bases import drawn
 
 from transformer2.pictures import PictureFile
 from transformer2.tasks import Task

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from vision import make_vision
+from vision_bases import make_vision
 
 from transformer2.cli import main
 

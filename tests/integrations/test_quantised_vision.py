@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from picture_task import Pictures, draw_pictures
-from vision import FAMILIES, make_vision
+from vision_bases import FAMILIES, make_vision
 
 from transformer2.cli.compose import compose
 from transformer2.cli.train import KEYS

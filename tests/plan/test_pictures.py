@@ -12,7 +12,7 @@ from fakes import grouped
 from measured import measured_and_planned, peak_bytes
 from picture_task import draw_pictures
 from transformers import AutoModelForImageTextToText, LlavaNextConfig, Qwen2_5_VLConfig
-from vision import FAMILIES, drawn, inputs, make_vision
+from vision_bases import FAMILIES, drawn, inputs, make_vision
 
 from transformer2 import tasks
 from transformer2.cli import main

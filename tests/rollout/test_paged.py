@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from vision import make_vision
+from vision_bases import make_vision
 
 import transformer2
 from transformer2 import tasks

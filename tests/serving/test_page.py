@@ -9,8 +9,8 @@ from itertools import pairwise
 import httpx2
 import pytest
 from fake_experts import make_experts
-from vision import drawn as picture_of
-from vision import make_vision
+from vision_bases import drawn as picture_of
+from vision_bases import make_vision
 
 pytest.importorskip("playwright", reason="nox -s page installs it")
 pytestmark = pytest.mark.page

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from fake_experts import make_experts
-from vision import TurnsBad, drawn, encoded, make_vision
+from vision_bases import TurnsBad, drawn, encoded, make_vision
 
 openai = pytest.importorskip("openai", reason="nox -s serve installs it")
 pytestmark = pytest.mark.serve

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
-from vision import FAMILIES, drawn, inputs, make_vision
+from vision_bases import FAMILIES, drawn, inputs, make_vision
 
 from transformer2 import SVFConfig
 from transformer2.errors import ConfigError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vision import make_vision
+from vision_bases import make_vision
 from vqa_rows import write_textvqa
 
 from transformer2.cli import main

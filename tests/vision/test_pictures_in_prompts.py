@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from tokenizers.processors import TemplateProcessing
-from vision import FAMILIES, drawn, inputs, make_vision
+from vision_bases import FAMILIES, drawn, inputs, make_vision
 
 from transformer2 import z_rows
 from transformer2.data.prompts import collate, render

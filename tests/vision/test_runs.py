@@ -9,7 +9,7 @@ import pytest
 from picture_task import draw_pictures
 from PIL import Image
 from short_runs import same
-from vision import make_vision
+from vision_bases import make_vision
 
 from transformer2.cli import main
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from vision import FAMILIES, drawn, make_vision
+from vision_bases import FAMILIES, drawn, make_vision
 
 from transformer2.data.prompts import collate, render
 from transformer2.errors import DataError
