@@ -263,6 +263,7 @@ def test_ids_follow_content_and_die_with_their_picture(world: World) -> None:
     other = PictureBytes(Path(world.pictures[2].path).read_bytes() + b"\0")  # as good as the picture
     batch = world.batch(Example("", ({"role": "user", "content": "How many?"},), "", images=(other,)))
     bare = replace(batch, examples=())
+    gc.collect()
     count = len(_blocks)
     del other, batch
     gc.collect()
