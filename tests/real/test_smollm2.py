@@ -84,7 +84,7 @@ def test_decompose_and_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert "9 matrices (9 built" in capsys.readouterr().out
     assert main(["decompose", *ON_TOP, "--quiet"]) == 0
     assert "9 matrices (0 built, 9 reused" in capsys.readouterr().out
-    assert main(["plan", *ON_TOP, "--gpu-memory", "8"]) == 0
+    assert main(["plan", *ON_TOP, "--gpu_memory", "8"]) == 0
     assert "smollm2" in capsys.readouterr().out
 
 
