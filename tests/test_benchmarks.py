@@ -76,6 +76,7 @@ def gpu_check(*arguments):
     return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_gpu_rows_on_a_cpu():
     kept = sorted((BENCHMARKS / "results").iterdir())
     done = gpu_check("--toy")
@@ -103,6 +104,7 @@ PARTS = {
 }
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_takes_nothing_with_it(benchmark, tmp_path, monkeypatch):
     check, results = benchmark("gpu_check"), benchmark("_results")
     (tmp_path / "parts").mkdir()
