@@ -92,6 +92,7 @@ def _train_and_save(out: Path, budget: Budget, seed: int, progress: bool) -> dic
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    run.model.config.text_config._name_or_path = ""  # a folder of this machine
     run.model.save_pretrained(draft)
     processor.save_pretrained(draft)
     facts: dict[str, object] = {
