@@ -25,7 +25,7 @@ from transformer2.rollout.continuous import ContinuousBatch, Row
 from transformer2.rollout.hf import HFEngine
 from transformer2.rollout.probe import can_share
 from transformer2.types import Example, PromptBatch
-from transformer2.vision import FIRST, as_image_ids, picture_tokens, sight_of
+from transformer2.vision import FIRST, as_image_ids, family_class, picture_tokens, sight_of
 from transformer2.vision.tokens import _blocks
 
 EOS = [1]
@@ -242,6 +242,29 @@ def test_an_image_id_without_a_picture_is_refused(world: World) -> None:
     bare = replace(batch, input_ids_BP=batch.input_ids_BP.clamp(max=family.image_id))
     with pytest.raises(UserError, match="no picture for it"):
         world.logits(bare)
+
+
+def test_a_video_id_is_no_picture(world: World) -> None:
+    """Where the template drops the picture and the text holds a video, their numbers agree."""
+    if len(world.tokenizer.family.banned) == 1:
+        return  # a family without videos has no such id
+    tokenizer = copy.deepcopy(world.tokenizer)
+    image, video = (tokenizer.convert_ids_to_tokens(i) for i in tokenizer.family.banned)
+    tokenizer.chat_template = tokenizer.chat_template.replace(image, "")
+    with pytest.raises(DataError, match=r"1 pictures and 1 times"):
+        render(tokenizer, world.example(0, text=f"How many {video}?"))
+    ids_11 = torch.tensor([[tokenizer.family.banned[1]]])
+    with pytest.raises(UserError, match="no picture for it"):
+        hidden_states(world.policy, ids_11, torch.ones_like(ids_11))
+
+
+def test_a_family_that_is_like_another_is_refused_by_name() -> None:
+    for config in (
+        transformers.LlavaConfig(vision_config={"model_type": "pixtral"}),
+        transformers.AutoConfig.for_model("idefics3"),
+    ):
+        with pytest.raises(DataError, match=f"a base of the family {config.model_type} takes pictures in a way"):
+            family_class(config)
 
 
 def test_parts_say_where_pictures_stand(world: World) -> None:

@@ -121,7 +121,8 @@ def _render_with_pictures(
         # As transformers' processors do: LLaVA-NeXT's template leaves the BOS to the tokenizer.
         whole = tokenizer.bos_token is None or text.startswith(tokenizer.bos_token)
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"]) if whole else plain_ids(tokenizer, text)
-    if (found := sum(i in family.banned for i in ids)) != len(example.images):
+    found = sum(i in family.banned for i in ids)
+    if not found == ids.count(family.image_id) == len(example.images):
         raise DataError(
             f"{example.id or 'the prompt'} has {len(example.images)} pictures and {found} times "
             f"{family.image_token!r}; leave that out of texts: the chat template puts it where a picture is"

@@ -68,7 +68,7 @@ class Sight:
     def _embed(self, ids_BT: Tensor) -> Tensor:
         """The input embedding, with the features of pictures in their places."""
         seen_BT = ids_BT >= FIRST
-        unseen, seen = torch.stack([(ids_BT == self.family.image_id).any(), seen_BT.any()]).tolist()
+        unseen, seen = torch.stack([torch.isin(ids_BT, ids_BT.new_tensor(self.banned)).any(), seen_BT.any()]).tolist()
         if unseen:
             raise UserError(
                 f"a prompt holds {self.family.image_token!r} and no picture for it; give the Example its images"

@@ -148,9 +148,9 @@ def family_class(config: PretrainedConfig) -> type[Family] | None:
     Raises:
         DataError: It is of a family that is not known here, and cannot be loaded for text alone.
     """
-    if getattr(getattr(config, "vision_config", None), "model_type", None) == "pixtral":
-        return None  # LLaVA by its config, with tokens that end the rows of a picture
     found, kind = _FAMILIES.get(config.model_type), type(config)
+    if getattr(getattr(config, "vision_config", None), "model_type", None) == "pixtral":
+        found = None  # LLaVA by its config, with tokens that end the rows of a picture
     its_own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if found is None and hasattr(config, "vision_config") and kind not in MODEL_FOR_CAUSAL_LM_MAPPING and not its_own:
         raise DataError(
