@@ -39,13 +39,12 @@ _reading = threading.Lock()  # Arrow's readers are no business of several thread
 
 
 class Picture(ABC):
-    """A reference to one picture.
+    """A reference to one picture."""
 
-    Attributes:
-        name: What messages call it.
-    """
-
-    name: str
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What messages call it."""
 
     @abstractmethod
     def data(self) -> bytes:
@@ -155,7 +154,7 @@ class PictureFile(Picture):
     path: str
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """Its path."""
         return self.path
 
@@ -185,7 +184,7 @@ class PictureBytes(Picture):
     label: str = "of the request"
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """Its label."""
         return self.label
 
@@ -209,7 +208,7 @@ class PictureInTable(Picture):
     column: str
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """File, row and column."""
         return f"{self.file}, row {self.row}, {self.column}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,10 +72,10 @@ def test_every_strategy_adapts_to_pictures(flags: list[str], tmp_path: Path) -> 
     ids=["missing", "truncated", "cmyk", "1x1", "wide", "bomb", "text", "animated"],
 )
 def test_a_bad_picture_of_the_test_split_ends_fit_before_it_loads_the_base(
-    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: object, said: str
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], object], said: str
 ) -> None:
     data = draw_pictures(tmp_path / "data")
-    spoil(data / "30.png")  # type: ignore[operator]
+    spoil(data / "30.png")
     assert main([*fit(flags, tmp_path / "run", 2), "--data.data_dir", str(data)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"picture {data / '30.png'} " in error and said in error

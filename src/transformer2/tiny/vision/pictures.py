@@ -87,7 +87,7 @@ class DrawnPicture(Picture):
     seed: int
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """What its signs say."""
         return f"with the signs {self.contents()}"
 
