@@ -236,7 +236,11 @@ class Experiment:
         if self.stopped:
             kept = "" if step is None else f"; the expert is of step {step}"
             notes.append(f"stopped early, after {self.trainer.global_step} steps{kept}")
-        facts = Facts(details=label_confusion(records, task), notes=notes)
+        details = label_confusion(records, task)
+        if keeper is not None:
+            best = {"best_step": keeper.best_step, "best_validation": keeper.best_score}
+            details["training"] = {**self.module.facts(), **best}
+        facts = Facts(details=details, notes=notes)
         report = build_report(records, task, task.protocol, seconds, (self.seed,), facts=facts)
         if self.trainer.is_global_zero:
             write_report(self.folder, report, records)

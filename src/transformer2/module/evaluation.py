@@ -14,6 +14,7 @@ from transformer2.adaptation.strategy import ActiveExpert
 from transformer2.data.loader import batches_within
 from transformer2.distributed import gather_objects, sum_over_ranks
 from transformer2.metrics import Accuracy
+from transformer2.module.learning import LearningCurve
 from transformer2.module.options import MemoryOptions, SamplingOptions, TestOptions
 from transformer2.rl.logprobs import Head
 from transformer2.rollout.base import RolloutEngine
@@ -34,6 +35,7 @@ class PolicyModule(L.LightningModule):
         engine: Draws rows of different z, and what `sampler` draws where that is the same.
         sampler: Draws completions under one z.
         head: Hidden states -> logits.
+        curve: The learning curve of the run.
         validated: Questions of this rank and their answers in the last validation.
         records: One for each question of the last test.
     """
@@ -51,6 +53,7 @@ class PolicyModule(L.LightningModule):
         super().__init__()
         self.policy = None
         self.val_score = Accuracy()
+        self.curve = LearningCurve()
         self.validated: list[tuple[Example, Answer]] = []
         self.records: list[Record] = []
 
@@ -112,6 +115,7 @@ class PolicyModule(L.LightningModule):
             self.validation_step(batch.to(self.device), index)
         if count:
             metrics = {name: float(value) for name, value in self._val_score().items()}
+            self.curve.add(0, metrics["val/accuracy"], metrics["val/accuracy_se"])
             for logger in self.trainer.loggers:
                 logger.log_metrics(metrics, step=0)
 
@@ -127,7 +131,10 @@ class PolicyModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracy and its standard error, at the steps that were done: Lightning's own x is one less."""
-        self.log_dict({**self._val_score(), "step": float(self.global_step)})
+        metrics = self._val_score()
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.curve.add(self.global_step, float(metrics["val/accuracy"]), float(metrics["val/accuracy_se"]))
+        self.log_dict({**metrics, "step": float(self.global_step)})
 
     def _val_score(self) -> dict[str, Tensor]:
         score = self.val_score.compute()  # over all ranks

@@ -42,6 +42,7 @@ from transformer2.halving import run_or_halve
 from transformer2.module.alarms import Alarms
 from transformer2.module.evaluation import PolicyModule
 from transformer2.module.identity import KEY, changes_rate, check_identity, identity
+from transformer2.module.learning import count
 from transformer2.module.loading import begin_with, check_trained_whole, load_policy, make_engines
 from transformer2.module.meter import StepMeter, step_metrics, verdict_sums
 from transformer2.module.optimizers import WarmupCosine, build, restart, settings
@@ -62,6 +63,7 @@ from transformer2.types import PromptBatch, Rollouts, Verdict
 
 MAX_SKIPPED_IN_A_ROW = 3
 ALARMS = "transformer2_alarms"  # key of their state in a checkpoint
+CURVE = "transformer2_curve"
 KL_MONITOR_EVERY = 10  # with kl_coef 0 the KL costs a forward pass and changes nothing, so it is only looked at
 
 
@@ -290,6 +292,14 @@ class SVFReinforceModule(PolicyModule):
 
     # ------------------------------------------------------------------ Lightning's hooks
 
+    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
+        """The clock of the learning curve runs during steps only."""
+        self.curve.start()
+
+    def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
+        """See `on_train_batch_start`."""
+        self.curve.stop()
+
     def on_fit_start(self) -> None:
         """A model in shards can be run from here on; a quantised one must let gradients through."""
         if self._in_lockstep():
@@ -305,6 +315,17 @@ class SVFReinforceModule(PolicyModule):
         check_halves(self.policy, self.head)
         if self.sampler is self.engine:  # else it draws for some adaptations only, and checks by itself
             self.engine.check(self.policy, self.policy.device)
+
+    def facts(self) -> dict[str, Any]:
+        """What was trained, and the learning curve, for report.json."""
+        return {
+            "method": str(getattr(self.policy.peft_config["default"].peft_type, "value", "")),
+            "trainable": count(self.trained()),
+            "steps": self.global_step,
+            "seconds": round(self.curve.seconds, 2),
+            "cpu_seconds": round(self.curve.cpu_seconds, 2),
+            "curve": self.curve.points,
+        }
 
     def _in_lockstep(self) -> bool:
         return self._trainer is not None and in_lockstep(self.trainer.strategy)
@@ -330,11 +351,13 @@ class SVFReinforceModule(PolicyModule):
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained}
         checkpoint[KEY] = identity(self)
         checkpoint[ALARMS] = self.alarms.state_dict()
+        checkpoint[CURVE] = self.curve.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another policy or task (module/identity.py)."""
         self.changed = check_identity(self, checkpoint)
         self.alarms.load_state_dict(checkpoint.get(ALARMS, {}))
+        self.curve.load_state_dict(checkpoint.get(CURVE, {}))
 
     def on_train_start(self) -> None:
         """A resumed run continues with its next batch, and at its own rate, not at the one in the optimizer's state."""
