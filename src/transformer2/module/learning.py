@@ -17,7 +17,7 @@ class LearningCurve:
     Attributes:
         seconds: Wall-clock seconds of all steps so far, of this process.
         cpu_seconds: CPU seconds of them, of all its threads.
-        points: `step`, `accuracy`, `se`, `seconds` and `cpu_seconds` of each validation, the one before step 1 included.
+        points: `step`, `accuracy`, `se`, `seconds` and `cpu_seconds` of each validation, that before step 1 too.
     """
 
     seconds: float = 0.0
