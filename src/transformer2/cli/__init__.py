@@ -29,6 +29,7 @@ COMMANDS = {
     ),
     "export": ("write base and experts as one model: a folder or a GGUF file", "transformer2.cli.export:export"),
     "plan": ("what fits on which devices, and how long a step takes", "transformer2.cli.plan:plan"),
+    "study": ("rebuild a table of the paper from a grid of runs", "transformer2.cli.study:study"),
     "report": ("print a run's table and draw its learning curve", "transformer2.cli.tools:report"),
     "serve": ("answer over HTTP, as OpenAI's API", "transformer2.cli.serve:serve"),
     "sandbox": ("say how well model-written code is walled in here", "transformer2.cli.sandbox:sandbox"),

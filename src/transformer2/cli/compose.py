@@ -135,9 +135,7 @@ def compose(
     Raises:
         ConfigError: A missing or unreadable file, an unknown top-level key, an unresolvable `${...}`.
     """
-    merged = OmegaConf.create({})
-    for name in configs:
-        merged = _merge(merged, _load(find_config(name), ()), name)
+    merged = merge(configs)
     for key, text in overrides:
         value = _value(key, text)
         if found := re.fullmatch(r"model\.(optimizer|lr_scheduler)(?:\.init_args)?(?:\.(.+))?", key):
@@ -159,6 +157,18 @@ def compose(
             raise ConfigError(f"unknown config key {written(key)}{near}")
     composed: dict[str, Any] = home(plain)
     return composed
+
+
+def merge(configs: Sequence[str]) -> DictConfig:
+    """Config files on top of each other, with the `${...}` that are in them.
+
+    Raises:
+        ConfigError: A missing or unreadable file, or one that does not fit on top of the others.
+    """
+    merged = OmegaConf.create({})
+    for name in configs:
+        merged = _merge(merged, _load(find_config(name), ()), name)
+    return merged
 
 
 def home(value: Any) -> Any:

@@ -1,0 +1,376 @@
+"""`study`: a table or figure of the paper from a grid of ordinary runs, of which only the missing ones are run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from transformer2.cli.check import check
+from transformer2.cli.compose import compose, find_config, merge, parse_flags
+from transformer2.cli.folder import check_writable
+from transformer2.errors import ConfigError, UserError, shown
+from transformer2.study.grid import Cell, as_flag, cells, with_folders
+from transformer2.study.results import Run, Study, Tuning, read_study, write_study
+from transformer2.study.schedule import Job, run_jobs
+
+SECTIONS = ("model", "data", "trainer", "adapt")
+RUN_KEYS = {
+    "fit": ("seed_everything", "model", "data", "trainer"),
+    "test": ("seed_everything", "model", "data", "trainer"),
+    "adapt": ("seed_everything", "model", "data", "trainer", "adapt", "strategy"),
+}
+OPTIONS = ("base", "other_base", "world", "seeds", "jobs", "launcher", "run_dir", "docs")
+SWITCHES = ("help", "dry_run", "quiet")
+WORLDS = {"tiny": "conf/paper/world/tiny.yaml", "smollm2": "conf/paper/world/smollm2.yaml"}
+REAL_WORLD = "conf/paper/world/real.yaml"
+STUDY_KEYS = ("title", "paper", "build", "seeds", "tuning_seed", "base", "other_base", "common", "runs")
+
+HELP = """\
+usage: transformer2 study FILE [FILE ...] [--base BASE] [--seeds 0,1,2] [--jobs N] [--dry_run] [--SECTION.KEY VALUE ...]
+
+Run the missing runs of a study, then build its tables and figures. A study file names a grid of ordinary runs (fit,
+test, adapt); runs that are there are reused, by this study and by others, a failed one stops nothing else, and an
+interrupted study goes on where it was. Shipped: {shipped}.
+
+  --base BASE          the base model (default tiny: the embedded one); real tasks come with any base but tiny
+  --other_base BASE    a second base, for the studies that move an expert to another model
+  --seeds 0,1,2        the seeds of every run (default: the study file's)
+  --jobs N             runs at a time (default 1)
+  --dry_run            print the command lines and what is there already, and stop
+  --world FILE         the tasks and settings behind the names in a study file (default by base: conf/paper/world/)
+  --SECTION.KEY VALUE  on top of every run, e.g. --data.data_dir FOLDER --trainer.max_steps 50; SECTION is one of
+                       model, data, trainer, adapt
+  --launcher COMMAND   what starts a run (default: this Python, -m transformer2), e.g.
+                       "torchrun --nproc_per_node 4 -m transformer2"
+  --run_dir DIR        where studies and their runs are kept (default runs/studies)
+  --docs DIR           write DIR/paper.md and DIR/claims.md from all studies there; without FILE, only that
+  --quiet              no progress bar
+  --debug              show the traceback of an error
+
+The same command started several times, here or on other machines with the same disk, shares the work
+(docs/studies.md).
+"""
+
+
+def study(args: Sequence[str]) -> int:
+    """Run, then build."""
+    words = list(args)
+    files = [words.pop(0) for _ in range(next((i for i, w in enumerate(words) if w.startswith("-")), len(words)))]
+    flags = parse_flags(words, OPTIONS, SWITCHES, SECTIONS)
+    if "help" in flags.switches:
+        shipped = sorted(
+            str(p.relative_to(p.parents[2])) for p in find_config("conf/base.yaml").parent.glob("paper/*.yaml")
+        )
+        print(HELP.format(shipped=", ".join(shipped)), end="")
+        return 0
+    if flags.configs:
+        raise ConfigError(f"study takes its files without --config; write transformer2 study {flags.configs[0]}")
+    docs = flags.options.get("docs")
+    if not files and docs is None:
+        raise ConfigError("study needs a study file, such as conf/paper/table1.yaml (`study --help` names them)")
+    jobs = _number("jobs", flags.options.get("jobs", "1"))
+    root = Path(flags.options.get("run_dir") or Path("runs") / "studies")
+    plans = [Plan(file, root, flags.options, flags.overrides) for file in files]
+    launcher = shlex.split(flags.options.get("launcher", "")) or [sys.executable, "-m", "transformer2"]
+    if "dry_run" in flags.switches:
+        print("\n".join(line for plan in plans for line in plan.lines(launcher)))
+        return 0
+    check_writable(root)
+    quiet = "quiet" in flags.switches
+    failed = _run(plans, jobs, launcher, quiet)
+    whole = [plan.finish(failed) for plan in plans]
+    if docs is not None:
+        from transformer2.study.page import write_pages
+
+        write_pages(root, Path(docs))
+    return 0 if all(whole) else 1
+
+
+def _run(plans: Sequence[Plan], at_once: int, launcher: Sequence[str], quiet: bool) -> set[Path]:
+    from transformer2.callbacks import interrupt
+
+    if (listener := interrupt.current()) is not None:
+        listener.on_signal = lambda number: "finished runs are kept; the same command goes on"
+        listener.grace = 30.0
+
+    def known(failed: set[Path]) -> tuple[list[Job], int]:
+        found: dict[Path, Job] = {}
+        waiting = 0
+        for plan in plans:
+            some, unknown = plan.jobs(failed)
+            found |= {job.folder: job for job in some}
+            waiting += unknown
+        return list(found.values()), waiting
+
+    # As many threads as there are cores for all jobs together; the embedded model chooses by itself where it is alone.
+    threads = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 and "OMP_NUM_THREADS" not in os.environ else None
+    return run_jobs(known, at_once, launcher, threads, _outcome, quiet)
+
+
+def _outcome(job: Job, seconds: float, code: int) -> str:
+    """A line on a job that ended."""
+    if not job.done:
+        text = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if job.log.exists() else []
+        why = shown(text[-1], 160) if text else f"exit code {code}"
+        return f"{job.name}   FAILED after {seconds:.0f} s: {why} (see {job.log})"
+    return f"{job.name}   {_scores(job.folder)}{seconds:.0f} s"
+
+
+def _scores(folder: Path) -> str:
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    found = report.get("strategies", {"": report})
+    parts = [
+        f"{name + ' ' if name else ''}{100 * r['base']['accuracy']:.1f} -> {100 * r['result']['accuracy']:.1f} %"
+        for name, r in found.items()
+        if all((r.get(key) or {}).get("accuracy") is not None for key in ("base", "result"))
+    ]
+    return f"{', '.join(parts)}   " if parts else ""
+
+
+class Plan:
+    """A study file with a base and seeds: its runs as command lines.
+
+    Args:
+        file: The study file.
+        root: Folder of studies and runs.
+        options: `base`, `other_base`, `world`, `seeds`, as given on the command line.
+        overrides: Dotted keys on top of every run, and their text.
+
+    Raises:
+        ConfigError: Anything that a run of the study would be refused for, before the first one is started.
+    """
+
+    def __init__(
+        self, file: str, root: Path, options: Mapping[str, str], overrides: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        self.name, self.root, self.overrides = Path(file).stem, root, list(overrides)
+        own = merge([file])
+        if "runs" not in own or "build" not in own:
+            raise ConfigError(f"{file} is no study file: it needs `runs` and `build`; see conf/paper/table1.yaml")
+        base = options.get("base") or own.get("base") or "tiny"
+        world = options.get("world") or WORLDS.get(str(base), REAL_WORLD)
+        self.study: DictConfig = merge([world, file])
+        self.study["base"] = base
+        if "other_base" in options:
+            self.study["other_base"] = options["other_base"]
+        self.seeds = (
+            _seeds("--seeds", options["seeds"]) if "seeds" in options else _listed(self.study.get("seeds", [0]))
+        )
+        self.tuning_seed = int(self.study.get("tuning_seed", 100))
+        self.cells = {cell.name: cell for cell in cells(self.study)}
+        self._jobs: dict[tuple[Any, ...], Job] = {}
+        for cell in self.cells.values():
+            self._check(cell)
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where study.json, tables and figures are: one folder for each base."""
+        base = str(self.study["base"])
+        return self.root / (self.name if base == "tiny" else f"{self.name}-{Path(base).stem}")
+
+    def jobs(self, failed: set[Path]) -> tuple[list[Job], int]:
+        """The runs that are known, those that settings are chosen by first, and the number of those that are not."""
+        known: list[Job] = []
+        waiting = 0
+        for cell in self.cells.values():
+            known += self._tuning(cell, failed)
+        for cell in self.cells.values():
+            for seed in cell.seeds or self.seeds:
+                job = self._final(cell, seed, failed)
+                if job is None:
+                    waiting += 1
+                else:
+                    known.append(job)
+        return known, waiting
+
+    def lines(self, launcher: Sequence[str]) -> list[str]:
+        """What a run of the study would do."""
+        known, waiting = self.jobs(set())
+        unique = {job.folder: job for job in known}
+        there = sum(job.done for job in unique.values())
+        start = "transformer2" if list(launcher[1:]) == ["-m", "transformer2"] else shlex.join(launcher)
+        lines = [f"{self.name}: {self.study.title} (base {self.study.base})"]
+        for folder, job in unique.items():
+            words = shlex.join([*job.args, "--run_dir", str(folder)])
+            lines.append(f"  {'done  ' if job.done else 'to run'} {job.name:<28} {start} {words}")
+        later = f", {waiting} more once their settings are chosen" if waiting else ""
+        return [*lines, f"  {len(unique)} runs, {there} done{later}"]
+
+    def finish(self, failed: set[Path]) -> bool:
+        """Write study.json, and build what the study is for; whether every run is done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        runs = [
+            self._run(cell, seed, self._final(cell, seed, failed), failed)
+            for cell in self.cells.values()
+            for seed in cell.seeds or self.seeds
+        ]
+        tuning = tuple(self._tuned(cell, failed) for cell in self.cells.values() if cell.tune)
+        s = self.study
+        found = Study(
+            self.name, str(s.title), str(s.get("paper", "")), str(s.base), str(s.build), self.seeds, tuple(runs), tuning
+        )
+        write_study(self.folder, found)
+        done = sum(run.state == "done" for run in runs)
+        print(f"{self.name}: {done} of {len(runs)} runs done")
+        for tuned in tuning:
+            if tuned.chosen is None:
+                what = ", ".join(tuned.values[0]["set"]) if tuned.values else "a setting"
+                print(
+                    f"  {tuned.name}: {what} cannot be chosen: no run of it was validated (trainer.val_check_interval)"
+                )
+        _build(read_study(self.folder), self.folder)
+        return done == len(runs)
+
+    # ------------------------------------------------------------------ one run
+
+    def _final(self, cell: Cell, seed: int, failed: set[Path]) -> Job | None:
+        """A run with its chosen settings; None as long as they are not chosen."""
+        chosen: dict[str, Any] = {}
+        if cell.tune:
+            position = self._choice(cell, failed)
+            if position is None:
+                return None
+            ((key, values),) = cell.tune.items()
+            chosen = {key: values[position]}
+        return self._job(cell, seed, chosen, failed)
+
+    def _tuning(self, cell: Cell, failed: set[Path]) -> list[Job]:
+        jobs = [
+            self._job(cell, self.tuning_seed, {key: value}, failed)
+            for key, values in cell.tune.items()
+            for value in values
+        ]
+        return [job for job in jobs if job is not None]
+
+    def _choice(self, cell: Cell, failed: set[Path]) -> int | None:
+        """Position of the value with the best validation accuracy; the first of equals."""
+        jobs = self._tuning(cell, failed)
+        if len(jobs) < len(*cell.tune.values()) or not all(job.done or job.folder in failed for job in jobs):
+            return None
+        scores = [_validation(job.folder) if job.done else None for job in jobs]
+        scored = [(score, -i) for i, score in enumerate(scores) if score is not None]
+        return -max(scored)[1] if scored else None
+
+    def _job(self, cell: Cell, seed: int, chosen: Mapping[str, Any], failed: set[Path]) -> Job | None:
+        needed: dict[str, Job] = {}
+        for name in cell.needs():
+            other = self.cells[name]
+            theirs = seed if not other.seeds or seed in other.seeds else other.seeds[0]
+            job = self._final(other, theirs, failed)
+            if job is None:
+                return None
+            needed[name] = job
+        key = cell.name, seed, json.dumps(chosen), tuple(job.folder for job in needed.values())
+        if key not in self._jobs:
+            args = self._args(cell, seed, chosen, {name: str(job.folder) for name, job in needed.items()})
+            same = self._args(cell, seed, chosen, {name: job.folder.name for name, job in needed.items()})
+            folder = self.root / "runs" / self._folder_name(cell, seed, same)
+            tried = "".join(f" {k.rpartition('.')[2]}={as_flag(v)}" for k, v in chosen.items())
+            label = f"{cell.name} s{seed}{tried if seed == self.tuning_seed else ''}"
+            needs = tuple(job.folder for job in needed.values())
+            self._jobs[key] = Job(label, args, folder, needs)
+        return self._jobs[key]
+
+    def _args(self, cell: Cell, seed: int, chosen: Mapping[str, Any], folders: Mapping[str, str]) -> tuple[str, ...]:
+        words = [cell.command]
+        for config in cell.configs:
+            words += ["--config", config]
+        for key, value in {**cell.flags, **chosen}.items():
+            words += [f"--{key}", as_flag(with_folders(value, folders))]
+        for key, text in self._overrides(cell):
+            words += [f"--{key}", text]
+        if cell.expert is not None:
+            words += ["--expert", with_folders(cell.expert, folders)]
+        return (*words, "--seed_everything", str(seed))
+
+    def _overrides(self, cell: Cell) -> list[tuple[str, str]]:
+        return [(key, text) for key, text in self.overrides if cell.command == "adapt" or not key.startswith("adapt.")]
+
+    def _composed(self, cell: Cell, args: Sequence[str]) -> dict[str, Any]:
+        flags = parse_flags(args[1:], ("expert",), (), RUN_KEYS[cell.command])
+        return compose(flags.configs, flags.overrides, RUN_KEYS[cell.command])
+
+    def _folder_name(self, cell: Cell, seed: int, args: Sequence[str]) -> str:
+        """By all that a run is given, its composed config included: the same run is the same folder in every study."""
+        config = self._composed(cell, args)
+        expert = args[args.index("--expert") + 1] if "--expert" in args else None
+        whole = json.dumps([cell.command, config, expert], sort_keys=True, default=str)
+        task = str((config.get("data") or {}).get("task", "")).rpartition(".")[2]
+        digest = hashlib.sha256(whole.encode()).hexdigest()[:10]
+        return "-".join(part for part in (cell.command, task, f"s{seed}", digest) if part)
+
+    def _check(self, cell: Cell) -> None:
+        """Refuse, before anything is run, what a run would be refused for."""
+        tried = [{key: value} for key, values in cell.tune.items() for value in values] or [{}]
+        for chosen in tried:
+            args = self._args(cell, self.tuning_seed, chosen, {name: f"runs/{name}" for name in cell.needs()})
+            try:
+                config = self._composed(cell, args)
+                if cell.expert is None:  # else its own config says the rest
+                    check(deepcopy(config), cell.command, folders=False)
+            except UserError as e:
+                raise ConfigError(f"{self.name}, runs.{cell.name}: {e}") from e
+
+    # ------------------------------------------------------------------ study.json
+
+    def _run(self, cell: Cell, seed: int, job: Job | None, failed: set[Path]) -> Run:
+        if job is None:
+            return Run(cell.name, seed, cell.labels, "", "failed" if cell.tune else "missing")
+        state = "done" if job.done else "failed" if job.folder in failed else "missing"
+        return Run(cell.name, seed, cell.labels, f"../runs/{job.folder.name}", state)  # type: ignore[arg-type]
+
+    def _tuned(self, cell: Cell, failed: set[Path]) -> Tuning:
+        jobs = self._tuning(cell, failed)
+        ((key, values),) = cell.tune.items()
+        tried = [
+            {
+                "set": {key: value},
+                "validation": _validation(job.folder) if job.done else None,
+                "folder": f"../runs/{job.folder.name}",
+            }
+            for value, job in zip(values, jobs, strict=False)
+        ]
+        return Tuning(cell.name, self.tuning_seed, tried, self._choice(cell, failed))
+
+
+def _build(study: Study, folder: Path) -> None:
+    """Tables and figures beside study.json."""
+    from transformer2.study.builders import build
+    from transformer2.study.output import write_outputs
+
+    for path in write_outputs(build(study), folder):
+        print(f"  {path}")
+
+
+def _validation(folder: Path) -> float | None:
+    """The best validation accuracy of a finished fit."""
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    score: float | None = report["details"]["training"]["best_validation"]
+    return score
+
+
+def _number(name: str, text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= 1024:
+        raise ConfigError(f"--{name} must be a whole number from 1 to 1024, not {shown(text)}")
+    return int(text)
+
+
+def _seeds(name: str, text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.strip("[]").split(",")]
+    if not all(part.isdecimal() and int(part) < 2**32 for part in parts) or len(set(parts)) < len(parts):
+        raise ConfigError(f"{name} must be different whole numbers, such as 0,1,2, not {shown(text)}")
+    return tuple(map(int, parts))
+
+
+def _listed(seeds: Any) -> tuple[int, ...]:
+    return _seeds("seeds", ",".join(map(str, seeds)))

@@ -1,0 +1,166 @@
+"""The runs of a study file: a cell for each value of a run's matrix, as command lines.
+
+Everything in a study is an ordinary command line, which can be typed by hand; the grid only writes them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from transformer2.errors import ConfigError, nearest, one_line, shown
+
+COMMANDS = ("fit", "test", "adapt", "spectrum")
+RUN_KEYS = ("command", "matrix", "config", "set", "tune", "expert", "seeds")
+KINDS: dict[str, Any] = {"config": list, "set": dict, "tune": dict, "expert": str, "seeds": list}
+KINDS_IN_WORDS: dict[Any, str] = {list: "list", dict: "mapping", str: "text"}
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.]*", re.ASCII)
+REFERENCE = re.compile(r"@([\w.-]+)(/.*)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study under every seed.
+
+    Attributes:
+        name: The run's name and the values of its matrix: `svf-math`.
+        labels: Values of the matrix by name.
+        command: `fit`, `test`, `adapt` or `spectrum`.
+        configs: Values of `--config`.
+        flags: Dotted keys and their values, later ones on top. A text `@NAME/expert` names the folder of another run.
+        tune: Dotted key -> the values to choose from on validation; at most one key.
+        expert: `--expert`, mostly `@NAME/expert`.
+        seeds: Seeds of its own; empty: the study's.
+    """
+
+    name: str
+    labels: Mapping[str, str]
+    command: str
+    configs: tuple[str, ...] = ()
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    tune: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    expert: str | None = None
+    seeds: tuple[int, ...] = ()
+
+    def needs(self) -> list[str]:
+        """Names of the runs whose folders it uses."""
+        return sorted({found[1] for text in _texts([self.flags, self.expert]) if (found := REFERENCE.fullmatch(text))})
+
+
+def cells(study: DictConfig) -> list[Cell]:
+    """The cells of a composed study file, in its order.
+
+    Raises:
+        ConfigError: A key, a reference or an interpolation that stands for nothing.
+    """
+    runs = study.get("runs")
+    if not isinstance(runs, DictConfig) or not runs:
+        raise ConfigError("the study has no runs; name at least one below `runs`")
+    found = [cell for name in runs for cell in _cells_of(study, str(name))]
+    names = {cell.name for cell in found}
+    if len(names) < len(found):
+        twice = next(c.name for i, c in enumerate(found) if c.name in [x.name for x in found[:i]])
+        raise ConfigError(f"two runs of the study are called {twice}; rename one")
+    for cell in found:
+        for needed in cell.needs():
+            if needed not in names:
+                raise ConfigError(
+                    f"runs.{cell.name} needs @{needed}, which is no run of the study{nearest(needed, names)}"
+                )
+    return found
+
+
+def _cells_of(study: DictConfig, name: str) -> Iterator[Cell]:
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"runs.{shown(name)}: a run's name has letters, digits, _ and . only; rename it")
+    if not isinstance(study.runs[name], DictConfig):
+        raise ConfigError(f"runs.{name} must hold keys and values, such as `command: fit`")
+    matrix = _resolved(study, name, {"matrix": study.runs[name].get("matrix") or {}}, {})["matrix"]
+    if not all(isinstance(values, list) and values for values in matrix.values()):
+        raise ConfigError(
+            f"runs.{name}.matrix must give a list of values for each name, such as {{skill: [math, code]}}"
+        )
+    for values in itertools.product(*matrix.values()):
+        labels = {str(key): str(value) for key, value in zip(matrix, values, strict=True)}
+        run = _resolved(study, name, study.runs[name], labels)
+        for key in run:
+            if key not in RUN_KEYS:
+                raise ConfigError(f"unknown key runs.{name}.{shown(str(key))}{nearest(str(key), RUN_KEYS)}")
+        command = run.get("command")
+        if command not in COMMANDS:
+            raise ConfigError(f"runs.{name}.command must be one of {', '.join(COMMANDS)}, not {shown(repr(command))}")
+        for key, kind in KINDS.items():
+            if not isinstance(run.setdefault(key, kind()), kind):
+                raise ConfigError(
+                    f"runs.{name}.{key} must be a {KINDS_IN_WORDS[kind]}, not {shown(repr(run[key]), 60)}"
+                )
+        tune = run["tune"]
+        if len(tune) > 1 or not all(isinstance(v, list) and v for v in tune.values()) or (tune and command != "fit"):
+            raise ConfigError(f"runs.{name}.tune takes one key of a fit and a list of values")
+        common = _resolved(study, name, {"set": (study.get("common") or {}).get(command) or {}}, labels)["set"]
+        yield Cell(
+            "-".join([name, *labels.values()]),
+            labels,
+            command,
+            tuple(run["config"]),
+            {**common, **run["set"]},
+            tune,
+            run["expert"] or None,
+            tuple(run["seeds"]),
+        )
+
+
+def _resolved(study: DictConfig, name: str, part: Any, labels: Mapping[str, str]) -> dict[str, Any]:
+    """A part of a run with its interpolations, which see the whole study and the matrix' values."""
+    try:
+        whole = OmegaConf.merge(study, labels)
+        OmegaConf.update(whole, "_run", part, merge=False, force_add=True)
+        plain: Any = OmegaConf.to_container(OmegaConf.select(whole, "_run"), resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"runs.{name} cannot be resolved: {one_line(e)}") from e
+    return dict(plain)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from itertools.chain.from_iterable(map(_texts, value.values()))
+    elif isinstance(value, list | tuple):
+        yield from itertools.chain.from_iterable(map(_texts, value))
+
+
+def with_folders(value: Any, folders: Mapping[str, str]) -> Any:
+    """A value with the folder in place of each `@NAME`.
+
+    Args:
+        value: Of `Cell.flags`, or `Cell.expert`.
+        folders: Folder of each run that the cell needs.
+    """
+    if isinstance(value, str):
+        found = REFERENCE.fullmatch(value)
+        return value if found is None else folders[found[1]] + (found[2] or "")
+    if isinstance(value, Mapping):
+        return {key: with_folders(inner, folders) for key, inner in value.items()}
+    return [with_folders(inner, folders) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def as_flag(value: Any) -> str:
+    """A value as one word of a command line, which reads back as the same value."""
+    if isinstance(value, str) and _reads_back(value):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=10**9, sort_keys=False).strip().removesuffix("\n...")
+
+
+def _reads_back(text: str) -> bool:
+    try:
+        return bool(yaml.safe_load(f"- {text}") == [text])
+    except yaml.YAMLError:
+        return False

@@ -1,0 +1,209 @@
+"""Runs a study's jobs in subprocesses: what is there is kept, what was cut goes on, what fails stops nothing else.
+
+Several commands, on one machine or on many with a common disk, may work on the same runs: each takes those that no
+other has. A run is claimed by a lock that its own process holds too, so that it stays claimed when we are killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+POLL = 0.2  # seconds between two looks at what runs
+GRACE = 12.0  # seconds that runs have to save on a signal
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be made.
+
+    Attributes:
+        name: What it is called for people: `svf-math s0`.
+        args: The command line without `transformer2`, and without where the run is kept.
+        folder: The run folder.
+        needs: Folders of the runs that it uses.
+    """
+
+    name: str
+    args: tuple[str, ...]
+    folder: Path
+    needs: tuple[Path, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has a report, which is written last."""
+        return (self.folder / "report.json").is_file()
+
+    @property
+    def log(self) -> Path:
+        """What it printed."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    def command(self) -> list[str]:
+        """The arguments to start or resume it with; what a killed run left behind is kept for it, or removed."""
+        if self.done:
+            return []
+        cut = self.folder.with_name(f".{self.folder.name}.cut")
+        if self.args[0] == "adapt" and (self.folder / "config.yaml").is_file():
+            return ["adapt", "--resume", str(self.folder), "--quiet"]
+        if (self.folder / "checkpoints" / "last.ckpt").exists():
+            shutil.rmtree(cut, ignore_errors=True)
+            self.folder.rename(cut)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        checkpoint = cut / "checkpoints" / "last.ckpt"
+        resumed = ["--ckpt_path", str(checkpoint)] if checkpoint.exists() else []
+        return [*self.args, *resumed, "--run_dir", str(self.folder), "--quiet"]
+
+    def clear(self) -> None:
+        """Remove what a finished run was resumed from."""
+        shutil.rmtree(self.folder.with_name(f".{self.folder.name}.cut"), ignore_errors=True)
+
+
+class Running:
+    """A job in a subprocess."""
+
+    def __init__(self, job: Job, launcher: Sequence[str], threads: int | None, lock: int) -> None:
+        self.job, self.start = job, time.monotonic()
+        environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+        with open(job.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [*launcher, *job.command()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # a Ctrl-C reaches us alone, and it once
+                pass_fds=[lock],
+            )
+        os.close(lock)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.start
+
+
+def claim(job: Job) -> int | None:
+    """A lock on a job's folder; None where another command has it."""
+    locks = job.folder.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = os.open(locks / job.folder.name, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    except OSError:  # a file system without locks
+        pass
+    return lock
+
+
+def run_jobs(
+    jobs: Callable[[set[Path]], tuple[Sequence[Job], int]],
+    at_once: int,
+    launcher: Sequence[str],
+    threads: int | None,
+    tell: Callable[[Job, float, int], str],
+    quiet: bool,
+) -> set[Path]:
+    """Run what is missing.
+
+    Args:
+        jobs: Folders of failed runs -> the jobs that are known by now, and the number of those that are not, because
+            they wait for others.
+        at_once: Jobs at a time.
+        launcher: What starts `transformer2`, before its arguments.
+        threads: OMP_NUM_THREADS of each; None leaves it.
+        tell: A line on a job that ended, from its seconds and exit code.
+        quiet: No progress bar and no lines.
+
+    Returns:
+        Folders of the runs that failed.
+    """
+    failed: set[Path] = set()
+    running: dict[Path, Running] = {}
+    known, waiting = jobs(failed)
+    finished = {job.folder for job in known if job.done}
+    with tqdm(total=len(known) + waiting, initial=len(finished), unit="run", disable=quiet, dynamic_ncols=True) as bar:
+        try:
+            while True:
+                changed = _reap(running, failed, bar, tell, quiet)
+                known, waiting = jobs(failed)
+                lost = _lost(known, failed)
+                for job in known:
+                    if job.done and job.folder not in finished and job.folder not in running:
+                        finished.add(job.folder)
+                        bar.update()
+                    if len(running) == at_once:
+                        break
+                    if job.done or job.folder in failed | lost | running.keys() or not _all_done(job.needs):
+                        continue
+                    if (lock := claim(job)) is not None:
+                        if job.done:  # another command was faster
+                            os.close(lock)
+                            continue
+                        job.folder.parent.mkdir(parents=True, exist_ok=True)
+                        running[job.folder] = Running(job, launcher, threads, lock)
+                        changed = True
+                bar.total = max(bar.n, len(known) + waiting - len(failed | lost))
+                bar.set_postfix_str(", ".join(r.job.name for r in running.values()), refresh=changed)
+                open_jobs = [job for job in known if not job.done and job.folder not in failed | lost]
+                if not running and not open_jobs:
+                    return failed | lost
+                time.sleep(POLL if running else 1.0)
+        except BaseException:
+            _stop(running.values())
+            raise
+
+
+def _reap(
+    running: dict[Path, Running],
+    failed: set[Path],
+    bar: tqdm[None],
+    tell: Callable[[Job, float, int], str],
+    quiet: bool,
+) -> bool:
+    ended = [r for r in running.values() if r.process.poll() is not None]
+    for run in ended:
+        del running[run.job.folder]
+        if run.job.done:
+            run.job.clear()
+        else:
+            failed.add(run.job.folder)
+        if not quiet:
+            tqdm.write(tell(run.job, run.seconds, run.process.returncode))
+    return bool(ended)
+
+
+def _lost(jobs: Sequence[Job], failed: set[Path]) -> set[Path]:
+    """Jobs that need a failed one, directly or not."""
+    lost: set[Path] = set()
+    while more := {j.folder for j in jobs if j.folder not in lost and (failed | lost) & {*j.needs}}:
+        lost |= more
+    return lost
+
+
+def _all_done(folders: Iterable[Path]) -> bool:
+    return all((folder / "report.json").is_file() for folder in folders)
+
+
+def _stop(running: Iterable[Running]) -> None:
+    """Have runs save and end, as a signal does; kill those that do not."""
+    several = list(running)
+    for run in several:
+        run.process.terminate()
+    end = time.monotonic() + GRACE
+    for run in several:
+        try:
+            run.process.wait(max(0.1, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            run.process.kill()
+            run.process.wait()
