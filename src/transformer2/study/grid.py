@@ -88,8 +88,9 @@ def _cells_of(study: DictConfig, name: str) -> Iterator[Cell]:
             f"runs.{name}.matrix must give a list of values for each name, such as {{skill: [math, code]}}"
         )
     for values in itertools.product(*matrix.values()):
-        labels = {str(key): str(value) for key, value in zip(matrix, values, strict=True)}
-        run = _resolved(study, name, study.runs[name], labels)
+        chosen = dict(zip(matrix, values, strict=True))
+        labels = {str(key): str(value) for key, value in chosen.items()}
+        run = _resolved(study, name, study.runs[name], chosen)
         for key in run:
             if key not in RUN_KEYS:
                 raise ConfigError(f"unknown key runs.{name}.{shown(str(key))}{nearest(str(key), RUN_KEYS)}")
@@ -104,7 +105,7 @@ def _cells_of(study: DictConfig, name: str) -> Iterator[Cell]:
         tune = run["tune"]
         if len(tune) > 1 or not all(isinstance(v, list) and v for v in tune.values()) or (tune and command != "fit"):
             raise ConfigError(f"runs.{name}.tune takes one key of a fit and a list of values")
-        common = _resolved(study, name, {"set": (study.get("common") or {}).get(command) or {}}, labels)["set"]
+        common = _resolved(study, name, {"set": (study.get("common") or {}).get(command) or {}}, chosen)["set"]
         yield Cell(
             "-".join([name, *labels.values()]),
             labels,
@@ -117,10 +118,10 @@ def _cells_of(study: DictConfig, name: str) -> Iterator[Cell]:
         )
 
 
-def _resolved(study: DictConfig, name: str, part: Any, labels: Mapping[str, str]) -> dict[str, Any]:
+def _resolved(study: DictConfig, name: str, part: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """A part of a run with its interpolations, which see the whole study and the matrix' values."""
     try:
-        whole = OmegaConf.merge(study, labels)
+        whole = OmegaConf.merge(study, chosen)
         OmegaConf.update(whole, "_run", part, merge=False, force_add=True)
         plain: Any = OmegaConf.to_container(OmegaConf.select(whole, "_run"), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as e:

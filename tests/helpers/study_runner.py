@@ -1,0 +1,47 @@
+"""Stands for `transformer2` in a study's scheduling: ends in a moment, with a report like a fit's. `--launcher` starts it.
+
+The score is a function of the learning rate, so that a study has something to choose; a task called `humaneval` fails,
+`mbpp` is killed once, with a checkpoint, and `arc_easy` waits for a file.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def flag(name: str, default: str = "") -> str:
+    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
+
+
+def main() -> None:
+    folder, task = Path(flag("--run_dir")), flag("--data.task")
+    root = folder.parent.parent
+    with open(root / "calls.txt", "a") as calls:
+        calls.write(json.dumps(sys.argv[1:]) + "\n")
+    folder.mkdir()
+    (folder / "config.yaml").write_text("{}")
+    if task == "humaneval":
+        print("a note\ntransformer2: it cannot be done; do something else")
+        sys.exit(2)
+    if task == "mbpp" and not flag("--ckpt_path"):
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "last.ckpt").write_text("half of it")
+        (root / "killed").touch()
+        os.kill(os.getpid(), 9)
+    if task == "arc_easy":
+        (root / "waiting").touch()
+        while not (root / "go").exists():
+            time.sleep(0.05)
+    rate = float(flag("--model.optimizer.lr", "1e-2"))
+    score = {"accuracy": 1 - abs(rate - 0.02), "se": 0.01, "n": 100}
+    training = {"best_validation": score["accuracy"], "best_step": 1, "trainable": 7, "seconds": 1.0, "cpu_seconds": 1.0}
+    training |= {"method": "SVF", "steps": 1, "curve": []}
+    report = {"task": task, "protocol": "clean", "n": 100, "base": {"accuracy": 0.3, "se": 0.01, "n": 100}}
+    report |= {"result": score, "paired_p": 0.01, "controls": {}, "alpha": None, "evaluations": None}
+    report |= {"seconds": {"total": 1.0}, "seeds": [int(flag("--seed_everything"))], "versions": {}, "sandbox": None}
+    (folder / "report.json").write_text(json.dumps({**report, "details": {"training": training}}))
+
+
+main()

@@ -1,0 +1,82 @@
+"""A study file as command lines: matrix, references, refusals."""
+
+import shlex
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from transformer2.errors import ConfigError
+from transformer2.study.grid import as_flag, cells, with_folders
+
+SKILLS = {"skills": {"math": "conf/tiny_math.yaml", "code": "conf/tiny_code.yaml"}}
+FIT = {"command": "fit", "matrix": {"skill": ["math", "code"]}, "config": ["${skills.${skill}}"]}
+
+
+def study(**runs):
+    return OmegaConf.create({**SKILLS, "common": {"fit": {"trainer.max_steps": 5, "model.base": "tiny"}}, "runs": runs})
+
+
+def test_a_cell_for_each_value_of_the_matrix():
+    math, code = cells(study(svf={**FIT, "set": {"trainer.max_steps": 6}, "tune": {"model.optimizer.lr": [0.1, 0.2]}}))
+    assert (math.name, code.name) == ("svf-math", "svf-code")
+    assert math.configs == ("conf/tiny_math.yaml",) and code.labels == {"skill": "code"}
+    assert math.flags == {"trainer.max_steps": 6, "model.base": "tiny"}  # a run's own is on top of what is common
+    assert math.tune == {"model.optimizer.lr": [0.1, 0.2]}
+
+
+def test_matrix_values_keep_their_type():
+    """A number of the matrix is a number in a flag, also through an interpolation."""
+    first, _ = cells(study(cem={"command": "adapt", "matrix": {"shots": [3, 5]}, "set": {"data.few_shot": "${shots}"}}))
+    assert first.flags["data.few_shot"] == 3 and first.labels == {"shots": "3"} and first.name == "cem-3"
+
+
+def test_references_name_the_folder_of_another_run():
+    experts = {"adapt.experts": ["@svf-math/expert", "@svf-code/expert"]}
+    *_, adapt, test = cells(
+        study(svf=FIT, adapt={"command": "adapt", "set": experts}, test={"command": "test", "expert": "@svf-code/expert"})
+    )
+    assert adapt.needs() == ["svf-code", "svf-math"] and test.needs() == ["svf-code"]
+    assert with_folders(adapt.flags["adapt.experts"], {"svf-math": "a", "svf-code": "b"}) == ["a/expert", "b/expert"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "named"),
+    [
+        ({}, "no runs"),
+        ({"svf": 3}, "runs.svf"),
+        ({"a b": FIT}, "a b"),
+        ({"svf": {**FIT, "comand": "fit"}}, "comand"),
+        ({"svf": {**FIT, "command": "fits"}}, "fits"),
+        ({"svf": {"config": []}}, "command"),
+        ({"svf": {**FIT, "matrix": {"skill": "math"}}}, "matrix"),
+        ({"svf": {**FIT, "matrix": {"skill": ["maths"]}}}, "maths"),
+        ({"svf": {**FIT, "config": "${nothing}"}}, "nothing"),
+        ({"svf": {**FIT, "set": ["x"]}}, "set"),
+        ({"svf": {**FIT, "tune": {"a": [1], "b": [2]}}}, "tune"),
+        ({"svf": {**FIT, "tune": {"a": 1}}}, "tune"),
+        ({"svf": {**FIT, "seeds": 3}}, "seeds"),
+        ({"t": {"command": "test", "expert": "@svf-math/expert"}}, "@svf-math"),
+        ({"svf": FIT, "t": {"command": "test", "expert": "@svf-maths/expert"}}, "svf-math"),
+        ({"svf": FIT, "svf-math": {"command": "fit"}}, "svf-math"),
+    ],
+)
+def test_what_is_wrong_is_named(runs, named):
+    with pytest.raises(ConfigError, match=named):
+        cells(study(**runs))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1, max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(VALUES)
+def test_flags_read_back_as_the_same_value(value):
+    """Through a shell and YAML, as the command line reads them: also @x, 1e-3, "3", "", "yes" and line breaks."""
+    (word,) = shlex.split(shlex.quote(as_flag(value)))
+    assert yaml.safe_load("- " + word.replace("\n", "\n  ")) == [value]
