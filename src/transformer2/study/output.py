@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from transformer2.files import write_file, write_text
+
+# Okabe and Ito's palette, told apart by the colour-blind; markers and lines tell the same apart in grey. Not its
+# yellow, which is not seen on paper.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++")
+
+_LINK = re.compile(r"\[([^\[\]]*)\]\(([^()\s]+)\)")
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,21 @@ class Table:
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
 
+    def markdown(self) -> str:
+        """Title, table and notes."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        table = [f"| {' | '.join(map(_cell, line))} |" for line in lines]
+        notes = [f"- {note}" for note in self.notes]
+        return "\n".join([f"**{self.title}**", "", *table, *(["", *notes] if notes else [])]) + "\n"
+
+    def csv(self) -> str:
+        """Heads and rows, links stripped to their texts."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(
+            [without_links(cell) for cell in line] for line in (self.columns, *self.rows)
+        )
+        return text.getvalue()
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -41,3 +72,68 @@ class Figure:
     title: str
     draw: Callable[[], Any]
     notes: Sequence[str] = ()
+
+    def markdown(self) -> str:
+        """The picture, which stands in the same folder, and the notes."""
+        picture = f"![{self.title}]({self.name}.png)"
+        return "\n".join([picture, "", f"**{self.title}**", *(f"- {note}" for note in self.notes)]) + "\n"
+
+    def png(self) -> bytes:
+        """The picture; the same bytes for the same figure and version of matplotlib."""
+        picture = io.BytesIO()
+        self.draw().savefig(picture, format="png", dpi=150, metadata={"Software": None})
+        return picture.getvalue()
+
+
+def style(index: int) -> dict[str, Any]:
+    """Colour, marker and line of the index-th series, for `Axes.plot`."""
+    i = index % len(COLOURS)
+    return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": LINES[i]}
+
+
+def bar_style(index: int) -> dict[str, Any]:
+    """Colour and hatching of the index-th series, for `Axes.bar`."""
+    i = index % len(COLOURS)
+    return {"color": COLOURS[i], "hatch": HATCHES[i], "edgecolor": "white"}
+
+
+def write_output(folder: Path, outputs: Sequence[Table | Figure]) -> list[Path]:
+    """Write tables as Markdown and CSV, figures as PNG; each file whole or absent.
+
+    Args:
+        folder: That of study.json, which links are relative to.
+        outputs: What a builder made.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for output in outputs:
+        if isinstance(output, Table):
+            for ending, text in (("md", output.markdown()), ("csv", output.csv())):
+                files.append(folder / f"{output.name}.{ending}")
+                write_text(files[-1], text)
+        else:
+            files.append(folder / f"{output.name}.png")
+            write_file(files[-1], output.png(), files[-1].with_name(f".{output.name}.{os.getpid()}"))
+    return files
+
+
+def without_links(text: str) -> str:
+    """Markdown with its links as plain texts."""
+    return _LINK.sub(r"\1", text)
+
+
+def with_links(text: str, target: Callable[[str], str | None]) -> str:
+    """Markdown with other targets of its links; a link without one becomes plain text."""
+
+    def replaced(link: re.Match[str]) -> str:
+        found = target(link[2])
+        return link[1] if found is None else f"[{link[1]}]({found})"
+
+    return _LINK.sub(replaced, text)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

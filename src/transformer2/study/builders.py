@@ -1,0 +1,42 @@
+"""The builder of each table and figure by the name that study files call it, and what every study ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from transformer2.errors import ConfigError, nearest, shown
+from transformer2.study.output import Figure, Table
+from transformer2.study.results import Study
+from transformer2.study.tables import table1, table4, table7
+from transformer2.study.tuning import tuning_table
+from transformer2.study.unseen import table2, table3, table8, table10
+
+Builder = Callable[[Study], Sequence[Table | Figure]]
+
+BUILDERS: Mapping[str, Builder] = {
+    "table1": table1,
+    "table2": table2,
+    "table3": table3,
+    "table4": table4,
+    "table7": table7,
+    "table8": table8,
+    "table10": table10,
+}
+
+
+def build(study: Study) -> list[Table | Figure]:
+    """A study's tables and figures, and how its settings were tuned.
+
+    Raises:
+        ConfigError: No builder has that name.
+    """
+    check_builder(study.build)
+    tuning = tuning_table(study)
+    return [*BUILDERS[study.build](study), *([tuning] if tuning else [])]
+
+
+def check_builder(name: str) -> None:
+    """Refuse a `build:` that is the name of no builder."""
+    if name not in BUILDERS:
+        known = ", ".join(BUILDERS)
+        raise ConfigError(f"build: {shown(name)} is no table or figure{nearest(name, BUILDERS)} Known: {known}")
