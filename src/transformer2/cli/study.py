@@ -15,10 +15,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from transformer2.cli.check import check
+from transformer2.cli.check import STRATEGIES, check, sections
 from transformer2.cli.compose import compose, find_config, merge, parse_flags
 from transformer2.cli.folder import check_writable
 from transformer2.errors import ConfigError, UserError, shown
+from transformer2.study.builders import build, check_builder
 from transformer2.study.grid import Cell, as_flag, cells, with_folders
 from transformer2.study.results import Run, Study, Tuning, read_study, write_study
 from transformer2.study.schedule import Job, run_jobs
@@ -160,6 +161,7 @@ class Plan:
         base = options.get("base") or own.get("base") or "tiny"
         world = options.get("world") or WORLDS.get(str(base), REAL_WORLD)
         self.study: DictConfig = merge([world, file])
+        check_builder(str(own.build))
         self.study["base"] = base
         if "other_base" in options:
             self.study["other_base"] = options["other_base"]
@@ -294,7 +296,16 @@ class Plan:
         return (*words, "--seed_everything", str(seed))
 
     def _overrides(self, cell: Cell) -> list[tuple[str, str]]:
-        return [(key, text) for key, text in self.overrides if cell.command == "adapt" or not key.startswith("adapt.")]
+        """Those that the cell's command takes, and those that none does, for it to refuse."""
+        strategy = str(cell.flags.get("strategy", "cem"))
+        own = sections(True, [strategy] if strategy in STRATEGIES else [*STRATEGIES])
+        own, other = (own, sections(False)) if cell.command == "adapt" else (sections(False), sections(True))
+
+        def known(key: str, where: Mapping[str, Mapping[str, Any]]) -> bool:
+            section, _, rest = key.partition(".")
+            return rest.partition(".")[0] in where.get(section, {})
+
+        return [(key, text) for key, text in self.overrides if known(key, own) or not known(key, other)]
 
     def _composed(self, cell: Cell, args: Sequence[str]) -> dict[str, Any]:
         flags = parse_flags(args[1:], ("expert",), (), RUN_KEYS[cell.command])
@@ -345,10 +356,9 @@ class Plan:
 
 def _build(study: Study, folder: Path) -> None:
     """Tables and figures beside study.json."""
-    from transformer2.study.builders import build
-    from transformer2.study.output import write_outputs
+    from transformer2.study.output import write_output
 
-    for path in write_outputs(build(study), folder):
+    for path in write_output(folder, build(study)):
         print(f"  {path}")
 
 
