@@ -1,7 +1,7 @@
 import csv
 
 from transformer2.report.figures import bare_figure
-from transformer2.study.output import COLOURS, Figure, Table, bar_style, style, with_links, write_output
+from transformer2.study.output import COLOURS, Figure, Table, bar_style, style, with_links, write_outputs
 
 TABLE = Table("t", "A title", ["what", "a | b"], [["[1.0 ± 2](../run-s0)", "x, [0](a), 1\nfailed"]], ["a note"])
 
@@ -13,7 +13,7 @@ def test_markdown_has_as_many_cells_in_every_line() -> None:
 
 
 def test_csv_has_texts_in_place_of_links(tmp_path) -> None:
-    write_output(tmp_path, [TABLE])
+    write_outputs([TABLE], tmp_path)
     with open(tmp_path / "t.csv", newline="") as file:
         assert list(csv.reader(file)) == [["what", "a | b"], ["1.0 ± 2", "x, 0, 1\nfailed"]]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv", "t.md"]  # nothing half-written
@@ -33,7 +33,7 @@ def test_a_figure_is_the_same_bytes_each_time(tmp_path) -> None:
         return figure
 
     figure = Figure("f", "Curves", draw, ["a note"])
-    (file,) = write_output(tmp_path, [figure])
+    (file,) = write_outputs([figure], tmp_path)
     assert file.read_bytes()[:4] == b"\x89PNG" and file.read_bytes() == figure.png()
     assert figure.markdown().startswith("![Curves](f.png)\n")
 

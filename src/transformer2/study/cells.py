@@ -47,7 +47,8 @@ def runs_of(study: Study, name: str) -> list[Run]:
 def seeds_cell(runs: Sequence[Run]) -> str:
     """The seeds of runs with their folders, and which of them are not there: `0, 1, 2 failed, 3 not run`."""
     words = {"done": "", "failed": " failed", "missing": " not run"}
-    return ", ".join(f"[{run.seed}{words[run.state]}]({run.folder})" for run in runs) or "–"
+    named = [(f"{run.seed}{words[run.state]}", run.folder) for run in runs]
+    return ", ".join(f"[{text}]({folder})" if folder else text for text, folder in named) or "–"
 
 
 def absent(runs: Sequence[Run]) -> str:

@@ -97,12 +97,12 @@ def bar_style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[i], "hatch": HATCHES[i], "edgecolor": "white"}
 
 
-def write_output(folder: Path, outputs: Sequence[Table | Figure]) -> list[Path]:
+def write_outputs(outputs: Sequence[Table | Figure], folder: Path) -> list[Path]:
     """Write tables as Markdown and CSV, figures as PNG; each file whole or absent.
 
     Args:
-        folder: That of study.json, which links are relative to.
         outputs: What a builder made.
+        folder: That of study.json, which links are relative to.
 
     Returns:
         The files.

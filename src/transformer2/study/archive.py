@@ -1,0 +1,132 @@
+"""Studies as they are kept in docs/results: study.json, the report.json of each run, and nothing of the machine."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformer2.errors import DataError, shown
+from transformer2.files import inside, write_text
+from transformer2.study.results import FILE, Study, read_study, write_study
+
+RUNS = "runs"
+# Of a machine, not of a result: /home/somebody/models, C:\models. Not a/b, /v1 or https://host/a/b.
+_MACHINE = re.compile(r"(?<![\w.:/~-])(?:/[\w.+-]+){2,}|\b[A-Za-z]:\\")
+
+
+def read_studies(results: Path) -> dict[str, Study]:
+    """Folder name -> study, in the order of the paper; tables first, the embedded model first.
+
+    Raises:
+        DataError: There is none, or one cannot be read.
+    """
+    found = {file.parent.name: read_study(file.parent) for file in sorted(results.glob(f"*/{FILE}"))}
+    if not found:
+        raise DataError(f"{results} holds no study; run `transformer2 study conf/paper/table1.yaml` first")
+
+    def place(item: tuple[str, Study]) -> tuple[Any, ...]:
+        number = re.search(r"\d+", item[1].paper)
+        return "table" not in item[1].paper.lower(), int(number[0]) if number else 999, item[1].base != "tiny", item[0]
+
+    return dict(sorted(found.items(), key=place))
+
+
+def copy_results(root: Path, results: Path, studies: Sequence[str] | None = None) -> list[Path]:
+    """Copy studies, and the report.json of their runs and of their tuning; nothing else, and no path of this machine.
+
+    Args:
+        root: Folder of studies, such as runs/studies.
+        results: Where they go; reports there that no study names any more are removed.
+        studies: Names of their folders; None takes all.
+
+    Returns:
+        The study.json files.
+
+    Raises:
+        DataError: A study cannot be read, or names a run outside of `root`, or a path of this machine.
+    """
+    names = sorted(file.parent.name for file in root.glob(f"*/{FILE}")) if studies is None else list(studies)
+    # All are read before any is written.
+    copies: dict[str, Study] = {}
+    reports: dict[str, str] = {}
+    for name in names:
+        study = read_study(root / name)
+        copies[name] = _moved(study)
+        tried = [value for tuned in study.tuning for value in tuned.values]
+        folders = [run.folder for run in study.runs if run.state == "done"]
+        folders += [value["folder"] for value in tried if value.get("validation") is not None and value.get("folder")]
+        for folder in dict.fromkeys(folders):
+            run = inside(root, posixpath.join(name, folder))
+            if run is None:
+                raise DataError(f"{root / name / FILE} names a run outside of {root}: {shown(folder)}")
+            reports[run.name] = _checked(run / "report.json")
+    for name, text in reports.items():
+        (results / RUNS / name).mkdir(parents=True, exist_ok=True)
+        write_text(results / RUNS / name / "report.json", text)
+    files = []
+    for name, study in copies.items():
+        (results / name).mkdir(parents=True, exist_ok=True)
+        write_study(results / name, study)
+        _refuse_paths((results / name / FILE).read_text(encoding="utf-8"), results / name / FILE)
+        files.append(results / name / FILE)
+    _prune(results)
+    return files
+
+
+def _moved(study: Study) -> Study:
+    """With the folders of its runs where they go, and the base without the folder of this machine that it is in."""
+
+    def run_of(folder: str) -> str:
+        return f"../{RUNS}/{posixpath.basename(folder)}" if folder else ""
+
+    runs = tuple(replace(run, folder=run_of(run.folder)) for run in study.runs)
+    tuning = tuple(
+        replace(tuned, values=[{**value, "folder": run_of(value.get("folder") or "")} for value in tuned.values])
+        for tuned in study.tuning
+    )
+    base = Path(study.base).name if Path(study.base).is_absolute() else study.base
+    return replace(study, base=base, runs=runs, tuning=tuning)
+
+
+def _checked(report: Path) -> str:
+    """A report as text, where it names no path of this machine."""
+    try:
+        text = report.read_text(encoding="utf-8")
+    except OSError as e:
+        raise DataError(f"{report} cannot be read ({type(e).__name__}); run `transformer2 study` again") from e
+    _refuse_paths(text, report)
+    return text
+
+
+def _refuse_paths(text: str, file: Path) -> None:
+    for value in _strings(json.loads(text)):
+        if found := _MACHINE.search(value):
+            raise DataError(
+                f"{file} names a path of this machine ({shown(found[0], 80)}), which is not copied into docs; "
+                "give the command relative paths or names"
+            )
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    return [text for key, item in items for text in [*_strings(key), *_strings(item)]]
+
+
+def _prune(results: Path) -> None:
+    """Remove reports of runs that no study names."""
+    named = set()
+    for study in read_studies(results).values():
+        named |= {posixpath.basename(run.folder) for run in study.runs}
+        named |= {posixpath.basename(v.get("folder") or "") for tuned in study.tuning for v in tuned.values}
+    for report in (results / RUNS).glob("*/report.json"):
+        if report.parent.name not in named:
+            report.unlink()
+            if not any(report.parent.iterdir()):
+                report.parent.rmdir()

@@ -1,0 +1,160 @@
+"""docs/paper.md and docs/claims.md, from study.json and the report.json of each run: nothing is written by hand.
+
+docs/results/<study>/study.json, and the tables and figures built from it
+docs/results/runs/<run>/report.json
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformer2.files import write_text
+from transformer2.study.archive import copy_results, read_studies
+from transformer2.study.builders import build
+from transformer2.study.claims import CLAIMS, Claim, Effect, Studies, verdict
+from transformer2.study.output import Table, with_links, write_outputs
+from transformer2.study.results import Study
+from transformer2.study.statistics import CONFIDENCE, ENOUGH, MARGIN
+
+RESULTS = "results"
+WORLDS = {"tiny": "the embedded model", "smollm2": "SmolLM2"}
+MADE = "Made by `transformer2 study --docs docs` from the report.json files below [results](results); not to be edited."
+
+
+def write_pages(results: Path, docs: Path) -> list[Path]:
+    """Write `paper.md` and `claims.md`, and the tables and figures that they show.
+
+    Args:
+        results: Folder of studies: `docs`/results, or any other, whose studies and reports are copied there first.
+        docs: Folder of the pages.
+
+    Returns:
+        The two pages.
+
+    Raises:
+        DataError: A study or report cannot be read, or holds a path of this machine.
+    """
+    kept = docs / RESULTS
+    if results.resolve() != kept.resolve():
+        copy_results(results, kept)
+    studies = read_studies(kept)
+    pages = {docs / "paper.md": _paper(studies, docs), docs / "claims.md": _claims(studies)}
+    for page, text in pages.items():
+        write_text(page, text)
+    return list(pages)
+
+
+# ---------------------------------------------------------------------- paper.md
+
+
+def _paper(studies: Mapping[str, Study], docs: Path) -> str:
+    """The page of all studies; writes their tables and figures beside their study.json."""
+    parts = [
+        f"# The paper's tables and figures\n\n{MADE} How: [studies.md](studies.md); verdicts: [claims.md](claims.md)."
+    ]
+    listed = (f"- [{_heading(study)}](#{_anchor(_heading(study))})" for study in studies.values())
+    parts.append("\n".join(listed))
+    for folder, study in studies.items():
+        outputs = build(study)
+        write_outputs(outputs, docs / RESULTS / folder)
+        facts = [f"{study.paper} of the paper" if study.paper else "", f"base {_world(study.base)}", _runs(study)]
+        parts.append(f"## {_heading(study)}\n\n{'; '.join(filter(None, facts))}.\n\n`{_command(study)}`")
+        for output in outputs:
+            text = _rebased(output.markdown(), f"{RESULTS}/{folder}", docs)
+            csv = f"{RESULTS}/{folder}/{output.name}.csv"
+            parts.append(text + (f"\n[{output.name}.csv]({csv})" if isinstance(output, Table) else ""))
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _heading(study: Study) -> str:
+    where = study.paper or study.name
+    return f"{where}: {study.title}" + ("" if study.base == "tiny" else f", {_world(study.base)}")
+
+
+def _anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def _command(study: Study) -> str:
+    base = [] if study.base == "tiny" else ["--base", study.base]
+    seeds = ["--seeds", ",".join(map(str, study.seeds))]
+    return shlex.join(["transformer2", "study", f"conf/paper/{study.name}.yaml", *base, *seeds])
+
+
+def _runs(study: Study) -> str:
+    count: dict[str, int] = {}
+    for run in study.runs:
+        count[run.state] = count.get(run.state, 0) + 1
+    words = {"done": "done", "failed": "failed", "missing": "not run"}
+    return f"runs: {', '.join(f'{count[state]} {word}' for state, word in words.items() if state in count)}"
+
+
+def _rebased(text: str, folder: str, docs: Path) -> str:
+    """Markdown of a study's folder for a page in `docs`; what was not kept, such as a failed run, is no link."""
+
+    def target(link: str) -> str | None:
+        moved = posixpath.normpath(posixpath.join(folder, link))
+        return moved if (docs / moved).exists() else None
+
+    return with_links(text, target)
+
+
+# ---------------------------------------------------------------------- claims.md
+
+
+def _claims(studies: Mapping[str, Study]) -> str:
+    """The page of verdicts, one column a base; the embedded model has one even where nothing was run."""
+    worlds: dict[str, dict[str, Study]] = {"tiny": {}}
+    for study in studies.values():
+        worlds.setdefault(study.base, {}).setdefault(study.build, study)
+    effects = {(i, base): claim.effects(of) for i, claim in enumerate(CLAIMS) for base, of in worlds.items()}
+    columns = ["", "claim", *map(_world, worlds)]
+    rows = [
+        [f"[{i + 1}](#{_anchor(_title(i, claim))})", claim.title, *(verdict(effects[i, base]) for base in worlds)]
+        for i, claim in enumerate(CLAIMS)
+    ]
+    how = (
+        f"Every verdict is computed. A > B holds if the {100 * CONFIDENCE:.0f} % t interval of the difference, "
+        f"paired by seed, lies above 0; A >= B if it lies above -{MARGIN:g} points. Neither holds if it lies below "
+        f"that bound. With fewer than {ENOUGH} seeds, runs missing, all seeds equal to the last digit, or an interval "
+        "across the bound, it is not decided. Intervals are over seeds: all seeds answer the same test questions."
+    )
+    parts = [f"# Ten claims of the paper, tested\n\n{MADE} Tables: [paper.md](paper.md).\n\n{how}"]
+    parts.append(Table("claims", "Verdicts", columns, rows).markdown())
+    for i, claim in enumerate(CLAIMS):
+        found = {base: effects[i, base] for base in worlds}
+        parts.append(_section(_title(i, claim), claim, found, worlds))
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _title(index: int, claim: Claim) -> str:
+    return f"{index + 1}. {claim.title}"
+
+
+def _section(title: str, claim: Claim, effects: Mapping[str, list[Effect]], worlds: Mapping[str, Studies]) -> str:
+    rows = []
+    for base, found in effects.items():
+        for effect in found:
+            interval = "–" if effect.found is None else f"{effect.found} points"
+            seeds = str(effect.found.seeds) if effect.found else "–" if effect.fact else "0"
+            said = effect.verdict if effect.counts else f"({effect.verdict})"
+            rows.append([_world(base), effect.what, effect.fact or interval, seeds, said])
+    places = {of[name].paper or name for of in worlds.values() for name in claim.studies if name in of}
+    lacking = [name for name in claim.studies if not any(name in of for of in worlds.values())]
+    where = [*sorted(places), *(f"{name} (not run)" for name in lacking)]
+    table = Table(
+        "", f"Tested on {', '.join(where)}", _COLUMNS, rows, ["in brackets: shown beside, not part of the verdict"]
+    )
+    return f"## {title}\n\nHypothesis: {claim.hypothesis}.\n\n{table.markdown()}"
+
+
+_COLUMNS = ("base", "compared", f"effect [{100 * CONFIDENCE:.0f} %]", "seeds", "verdict")
+
+
+def _world(base: str) -> str:
+    return WORLDS.get(base, base)
