@@ -21,6 +21,7 @@ from transformer2.cli.folder import check_writable
 from transformer2.errors import ConfigError, UserError, shown
 from transformer2.study.builders import build, check_builder
 from transformer2.study.grid import Cell, as_flag, cells, with_folders
+from transformer2.study.output import write_outputs
 from transformer2.study.results import Run, Study, Tuning, read_study, write_study
 from transformer2.study.schedule import Job, run_jobs
 
@@ -356,9 +357,7 @@ class Plan:
 
 def _build(study: Study, folder: Path) -> None:
     """Tables and figures beside study.json."""
-    from transformer2.study.output import write_output
-
-    for path in write_output(folder, build(study)):
+    for path in write_outputs(build(study), folder):
         print(f"  {path}")
 
 
