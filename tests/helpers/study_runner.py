@@ -1,7 +1,7 @@
-"""Stands for `transformer2` in a study's scheduling: ends in a moment, with a report like a fit's. `--launcher` starts it.
+"""Stands for `transformer2` in a study's scheduling: ends in a moment with a report like a fit's (`--launcher`).
 
-The score is a function of the learning rate, so that a study has something to choose; a task called `humaneval` fails,
-`mbpp` is killed once, with a checkpoint, and `arc_easy` waits for a file.
+The score is a function of the learning rate, so that a study has something to choose; the task humaneval fails, mbpp
+is killed once, with a checkpoint, and arc_easy waits for a file.
 """
 
 import json
@@ -36,8 +36,8 @@ def main() -> None:
             time.sleep(0.05)
     rate = float(flag("--model.optimizer.lr", "1e-2"))
     score = {"accuracy": 1 - abs(rate - 0.02), "se": 0.01, "n": 100}
-    training = {"best_validation": score["accuracy"], "best_step": 1, "trainable": 7, "seconds": 1.0, "cpu_seconds": 1.0}
-    training |= {"method": "SVF", "steps": 1, "curve": []}
+    training = {"best_validation": score["accuracy"], "best_step": 1, "trainable": 7, "method": "SVF", "steps": 1}
+    training |= {"seconds": 1.0, "cpu_seconds": 1.0, "curve": []}
     report = {"task": task, "protocol": "clean", "n": 100, "base": {"accuracy": 0.3, "se": 0.01, "n": 100}}
     report |= {"result": score, "paired_p": 0.01, "controls": {}, "alpha": None, "evaluations": None}
     report |= {"seconds": {"total": 1.0}, "seeds": [int(flag("--seed_everything"))], "versions": {}, "sandbox": None}

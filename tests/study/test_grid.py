@@ -35,9 +35,8 @@ def test_matrix_values_keep_their_type():
 
 def test_references_name_the_folder_of_another_run():
     experts = {"adapt.experts": ["@svf-math/expert", "@svf-code/expert"]}
-    *_, adapt, test = cells(
-        study(svf=FIT, adapt={"command": "adapt", "set": experts}, test={"command": "test", "expert": "@svf-code/expert"})
-    )
+    test = {"command": "test", "expert": "@svf-code/expert"}
+    *_, adapt, test = cells(study(svf=FIT, adapt={"command": "adapt", "set": experts}, test=test))
     assert adapt.needs() == ["svf-code", "svf-math"] and test.needs() == ["svf-code"]
     assert with_folders(adapt.flags["adapt.experts"], {"svf-math": "a", "svf-code": "b"}) == ["a/expert", "b/expert"]
 
@@ -70,7 +69,7 @@ def test_what_is_wrong_is_named(runs, named):
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1, max_size=3), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1), inner, max_size=3),
     max_leaves=6,
 )
 

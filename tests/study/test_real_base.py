@@ -1,0 +1,64 @@
+"""The study files of conf/paper on another base: a small random Llama and real rows, by the same command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from fakes import make_llama
+
+from transformer2.cli import main
+from transformer2.study.results import read_study
+
+FILES = sorted((Path(__file__).parents[2] / "conf" / "paper").glob("*.yaml"))
+STUDIES = [file for file in FILES if "runs" in file.read_text() or "_base_" in file.read_text()]
+# One step and one learning rate, a handful of rows, a search of one generation: what runs is what is run on 8B.
+SMALL = """
+--seeds 0 --jobs 2 --quiet --trainer.max_steps 1 --trainer.val_check_interval 1 --trainer.accelerator cpu
+--data.batch_size 4 --data.validation_limit 4 --data.test_limit 4 --data.eval_batch_size 4
+--model.dtype float32 --model.sampling.max_new_tokens 8 --adapt.population 2 --adapt.generations 1
+""".split()
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory, real_data):
+    """A folder with two bases, rows (MBPP's in the form of MBPP+ for mbpp_pro), and a world of one learning rate."""
+    folder = tmp_path_factory.mktemp("studies")
+    make_llama(folder / "base", 0)
+    make_llama(folder / "other", 1)
+    rows = folder / "rows"
+    rows.mkdir()
+    for task in real_data.iterdir():
+        if task.is_dir():
+            (rows / task.name).symlink_to(task)
+    (rows / "mbpp_pro").mkdir()
+    mbpp = [json.loads(line) for line in (real_data / "mbpp" / "full.jsonl").read_text().splitlines()[:300]]
+    plus = [
+        {
+            "task_id": row["task_id"],
+            "prompt": row["text"],
+            "code": row["code"],
+            "test_imports": [],
+            "test_list": row["test_list"],
+            "test": "\n".join(row["test_list"]),
+        }
+        for row in mbpp
+    ]
+    (rows / "mbpp_pro" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plus))
+    rates = yaml.safe_load((FILES[0].parent / "world" / "real.yaml").read_text())["rates"]
+    world = {"_base_": "conf/paper/world/real.yaml", "rates": {name: values[:1] for name, values in rates.items()}}
+    (folder / "world.yaml").write_text(yaml.safe_dump(world))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [file for file in STUDIES if file.stem != "parts"], ids=lambda file: file.stem)
+def test_every_study_runs_on_another_base(setting, file):
+    """Runs that several studies share are made once: the folder is the same for all of them."""
+    where = ["--base", str(setting / "base"), "--other_base", str(setting / "other")]
+    where += ["--world", str(setting / "world.yaml"), "--run_dir", str(setting / "runs")]
+    assert main(["study", str(file), *where, "--data.data_dir", str(setting / "rows"), *SMALL]) == 0
+    study = read_study(setting / "runs" / f"{file.stem}-base")
+    assert {run.state for run in study.runs} == {"done"}
+    outputs = [path for path in (setting / "runs" / f"{file.stem}-base").iterdir() if path.suffix in (".md", ".png")]
+    assert outputs and all(path.stat().st_size for path in outputs)
