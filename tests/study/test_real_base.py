@@ -1,6 +1,8 @@
 """The study files of conf/paper on another base: a small random Llama and real rows, by the same command line."""
 
+import gzip
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,11 @@ from transformer2.study.results import read_study
 FILES = sorted((Path(__file__).parents[2] / "conf" / "paper").glob("*.yaml"))
 STUDIES = [file for file in FILES if "runs" in file.read_text() or "_base_" in file.read_text()]
 # One step and one learning rate, a handful of rows, a search of one generation: what runs is what is run on 8B.
-SMALL = """
+SMALL = shlex.split("""
 --seeds 0 --jobs 2 --quiet --trainer.max_steps 1 --trainer.val_check_interval 1 --trainer.accelerator cpu
 --data.batch_size 4 --data.validation_limit 4 --data.test_limit 4 --data.eval_batch_size 4
 --model.dtype float32 --model.sampling.max_new_tokens 8 --adapt.population 2 --adapt.generations 1
-""".split()
+""")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def setting(tmp_path_factory, real_data):
         if task.is_dir():
             (rows / task.name).symlink_to(task)
     (rows / "mbpp_pro").mkdir()
-    mbpp = [json.loads(line) for line in (real_data / "mbpp" / "full.jsonl").read_text().splitlines()[:300]]
+    mbpp = [json.loads(line) for line in gzip.open(real_data / "mbpp" / "full.jsonl.gz", "rt").readlines()]
     plus = [
         {
             "task_id": row["task_id"],

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def states():
 def test_tuned_on_validation_under_a_seed_of_its_own_and_run_once(run):
     runs = {"svf": {**FIT, "tune": {"model.optimizer.lr": [0.01, 0.03, 0.5]}}}
     assert run(runs, "--jobs", "2", seeds=(0, 1)) == 0
-    flags = [dict(zip(words, words[1:], strict=False)) for words in calls()]
+    flags = [dict(pairwise(words)) for words in calls()]
     asked = Counter((given["--model.optimizer.lr"], given["--seed_everything"]) for given in flags)
     tried = [(rate, "100") for rate in ("0.01", "0.03", "0.5")]
     assert asked == Counter([*tried, ("0.01", "0"), ("0.01", "1")])
