@@ -72,8 +72,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 CLASSES = {f"trainer.{key}" for key in ("callbacks", "logger", "plugins", "profiler", "strategy")}
 # What a command cannot do without (validation, in fit, it can).
 RUNS = {"fit": ("train", "test"), "validate": ("val",), "test": ("test",), "adapt": ("predict",)}
-RUNS |= {"plan": (), "decompose": (), "export": ()}
-NO_ROWS = ("plan", "decompose", "export")
+RUNS |= {"plan": (), "decompose": (), "spectrum": (), "export": ()}
+NO_ROWS = ("plan", "decompose", "spectrum", "export")
 REMEDIES = {
     "seed_everything": "several seeds are several runs",
     "trainer.strategy": "add one of --config conf/strategy/{ddp,zero2,zero3,zero3_offload}.yaml",
@@ -166,7 +166,7 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
 
     Args:
         config: Keys `seed_everything`, `model`, `data`, `trainer`, and `adapt` where that is asked for.
-        command: `fit`, `validate`, `test`, `adapt`, `plan`, `decompose` or `export`.
+        command: `fit`, `validate`, `test`, `adapt`, `plan`, `decompose`, `spectrum` or `export`.
         folders: Whether the folders it names must be there; a config that is only printed needs none.
 
     Raises:

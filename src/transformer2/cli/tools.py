@@ -62,9 +62,7 @@ def decompose(args: Sequence[str]) -> int:
     if "help" in flags.switches:
         print(DECOMPOSE_HELP, end="")
         return 0
-    device = flags.options.get("device")
-    if not re.fullmatch(r"(cpu|mps|cuda(:\d+)?)", device or "cpu"):
-        raise ConfigError(f"--device must be cpu, cuda, cuda:N or mps, not {written(device)}")
+    device = check_device(flags.options.get("device"))
     config = compose(flags.configs, flags.overrides, KEYS)
     check(config, "decompose")
     model = config["model"]
@@ -96,6 +94,17 @@ def decompose(args: Sequence[str]) -> int:
     print(f"{report['matrices']} matrices ({done}), {report['bytes'] / 1e6:.1f} MB, {report['seconds']:.1f} s")
     print(f"saved to {report['folder']}")
     return 0
+
+
+def check_device(device: str | None) -> str | None:
+    """The value of `--device`; None where there is none.
+
+    Raises:
+        ConfigError: It names no device.
+    """
+    if not re.fullmatch(r"(cpu|mps|cuda(:\d+)?)", device or "cpu"):
+        raise ConfigError(f"--device must be cpu, cuda, cuda:N or mps, not {written(device)}")
+    return device
 
 
 def _shipped_adapter(base: str) -> dict[str, Any]:
@@ -201,10 +210,11 @@ def report(args: Sequence[str]) -> int:
 
     from transformer2.report.adaptation import table_of_run
     from transformer2.report.curve import draw_curve
+    from transformer2.report.spectrum import spectrum_of_run
     from transformer2.report.table import read_report, text_table
 
     for run in map(Path, given.folders):
-        if tables := table_of_run(run):
+        if tables := table_of_run(run) or spectrum_of_run(run):
             print(tables)
             continue
         table = text_table(read_report(run)) if (run / "report.json").exists() else None
