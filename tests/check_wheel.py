@@ -24,7 +24,7 @@ def main() -> None:
     assert not (where / "callbacks").is_symlink() and (where / "callbacks" / "expert_checkpoint.py").is_file()
     assert (where / "conf" / "tiny_math.yaml").is_file() and (where / "py.typed").is_file()
     assert {f.name for f in (where / "serving/page").iterdir()} == {"index.html", "page.css", "page.js", "icon.svg"}
-    for model in ("tiny/model", "tiny/vision/model"):
+    for model in ("tiny/model", "tiny/model_b", "tiny/vision/model"):
         assert (where / model / "model.safetensors").is_file(), model
     weights = sum(f.stat().st_size for f in (where / "tiny").rglob("*") if f.is_file())
     assert weights <= 8e6, weights

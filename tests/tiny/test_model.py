@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from transformer2 import tasks
 from transformer2.errors import ConfigError
-from transformer2.tiny import model_path
+from transformer2.tiny import model_b_path, model_path
 from transformer2.tiny.build import build, file_hashes, main, source_hash
 from transformer2.tiny.pretrain import Budget
 
@@ -47,12 +47,25 @@ def test_prompt_dispatch_of_the_base_is_between_60_and_85_percent(shipped):
     assert 0.60 <= accuracy(shipped, "tiny_dispatch") <= 0.85
 
 
-def test_shipped_files_are_the_built_ones(shipped):
-    facts = json.loads((model_path() / "BUILD.json").read_text())
-    assert facts["files_sha256"] == file_hashes(model_path())
+@pytest.mark.parametrize(("folder", "seed"), [(model_path(), 0), (model_b_path(), 1)], ids=["tiny", "tiny_b"])
+def test_shipped_files_are_the_built_ones(shipped, folder, seed):
+    facts = json.loads((folder / "BUILD.json").read_text())
+    assert facts["seed"] == seed and facts["files_sha256"] == file_hashes(folder)
     assert facts["source_sha256"] == source_hash(), "the sources changed: rebuild with the command of BUILD.json"
     assert facts["parameters"] == sum(p.numel() for p in shipped[0].parameters())
-    assert sum(path.stat().st_size for path in model_path().iterdir()) < 8e6
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
+
+
+def test_the_second_model_has_the_skills_of_the_first_and_other_weights(shipped):
+    """So that a z of one on the other is neither hopeless nor at home."""
+    model = AutoModelForCausalLM.from_pretrained(model_b_path()).eval()
+    for name in ("tiny_math", "tiny_reasoning"):
+        assert 0.30 <= accuracy((model, shipped[1]), name, count=128) <= 0.65
+    first, second = (m.state_dict()["model.layers.0.mlp.up_proj.weight"] for m in (shipped[0], model))
+    assert first.shape == second.shape
+    assert torch.nn.functional.cosine_similarity(first.flatten(), second.flatten(), dim=0).abs() < 0.2
+    for file in ("config.json", "tokenizer.json", "chat_template.jinja"):
+        assert (model_path() / file).read_bytes() == (model_b_path() / file).read_bytes()
 
 
 def test_two_small_builds_are_bit_equal(tmp_path):

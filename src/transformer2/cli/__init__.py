@@ -27,13 +27,14 @@ COMMANDS = {
         "build the SVD basis cache of a base model (fit does it by itself)",
         "transformer2.cli.tools:decompose",
     ),
+    "spectrum": ("how singular values are spread, and how z drifts over them", "transformer2.cli.spectrum:spectrum"),
     "export": ("write base and experts as one model: a folder or a GGUF file", "transformer2.cli.export:export"),
     "plan": ("what fits on which devices, and how long a step takes", "transformer2.cli.plan:plan"),
     "study": ("rebuild a table of the paper from a grid of runs", "transformer2.cli.study:study"),
     "report": ("print a run's table and draw its learning curve", "transformer2.cli.tools:report"),
     "serve": ("answer over HTTP, as OpenAI's API", "transformer2.cli.serve:serve"),
     "sandbox": ("say how well model-written code is walled in here", "transformer2.cli.sandbox:sandbox"),
-    "experts": ("show, compare and mix expert folders", "transformer2.cli.tools:experts"),
+    "experts": ("show, compare, mix and shuffle expert folders", "transformer2.cli.tools:experts"),
 }
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR)

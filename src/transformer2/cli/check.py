@@ -72,8 +72,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 CLASSES = {f"trainer.{key}" for key in ("callbacks", "logger", "plugins", "profiler", "strategy")}
 # What a command cannot do without (validation, in fit, it can).
 RUNS = {"fit": ("train", "test"), "validate": ("val",), "test": ("test",), "adapt": ("predict",)}
-RUNS |= {"plan": (), "decompose": (), "export": ()}
-NO_ROWS = ("plan", "decompose", "export")
+RUNS |= {"plan": (), "decompose": (), "spectrum": (), "export": ()}
+NO_ROWS = ("plan", "decompose", "spectrum", "export")
 REMEDIES = {
     "seed_everything": "several seeds are several runs",
     "trainer.strategy": "add one of --config conf/strategy/{ddp,zero2,zero3,zero3_offload}.yaml",
@@ -166,7 +166,7 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
 
     Args:
         config: Keys `seed_everything`, `model`, `data`, `trainer`, and `adapt` where that is asked for.
-        command: `fit`, `validate`, `test`, `adapt`, `plan`, `decompose` or `export`.
+        command: `fit`, `validate`, `test`, `adapt`, `plan`, `decompose`, `spectrum` or `export`.
         folders: Whether the folders it names must be there; a config that is only printed needs none.
 
     Raises:
@@ -225,6 +225,18 @@ def folder_name(name: Any) -> str:
             f"name must be a folder's name of at most 200 bytes without / or \\ or a - in front, not {written(name)}"
         )
     return str(name)
+
+
+def seed_given(flag: str, text: str) -> int:
+    """The value of a flag that takes a seed.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    value = int(text) if re.fullmatch("[0-9]{1,10}", text, re.ASCII) else -1
+    if not fits(Seed, value):
+        raise ConfigError(f"{flag} must be {expected(Seed)}, not {written(text)}")
+    return value
 
 
 def keys_help(adapt: bool) -> str:

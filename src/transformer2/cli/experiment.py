@@ -86,6 +86,8 @@ class Experiment:
         module: The LightningModule.
         data: The datamodule.
         trainer: The trainer.
+        details: What the report says besides (`Report.details`).
+        notes: Lines under its table.
     """
 
     def __init__(self, cli: LightningCLI, folder: Path, given: Mapping[str, Any]) -> None:
@@ -98,6 +100,8 @@ class Experiment:
         self.seed = int(cli.config.seed_everything)
         self.hint: Callable[[], str] = lambda: "nothing was changed; run the command again"  # after a signal
         self.trained = self.stopped = False
+        self.details: dict[str, Any] = {}
+        self.notes: list[str] = []
         if (listener := interrupt.current()) is not None:
             listener.on_signal = self.on_signal
 
@@ -232,11 +236,11 @@ class Experiment:
         records, task = self.module.records, self.data.task
         keeper = self._callback(ExpertCheckpoint) if self.trained else None
         step = None if keeper is None else keeper.best_step
-        notes = self.module.alarms.notes(step)
+        notes = [*self.notes, *self.module.alarms.notes(step)]
         if self.stopped:
             kept = "" if step is None else f"; the expert is of step {step}"
             notes.append(f"stopped early, after {self.trainer.global_step} steps{kept}")
-        details = label_confusion(records, task)
+        details = {**self.details, **label_confusion(records, task)}
         if keeper is not None:
             best = {"best_step": keeper.best_step, "best_validation": keeper.best_score}
             details["training"] = {**self.module.facts(), **best}

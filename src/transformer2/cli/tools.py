@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from transformer2.arguments import written
-from transformer2.cli.check import check
+from transformer2.cli.check import check, seed_given
 from transformer2.cli.compose import PACKAGED, compose, home, parse_flags
 from transformer2.cli.folder import check_writable
 from transformer2.cli.train import KEYS
@@ -38,11 +38,14 @@ fit does this by itself; run it beforehand for large models. Processes share the
 EXPERTS_HELP = """\
 usage: transformer2 experts show DIR [DIR ...]
        transformer2 experts mix DIR DIR ... --weights W W ... --out DIR [--mix delta|normalised|raw]
+       transformer2 experts shuffle DIR --out DIR [--seed N]
        transformer2 experts stamp DIR [DIR ...]
 
   show    what an expert is: base, task, step, score, and how far z moved (root mean square of z - 1, by kind of matrix
           and by thirds of the singular values, the largest first); several are compared
   mix     write one expert from several: delta z' = 1 + sum w (z - 1); normalised divides w by its sum; raw z' = sum w z
+  shuffle write a control: the same values of z in another order within each matrix (seed 0 by default); to score one
+          without keeping it: transformer2 test --expert DIR --shuffle_expert N
   stamp   accept an expert as it is: its checksums are written anew, after its adapter_config.json was edited on purpose
 """
 
@@ -59,9 +62,7 @@ def decompose(args: Sequence[str]) -> int:
     if "help" in flags.switches:
         print(DECOMPOSE_HELP, end="")
         return 0
-    device = flags.options.get("device")
-    if not re.fullmatch(r"(cpu|mps|cuda(:\d+)?)", device or "cpu"):
-        raise ConfigError(f"--device must be cpu, cuda, cuda:N or mps, not {written(device)}")
+    device = check_device(flags.options.get("device"))
     config = compose(flags.configs, flags.overrides, KEYS)
     check(config, "decompose")
     model = config["model"]
@@ -93,6 +94,17 @@ def decompose(args: Sequence[str]) -> int:
     print(f"{report['matrices']} matrices ({done}), {report['bytes'] / 1e6:.1f} MB, {report['seconds']:.1f} s")
     print(f"saved to {report['folder']}")
     return 0
+
+
+def check_device(device: str | None) -> str | None:
+    """The value of `--device`; None where there is none.
+
+    Raises:
+        ConfigError: It names no device.
+    """
+    if not re.fullmatch(r"(cpu|mps|cuda(:\d+)?)", device or "cpu"):
+        raise ConfigError(f"--device must be cpu, cuda, cuda:N or mps, not {written(device)}")
+    return device
 
 
 def _shipped_adapter(base: str) -> dict[str, Any]:
@@ -128,15 +140,17 @@ class _Words(argparse.ArgumentParser):
 
 
 def experts(args: Sequence[str]) -> int:
-    """Show, mix or stamp expert folders."""
+    """Show, mix, shuffle or stamp expert folders."""
     if not args or {"-h", "--help"} & set(args):
         print(EXPERTS_HELP, end="")
         return 0
     verb, *rest = args
     if verb == "mix":
         return _mix(rest)
+    if verb == "shuffle":
+        return _shuffle(rest)
     if verb not in ("show", "stamp"):
-        raise ConfigError(f"unknown verb {verb!r}; use `experts show`, `experts mix` or `experts stamp`")
+        raise ConfigError(f"unknown verb {verb!r}; use `experts show`, `mix`, `shuffle` or `stamp`")
     folders = _Words(f"experts {verb} DIR ...").folders_and_flags(rest).folders
 
     from transformer2.experts import compare_experts, load_experts, show_expert, stamp_expert
@@ -168,6 +182,23 @@ def _mix(args: Sequence[str]) -> int:
     return 0
 
 
+def _shuffle(args: Sequence[str]) -> int:
+    words = _Words("experts shuffle DIR --out DIR [--seed N]")
+    words.add_argument("--out", type=home, required=True)
+    words.add_argument("--seed", default="0")
+    given = words.folders_and_flags(args)
+    seed = seed_given("--seed", given.seed)
+    if len(given.folders) > 1:
+        raise ConfigError(f"experts shuffle takes one folder, not {len(given.folders)}; call it for each")
+    check_writable(given.out, "--out")
+
+    from transformer2.experts import shuffle_folder
+
+    folder = shuffle_folder(given.folders[0], given.out, seed)
+    print(f"{folder}: z of {given.folders[0]} in another order within each matrix, seed {seed}; a control")
+    return 0
+
+
 def report(args: Sequence[str]) -> int:
     """Print a run's table again and draw its learning curve."""
     if not args or {"-h", "--help"} & set(args):
@@ -179,10 +210,11 @@ def report(args: Sequence[str]) -> int:
 
     from transformer2.report.adaptation import table_of_run
     from transformer2.report.curve import draw_curve
+    from transformer2.report.spectrum import spectrum_of_run
     from transformer2.report.table import read_report, text_table
 
     for run in map(Path, given.folders):
-        if tables := table_of_run(run):
+        if tables := table_of_run(run) or spectrum_of_run(run):
             print(tables)
             continue
         table = text_table(read_report(run)) if (run / "report.json").exists() else None

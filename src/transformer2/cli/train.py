@@ -6,21 +6,24 @@ import importlib
 import logging
 import os
 import sys
+import tempfile
 import textwrap
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformer2.cli.check import check, folder_name, keys_help
+from transformer2.cli.check import check, folder_name, keys_help, seed_given
 from transformer2.cli.compose import PACKAGED, compose, parse_flags
 from transformer2.cli.folder import check_writable, run_folder
 from transformer2.errors import ConfigError, shown
 from transformer2.files import check_directory
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
-OPTIONS = ("run_dir", "ckpt_path", "expert")
+OPTIONS = {command: ("run_dir", "ckpt_path", "expert") for command in ("fit", "validate", "test")}
+OPTIONS["test"] += ("shuffle_expert",)
 SWITCHES = ("help", "print_config", "quiet", "no_preflight")
 
 HELP = """\
@@ -37,7 +40,7 @@ usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE
   --seed_everything N  seed of everything (default 0)
   --run_dir DIR        where the run is kept (default runs/<name>; a number is added rather than overwriting)
   --ckpt_path FILE     {ckpt}
-  --expert DIR         start from, or score, this expert folder
+  --expert DIR         start from, or score, this expert folder{shuffle}
   --print_config       print the whole config with every default, and stop
   --quiet              no progress bar
   --no_preflight       do not check first whether the run fits into memory (`transformer2 plan`)
@@ -51,6 +54,8 @@ CKPT = {
     "validate": "score this checkpoint, under the model.* and data.task that it was trained with",
     "test": "score this checkpoint, under the model.* and data.task that it was trained with",
 }
+SHUFFLE = """
+  --shuffle_expert N   score a control instead: the same values of z in another order within each matrix (seed N)"""
 WHAT = {
     "fit": "Train one expert by REINFORCE with a KL penalty, keep the best one by validation accuracy, and score base\n"
     "and expert on the test split.",
@@ -75,7 +80,7 @@ def test(args: Sequence[str]) -> int:
 
 
 def _run(command: str, args: Sequence[str]) -> int:
-    flags = parse_flags(args, OPTIONS, SWITCHES, KEYS)
+    flags = parse_flags(args, OPTIONS[command], SWITCHES, KEYS)
     if "help" in flags.switches:
         print(help_text(command), end="")
         return 0
@@ -84,6 +89,10 @@ def _run(command: str, args: Sequence[str]) -> int:
     expert = Path(flags.options["expert"]) if "expert" in flags.options else None
     if expert is not None and command != "fit" and "ckpt_path" in flags.options:
         raise ConfigError(f"--expert and --ckpt_path both say what to {command}; give one of them")
+    shuffle = flags.options.get("shuffle_expert")
+    if shuffle is not None and expert is None:
+        raise ConfigError("--shuffle_expert needs --expert: the folder of the expert to shuffle")
+    seed = None if shuffle is None else seed_given("--shuffle_expert", shuffle)
     config = compose(flags.configs, flags.overrides, KEYS)
     kept = "print_config" not in flags.switches
     if expert is not None:
@@ -102,8 +111,11 @@ def _run(command: str, args: Sequence[str]) -> int:
     if not kept:
         print(Experiment.of(config, Path("runs") / name).yaml(), end="")
         return 0
-    with run_folder(flags.options.get("run_dir"), name) as folder:
+    with run_folder(flags.options.get("run_dir"), name) as folder, _shuffled(expert, seed) as expert:
         experiment = Experiment.of(config, folder, quiet="quiet" in flags.switches)
+        if seed is not None:
+            experiment.details["shuffled"] = seed
+            experiment.notes.append(f"z was put in another order within each matrix (seed {seed}): a control")
         if command == "fit" and "no_preflight" not in flags.switches:
             experiment.preflight()
         else:
@@ -140,6 +152,18 @@ def take_from_expert(config: dict[str, Any], command: str, expert: Path, folders
         config["data"].setdefault("task", str(saved["task"]))
 
 
+@contextmanager
+def _shuffled(expert: Path | None, seed: int | None) -> Iterator[Path | None]:
+    """The expert, or as long as it is scored a folder with its z in another order; every process has its own."""
+    if expert is None or seed is None:
+        yield expert
+        return
+    from transformer2.experts import shuffle_folder
+
+    with tempfile.TemporaryDirectory() as scratch:
+        yield shuffle_folder(expert, Path(scratch) / expert.name, seed)
+
+
 def _check_checkpoint(ckpt_path: str | None, strategy: Any) -> None:
     if ckpt_path is None or os.path.isfile(ckpt_path):
         return
@@ -156,7 +180,12 @@ def help_text(command: str) -> str:
     shipped = ", ".join(sorted(str(p.relative_to(PACKAGED)) for p in (PACKAGED / "conf").glob("*.yaml")))
     wrapped = textwrap.fill(shipped, 118, initial_indent=" " * 23, subsequent_indent=" " * 23).strip()
     return HELP.format(
-        command=command, what=WHAT[command], configs=wrapped, ckpt=CKPT[command], keys=keys_help(adapt=False)
+        command=command,
+        what=WHAT[command],
+        configs=wrapped,
+        ckpt=CKPT[command],
+        shuffle=SHUFFLE if command == "test" else "",
+        keys=keys_help(adapt=False),
     )
 
 

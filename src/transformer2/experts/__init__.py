@@ -1,4 +1,4 @@
-"""Experts: one z per tuned matrix, as folders that PEFT loads. Read and verify, mix, compare, import.
+"""Experts: one z per tuned matrix, as folders that PEFT loads. Read and verify, mix, shuffle, compare, import.
 
 experts = load_experts(["experts/math", "experts/code"])
 print(compare_experts(experts))
@@ -11,6 +11,7 @@ from transformer2.experts.compare import Comparison, compare_experts, show_exper
 from transformer2.experts.folder import Expert, read_expert, save_expert, seal_adapter, stamp_expert
 from transformer2.experts.mix import load_experts, mix_experts, mix_folders
 from transformer2.experts.reference import import_reference_checkpoint
+from transformer2.experts.shuffle import shuffle_expert, shuffle_folder
 from transformer2.svf.adapter_folder import read_adapter, read_config
 
 __all__ = [
@@ -27,5 +28,7 @@ __all__ = [
     "save_expert",
     "seal_adapter",
     "show_expert",
+    "shuffle_expert",
+    "shuffle_folder",
     "stamp_expert",
 ]

@@ -46,6 +46,7 @@ class Expert:
         sha256: Of the weights file.
         base_quantisation: How its base was quantised in training; None means not at all.
         revision: Of the base model, where it was loaded from the Hub at one.
+        shuffled: The seed by which its z was put in another order; None means as trained.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Expert:
     sha256: str | None = field(default=None, repr=False)
     base_quantisation: str | None = None
     revision: str | None = None
+    shuffled: int | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -87,6 +89,7 @@ def read_expert(folder: str | Path, name: str | None = None) -> Expert:
         path=folder,
         base=config["base_model_name_or_path"],
         deltas=dict(sorted(deltas.items(), key=lambda item: _natural(item[0]))),
+        shuffled=config.get("shuffled"),
         **{key: config[key] for key in _FACTS},
     )
 
@@ -143,6 +146,7 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
         score=expert.score,
         base_fingerprint=expert.base_fingerprint,
         base_quantisation=expert.base_quantisation,
+        shuffled=expert.shuffled,
         inference_mode=True,
     )
     temp: Path | None = None

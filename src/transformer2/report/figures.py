@@ -9,10 +9,39 @@ from typing import Any
 
 from transformer2.types import Answer, Record
 
-__all__ = ["bare_figure", "picture_sheet", "save_figure"]
+__all__ = [
+    "COLOURS",
+    "HATCHES",
+    "LINES",
+    "MARKERS",
+    "bar_style",
+    "bare_figure",
+    "picture_sheet",
+    "save_figure",
+    "style",
+]
+
+# Okabe and Ito's palette, told apart by the colour-blind; markers and lines tell the same apart in grey. Not its
+# yellow, which is not seen on paper.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++")
 
 SHOWN, COLUMNS, WIDTH = 12, 4, 34  # pictures, pictures a row, characters a line
-LINES = 2  # of each text; what is longer is cut
+TEXT_LINES = 2  # of each text; what is longer is cut
+
+
+def style(index: int) -> dict[str, Any]:
+    """Colour, marker and line of the index-th series, for `Axes.plot`."""
+    i = index % len(COLOURS)
+    return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": LINES[i]}
+
+
+def bar_style(index: int) -> dict[str, Any]:
+    """Colour and hatching of the index-th series, for `Axes.bar`."""
+    i = index % len(COLOURS)
+    return {"color": COLOURS[i], "hatch": HATCHES[i], "edgecolor": "white"}
 
 
 def bare_figure(size: tuple[float, float]) -> Any:
@@ -68,4 +97,4 @@ def _marked(answer: Answer) -> str:
 
 
 def _cut(text: str) -> str:
-    return "\n".join(textwrap.wrap(" ".join(text.split()), WIDTH, max_lines=LINES, placeholder=" ...") or [""])
+    return "\n".join(textwrap.wrap(" ".join(text.split()), WIDTH, max_lines=TEXT_LINES, placeholder=" ...") or [""])

@@ -55,6 +55,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "expert_format_version": (int,),
     "modules_to_save": (list,),
 }
+_LATER: dict[str, tuple[type, ...]] = {"shuffled": (int,)}  # absent, and so no part of the checksum, in earlier experts
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -76,8 +77,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise ExpertError(f"{file}: field 'peft_type' does not name a method of PEFT; this is not an adapter of PEFT's")
     if config["peft_type"] != "SVF":
         return config
-    for name, kinds in _FIELDS.items():
-        value = config.setdefault(name, None)
+    for name in _FIELDS:
+        config.setdefault(name, None)
+    for name, kinds in {**_FIELDS, **_LATER}.items():
+        value = config.get(name)
         if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
             raise ExpertError(
                 f"{file}: field {name!r} is {shown(value, 40)!r}, not {kinds[0].__name__}; correct the file"

@@ -13,7 +13,7 @@ from transformer2.svf.gguf_base import SMOLLM2, names_gguf, unpacked
 
 __all__ = ["EMBEDDED", "NAMES", "base_folder", "for_readers", "for_weights", "is_local", "looks_like_a_path", "on_disk"]
 
-EMBEDDED = {"tiny": tiny.model_path, "tiny_vision": tiny.vision_model_path}
+EMBEDDED = {"tiny": tiny.model_path, "tiny_b": tiny.model_b_path, "tiny_vision": tiny.vision_model_path}
 NAMES = (*EMBEDDED, SMOLLM2)  # bases that are found by these names on every machine
 
 # What of `model_kwargs` says where a base's files are, besides `subfolder`; the rest is for who reads them.
@@ -26,8 +26,8 @@ def base_folder(base: str | Path, model_kwargs: Mapping[str, Any] | None = None,
     """The local folder of a base model: what config, tokenizer, weights and bases are all read from.
 
     Args:
-        base: A folder, "tiny" or "tiny_vision" (the embedded models), a GGUF file or "smollm2" (the one of a package),
-            which are unpacked into the cache, or a Hub id, which is downloaded.
+        base: A folder, "tiny", "tiny_b" or "tiny_vision" (the embedded models), a GGUF file or "smollm2" (the one of a
+            package), which are unpacked into the cache, or a Hub id, which is downloaded.
         model_kwargs: As `from_pretrained` takes them; `subfolder`, and for a Hub id `revision`, `cache_dir`, `token`
             and `local_files_only`, count here.
         weights: Download or unpack the weights too, not only config and tokenizer.

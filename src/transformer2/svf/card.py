@@ -94,7 +94,7 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
 
 def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a card, or a listing, says of an expert besides its base; None where it is not known."""
-    score = config.get("score")
+    score, shuffled = config.get("score"), config.get("shuffled")
     return {
         "task": config.get("task"),
         "step": config.get("step"),
@@ -102,6 +102,7 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
         "base revision": config.get("revision"),
         "base fingerprint": config.get("base_fingerprint"),
         "base quantised as": config.get("base_quantisation"),
+        "shuffled": None if shuffled is None else f"a control: z in another order within each matrix (seed {shuffled})",
         "sha256": config.get("sha256"),
     }
 

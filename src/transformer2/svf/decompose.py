@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from transformer2.errors import ConfigError, UserError, one_line
-from transformer2.svf.basis import Basis
+from transformer2.errors import BasisError, ConfigError, UserError, one_line
+from transformer2.svf.basis import Basis, singular_values
 from transformer2.svf.cache import BasisCache, default_cache_root
 from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig
@@ -34,7 +35,7 @@ from transformer2.svf.fingerprint import fingerprint_checkpoint
 from transformer2.svf.loading import check_options
 from transformer2.svf.targets import check_layers_present, find_targets
 
-__all__ = ["base_bases", "decompose"]
+__all__ = ["Spectra", "base_bases", "decompose", "spectra"]
 
 
 def decompose(
@@ -75,22 +76,13 @@ def decompose(
             written. What was done until then is kept.
     """
     start = time.monotonic()
-    _check_device(device)
-    checkpoint = LocalCheckpoint.of_base(base, model_kwargs, _dtype(dtype))
-    check_options(checkpoint.config, model_kwargs)
-    if checkpoint.quantised:
-        raise UserError(
-            f"{checkpoint.folder} is a quantised checkpoint; decompose the model it was made from, or let SVF compute "
-            "the bases when it wraps the loaded model"
-        )
+    checkpoint = _opened(base, dtype, device, model_kwargs)
     config = SVFConfig(
         target_modules=target_modules, layers_to_transform=layers_to_transform, exclude_modules=exclude_modules
     )
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
-    found = find_targets(checkpoint.skeleton, config)
-    check_layers_present(found, config)
-    names = _share(_costs(checkpoint, found), rank, world_size)
+    names = _share(_costs(checkpoint, _targets(checkpoint, config)), rank, world_size)
     cache = _cache(checkpoint, cache_dir)
     # Closing the generator closes its bar, so that Ctrl-C leaves a clean line.
     with closing(_bases(checkpoint, names, cache, device, progress and rank == 0)) as bases:
@@ -126,6 +118,83 @@ def base_bases(
         yield name, basis.sigma_R
 
 
+@dataclass(frozen=True)
+class Spectra:
+    """The singular values of a base model's matrices, of which one at a time is in memory.
+
+    Attributes:
+        fingerprint: Of the base model.
+        names: Module paths, in module order.
+        values: (module path, sigma (r,) fp64, decreasing) one after the other.
+    """
+
+    fingerprint: str
+    names: list[str]
+    values: Iterator[tuple[str, Tensor]]
+
+
+def spectra(
+    base: str | Path,
+    target_modules: str | list[str] = "all-linear",
+    layers_to_transform: int | list[int] | None = None,
+    exclude_modules: str | list[str] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | None = None,
+    progress: bool = True,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Spectra:
+    """The singular values of every matrix that SVF would tune: no directions, no cache, no model in memory.
+
+    Args:
+        base: As for `decompose`, and so are the others.
+        target_modules: Which matrices.
+        layers_to_transform: Of which layers; None means all.
+        exclude_modules: Which to leave out.
+        dtype: The dtype the weights are read in.
+        device: Where to compute.
+        progress: Show a bar with the time left.
+        model_kwargs: As the model would be loaded with.
+
+    Raises:
+        UserError: As `decompose`.
+    """
+    checkpoint = _opened(base, dtype, device, model_kwargs)
+    config = SVFConfig(
+        target_modules=target_modules, layers_to_transform=layers_to_transform, exclude_modules=exclude_modules
+    )
+    names = _targets(checkpoint, config)
+    device = device or _own_device()
+
+    def values() -> Iterator[tuple[str, Tensor]]:
+        for name in _in_turn(checkpoint, names, progress, "spectrum"):
+            try:
+                yield name, singular_values(_weight(checkpoint, name, device))
+            except BasisError as e:
+                raise BasisError(f"{name}: {e}") from e
+
+    return Spectra(fingerprint_checkpoint(checkpoint), names, values())
+
+
+def _opened(
+    base: str | Path, dtype: str | torch.dtype | None, device: str | None, model_kwargs: Mapping[str, Any] | None
+) -> LocalCheckpoint:
+    _check_device(device)
+    checkpoint = LocalCheckpoint.of_base(base, model_kwargs, _dtype(dtype))
+    check_options(checkpoint.config, model_kwargs)
+    if checkpoint.quantised:
+        raise UserError(
+            f"{checkpoint.folder} is a quantised checkpoint; decompose the model it was made from, or let SVF compute "
+            "the bases when it wraps the loaded model"
+        )
+    return checkpoint
+
+
+def _targets(checkpoint: LocalCheckpoint, config: SVFConfig) -> list[str]:
+    found = find_targets(checkpoint.skeleton, config)
+    check_layers_present(found, config)
+    return found
+
+
 def _cache(checkpoint: LocalCheckpoint, cache_dir: str | Path | None) -> BasisCache:
     return BasisCache(cache_dir or default_cache_root(), fingerprint_checkpoint(checkpoint))
 
@@ -133,17 +202,28 @@ def _cache(checkpoint: LocalCheckpoint, cache_dir: str | Path | None) -> BasisCa
 def _bases(
     checkpoint: LocalCheckpoint, names: list[str], cache: BasisCache, device: str | None, progress: bool
 ) -> Generator[tuple[str, Basis], None, None]:
-    if device is None:
-        device = "cpu"
-        if torch.cuda.is_available():
-            device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    device = device or _own_device()
+    with closing(_in_turn(checkpoint, names, progress, "decompose")) as turns:
+        for name in turns:
+            yield name, cache.get(name, partial(_weight, checkpoint, name, device), verify=True)
+
+
+def _in_turn(checkpoint: LocalCheckpoint, names: list[str], progress: bool, what: str) -> Generator[str, None, None]:
+    """The matrices one after the other, with a bar."""
     # The bar counts arithmetic, so that the time left holds for matrices of unlike sizes.
     costs = _costs(checkpoint, names)
-    with tqdm(total=sum(costs.values()), unit="flop", unit_scale=True, disable=not progress, desc="decompose") as bar:
+    with tqdm(total=sum(costs.values()), unit="flop", unit_scale=True, disable=not progress, desc=what) as bar:
         for done, (name, cost) in enumerate(costs.items()):
             bar.set_postfix_str(f"{done}/{len(names)} {name}")
-            yield name, cache.get(name, partial(_weight, checkpoint, name, device), verify=True)
+            yield name
             bar.update(cost)
+
+
+def _own_device() -> str:
+    """The GPU of this process where there are GPUs."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
 def _weight(checkpoint: LocalCheckpoint, name: str, device: str) -> Tensor:
