@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -25,9 +26,12 @@ NEAR = 0.25  # another machine may sample another token here and there: 64 rollo
 
 def measure() -> dict:
     """One run: the rewards and losses of its steps as exact hexadecimal floats."""
+    import torch
+
     from transformer2.cli import main
     from transformer2.report.curve import read_scalars
 
+    torch.set_num_threads(1)  # the order of a sum depends on it
     with tempfile.TemporaryDirectory() as scratch:
         flags = ["--trainer.max_steps", str(STEPS), "--data.test_limit", "8", "--data.validation_limit", "8", "--quiet"]
         assert main(["fit", "--config", "conf/tiny_math.yaml", "--run_dir", f"{scratch}/run", *flags]) == 0
@@ -56,7 +60,7 @@ def _processor() -> str:
 
 def in_fresh_process() -> dict:
     """`measure` where nothing has run before."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the order of a sum depends on the number of threads
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--measure"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -64,9 +68,13 @@ def in_fresh_process() -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare() -> str:
-    """Run twice and compare; returns what was found, raises AssertionError where a curve differs."""
-    first, second = in_fresh_process(), in_fresh_process()
+def compare(again: Callable[[], dict] = in_fresh_process) -> str:
+    """Run twice and compare; returns what was found, raises AssertionError where a curve differs.
+
+    Args:
+        again: The second run.
+    """
+    first, second = in_fresh_process(), again()
     assert len(first["train/reward"]) == STEPS
     assert first == second, f"two runs on this machine differ:\n{first}\n{second}"
     golden = json.loads(CURVE.read_text())
@@ -85,6 +93,7 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true")
     arguments = parser.parse_args()
     if arguments.measure:
+        sys.modules.update(datasets=None, deepspeed=None)  # what fit on the embedded model does without
         print(json.dumps(measure()))
     elif arguments.update:
         CURVE.write_text(json.dumps({"machine": machine(), "curve": in_fresh_process()}, indent=1) + "\n")

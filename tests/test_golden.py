@@ -1,7 +1,8 @@
 """A refactor reproduces the golden reward curve."""
 
-from golden import compare
+from golden import compare, measure
 
 
 def test_golden_curve() -> None:
-    assert compare().startswith("bit for bit")
+    """In a fresh process, without datasets and deepspeed, and in this one, whatever other tests left in it."""
+    assert compare(again=measure).startswith("bit for bit")

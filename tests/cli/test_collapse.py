@@ -16,7 +16,7 @@ FIT = [
     *("--data.batch_size", "16", "--data.validation_limit", "16", "--data.test_limit", "16"),
     *("--trainer.val_check_interval", "2", "--trainer.max_steps", "40"),
 ]
-FLAT = [*STOP, "--data.task", "tiny_math", "--optimizer.lr", "1e-6"]  # learns nothing
+FLAT = [*STOP, "--data.task", "tiny_math", "--data.batch_size", "4", "--optimizer.lr", "1e-6"]  # learns nothing
 KL = ["--model.loss.kl_coef", "1e-6"]  # so that it is measured at every step
 
 

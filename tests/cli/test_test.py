@@ -134,26 +134,19 @@ def outside(tmp_path):
     return tmp_path
 
 
-def console(folder, *args):
-    """As the installed console script runs: the working directory is not on sys.path."""
-    script = "import sys; assert '' not in sys.path; from transformer2.cli import main; sys.exit(main())"
-    command = [sys.executable, "-P", "-c", script, *args]
-    path = os.pathsep.join(p for p in sys.path if p and Path(p).name not in ("tests", "helpers"))
-    env = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-
-
-def test_a_task_beside_the_command_is_trained_on(outside, llama_folder):
+def test_a_task_beside_the_command_is_trained_on(outside, llama_folder, monkeypatch, capsys):
+    # As for the installed console script: the working directory is not on sys.path.
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p and Path(p).name not in ("tests", "helpers")])
+    monkeypatch.chdir(outside)
+    monkeypatch.delitem(sys.modules, "mytasks", raising=False)  # of another test
     task = "{task: mytasks.Reverse, data_dir: words, task_options: {ask: 'Write {!r} from its end.'}, batch_size: 4}"
     (outside / "mine.yaml").write_text(f"_base_: conf/tiny.yaml\ndata: {task}\ntrainer: {{max_steps: 1}}\n")
     command = ["fit", "--config", "mine.yaml", "--model.base", str(llama_folder), *SMALL, "--run_dir"]
-    done = console(outside, *command, "run")
-    assert done.returncode == 0, done.stderr
+    assert main([*command, "run"]) == 0
     report, records = read(outside / "run")
     assert report["task"] == "reverse" and {r["answer"] for r in records} == {"thgin", "daerb"}
     assert "ask: Write {!r} from its end." in (outside / "run" / "config.yaml").read_text()
-    wrong = console(outside, *command, "other", "--data.task_options", "{aks: 1}")
-    assert wrong.returncode == 2
-    assert "task 'mytasks.Reverse' has no option 'aks'; did you mean 'ask'?" in wrong.stderr
-    missing = console(outside, *command, "other", "--data.task", "mytask.Reverse")
-    assert missing.returncode == 2 and "task 'mytask.Reverse' cannot be imported" in missing.stderr
+    assert main([*command, "other", "--data.task_options", "{aks: 1}"]) == 2
+    assert "task 'mytasks.Reverse' has no option 'aks'; did you mean 'ask'?" in capsys.readouterr().err
+    assert main([*command, "other", "--data.task", "mytask.Reverse"]) == 2
+    assert "task 'mytask.Reverse' cannot be imported" in capsys.readouterr().err

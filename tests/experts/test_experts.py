@@ -41,7 +41,6 @@ from transformer2.experts import (
     show_expert,
     stamp_expert,
 )  # fmt: skip
-from transformer2.files import replace_folder
 from transformer2.svf.adapter_folder import config_for_peft as verify
 from transformer2.svf.fingerprint import fingerprint
 
@@ -144,41 +143,57 @@ def test_saving_is_all_or_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert [f.name for f in folder.parent.iterdir()] == ["math"]  # no temp folders left
 
 
+EACH_LINE = """
+import os, shutil, sys
+from pathlib import Path
+from transformer2.files import replace_folder
+
+old, new, root = map(Path, sys.argv[1:])
+for step in range(1000):
+    target = shutil.copytree(old, root / f"run{step}" / "math")
+    fresh = shutil.copytree(new, target.with_name(".math.1"))
+    pid = os.fork()
+    if pid == 0:  # the child: ends before its n-th line of replace_folder or of what that calls
+        left = step
+
+        def trace(frame, event, arg):
+            global left
+            if event == "line" and Path(frame.f_code.co_filename).name in ("files.py", "shutil.py"):
+                if left == 0:
+                    os._exit(9)
+                left -= 1
+            return trace
+
+        try:
+            sys.settrace(trace)
+            replace_folder(fresh, target)
+            sys.settrace(None)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, 9)
+    if status == 0:
+        break
+print(status, step)
+"""
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a child at every line")
 def test_a_kill_at_any_step_of_a_replacement_leaves_the_old_or_the_new_expert(tmp_path: Path) -> None:
-    old, new = expert(seed=0), expert(seed=1)
-    sums = [read_expert(save_expert(e, tmp_path / f"sum{i}")).sha256 for i, e in enumerate((old, new))]
-    found = []
-    for step in range(1000):
-        target = save_expert(old, tmp_path / f"run{step}" / "math")
-        fresh = save_expert(new, target.with_name(".math.1"))
-        pid = os.fork()
-        if pid == 0:  # the child: ends before its n-th line of replace_folder or of what that calls
-            left = step
-
-            def trace(frame: Any, event: str, arg: Any) -> Any:
-                nonlocal left
-                if event == "line" and Path(frame.f_code.co_filename).name in ("files.py", "shutil.py"):
-                    if left == 0:
-                        os._exit(9)
-                    left -= 1
-                return trace
-
-            try:
-                sys.settrace(trace)
-                replace_folder(fresh, target)
-                sys.settrace(None)
-                os._exit(0)
-            finally:
-                os._exit(1)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert status in (0, 9)
-        found.append(sums.index(read_expert(target).sha256))
-        if status == 0:
-            break
+    folders = [save_expert(expert(seed=i), tmp_path / name / "math") for i, name in enumerate(("old", "new"))]
+    sums = [read_expert(folder).sha256 for folder in folders]
+    # In a process without torch, whose forks are cheap.
+    command = [sys.executable, "-c", EACH_LINE, *map(str, folders), str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    status, step = map(int, done.stdout.split())
     assert status == 0 and step > 20
+    targets = [tmp_path / f"run{i}" / "math" for i in range(step + 1)]
+    found = [sums.index(read_expert(target).sha256) for target in targets]
     assert found == sorted(found) and set(found) == {0, 1}  # old, then new
-    assert [path.name for path in target.parent.iterdir()] == ["math"]
+    assert [path.name for path in targets[-1].parent.iterdir()] == ["math"]
 
 
 def test_a_fault_of_a_replacement_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
