@@ -225,13 +225,17 @@ class Plan:
         write_study(self.folder, found)
         done = sum(run.state == "done" for run in runs)
         print(f"{self.name}: {done} of {len(runs)} runs done")
+        whole = read_study(self.folder)
+        for line in _doubts(whole):
+            print(f"  {line}")
         for tuned in tuning:
             if tuned.chosen is None:
                 what = ", ".join(tuned.values[0]["set"]) if tuned.values else "a setting"
                 print(
                     f"  {tuned.name}: {what} cannot be chosen: no run of it was validated (trainer.val_check_interval)"
                 )
-        _build(read_study(self.folder), self.folder)
+        for path in write_outputs(build(whole), self.folder):
+            print(f"  {path}")
         return done == len(runs)
 
     # ------------------------------------------------------------------ one run
@@ -355,10 +359,17 @@ class Plan:
         return Tuning(cell.name, self.tuning_seed, tried, self._choice(cell, failed))
 
 
-def _build(study: Study, folder: Path) -> None:
-    """Tables and figures beside study.json."""
-    for path in write_outputs(build(study), folder):
-        print(f"  {path}")
+def _doubts(study: Study) -> list[str]:
+    """What speaks against comparing its runs: they were made with several versions of a library."""
+    made: dict[str, set[str]] = {}
+    for run in study.runs:
+        for library, version in ((run.report or {}).get("versions") or {}).items():
+            made.setdefault(library, set()).add(version)
+    return [
+        f"its runs were made with {library} {' and '.join(sorted(versions))}; remove the older ones"
+        for library, versions in made.items()
+        if len(versions) > 1
+    ]
 
 
 def _validation(folder: Path) -> float | None:

@@ -22,8 +22,8 @@ from transformer2.errors import ConfigError, shown
 from transformer2.files import check_directory
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
-OPTIONS = {command: ("run_dir", "ckpt_path", "expert") for command in ("fit", "validate", "test")}
-OPTIONS["test"] += ("shuffle_expert",)
+_EVERY = ("run_dir", "ckpt_path", "expert")
+OPTIONS = {"fit": _EVERY, "validate": _EVERY, "test": (*_EVERY, "shuffle_expert")}
 SWITCHES = ("help", "print_config", "quiet", "no_preflight")
 
 HELP = """\
