@@ -46,9 +46,7 @@ def figure4(study: Study) -> list[Table | Figure]:
         grid.flat[0].legend(fontsize=8, loc="lower right")
         return figure
 
-    notes = [
-        "line: mean over seeds; band: ± its standard error; open markers: the checkpoint that each seed's validation chose"
-    ]
+    notes = ["line: mean over seeds; band: ± its standard error; open markers: what each seed's validation chose"]
     return [Figure(study.name, "Learning curves", draw, notes)]
 
 
