@@ -1,7 +1,7 @@
 import csv
 
-from transformer2.report.figures import bare_figure
-from transformer2.study.output import COLOURS, Figure, Table, bar_style, style, with_links, write_outputs
+from transformer2.report.figures import COLOURS, bar_style, bare_figure, style
+from transformer2.study.output import Figure, Table, with_links, write_outputs
 
 TABLE = Table("t", "A title", ["what", "a | b"], [["[1.0 ± 2](../run-s0)", "x, [0](a), 1\nfailed"]], ["a note"])
 

@@ -30,7 +30,9 @@ RUN_KEYS = {
     "fit": ("seed_everything", "model", "data", "trainer"),
     "test": ("seed_everything", "model", "data", "trainer"),
     "adapt": ("seed_everything", "model", "data", "trainer", "adapt", "strategy"),
+    "spectrum": ("seed_everything", "model", "data", "trainer"),
 }
+RUN_OPTIONS = ("expert", "shuffle_expert")  # plain flags with a value, of those that a run may have
 OPTIONS = ("base", "other_base", "world", "seeds", "jobs", "launcher", "run_dir", "docs")
 SWITCHES = ("help", "dry_run", "quiet")
 WORLDS = {"tiny": "conf/paper/world/tiny.yaml", "smollm2": "conf/paper/world/smollm2.yaml"}
@@ -313,14 +315,15 @@ class Plan:
         return [(key, text) for key, text in self.overrides if known(key, own) or not known(key, other)]
 
     def _composed(self, cell: Cell, args: Sequence[str]) -> dict[str, Any]:
-        flags = parse_flags(args[1:], ("expert",), (), RUN_KEYS[cell.command])
+        flags = parse_flags(args[1:], RUN_OPTIONS, (), RUN_KEYS[cell.command])
         return compose(flags.configs, flags.overrides, RUN_KEYS[cell.command])
 
     def _folder_name(self, cell: Cell, seed: int, args: Sequence[str]) -> str:
         """By all that a run is given, its composed config included: the same run is the same folder in every study."""
         config = self._composed(cell, args)
-        expert = args[args.index("--expert") + 1] if "--expert" in args else None
-        whole = json.dumps([cell.command, config, expert], sort_keys=True, default=str)
+        expert, shuffle = (args[args.index(f"--{name}") + 1] if f"--{name}" in args else None for name in RUN_OPTIONS)
+        given = [cell.command, config, expert, *([] if shuffle is None else [shuffle])]
+        whole = json.dumps(given, sort_keys=True, default=str)
         task = str((config.get("data") or {}).get("task", "")).rpartition(".")[2]
         digest = hashlib.sha256(whole.encode()).hexdigest()[:10]
         return "-".join(part for part in (cell.command, task, f"s{seed}", digest) if part)

@@ -13,7 +13,17 @@ from typing import Any
 
 from transformer2.report.figures import bar_style, bare_figure, style
 
-__all__ = ["by_kind", "drift_figure", "layers_figure", "share_figure", "spectrum_of_run", "spectrum_table"]
+__all__ = [
+    "LORA",
+    "NAMES",
+    "by_kind",
+    "drift_figure",
+    "layers_figure",
+    "share_figure",
+    "share_of_top",
+    "spectrum_of_run",
+    "spectrum_table",
+]
 
 Matrix = Mapping[str, Any]
 LORA = 16  # the rank that the paper's LoRA has
@@ -38,7 +48,7 @@ def spectrum_table(report: Mapping[str, Any]) -> str:
     lines.append(f"  {'matrices':<{width}} {'rank':>6} {head}")
     for kind, matrices in kinds.items():
         rank = fmean(m["rank"] for m in matrices)
-        shares = [fmean(_share(m, name, LORA) for m in matrices) for name in NAMES]
+        shares = [fmean(share_of_top(m, name, LORA) for m in matrices) for name in NAMES]
         ranks = [fmean(m[f"rank_of_{name}"]["90"] for m in matrices) for name in NAMES]
         cells = f"{100 * shares[0]:>11.1f} % {100 * shares[1]:>15.1f} % {ranks[0]:>12.0f} {ranks[1]:>11.0f}"
         lines.append(f"  {kind:<{width}} {rank:>6.0f} {cells}")
@@ -77,7 +87,7 @@ def share_figure(matrices: Sequence[Matrix], title: str) -> Any:
     for axes, (name, words) in zip(panels, NAMES.items(), strict=True):
         for i, (kind, found) in enumerate(by_kind(matrices).items()):
             tops = sorted({int(top) for m in found for top in m[name]})
-            shares = [[100 * _share(m, name, top) for m in found] for top in tops]
+            shares = [[100 * share_of_top(m, name, top) for m in found] for top in tops]
             axes.plot(tops, [fmean(of) for of in shares], label=kind, markersize=4, **style(i))
             axes.fill_between(
                 tops,
@@ -112,7 +122,7 @@ def layers_figure(matrices: Sequence[Matrix], title: str) -> Any:
         of = {layer: [m for m in found if m["layer"] == layer] for layer in layers}  # several in an MoE layer
         left.plot(
             layers,
-            [100 * fmean(_share(m, "sum", LORA) for m in of[x]) for x in layers],
+            [100 * fmean(share_of_top(m, "sum", LORA) for m in of[x]) for x in layers],
             label=kind,
             markersize=4,
             **style(i),
@@ -188,7 +198,7 @@ def _means(seeds: Sequence[Sequence[float | None]]) -> dict[int, list[float]]:
     return {tenth: of for tenth, of in values.items() if of}
 
 
-def _share(matrix: Matrix, name: str, top: int) -> float:
+def share_of_top(matrix: Matrix, name: str, top: int) -> float:
     """The share of the top `top`; of a smaller matrix all of it, and between two noted ranks the linear course."""
     known = [(int(rank), share) for rank, share in matrix[name].items()]
     below = max((k for k in known if k[0] <= top), default=(0, 0.0))

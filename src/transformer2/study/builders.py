@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from transformer2.errors import ConfigError, nearest, shown
+from transformer2.study.choices import figure6, figure7
+from transformer2.study.curves import figure4, figure9
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Study
+from transformer2.study.spectra import drift, figure10, figure11
 from transformer2.study.tables import table1, table4, table7
+from transformer2.study.transfer import table5
 from transformer2.study.tuning import tuning_table
 from transformer2.study.unseen import table2, table3, table8, table10
 
@@ -18,9 +22,18 @@ BUILDERS: Mapping[str, Builder] = {
     "table2": table2,
     "table3": table3,
     "table4": table4,
+    "table5": table5,
     "table7": table7,
     "table8": table8,
+    "table9": table5,
     "table10": table10,
+    "figure4": figure4,
+    "figure6": figure6,
+    "figure7": figure7,
+    "figure9": figure9,
+    "figure10": figure10,
+    "figure11": figure11,
+    "drift": drift,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -37,6 +38,15 @@ def display(name: str) -> str:
 def stem(study: Study, name: str) -> str:
     """A run's name in the study file: without the values of its matrix, which end it."""
     return name.removesuffix("".join(f"-{value}" for value in study.labels(name).values()))
+
+
+def expert_name(study: Study, name: str) -> str:
+    """An expert that a report names, as tables call it: by its skill, or its run.
+
+    Its own name is that of its run folder, which another seed has another of.
+    """
+    runs = {Path(run.folder).name: run for run in study.runs}
+    return runs[name].labels.get("skill", runs[name].name) if name in runs else name
 
 
 def runs_of(study: Study, name: str) -> list[Run]:

@@ -13,13 +13,6 @@ from typing import Any
 
 from transformer2.files import write_file, write_text
 
-# Okabe and Ito's palette, told apart by the colour-blind; markers and lines tell the same apart in grey. Not its
-# yellow, which is not seen on paper.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
-HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++")
-
 _LINK = re.compile(r"\[([^\[\]]*)\]\(([^()\s]+)\)")
 
 
@@ -83,18 +76,6 @@ class Figure:
         picture = io.BytesIO()
         self.draw().savefig(picture, format="png", dpi=150, metadata={"Software": None})
         return picture.getvalue()
-
-
-def style(index: int) -> dict[str, Any]:
-    """Colour, marker and line of the index-th series, for `Axes.plot`."""
-    i = index % len(COLOURS)
-    return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": LINES[i]}
-
-
-def bar_style(index: int) -> dict[str, Any]:
-    """Colour and hatching of the index-th series, for `Axes.bar`."""
-    i = index % len(COLOURS)
-    return {"color": COLOURS[i], "hatch": HATCHES[i], "edgecolor": "white"}
 
 
 def write_outputs(outputs: Sequence[Table | Figure], folder: Path) -> list[Path]:

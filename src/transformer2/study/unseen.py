@@ -27,6 +27,7 @@ from transformer2.study.cells import (
     absent,
     base_cells,
     display,
+    expert_name,
     left_out,
     report_test,
     runs_of,
@@ -197,7 +198,9 @@ def rows_of(study: Study, task: str, controls: bool = True) -> dict[str, Row]:
             for row, report in whole.get("strategies", {own: whole}).items():
                 rows.setdefault(row, Row([*runs])).entries[seed] = _entry(report["result"], report)
                 for control, score in report["controls"].items():
-                    shown = CONSTANT if control.startswith("constant z") else control
+                    kind, _, expert = control.partition(" ")
+                    shown = f"expert {expert_name(study, expert)}" if kind == "expert" else control
+                    shown = CONSTANT if control.startswith("constant z") else shown
                     compared.setdefault(shown, Row(runs)).entries.setdefault(seed, _entry(score))
     return {**rows, **compared} if controls else rows
 

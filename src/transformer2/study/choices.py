@@ -1,0 +1,157 @@
+"""What self-adaptation chose: figures 6 (confusion of the dispatch) and 7 (mixing weights of the few-shot search).
+
+Both read `adapt` runs, of one strategy or of `--strategy all`. Figure 6 takes `details.confusion` of prompt and cls:
+labelled requests, the same whatever the task, so of each seed those of its first task count; figure 7 takes `alpha`
+of cem, the label `task` says of which task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from statistics import fmean
+from typing import Any
+
+from transformer2.report.figures import bar_style, bare_figure
+from transformer2.study.cells import Report, display, expert_name, runs_of, seeds_cell
+from transformer2.study.curves import nothing
+from transformer2.study.output import Figure, Table
+from transformer2.study.results import Study
+from transformer2.study.unseen import task_of
+
+DISPATCHED = ("prompt", "cls", "scores")
+Counts = dict[str, dict[str, int]]
+
+
+def figure6(study: Study) -> list[Table | Figure]:
+    """True category against the predicted one, with a column for none of them ("others"); counts of all seeds."""
+    found: dict[str, dict[int, Counts]] = {}
+    for _, strategy, seed, report in _adapted(study):
+        if strategy in DISPATCHED and (confusion := report.get("details", {}).get("confusion")):
+            found.setdefault(strategy, {}).setdefault(seed, confusion)
+    if not found:
+        return [nothing(study, "Confusion of the dispatch")]
+    summed = {strategy: _sum(seeds.values()) for strategy, seeds in found.items()}
+    labels = list(dict.fromkeys(label for counts in summed.values() for label in counts))
+    named = [label for label in labels if label != "other"]
+    columns = [*named, "others"]
+
+    def draw() -> Any:
+        figure = bare_figure((1.0 + 3.5 * len(summed), 0.8 + 0.55 * len(labels) + 0.8))
+        grid = figure.subplots(1, len(summed), squeeze=False, sharey=True)[0]
+        for axes, (strategy, counts) in zip(grid, summed.items(), strict=True):
+            shares = [
+                [
+                    100 * _count(counts, label, column, named) / max(1, sum(counts.get(label, {}).values()))
+                    for column in columns
+                ]
+                for label in labels
+            ]
+            axes.imshow(shares, vmin=0, vmax=100, cmap="Greys", aspect="auto")
+            for y, row in enumerate(shares):
+                for x, share in enumerate(row):
+                    axes.text(x, y, f"{share:.0f}", ha="center", va="center", color="white" if share > 55 else "black")
+            axes.set(
+                xlabel="predicted category",
+                title=display(strategy),
+                xticks=range(len(columns)),
+                yticks=range(len(labels)),
+            )
+            axes.set_xticklabels(columns, rotation=30, ha="right")
+            axes.set_yticklabels(labels)
+        grid[0].set_ylabel("true category")
+        return figure
+
+    rows = [
+        [display(strategy), label, *(str(_count(summed[strategy], label, column, named)) for column in columns)]
+        for strategy in summed
+        for label in labels
+    ]
+    seeds = {strategy: ", ".join(map(str, of)) for strategy, of in found.items()}
+    notes = [
+        "% of the requests of a category; others: named as none of the experts', or no category was named",
+        "seeds: " + "; ".join(f"{display(strategy)} {of}" for strategy, of in seeds.items()),
+    ]
+    heads = ["strategy", "true category", *columns]
+    return [
+        Figure(study.name, "Confusion of the dispatch", draw, notes),
+        Table(f"{study.name}_counts", "Requests by category", heads, rows, ["counts of all seeds"]),
+    ]
+
+
+def figure7(study: Study) -> list[Table | Figure]:
+    """Alpha of each expert by task: mean over seeds, and the seeds as points; means over groups where there are any."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    where: dict[str, list[str]] = {}
+    for name, strategy, seed, report in _adapted(study):
+        if strategy == "cem" and report.get("alpha"):
+            task = task_of(study, name) or str(report["task"])
+            named = {expert_name(study, expert): value for expert, value in _alpha(report["alpha"]).items()}
+            found.setdefault(task, {})[seed] = named
+            where.setdefault(task, []).append(name)
+    if not found:
+        return [nothing(study, "Mixing weights")]
+    experts = list(dict.fromkeys(expert for seeds in found.values() for alpha in seeds.values() for expert in alpha))
+
+    def draw() -> Any:
+        figure = bare_figure((1.6 + 1.9 * len(found), 3.6))
+        axes = figure.subplots()
+        width = 0.8 / len(experts)
+        for i, expert in enumerate(experts):
+            for place, seeds in enumerate(found.values()):
+                values = [alpha[expert] for alpha in seeds.values() if expert in alpha]
+                if not values:
+                    continue
+                x = place + (i - (len(experts) - 1) / 2) * width
+                axes.bar(x, fmean(values), width * 0.92, label=None if place else expert, **bar_style(i))
+                spread = [x + width * 0.22 * (k / max(1, len(values) - 1) - 0.5) for k in range(len(values))]
+                axes.plot(spread, values, "o", color="black", markersize=3.5, markerfacecolor="white")
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set(xticks=range(len(found)), xlabel="target task", ylabel="mixing weight (alpha) of the expert")
+        axes.set_xticklabels(found)
+        axes.legend(fontsize=8, title="expert")
+        axes.grid(alpha=0.25, axis="y")
+        return figure
+
+    rows = []
+    for task, seeds in found.items():
+        runs = [run for name in dict.fromkeys(where[task]) for run in runs_of(study, name)]
+        means = [[alpha[expert] for alpha in seeds.values() if expert in alpha] for expert in experts]
+        rows.append([task, *(f"{fmean(of):.2f}" if of else "–" for of in means), seeds_cell(runs)])
+    notes = ["bars: mean over seeds; points: seeds; z' = 1 + sum of alpha (z - 1), so 0 leaves an expert out"]
+    return [
+        Figure(study.name, "Mixing weights by expert and task", draw, notes),
+        Table(f"{study.name}_alpha", "Mixing weights", ["task", *experts, "seeds"], rows, ["means over seeds"]),
+    ]
+
+
+def _adapted(study: Study) -> Iterator[tuple[str, str, int, Report]]:
+    """(run, strategy, seed, report) of every adaptation that is done."""
+    for name in study.names:
+        for seed, whole in study.reports(name).items():
+            own = str(whole.get("details", {}).get("strategy", ""))
+            for strategy, report in whole.get("strategies", {own: whole}).items():
+                if strategy:
+                    yield name, strategy, seed, report
+
+
+def _sum(counts: Any) -> Counts:
+    total: Counts = {}
+    for of in counts:
+        for label, row in of.items():
+            into = total.setdefault(label, {})
+            for predicted, count in row.items():
+                into[predicted] = into.get(predicted, 0) + count
+    return total
+
+
+def _count(counts: Counts, label: str, column: str, named: list[str]) -> int:
+    row = counts.get(label, {})
+    return sum(n for p, n in row.items() if p not in named) if column == "others" else row.get(column, 0)
+
+
+def _alpha(alpha: Mapping[str, Any]) -> dict[str, float]:
+    """Expert -> weight; of several groups of matrices the mean."""
+    if not all(isinstance(value, Mapping) for value in alpha.values()):
+        return {name: float(value) for name, value in alpha.items()}
+    members = dict.fromkeys(name for group in alpha.values() for name in group)
+    return {name: fmean(group[name] for group in alpha.values()) for name in members}

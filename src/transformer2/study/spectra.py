@@ -1,0 +1,105 @@
+"""Spectra and drift: figures 10 and 11 (share of the spectrum in the top r, by module and by layer), and how z drifts.
+
+All read `spectrum` runs; of the spectra of one base those of one seed, for they are the same in all. `drift` reads the
+runs with an expert: the label `skill`, or the name, says whose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from transformer2.report.spectrum import LORA, NAMES, by_kind, drift_figure, layers_figure, share_figure, share_of_top
+from transformer2.study.cells import runs_of, seeds_cell
+from transformer2.study.curves import nothing
+from transformer2.study.output import Figure, Table
+from transformer2.study.results import Study
+
+Draw = Callable[[Sequence[Mapping[str, Any]], str], Any]
+
+
+def figure10(study: Study) -> list[Table | Figure]:
+    """Share of the spectrum in the top r, by kind of matrix, with the numbers below."""
+    rows = []
+    for name, report in _spectra(study).items():
+        for kind, matrices in by_kind(report["spectrum"]).items():
+            shares = [f"{100 * fmean(share_of_top(m, what, LORA) for m in matrices):.1f}" for what in NAMES]
+            ranks = [f"{fmean(m[f'rank_of_{what}']['90'] for m in matrices):.0f}" for what in NAMES]
+            full = f"{fmean(m['rank'] for m in matrices):.0f}"
+            row = [shares[0], ranks[0], shares[1], ranks[1]]
+            rows.append([report["base_model"], kind, full, *row, seeds_cell(runs_of(study, name)[:1])])
+    columns = ["base", "matrices", "rank", f"sum, top {LORA}, %", "rank for 90 % of it"]
+    columns += [f"squares, top {LORA}, %", "rank for 90 % of it", "run"]
+    notes = ["means over layers; squares: the share of ||W||² that the best approximation of that rank keeps"]
+    table = Table(f"{study.name}_ranks", f"Share of the top {LORA}, and the rank for 90 %", columns, rows, notes)
+    title = "Share of the spectrum in the top r, by module"
+    figures = _figures(
+        study, title, share_figure, "line: mean over layers; band: from the least to the most of a layer"
+    )
+    return [*figures, table] if rows else figures
+
+
+def figure11(study: Study) -> list[Table | Figure]:
+    """The same by layer."""
+    return _figures(study, "Share of the spectrum by layer", layers_figure, f"top {LORA}: the rank of the paper's LoRA")
+
+
+def drift(study: Study) -> list[Table | Figure]:
+    """By tenth of the singular values: mean |z - 1|, and where the change of the weights is."""
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for name in study.names:
+        for seed, report in study.reports(name).items():
+            if "drift" in report:
+                found.setdefault(name, {})[seed] = report["drift"]["kinds"]["all"]
+    if not found:
+        return [nothing(study, "Drift of z")]
+    named = {name: study.labels(name).get("skill", name) for name in found}
+    title = "Drift of z over the spectrum"
+    draw = partial(drift_figure, {named[name]: list(of.values()) for name, of in found.items()}, title)
+    rows = []
+    for name, of in found.items():
+        cells = []
+        for key, scale, form in (("mean_abs", 1, "{:.3f}"), ("change", 100, "{:.1f}"), ("weight", 100, "{:.1f}")):
+            for tenth in (0, 4, 9):
+                values = [seed[key][tenth] for seed in of.values() if seed[key][tenth] is not None]
+                cells.append(form.format(scale * fmean(values)) if values else "–")
+        rows.append([named[name], *cells, seeds_cell(runs_of(study, name))])
+    heads = [
+        f"{what}, {tenth} tenth" for what in ("|z - 1|", "change, %", "weight, %") for tenth in ("1st", "5th", "10th")
+    ]
+    notes = [
+        "means over seeds; change: share of ||W' - W||², weight: share of ||W||², of the largest, middle and smallest"
+    ]
+    notes.append(
+        "arXiv 2511.08567: policy gradients move off the principal directions; here change above weight says so"
+    )
+    bands = "line: mean over seeds; band: from the least to the most of a seed; bars: means"
+    return [
+        Figure(study.name, title, draw, [bands]),
+        Table(f"{study.name}_tenths", title, ["expert", *heads, "seeds"], rows, notes),
+    ]
+
+
+def _spectra(study: Study) -> dict[str, Mapping[str, Any]]:
+    """Run name -> its first report with a spectrum, one for each base."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for name in study.names:
+        for report in study.reports(name).values():
+            if "spectrum" in report and all(report["fingerprint"] != other["fingerprint"] for other in found.values()):
+                found[name] = report
+                break
+    return found
+
+
+def _figures(study: Study, title: str, draw: Draw, note: str) -> list[Table | Figure]:
+    found = _spectra(study)
+    if not found:
+        return [nothing(study, title)]
+    figures: list[Table | Figure] = []
+    for name, report in found.items():
+        whole = f"{title}: {report['base_model']}"
+        file = study.name if len(found) == 1 else f"{study.name}_{name}"
+        figures.append(Figure(file, whole, partial(draw, report["spectrum"], whole), [note]))
+    return figures
