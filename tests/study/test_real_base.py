@@ -34,7 +34,8 @@ def setting(tmp_path_factory, real_data):
         if task.is_dir():
             (rows / task.name).symlink_to(task)
     (rows / "mbpp_pro").mkdir()
-    mbpp = [json.loads(line) for line in gzip.open(real_data / "mbpp" / "full.jsonl.gz", "rt").readlines()]
+    with gzip.open(real_data / "mbpp" / "full.jsonl.gz", "rt") as lines:
+        mbpp = [json.loads(line) for line in lines]
     plus = [
         {
             "task_id": row["task_id"],
