@@ -76,6 +76,17 @@ def proof(session: nox.Session) -> None:
 
 
 @nox.session
+def paper(session: nox.Session) -> None:
+    """Every table and figure of the paper on the embedded model, five seeds, into docs/paper.md and docs/claims.md.
+
+    Two to three hours on 2 cores; what has been run is kept in runs/studies, so that it may be stopped and started again.
+    """
+    install(session)
+    files = sorted(str(path) for path in Path("conf/paper").glob("*.yaml") if path.stem not in ("parts", "smollm2"))
+    session.run("transformer2", "study", *files, "--jobs", "2", "--docs", "docs", *session.posargs)
+
+
+@nox.session
 def screenshot(session: nox.Session) -> None:
     """TensorBoard in headless Chromium, as docs/tensorboard.png; says what it needs when there is no Chromium."""
     install(session)
