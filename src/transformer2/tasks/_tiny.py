@@ -64,8 +64,8 @@ class TinyTask(Task):
 @cache
 def _questions(task: type[TinyTask], split: str) -> list[world.Question]:
     """Drawn once a process, whatever the wording: a run reads its splits several times."""
-    source, count = task.sources[split]
-    return world.questions(lambda rng: task().question(rng, split), source, count, seed=task.name)
+    (source, count), made = task.sources[split], task()
+    return world.questions(lambda rng: made.question(rng, split), source, count, seed=task.name)
 
 
 class NumberTask(TinyTask):
