@@ -86,7 +86,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    trace = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+    trace = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False)
     with _quiet():
         trace.start()
     run()

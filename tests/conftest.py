@@ -1,5 +1,6 @@
 """Shared fixtures."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from fake_experts import make_experts
 from fakes import make_llama
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries' imports made stays: collections of garbage need not walk through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from transformer2.rollout.base import RolloutEngine, Sampling, check_no_rows, pr
 from transformer2.svf.modes import merged_for_rollout
 from transformer2.types import PromptBatch, Rollouts
 
-PAGE = 256  # tokens, the library's default
+PAGE, MOST_TOKENS = 256, 8192  # of a page and of a pass, the library's defaults
 
 
 class PagedEngine(RolloutEngine):
@@ -64,7 +64,7 @@ class PagedEngine(RolloutEngine):
         check_no_rows(policy)
         model: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         ids = prompt_ids(prompts)
-        greedy = sampling.temperature == 0
+        greedy, on_gpu = sampling.temperature == 0, model.device.type == "cuda"
         how = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p}
         generation = GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
@@ -77,8 +77,10 @@ class PagedEngine(RolloutEngine):
             return_logprobs=True,
             seed=(seed + (prompts.row_ids or (0,))[0]) % 2**32,  # every rank begins with another row
             max_requests_per_batch=self.max_rows,
-            # On a GPU the library sizes the cache by free memory; elsewhere it would take most of the machine's.
-            num_blocks=None if model.device.type == "cuda" else _pages(ids, sampling.max_new_tokens),
+            # On a GPU the library sizes the cache by free memory; elsewhere it would take most of the machine's. Its
+            # mask of a pass has the square of `max_batch_tokens`, and no pass has more tokens than all prompts.
+            num_blocks=None if on_gpu else _pages(ids, sampling.max_new_tokens),
+            max_batch_tokens=None if on_gpu else min(MOST_TOKENS, sum(map(len, ids))),
         )
         # It seeds torch's global generator.
         with merged_for_rollout(policy) if self.merge else nullcontext(), torch.random.fork_rng():

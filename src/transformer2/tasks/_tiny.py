@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from functools import cache
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -53,13 +54,18 @@ class TinyTask(Task):
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """All questions of a split, in a fixed order; `data_dir` is not used."""
         self.check_split(split)
-        source, count = self.sources[split]
-        drawn = world.questions(lambda rng: self.question(rng, split), source, count, seed=self.name)
-        return [self.example(question, f"{self.name}/{split}/{row}") for row, question in enumerate(drawn)]
+        return [self.example(q, f"{self.name}/{split}/{row}") for row, q in enumerate(_questions(type(self), split))]
 
     def _example(self, question: world.Question, id: str, answer: str, **fields: str) -> Example:
         messages = self.wording.messages(question=question.text)
         return Example(id, messages, answer, MappingProxyType({"solution": question.gold(), **fields}))
+
+
+@cache
+def _questions(task: type[TinyTask], split: str) -> list[world.Question]:
+    """Drawn once a process, whatever the wording: a run reads its splits several times."""
+    (source, count), made = task.sources[split], task()
+    return world.questions(lambda rng: made.question(rng, split), source, count, seed=task.name)
 
 
 class NumberTask(TinyTask):
