@@ -22,7 +22,7 @@ from transformer2.study.statistics import CONFIDENCE, ENOUGH, MARGIN
 
 RESULTS = "results"
 WORLDS = {"tiny": "the embedded model", "smollm2": "SmolLM2"}
-MADE = "Made by `transformer2 study --docs docs` from the report.json files below [results](results); not to be edited."
+MADE = "Made by `transformer2 study --docs docs` from the `report.json` of each run; not to be edited."
 
 
 def write_pages(results: Path, docs: Path) -> list[Path]:
@@ -56,8 +56,8 @@ def _paper(studies: Mapping[str, Study], docs: Path) -> str:
     parts = [
         f"# The paper's tables and figures\n\n{MADE} How: [studies.md](studies.md); verdicts: [claims.md](claims.md)."
     ]
-    listed = (f"- [{_heading(study)}](#{_anchor(_heading(study))})" for study in studies.values())
-    parts.append("\n".join(listed))
+    listed = [f"- [{_heading(study)}](#{_anchor(_heading(study))})" for study in studies.values()]
+    parts.append("\n".join(listed) or "No study is kept here yet.")
     for folder, study in studies.items():
         outputs = build(study)
         write_outputs(outputs, docs / RESULTS / folder)
