@@ -12,7 +12,7 @@ from transformer2.errors import DataError
 from transformer2.study.archive import copy_results
 from transformer2.study.claims import CLAIMS, verdict
 from transformer2.study.page import write_pages
-from transformer2.study.results import Tuning, read_study
+from transformer2.study.results import Study, Tuning, read_study
 
 DOCS = Path(__file__).parents[2] / "docs"
 SKILLS = ("math", "code")
@@ -129,6 +129,18 @@ def test_more_shots_and_budgets_compare_the_ends(tmp_path) -> None:
     shot, budget = effects(9, table8=table8, table10=table10)
     assert shot.found.mean == pytest.approx(7) and budget.found is None  # the missing budget may be the largest
     assert verdict([shot, budget]) == "not decided (0 seeds)"
+
+
+def spectrum(root: Path, shares) -> Study:
+    matrices = [{"rank": 96, "sum_of_squares": {"16": share, "96": 1.0}} for share in shares]
+    return make_study(root, "figure10", {"spectrum": [{"spectrum": matrices}]}, {})
+
+
+def test_the_spectrum_has_matrices_for_seeds(tmp_path) -> None:
+    (missed,) = effects(10, figure10=spectrum(tmp_path / "a", [0.5, 0.52, 0.54, 0.56, 0.58]))
+    assert missed.verdict == "holds" and missed.fact.startswith("46.0 % [42.1, 49.9] over 5 matrices")
+    assert verdict(effects(10, figure10=spectrum(tmp_path / "b", [0.95, 0.96, 0.97, 0.96, 0.95]))) == "does not hold"
+    assert verdict(effects(10)) == "not decided (0 seeds)" and len(CLAIMS) == 10
 
 
 def test_pages_are_whole_and_made_again_to_the_byte(tmp_path) -> None:

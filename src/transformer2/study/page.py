@@ -110,7 +110,7 @@ def _rebased(text: str, folder: str, docs: Path) -> str:
 def _claims(studies: Mapping[str, Study]) -> str:
     """The page of verdicts, one column a base; the embedded model has one even where nothing was run."""
     worlds: dict[str, dict[str, Study]] = {"tiny": {}}
-    for study in studies.values():
+    for study in sorted(studies.values(), key=lambda study: study.name != study.build):  # first that of the paper
         worlds.setdefault(study.base, {}).setdefault(study.build, study)
     effects = {(i, base): claim.effects(of) for i, claim in enumerate(CLAIMS) for base, of in worlds.items()}
     columns = ["", "claim", *map(_world, worlds)]
@@ -147,9 +147,9 @@ def _section(title: str, claim: Claim, effects: Mapping[str, list[Effect]], worl
     places = {of[name].paper or name for of in worlds.values() for name in claim.studies if name in of}
     lacking = [name for name in claim.studies if not any(name in of for of in worlds.values())]
     where = [*sorted(places), *(f"{name} (not run)" for name in lacking)]
-    table = Table(
-        "", f"Tested on {', '.join(where)}", _COLUMNS, rows, ["in brackets: shown beside, not part of the verdict"]
-    )
+    beside = any(not effect.counts for found in effects.values() for effect in found)
+    notes = ["in brackets: shown beside, not part of the verdict"] if beside else []
+    table = Table("", f"Tested on {', '.join(where)}", _COLUMNS, rows, notes)
     return f"## {title}\n\nHypothesis: {claim.hypothesis}.\n\n{table.markdown()}"
 
 
