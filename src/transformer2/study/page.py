@@ -41,18 +41,30 @@ def write_pages(results: Path, docs: Path) -> list[Path]:
     kept = docs / RESULTS
     if results.resolve() != kept.resolve():
         copy_results(results, kept)
-    studies = read_studies(kept)
-    pages = {docs / "paper.md": _paper(studies, docs), docs / "claims.md": _claims(studies)}
-    for page, text in pages.items():
-        write_text(page, text)
-    return list(pages)
+    for folder, study in read_studies(kept).items():
+        write_outputs(build(study), kept / folder)
+    written = []
+    for name, text in pages(docs).items():
+        written.append(docs / name)
+        write_text(written[-1], text)
+    return written
+
+
+def pages(docs: Path) -> dict[str, str]:
+    """File name -> text of both pages, from the studies in `docs`/results; nothing is written.
+
+    Raises:
+        DataError: A study or report cannot be read.
+    """
+    studies = read_studies(docs / RESULTS)
+    return {"paper.md": _paper(studies, docs), "claims.md": _claims(studies)}
 
 
 # ---------------------------------------------------------------------- paper.md
 
 
 def _paper(studies: Mapping[str, Study], docs: Path) -> str:
-    """The page of all studies; writes their tables and figures beside their study.json."""
+    """The page of all studies, and the figures that are there."""
     parts = [
         f"# The paper's tables and figures\n\n{MADE} How: [studies.md](studies.md); verdicts: [claims.md](claims.md)."
     ]
@@ -60,7 +72,6 @@ def _paper(studies: Mapping[str, Study], docs: Path) -> str:
     parts.append("\n".join(listed) or "No study is kept here yet.")
     for folder, study in studies.items():
         outputs = build(study)
-        write_outputs(outputs, docs / RESULTS / folder)
         facts = [f"{study.paper} of the paper" if study.paper else "", f"base {_world(study.base)}", _runs(study)]
         parts.append(f"## {_heading(study)}\n\n{'; '.join(filter(None, facts))}.\n\n`{_command(study)}`")
         for output in outputs:
