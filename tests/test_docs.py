@@ -32,7 +32,7 @@ HERE = (
     "transformer2 fit --config conf/tiny.yaml --data.task mytasks.Reverse --data.data_dir words",
 )
 # Pages for newcomers, in the order in which they are read.
-FIRST = ("docs/quickstart.md", "docs/your_data.md", "docs/how_it_works.md", "docs/paper.md")
+FIRST = ("docs/quickstart.md", "docs/your_data.md", "docs/how_it_works.md", "docs/reproduce.md")
 SHORT = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--data.validation_limit", "8"]
 # Programs of others in the blocks; `nox` and `pip` are looked into below.
 FOREIGN = ("pip", "nox", "export", "tensorboard", "torchrun", "srun", "llama-cli", "curl")
@@ -125,6 +125,8 @@ def test_commands_are_understood(page, words, there, capsys) -> None:
         assert "model:" in capsys.readouterr().out
     elif command == "plan":
         assert main([command, *flags]) == 0
+    elif command == "study":
+        assert main([command, *flags, *(() if "--dry_run" in flags else ("--dry_run",))]) == 0
     else:
         assert (
             command in ("ask", "chat", "serve", "decompose", "experts", "export", "report", "sandbox")

@@ -9,10 +9,12 @@ import pytest
 from studies import adapted, fitted, make_study, report
 
 from transformer2.errors import DataError
-from transformer2.study.archive import copy_results
+from transformer2.study.archive import copy_results, read_studies
+from transformer2.study.builders import build
 from transformer2.study.claims import CLAIMS, verdict
-from transformer2.study.page import write_pages
-from transformer2.study.results import Tuning, read_study
+from transformer2.study.output import Table
+from transformer2.study.page import pages, write_pages
+from transformer2.study.results import Study, Tuning, read_study
 
 DOCS = Path(__file__).parents[2] / "docs"
 SKILLS = ("math", "code")
@@ -131,6 +133,18 @@ def test_more_shots_and_budgets_compare_the_ends(tmp_path) -> None:
     assert verdict([shot, budget]) == "not decided (0 seeds)"
 
 
+def spectrum(root: Path, shares) -> Study:
+    matrices = [{"rank": 96, "sum_of_squares": {"16": share, "96": 1.0}} for share in shares]
+    return make_study(root, "figure10", {"spectrum": [{"spectrum": matrices}]}, {})
+
+
+def test_the_spectrum_has_matrices_for_seeds(tmp_path) -> None:
+    (missed,) = effects(10, figure10=spectrum(tmp_path / "a", [0.5, 0.52, 0.54, 0.56, 0.58]))
+    assert missed.verdict == "holds" and missed.fact.startswith("46.0 % [42.1, 49.9] over 5 matrices")
+    assert verdict(effects(10, figure10=spectrum(tmp_path / "b", [0.95, 0.96, 0.97, 0.96, 0.95]))) == "does not hold"
+    assert verdict(effects(10)) == "not decided (0 seeds)" and len(CLAIMS) == 10
+
+
 def test_pages_are_whole_and_made_again_to_the_byte(tmp_path) -> None:
     values = [{"set": {"model.optimizer.lr": 1}, "validation": 0.5, "folder": "../runs/svf-math-s0-abc"}]
     root = tmp_path / "studies"
@@ -151,7 +165,7 @@ def test_pages_are_whole_and_made_again_to_the_byte(tmp_path) -> None:
     }
     for page in (paper, claims):
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
-            assert target in ("studies.md", "claims.md", "paper.md", "results") or (docs / target).exists(), target
+            assert target in ("studies.md", "claims.md", "paper.md") or (docs / target).exists(), target
         for table in re.findall(r"(?:^\|.*\n)+", page.read_text(), re.M):
             assert len({line.replace("\\|", "").count("|") for line in table.splitlines()}) == 1
     assert "`transformer2 study conf/paper/table1.yaml --seeds 0,1,2,3,4`" in paper.read_text()
@@ -167,6 +181,14 @@ def test_a_failed_run_is_shown_without_a_link_that_leads_nowhere(tmp_path) -> No
     (tmp_path / "docs").mkdir()
     text = write_pages(tmp_path / "studies", tmp_path / "docs")[0].read_text()
     assert "[0](results/runs/svf-math-s0-abc), 1 failed, 2 not run" in text and "1 done, 1 failed, 1 not run" in text
+
+
+def test_without_studies_pages_say_so_and_decide_nothing(tmp_path) -> None:
+    paper, claims = write_pages(tmp_path / "results", tmp_path)
+    assert "No study is kept here yet" in paper.read_text()
+    assert claims.read_text().count("| not decided (0 seeds) |\n| [") == len(CLAIMS) - 1
+    with pytest.raises(DataError, match="holds no study"):
+        write_pages(tmp_path / "elsewhere", tmp_path)
 
 
 def test_nothing_of_the_machine_is_copied(tmp_path) -> None:
@@ -199,14 +221,9 @@ def test_a_run_outside_is_refused_and_an_old_report_goes(tmp_path) -> None:
     assert study.name == "table1"
 
 
-def test_the_committed_pages_are_what_the_committed_reports_say(tmp_path) -> None:
-    if not (DOCS / "results").exists():
-        pytest.skip("docs/results is not there yet")
-    docs = tmp_path / "docs"
-    shutil.copytree(DOCS / "results", docs / "results")
-    for page in write_pages(docs / "results", docs):
-        assert page.read_text() == (DOCS / page.name).read_text(), (
-            f"transformer2 study --docs docs writes docs/{page.name}"
-        )
-    for table in docs.glob("results/*/*.csv"):
-        assert table.read_text() == (DOCS / table.relative_to(docs)).read_text()
+def test_the_committed_pages_are_what_the_committed_reports_say() -> None:
+    for name, text in pages(DOCS).items():
+        assert text == (DOCS / name).read_text(), f"docs/{name} is not what `transformer2 study --docs docs` writes"
+    for folder, study in read_studies(DOCS / "results").items():
+        for table in (output for output in build(study) if isinstance(output, Table)):
+            assert table.csv() == (DOCS / "results" / folder / f"{table.name}.csv").read_text()

@@ -25,7 +25,11 @@ def test_table1_has_numbers_of_seeds_and_the_papers_beside_them(tmp_path) -> Non
     lora = [fitted(0.6, trainable=6144), "failed", "missing"]
     table = first(build(make_study(tmp_path, "table1", {"svf-math": svf, "lora-math": lora}, SKILL)))
     base, ours, failed = rows(table)
-    assert base["skill"] == "math (GSM8K)" and base["accuracy, %"] == "40.0 ± 4.9 (of questions)"
+    assert (
+        base["seeds"] == "0, 1, 2"
+        and base["skill"] == "math (GSM8K)"
+        and base["accuracy, %"] == "40.0 ± 4.9 (of questions)"
+    )
     assert base["paper: Llama-3-8B-Instruct"] == "75.89"
     # mean 80, s = 10, s.e. 5.77; gain 40 ± 4.303 * 5.77
     assert ours["accuracy, %"] == "80.0 ± 5.8" and ours["on base, points [95 %]"] == "+40.0 [+15.2, +64.8]"
@@ -129,7 +133,7 @@ def test_table8_orders_shots_and_table10_shows_evaluations(tmp_path) -> None:
     labels = {name: {"shots": name.rpartition("-")[2]} for name in runs}
     table = first(build(make_study(tmp_path / "8", "table8", runs, labels)))
     assert [(r["shots"], r["method"], table.rows[i][-1]) for i, r in enumerate(rows(table))] == [
-        ("3", "few-shot (cem)", "82.18"), ("3", "ia3_100", "81.83"), ("10", "few-shot (cem)", "82.61")
+        ("3", "few-shot (cem)", "82.18"), ("3", "IA3, 100 steps", "81.83"), ("10", "few-shot (cem)", "82.61")
     ]  # fmt: skip
     runs = {"cem-light": [searched], "cem-3_shots": ["failed"]}
     labels = {name: {"budget": name.partition("-")[2]} for name in runs}

@@ -23,11 +23,9 @@ def read_studies(results: Path) -> dict[str, Study]:
     """Folder name -> study, in the order of the paper; tables first, the embedded model first.
 
     Raises:
-        DataError: There is none, or one cannot be read.
+        DataError: One cannot be read.
     """
     found = {file.parent.name: read_study(file.parent) for file in sorted(results.glob(f"*/{FILE}"))}
-    if not found:
-        raise DataError(f"{results} holds no study; run `transformer2 study conf/paper/table1.yaml` first")
 
     def place(item: tuple[str, Study]) -> tuple[Any, ...]:
         number = re.search(r"\d+", item[1].paper)
@@ -48,9 +46,11 @@ def copy_results(root: Path, results: Path, studies: Sequence[str] | None = None
         The study.json files.
 
     Raises:
-        DataError: A study cannot be read, or names a run outside of `root`, or a path of this machine.
+        DataError: There is none, one cannot be read, or names a run outside of `root`, or a path of this machine.
     """
     names = sorted(file.parent.name for file in root.glob(f"*/{FILE}")) if studies is None else list(studies)
+    if not names:
+        raise DataError(f"{root} holds no study; run `transformer2 study conf/paper/table1.yaml` first")
     # All are read before any is written.
     copies: dict[str, Study] = {}
     reports: dict[str, str] = {}

@@ -19,6 +19,8 @@ NAMES = {
     "ia3": "IA3",
     "dora": "DoRA",
     "tinylora": "TinyLoRA",
+    "ia3_100": "IA3, 100 steps",
+    "ia3_1000": "IA3, 1000 steps",
     "cem": "few-shot (cem)",
     "soft": "scores, soft",
 }
@@ -93,13 +95,32 @@ def score_cells(runs: Sequence[Run], scores: Scores, base: Scores, tests: Mappin
     return [str(found), "–" if gain is None else str(gain), p, str(found.n), seeds_cell(runs)]
 
 
+def base_of(study: Study, names: Sequence[str]) -> tuple[Scores, list[Run]]:
+    """The base on the questions of some runs, by seed, and the runs that say so; all of them where none does."""
+    found: dict[int, Mapping[str, Any]] = {}
+    said = []
+    runs = [run for name in names for run in runs_of(study, name)]
+    for run in runs:
+        if run.report is not None and run.seed not in found:
+            report = next(iter(run.report["strategies"].values())) if "strategies" in run.report else run.report
+            found[run.seed] = report["base"]
+            said.append(run)
+    return found, said or runs
+
+
 def base_cells(base: Scores, runs: Sequence[Run]) -> list[str]:
     """The cells of `SCORE_COLUMNS` of the base itself: no training, so the error is that of its questions."""
     scored = [score for score in base.values() if score["n"]]
     if not scored:
         return [absent(runs), "–", "–", "–", "–"]
     mean, se = fmean(s["accuracy"] for s in scored), fmean(s["se"] for s in scored)
-    return [f"{100 * mean:.1f} ± {100 * se:.1f} (of questions)", "", "", str(min(s["n"] for s in scored)), "–"]
+    return [
+        f"{100 * mean:.1f} ± {100 * se:.1f} (of questions)",
+        "",
+        "",
+        str(min(s["n"] for s in scored)),
+        seeds_cell(runs),
+    ]
 
 
 def report_test(report: Report) -> str:

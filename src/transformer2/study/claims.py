@@ -2,7 +2,8 @@
 
 A > B holds if the 95 % interval of the paired difference over seeds lies above 0, A >= B if it lies above -2 points
 (`MARGIN`); each does not hold if it lies below that bound. With fewer than five seeds on both sides, it is not decided.
-A claim over several tasks is judged on the mean over them; a task without five seeds leaves it undecided.
+A claim over several tasks is judged on the mean over them; a task without five seeds leaves it undecided. The last
+claim is about matrices of the base, which have no seeds: its interval is over matrices.
 """
 
 from __future__ import annotations
@@ -12,13 +13,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from transformer2.report.spectrum import LORA, share_of_top
 from transformer2.study.cells import Report, points, stem
 from transformer2.study.results import Study
-from transformer2.study.statistics import MARGIN, Difference, Verdict, all_of, at_least, difference, greater
+from transformer2.study.statistics import (
+    MARGIN,
+    Difference,
+    Verdict,
+    all_of,
+    at_least,
+    difference,
+    greater,
+    mean_difference,
+)
 from transformer2.study.tables import method, modules, objective, skill_of
 from transformer2.study.unseen import rows_of, tasks
 
 FEWER = 0.2  # "far fewer numbers": at most this share
+MISSED = 10.0  # "misses the spectrum": more than so many % of ||W||^2
 Points = Mapping[int, float]  # seed -> points
 Studies = Mapping[str, Study]  # builder -> study, all of one base
 
@@ -143,6 +155,21 @@ def _more_is_no_worse(studies: Studies) -> list[Effect]:
     return [*effects, *_with_mean("largest budget - smallest", *budgets, at_least)]
 
 
+def _low_rank_misses(studies: Studies) -> list[Effect]:
+    """Of each matrix of the base; a spectrum has no seeds."""
+    study = _study(studies, "figure10")
+    spectra = [report["spectrum"] for name in study.names for report in study.reports(name).values()]
+    missed = [100 * (1 - share_of_top(matrix, "sum_of_squares", LORA)) for matrix in spectra[0]] if spectra else []
+    what = f"||W||² beyond the top {LORA}"
+    if not missed:
+        return [Effect(what, None, "not decided")]
+    found, beyond = mean_difference(missed), mean_difference([of - MISSED for of in missed])
+    fact = (
+        f"{found.mean:.1f} % [{found.low:.1f}, {found.high:.1f}] over {len(missed)} matrices, to be above {MISSED:g} %"
+    )
+    return [Effect(what, None, greater(beyond), fact=fact)]
+
+
 CLAIMS: tuple[Claim, ...] = (
     Claim("SVF > base", "an SVF expert answers more of its own task right than the base", ("table1",), _svf_beats_base),
     Claim(
@@ -192,6 +219,12 @@ CLAIMS: tuple[Claim, ...] = (
         f"the most shots, and the largest budget, are no worse by {MARGIN:g} points than the fewest and the smallest",
         ("table8", "table10"),
         _more_is_no_worse,
+    ),
+    Claim(
+        "low rank misses the spectrum",
+        f"the best approximation of rank {LORA} (that of the paper's LoRA) misses more than {MISSED:g} % of ||W||²",
+        ("figure10",),
+        _low_rank_misses,
     ),
 )
 

@@ -22,7 +22,7 @@ from transformer2.study.statistics import CONFIDENCE, ENOUGH, MARGIN
 
 RESULTS = "results"
 WORLDS = {"tiny": "the embedded model", "smollm2": "SmolLM2"}
-MADE = "Made by `transformer2 study --docs docs` from the report.json files below [results](results); not to be edited."
+MADE = "Made by `transformer2 study --docs docs` from the `report.json` of each run; not to be edited."
 
 
 def write_pages(results: Path, docs: Path) -> list[Path]:
@@ -41,26 +41,37 @@ def write_pages(results: Path, docs: Path) -> list[Path]:
     kept = docs / RESULTS
     if results.resolve() != kept.resolve():
         copy_results(results, kept)
-    studies = read_studies(kept)
-    pages = {docs / "paper.md": _paper(studies, docs), docs / "claims.md": _claims(studies)}
-    for page, text in pages.items():
-        write_text(page, text)
-    return list(pages)
+    for folder, study in read_studies(kept).items():
+        write_outputs(build(study), kept / folder)
+    written = []
+    for name, text in pages(docs).items():
+        written.append(docs / name)
+        write_text(written[-1], text)
+    return written
+
+
+def pages(docs: Path) -> dict[str, str]:
+    """File name -> text of both pages, from the studies in `docs`/results; nothing is written.
+
+    Raises:
+        DataError: A study or report cannot be read.
+    """
+    studies = read_studies(docs / RESULTS)
+    return {"paper.md": _paper(studies, docs), "claims.md": _claims(studies)}
 
 
 # ---------------------------------------------------------------------- paper.md
 
 
 def _paper(studies: Mapping[str, Study], docs: Path) -> str:
-    """The page of all studies; writes their tables and figures beside their study.json."""
+    """The page of all studies, and the figures that are there."""
     parts = [
         f"# The paper's tables and figures\n\n{MADE} How: [studies.md](studies.md); verdicts: [claims.md](claims.md)."
     ]
-    listed = (f"- [{_heading(study)}](#{_anchor(_heading(study))})" for study in studies.values())
-    parts.append("\n".join(listed))
+    listed = [f"- [{_heading(study)}](#{_anchor(_heading(study))})" for study in studies.values()]
+    parts.append("\n".join(listed) or "No study is kept here yet.")
     for folder, study in studies.items():
         outputs = build(study)
-        write_outputs(outputs, docs / RESULTS / folder)
         facts = [f"{study.paper} of the paper" if study.paper else "", f"base {_world(study.base)}", _runs(study)]
         parts.append(f"## {_heading(study)}\n\n{'; '.join(filter(None, facts))}.\n\n`{_command(study)}`")
         for output in outputs:
@@ -110,7 +121,7 @@ def _rebased(text: str, folder: str, docs: Path) -> str:
 def _claims(studies: Mapping[str, Study]) -> str:
     """The page of verdicts, one column a base; the embedded model has one even where nothing was run."""
     worlds: dict[str, dict[str, Study]] = {"tiny": {}}
-    for study in studies.values():
+    for study in sorted(studies.values(), key=lambda study: study.name != study.build):  # first that of the paper
         worlds.setdefault(study.base, {}).setdefault(study.build, study)
     effects = {(i, base): claim.effects(of) for i, claim in enumerate(CLAIMS) for base, of in worlds.items()}
     columns = ["", "claim", *map(_world, worlds)]
@@ -147,9 +158,9 @@ def _section(title: str, claim: Claim, effects: Mapping[str, list[Effect]], worl
     places = {of[name].paper or name for of in worlds.values() for name in claim.studies if name in of}
     lacking = [name for name in claim.studies if not any(name in of for of in worlds.values())]
     where = [*sorted(places), *(f"{name} (not run)" for name in lacking)]
-    table = Table(
-        "", f"Tested on {', '.join(where)}", _COLUMNS, rows, ["in brackets: shown beside, not part of the verdict"]
-    )
+    beside = any(not effect.counts for found in effects.values() for effect in found)
+    notes = ["in brackets: shown beside, not part of the verdict"] if beside else []
+    table = Table("", f"Tested on {', '.join(where)}", _COLUMNS, rows, notes)
     return f"## {title}\n\nHypothesis: {claim.hypothesis}.\n\n{table.markdown()}"
 
 

@@ -16,6 +16,7 @@ from transformer2.study.cells import (
     NOTES,
     SCORE_COLUMNS,
     base_cells,
+    base_of,
     display,
     left_out,
     report_test,
@@ -119,10 +120,8 @@ def _fits(
         names = [name for name in shown if skill_of(study, name) == skill]
         task = published.SKILLS.get(skill)
         what = f"{skill} ({task})" if task else skill
-        base = next(({seed: r["base"] for seed, r in found.items()} for n in names if (found := study.reports(n))), {})
         none = [""] * (len(leads) - 1)
-        all_runs = [run for name in names for run in runs_of(study, name)]
-        rows.append([what, "base", *none, *base_cells(base, all_runs), "0", "–", *paper(skill, None)])
+        rows.append([what, "base", *none, *base_cells(*base_of(study, names)), "0", "–", *paper(skill, None)])
         for name in names:
             reports = study.reports(name)
             scores, bases = ({seed: report[side] for seed, report in reports.items()} for side in ("result", "base"))

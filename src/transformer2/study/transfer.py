@@ -16,7 +16,7 @@ from transformer2.study.cells import NOTES, SCORE_COLUMNS, base_cells, left_out,
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Study
 from transformer2.study.tables import OTHER_MODELS
-from transformer2.study.unseen import base_of, task_of, tasks
+from transformer2.study.unseen import base_on, task_of, tasks
 
 HOW = {
     "ordered": "z of the first model, in order",
@@ -30,7 +30,7 @@ def table5(study: Study) -> list[Table | Figure]:
     rows = []
     for task in tasks(study):
         theirs = published.UNSEEN.get(task) if study.build == "table5" else published.SKILLS.get(task)
-        what, (base, runs) = f"{task} ({theirs})" if theirs else task, base_of(study, task)
+        what, (base, runs) = f"{task} ({theirs})" if theirs else task, base_on(study, task)
         rows.append([what, "the other model itself", *base_cells(base, runs), _paper("base", theirs)])
         for name in (name for name in study.names if task_of(study, name) == task):
             reports = study.reports(name)

@@ -26,6 +26,7 @@ from transformer2.study.cells import (
     Scores,
     absent,
     base_cells,
+    base_of,
     display,
     expert_name,
     left_out,
@@ -51,7 +52,7 @@ def table2(study: Study) -> list[Table | Figure]:
     rows = []
     for task in tasks(study):
         what, theirs = _what(task), published.UNSEEN.get(task, "")
-        base, runs = base_of(study, task)
+        base, runs = base_on(study, task)
         rows.append([what, "base", *base_cells(base, runs), "0", _table2("base", theirs)])
         for name, found in rows_of(study, task).items():
             scores = {seed: entry["score"] for seed, entry in found.entries.items()}
@@ -205,17 +206,9 @@ def rows_of(study: Study, task: str, controls: bool = True) -> dict[str, Row]:
     return {**rows, **compared} if controls else rows
 
 
-def base_of(study: Study, task: str) -> tuple[Scores, list[Run]]:
+def base_on(study: Study, task: str) -> tuple[Scores, list[Run]]:
     """The base on a task, by seed, and the runs that say so."""
-    found: dict[int, Mapping[str, Any]] = {}
-    runs = []
-    for name in study.names:
-        if task_of(study, name) == task:
-            runs += runs_of(study, name)
-            for seed, whole in study.reports(name).items():
-                for report in whole.get("strategies", {"": whole}).values():
-                    found.setdefault(seed, report["base"])
-    return found, runs
+    return base_of(study, [name for name in study.names if task_of(study, name) == task])
 
 
 def _entry(score: Mapping[str, Any], report: Mapping[str, Any] | None = None) -> dict[str, Any]:
