@@ -127,7 +127,8 @@ def test_commands_are_understood(page, words, there, capsys) -> None:
         assert main([command, *flags]) == 0
     else:
         assert (
-            command in ("ask", "chat", "serve", "decompose", "experts", "export", "report", "sandbox")
+            command
+            in ("ask", "chat", "serve", "decompose", "experts", "export", "report", "sandbox", "spectrum", "study")
             and main([command, "--help"]) == 0
         )
         text = capsys.readouterr().out
