@@ -244,8 +244,8 @@ def _absent(paths: Iterable[str], linear: Sequence[str]) -> str:
     absent = [path for path in sorted(paths) if not any(_ends_with(name, path) for name in linear)]
     more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
     return (
-        f"this model has no {absent[0]}{more}, which target_modules, or the expert, names; z belongs to a base with the "
-        "same modules (docs/svf.md): give that one, or train on this one"
+        f"this model has no {absent[0]}{more}, which target_modules, or the expert, names; z belongs to a base with "
+        "the same modules (docs/svf.md): give that one, or train on this one"
     )
 
 
