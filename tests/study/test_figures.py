@@ -85,7 +85,7 @@ def test_figure7_calls_experts_by_their_skill_and_shows_every_seed(tmp_path) -> 
     adapts = {"adapt-math": [cem(s, a) for s, a in enumerate(alphas)], "adapt-code": [cem(0, grouped)]}
     figure, table = build(make_study(tmp_path, "figure7", {**runs, **adapts}, labels))
     axes = figure.draw().axes[0]
-    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["math", "code"]
+    assert [t.get_text() for t in axes.figure.legends[0].get_texts()] == ["math", "code"]
     assert sorted(p.get_height() for p in axes.patches) == pytest.approx([0.1, 0.75, 0.85])
     first, second = rows(table)
     assert (first["math"], first["code"]) == ("0.85", "0.10") and (second["math"], second["code"]) == ("0.75", "–")
