@@ -129,7 +129,8 @@ def test_commands_are_understood(page, words, there, capsys) -> None:
         assert main([command, *flags, *(() if "--dry_run" in flags else ("--dry_run",))]) == 0
     else:
         assert (
-            command in ("ask", "chat", "serve", "decompose", "experts", "export", "report", "sandbox")
+            command
+            in ("ask", "chat", "serve", "decompose", "experts", "export", "report", "sandbox", "spectrum", "study")
             and main([command, "--help"]) == 0
         )
         text = capsys.readouterr().out

@@ -22,7 +22,7 @@ from transformer2.policy import load_base
 from transformer2.svf import decompose as module
 from transformer2.svf.basis import Basis, basis_error, compute_basis
 from transformer2.svf.cache import BasisCache
-from transformer2.svf.decompose import decompose
+from transformer2.svf.decompose import decompose, spectra
 from transformer2.svf.fingerprint import fingerprint
 from transformer2.svf.layer import svf_layers
 
@@ -254,3 +254,13 @@ def test_a_checkpoint_of_several_modalities_is_decomposed_as_the_model_that_asks
     assert len(layers) == built["matrices"] == policy.base_model._bases.cache.counts["reused"] > 10
     for name, layer in layers:
         assert basis_error(Basis(layer.side, layer.svf_basis.data, layer._sigma_R), layer.weight_mn())[1] < 1e-3, name
+
+
+def test_spectra_are_the_singular_values_of_what_would_be_tuned(llama: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16)
+    found = spectra(llama, progress=False)
+    assert found.fingerprint == fingerprint(model)
+    for name, sigma_R in found.values:
+        expected_R = torch.linalg.svdvals(model.get_submodule(name).weight.detach().double())
+        assert torch.allclose(sigma_R, expected_R, atol=1e-7 * float(expected_R[0]), rtol=0)
+    assert len(found.names) == 21 and len(spectra(llama, "mlp", layers_to_transform=1, progress=False).names) == 3

@@ -58,7 +58,7 @@ def figure6(study: Study) -> list[Table | Figure]:
             )
             axes.set_xticklabels(columns, rotation=30, ha="right")
             axes.set_yticklabels(labels)
-        grid[0].set_ylabel("true category")
+        grid[0].set_ylabel("true category (cells: % of its requests)")
         return figure
 
     rows = [
@@ -93,7 +93,7 @@ def figure7(study: Study) -> list[Table | Figure]:
     experts = list(dict.fromkeys(expert for seeds in found.values() for alpha in seeds.values() for expert in alpha))
 
     def draw() -> Any:
-        figure = bare_figure((1.6 + 1.9 * len(found), 3.6))
+        figure = bare_figure((2.6 + 1.7 * len(found), 3.6))
         axes = figure.subplots()
         width = 0.8 / len(experts)
         for i, expert in enumerate(experts):
@@ -108,7 +108,7 @@ def figure7(study: Study) -> list[Table | Figure]:
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(xticks=range(len(found)), xlabel="target task", ylabel="mixing weight (alpha) of the expert")
         axes.set_xticklabels(found)
-        axes.legend(fontsize=8, title="expert")
+        figure.legend(fontsize=8, title="expert", loc="outside right upper")
         axes.grid(alpha=0.25, axis="y")
         return figure
 

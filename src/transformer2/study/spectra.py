@@ -73,7 +73,7 @@ def drift(study: Study) -> list[Table | Figure]:
         "means over seeds; change: share of ||W' - W||², weight: share of ||W||², of the largest, middle and smallest"
     ]
     notes.append(
-        "arXiv 2511.08567: policy gradients move off the principal directions; here change above weight says so"
+        "arXiv 2511.08567: policy gradients move off the principal directions: change below weight in the 1st tenth"
     )
     bands = "line: mean over seeds; band: from the least to the most of a seed; bars: means"
     return [

@@ -87,7 +87,10 @@ def warn_of_another_base(experts: Mapping[str, tuple[str | None, str | None]], m
                 if given == arch
                 else f"a base model of another architecture ({shown(given, 40)}, this one is {arch})"
             )
-            warnings.warn(f"{name}: trained on {what}", stacklevel=3)
+            warnings.warn(
+                f"{name}: trained on {what}; entry i of z now scales the i-th largest singular value of these weights",
+                stacklevel=3,
+            )
     others = [f"{name} ({theirs or 'unquantised'})" for name, (_, theirs) in experts.items() if theirs != precision]
     if others:
         warnings.warn(

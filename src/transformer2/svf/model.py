@@ -293,8 +293,9 @@ def _check_keys(expected: Collection[str], given: list[str]) -> None:
 def _check_value(key: str, value: Tensor, r: int) -> None:
     if tuple(value.shape) != (r,) or not value.is_floating_point():
         raise ExpertError(
-            f"{key} has shape {tuple(value.shape)} and dtype {value.dtype}, this model's weight needs fp32 ({r},); is "
-            "it an expert for another base?"
+            f"{key} has shape {tuple(value.shape)} and dtype {value.dtype}, this model's weight needs fp32 ({r},): "
+            "entry i of z is of the i-th largest singular value, so z moves between equal ranks only (docs/svf.md); "
+            "give the base it was trained on, or train on this one"
         )
     if not bool(torch.isfinite(value).all()):
         raise ExpertError(f"{key} has non-finite values; the file is damaged")

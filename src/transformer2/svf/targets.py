@@ -12,7 +12,7 @@ Departures: the reference code tunes what has "mlp" in its name; PEFT ignores na
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from transformer2.errors import ConfigError
-from transformer2.svf.format import ROLES, path_in_layer
+from transformer2.svf.format import ROLES, layer_of, path_in_layer
 from transformer2.svf.register import register_after
 
 if TYPE_CHECKING:
@@ -132,6 +132,8 @@ def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
         if beyond and (not found or _says(entry, outside, linear)):
             raise tower_refused(model, beyond[0], f"target_modules={entry!r}")
         if not found:
+            if layer_of(entry) is not None and not isinstance(target, str):
+                raise ConfigError(_absent(target, linear))
             raise ConfigError(_nothing(entry, linear))
         chosen.update(found)
     kept = [
@@ -235,6 +237,16 @@ def _check_no_fused_experts(model: nn.Module, config: SVFConfig) -> None:
                     f"{tuple(parameter.shape)}, which SVF cannot tune; use target_modules='attention' or name the "
                     "linear layers to tune"
                 )
+
+
+def _absent(paths: Iterable[str], linear: Sequence[str]) -> str:
+    """What is said of full paths that are another model's: an expert's, mostly."""
+    absent = [path for path in sorted(paths) if not any(_ends_with(name, path) for name in linear)]
+    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+    return (
+        f"this model has no {absent[0]}{more}, which target_modules, or the expert, names; z belongs to a base with "
+        "the same modules (docs/svf.md): give that one, or train on this one"
+    )
 
 
 def _nothing(asked: object, linear: Iterable[str], note: str = "") -> str:
