@@ -57,6 +57,10 @@ class TinyTask(Task):
         drawn = world.questions(lambda rng: self.question(rng, split), source, count, seed=self.name)
         return [self.example(question, f"{self.name}/{split}/{row}") for row, question in enumerate(drawn)]
 
+    def solution(self, example: Example) -> str | None:
+        """The worked steps."""
+        return example.fields.get("solution")
+
     def _example(self, question: world.Question, id: str, answer: str, **fields: str) -> Example:
         messages = self.wording.messages(question=question.text)
         return Example(id, messages, answer, MappingProxyType({"solution": question.gold(), **fields}))
