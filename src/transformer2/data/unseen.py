@@ -116,16 +116,17 @@ class FewShotDataModule(UnseenTaskDataModule):
     ) -> None:
         check_arguments("data", FewShotDataModule.__init__, locals())
         super().__init__(task, base, data_dir, few_shot, **options)
-        self.batch_size = min(batch_size, few_shot)
+        self.batch_size = batch_size
 
     def setup(self, stage: str) -> None:
         """Choose the shots. As in every fit, the rows to score are read before it, to be checked, and forgotten."""
         super().setup(stage)
         self._rows["train"] = self._rows["few_shot"]
-        self.sizes = {"few_shot": self.few_shot, "test": len(self.scored())}
+        if stage == "fit" and self.objective == "next_token":
+            self._read_solutions("train")
+        count = len(self._rows["train"][0])
+        self.batch_size, self.sizes = min(self.batch_size, count), {"few_shot": count, "test": len(self.scored())}
         if stage == "fit":
-            if self.objective == "next_token":
-                self._read_solutions("train")
             try:
                 self.test_dataloader()
             finally:
