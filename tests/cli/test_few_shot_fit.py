@@ -45,9 +45,12 @@ def test_the_last_step_is_kept_tested_and_said(objective, tmp_path: Path, capsys
     assert "questions: 6 few_shot, 12 test" in capsys.readouterr().out
     report = json.loads((run / "report.json").read_text())
     training = report["details"]["training"]
-    assert training["few_shot"] == 6 and training["best_step"] == training["steps"] == 3
+    assert len(report["details"]["few_shot"]) == 6 and training["best_step"] == training["steps"] == 3
     assert training["best_validation"] is None and report["n"] == 12 and report["protocol"] == "clean"
-    assert any("the expert is of the last step, 3" in note for note in report["details"]["notes"])
+    assert any(
+        "trained on 6 shots, without a validation: the expert is of the last step, 3" in note
+        for note in report["details"]["notes"]
+    )
     expert = load_file(run / "expert" / "adapter_model.safetensors")
     assert any(tensor.abs().sum() > 0 for tensor in expert.values())
     if objective:  # cut and resumed, and scored alone, it is the same

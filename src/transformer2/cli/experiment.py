@@ -250,12 +250,10 @@ class Experiment:
             details["training"] = {**self.module.facts(), **best}
         protocol = task.protocol
         if isinstance(self.data, FewShotDataModule):
-            protocol = self.data.protocol
+            protocol, details["few_shot"] = self.data.protocol, [e.id for e in self.data.shots().examples]
             if keeper is not None:
-                details["training"]["few_shot"] = shots = self.data.few_shot
-                notes.append(
-                    f"trained on {shots} shots, and no rows to validate with: the expert is of the last step, {step}"
-                )
+                count = len(details["few_shot"])
+                notes.append(f"trained on {count} shots, without a validation: the expert is of the last step, {step}")
         facts = Facts(details=details, notes=notes)
         report = build_report(records, task, protocol, seconds, (self.seed,), facts=facts)
         if self.trainer.is_global_zero:

@@ -124,6 +124,7 @@ class FewShotDataModule(UnseenTaskDataModule):
         self._rows["train"] = self._rows["few_shot"]
         if stage == "fit" and self.objective == "next_token":
             self._read_solutions("train")
+            self._rows["few_shot"] = self._rows["train"]
         count = len(self._rows["train"][0])
         self.batch_size, self.sizes = min(self.batch_size, count), {"few_shot": count, "test": len(self.scored())}
         if stage == "fit":
