@@ -1,4 +1,4 @@
-"""One progress bar for the whole run: reward, accuracy, what tells of a collapse, and the time left."""
+"""One progress bar for the whole run: reward (or loss), accuracy, what tells of a collapse, and the time left."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ class TrainingBar(ProgressBar):
         """One optimizer step is done."""
         if self.bar is not None:
             metrics = trainer.callback_metrics
-            shown = {label: f"{float(metrics[k]):.3g}" for k, label in SHOWN.items() if k in metrics}
+            first = {} if "train/reward" in metrics else {"train/loss": "loss"}  # where nothing is sampled
+            shown = {label: f"{float(metrics[k]):.3g}" for k, label in {**first, **SHOWN}.items() if k in metrics}
             if signs := cast(HasPolicy, pl_module).alarms.collapse.standing:
                 shown = {"COLLAPSED": "+".join(signs), **shown}
             self.bar.set_postfix(shown, refresh=False)

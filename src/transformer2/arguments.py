@@ -24,11 +24,13 @@ __all__ = [
     "OPTIMIZER_RANGES",
     "Count",
     "NotNegativeInt",
+    "Objective",
     "Positive",
     "Seed",
     "Share",
     "Temperature",
     "check_arguments",
+    "check_objective",
     "check_samples",
     "expected",
     "fits",
@@ -41,6 +43,7 @@ Positive = Annotated[float, "> 0"]
 Temperature = Annotated[float, ">= 0", "<= 100"]
 Share = Annotated[float, ">= 0", "< 1"]
 Seed = Annotated[int, ">= 0", "<= 4294967295"]  # what numpy takes
+Objective = Literal["reinforce", "next_token"]  # of `model`, and of `data`, which has the solutions
 # Of an optimizer's settings, whoever wrote the optimizer.
 OPTIMIZER_RANGES: Mapping[str, Any] = {
     "lr": Annotated[float, "> 0", "<= 10"],
@@ -113,6 +116,28 @@ def check_samples(samples: int, temperature: float | None) -> None:
     """Refuse samples that are all alike (`model.test`)."""
     if samples and temperature == 0:
         raise ConfigError("model.test.samples are all alike at model.test.temperature 0; use one above 0")
+
+
+def check_objective(objective: str, sampling: Mapping[str, Any], loss: Mapping[str, Any]) -> None:
+    """Refuse settings of sampled completions where training samples none (`model.objective: next_token`)."""
+    if objective != "next_token":
+        return
+    meant = {
+        "sampling.num_completions": sampling.get("num_completions", 1) == 1,
+        "sampling.temperature": sampling.get("temperature", 1) == 1,
+        "loss.baseline": loss.get("baseline") not in ("rloo", "group_norm"),
+        "loss.kl": loss.get("kl") not in ("k1", "k2", "k3"),
+        "loss.mask_truncated": not loss.get("mask_truncated"),
+        "loss.importance_cap": loss.get("importance_cap") is None,
+    }
+    for key, harmless in meant.items():
+        group, _, name = key.partition(".")
+        if not harmless:
+            value = written((sampling if group == "sampling" else loss)[name])
+            raise ConfigError(
+                f"model.{key} {value} is for sampled completions, and model.objective next_token samples none; "
+                "leave it out"
+            )
 
 
 def expected(hint: Any) -> str:

@@ -117,6 +117,7 @@ class PromptBatch:
         attention_mask_BP: int64, 1 on prompt tokens.
         row_ids: Number of each row in the batch over all ranks; its random numbers follow from it. Empty: 0 to B - 1.
         positions: Position of each row in its split, which tells rows apart whatever their ids. Empty: 0 to B - 1.
+        solutions: Token ids of each row's solution, without the end of the turn; empty where none is trained on.
     """
 
     examples: tuple[Example, ...]
@@ -124,6 +125,7 @@ class PromptBatch:
     attention_mask_BP: Tensor
     row_ids: tuple[int, ...] = ()
     positions: tuple[int, ...] = ()
+    solutions: tuple[Sequence[int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -99,10 +99,10 @@ def test_a_population_in_one_batch_is_member_by_member(scorer, prompts, max_rows
     mixture = Mixture(matrices(scorer.policy), ["math", "code", "reasoning"], "matrix")
     weights_LMK = mixture.weights(CEM(mixture.dim, population=6, mean=1 / 3).ask())
     together = scorer.answers(prompts, weights_LMK, 8)
-    ties_M = scorer.mean_log_likelihood(prompts, weights_LMK)
+    ties_M = scorer.mean_log_likelihood(prompts, TASK, weights_LMK)
     for m in range(6):
         assert scorer.rows(prompts, weights_LMK[:, m : m + 1], 8).completions == together[m].completions
-    alone_M = torch.cat([scorer.mean_log_likelihood(prompts, weights_LMK[:, m : m + 1]) for m in range(6)])
+    alone_M = torch.cat([scorer.mean_log_likelihood(prompts, TASK, weights_LMK[:, m : m + 1]) for m in range(6)])
     torch.testing.assert_close(ties_M, alone_M, rtol=1e-4, atol=1e-4)
 
 
@@ -111,11 +111,11 @@ def test_a_search_scores_in_the_factored_form_what_the_delta_form_answers(scorer
     weights_LMK = mixture.weights(CEM(mixture.dim, population=6, mean=1 / 3).ask())
     forms = []
     answers = [r.completions for r in scorer.answers(prompts, weights_LMK, 8)]
-    ties_M = scorer.mean_log_likelihood(prompts, weights_LMK)
+    ties_M = scorer.mean_log_likelihood(prompts, TASK, weights_LMK)
     with factored_for_choice(scorer.policy):
         forms += [layer.form for _, layer in svf_layers(scorer.policy)]
         assert [r.completions for r in scorer.answers(prompts, weights_LMK, 8)] == answers
-        torch.testing.assert_close(scorer.mean_log_likelihood(prompts, weights_LMK), ties_M, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(scorer.mean_log_likelihood(prompts, TASK, weights_LMK), ties_M, rtol=1e-4, atol=1e-4)
     assert set(forms) == {"factored"}
     assert {layer.form for _, layer in svf_layers(scorer.policy)} == {"delta"}
     assert not [n for n, _ in scorer.policy.named_parameters() if "svf_factor" in n]

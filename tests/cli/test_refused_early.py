@@ -13,11 +13,16 @@ from transformer2.cli.compose import PACKAGED
 FIT = ["fit", "--config", "conf/tiny_math.yaml"]
 PLAN = ["plan", "--config", "conf/tiny_math.yaml"]
 KWARGS, ADAPTER, CALLBACKS = "--model.model_kwargs", "--model.adapter", "--trainer.callbacks"
+NEXT = ["--model.objective", "next_token"]
 DECOMPOSE = ["decompose", "--model.base", "tiny"]
 EXPORT = ["export", "--expert", "."]
 MIX = ["experts", "mix", ".", ".", "--out", "o"]
 
 EARLY = [  # words, what the line says
+    ([*FIT, "--model.objective", "next_tokens"], "did you mean 'next_token'?"),
+    ([*FIT, *NEXT, "--model.sampling.num_completions", "4"], "samples none; leave it out"),
+    ([*FIT, *NEXT, "--model.loss.kl", "k3"], "model.loss.kl 'k3' is for sampled completions"),
+    ([*FIT, "--data.objective", "next_token"], "set model.objective"),
     ([*FIT, KWARGS, "{load_in_4bit: true}"], "conf/quantisation/nf4.yaml"),
     ([*FIT, KWARGS, "{quantization_config: 4bit}"], "quantization_config must be keys and values"),
     ([*FIT, KWARGS, "{torch_dtype: nonsense}"], "set model.dtype"),
@@ -134,6 +139,12 @@ def test_words(tmp_path, monkeypatch, capfd) -> None:
     for words, says in EARLY:
         assert says in refusal(words, capfd), words
     assert not list(tmp_path.iterdir())
+
+
+def test_a_task_without_solutions_is_not_trained_on_them(capfd) -> None:
+    for command in ("fit", "plan"):
+        line = refusal([command, *FIT[1:], *NEXT, "--data.task", "toy_task.FirstLetter"], capfd)
+        assert "task first_letter says no solutions" in line and "model.objective reinforce" in line
 
 
 def test_no_word_of_them_needs_the_heavy_libraries(tmp_path) -> None:

@@ -34,6 +34,9 @@ class Pictures(Task):
         early = bool(completion) and completion[0].lower() < "n"
         return Verdict.of(early == (example.answer == "0"), completion[:1] or None, "first letter")
 
+    def solution(self, example):
+        return "one"
+
 
 def draw_pictures(folder: Path, count: int = 32, sizes: Sequence[tuple[int, int]] = SIZES) -> Path:
     """Pictures 0.png, 1.png, ... of these sizes in turn."""

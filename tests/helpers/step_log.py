@@ -1,6 +1,16 @@
-"""What every step of a run logged."""
+"""Callbacks of tests: what every step of a run logged; a run that ends early."""
 
 import lightning as L
+
+
+class StopAt(L.Callback):
+    """Ends a run early, as a signal does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args):
+        trainer.should_stop = trainer.global_step >= self.step
 
 
 class Metrics(L.Callback):

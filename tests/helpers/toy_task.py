@@ -40,6 +40,18 @@ class SameIds(FirstLetter):
         return Verdict.of(int(example.question.split()[-1]) % 2 == 0, completion, "even")
 
 
+class Spelt(FirstLetter):
+    """Has solutions, of many lengths; row 5 of train has the longest."""
+
+    name: ClassVar[str] = "spelt"
+    max_new_tokens: ClassVar[int] = 24
+    longest: ClassVar[int] = 20
+
+    def solution(self, example):
+        i = int(example.id.rpartition("/")[2])
+        return "a" * (self.longest if i == 5 else 1 + i % 7) + "é"
+
+
 class Splits(FirstLetter):
     """As many rows as asked for; a split that is not named does not exist."""
 
@@ -96,6 +108,9 @@ class Ragged(FirstLetter):
         rows = super().examples(split, data_dir)
         longer = [{"role": "user", "content": "say" + " so" * (7 * i % 40)} for i in range(len(rows))]
         return [Example(row.id, (message,), row.answer) for row, message in zip(rows, longer, strict=True)]
+
+    def solution(self, example):
+        return "a" * (1 + int(example.id.rpartition("/")[2]) % 3)
 
     def verify(self, example, completion):
         time.sleep(float(os.environ.get("RAGGED_SECONDS", 0)))

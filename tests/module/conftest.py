@@ -37,7 +37,8 @@ def make(llama_folder, tmp_path):
             default_root_dir=tmp_path,
             callbacks=[Metrics(), *callbacks],
         )
-        data = ExpertDataModule(task, str(llama_folder), batch_size=32, seed=0)
+        objective = options.get("objective", "reinforce")
+        data = ExpertDataModule(task, str(llama_folder), batch_size=32, seed=0, objective=objective)
         return trainer, SVFReinforceModule(str(llama_folder), **grouped(**options)), data
 
     return make

@@ -7,27 +7,19 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from step_log import StopAt
 from toy_task import Broken
 
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.errors import ConfigError, UserError
 from transformer2.module import predicting_states, training
+from transformer2.module import step as step_module
 from transformer2.module.scores import score
 from transformer2.policy import hidden_states, lm_head, load_base, reference
 from transformer2.rl.loss import sum_by_row
 from transformer2.types import Answer, Verdict
 
 ALL = {"peft_type": "SVF", "target_modules": "all-linear"}
-
-
-class StopAt(L.Callback):
-    """Ends a run early, as a signal does."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args):
-        trainer.should_stop = trainer.global_step >= self.step
 
 
 def rewards(trainer):
@@ -142,13 +134,13 @@ def test_halves_give_the_whole(make, llama_folder):
 
 def test_a_nan_loss_skips_the_step_and_three_stop_the_run(make, monkeypatch):
     trainer, module, data = make(max_steps=8)
-    original, poisoned = training.reinforce_loss, {2, 4, 5, 6}
+    original, poisoned = step_module.reinforce_loss, {2, 4, 5, 6}
     step = iter(range(100))
 
     def loss(*args, **kwargs):
         return original(*args, **kwargs) * (math.nan if next(step) in poisoned else 1.0)
 
-    monkeypatch.setattr(training, "reinforce_loss", loss)
+    monkeypatch.setattr(step_module, "reinforce_loss", loss)
     with pytest.warns(UserWarning, match="step skipped"), pytest.raises(UserError, match="3 steps in a row"):
         trainer.fit(module, data)
     assert [m["train/skipped"] for m in trainer.callbacks[0].steps] == [0, 0, 1, 0, 1, 1]

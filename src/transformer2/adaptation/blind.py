@@ -19,6 +19,7 @@ from transformer2.adaptation.scoring import right_answer
 from transformer2.data.prompts import ChatTemplate, collate, render
 from transformer2.errors import DataError
 from transformer2.report.blind import MOST_FREQUENT, WITHOUT
+from transformer2.tasks import Task
 from transformer2.types import Answer, Example, PromptBatch
 from transformer2.verifiers import verify_all
 
@@ -80,16 +81,16 @@ def _guess_of(data: Any) -> Guess | None:
             rows = data.task.examples(split, getattr(data, "data_dir", None)) if split else []
         except DataError:
             rows = []
-        _guesses[data] = _most_frequent(rows) if rows else None
+        _guesses[data] = _most_frequent(data.task, rows) if rows else None
     return _guesses[data]
 
 
-def _most_frequent(rows: Sequence[Example]) -> Guess:
+def _most_frequent(task: Task, rows: Sequence[Example]) -> Guess:
     written: dict[str, str] = {}  # however it is spelt, as it was first
     overall: Counter[str] = Counter()
     by_question: dict[str, Counter[str]] = {}
     for e in rows:
-        answer = right_answer(e)
+        answer = right_answer(task, e)
         same = _folded(answer)
         written.setdefault(same, answer)
         overall[same] += 1

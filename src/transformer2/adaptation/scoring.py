@@ -36,9 +36,9 @@ from transformer2.verifiers import verify_all
 __all__ = ["Scorer", "right_answer", "score_members"]
 
 
-def right_answer(example: Example) -> str:
-    """The whole right answer where the task has one (`fields["solution"]`), else the gold answer alone."""
-    return str(example.fields.get("solution", example.answer))
+def right_answer(task: Task, example: Example) -> str:
+    """The whole right answer where the task has one, else the gold answer alone."""
+    return task.solution(example) or example.answer
 
 
 class Scorer:
@@ -121,11 +121,11 @@ class Scorer:
         with z_rows(self.policy, weights_LBK, self.members, mix="raw"):
             return continuation_logprobs(self.engine, self.policy, prompts, self._tokens(texts))
 
-    def mean_log_likelihood(self, prompts: PromptBatch, weights_LMK: Tensor) -> Tensor:
+    def mean_log_likelihood(self, prompts: PromptBatch, task: Task, weights_LMK: Tensor) -> Tensor:
         """(M,): the mean over prompts of the log-likelihood per token of the right answers, under each mixture."""
         m, b = weights_LMK.shape[-2], len(prompts)
         repeated = prompts.repeat(m)
-        texts = [right_answer(e) for e in repeated.examples]
+        texts = [right_answer(task, e) for e in repeated.examples]
         sums_R, counts_R = self.log_likelihood(repeated, texts, torch.cat([weights_LMK] * b, dim=-2))
         return (sums_R / counts_R).view(b, m).mean(0)
 
@@ -160,7 +160,7 @@ def score_members(
     """
     with factored_for_choice(scorer.policy):
         answers = scorer.answers(shots, weights_LNK, max_new_tokens)
-        ties = scorer.mean_log_likelihood(shots, weights_LNK).tolist()
+        ties = scorer.mean_log_likelihood(shots, task, weights_LNK).tolist()
     shares = []
     for rollouts in answers:
         judged = [v for v in verify_all(task, rollouts.examples, rollouts.completions) if v.reward is not None]

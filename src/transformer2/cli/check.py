@@ -23,7 +23,8 @@ from transformer2.errors import ConfigError, DataError, UserError
 from transformer2.files import check_directory
 
 DATA = "transformer2.data.modules.ExpertDataModule"
-UNSEEN_DATA = "transformer2.data.modules.UnseenTaskDataModule"
+UNSEEN_DATA = "transformer2.data.unseen.UnseenTaskDataModule"
+FEW_SHOT_DATA = "transformer2.data.unseen.FewShotDataModule"
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 STRATEGIES = {
     "cem": "transformer2.adaptation.few_shot.FewShotSearch",
@@ -84,6 +85,7 @@ ELSEWHERE = {  # keys that follow from others
     "model.seed": "seed_everything",
     "data.max_new_tokens": "model.sampling.max_new_tokens",
     "data.model_kwargs": "model.model_kwargs",
+    "data.objective": "model.objective",
     "trainer.gradient_clip_val": "model.max_grad_norm",
     "trainer.gradient_clip_algorithm": "model.max_grad_norm",
     "trainer.precision": "model.dtype, for the base; z is trained in fp32",
@@ -146,14 +148,17 @@ DISPATCH = (
 OURS = {theirs: ours for ours, words in SYNONYMS.items() for theirs in words}
 
 
-def sections(adapt: bool, strategies: Sequence[str] = tuple(STRATEGIES)) -> dict[str, dict[str, Argument]]:
+def sections(
+    adapt: bool, strategies: Sequence[str] = tuple(STRATEGIES), few_shot: bool = False
+) -> dict[str, dict[str, Argument]]:
     """Section -> key -> Argument, for `adapt` or for the commands around `fit`.
 
     Args:
         adapt: Whether for `adapt`.
         strategies: Whose settings `adapt` holds.
+        few_shot: Whether a few rows are trained on, and the others tested.
     """
-    data = arguments(UNSEEN_DATA if adapt else DATA)
+    data = arguments(UNSEEN_DATA if adapt else FEW_SHOT_DATA if few_shot else DATA)
     trainer = {k: Argument(LIGHTNING.get(k, a.hint), a.default, a.line) for k, a in arguments(TRAINER).items()}
     found = {"model": arguments(MODEL), "data": data, "trainer": trainer}
     if adapt:
@@ -179,7 +184,10 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
             trainer["devices"] = [_read(part) for part in devices.split(",") if part.strip()]
         if isinstance(trainer.get("callbacks"), dict):  # one is a list of one
             trainer["callbacks"] = [trainer["callbacks"]]
-    known = sections(command == "adapt")
+    few_shot = isinstance(config.get("data"), dict) and "few_shot" in config["data"]
+    if few_shot and command == "validate":
+        raise ConfigError("data.few_shot leaves no rows to validate with; leave it out, or use test")
+    known = sections(command == "adapt", few_shot=few_shot)
     seed = {"seed_everything": Argument(Seed, None, "")}
     _check("", {key: config[key] for key in seed if key in config}, seed, known)
     for section, keys in known.items():
@@ -194,6 +202,8 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
         task = tasks.get(data.get("task", "tiny_math"), **(data.get("task_options") or {}))
         if folders and command not in NO_ROWS:
             task.check_rows()
+        if config["model"].get("objective") == "next_token" and command in ("fit", "plan"):
+            task.check_solutions()
     except UserError:
         raise
     except Exception as e:  # whatever a task of one's own may raise

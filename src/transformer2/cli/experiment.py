@@ -28,7 +28,7 @@ from transformer2.checkpoints import read_checkpoint
 from transformer2.cli.check import TRAINER_DEFAULTS
 from transformer2.cli.classes import check_classes
 from transformer2.cli.plan import preflight
-from transformer2.data import ExpertDataModule
+from transformer2.data import ExpertDataModule, FewShotDataModule
 from transformer2.distributed import check_strategy
 from transformer2.errors import ConfigError, UserError
 from transformer2.files import write_text
@@ -43,6 +43,7 @@ from transformer2.types import Score
 LINKED = (
     ("model.base", "data.base"),
     ("model.model_kwargs", "data.model_kwargs"),
+    ("model.objective", "data.objective"),
     ("seed_everything", "data.seed"),
     ("seed_everything", "model.seed"),
     ("model.sampling.max_new_tokens", "data.max_new_tokens"),
@@ -111,7 +112,7 @@ class Experiment:
         config: Mapping[str, Any],
         folder: Path,
         quiet: bool = False,
-        data_class: type[ExpertDataModule] = ExpertDataModule,
+        data_class: type[ExpertDataModule] | None = None,
     ) -> Experiment:
         """Instantiate a composed config.
 
@@ -119,7 +120,7 @@ class Experiment:
             config: Keys `seed_everything`, `model`, `data`, `trainer`.
             folder: The run folder.
             quiet: No progress bar.
-            data_class: Whose arguments `data` holds.
+            data_class: Whose arguments `data` holds; None takes the one that they are of.
 
         Raises:
             ConfigError: A key or value that no constructor takes, with the nearest valid key.
@@ -128,6 +129,8 @@ class Experiment:
             torch.set_num_threads(1)  # its matrices are too small to share: on busy cores two threads take 4 x as long
         given = config.get("trainer") or {}
         check_classes(given)
+        few_shot = "few_shot" in (config.get("data") or {})
+        data_class = data_class or (FewShotDataModule if few_shot else ExpertDataModule)
         trainer = {**TRAINER_DEFAULTS, **given}
         trainer.setdefault("default_root_dir", str(folder))
         trainer.setdefault("logger", _tensorboard(folder))
@@ -173,6 +176,7 @@ class Experiment:
         self.data.setup("fit")
         self.data.train_dataloader()  # a batch larger than the data is that, before it is too large for the memory
         model, data, trainer = (self.cli.config[name].as_dict() for name in ("model", "data", "trainer"))
+        data["batch_size"] = self.data.batch_size  # shots may be fewer
         ranks = self.trainer.num_devices, self.trainer.num_nodes
         preflight(model, data, trainer, *ranks, self.trainer.strategy.root_device, self.data.longest_prompt())
 
@@ -244,8 +248,14 @@ class Experiment:
         if keeper is not None:
             best = {"best_step": keeper.best_step, "best_validation": keeper.best_score}
             details["training"] = {**self.module.facts(), **best}
+        protocol = task.protocol
+        if isinstance(self.data, FewShotDataModule):
+            protocol, details["few_shot"] = self.data.protocol, [e.id for e in self.data.shots().examples]
+            if keeper is not None:
+                count = len(details["few_shot"])
+                notes.append(f"trained on {count} shots, without a validation: the expert is of the last step, {step}")
         facts = Facts(details=details, notes=notes)
-        report = build_report(records, task, task.protocol, seconds, (self.seed,), facts=facts)
+        report = build_report(records, task, protocol, seconds, (self.seed,), facts=facts)
         if self.trainer.is_global_zero:
             write_report(self.folder, report, records)
             print(text_table(report))

@@ -36,6 +36,7 @@ usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE
                        and, to put on top, conf/preset/paper.yaml, conf/strategy/{{ddp,zero2,zero3,zero3_offload}}.yaml,
                        conf/quantisation/{{nf4,int8,torchao_int8}}.yaml, conf/rollout/{{hf,paged,vllm}}.yaml
   --KEY.SUB VALUE      any key of the config, e.g. --model.loss.kl_coef 0.1 --data.batch_size 32 --trainer.max_steps 50
+  --data.few_shot K    train on the K rows that adapt would draw (--data.protocol clean|paper), test on the others
   --optimizer CLASS    short for --model.optimizer, as --optimizer.lr 2e-3 is; so is --lr_scheduler
   --seed_everything N  seed of everything (default 0)
   --run_dir DIR        where the run is kept (default runs/<name>; a number is added rather than overwriting)
@@ -57,8 +58,8 @@ CKPT = {
 SHUFFLE = """
   --shuffle_expert N   score a control instead: the same values of z in another order within each matrix (seed N)"""
 WHAT = {
-    "fit": "Train one expert by REINFORCE with a KL penalty, keep the best one by validation accuracy, and score base\n"
-    "and expert on the test split.",
+    "fit": "Train one expert by REINFORCE with a KL penalty (or, with --model.objective next_token, on the task's own\n"
+    "solutions), keep the best one by validation accuracy, and score base and expert on the test split.",
     "validate": "Score a model or expert on the validation split.",
     "test": "Score base and expert on the test split; writes report.json and records.jsonl.",
 }

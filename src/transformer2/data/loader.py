@@ -5,6 +5,7 @@ one would have drawn.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
+from dataclasses import replace
 
 import torch
 
@@ -30,6 +31,7 @@ class PromptLoader:
         shuffle_seed: Seed of the order, a new one each epoch; None keeps the order and the last, smaller batch.
         rank: This process.
         world_size: Number of processes.
+        solutions: Token ids of the prompts' solutions, where these are trained on.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class PromptLoader:
         shuffle_seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        solutions: Sequence[Sequence[int]] = (),
     ) -> None:
         if shuffle_seed is not None and len(examples) < batch_size:
             raise ConfigError(f"data.batch_size {batch_size} exceeds the {len(examples)} prompts; lower it")
@@ -48,7 +51,7 @@ class PromptLoader:
             raise ConfigError(f"{len(examples)} prompts are too few for {world_size} processes; use fewer")
         self.examples, self.ids, self.pad_id = examples, ids, pad_id
         self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.solutions = rank, world_size, solutions
         self.batches_seen = 0
 
     def __len__(self) -> int:
@@ -69,7 +72,8 @@ class PromptLoader:
             mine = range(self.rank, len(rows), self.world_size)
             positions = [rows[j] for j in mine]
             examples, ids = [self.examples[p] for p in positions], [self.ids[p] for p in positions]
-            yield collate(examples, ids, self.pad_id, mine, positions)
+            batch = collate(examples, ids, self.pad_id, mine, positions)
+            yield replace(batch, solutions=tuple(self.solutions[p] for p in positions)) if self.solutions else batch
 
     def _order(self, epoch: int) -> list[int]:
         if self.shuffle_seed is None:

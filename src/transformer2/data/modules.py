@@ -1,4 +1,4 @@
-"""The two datamodules: one expert task, or an unseen task with a few rows to adapt with."""
+"""The datamodule of an expert task; its parts are those of every other, too."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from transformer2 import tasks
-from transformer2.arguments import Count, Seed, check_arguments
+from transformer2.arguments import Count, Objective, Seed, check_arguments
 from transformer2.data.loader import PromptLoader
 from transformer2.data.pictures import check_pictures
-from transformer2.data.prompts import DATE, ChatTemplate, render
+from transformer2.data.prompts import DATE, ChatTemplate, render, solution_ids
 from transformer2.errors import ConfigError, DataError
 from transformer2.policy import load_config, load_tokenizer
 from transformer2.types import Example, PromptBatch
@@ -46,7 +45,8 @@ class ExpertDataModule(L.LightningDataModule):
         eval_batch_size: Prompts per batch of validation and test.
         validation_limit: Score at most this many validation questions; None scores all.
         test_limit: Score at most this many test questions; None scores all.
-        drop_long_prompts: Leave out prompts that do not fit the model's context instead of refusing them.
+        drop_long_prompts: Leave out prompts that do not fit the model's context, and rows whose solution does not fit
+            the budget, instead of refusing them.
         chat_template: `model` takes the tokenizer's and demands one; `none` prompts with the messages' contents alone.
         chat_template_kwargs: Variables of the chat template, e.g. `{enable_thinking: false}`.
         template_date: What a chat template that prints today's date is told, so that prompts are the same tomorrow.
@@ -54,6 +54,7 @@ class ExpertDataModule(L.LightningDataModule):
         max_new_tokens: Completion budget (linked to `model.sampling.max_new_tokens`); None takes the task's.
         seed: Seed of the order of prompts (linked to `seed_everything`).
         model_kwargs: Which files of the base, e.g. `{revision: v1}` (linked to `model.model_kwargs`).
+        objective: With `next_token`, batches to train on hold the rows' solutions (linked to `model.objective`).
     """
 
     def __init__(
@@ -74,13 +75,14 @@ class ExpertDataModule(L.LightningDataModule):
         max_new_tokens: Count | None = None,
         seed: Seed = 0,
         model_kwargs: dict[str, Any] | None = None,
+        objective: Objective = "reinforce",
     ) -> None:
         super().__init__()
         check_arguments("data", ExpertDataModule.__init__, locals())
         if chat_template == "none" and chat_template_kwargs:
             raise ConfigError("data.chat_template_kwargs are for a chat template, and data.chat_template is none")
         self.task, self.task_options = tasks.get(task, **(task_options or {})), task_options or {}
-        self.base, self.seed = base, seed
+        self.base, self.seed, self.objective = base, seed, objective
         self.data_dir = None if data_dir is None else os.path.expanduser(data_dir)
         self.model_kwargs = model_kwargs
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -99,6 +101,7 @@ class ExpertDataModule(L.LightningDataModule):
         self.keep_prompts, self.max_new_tokens = keep_prompts, max_new_tokens or self.task.max_new_tokens
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._rows: dict[str, tuple[list[Example], list[array[int]]]] = {}
+        self._solutions: list[array[int]] = []  # of the rows to train on
         self._digests: dict[str, str] = {}
         self.sizes: dict[str, int] = {}  # questions of the splits that were read
 
@@ -113,6 +116,8 @@ class ExpertDataModule(L.LightningDataModule):
         for split in wanted:
             if split not in self._rows:
                 self._rows[split] = self._read(split)
+                if split == "train" and self.objective == "next_token":
+                    self._read_solutions(split)
         if stage == "fit":
             self._name_shared("validation", self._rows["validation"][1])
             self._rows["test"] = self._read("test")  # what is wrong with it must not be found after hours of training
@@ -176,6 +181,25 @@ class ExpertDataModule(L.LightningDataModule):
         self.sizes[split] = len(kept)
         return [e for e, _ in kept], [prompt for _, prompt in kept]
 
+    def _read_solutions(self, split: str) -> None:
+        """The solutions of a split that is trained on; rows whose solution is too long are left out, or refused."""
+        self.task.check_solutions()
+        assert self.tokenizer is not None, "a split that was read has been rendered"
+        examples, prompts = self._rows[split]
+        solutions = [array("q", solution_ids(self.tokenizer, e, self.task.solution(e))) for e in examples]
+        kept = [i for i, ids in enumerate(solutions) if len(ids) < self.max_new_tokens]  # the end of the turn counts
+        if len(kept) < len(examples) and not self.prompting["drop_long_prompts"]:
+            long = [examples[i].id for i in sorted({*range(len(examples))} - {*kept})]
+            raise DataError(
+                f"{len(long)} solutions of {self.task.name}/{split} have more than {self.max_new_tokens} tokens, their "
+                f"end included ({', '.join(long[:5])}{', ...' if len(long) > 5 else ''}); raise "
+                "model.sampling.max_new_tokens, or set data.drop_long_prompts: true to leave these rows out"
+            )
+        if not kept:
+            raise DataError(f"no solution of {self.task.name}/{split} has at most {self.max_new_tokens} tokens")
+        self._rows[split] = [examples[i] for i in kept], [prompts[i] for i in kept]
+        self._solutions, self.sizes[split] = [solutions[i] for i in kept], len(kept)
+
     def _name_repeats(self, split: str, examples: list[Example]) -> None:
         """Warn of ids that tell no rows apart; positions do."""
         first: dict[str, int] = {}
@@ -211,6 +235,8 @@ class ExpertDataModule(L.LightningDataModule):
 
     def digest(self, split: str) -> str:
         """Of what a split asks and how it is judged: the same model scores otherwise only where this is another one."""
+        if split not in self._digests and split not in self._rows:
+            return ""
         if split not in self._digests:
             words = [json.dumps([self.task.name, self.task_options, self.max_new_tokens], default=str)]
             for e, ids in zip(*self._rows[split], strict=True):
@@ -227,10 +253,10 @@ class ExpertDataModule(L.LightningDataModule):
     def _loader(self, split: str, batch_size: int, shuffle_seed: int | None = None) -> PromptLoader:
         if split not in self._rows:
             raise DataError(f"split {split!r} of {self.task.name} is not open at this stage")
-        ranks: dict[str, Any] = {}
+        more: dict[str, Any] = {"solutions": self._solutions} if shuffle_seed is not None else {}
         if self.trainer is not None:
-            ranks = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-        return PromptLoader(*self._rows[split], self._pad_id(), batch_size, shuffle_seed, **ranks)
+            more |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        return PromptLoader(*self._rows[split], self._pad_id(), batch_size, shuffle_seed, **more)
 
     def _pad_id(self) -> int:
         assert self.tokenizer is not None, "a split that was read has been rendered"
@@ -253,77 +279,3 @@ class ExpertDataModule(L.LightningDataModule):
     def test_dataloader(self) -> PromptLoader:
         """The test split, or the scored rows of an unseen task, in order; open in `test` and `adapt` only."""
         return self._loader("test", self.eval_batch_size)
-
-
-class UnseenTaskDataModule(ExpertDataModule):
-    """A few rows to adapt with and other rows to score: no row and no prompt is both, whatever the task's splits are.
-
-    Shots come from the task's `few_shot`, `train` or `validation` split, the first that it has (`clean`); a task with
-    nothing but a test split is divided. `paper` takes the shots from the test split, as the reference code does; they
-    are not scored either, but whoever chose the task's settings may have seen them.
-
-    Args:
-        task: A task's name, or the class path of your own.
-        base: `tiny`, a folder or a Hub id: whose tokenizer renders the prompts (linked to `model.base`).
-        data_dir: Folder with local copies of the rows; None reads the Hub (embedded tasks make their own).
-        few_shot: Number of rows to adapt with.
-        protocol: `clean` or `paper`.
-        eval_batch_size: Prompts per batch of what is scored.
-        options: The other arguments of `ExpertDataModule` but those of training; `test_limit` counts scored rows, and
-            `seed` is that of the choice of shots.
-    """
-
-    def __init__(
-        self,
-        task: str = "tiny_code_math",
-        base: str = "tiny",
-        data_dir: str | None = None,
-        few_shot: Count = 20,
-        protocol: Literal["clean", "paper"] = "clean",
-        eval_batch_size: Count = 128,
-        **options: Any,
-    ) -> None:
-        check_arguments("data", UnseenTaskDataModule.__init__, locals())
-        super().__init__(
-            task, base, data_dir, eval_batch_size=eval_batch_size, batch_size=few_shot, validation_limit=None, **options
-        )
-        self.few_shot, self.protocol = few_shot, protocol
-        self.test_limit = self.limits.pop("test")  # counts what is left of the split without the shots
-
-    def setup(self, stage: str) -> None:
-        """Choose the shots; what is left of the test split is scored."""
-        if "test" in self._rows:
-            return
-        warm_up(self.task)
-        clean = [s for s in ("few_shot", "train", "validation") if s in self.task.splits]
-        source = clean[0] if clean and self.protocol == "clean" else "test"
-        examples, ids = self._read(source)
-        if len(examples) <= self.few_shot:
-            raise ConfigError(
-                f"data.few_shot {self.few_shot} leaves nothing of the {len(examples)} rows of {self.task.name}/{source}"
-            )
-        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        shots = order[: self.few_shot]
-        self._rows["few_shot"] = [examples[i] for i in shots], [ids[i] for i in shots]
-        prompts = {hash_of(ids[i]) for i in shots}
-        if source != "test":
-            examples, ids = self._read("test")
-        kept = [i for i, prompt in enumerate(ids) if hash_of(prompt) not in prompts]
-        if (same := len(ids) - len(kept) - (self.few_shot if source == "test" else 0)) > 0:
-            rank_zero_warn(f"{same} rows of {self.task.name}/test ask what a few-shot row asks; they are not scored")
-        if not kept:
-            raise DataError(f"every row of {self.task.name}/test asks what a few-shot row asks; there is none to score")
-        kept = kept[: self.test_limit]
-        self._rows["test"] = [examples[i] for i in kept], [ids[i] for i in kept]
-
-    def teardown(self, stage: str) -> None:
-        """Nothing is hidden from an adaptation but by the split itself."""
-
-    def shots(self) -> PromptBatch:
-        """The few-shot rows as one batch, the same on every rank."""
-        (batch,) = PromptLoader(*self._rows["few_shot"], self._pad_id(), self.few_shot)
-        return batch
-
-    def scored(self) -> list[Example]:
-        """The scored rows in order."""
-        return self._rows["test"][0]

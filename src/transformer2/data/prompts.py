@@ -192,6 +192,28 @@ def open_turn_end(tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int], st
         eos_ids: Token ids that end a completion.
         stop: Strings that end one.
     """
+    rest, ids = _after_answer(tokenizer)
+    if not ids or ids[0] in eos_ids or any(string in rest for string in stop):
+        return None
+    token = tokenizer.added_tokens_decoder.get(ids[0])
+    return rest.splitlines()[0] if token is None else str(token)
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int], bare: bool = False) -> int:
+    """The token that a solution ends with: what the chat template writes after an answer, else the tokenizer's EOS.
+
+    Args:
+        tokenizer: Whose template is looked at.
+        eos_ids: Token ids that end a completion: the turn's end is one of them, or answers would run on.
+        bare: Whether prompts are built without the chat template.
+    """
+    ids = [] if bare else _after_answer(tokenizer)[1]
+    own = [tokenizer.eos_token_id] if tokenizer.eos_token_id in eos_ids else []
+    return next(i for i in (*ids[:1], *own, *eos_ids) if i in eos_ids)
+
+
+def _after_answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+    """What the chat template writes after an answer, as text and ids; nothing where there is no template."""
     answer = "forty-two"
     exchange: Messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": answer}]
     if getattr(tokenizer, "family", None) is not None:
@@ -199,13 +221,31 @@ def open_turn_end(tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int], st
     try:
         text = str(tokenizer.apply_chat_template(exchange, tokenize=False))
     except (TemplateError, ValueError):  # no template, or one that asks for more than an exchange
-        return None
+        return "", []
     rest = text.rpartition(answer)[2].strip()
-    ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
-    if not ids or ids[0] in eos_ids or any(string in rest for string in stop):
-        return None
-    token = tokenizer.added_tokens_decoder.get(ids[0])
-    return rest.splitlines()[0] if token is None else str(token)
+    return rest, list(tokenizer(rest, add_special_tokens=False)["input_ids"])
+
+
+def solution_ids(tokenizer: PreTrainedTokenizerBase, example: Example, text: str | None) -> list[int]:
+    """A solution as the model would write it after the prompt, without the end of the turn.
+
+    It is tokenised by itself, as completions are sampled: the prompt's tokens stay what they are.
+
+    Args:
+        tokenizer: The base model's.
+        example: Whose solution it is.
+        text: The solution.
+
+    Raises:
+        DataError: There is none, or it holds a special token, which text does not show and a verifier does not see.
+    """
+    ids = list(tokenizer(text or "", add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise DataError(f"{example.id} has no solution; correct or drop the row, or set model.objective: reinforce")
+    if special := {*ids} & {*tokenizer.all_special_ids, *getattr(getattr(tokenizer, "family", None), "banned", ())}:
+        token = tokenizer.convert_ids_to_tokens(min(special))
+        raise DataError(f"{example.id}: to this tokenizer the solution holds {token!r}; correct or drop the row")
+    return ids
 
 
 def collate(

@@ -46,7 +46,7 @@ def identity(module: SVFReinforceModule) -> dict[str, Any]:
         **{f"adapter.{key}": value for key, value in adapter.items() if key not in NOT_TRAINED},
     }
     h.pop("adapter")
-    names = ("batch_size", "seed", "data_dir", "limits", "chat_template", "max_new_tokens")
+    names = ("batch_size", "seed", "data_dir", "limits", "chat_template", "max_new_tokens", "few_shot", "protocol")
     settings = dict(module.rate)
     for key, value in h.items():
         inner = {f".{name}": own for name, own in value.items()} if key in GROUPS else {"": value}
@@ -98,7 +98,7 @@ def check_identity(module: SVFReinforceModule, checkpoint: dict[str, Any]) -> se
         raise CheckpointError(
             f"--ckpt_path does not fit: only the {'checkpoint' if name in state else 'run'} has {name}"
         )
-    old, new = checkpoint[KEY]["settings"], whole["settings"]
+    old, new = {"model.objective": "reinforce", **checkpoint[KEY]["settings"]}, whole["settings"]
     if fitting and "model.optimizer" not in old:
         raise CheckpointError(
             "--ckpt_path was written by a transformer2 whose settings had other names and is not resumed; `test "

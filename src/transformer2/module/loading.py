@@ -73,9 +73,7 @@ def make_engines(
     )
     if lockstep is not None and (sight := sight_of(module.policy)) is not None:
         sight.go_on = lockstep
-    data = getattr(module._trainer, "datamodule", None)
-    bare = getattr(data, "chat_template", "model") == "none"
-    if not bare and (end := open_turn_end(tokenizer, engine.eos_ids, engine.stop)) is not None:
+    if not has_no_template(module) and (end := open_turn_end(tokenizer, engine.eos_ids, engine.stop)) is not None:
         rank_zero_warn(
             f"the chat template of {module.base!r} ends an answer with {end!r}, which is not an EOS of the model: "
             f'answers run on to max_new_tokens; set --model.sampling.stop "[{end!r}]"'
@@ -97,6 +95,12 @@ def make_engines(
             stop=engine.stop,
         )
     return engine, engine
+
+
+def has_no_template(module: SVFReinforceModule) -> bool:
+    """Whether the prompts of this run are built without the chat template."""
+    data = getattr(module._trainer, "datamodule", None)
+    return data is not None and getattr(data, "template", True) is None
 
 
 def check_trained_whole(config: PeftConfig) -> None:

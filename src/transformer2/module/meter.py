@@ -46,22 +46,35 @@ def verdict_sums(verdicts: Sequence[Verdict]) -> tuple[float, float]:
     return float(sum(v.abstained for v in verdicts)), float(credit)
 
 
-def step_metrics(step: Step, rewards_B: Tensor, group_size: int) -> dict[str, float]:
+def step_metrics(step: Step, rewards_B: Tensor | None, group_size: int) -> dict[str, float]:
     """What a step of all ranks says of itself; of what was not measured, nothing.
 
     Args:
         step: The step.
-        rewards_B: fp32 (B,) of the whole batch; NaN marks a row without one.
+        rewards_B: fp32 (B,) of the whole batch; NaN marks a row without one. None: nothing was sampled.
         group_size: Completions per prompt.
     """
+    metrics = {
+        "train/loss": step.loss,
+        "train/entropy": step.per_token(step.entropy),
+        "train/completion_length": step.sampled / step.rows,
+    }
+    if rewards_B is not None:
+        metrics |= _of_rewards(step, rewards_B, group_size)
+    measured = {
+        "train/kl": step.per_token(step.kl),  # nats per token
+        "rollout/mismatch": step.per_token(step.mismatch),  # |log pi - log mu|, nats per token
+        "rollout/capped": step.per_token(step.capped),  # share of tokens whose weight met the cap
+    }
+    return metrics | {name: value for name, value in measured.items() if math.isfinite(value)}
+
+
+def _of_rewards(step: Step, rewards_B: Tensor, group_size: int) -> dict[str, float]:
     rewarded_B = rewards_B[~rewards_B.isnan()]
     soft = len(rewarded_B) > 0 and math.isfinite(step.credit)
     metrics = {
         "train/reward": float(rewards_B.nanmean()),
         "train/accuracy": step.credit / len(rewarded_B) if soft else float((rewarded_B > 0).float().mean()),
-        "train/loss": step.loss,
-        "train/entropy": step.per_token(step.entropy),
-        "train/completion_length": step.sampled / step.rows,
         "train/finished": step.finished / step.rows,
         "reward/zero_std": float(len(rewards_B) > 1 and equal_groups(rewards_B, len(rewards_B)) == 1),
         "reward/infra_errors": len(rewards_B) - len(rewarded_B) - step.abstained,
@@ -70,9 +83,4 @@ def step_metrics(step: Step, rewards_B: Tensor, group_size: int) -> dict[str, fl
     }
     if group_size > 1:
         metrics["reward/equal_groups"] = equal_groups(rewards_B, group_size)
-    measured = {
-        "train/kl": step.per_token(step.kl),  # nats per token
-        "rollout/mismatch": step.per_token(step.mismatch),  # |log pi - log mu|, nats per token
-        "rollout/capped": step.per_token(step.capped),  # share of tokens whose weight met the cap
-    }
-    return metrics | {name: value for name, value in measured.items() if math.isfinite(value)}
+    return metrics

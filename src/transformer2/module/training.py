@@ -11,6 +11,12 @@ and the reference code:
     5. The reference model is the policy with its adapter off; the reference code keeps a second model.
 Presets: conf/preset/paper.yaml sets what the paper says.
 
+`objective: next_token` takes the paper's other objective (Table 4) through the same step, on the task's own solutions:
+
+    L(z) = -(1 / T) sum_b sum_t log pi_z(y_bt | x_b, y_b<t)      T tokens of the whole global batch, each turn's end too
+
+The mean is over tokens, as in transformers and TRL: a long solution weighs as much more as it has more to predict.
+
 Manual optimisation, because rollouts are drawn once for the whole global batch (generation is fastest in big batches)
 while the loss runs over micro-batches bounded by tokens (memory), whose number differs from step to step (see
 docs/adr/0001-manual-optimisation.md).
@@ -27,47 +33,36 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from transformer2.arguments import Positive, Seed, check_arguments
+from transformer2.arguments import Objective, Positive, Seed, check_arguments, check_objective
 from transformer2.data.loader import PromptLoader
-from transformer2.distributed import check_packed, gather_objects, in_lockstep
-from transformer2.errors import ConfigError, UserError
-from transformer2.halving import run_or_halve
-from transformer2.module.alarms import Alarms
-from transformer2.module.evaluation import PolicyModule
+from transformer2.data.prompts import turn_end
+from transformer2.distributed import check_packed
+from transformer2.errors import ConfigError
 from transformer2.module.identity import KEY, changes_rate, check_identity, identity
 from transformer2.module.learning import count
-from transformer2.module.loading import begin_with, check_trained_whole, load_policy, make_engines
-from transformer2.module.meter import StepMeter, step_metrics, verdict_sums
+from transformer2.module.loading import begin_with, check_trained_whole, has_no_template, load_policy, make_engines
 from transformer2.module.optimizers import WarmupCosine, build, restart, settings
 from transformer2.module.options import GROUPS, LossOptions, MemoryOptions, SamplingOptions, TestOptions, group
-from transformer2.module.scores import score
+from transformer2.module.step import StepModule
 from transformer2.policy import DType, adapter_config, check_halves, lm_head
 from transformer2.rl.advantages import GROUPED, advantages
-from transformer2.rl.gradient import clipped, gradient_of, with_gradient
-from transformer2.rl.loss import importance_weights, reinforce_loss
-from transformer2.rl.packing import pack_rows, split_rows
-from transformer2.rl.step import Step
 from transformer2.rollout.base import EngineName
 from transformer2.rollout.probe import can_share
 from transformer2.rollout.server import VLLMOptions
 from transformer2.seeds import rollout_seed
 from transformer2.svf.quantised import check_gradient
-from transformer2.types import PromptBatch, Rollouts, Verdict
+from transformer2.types import PromptBatch, Rollouts
 
-MAX_SKIPPED_IN_A_ROW = 3
 ALARMS = "transformer2_alarms"  # key of their state in a checkpoint
 CURVE = "transformer2_curve"
-KL_MONITOR_EVERY = 10  # with kl_coef 0 the KL costs a forward pass and changes nothing, so it is only looked at
 
 
-class SVFReinforceModule(PolicyModule):
+class SVFReinforceModule(StepModule):
     """Trains one expert on verifiable rewards. Groups of settings may be given as dicts: `loss={"kl_coef": 0.1}`.
 
     Args:
@@ -91,6 +86,7 @@ class SVFReinforceModule(PolicyModule):
             GPU), `vllm` (a server of its own). Adaptation, whose rows differ in z, draws with `hf` always.
         vllm: The vLLM server, with `rollout: vllm`.
         seed: Seed of sampling (linked to `seed_everything`).
+        objective: `reinforce` learns from rewards of sampled completions, `next_token` from the task's solutions.
     """
 
     def __init__(
@@ -109,12 +105,14 @@ class SVFReinforceModule(PolicyModule):
         rollout: EngineName = "hf",
         vllm: VLLMOptions = VLLMOptions(),
         seed: Seed = 0,
+        objective: Objective = "reinforce",
     ) -> None:
         super().__init__()
         check_arguments("model", SVFReinforceModule.__init__, locals())
         self.sampling, self.loss = group(SamplingOptions, sampling), group(LossOptions, loss)
         self.memory, self.test = group(MemoryOptions, memory), group(TestOptions, test)
         self.vllm = group(VLLMOptions, vllm)
+        check_objective(objective, asdict(self.sampling), asdict(self.loss))
         if self.loss.baseline in GROUPED and self.sampling.num_completions < 2:
             raise ConfigError(
                 f"model.loss.baseline {self.loss.baseline!r} compares completions of one prompt; set "
@@ -123,19 +121,20 @@ class SVFReinforceModule(PolicyModule):
         check_trained_whole(adapter_config(adapter or {}))  # a typo is refused before the model is loaded, too
         self.base, self.adapter, self.base_dtype, self.model_kwargs = base, adapter or {}, dtype, model_kwargs or {}
         self.optimizer, self.lr_scheduler, self.max_grad_norm = optimizer, lr_scheduler, max_grad_norm
-        self.engine_name, self.seed = rollout, seed
+        self.engine_name, self.seed, self.objective = rollout, seed, objective
         self.rate = settings(optimizer, lr_scheduler)
         plain: dict[str, Any] = {"max_grad_norm": max_grad_norm, "rollout": rollout, "seed": seed}
-        plain |= {"base": base, "adapter": adapter, "dtype": dtype, "model_kwargs": model_kwargs}
+        plain |= {
+            "objective": objective,
+            "base": base,
+            "adapter": adapter,
+            "dtype": dtype,
+            "model_kwargs": model_kwargs,
+        }
         self.save_hyperparameters(plain | {name: asdict(getattr(self, name)) for name in GROUPS}, logger=False)
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not the base
         self.micro_batch_tokens = self.memory.micro_batch_tokens  # halved when memory does not suffice
-        self.shares = False  # until it is known whether prompts' common tokens may be run once
-        self.meter = StepMeter()
-        self.alarms = Alarms()
-        self.last_verdicts: list[Verdict] = []  # of this rank's rollouts
-        self.skipped_in_a_row = 0
         self.changed: set[str] = set()  # settings that a resumed run does not share with its checkpoint
         self.base_fingerprint: str | None = None
         self.expert: Path | None = None  # an expert folder to start from, or to score
@@ -149,8 +148,9 @@ class SVFReinforceModule(PolicyModule):
             check_packed(self.trainer.strategy, self.model_kwargs)
         tokenizer, self.policy = load_policy(self)
         self.head = lm_head(self.policy)
-        lockstep = partial(self.trainer.strategy.reduce_boolean_decision, all=False) if self._in_lockstep() else None
+        lockstep = partial(self.trainer.strategy.reduce_boolean_decision, all=False) if self.in_lockstep else None
         self.engine, self.sampler = make_engines(self, tokenizer, lockstep)
+        self.turn_end = turn_end(tokenizer, self.engine.eos_ids, has_no_template(self))
         if lockstep is None:
             self._check_model()
         if self.expert is not None:
@@ -159,13 +159,36 @@ class SVFReinforceModule(PolicyModule):
     # ------------------------------------------------------------------ the equation
 
     def training_step(self, prompts: PromptBatch, batch_idx: int) -> None:
-        """One step of REINFORCE on one global batch."""
+        """One step on one global batch."""
+        {"reinforce": self.reinforce, "next_token": self.next_token}[self.objective](prompts)
+
+    def reinforce(self, prompts: PromptBatch) -> None:
+        """One step of REINFORCE."""
         rollouts = self.rollout(prompts)
         rewards_B = self.rewards(rollouts)
         advantages_B = self.advantages(rewards_B)
         kept = self.kept(rollouts, rewards_B)
         parts = (self.part_of_step(kept, advantages_B, rows) for rows in self.micro_batches(kept))
         self.update(self.step_of(rollouts, reduce(add, parts)), rewards_B)
+
+    def next_token(self, prompts: PromptBatch) -> None:
+        """One step of maximum likelihood: REINFORCE's on solutions, with B / T as the advantage of all."""
+        solutions = self.solutions(prompts)
+        advantages_B = self.per_token(solutions)
+        parts = (self.part_of_step(solutions, advantages_B, rows) for rows in self.micro_batches(solutions))
+        self.update(self.step_of(solutions, reduce(add, parts)))
+
+    def solutions(self, prompts: PromptBatch) -> Rollouts:
+        """The task's solutions as completions of a batch, each with the end of its turn."""
+        if not prompts.solutions:
+            raise ConfigError("the batch holds no solutions; give the datamodule objective next_token, too")
+        return self.engine.packed(prompts, [[*ids, self.turn_end] for ids in prompts.solutions])
+
+    def per_token(self, solutions: Rollouts) -> Tensor:
+        """B / T for each of this rank's rows, B rows and T tokens of the whole batch."""
+        tokens = solutions.completion_mask_BC.sum().float()
+        rows = len(solutions) * self.trainer.world_size
+        return (rows / self.trainer.strategy.reduce(tokens, reduce_op="sum")).expand(len(solutions))
 
     def rollout(self, prompts: PromptBatch) -> Rollouts:
         """Completions of the whole batch under the current z, `num_completions` per prompt."""
@@ -199,97 +222,6 @@ class SVFReinforceModule(PolicyModule):
             kept_B = kept_B & rollouts.finished_B
         return replace(rollouts, completion_mask_BC=rollouts.completion_mask_BC * kept_B[:, None])
 
-    def micro_batches(self, rollouts: Rollouts) -> list[list[int]]:
-        """Rows in groups of similar length, each of at most `micro_batch_tokens` padded tokens."""
-        groups = pack_rows(
-            rollouts.prompt_mask_BP.sum(-1).tolist(),
-            rollouts.completion_mask_BC.sum(-1).tolist(),
-            self.micro_batch_tokens,
-            self.sampling.num_completions if self.shares else 1,
-        )
-        return split_rows(groups, max(gather_objects(len(groups)))) if self._in_lockstep() else groups
-
-    def part_of_step(self, rollouts: Rollouts, advantages_B: Tensor, rows: list[int]) -> Step:
-        """The part that one micro-batch has in the step; out of memory, made of smaller ones."""
-
-        def part_of(some: list[int]) -> Step:
-            return self.forward_backward(rollouts.rows(some), advantages_B[some], len(rollouts))
-
-        if self._in_lockstep():  # no rank may run forward passes of its own
-            return part_of(rows)
-        parts, size = run_or_halve(part_of, rows, "lower model.memory.micro_batch_tokens")
-        if size < len(rows):
-            self.micro_batch_tokens = max(1, self.micro_batch_tokens * size // len(rows))
-        return reduce(add, parts)
-
-    def forward_backward(self, rollouts: Rollouts, advantages_B: Tensor, rank_rows: int) -> Step:
-        """Loss and gradient of some of a rank's `rank_rows` rows."""
-        sampled_BC = rollouts.completion_mask_BC.bool()
-        measured = bool(self.loss.kl_coef) or self.global_step % KL_MONITOR_EVERY == 0
-        with self.meter.timed("logprobs"):
-            kl, recompute = self.loss.kl if measured else None, self.memory.activation_checkpointing
-            scores = score(self.policy, self.head, rollouts, kl, self.sampling.temperature, recompute, self.shares)
-        logprobs_N, kl_N, entropy_N = scores
-        said_N = None if rollouts.logprobs_BC is None else rollouts.logprobs_BC[sampled_BC]
-        cap = self.loss.importance_cap or math.inf
-        weights_N = None if said_N is None or cap == math.inf else importance_weights(logprobs_N, said_N, cap)
-        loss = reinforce_loss(
-            logprobs_N,
-            kl_N,
-            sampled_BC,
-            advantages_B,
-            kl_coef=self.loss.kl_coef,
-            num_rows=rank_rows * self.trainer.world_size,
-            weights_N=weights_N,
-            kl_in_reward=self.loss.kl == "k1",
-        )
-        with self.meter.timed("backward"):
-            gradient_Z = gradient_of(loss, self.trained())
-        return Step(
-            rows=len(rollouts),
-            gradient_Z=gradient_Z,
-            loss=float(loss.detach()),
-            finished=float(rollouts.finished_B.sum()),
-            tokens=len(entropy_N),
-            entropy=float(entropy_N.sum()),
-            kl=float(kl_N.detach().sum()) if measured else math.nan,
-            mismatch=math.nan if said_N is None else float((logprobs_N.detach() - said_N).abs().sum()),
-            capped=0.0 if weights_N is None else float((weights_N >= cap).sum()),
-        )
-
-    def step_of(self, rollouts: Rollouts, step: Step) -> Step:
-        """The step of all ranks from this rank's sum of parts."""
-        sampled, (abstained, credit) = float(rollouts.completion_mask_BC.sum()), verdict_sums(self.last_verdicts)
-        step = replace(step, sampled=sampled, abstained=abstained, credit=credit)
-        with self.meter.timed("sync"):
-            return step.over_ranks(partial(self.trainer.strategy.reduce, reduce_op="sum"))
-
-    def update(self, step: Step, rewards_B: Tensor) -> None:
-        """Clip, step, decay the learning rate, log. A non-finite loss or gradient skips the step."""
-        optimizer = cast(LightningOptimizer, self.optimizers())
-        scheduler = cast(LRScheduler, self.lr_schedulers())
-        gradient_Z, norm = clipped(step.gradient_Z, self.max_grad_norm)
-        finite = math.isfinite(norm) and math.isfinite(step.loss)
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-            raise UserError(
-                f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite loss or gradient; lower model.optimizer.lr, "
-                "raise model.loss.kl_coef, or use model.dtype float32 (the best expert so far is kept)"
-            )
-        if finite:
-            self.manual_backward(with_gradient(self.trained(), gradient_Z))
-        else:
-            rank_zero_warn(f"step {self.global_step}: non-finite loss or gradient, step skipped")
-        optimizer.step()  # without gradients it changes nothing, and steps are still counted
-        optimizer.zero_grad()
-        scheduler.step()
-        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        metrics = step_metrics(step, rewards_B, self.sampling.num_completions) | self.meter.read()
-        metrics |= {"train/grad_norm": norm, "train/lr": lr, "train/skipped": float(not finite)}
-        self.alarms.look(self.global_step, metrics, self.loss.baseline in GROUPED, self.last_verdicts)
-        metrics["train/collapsed"] = float(len(self.alarms.collapse.standing))
-        self.log_dict(metrics, batch_size=len(rewards_B))
-
     # ------------------------------------------------------------------ Lightning's hooks
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
@@ -302,12 +234,12 @@ class SVFReinforceModule(PolicyModule):
 
     def on_fit_start(self) -> None:
         """A model in shards can be run from here on; a quantised one must let gradients through."""
-        if self._in_lockstep():
+        if self.in_lockstep:
             self._check_model()
         check_gradient(self.policy)
         check_trained_whole(self.policy.peft_config["default"])
         # Ranks in lockstep all run as many passes, and recomputed activations keep no cache.
-        alone = not (self._in_lockstep() or self.memory.activation_checkpointing)
+        alone = not (self.in_lockstep or self.memory.activation_checkpointing)
         self.shares = alone and can_share(self.policy, self.policy.device)
 
     def _check_model(self) -> None:
@@ -319,6 +251,7 @@ class SVFReinforceModule(PolicyModule):
     def facts(self) -> dict[str, Any]:
         """What was trained, and the learning curve, for report.json."""
         return {
+            "objective": self.objective,
             "method": str(getattr(self.policy.peft_config["default"].peft_type, "value", "")),
             "trainable": count(self.trained()),
             "steps": self.global_step,
@@ -326,13 +259,6 @@ class SVFReinforceModule(PolicyModule):
             "cpu_seconds": round(self.curve.cpu_seconds, 2),
             "curve": self.curve.points,
         }
-
-    def _in_lockstep(self) -> bool:
-        return self._trainer is not None and in_lockstep(self.trainer.strategy)
-
-    def trained(self) -> list[torch.nn.Parameter]:
-        """The parameters that training changes."""
-        return [p for p in self.policy.parameters() if p.requires_grad]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over what is trained, and its schedule."""

@@ -57,6 +57,7 @@ class Job:
     merge_rollouts: bool  # whether rollouts run on composed weights, where they can
     elsewhere: bool  # whether a server draws the rollouts, on devices of its own
     checkpointing: bool  # whether activations are computed again in the backward pass
+    sampled: bool  # whether a step draws its completions; else rollouts are those of validation
 
     @property
     def ranks(self) -> int:
@@ -76,7 +77,7 @@ class Job:
     @property
     def rollout_rows(self) -> int:
         """Rows of the largest batch that is generated at a time, validation included."""
-        drawn = max(self.rows, -(-self.eval_rows // self.ranks))
+        drawn = max(self.rows if self.sampled else 0, -(-self.eval_rows // self.ranks))
         return min(drawn, self.max_rollout_rows or drawn)
 
     @property
@@ -176,6 +177,7 @@ def job_of(
         merge_rollouts=bool(model["memory"]["merge_rollouts"]),
         elsewhere=model["rollout"] == "vllm",
         checkpointing=bool(model["memory"]["activation_checkpointing"]),
+        sampled=model["objective"] == "reinforce",
     ).with_()
 
 

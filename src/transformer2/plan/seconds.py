@@ -76,7 +76,7 @@ def decomposition(job: Job, device: Device) -> list[Term]:
 def step_seconds(job: Job, device: Device) -> list[Term]:
     """Parts `rollout`, `log-probs`, `backward` and, where weights travel, `wire` (not overlapped).
 
-    Without `rollout` where a server draws: its seconds are its devices'.
+    Without `rollout` where a server draws (its seconds are its devices') and where a step draws nothing.
     """
     s, peak, share = job.shape, device.flops, device.share
     rows, width, sampled = job.rows, job.prompt_tokens + job.mean_completion, job.rows * job.mean_completion
@@ -84,7 +84,7 @@ def step_seconds(job: Job, device: Device) -> list[Term]:
     fraction = (s.layers - min(m.layer for m in s.tuned)) / s.layers
     runs = 2 if job.checkpointing else 1
     return [
-        *([] if job.elsewhere else _rollout(job, device)),
+        *(_rollout(job, device) if job.sampled and not job.elsewhere else []),
         *(_pictures(job, device) if job.pictures else []),
         Term(
             "log-probs",
@@ -155,7 +155,7 @@ def _gathers(job: Job) -> tuple[float, int, int]:
     """Bytes of all weights, and how often they are gathered: for passes over micro-batches, for decoded tokens."""
     whole = (job.shape.params + (job.shape.basis if job.svf else 0)) * job.shape.dtype_bytes
     passes = -(-job.rows // job.micro_rows) * (2 + job.kl + job.checkpointing)
-    return whole, passes, 0 if job.elsewhere else _groups(job) * job.completion_tokens
+    return whole, passes, _groups(job) * job.completion_tokens if job.sampled and not job.elsewhere else 0
 
 
 def _groups(job: Job) -> int:

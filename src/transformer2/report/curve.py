@@ -43,12 +43,14 @@ def draw_curve(run: Path, out: Path) -> Path:
     scalars = read_scalars(run)
     percent = FuncFormatter(lambda share, _: f"{100 * share:.0f} %")
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=(2, 1), layout="constrained")
-    _plot(left, scalars["train/accuracy"], color="0.75", linewidth=1, label="training rollouts (sampled)")
+    if scalars["train/accuracy"]:  # nothing is sampled to learn the next token
+        _plot(left, scalars["train/accuracy"], color="0.75", linewidth=1, label="training rollouts (sampled)")
     steps, accuracies = _columns(scalars["val/accuracy"])
     errors = [se for _, se in scalars["val/accuracy_se"]]
-    left.errorbar(
-        steps, accuracies, errors, color="C0", marker="o", markersize=3, capsize=2, label="validation (greedy)"
-    )
+    if steps:
+        left.errorbar(
+            steps, accuracies, errors, color="C0", marker="o", markersize=3, capsize=2, label="validation (greedy)"
+        )
     report = run / "report.json"
     if report.exists():
         _test_lines(left, json.loads(report.read_text()))

@@ -57,13 +57,18 @@ class RolloutEngine(Ending, ABC):
     def sync(self, policy: nn.Module) -> None:  # most engines draw from the policy itself
         """Bring a sampler that has weights of its own to the policy's z; `generate` does so too, this can be timed."""
 
-    def _packed(self, prompts: PromptBatch, ids: Sequence[list[int]], logprobs: Sequence[list[float]]) -> Rollouts:
-        """Rollouts of B lists of sampled ids, EOS included, and of their log-probabilities."""
+    def packed(
+        self, prompts: PromptBatch, ids: Sequence[list[int]], logprobs: Sequence[list[float]] | None = None
+    ) -> Rollouts:
+        """Rollouts of B lists of ids, EOS included, and of the sampler's log-probabilities, where it says them."""
         like = prompts.input_ids_BP
         rows = [like.new_tensor(tokens) for tokens in ids]
         ids_BC = pad_sequence(rows, batch_first=True, padding_value=self.pad_id)
+        count_B = like.new_tensor([len(tokens) for tokens in ids])
+        if logprobs is None:
+            return self._rollouts(prompts, ids_BC, count_B)
         logprobs_BC = pad_sequence([torch.tensor(values) for values in logprobs], batch_first=True).to(like.device)
-        return self._rollouts(prompts, ids_BC, like.new_tensor([len(tokens) for tokens in ids]), logprobs_BC)
+        return self._rollouts(prompts, ids_BC, count_B, logprobs_BC)
 
     def _rollouts(
         self, prompts: PromptBatch, ids_BC: Tensor, count_B: Tensor, logprobs_BC: Tensor | None = None

@@ -91,7 +91,7 @@ class PagedEngine(RolloutEngine):
             raise UserError(
                 f"continuous batching failed ({reason}); lower model.memory.max_rollout_rows, or use rollout: hf"
             )
-        return self._packed(prompts, [row.generated_tokens for row in rows], [row.logprobs for row in rows])
+        return self.packed(prompts, [row.generated_tokens for row in rows], [row.logprobs for row in rows])
 
 
 def _pages(prompts: list[list[int]], budget: int) -> int:

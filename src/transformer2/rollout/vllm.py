@@ -131,7 +131,7 @@ class VLLMEngine(RolloutEngine):
         ]
         with self._last_words():
             answers = list(self._pool.map(lambda request: self._complete(*request), requests))
-        return self._packed(prompts, [ids for ids, _ in answers], [logprobs for _, logprobs in answers])
+        return self.packed(prompts, [ids for ids, _ in answers], [logprobs for _, logprobs in answers])
 
     def _complete(self, ids: list[int], sampling: Mapping[str, Any]) -> tuple[list[int], list[float]]:
         """Sampled ids and their log-probabilities for one prompt."""

@@ -69,6 +69,10 @@ class Kind:
         """
         raise NotImplementedError
 
+    def solution(self, example: Example) -> str:
+        """The answer in the form that is asked for."""
+        return example.answer
+
     def verify(self, example: Example, completion: str) -> Verdict:
         """The verdict on a completion, where none has to be run."""
         raise NotImplementedError
@@ -109,6 +113,10 @@ class Numeric(Kind):
 
     system = NUMBER_LAST
 
+    def solution(self, example: Example) -> str:
+        """A last line `#### N`."""
+        return f"#### {example.answer}"
+
     def read(self, field: Read, where: str) -> Asked:
         """The answer is a number, or text that is nothing else."""
         value = field("answer", (str, int, float))
@@ -129,6 +137,10 @@ class Choice(Kind):
     system = _arc.SYSTEM
     prompt = _arc.PROMPT
     shown = ("question", "options")
+
+    def solution(self, example: Example) -> str:
+        """The line with the letter."""
+        return _arc.final_line(example.answer)
 
     def read(self, field: Read, where: str) -> Asked:
         """The answer is an option's letter or its text; the model sees letters, in the order of the row."""
@@ -159,6 +171,10 @@ class Code(Kind):
     system = _code.SYSTEM
     prompt = MBPP.user
     shown = MBPP.wording_fields
+
+    def solution(self, example: Example) -> str:
+        """The program in one Markdown code block."""
+        return _code.in_block(example.answer)
 
     def read(self, field: Read, where: str) -> Asked:
         """The answer is a solution, which says what the tests use of one; the first test is shown."""

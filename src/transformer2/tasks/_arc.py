@@ -59,6 +59,10 @@ class ARC(Task):
         """+1 when the last final answer of the completion is the gold option."""
         return verify_choice(example.answer, example.fields["options"], completion, example.fields["keys"])
 
+    def solution(self, example: Example) -> str:
+        """The line that the prompt asks for; the rows hold no reasoning."""
+        return final_line(example.answer)
+
     def _example(self, row: Row, where: str) -> Example:
         question = field_of(row, "question", where).strip()
         labels, texts = _choices(row, where)
@@ -72,6 +76,11 @@ class ARC(Task):
         messages = self.wording.messages(question=question, options=lettered(options))
         fields = {"options": MappingProxyType(options), "keys": MappingProxyType(keys)}
         return Example(where, messages, letters[labels.index(gold)], MappingProxyType(fields))
+
+
+def final_line(letter: str) -> str:
+    """An answer in the form that `SYSTEM` asks for."""
+    return f"The answer is ({letter})"
 
 
 def lettered(options: Mapping[str, str]) -> str:

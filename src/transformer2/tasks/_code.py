@@ -15,7 +15,7 @@ from transformer2.types import Example, Verdict
 from transformer2.verifiers import verify_all
 from transformer2.verifiers.code import extract_code
 
-__all__ = ["SYSTEM", "CodeTask", "fields_of", "program_of", "used_names"]
+__all__ = ["SYSTEM", "CodeTask", "fields_of", "in_block", "program_of", "used_names"]
 
 _FUTURE = re.compile(r"^from __future__ import .*\n", re.MULTILINE)  # Python wants it before everything else
 SYSTEM = "You are an expert Python programmer."
@@ -68,6 +68,16 @@ class CodeTask(Task):
         """+1 when the program in the completion passes every test."""
         (verdict,) = verify_all(self, [example], [completion])
         return verdict
+
+    def solution(self, example: Example) -> str | None:
+        """The reference solution, whole, in one Markdown code block; None where the row has none."""
+        return in_block(example.fields["prompt"] + example.answer) if example.answer.strip() else None
+
+
+def in_block(code: str) -> str:
+    """Code as an answer: in one Markdown code block."""
+    lines = code.replace("\r\n", "\n").strip("\n")
+    return f"```python\n{lines}\n```"
 
 
 def fields_of(

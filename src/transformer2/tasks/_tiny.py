@@ -56,6 +56,10 @@ class TinyTask(Task):
         self.check_split(split)
         return [self.example(q, f"{self.name}/{split}/{row}") for row, q in enumerate(_questions(type(self), split))]
 
+    def solution(self, example: Example) -> str | None:
+        """The worked steps."""
+        return example.fields.get("solution")
+
     def _example(self, question: world.Question, id: str, answer: str, **fields: str) -> Example:
         messages = self.wording.messages(question=question.text)
         return Example(id, messages, answer, MappingProxyType({"solution": question.gold(), **fields}))

@@ -60,6 +60,10 @@ class SignTask(Task):
             for row, question in enumerate(world.questions(self.question, source, count, seed=self.name))
         ]
 
+    def solution(self, example: Example) -> str | None:
+        """What the sign says and, where it is asked for, the choice."""
+        return example.fields.get("solution")
+
 
 def things_read(completion: str) -> str | None:
     """`cherry mouse` of `red: cherry A, mouse B.`; None of anything else.

@@ -97,6 +97,10 @@ class VQATask(Task):
         """Right where two of ten people say the same; the score is the VQA accuracy."""
         return verify_vqa(completion, example.fields["answers"], self.reward == "soft")
 
+    def solution(self, example: Example) -> str:
+        """What most people said; where fewer than two agree, `verify` does not find it right."""
+        return example.answer
+
 
 def _picture_id(row: Row, picture: Picture, where: str) -> str:
     """What tells the pictures of a data set apart, wherever it lies."""

@@ -40,6 +40,29 @@ class Task(Verifier):
             DataError: Unknown split, unreadable source, or a row with a missing or odd field (named).
         """
 
+    def solution(self, example: Example) -> str | None:
+        """A whole right answer, in the form that the prompt asks for: what `model.objective: next_token` trains on.
+
+        Args:
+            example: One of the task's.
+
+        Returns:
+            The text, which `verify` finds right; None where the task, or this row, has none.
+        """
+        return None
+
+    def check_solutions(self) -> None:
+        """Refuse to be trained on solutions where the task has none.
+
+        Raises:
+            DataError: It does not override `solution`.
+        """
+        if type(self).solution is Task.solution:
+            raise DataError(
+                f"task {self.name} says no solutions, which model.objective next_token trains on; train with "
+                "model.objective reinforce, or give the task a method solution(example) (docs/tasks.md)"
+            )
+
     def check_rows(self) -> None:  # most rows are opened with the datamodule
         """Refuse rows that the task's own options name, before any heavy library is imported.
 

@@ -161,6 +161,10 @@ class Dispatch(Task):
         """The one category that is named."""
         return verify_label(example.answer, self.labels, completion)
 
+    def solution(self, example: Example) -> str:
+        """The category."""
+        return example.answer
+
     def _requests(self, label: str, data_dir: str | None) -> list[_Request]:
         """All requests of a category; those of `test` last."""
         rng = random.Random(f"{self.seed}/{label}")

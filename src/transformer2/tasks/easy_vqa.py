@@ -68,5 +68,9 @@ class EasyVQA(Task):
         """+1 when the completion is the answer and nothing else."""
         return KINDS["exact"].verify(example, completion)
 
+    def solution(self, example: Example) -> str:
+        """The word."""
+        return example.answer
+
 
 TASK = EasyVQA

@@ -12,6 +12,8 @@ The model sees the question and is asked to end on a line `#### N`. Right means:
 
 from __future__ import annotations
 
+import re
+from types import MappingProxyType
 from typing import ClassVar
 
 from transformer2.errors import DataError
@@ -28,6 +30,7 @@ SYSTEM = (
     "Solve the problem step by step. Then write the final answer on a last line of its own, in the form\n"
     "#### N\nwhere N is a single number."
 )
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
 class GSM8K(Task):
@@ -66,14 +69,20 @@ class GSM8K(Task):
             question = field_of(row, "question", where).strip()
             if split != "test" and (split == "validation") != (hash_of(question) % 15 == 0):
                 return None
-            answer = _gold(field_of(row, "answer", where), where)
-            return Example(f"gsm8k/{split}/{i}", self.wording.messages(question=question), answer)
+            solution = field_of(row, "answer", where)
+            fields = MappingProxyType({"solution": _CALCULATOR.sub("", solution).strip()})
+            messages = self.wording.messages(question=question)
+            return Example(f"gsm8k/{split}/{i}", messages, _gold(solution, where), fields)
 
         return examples_of(rows, example)
 
     def verify(self, example: Example, completion: str) -> Verdict:
         """+1 when the last final answer of the completion equals the gold number."""
         return verify_number(example.answer, completion)
+
+    def solution(self, example: Example) -> str | None:
+        """The row's rationale, which ends on `#### N`, without its calls of a calculator (`<<2/2=1>>`)."""
+        return example.fields.get("solution")
 
 
 TASK = GSM8K

@@ -12,6 +12,9 @@ What is right, `_answers` says. Every row is in one split, by the hash of its qu
 validation, 3 to test. So rows that are added move no other, and questions that differ in case and blanks alone are on
 the same side. A row may have a `system` message of its own, and an `image`, the path of a picture relative to the file
 (in a table, its bytes); rows with pictures are told apart, and divided, by picture: none is trained on and scored.
+
+`keys: {solution: ITS_NAME}` names a field with worked solutions, for `model.objective: next_token`; without it the
+answer alone, in the form that the verifier reads, is the solution.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from transformer2.verifiers import verify_all
 
 __all__ = ["JSONL", "TASK"]
 
-FIELDS = ("question", "answer", "system", "choices", "tests", "image")
+FIELDS = ("question", "answer", "system", "choices", "tests", "image", "solution")
 MIN_ROWS = 40  # with fewer, a test split of three in twenty says nothing
 SHARES = {"train": range(14), "validation": range(14, 17), "test": range(17, 20)}
 
@@ -46,7 +49,7 @@ class JSONL(Task):
     Args:
         path: The file.
         verifier: `exact`, `numeric`, `choice` or `code`.
-        keys: The file's own names of fields, e.g. `{question: prompt, answer: label}`.
+        keys: The file's own names of fields, e.g. `{question: prompt, answer: label}`; `solution` is read where named.
         system: System message; `auto` takes one that asks for the form that the verifier reads, None sends none.
         prompt: Template of the user message, with `{question}`, and what the verifier shows besides: `{options}` of
             choice, `{test}` of code; None takes the verifier's.
@@ -79,7 +82,7 @@ class JSONL(Task):
                     f"task 'jsonl': keys has the unknown field {field!r:.60}{nearest(str(field), FIELDS)}"
                 )
         self.path, self.kind = path, KINDS[verifier]
-        self.keys = {field: field for field in FIELDS} | dict(keys or {})
+        self.keys = {field: field for field in FIELDS if field != "solution"} | dict(keys or {})
         self.verify_in = self.kind.verify_in
         self.allow_unsafe_code_execution = allow_unsafe_code_execution
         system = self.kind.system if system == "auto" else system
@@ -105,6 +108,10 @@ class JSONL(Task):
             return verdict
         return self.kind.verify(example, completion)
 
+    def solution(self, example: Example) -> str:
+        """The field that `keys` names, else the answer in the form that is asked for."""
+        return str(example.fields.get("solution") or self.kind.solution(example))
+
     def _read(self) -> dict[str, list[Example]]:
         """The examples of every split. A bad row is refused whichever split it is in."""
         rows = read_rows(self.path, pictures=self.keys["image"])
@@ -120,6 +127,8 @@ class JSONL(Task):
                 if other is not made:
                     what = f"another answer to the same question stands at {before.source}"
                 raise DataError(f"{made.id}: {what}; correct or drop one")
+            if self.verify_in != "sandbox" and not (verdict := self.kind.verify(made, self.solution(made))).correct:
+                raise DataError(f"{made.id}: its solution is judged wrong ({verdict.reason}); correct or drop it")
             splits[side].append(made)
             return made
 
@@ -147,8 +156,10 @@ class JSONL(Task):
         images = self._images(row, where)
         place = hash_of(images[0].digest() if images else folded(question)) % 20
         side = next(split for split, places in SHARES.items() if place in places)
-        name = f"jsonl/{side}/{where.rpartition('/')[2]}"
-        return Example(name, messages, asked.answer, asked.fields, images), side
+        name, fields = f"jsonl/{side}/{where.rpartition('/')[2]}", asked.fields
+        if "solution" in self.keys:
+            fields = {**fields, "solution": field("solution").strip()}
+        return Example(name, messages, asked.answer, fields, images), side
 
     def _images(self, row: Row, where: str) -> tuple[Picture, ...]:
         """The row's picture, where it has one."""

@@ -91,8 +91,9 @@ class MATH(Task):
             problem = field_of(row, "problem", where).strip()
             if split != "test" and (split == "validation") != (hash_of(problem) % 15 == 0):
                 return None
-            gold = _gold(problem, field_of(row, "solution", where), where)
-            fields = {key: field_of(row, key, where) for key in ("level", "type")}
+            solution = field_of(row, "solution", where)
+            gold = _gold(problem, solution, where)
+            fields = {key: field_of(row, key, where) for key in ("level", "type")} | {"solution": solution.strip()}
             return Example(f"math/{split}/{i}", self.wording.messages(question=problem), gold, fields)
 
         return examples_of(self._rows(source, data_dir), example)
@@ -110,6 +111,11 @@ class MATH(Task):
     def verify(self, example: Example, completion: str) -> Verdict:
         """+1 when the one final answer of the completion equals the gold one, however it is written."""
         return verify_math(example.answer, completion)
+
+    def solution(self, example: Example) -> str | None:
+        """The row's solution; where it boxes several answers, the whole one follows in a last box."""
+        text: str | None = example.fields.get("solution")
+        return text if text is None or {*boxes(text)} == {example.answer} else f"{text}\n\\boxed{{{example.answer}}}"
 
     def verify_many(
         self, examples: Sequence[Example], completions: Sequence[str], deadline: float | None = None

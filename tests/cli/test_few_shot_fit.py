@@ -1,0 +1,73 @@
+"""`fit --data.few_shot K`: the rows that an adaptation would draw are trained on, the others tested."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from transformer2.cli import main
+from transformer2.data import FewShotDataModule, UnseenTaskDataModule
+
+SHORT = ["--trainer.max_steps", "3", "--data.test_limit", "12", "--data.few_shot", "6", "--quiet"]
+FIT = ["fit", "--config", "conf/tiny.yaml", "--data.task", "tiny_reasoning_hard", *SHORT]
+NEXT = ["--model.objective", "next_token"]
+
+
+@pytest.mark.parametrize("protocol", ["clean", "paper"])
+@pytest.mark.parametrize("task", ["tiny_code_math", "tiny_math"])
+def test_the_rows_are_those_of_an_adaptation(task, protocol):
+    options = {"few_shot": 5, "protocol": protocol, "seed": 3, "test_limit": 20}
+    adapt, fit = UnseenTaskDataModule(task, **options), FewShotDataModule(task, **options, objective="next_token")
+    adapt.setup("predict")
+    fit.setup("fit")
+    (batch,) = fit.train_dataloader()
+    assert {e.id for e in batch.examples} == {e.id for e in adapt.shots().examples} and len(batch) == 5
+    assert len(batch.solutions) == 5 and list(fit.val_dataloader()) == []
+    with pytest.raises(Exception, match="not open at this stage"):
+        fit.test_dataloader()
+    fit.setup("test")
+    assert [e.id for e in fit.scored()] == [e.id for e in adapt.scored()]
+    assert fit.sizes == {"few_shot": 5, "test": 20}
+
+
+def test_more_shots_than_a_batch_are_dealt_out(llama_folder):
+    data = FewShotDataModule("toy_task.Spelt", str(llama_folder), few_shot=9, batch_size=4)
+    data.setup("fit")
+    assert [len(batch) for batch in data.train_dataloader()] == [4, 4]
+
+
+@pytest.mark.parametrize("objective", [[], NEXT], ids=["reinforce", "next_token"])
+def test_the_last_step_is_kept_tested_and_said(objective, tmp_path: Path, capsys):
+    run = tmp_path / "run"
+    assert main([*FIT, *objective, "--run_dir", str(run)]) == 0, capsys.readouterr().err
+    assert "questions: 6 few_shot, 12 test" in capsys.readouterr().out
+    report = json.loads((run / "report.json").read_text())
+    training = report["details"]["training"]
+    assert len(report["details"]["few_shot"]) == 6 and training["best_step"] == training["steps"] == 3
+    assert training["best_validation"] is None and report["n"] == 12 and report["protocol"] == "clean"
+    assert any(
+        "trained on 6 shots, without a validation: the expert is of the last step, 3" in note
+        for note in report["details"]["notes"]
+    )
+    expert = load_file(run / "expert" / "adapter_model.safetensors")
+    assert any(tensor.abs().sum() > 0 for tensor in expert.values())
+    if objective:  # cut and resumed, and scored alone, it is the same
+        resumed = tmp_path / "resumed"
+        cut = [word if word != "3" else "2" for word in FIT]
+        warm = ["--model.lr_scheduler", "Warmup", *objective]
+        assert main([*FIT, *warm, "--run_dir", str(tmp_path / "whole")]) == 0
+        assert main([*cut, *warm, "--run_dir", str(tmp_path / "cut")]) == 0
+        last = ["--ckpt_path", str(tmp_path / "cut" / "checkpoints" / "last.ckpt")]
+        assert main([*FIT, *warm, *last, "--run_dir", str(resumed)]) == 0
+        whole, again = (load_file(tmp_path / r / "expert" / "adapter_model.safetensors") for r in ("whole", "resumed"))
+        assert all(torch.equal(whole[key], again[key]) for key in whole)
+        scored = ["test", "--config", str(run / "config.yaml"), "--expert", str(run / "expert"), "--quiet"]
+        assert main([*scored, "--run_dir", str(tmp_path / "test")]) == 0
+        assert json.loads((tmp_path / "test" / "report.json").read_text())["result"] == report["result"]
+
+
+def test_there_is_nothing_to_validate_with(capsys):
+    assert main(["validate", "--config", "conf/tiny.yaml", "--data.few_shot", "6"]) == 2
+    assert "data.few_shot leaves no rows to validate with" in capsys.readouterr().err
