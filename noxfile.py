@@ -79,7 +79,7 @@ def proof(session: nox.Session) -> None:
 def paper(session: nox.Session) -> None:
     """Every table and figure of the paper on the embedded model, five seeds, into docs/paper.md and docs/claims.md.
 
-    Two to three hours on 2 cores; what has been run is kept in runs/studies, so that it may be stopped and started again.
+    Two to three hours on 2 cores; finished runs are kept in runs/studies, so it may be stopped and started again.
     """
     install(session)
     files = sorted(str(path) for path in Path("conf/paper").glob("*.yaml") if path.stem not in ("parts", "smollm2"))
