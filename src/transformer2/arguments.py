@@ -50,6 +50,7 @@ OPTIMIZER_RANGES: Mapping[str, Any] = {
     "betas": tuple[Share, Share],
     "eps": Annotated[float, "> 0", "<= 1"],
     "weight_decay": Annotated[float, ">= 0", "<= 100"],
+    "damping": Annotated[float, "> 0", "<= 1000"],  # of NaturalGradient
 }
 
 LARGEST = 2**53  # integers beyond are no counts, and no doubles
