@@ -34,8 +34,8 @@ def measure() -> dict:
     torch.set_num_threads(1)  # the order of a sum depends on it
     with tempfile.TemporaryDirectory() as scratch:
         adamw = ["--optimizer", "AdamW", "--optimizer.lr", "1.5e-2", "--optimizer.weight_decay", "0"]
-        flags = [*adamw, "--trainer.max_steps", str(STEPS), "--data.test_limit", "8", "--data.validation_limit", "8", "--quiet"]
-        assert main(["fit", "--config", "conf/tiny_math.yaml", "--run_dir", f"{scratch}/run", *flags]) == 0
+        flags = ["--trainer.max_steps", str(STEPS), "--data.test_limit", "8", "--data.validation_limit", "8", "--quiet"]
+        assert main(["fit", "--config", "conf/tiny_math.yaml", "--run_dir", f"{scratch}/run", *adamw, *flags]) == 0
         scalars = read_scalars(Path(scratch) / "run", ("train/reward", "train/loss"))
     return {tag: [value.hex() for _, value in series] for tag, series in scalars.items()}
 
