@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from transformer2.errors import ConfigError
-from transformer2.svf.config import SVFConfig
 from transformer2.svf.layer import svf_layers
 
-if TYPE_CHECKING:
-    from peft import PeftConfig
-
-    from transformer2.module.options import MemoryOptions
-
-__all__ = ["NaturalGradient", "check_natural", "damping_of", "row_gradients", "rows_of_z"]
+__all__ = ["NaturalGradient", "damping_of", "row_gradients", "rows_of_z"]
 
 NAME = "NaturalGradient"
 
@@ -44,22 +37,6 @@ class NaturalGradient(torch.optim.SGD):
 def damping_of(rate: Mapping[str, Any]) -> float | None:
     """The damping that a module's settings ask for (`optimizers.settings`); None of any other optimizer."""
     return float(rate["model.optimizer.damping"]) if rate["model.optimizer"] == NAME else None
-
-
-def check_natural(config: PeftConfig, memory: MemoryOptions) -> None:
-    """Refuse what has no rows' gradients.
-
-    Raises:
-        ConfigError: With the remedy.
-    """
-    other = "choose another optimizer, such as --optimizer AdamW --optimizer.lr 3e-3"
-    if not isinstance(config, SVFConfig):
-        kind = getattr(config.peft_type, "value", config.peft_type)
-        raise ConfigError(f"model.optimizer {NAME} trains the z of SVF alone, not {kind}; {other}")
-    if config.parametrization != "direct" or config.modules_to_save:
-        raise ConfigError(f"model.optimizer {NAME} trains z itself and nothing beside it; {other}")
-    if memory.activation_checkpointing:
-        raise ConfigError(f"model.memory.activation_checkpointing does not go with model.optimizer {NAME}; {other}")
 
 
 def rows_of_z(policy: torch.nn.Module, rows: int) -> dict[Any, Tensor]:
