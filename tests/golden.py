@@ -1,4 +1,4 @@
-"""The golden reward curve: eight steps of conf/tiny_math.yaml, bit for bit.
+"""The golden reward curve: eight steps of conf/tiny_math.yaml under AdamW, bit for bit.
 
     python tests/golden.py             run twice in fresh processes: both equal, and equal to the committed curve
     python tests/golden.py --update    write the committed curve anew
@@ -33,8 +33,9 @@ def measure() -> dict:
 
     torch.set_num_threads(1)  # the order of a sum depends on it
     with tempfile.TemporaryDirectory() as scratch:
+        adamw = ["--optimizer", "AdamW", "--optimizer.lr", "1.5e-2", "--optimizer.weight_decay", "0"]
         flags = ["--trainer.max_steps", str(STEPS), "--data.test_limit", "8", "--data.validation_limit", "8", "--quiet"]
-        assert main(["fit", "--config", "conf/tiny_math.yaml", "--run_dir", f"{scratch}/run", *flags]) == 0
+        assert main(["fit", "--config", "conf/tiny_math.yaml", "--run_dir", f"{scratch}/run", *adamw, *flags]) == 0
         scalars = read_scalars(Path(scratch) / "run", ("train/reward", "train/loss"))
     return {tag: [value.hex() for _, value in series] for tag, series in scalars.items()}
 

@@ -30,6 +30,7 @@ __all__ = [
     "Share",
     "Temperature",
     "check_arguments",
+    "check_natural",
     "check_objective",
     "check_samples",
     "expected",
@@ -50,6 +51,7 @@ OPTIMIZER_RANGES: Mapping[str, Any] = {
     "betas": tuple[Share, Share],
     "eps": Annotated[float, "> 0", "<= 1"],
     "weight_decay": Annotated[float, ">= 0", "<= 100"],
+    "damping": Annotated[float, "> 0", "<= 1000"],  # of NaturalGradient
 }
 
 LARGEST = 2**53  # integers beyond are no counts, and no doubles
@@ -138,6 +140,26 @@ def check_objective(objective: str, sampling: Mapping[str, Any], loss: Mapping[s
                 f"model.{key} {value} is for sampled completions, and model.objective next_token samples none; "
                 "leave it out"
             )
+
+
+def check_natural(optimizer: str, adapter: Mapping[str, Any], recomputes: bool) -> None:
+    """Refuse NaturalGradient where a row has no z of its own to differentiate by.
+
+    Args:
+        optimizer: Name of the class, or its path.
+        adapter: What is trained, as a config words it.
+        recomputes: Whether activations are checkpointed.
+    """
+    name = optimizer.rpartition(".")[2]
+    if name != "NaturalGradient":
+        return
+    other = "choose another optimizer, such as --optimizer AdamW --optimizer.lr 3e-3"
+    if (kind := str(adapter.get("peft_type", "SVF")).upper()) != "SVF":
+        raise ConfigError(f"model.optimizer {name} trains the z of SVF alone, not {kind}; {other}")
+    if adapter.get("parametrization", "direct") != "direct" or adapter.get("modules_to_save"):
+        raise ConfigError(f"model.optimizer {name} trains z itself and nothing beside it; {other}")
+    if recomputes:
+        raise ConfigError(f"model.optimizer {name} does not go with memory.activation_checkpointing; {other}")
 
 
 def expected(hint: Any) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -331,6 +332,9 @@ def _check_built(key: str, given: dict[str, Any], everything: Mapping[str, Mappi
     own = {name: replace(known[name], hint=ranges.get(name, known[name].hint)) for name in names}
     _check(f"model.{key}", given["init_args"], own, {**everything, f"model.{key}": own})
     for name in own:
+        if path.startswith("transformer2.") and own[name].default is not None:
+            # Left out, jsonargparse would take it from the class that the module builds by itself.
+            given["init_args"].setdefault(name, literal_eval(own[name].default))
         if own[name].default is None and name not in given["init_args"]:
             raise ConfigError(f"model.{key} {path.rpartition('.')[2]} needs {name}; give --{key}.{name}")
 

@@ -13,10 +13,11 @@ from transformer2.arguments import written
 from transformer2.cli.schema import arguments, classes
 from transformer2.errors import ConfigError, nearest
 
+NATURAL = "transformer2.module.natural.NaturalGradient"  # its lr is a share of a step, not a length
 MODEL = "transformer2.module.training.SVFReinforceModule"
 # Where a name without a module is looked up.
 HOMES = {
-    "optimizer": ("torch.optim",),
+    "optimizer": ("transformer2.module.natural", "torch.optim"),
     "lr_scheduler": ("transformer2.module.optimizers", "torch.optim.lr_scheduler"),
 }
 
@@ -37,12 +38,13 @@ def class_and_arguments(key: str, value: Any) -> dict[str, Any]:
 
 
 def on_top(key: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """One over the other. Another class keeps those arguments that it takes, too."""
+    """One over the other. Another class keeps those arguments that it takes, too, and that mean the same."""
     kept = dict(below.get("init_args") or {})
     path = above.get("class_path", below.get("class_path"))
     if path is not None and path != below.get("class_path", default_class(key)):
         try:
-            kept = {name: value for name, value in kept.items() if name in arguments(path)}
+            other_scale = ("lr",) if NATURAL in (path, below.get("class_path")) else ()
+            kept = {k: value for k, value in kept.items() if k in arguments(path) and k not in other_scale}
         except LookupError:  # somebody else's
             kept = {}
     return {**({} if path is None else {"class_path": path}), "init_args": {**kept, **above["init_args"]}}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar, get_origin
 
-from transformer2.arguments import check_objective, check_samples, expected, fits, written
+from transformer2.arguments import check_natural, check_objective, check_samples, expected, fits, written
 from transformer2.cli.schema import arguments, members, value_of
 from transformer2.errors import ConfigError, DataError
 from transformer2.svf.base_folder import NAMES
@@ -92,6 +92,8 @@ def check_together(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Non
     test = model.get("test") or {}
     check_samples(test.get("samples", 0), test.get("temperature"))
     check_objective(model.get("objective", "reinforce"), model.get("sampling") or {}, model.get("loss") or {})
+    recomputes = bool((model.get("memory") or {}).get("activation_checkpointing"))
+    check_natural((model.get("optimizer") or {}).get("class_path", ""), model.get("adapter") or {}, recomputes)
     if (warm := _warmup(model)) and 0 < trainer["max_steps"] <= warm:
         raise ConfigError(
             f"model.lr_scheduler.warmup_steps {warm} leaves no step of trainer.max_steps {trainer['max_steps']} at the "

@@ -25,13 +25,16 @@ from transformer2.halving import run_or_halve
 from transformer2.module.alarms import Alarms
 from transformer2.module.evaluation import PolicyModule
 from transformer2.module.meter import StepMeter, step_metrics, verdict_sums
+from transformer2.module.natural import row_gradients, rows_of_z
 from transformer2.module.options import LossOptions
 from transformer2.module.scores import score
 from transformer2.rl.advantages import GROUPED
 from transformer2.rl.gradient import clipped, gradient_of, with_gradient
-from transformer2.rl.loss import importance_weights, reinforce_loss
+from transformer2.rl.loss import importance_weights, reinforce_loss, sum_by_row
+from transformer2.rl.natural import natural_gradient
 from transformer2.rl.packing import pack_rows, split_rows
 from transformer2.rl.step import Step
+from transformer2.svf.open_rows import Rows
 from transformer2.types import Rollouts, Verdict
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -44,6 +47,7 @@ class StepModule(PolicyModule):
     Attributes:
         loss: What is minimised.
         max_grad_norm: Bound of the gradient's norm; None leaves it.
+        damping: Of the natural gradient; None descends the plain one.
         micro_batch_tokens: Padded tokens of one forward and backward pass; halved where memory does not suffice.
         shares: Whether prompts' common tokens may be run once.
         meter: Seconds of the parts of a step.
@@ -54,6 +58,7 @@ class StepModule(PolicyModule):
 
     loss: LossOptions
     max_grad_norm: float | None
+    damping: float | None
     micro_batch_tokens: int
 
     def __init__(self) -> None:
@@ -102,7 +107,9 @@ class StepModule(PolicyModule):
         measured = bool(self.loss.kl_coef) or self.global_step % KL_MONITOR_EVERY == 0
         with self.meter.timed("logprobs"):
             kl, recompute = self.loss.kl if measured else None, self.memory.activation_checkpointing
-            scores = score(self.policy, self.head, rollouts, kl, self.sampling.temperature, recompute, self.shares)
+            deltas = {} if self.damping is None else rows_of_z(self.policy, len(rollouts))
+            with Rows(deltas):
+                scores = score(self.policy, self.head, rollouts, kl, self.sampling.temperature, recompute, self.shares)
         logprobs_N, kl_N, entropy_N = scores
         said_N = None if rollouts.logprobs_BC is None else rollouts.logprobs_BC[sampled_BC]
         cap = self.loss.importance_cap or math.inf
@@ -118,7 +125,15 @@ class StepModule(PolicyModule):
             kl_in_reward=self.loss.kl == "k1",
         )
         with self.meter.timed("backward"):
-            gradient_Z = gradient_of(loss, self.trained())
+            scores_BZ = None
+            if deltas:
+                # The gradient of the loss without a penalty is a sum of the rows' own.
+                bare, leaves = not self.loss.kl_coef and weights_N is None, list(deltas.values())
+                scores_BZ = row_gradients(sum_by_row(logprobs_N, sampled_BC).sum(), leaves, again=not bare)
+                share_B = -advantages_B / (rank_rows * self.trainer.world_size)
+                gradient_Z = share_B @ scores_BZ if bare else row_gradients(loss, leaves).sum(0)
+            else:
+                gradient_Z = gradient_of(loss, self.trained())
         return Step(
             rows=len(rollouts),
             gradient_Z=gradient_Z,
@@ -129,6 +144,7 @@ class StepModule(PolicyModule):
             kl=float(kl_N.detach().sum()) if measured else math.nan,
             mismatch=math.nan if said_N is None else float((logprobs_N.detach() - said_N).abs().sum()),
             capped=0.0 if weights_N is None else float((weights_N >= cap).sum()),
+            scores_BZ=scores_BZ,
         )
 
     def step_of(self, rollouts: Rollouts, step: Step) -> Step:
@@ -136,14 +152,17 @@ class StepModule(PolicyModule):
         sampled, (abstained, credit) = float(rollouts.completion_mask_BC.sum()), verdict_sums(self.last_verdicts)
         step = replace(step, sampled=sampled, abstained=abstained, credit=credit)
         with self.meter.timed("sync"):
-            return step.over_ranks(partial(self.trainer.strategy.reduce, reduce_op="sum"))
+            strategy = self.trainer.strategy
+            return step.over_ranks(partial(strategy.reduce, reduce_op="sum"), strategy.all_gather)
 
     def update(self, step: Step, rewards_B: Tensor | None = None) -> None:
         """Clip, step, decay the learning rate, log. A non-finite loss or gradient skips the step."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         scheduler = cast(LRScheduler, self.lr_schedulers())
         gradient_Z, norm = clipped(step.gradient_Z, self.max_grad_norm)
-        finite = math.isfinite(norm) and math.isfinite(step.loss)
+        if self.damping is not None and step.scores_BZ is not None and math.isfinite(norm):
+            gradient_Z = natural_gradient(gradient_Z, step.scores_BZ, self.damping)
+        finite = math.isfinite(float(gradient_Z.norm())) and math.isfinite(step.loss)
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
             raise UserError(

@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from transformer2.arguments import Objective, Positive, Seed, check_arguments, check_objective
+from transformer2.arguments import Objective, Positive, Seed, check_arguments, check_natural, check_objective
 from transformer2.data.loader import PromptLoader
 from transformer2.data.prompts import turn_end
 from transformer2.distributed import check_packed
@@ -46,6 +46,7 @@ from transformer2.errors import ConfigError
 from transformer2.module.identity import KEY, changes_rate, check_identity, identity
 from transformer2.module.learning import count
 from transformer2.module.loading import begin_with, check_trained_whole, has_no_template, load_policy, make_engines
+from transformer2.module.natural import damping_of
 from transformer2.module.optimizers import WarmupCosine, build, restart, settings
 from transformer2.module.options import GROUPS, LossOptions, MemoryOptions, SamplingOptions, TestOptions, group
 from transformer2.module.step import StepModule
@@ -123,6 +124,8 @@ class SVFReinforceModule(StepModule):
         self.optimizer, self.lr_scheduler, self.max_grad_norm = optimizer, lr_scheduler, max_grad_norm
         self.engine_name, self.seed, self.objective = rollout, seed, objective
         self.rate = settings(optimizer, lr_scheduler)
+        self.damping = damping_of(self.rate)
+        check_natural(self.rate["model.optimizer"], self.adapter, self.memory.activation_checkpointing)
         plain: dict[str, Any] = {"max_grad_norm": max_grad_norm, "rollout": rollout, "seed": seed}
         plain |= {
             "objective": objective,
@@ -239,7 +242,8 @@ class SVFReinforceModule(StepModule):
         check_gradient(self.policy)
         check_trained_whole(self.policy.peft_config["default"])
         # Ranks in lockstep all run as many passes, and recomputed activations keep no cache.
-        alone = not (self.in_lockstep or self.memory.activation_checkpointing)
+        # Nor are a row's gradients its own where tokens are shared.
+        alone = self.damping is None and not (self.in_lockstep or self.memory.activation_checkpointing)
         self.shares = alone and can_share(self.policy, self.policy.device)
 
     def _check_model(self) -> None:

@@ -31,6 +31,7 @@ class Step:
         sampled: All tokens that were sampled; of a whole step.
         abstained: Rows that the task would not judge; of a whole step.
         credit: Of the answers of a task with soft scores (`Verdict.score`), summed; NaN of others; of a whole step.
+        scores_BZ: d log pi / d z of each row, fp32 (B, Z), for the natural gradient; else None.
     """
 
     rows: float
@@ -45,20 +46,30 @@ class Step:
     sampled: float = 0.0
     abstained: float = 0.0
     credit: float = 0.0
+    scores_BZ: Tensor | None = None
 
     def __add__(self, other: Step) -> Step:
-        return Step(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        sums = {name: getattr(self, name) + getattr(other, name) for name in ("gradient_Z", *self._numbers())}
+        both = [part.scores_BZ for part in (self, other) if part.scores_BZ is not None]
+        return Step(**sums, scores_BZ=torch.cat(both) if both else None)
 
     def per_token(self, total: float) -> float:
         """A sum over tokens as a mean; NaN for none."""
         return total / self.tokens if self.tokens else float("nan")
 
-    def over_ranks(self, add: Callable[[Tensor], Tensor]) -> Step:
+    @classmethod
+    def _numbers(cls) -> list[str]:
+        return [f.name for f in fields(cls) if f.name not in ("gradient_Z", "scores_BZ")]
+
+    def over_ranks(self, add: Callable[[Tensor], Tensor], gather: Callable[[Tensor], Tensor]) -> Step:
         """The step of all ranks.
 
         Args:
             add: Sums a tensor over ranks.
+            gather: Stacks a tensor of all ranks along a new first axis; one process may leave that out.
         """
-        names = [f.name for f in fields(self) if f.name != "gradient_Z"]
+        names = self._numbers()
         sums = torch.tensor([getattr(self, name) for name in names], device=self.gradient_Z.device)
-        return Step(gradient_Z=add(self.gradient_Z), **dict(zip(names, add(sums).tolist(), strict=True)))
+        scores_BZ = None if self.scores_BZ is None else gather(self.scores_BZ).reshape(-1, self.scores_BZ.shape[-1])
+        numbers = dict(zip(names, add(sums).tolist(), strict=True))
+        return Step(gradient_Z=add(self.gradient_Z), scores_BZ=scores_BZ, **numbers)
