@@ -332,9 +332,9 @@ def _check_built(key: str, given: dict[str, Any], everything: Mapping[str, Mappi
     own = {name: replace(known[name], hint=ranges.get(name, known[name].hint)) for name in names}
     _check(f"model.{key}", given["init_args"], own, {**everything, f"model.{key}": own})
     for name in own:
-        if path.startswith("transformer2.") and own[name].default is not None:
+        if path.startswith("transformer2.") and (default := own[name].default) is not None:
             # Left out, jsonargparse would take it from the class that the module builds by itself.
-            given["init_args"].setdefault(name, literal_eval(own[name].default))
+            given["init_args"].setdefault(name, literal_eval(default))
         if own[name].default is None and name not in given["init_args"]:
             raise ConfigError(f"model.{key} {path.rpartition('.')[2]} needs {name}; give --{key}.{name}")
 
