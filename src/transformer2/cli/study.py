@@ -109,12 +109,12 @@ def _run(plans: Sequence[Plan], at_once: int, launcher: Sequence[str], quiet: bo
 
     def known(failed: set[Path]) -> tuple[list[Job], int]:
         found: dict[Path, Job] = {}
-        waiting = 0
+        waiting: set[str] = set()
         for plan in plans:
             some, unknown = plan.jobs(failed)
             found |= {job.folder: job for job in some}
-            waiting += unknown
-        return list(found.values()), waiting
+            waiting |= unknown
+        return list(found.values()), len(waiting)
 
     # As many threads as there are cores for all jobs together; the embedded model chooses by itself where it is alone.
     threads = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 and "OMP_NUM_THREADS" not in os.environ else None
@@ -183,17 +183,17 @@ class Plan:
         base = str(self.study["base"])
         return self.root / (self.name if base == "tiny" else f"{self.name}-{Path(base).stem}")
 
-    def jobs(self, failed: set[Path]) -> tuple[list[Job], int]:
-        """The runs that are known, those that settings are chosen by first, and the number of those that are not."""
+    def jobs(self, failed: set[Path]) -> tuple[list[Job], set[str]]:
+        """The runs that are known, those that settings are chosen by first, and what tells apart those that are not."""
         known: list[Job] = []
-        waiting = 0
+        waiting: set[str] = set()
         for cell in self.cells.values():
             known += self._tuning(cell, failed)
         for cell in self.cells.values():
             for seed in cell.seeds or self.seeds:
                 job = self._final(cell, seed, failed)
                 if job is None:
-                    waiting += 1
+                    waiting.add(f"{[cell.command, cell.configs, cell.flags, cell.tune, cell.expert, seed]}")
                 else:
                     known.append(job)
         return known, waiting
@@ -208,7 +208,7 @@ class Plan:
         for folder, job in unique.items():
             words = shlex.join([*job.args, "--run_dir", str(folder)])
             lines.append(f"  {'done  ' if job.done else 'to run'} {job.name:<28} {start} {words}")
-        later = f", {waiting} more once their settings are chosen" if waiting else ""
+        later = f", {len(waiting)} more once their settings are chosen" if waiting else ""
         return [*lines, f"  {len(unique)} runs, {there} done{later}"]
 
     def finish(self, failed: set[Path]) -> bool:
