@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -314,13 +314,9 @@ class Plan:
 
         return [(key, text) for key, text in self.overrides if known(key, own) or not known(key, other)]
 
-    def _composed(self, cell: Cell, args: Sequence[str]) -> dict[str, Any]:
-        flags = parse_flags(args[1:], RUN_OPTIONS, (), RUN_KEYS[cell.command])
-        return compose(flags.configs, flags.overrides, RUN_KEYS[cell.command])
-
-    def _folder_name(self, cell: Cell, seed: int, args: Sequence[str]) -> str:
+    def _folder_name(self, cell: Cell, seed: int, args: tuple[str, ...]) -> str:
         """By all that a run is given, its composed config included: the same run is the same folder in every study."""
-        config = self._composed(cell, args)
+        config = _composed(args)
         expert, shuffle = (args[args.index(f"--{name}") + 1] if f"--{name}" in args else None for name in RUN_OPTIONS)
         given = [cell.command, config, expert, *([] if shuffle is None else [shuffle])]
         whole = json.dumps(given, sort_keys=True, default=str)
@@ -334,9 +330,9 @@ class Plan:
         for chosen in tried:
             args = self._args(cell, self.tuning_seed, chosen, {name: f"runs/{name}" for name in cell.needs()})
             try:
-                config = self._composed(cell, args)
+                _composed(args)
                 if cell.expert is None:  # else its own config says the rest
-                    check(deepcopy(config), cell.command, folders=False)
+                    _checked(args)
             except UserError as e:
                 raise ConfigError(f"{self.name}, runs.{cell.name}: {e}") from e
 
@@ -360,6 +356,19 @@ class Plan:
             for value, job in zip(values, jobs, strict=False)
         ]
         return Tuning(cell.name, self.tuning_seed, tried, self._choice(cell, failed))
+
+
+@cache  # studies share most of their runs
+def _composed(args: tuple[str, ...]) -> dict[str, Any]:
+    """The config of a command line."""
+    command, *words = args
+    flags = parse_flags(words, RUN_OPTIONS, (), RUN_KEYS[command])
+    return compose(flags.configs, flags.overrides, RUN_KEYS[command])
+
+
+@cache
+def _checked(args: tuple[str, ...]) -> None:
+    check(deepcopy(_composed(args)), args[0], folders=False)
 
 
 def _doubts(study: Study) -> list[str]:

@@ -7,6 +7,7 @@ other has. A run is claimed by a lock that its own process holds too, so that it
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 POLL = 0.2  # seconds between two looks at what runs
+LOOK = 5.0  # seconds between two looks at what others have done
 GRACE = 12.0  # seconds that runs have to save on a signal
 
 
@@ -130,35 +132,38 @@ def run_jobs(
     """
     failed: set[Path] = set()
     running: dict[Path, Running] = {}
-    known, waiting = jobs(failed)
-    finished = {job.folder for job in known if job.done}
-    with tqdm(total=len(known) + waiting, initial=len(finished), unit="run", disable=quiet, dynamic_ncols=True) as bar:
+    finished: set[Path] = set()
+    looked = -math.inf
+    with tqdm(unit="run", disable=quiet, dynamic_ncols=True) as bar:
         try:
             while True:
-                changed = _reap(running, failed, bar, tell, quiet)
-                known, waiting = jobs(failed)
-                lost = _lost(known, failed)
-                for job in known:
-                    if job.done and job.folder not in finished and job.folder not in running:
-                        finished.add(job.folder)
-                        bar.update()
-                    if len(running) == at_once:
-                        break
-                    if job.done or job.folder in failed | lost | running.keys() or not _all_done(job.needs):
-                        continue
-                    if (lock := claim(job)) is not None:
+                ended = _reap(running, failed, tell, quiet)
+                if ended or time.monotonic() - looked > LOOK:
+                    looked = time.monotonic()
+                    known, waiting = jobs(failed)
+                    lost = _lost(known, failed)
+                    done = {job.folder for job in known if job.done and job.folder not in running}
+                    if not finished:
+                        bar.initial = len(done)  # what was there already says nothing of the time left
+                    finished |= done
+                    bar.n, bar.total = len(finished), len(known) + waiting - len(failed | lost)
+                    open_jobs = [job for job in known if job.folder not in finished | failed | lost]
+                    for job in open_jobs:
+                        if len(running) == at_once:
+                            break
+                        if job.folder in running or not finished.issuperset(job.needs):
+                            continue
+                        if (lock := claim(job)) is None:
+                            continue
                         if job.done:  # another command was faster
                             os.close(lock)
                             continue
                         job.folder.parent.mkdir(parents=True, exist_ok=True)
                         running[job.folder] = Running(job, launcher, threads, lock)
-                        changed = True
-                bar.total = max(bar.n, len(known) + waiting - len(failed | lost))
-                bar.set_postfix_str(", ".join(r.job.name for r in running.values()), refresh=changed)
-                open_jobs = [job for job in known if not job.done and job.folder not in failed | lost]
-                if not running and not open_jobs:
-                    return failed | lost
-                time.sleep(POLL if running else 1.0)
+                    bar.set_postfix_str(", ".join(r.job.name for r in running.values()))
+                    if not running and not open_jobs:
+                        return failed | lost
+                time.sleep(POLL)
         except BaseException:
             _stop(running.values())
             raise
@@ -167,7 +172,6 @@ def run_jobs(
 def _reap(
     running: dict[Path, Running],
     failed: set[Path],
-    bar: tqdm[None],
     tell: Callable[[Job, float, int], str],
     quiet: bool,
 ) -> bool:
@@ -189,10 +193,6 @@ def _lost(jobs: Sequence[Job], failed: set[Path]) -> set[Path]:
     while more := {j.folder for j in jobs if j.folder not in lost and (failed | lost) & {*j.needs}}:
         lost |= more
     return lost
-
-
-def _all_done(folders: Iterable[Path]) -> bool:
-    return all((folder / "report.json").is_file() for folder in folders)
 
 
 def _stop(running: Iterable[Running]) -> None:
