@@ -95,7 +95,12 @@ def test_claims_on_objective_modules_and_stability(tmp_path) -> None:
     assert round(order[1].found.mean) == 10
     goal = effects(4, table4=study)  # two modules lack one objective
     assert verdict(goal) == "not decided (0 seeds)" and round(goal[1].found.mean) == 20
-    assert verdict(effects(5, table4=study)) == "holds"
+    runs = {"lora-0.1": [fitted(0.7, base=0.4, last=0.1 + 0.01 * i) for i in range(5)]}
+    swept = make_study(tmp_path, "figure9", runs, {"lora-0.1": {"lr": "0.1"}})
+    found = effects(5, table4=study, figure9=swept)
+    assert verdict(found) == "holds"
+    assert found[-1].what == "LoRA at rate 0.1, validation: start - end" and round(found[-1].found.mean) == 28
+    assert not found[-1].counts
 
 
 def test_claims_on_strategies(tmp_path) -> None:
@@ -193,8 +198,11 @@ def test_without_studies_pages_say_so_and_decide_nothing(tmp_path) -> None:
 
 def test_nothing_of_the_machine_is_copied(tmp_path) -> None:
     root = tmp_path / "studies"
-    make_study(root, "table1", {"svf-math": [fitted(0.6)]}, {}, base="/models/of/mine/llama")
+    noted = fitted(0.6)
+    noted["base_model"] = "/models/of/mine/llama"
+    make_study(root, "table1", {"svf-math": [noted]}, {}, base="/models/of/mine/llama")
     copy_results(root, tmp_path / "results")
+    assert read_study(tmp_path / "results/table1").reports("svf-math")[0]["base_model"] == "llama"
     assert read_study(tmp_path / "results/table1").base == "llama"
     found = fitted(0.6)
     found["details"]["notes"] = ["1/2 of a/b, https://host/a/b, read from /home/me/rows.json"]

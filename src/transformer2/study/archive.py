@@ -64,7 +64,7 @@ def copy_results(root: Path, results: Path, studies: Sequence[str] | None = None
             run = inside(root, posixpath.join(name, folder))
             if run is None:
                 raise DataError(f"{root / name / FILE} names a run outside of {root}: {shown(folder)}")
-            reports[run.name] = _checked(run / "report.json")
+            reports[run.name] = _checked(run / "report.json", study.base)
     for name, text in reports.items():
         (results / RUNS / name).mkdir(parents=True, exist_ok=True)
         write_text(results / RUNS / name / "report.json", text)
@@ -89,16 +89,20 @@ def _moved(study: Study) -> Study:
         replace(tuned, values=[{**value, "folder": run_of(value.get("folder") or "")} for value in tuned.values])
         for tuned in study.tuning
     )
-    base = Path(study.base).name if Path(study.base).is_absolute() else study.base
-    return replace(study, base=base, runs=runs, tuning=tuning)
+    return replace(study, base=_name_of(study.base), runs=runs, tuning=tuning)
 
 
-def _checked(report: Path) -> str:
-    """A report as text, where it names no path of this machine."""
+def _name_of(base: str) -> str:
+    return Path(base).name if Path(base).is_absolute() else base
+
+
+def _checked(report: Path, base: str) -> str:
+    """A report as text, where it names no path of this machine but the base's, which is shortened to its name."""
     try:
         text = report.read_text(encoding="utf-8")
     except OSError as e:
         raise DataError(f"{report} cannot be read ({type(e).__name__}); run `transformer2 study` again") from e
+    text = text.replace(json.dumps(base)[1:-1], _name_of(base))
     _refuse_paths(text, report)
     return text
 

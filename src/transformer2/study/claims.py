@@ -124,8 +124,15 @@ def _lora_is_unstable(studies: Studies) -> list[Effect]:
         for name in ("lora", "svf")
     }
     known = [where for where in of["lora"] if of["lora"][where] or of["svf"][where]]
-    first, second = ({where: of[name][where] for where in known} for name in ("lora", "svf"))
-    return _with_mean("fall after the best validation, LoRA - SVF", first, second, greater)
+    lora, svf = ({where: of[name][where] for where in known} for name in ("lora", "svf"))
+    effects = _with_mean("fall after the best validation, LoRA - SVF", lora, svf, greater)
+    swept = _study(studies, "figure9")
+    for name in swept.names:
+        reports = swept.reports(name)
+        first, last = ({seed: of[end] for seed, of in _curves(reports).items()} for end in (0, -1))
+        rate = swept.labels(name).get("lr", name)
+        effects.append(_compared(f"LoRA at rate {rate}, validation: start - end", first, last, greater, counts=False))
+    return effects
 
 
 def _cls_and_prompt(studies: Studies) -> list[Effect]:
@@ -193,7 +200,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "LoRA under policy gradient is unstable",
         "from its best validation to its last, LoRA falls further than SVF, both under policy gradient at tuned rates",
-        ("table4",),
+        ("table4", "figure9"),
         _lora_is_unstable,
     ),
     Claim(
@@ -275,13 +282,13 @@ def _gain(reports: Mapping[int, Report]) -> Points:
 
 def _fall(reports: Mapping[int, Report]) -> Points:
     """Points from the best validation accuracy to the last."""
-    found = {}
-    for seed, report in reports.items():
-        curve = report.get("details", {}).get("training", {}).get("curve", ())
-        if curve:
-            accuracies = [point["accuracy"] for point in curve]
-            found[seed] = 100 * (max(accuracies) - accuracies[-1])
-    return found
+    return {seed: max(curve) - curve[-1] for seed, curve in _curves(reports).items()}
+
+
+def _curves(reports: Mapping[int, Report]) -> dict[int, list[float]]:
+    """Validation accuracies of the runs that were validated, in points; the first is the base's."""
+    curves = {seed: of.get("details", {}).get("training", {}).get("curve", ()) for seed, of in reports.items()}
+    return {seed: [100 * point["accuracy"] for point in curve] for seed, curve in curves.items() if curve}
 
 
 def _by_skill(study: Study, name: str, reading: Reading) -> dict[str, Points]:
