@@ -1,7 +1,7 @@
 """The paper's ten claims: hypotheses as data, their tests as functions, their verdicts computed from studies.
 
 A > B holds if the 95 % interval of the paired difference over seeds lies above 0, A >= B if it lies above -2 points
-(`MARGIN`); each does not hold if it lies below that bound. With fewer than five seeds on both sides, it is not decided.
+(`MARGIN`); each does not hold if it lies below that bound. With fewer than five common seeds it is not decided.
 A claim over several tasks is judged on the mean over them; a task without five seeds leaves it undecided. The last
 claim is about matrices of the base, which have no seeds: its interval is over matrices.
 """
@@ -9,12 +9,27 @@ claim is about matrices of the base, which have no seeds: its interval is over m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from transformer2.report.spectrum import LORA, share_of_top
-from transformer2.study.cells import Report, points, stem
+from transformer2.study.readings import (
+    Points,
+    by_label,
+    by_modules,
+    by_skill,
+    common,
+    cost,
+    curves,
+    ends,
+    fall,
+    gain,
+    result,
+    row_points,
+    strategy,
+    trainable,
+)
 from transformer2.study.results import Study
 from transformer2.study.statistics import (
     MARGIN,
@@ -26,13 +41,13 @@ from transformer2.study.statistics import (
     greater,
     mean_difference,
 )
-from transformer2.study.tables import method, modules, objective, skill_of
 from transformer2.study.unseen import rows_of, tasks
 
 FEWER = 0.2  # "far fewer numbers": at most this share
 MISSED = 10.0  # "misses the spectrum": more than so many % of ||W||^2
-Points = Mapping[int, float]  # seed -> points
+GOALS = ("policy gradient", "next token")
 Studies = Mapping[str, Study]  # builder -> study, all of one base
+Judge = Callable[[Difference | None], Verdict]
 
 
 @dataclass(frozen=True)
@@ -82,19 +97,46 @@ def verdict(effects: Sequence[Effect]) -> str:
     return f"not decided ({seeds} seed{'' if seeds == 1 else 's'})"
 
 
-# ---------------------------------------------------------------------- tests
+def _study(studies: Studies, build: str) -> Study:
+    """A study; an empty one where there is none, so that every claim is tested and none is decided by its absence."""
+    return studies.get(build, Study(build, "", "", "", build, (), ()))
+
+
+def _compared(what: str, first: Points, second: Points, judge: Judge, counts: bool = True) -> Effect:
+    found = difference(first, second)
+    return Effect(what, found, judge(found), counts)
+
+
+def _with_mean(what: str, first: Mapping[str, Points], second: Mapping[str, Points], judge: Judge) -> list[Effect]:
+    """The mean over tasks, which counts, and each task beside it; a task of one side alone leaves no common seed."""
+    names = list(dict.fromkeys([*first, *second]))
+    sides = [[of.get(name, {}) for name in names] for of in (first, second)]
+    seeds = common([side for both in sides for side in both])
+    a, b = ({seed: fmean(of[seed] for of in side) for seed in seeds} for side in sides)
+    whole = _compared(what if len(names) < 2 else f"{what}, mean of {', '.join(names)}", a, b, judge)
+    if len(names) < 2:
+        return [whole]
+    return [whole, *(_compared(f"{what}, {n}", first.get(n, {}), second.get(n, {}), judge, False) for n in names)]
+
+
+def _named_in_both(
+    first: Mapping[str, Points], second: Mapping[str, Points]
+) -> tuple[dict[str, Points], dict[str, Points]]:
+    """What the study has on both sides, done or not."""
+    names = [name for name in first if name in second]
+    return {name: first[name] for name in names}, {name: second[name] for name in names}
 
 
 def _svf_beats_base(studies: Studies) -> list[Effect]:
-    gains = _by_skill(_study(studies, "table1"), "svf", _gain)
+    gains = by_skill(_study(studies, "table1"), "svf", gain)
     return _with_mean("SVF - base", gains, {skill: dict.fromkeys(of, 0.0) for skill, of in gains.items()}, greater)
 
 
 def _svf_and_lora(studies: Studies) -> list[Effect]:
     study = _study(studies, "table1")
-    svf, lora = (_by_skill(study, name, _result) for name in ("svf", "lora"))
+    svf, lora = (by_skill(study, name, result) for name in ("svf", "lora"))
     effects = _with_mean("SVF - LoRA", svf, lora, at_least)
-    sizes = [_trainable(study, name) for name in ("svf", "lora")]
+    sizes = [trainable(study, name) for name in ("svf", "lora")]
     if not all(sizes):
         return [*effects, Effect("trainable numbers, SVF / LoRA", None, "not decided")]
     share = sizes[0] / sizes[1]
@@ -106,58 +148,55 @@ def _svf_and_lora(studies: Studies) -> list[Effect]:
 
 
 def _modules_in_order(studies: Studies) -> list[Effect]:
-    of = {where: _table4(studies, "svf", "policy gradient", where) for where in ("both", "mlp", "attention")}
+    study = _study(studies, "table4")
+    of = by_modules(study, "svf", "policy gradient")
     pairs = (("both", "mlp"), ("mlp", "attention"))
-    return [_compared(f"SVF, {a} - {b}", of[a], of[b], at_least) for a, b in pairs]
+    return [_compared(f"SVF, {a} - {b}", of.get(a, {}), of.get(b, {}), at_least) for a, b in pairs]
 
 
 def _policy_gradient_beats_next_token(studies: Studies) -> list[Effect]:
-    of = {goal: {w: _table4(studies, "svf", goal, w) for w in ("mlp", "attention", "both")} for goal in _GOALS}
-    known = [where for where in of["next token"] if of["next token"][where] or of["policy gradient"][where]]
-    first, second = ({where: of[goal][where] for where in known} for goal in _GOALS)
-    return _with_mean("SVF, policy gradient - next token", first, second, greater)
+    study = _study(studies, "table4")
+    sides = (by_modules(study, "svf", goal) for goal in GOALS)
+    return _with_mean("SVF, policy gradient - next token", *_named_in_both(*sides), greater)
 
 
 def _lora_is_unstable(studies: Studies) -> list[Effect]:
-    of = {
-        name: {w: _table4(studies, name, "policy gradient", w, _fall) for w in ("mlp", "attention", "both")}
-        for name in ("lora", "svf")
-    }
-    known = [where for where in of["lora"] if of["lora"][where] or of["svf"][where]]
-    lora, svf = ({where: of[name][where] for where in known} for name in ("lora", "svf"))
-    effects = _with_mean("fall after the best validation, LoRA - SVF", lora, svf, greater)
+    study = _study(studies, "table4")
+    sides = (by_modules(study, name, "policy gradient", fall) for name in ("lora", "svf"))
+    effects = _with_mean("fall after the best validation, LoRA - SVF", *_named_in_both(*sides), greater)
     swept = _study(studies, "figure9")
     for name in swept.names:
         reports = swept.reports(name)
-        first, last = ({seed: of[end] for seed, of in _curves(reports).items()} for end in (0, -1))
+        first, last = ({seed: of[end] for seed, of in curves(reports).items()} for end in (0, -1))
         rate = swept.labels(name).get("lr", name)
         effects.append(_compared(f"LoRA at rate {rate}, validation: start - end", first, last, greater, counts=False))
     return effects
 
 
 def _cls_and_prompt(studies: Studies) -> list[Effect]:
-    return _with_mean("cls - prompt", _strategy(studies, "cls"), _strategy(studies, "prompt"), at_least)
+    study = _study(studies, "table2")
+    return _with_mean("cls - prompt", strategy(study, "cls"), strategy(study, "prompt"), at_least)
 
 
 def _few_shot_and_single(studies: Studies) -> list[Effect]:
     study = _study(studies, "table2")
     best: dict[str, Points] = {}
     for task in tasks(study):
-        singles = [_row_points(row.entries) for name, row in rows_of(study, task).items() if name.startswith("expert ")]
-        best[task] = {seed: max(of[seed] for of in singles) for seed in _common(singles)}
-    return _with_mean("few-shot - best single expert", _strategy(studies, "cem"), best, at_least)
+        singles = [row_points(row.entries) for name, row in rows_of(study, task).items() if name.startswith("expert ")]
+        best[task] = {seed: max(of[seed] for of in singles) for seed in common(singles)}
+    return _with_mean("few-shot - best single expert", strategy(study, "cem"), best, at_least)
 
 
 def _ordered_and_shuffled(studies: Studies) -> list[Effect]:
-    ordered, shuffled = (_by_label(_study(studies, "table5"), name) for name in ("ordered", "shuffled"))
+    ordered, shuffled = (by_label(_study(studies, "table5"), name) for name in ("ordered", "shuffled"))
     return _with_mean("ordered - shuffled", ordered, shuffled, greater)
 
 
 def _more_is_no_worse(studies: Studies) -> list[Effect]:
-    shots = _ends(
+    shots = ends(
         _study(studies, "table8"), "shots", lambda report, label: float(label) if label.isdecimal() else math.nan
     )
-    budgets = _ends(_study(studies, "table10"), "budget", lambda report, label: _cost(report))
+    budgets = ends(_study(studies, "table10"), "budget", lambda report, label: cost(report))
     effects = _with_mean("most shots - fewest", *shots, at_least)
     return [*effects, *_with_mean("largest budget - smallest", *budgets, at_least)]
 
@@ -234,117 +273,3 @@ CLAIMS: tuple[Claim, ...] = (
         _low_rank_misses,
     ),
 )
-
-
-# ---------------------------------------------------------------------- readings
-
-_GOALS = ("policy gradient", "next token")
-Reading = Callable[[Mapping[int, Report]], Points]
-Judge = Callable[[Difference | None], Verdict]
-
-
-def _study(studies: Studies, build: str) -> Study:
-    """A study; an empty one where there is none, so that every claim is tested and none is decided by its absence."""
-    return studies.get(build, Study(build, "", "", "", build, (), ()))
-
-
-def _compared(what: str, first: Points, second: Points, judge: Judge, counts: bool = True) -> Effect:
-    found = difference(first, second)
-    return Effect(what, found, judge(found), counts)
-
-
-def _with_mean(what: str, first: Mapping[str, Points], second: Mapping[str, Points], judge: Judge) -> list[Effect]:
-    """The mean over tasks, which counts, and each task beside it; a task of one side alone leaves no common seed."""
-    names = list(dict.fromkeys([*first, *second]))
-    sides = [[of.get(name, {}) for name in names] for of in (first, second)]
-    seeds = _common([side for both in sides for side in both])
-    a, b = ({seed: fmean(of[seed] for of in side) for seed in seeds} for side in sides)
-    whole = _compared(what if len(names) < 2 else f"{what}, mean of {', '.join(names)}", a, b, judge)
-    if len(names) < 2:
-        return [whole]
-    return [whole, *(_compared(f"{what}, {n}", first.get(n, {}), second.get(n, {}), judge, False) for n in names)]
-
-
-def _common(of: Iterable[Points]) -> list[int]:
-    """Seeds that all have."""
-    sets = [set(points_of) for points_of in of]
-    return sorted(set.intersection(*sets)) if sets else []
-
-
-def _result(reports: Mapping[int, Report]) -> Points:
-    return points({seed: report["result"] for seed, report in reports.items()})
-
-
-def _gain(reports: Mapping[int, Report]) -> Points:
-    base = points({seed: report["base"] for seed, report in reports.items()})
-    return {seed: value - base[seed] for seed, value in _result(reports).items() if seed in base}
-
-
-def _fall(reports: Mapping[int, Report]) -> Points:
-    """Points from the best validation accuracy to the last."""
-    return {seed: max(curve) - curve[-1] for seed, curve in _curves(reports).items()}
-
-
-def _curves(reports: Mapping[int, Report]) -> dict[int, list[float]]:
-    """Validation accuracies of the runs that were validated, in points; the first is the base's."""
-    curves = {seed: of.get("details", {}).get("training", {}).get("curve", ()) for seed, of in reports.items()}
-    return {seed: [100 * point["accuracy"] for point in curve] for seed, curve in curves.items() if curve}
-
-
-def _by_skill(study: Study, name: str, reading: Reading) -> dict[str, Points]:
-    names = [n for n in study.names if "skill" in study.labels(n) and stem(study, n) == name]
-    return {skill_of(study, n): reading(study.reports(n)) for n in names}
-
-
-def _by_label(study: Study, name: str) -> dict[str, Points]:
-    """Results of runs of that name, by the values of their matrix."""
-    names = [n for n in study.names if stem(study, n) == name]
-    return {", ".join(study.labels(n).values()): _result(study.reports(n)) for n in names}
-
-
-def _table4(studies: Studies, name: str, goal: str, where: str, reading: Reading = _result) -> Points:
-    study = _study(studies, "table4")
-    for run in study.names:
-        if (method(study, run), objective(study, run), modules(study, run)) == (name, goal, where):
-            return reading(study.reports(run))
-    return {}
-
-
-def _strategy(studies: Studies, name: str) -> dict[str, Points]:
-    study = _study(studies, "table2")
-    rows = {task: rows_of(study, task, controls=False).get(name) for task in tasks(study)}
-    return {task: _row_points(row.entries) if row else {} for task, row in rows.items()}
-
-
-def _row_points(entries: Mapping[int, Mapping[str, Report]]) -> Points:
-    return points({seed: entry["score"] for seed, entry in entries.items()})
-
-
-def _trainable(study: Study, name: str) -> float:
-    """Trained numbers of a method, the largest over its runs; 0 where none is done."""
-    names = [n for n in study.names if stem(study, n) == name]
-    found = [r["details"]["training"]["trainable"] for n in names for r in study.reports(n).values()]
-    return float(max(found, default=0))
-
-
-def _cost(report: Report) -> float:
-    return float(report.get("evaluations") or 0) * len(report.get("details", {}).get("few_shot", ()))
-
-
-def _ends(
-    study: Study, label: str, size: Callable[[Report, str], float]
-) -> tuple[dict[str, Points], dict[str, Points]]:
-    """Results of cem at the largest and at the smallest value of a label, by task."""
-    ends: tuple[dict[str, Points], dict[str, Points]] = ({}, {})
-    names = [n for n in study.names if label in study.labels(n) and stem(study, n) == "cem"]
-    for task in dict.fromkeys(study.labels(n).get("task", "") for n in names):
-        sized = {
-            n: max((size(report, study.labels(n)[label]) for report in study.reports(n).values()), default=math.nan)
-            for n in names
-            if study.labels(n).get("task", "") == task
-        }
-        # A value without a run might be the largest or the smallest.
-        known = not any(math.isnan(value) for value in sized.values()) and len(sized) > 1
-        for end, pick in zip(ends, (max, min), strict=True):
-            end[task] = _result(study.reports(pick(sized, key=lambda n: sized[n]))) if known else {}
-    return ends
