@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from transformer2.cli import main
+from transformer2.cli.study import Plan
 from transformer2.study.results import read_study
 
 RUNNER = f"{sys.executable} {Path(__file__).parents[1] / 'helpers' / 'study_runner.py'}"
@@ -159,3 +160,13 @@ def test_refused_before_anything_runs(run, capsys, change, more, named):
     err = capsys.readouterr().err
     assert named in err and len(err.splitlines()) == 1
     assert not calls()
+
+
+def test_the_command_is_kept_without_folders_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text(yaml.safe_dump({"title": "t", "build": "table1", "runs": {"svf": FIT}}))
+    options = {"base": "/models/mine/llama", "seeds": "0,1"}
+    more = [("data.data_dir", "/data/of/mine"), ("trainer.max_steps", "3")]
+    plan = Plan(str(tmp_path / "s.yaml"), Path("runs"), options, more)
+    rest = "--base llama --seeds 0,1 --data.data_dir mine --trainer.max_steps 3"
+    assert plan.command == f"transformer2 study s.yaml {rest}"

@@ -171,6 +171,9 @@ class Plan:
         self.seeds = (
             _seeds("--seeds", options["seeds"]) if "seeds" in options else _listed(self.study.get("seeds", [0]))
         )
+        given = [(key, options[key]) for key in ("base", "other_base", "world", "seeds") if key in options]
+        words = [word for key, text in [*given, *self.overrides] for word in (f"--{key}", _portable(text))]
+        self.command = shlex.join(["transformer2", "study", _portable(file), *words])
         self.tuning_seed = int(self.study.get("tuning_seed", 100))
         self.cells = {cell.name: cell for cell in cells(self.study)}
         self._jobs: dict[tuple[Any, ...], Job] = {}
@@ -221,8 +224,9 @@ class Plan:
         ]
         tuning = tuple(self._tuned(cell, failed) for cell in self.cells.values() if cell.tune)
         s = self.study
+        where = str(s.get("paper", ""))
         found = Study(
-            self.name, str(s.title), str(s.get("paper", "")), str(s.base), str(s.build), self.seeds, tuple(runs), tuning
+            self.name, str(s.title), where, str(s.base), str(s.build), self.seeds, tuple(runs), tuning, self.command
         )
         write_study(self.folder, found)
         done = sum(run.state == "done" for run in runs)
@@ -389,6 +393,11 @@ def _validation(folder: Path) -> float | None:
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     score: float | None = report["details"]["training"]["best_validation"]
     return score
+
+
+def _portable(path: str) -> str:
+    """A word of the command line without the folders of this machine."""
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def _number(name: str, text: str) -> int:

@@ -73,7 +73,9 @@ def _paper(studies: Mapping[str, Study], docs: Path) -> str:
     for folder, study in studies.items():
         outputs = build(study)
         facts = [f"{study.paper} of the paper" if study.paper else "", f"base {_world(study.base)}", _runs(study)]
-        parts.append(f"## {_heading(study)}\n\n{'; '.join(filter(None, facts))}.\n\n`{_command(study)}`")
+        parts.append(
+            f"## {_heading(study)}\n\n{'; '.join(filter(None, facts))}.\n\n`{study.command or _command(study)}`"
+        )
         for output in outputs:
             text = _rebased(output.markdown(), f"{RESULTS}/{folder}", docs)
             csv = f"{RESULTS}/{folder}/{output.name}.csv"
@@ -92,6 +94,8 @@ def _anchor(heading: str) -> str:
 
 
 def _command(study: Study) -> str:
+    if study.command:
+        return study.command
     base = [] if study.base == "tiny" else ["--base", study.base]
     seeds = ["--seeds", ",".join(map(str, study.seeds))]
     return shlex.join(["transformer2", "study", f"conf/paper/{study.name}.yaml", *base, *seeds])

@@ -67,6 +67,7 @@ class Study:
         seeds: Those of every run.
         runs: All of them, in the order of the study file.
         tuning: How their settings were chosen.
+        command: The command line that made it.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Study:
     seeds: tuple[int, ...]
     runs: tuple[Run, ...]
     tuning: tuple[Tuning, ...] = ()
+    command: str = ""
 
     @cached_property
     def names(self) -> tuple[str, ...]:

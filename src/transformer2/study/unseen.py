@@ -5,7 +5,7 @@ skill's unseen counterpart). Tables 2 and 3 read runs of three kinds:
 
     adapt-<task>       `adapt --strategy all`: a row for the base, for each strategy, and for each control
     <strategy>-<task>  `adapt` with one strategy, under the name of the run; soft: `--strategy scores --adapt.soft true`
-    lora-<task>        `test` of another expert on the unseen task; `lora_unseen-<task>` is the same
+    lora-<task>        `test` of another expert on the unseen task; `lora_on_unseen-<task>` is the same
 
 Table 8 reads `cem-<shots>` (adapt) and `ia3_100-<shots>`, `ia3_1000-<shots>` (fit on the same rows), label `shots`;
 table 10 `cem-<budget>`, label `budget`, with the paper's budgets called 10_shots, 3_shots and light. Both may have a
