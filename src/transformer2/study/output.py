@@ -69,7 +69,8 @@ class Figure:
     def markdown(self) -> str:
         """The picture, which stands in the same folder, and the notes."""
         picture = f"![{self.title}]({self.name}.png)"
-        return "\n".join([picture, "", f"**{self.title}**", *(f"- {note}" for note in self.notes)]) + "\n"
+        notes = [f"- {note}" for note in self.notes]
+        return "\n".join([picture, "", f"**{self.title}**", *(["", *notes] if notes else [])]) + "\n"
 
     def png(self) -> bytes:
         """The picture; the same bytes for the same figure and version of matplotlib."""
