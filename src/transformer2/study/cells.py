@@ -15,6 +15,7 @@ Scores = Mapping[int, Mapping[str, Any]]  # seed -> accuracy, se, n
 
 NAMES = {
     "svf": "SVF",
+    "svf_adamw": "SVF, AdamW",
     "lora": "LoRA",
     "ia3": "IA3",
     "dora": "DoRA",
