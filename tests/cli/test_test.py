@@ -150,3 +150,18 @@ def test_a_task_beside_the_command_is_trained_on(outside, llama_folder, monkeypa
     assert "task 'mytasks.Reverse' has no option 'aks'; did you mean 'ask'?" in capsys.readouterr().err
     assert main([*command, "other", "--data.task", "mytask.Reverse"]) == 2
     assert "task 'mytask.Reverse' cannot be imported" in capsys.readouterr().err
+
+
+def test_a_shuffled_expert_is_scored_and_said_to_be_a_control(world, tmp_path, capsys):
+    flags = ["--expert", world[1][0], "--data.task", "toy_task.FirstLetter", *SMALL]
+    for name, more in (("ordered", []), ("shuffled", ["--shuffle_expert", "3"])):
+        assert main(["test", *flags, *more, "--run_dir", str(tmp_path / name)]) == 0
+    (ordered, told), (shuffled, other) = (read(tmp_path / name) for name in ("ordered", "shuffled"))
+    assert ordered["base"] == shuffled["base"] and "shuffled" not in ordered["details"]
+    assert [r["completion"] for r in told] != [r["completion"] for r in other]
+    assert shuffled["details"]["shuffled"] == 3 and "a control" in shuffled["details"]["notes"][0]
+    assert "a control" in capsys.readouterr().out
+    assert main(["test", "--shuffle_expert", "3", *flags[2:]]) == 2
+    assert main(["fit", *flags, "--shuffle_expert", "3"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "needs --expert" in first and "unknown flag --shuffle_expert" in second
