@@ -42,7 +42,8 @@ usage: transformer2 experts show DIR [DIR ...]
        transformer2 experts stamp DIR [DIR ...]
 
   show    what an expert is: base, task, step, score, and how far z moved (root mean square of z - 1, by kind of matrix
-          and by thirds of the singular values, the largest first); several are compared
+          and by thirds of the singular values, the largest first); several are compared. By tenths, and how much of the
+          change of the weights is where: transformer2 spectrum --expert DIR
   mix     write one expert from several: delta z' = 1 + sum w (z - 1); normalised divides w by its sum; raw z' = sum w z
   shuffle write a control: the same values of z in another order within each matrix (seed 0 by default); to score one
           without keeping it: transformer2 test --expert DIR --shuffle_expert N
