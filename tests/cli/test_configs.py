@@ -13,7 +13,8 @@ from transformer2.policy import adapter_config
 
 NEEDED = {"jsonl.yaml": [("data.task_options.path", "my.jsonl")]}  # what only the user knows
 STUDIES = PACKAGED / "conf" / "paper"  # study files, and what their names stand for: tests/study
-CONFIGS = sorted(p for p in (PACKAGED / "conf").rglob("*.yaml") if STUDIES not in p.parents or p.name == "dispatch.yaml")
+FILES = sorted((PACKAGED / "conf").rglob("*.yaml"))
+CONFIGS = [path for path in FILES if STUDIES not in path.parents or path.name == "dispatch.yaml"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(PACKAGED)))
