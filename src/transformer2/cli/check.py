@@ -238,18 +238,6 @@ def folder_name(name: Any) -> str:
     return str(name)
 
 
-def seed_given(flag: str, text: str) -> int:
-    """The value of a flag that takes a seed.
-
-    Raises:
-        ConfigError: It is none.
-    """
-    value = int(text) if re.fullmatch("[0-9]{1,10}", text, re.ASCII) else -1
-    if not fits(Seed, value):
-        raise ConfigError(f"{flag} must be {expected(Seed)}, not {written(text)}")
-    return value
-
-
 def keys_help(adapt: bool) -> str:
     """Every key with its default and what it is, a line each."""
     lines = []

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from transformer2.arguments import written
-from transformer2.cli.check import check, seed_given
+from transformer2.cli.check import check
 from transformer2.cli.compose import PACKAGED, compose, home, parse_flags
 from transformer2.cli.folder import check_writable
 from transformer2.cli.train import KEYS
+from transformer2.cli.values import seed_given
 from transformer2.errors import ConfigError, shown
 from transformer2.files import check_directory
 from transformer2.svf.format import peft_type

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformer2.cli.check import check, folder_name, keys_help, seed_given
+from transformer2.cli.check import check, folder_name, keys_help
 from transformer2.cli.compose import PACKAGED, compose, parse_flags
 from transformer2.cli.folder import check_writable, run_folder
+from transformer2.cli.values import seed_given
 from transformer2.errors import ConfigError, shown
 from transformer2.files import check_directory
 

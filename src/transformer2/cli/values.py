@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar, get_origin
 
-from transformer2.arguments import check_natural, check_objective, check_samples, expected, fits, written
+from transformer2.arguments import Seed, check_natural, check_objective, check_samples, expected, fits, written
 from transformer2.cli.schema import arguments, members, value_of
 from transformer2.errors import ConfigError, DataError
 from transformer2.svf.base_folder import NAMES
@@ -133,3 +133,15 @@ def check_base(base: str, on_disk: bool, planned: bool = False) -> None:
         raise DataError(
             f"base {written(base)} is neither a folder nor a Hub id; give `tiny`, a folder, a GGUF file, or OWNER/NAME"
         )
+
+
+def seed_given(flag: str, text: str) -> int:
+    """The value of a flag that takes a seed.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    value = int(text) if re.fullmatch("[0-9]{1,10}", text, re.ASCII) else -1
+    if not fits(Seed, value):
+        raise ConfigError(f"{flag} must be {expected(Seed)}, not {written(text)}")
+    return value
