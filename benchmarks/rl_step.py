@@ -25,6 +25,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from transformer2.tiny import model_path
 TASK = "tiny_math"
 GROUP = 8  # completions per prompt
 LR = 1e-7
+STANDS_STILL = partial(torch.optim.AdamW, lr=LR, weight_decay=0.0)
 NEVER_SAID = "<unk>"
 ADAPTERS: dict[str, dict[str, Any]] = {
     "SVF": {"peft_type": "SVF", "target_modules": "all-linear"},
@@ -184,9 +186,10 @@ def ours(
     budget: int,
     kl_coef: float,
     scratch: Path,
-    lr: float = LR,
     group: int = GROUP,
     work: Work = Work(),
+    optimizer: Callable[[Any], torch.optim.Optimizer] = STANDS_STILL,
+    seed: int = 0,
 ) -> Stepper:
     """SVFReinforceModule under the Lightning Trainer."""
 
@@ -201,19 +204,21 @@ def ours(
             trainer.should_stop = self.stepper.closing
 
     def loop(stepper: Stepper) -> None:
+        L.seed_everything(seed, verbose=False)  # of a LoRA's A
         trainer = L.Trainer(
             accelerator="cpu", devices=1, max_steps=100_000, max_epochs=-1, limit_val_batches=0, logger=False,
             enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
             default_root_dir=scratch, callbacks=[Pause(stepper)],
         )  # fmt: skip
         module = SVFReinforceModule(
-            str(base), adapter, work.dtype, optimizer=lambda params: torch.optim.AdamW(params, lr=lr, weight_decay=0.0),
+            str(base), adapter, work.dtype, optimizer=optimizer, seed=seed,
             sampling=SamplingOptions(num_completions=group, max_new_tokens=budget),
             loss=LossOptions(baseline="group_norm" if group > 1 else "batch_mean", kl_coef=kl_coef),
             memory=MemoryOptions(micro_batch_tokens=work.tokens), model_kwargs=loading(work),
         )  # fmt: skip
         size = completions // group
-        trainer.fit(module, ExpertDataModule(work.task, str(base), task_options=work.options, batch_size=size))
+        data = ExpertDataModule(work.task, str(base), task_options=work.options, batch_size=size, seed=seed)
+        trainer.fit(module, data)
 
     return Stepper(loop)
 
@@ -227,6 +232,7 @@ def trls(
     scratch: Path,
     lr: float = LR,
     work: Work = Work(),
+    seed: int = 42,
 ) -> Stepper:
     """TRL's GRPOTrainer."""
     from datasets import Dataset
@@ -261,7 +267,7 @@ def trls(
             args=GRPOConfig(
                 output_dir=str(scratch), per_device_train_batch_size=rows, num_generations=GROUP,
                 gradient_accumulation_steps=completions // rows, max_completion_length=budget, beta=kl_coef,
-                learning_rate=lr, max_steps=100_000, use_cpu=True, bf16=work.dtype == "bfloat16",
+                learning_rate=lr, seed=seed, max_steps=100_000, use_cpu=True, bf16=work.dtype == "bfloat16",
                 activation_checkpointing=False, logging_strategy="no", save_strategy="no", report_to=[],
                 disable_tqdm=True,
             ),

@@ -142,11 +142,12 @@ def check_objective(objective: str, sampling: Mapping[str, Any], loss: Mapping[s
             )
 
 
-def check_natural(optimizer: str, adapter: Mapping[str, Any], recomputes: bool) -> None:
-    """Refuse NaturalGradient where a row has no z of its own to differentiate by.
+def check_natural(optimizer: str, lr: Any, adapter: Mapping[str, Any], recomputes: bool) -> None:
+    """Refuse NaturalGradient where a row has no z of its own to differentiate by, and at another optimizer's rate.
 
     Args:
         optimizer: Name of the class, or its path.
+        lr: Its learning rate.
         adapter: What is trained, as a config words it.
         recomputes: Whether activations are checkpointed.
     """
@@ -154,6 +155,10 @@ def check_natural(optimizer: str, adapter: Mapping[str, Any], recomputes: bool) 
     if name != "NaturalGradient":
         return
     other = "choose another optimizer, such as --optimizer AdamW --optimizer.lr 3e-3"
+    if isinstance(lr, int | float) and lr < 0.05:
+        raise ConfigError(
+            f"model.optimizer {name} takes an lr of 0.05 to 10 (1 is a whole step), not {written(lr)}; {other}"
+        )
     if (kind := str(adapter.get("peft_type", "SVF")).upper()) != "SVF":
         raise ConfigError(f"model.optimizer {name} trains the z of SVF alone, not {kind}; {other}")
     if adapter.get("parametrization", "direct") != "direct" or adapter.get("modules_to_save"):

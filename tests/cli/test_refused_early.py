@@ -192,7 +192,7 @@ def test_a_rank_that_is_no_number(name, monkeypatch, capfd) -> None:
             ["--trainer.logger", "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dirr: x}}"],
             "CSVLogger takes no save_dirr; did you mean save_dir?",
         ),
-        ([ADAPTER, "{peft_type: LORA, rank: 4}"], "did you mean 'r'?"),
+        ([ADAPTER, "{peft_type: LORA, rank: 4}", "--optimizer", "AdamW"], "did you mean 'r'?"),
     ],
 )
 def test_what_only_the_libraries_know(words, says, tmp_path, monkeypatch, capfd) -> None:

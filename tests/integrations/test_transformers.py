@@ -24,7 +24,7 @@ def expert(folder, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "first_letter"
     command = [
         *("fit", "--config", "conf/tiny.yaml", "--model.base", str(folder), "--data.task", "toy_task.FirstLetter"),
-        *("--model.optimizer.lr", "0.1", "--data.batch_size", "32", "--data.validation_limit", "16"),
+        *("--optimizer", "AdamW", "--optimizer.lr", "0.1", "--data.batch_size", "32", "--data.validation_limit", "16"),
         *("--trainer.max_steps", "3", "--trainer.val_check_interval", "3", "--run_dir", str(run), "--quiet"),
     ]
     assert main(command) == 0

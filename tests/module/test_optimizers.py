@@ -17,6 +17,7 @@ from transformer2.module.optimizers import Warmup, WarmupCosine, build, restart,
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
 TINY = ["--config", "conf/tiny_math.yaml"]
+SGD = ["--optimizer", "torch.optim.SGD", "--optimizer.momentum", "0.9"]
 
 
 def built(words, tmp_path):
@@ -31,14 +32,21 @@ def built(words, tmp_path):
 @pytest.mark.parametrize(
     ("words", "kind", "lr", "schedule"),
     [
-        ([], "AdamW", 0.015, "WarmupCosine"),
+        ([], "NaturalGradient", 1.0, "WarmupCosine"),
+        (["--optimizer", "AdamW"], "AdamW", 0.01, "WarmupCosine"),  # not 1.0, which means something else there
         (["--optimizer", "AdamW", "--optimizer.lr", "2e-3"], "AdamW", 2e-3, "WarmupCosine"),
-        (["--optimizer.lr", "2e-3"], "AdamW", 2e-3, "WarmupCosine"),
-        (["--model.optimizer.init_args.lr=2e-3"], "AdamW", 2e-3, "WarmupCosine"),
-        (["--optimizer", "torch.optim.SGD", "--optimizer.momentum", "0.9"], "SGD", 0.015, "WarmupCosine"),
+        (["--optimizer.lr", "0.5"], "NaturalGradient", 0.5, "WarmupCosine"),
+        (["--model.optimizer.init_args.lr=0.5"], "NaturalGradient", 0.5, "WarmupCosine"),
+        (["--config", "conf/tiny_textvqa.yaml", *SGD], "SGD", 0.015, "WarmupCosine"),
+        (
+            ["--config", "conf/tiny_textvqa.yaml", "--optimizer", "NaturalGradient"],
+            "NaturalGradient",
+            1.0,
+            "WarmupCosine",
+        ),
         (["--model.optimizer", "{class_path: Adam, init_args: {lr: 0.1}}"], "Adam", 0.1, "WarmupCosine"),
-        (["--lr_scheduler", "Warmup", "--lr_scheduler.warmup_steps", "4"], "AdamW", 0.003, "Warmup"),
-        (["--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "3"], "AdamW", 0.015, "StepLR"),
+        (["--lr_scheduler", "Warmup", "--lr_scheduler.warmup_steps", "4"], "NaturalGradient", 0.2, "Warmup"),
+        (["--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "3"], "NaturalGradient", 1.0, "StepLR"),
         (["--config", "conf/preset/paper.yaml"], "AdamW", 2e-3, "WarmupCosine"),
     ],
     ids=str,
@@ -58,6 +66,10 @@ def test_every_spelling(words, kind, lr, schedule, tmp_path):
         (["--optimizer", "torch.optim.Foo"], "no class torch.optim.Foo"),
         (["--optimizer.lrr", "1"], "unknown config key model.optimizer.lrr; did you mean model.optimizer.lr?"),
         (["--optimizer", "SGD", "--optimizer.momentun", "1"], "did you mean model.optimizer.momentum?"),
+        (
+            ["--optimizer.lr", "2e-3"],
+            "NaturalGradient takes an lr of 0.05 to 10 (1 is a whole step), not 0.002; choose",
+        ),
         (["--optimizer.lr", "-1"], "model.optimizer.lr must be a number > 0 and <= 10, not -1"),
         (["--optimizer.lr.x", "1"], "unknown config key model.optimizer.lr.x"),
         (["--optimizer", "3"], "model.optimizer must be a class or keys and values, not 3"),

@@ -220,7 +220,7 @@ def test_a_card_of_a_hub_base_loads_it_by_name(tmp_path: Path) -> None:
 def test_export_is_a_plain_model(adapter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = make_llama(tmp_path / "base", init=0.25)
     run = ["fit", "--config", "conf/tiny.yaml", "--model.base", str(base), "--model.adapter", adapter, *SMALL, *STEPS]
-    assert main([*run, "--model.optimizer.lr", "0.3", "--run_dir", str(tmp_path / "run")]) == 0
+    assert main([*run, "--optimizer", "AdamW", "--optimizer.lr", "0.3", "--run_dir", str(tmp_path / "run")]) == 0
     expert, out = tmp_path / "run" / "expert", tmp_path / "out"
     assert main(["export", "--expert", str(expert), "--out", str(out), "--quiet"]) == 0
     ids = torch.arange(5, 25).view(2, 10)

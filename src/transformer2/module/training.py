@@ -125,7 +125,8 @@ class SVFReinforceModule(StepModule):
         self.engine_name, self.seed, self.objective = rollout, seed, objective
         self.rate = settings(optimizer, lr_scheduler)
         self.damping = damping_of(self.rate)
-        check_natural(self.rate["model.optimizer"], self.adapter, self.memory.activation_checkpointing)
+        lr, recomputes = self.rate.get("model.optimizer.lr"), self.memory.activation_checkpointing
+        check_natural(self.rate["model.optimizer"], lr, self.adapter, recomputes)
         plain: dict[str, Any] = {"max_grad_norm": max_grad_norm, "rollout": rollout, "seed": seed}
         plain |= {
             "objective": objective,
