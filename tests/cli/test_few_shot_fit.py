@@ -12,7 +12,7 @@ from transformer2.data import FewShotDataModule, UnseenTaskDataModule
 
 SHORT = ["--trainer.max_steps", "3", "--data.test_limit", "12", "--data.few_shot", "6", "--quiet"]
 FIT = ["fit", "--config", "conf/tiny.yaml", "--data.task", "tiny_reasoning_hard", *SHORT]
-NEXT = ["--model.objective", "next_token"]
+NEXT = ["--model.objective", "next_token", "--optimizer", "AdamW", "--optimizer.lr", "1e-2"]
 
 
 @pytest.mark.parametrize("protocol", ["clean", "paper"])

@@ -27,6 +27,17 @@ def test_ddp_trains_what_one_process_does(runs, one, launch):
         assert [v for _, v in here] == pytest.approx([v for _, v in there], rel=1e-4, abs=1e-6), tag
 
 
+def test_ddp_learns_the_next_token_as_one_process_does(runs):
+    """Ranks have other numbers of solutions' tokens: a mean of their means would be another loss."""
+    tokens = ("--model.objective", "next_token")
+    runs.run("tokens", *tokens)
+    runs.run("tokens2", *tokens, *DDP)
+    runs.same("tokens", "tokens2")
+    for tag in ("train/loss", "train/grad_norm", "train/completion_length", "train/kl"):
+        here, there = (read_scalars(runs.folder / run, (tag,))[tag] for run in ("tokens", "tokens2"))
+        assert [v for _, v in here] == pytest.approx([v for _, v in there], rel=1e-4, abs=1e-6), tag
+
+
 def test_ddp_adapts_as_one_process_does(runs):
     """Nine rows, five members and nine dispatch questions for two processes: none of them is dealt out evenly."""
     reports = {}

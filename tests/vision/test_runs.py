@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from picture_task import draw_pictures
 from PIL import Image
+from safetensors.torch import load_file
 from short_runs import same
 from vision_bases import make_vision
 
 from transformer2.cli import main
+from transformer2.report.curve import read_scalars
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,16 @@ def test_a_run_that_is_cut_and_resumed_is_the_uncut_one(flags: list[str], tmp_pa
     assert [Path(r["images"][0]).name for r in records] == [f"{i}.png" for i in range(24, 32)]
     with Image.open(whole / "figures" / "pictures.png") as sheet:
         assert sheet.width > 1000 and sheet.height > 500
+
+
+def test_solutions_are_learned_from_pictures(flags: list[str], tmp_path: Path) -> None:
+    """What is trained reads pictures, and is z of the language model alone."""
+    small = ["--data.batch_size", "8", "--trainer.max_steps", "6", "--trainer.val_check_interval", "6"]
+    command = ["fit", "--config", "conf/base.yaml", *flags, *small, "--model.objective", "next_token"]
+    assert main([*command, "--model.optimizer.lr", "0.1", "--run_dir", str(tmp_path / "run")]) == 0
+    losses = [value for _, value in read_scalars(tmp_path / "run", ("train/loss",))["train/loss"]]
+    assert losses[-1] < losses[0] - 0.1, losses
+    assert not [key for key in load_file(tmp_path / "run" / "expert" / "adapter_model.safetensors") if "vision" in key]
 
 
 def test_every_strategy_adapts_to_pictures(flags: list[str], tmp_path: Path) -> None:

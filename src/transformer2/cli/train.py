@@ -223,6 +223,7 @@ def silence_libraries(quiet: bool) -> None:
         ".*Please use `torch.distributed.*",
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # what is logged has been summed over ranks already
         ".*When saving the DeepSpeed Stage 3 checkpoint.*",
+        ".*Total length of .list. across ranks is zero.*",  # a fit on shots has nothing to validate with
     ):
         warnings.filterwarnings("ignore", message=message)
     import torch

@@ -122,7 +122,7 @@ class FewShotDataModule(UnseenTaskDataModule):
         """Choose the shots. As in every fit, the rows to score are read before it, to be checked, and forgotten."""
         super().setup(stage)
         self._rows["train"] = self._rows["few_shot"]
-        if stage == "fit" and self.objective == "next_token":
+        if self.objective == "next_token":
             self._read_solutions("train")
             self._rows["few_shot"] = self._rows["train"]
         count = len(self._rows["train"][0])
@@ -136,3 +136,7 @@ class FewShotDataModule(UnseenTaskDataModule):
     def val_dataloader(self) -> Any:
         """Nothing."""
         return []
+
+    def digest(self, split: str) -> str:
+        """See `ExpertDataModule`; of validation, nothing."""
+        return "" if split == "validation" else super().digest(split)
