@@ -65,6 +65,7 @@ CONFIGS = {
     "fourier": other("FOURIERFT", n_frequency=50, scaling=20),
     "hra": other("HRA", r=4),
     "tinylora": other("TINYLORA"),
+    "tinylora tied": other("TINYLORA", r=4, u=8, weight_tying=0.5),
     "randlora": other("RANDLORA", r=4, randlora_alpha=7),
     "layer norms": {"peft_type": "LN_TUNING", "target_modules": ["input_layernorm"]},
     "vblora": other("VBLORA", vector_length=16, num_vectors=32),

@@ -20,6 +20,7 @@ from transformer2.module import SVFReinforceModule
 from transformer2.module.identity import KEY
 
 SVF = {"peft_type": "SVF", "target_modules": "all-linear"}
+TINYLORA = {"peft_type": "TINYLORA", "target_modules": "all-linear", "r": 4, "u": 16, "weight_tying": 0.5}
 CONTENT = {"state_dict": {"z": torch.arange(64.0)}, "loops": {"step": 3, "rate": 1e-3, "names": ["a", None]}}
 
 
@@ -94,6 +95,7 @@ def start(llama, tmp_path):
     "run",
     [
         {"max_steps": 5},
+        {"max_steps": 2, "adapter": TINYLORA},  # its vectors are shared: each layer has a name for them
         pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"every": 3}, marks=pytest.mark.slow),  # validation where an epoch ends
         pytest.param({"every": 1, "max_steps": 4}, marks=pytest.mark.slow),

@@ -39,6 +39,7 @@ def rewards(trainer):
         {"baseline": "group_norm", "num_completions": 4},
         {"baseline": "none"},
         {"adapter": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "down_proj"]}, "lr": 0.02},
+        {"adapter": {"peft_type": "TINYLORA", "r": 8, "u": 64, "target_modules": "all-linear"}, "lr": 0.02},
         {"adapter": {**ALL, "parametrization": "sigmoid_renorm"}, "lr": 0.2},
         {"adapter": {**ALL, "form": "factored"}},
     ],
