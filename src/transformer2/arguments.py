@@ -142,7 +142,7 @@ def check_objective(objective: str, sampling: Mapping[str, Any], loss: Mapping[s
             )
 
 
-def check_natural(optimizer: str, lr: Any, adapter: Mapping[str, Any], recomputes: bool) -> None:
+def check_natural(optimizer: str, lr: Any, adapter: Mapping[str, Any], recomputes: bool, objective: str) -> None:
     """Refuse NaturalGradient where a row has no z of its own to differentiate by, and at another optimizer's rate.
 
     Args:
@@ -150,6 +150,7 @@ def check_natural(optimizer: str, lr: Any, adapter: Mapping[str, Any], recompute
         lr: Its learning rate.
         adapter: What is trained, as a config words it.
         recomputes: Whether activations are checkpointed.
+        objective: `next_token` has no completions of the policy's own, which the Fisher information is of.
     """
     name = optimizer.rpartition(".")[2]
     if name != "NaturalGradient":
@@ -163,6 +164,8 @@ def check_natural(optimizer: str, lr: Any, adapter: Mapping[str, Any], recompute
         raise ConfigError(f"model.optimizer {name} trains the z of SVF alone, not {kind}; {other}")
     if adapter.get("parametrization", "direct") != "direct" or adapter.get("modules_to_save"):
         raise ConfigError(f"model.optimizer {name} trains z itself and nothing beside it; {other}")
+    if objective == "next_token":
+        raise ConfigError(f"model.optimizer {name} learns from sampled completions, not from solutions; {other}")
     if recomputes:
         raise ConfigError(f"model.optimizer {name} does not go with memory.activation_checkpointing; {other}")
 

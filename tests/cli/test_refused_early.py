@@ -21,6 +21,7 @@ MIX = ["experts", "mix", ".", ".", "--out", "o"]
 EARLY = [  # words, what the line says
     ([*FIT, "--model.objective", "next_tokens"], "did you mean 'next_token'?"),
     ([*FIT, *NEXT, "--model.sampling.num_completions", "4"], "samples none; leave it out"),
+    ([*FIT, *NEXT], "learns from sampled completions, not from solutions; choose another optimizer"),
     ([*FIT, *NEXT, "--model.loss.kl", "k3"], "model.loss.kl 'k3' is for sampled completions"),
     ([*FIT, "--data.objective", "next_token"], "set model.objective"),
     ([*FIT, KWARGS, "{load_in_4bit: true}"], "conf/quantisation/nf4.yaml"),

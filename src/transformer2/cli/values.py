@@ -91,11 +91,12 @@ def check_together(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Non
     model, adapt = config["model"], config.get("adapt") or {}
     test = model.get("test") or {}
     check_samples(test.get("samples", 0), test.get("temperature"))
-    check_objective(model.get("objective", "reinforce"), model.get("sampling") or {}, model.get("loss") or {})
+    objective = model.get("objective", "reinforce")
+    check_objective(objective, model.get("sampling") or {}, model.get("loss") or {})
     recomputes = bool((model.get("memory") or {}).get("activation_checkpointing"))
     optimizer = model.get("optimizer") or {}
     rate = (optimizer.get("init_args") or {}).get("lr")
-    check_natural(optimizer.get("class_path", ""), rate, model.get("adapter") or {}, recomputes)
+    check_natural(optimizer.get("class_path", ""), rate, model.get("adapter") or {}, recomputes, objective)
     if (warm := _warmup(model)) and 0 < trainer["max_steps"] <= warm:
         raise ConfigError(
             f"model.lr_scheduler.warmup_steps {warm} leaves no step of trainer.max_steps {trainer['max_steps']} at the "
