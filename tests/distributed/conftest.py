@@ -102,3 +102,11 @@ def one(runs):
     """The run of one process that the others are measured against."""
     runs.run("one")
     return "one"
+
+
+@pytest.fixture(scope="session")
+def natural(runs):
+    """The same under the natural gradient: its run, and the flags that ask for it."""
+    flags = ("--optimizer", "NaturalGradient", "--optimizer.lr", "0.1")
+    runs.run("natural", *flags)
+    return "natural", flags

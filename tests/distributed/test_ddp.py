@@ -38,6 +38,12 @@ def test_ddp_learns_the_next_token_as_one_process_does(runs):
         assert [v for _, v in here] == pytest.approx([v for _, v in there], rel=1e-4, abs=1e-6), tag
 
 
+def test_the_rows_of_all_ranks_make_one_natural_gradient(runs, natural):
+    one, flags = natural
+    runs.run("natural2", *flags, *DDP)
+    runs.same(one, "natural2")
+
+
 def test_ddp_adapts_as_one_process_does(runs):
     """Nine rows, five members and nine dispatch questions for two processes: none of them is dealt out evenly."""
     reports = {}

@@ -28,6 +28,14 @@ def test_zero_trains_what_one_process_does(runs, one, trained):
     assert runs.records(one) == runs.records(trained)
 
 
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_the_natural_gradient_is_that_of_one_process(runs, natural, name):
+    one, flags = natural
+    run = f"natural-{name}"
+    runs.run(run, "--config", f"conf/strategy/{name}.yaml", "--trainer.devices", "2", *FLAGS[name], *flags)
+    runs.same(one, run)
+
+
 def test_the_expert_loads_on_one_device(runs, base, trained):
     folder = runs.folder / trained / "expert"
     policy = build_policy(load_base(str(base), "float32"), {"target_modules": "all-linear"})
