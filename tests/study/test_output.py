@@ -19,6 +19,13 @@ def test_csv_has_texts_in_place_of_links(tmp_path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv", "t.md"]  # nothing half-written
 
 
+def test_a_terminal_sees_columns_without_links_and_without_the_papers() -> None:
+    table = Table(
+        "t", "A title", ["what", "paper: Llama", "n"], [["[1.0 ± 2](../run-s0)", "75", "512"], ["x", "", "3"]]
+    )
+    assert table.text() == "A title\n  what     n\n  1.0 ± 2  512\n  x        3"
+
+
 def test_links_move_and_dead_ones_become_text() -> None:
     assert with_links("[0](../a), [1](../b)", {"../a": "runs/a"}.get) == "[0](runs/a), 1"
 

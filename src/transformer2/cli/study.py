@@ -21,7 +21,7 @@ from transformer2.cli.folder import check_writable
 from transformer2.errors import ConfigError, UserError, shown
 from transformer2.study.builders import build, check_builder
 from transformer2.study.grid import Cell, as_flag, cells, with_folders
-from transformer2.study.output import write_outputs
+from transformer2.study.output import Table, write_outputs
 from transformer2.study.results import Run, Study, Tuning, read_study, write_study
 from transformer2.study.schedule import Job, run_jobs
 
@@ -240,8 +240,11 @@ class Plan:
                 print(
                     f"  {tuned.name}: {what} cannot be chosen: no run of it was validated (trainer.val_check_interval)"
                 )
-        for path in write_outputs(build(whole), self.folder):
-            print(f"  {path}")
+        outputs = build(whole)
+        for output in outputs:
+            if isinstance(output, Table) and not output.name.endswith("_tuning"):
+                print(output.text())
+        print("\n".join(f"  {path}" for path in write_outputs(outputs, self.folder) if path.suffix != ".csv"))
         return done == len(runs)
 
     # ------------------------------------------------------------------ one run

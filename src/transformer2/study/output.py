@@ -49,6 +49,14 @@ class Table:
         )
         return text.getvalue()
 
+    def text(self) -> str:
+        """Title and table for a terminal: links as their texts, without the columns of the paper's figures."""
+        kept = [i for i, head in enumerate(self.columns) if not head.startswith("paper: ")]
+        lines = [[" ".join(without_links(line[i]).split()) for i in kept] for line in (self.columns, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+        return "\n".join([self.title, *(f"  {line.rstrip()}" for line in padded)])
+
 
 @dataclass(frozen=True)
 class Figure:
