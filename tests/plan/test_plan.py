@@ -111,6 +111,14 @@ def test_the_first_change_that_fits_comes_in_order() -> None:
     assert advise(job(), 4e9) is None
 
 
+def test_advice_is_none_that_the_optimizer_refuses() -> None:
+    """NaturalGradient takes the rows' own gradients, which recomputed activations do not give."""
+    asked = job(max_rollout_rows=16, micro_batch_tokens=768, optimizer={"class_path": "a.b.NaturalGradient"})
+    assert asked.row_gradients and not job().row_gradients
+    advised = advise(asked, 24e9)
+    assert advised is not None and not advised.checkpointing and memory(advised).peak <= 24e9
+
+
 def test_lora_has_no_basis_and_never_merges() -> None:
     planned = memory(job(adapter={"peft_type": "LORA", "r": 16}))  # PEFT's own targets: q_proj, v_proj
     assert planned.part("basis") == 0 and planned.part("composed weights") == 0

@@ -72,8 +72,9 @@ def changes(asked: Job, advised: Job) -> list[str]:
 
 def _ladder(job: Job) -> Iterator[Job]:
     yield job
-    job = job.with_(checkpointing=True)
-    yield job
+    if not job.row_gradients:
+        job = job.with_(checkpointing=True)
+        yield job
     if job.merged_rollouts:
         yield job.with_(merge_rollouts=False)
     if job.svf and job.form != "delta":

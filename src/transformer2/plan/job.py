@@ -58,6 +58,7 @@ class Job:
     elsewhere: bool  # whether a server draws the rollouts, on devices of its own
     checkpointing: bool  # whether activations are computed again in the backward pass
     sampled: bool  # whether a step draws its completions; else rollouts are those of validation
+    row_gradients: bool  # whether the optimizer takes the rows' own gradients, which checkpointing would not give it
 
     @property
     def ranks(self) -> int:
@@ -144,6 +145,7 @@ def job_of(
     loading = model.get("model_kwargs") or {}
     shape = model_shape(model["base"], adapter, model["dtype"], model_kwargs=loading)
     svf = peft_type(adapter) == "SVF"
+    optimizer = model.get("optimizer")
     task = _task(data["task"])
     budget = model["sampling"]["max_new_tokens"] or (task.max_new_tokens if task else FALLBACK_BUDGET)
     shown = task.pictures if task else 0
@@ -178,6 +180,7 @@ def job_of(
         elsewhere=model["rollout"] == "vllm",
         checkpointing=bool(model["memory"]["activation_checkpointing"]),
         sampled=model["objective"] == "reinforce",
+        row_gradients=isinstance(optimizer, Mapping) and "NaturalGradient" in str(optimizer.get("class_path")),
     ).with_()
 
 
