@@ -4,9 +4,9 @@
 
 All train the embedded model with 64 completions a step until greedy answers to 256 validation questions reach the
 target, then on to the limit: ours 64 prompts of one completion, TRL 8 prompts of 8, as its advantages need groups.
-Learning rates were chosen on a seed that is not among these (docs/log.md says how many were tried); every figure is a mean
-over seeds. The clock runs during steps only, not while answers are scored; the first step, which loads everything, is
-charged as the mean of the others.
+Learning rates were chosen on a seed that is not among these (docs/log.md says how many were tried); every figure is a
+mean over seeds. The clock runs during steps only, not while answers are scored; the first step, which loads everything,
+is charged as the mean of the others.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from transformer2.study.curves import figure4, figure9
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Study
 from transformer2.study.spectra import drift, figure10, figure11
+from transformer2.study.steps import steps
 from transformer2.study.tables import table1, table4, table7
 from transformer2.study.transfer import table5
 from transformer2.study.tuning import tuning_table
@@ -34,6 +35,7 @@ BUILDERS: Mapping[str, Builder] = {
     "figure10": figure10,
     "figure11": figure11,
     "drift": drift,
+    "steps": steps,
 }
 
 

@@ -1,0 +1,46 @@
+"""Steps to the same accuracy, by hand."""
+
+from transformer2.study.builders import build
+from transformer2.study.results import Run, Study
+
+
+def fit(seed, curve, accuracy=0.8):
+    points = [{"step": s, "accuracy": a, "se": 0.01, "seconds": s, "cpu_seconds": s / 2} for s, a in curve]
+    training = {
+        "curve": points,
+        "steps": points[-1]["step"],
+        "trainable": 2688,
+        "method": "SVF",
+        "best_validation": 0.8,
+    }
+    result = {"accuracy": accuracy, "se": 0.02, "n": 512}
+    labels = {"skill": "math", "target": "75"}
+    return Run(
+        "svf-math-75", seed, labels, f"../runs/{seed}", "done", {"result": result, "details": {"training": training}}
+    )
+
+
+def table(*runs):
+    return build(Study("steps", "", "", "", "steps", (0, 1), runs))[0]
+
+
+def test_the_first_validation_at_the_target_counts():
+    fast = fit(0, [(0, 0.3), (2, 0.5), (4, 0.75), (6, 0.7), (8, 0.8)])
+    slow = fit(1, [(0, 0.3), (2, 0.5), (4, 0.6), (6, 0.74), (8, 0.9)], accuracy=0.9)
+    (row,) = table(fast, slow).rows
+    assert row[:5] == ["math, 75 %", "SVF", "4, 8", "6.0", "3.0"]
+    assert row[5] == "85.0 ± 5.0" and row[6:8] == ["8", "2,688"]
+
+
+def test_a_seed_that_never_gets_there_is_not_its_last_step():
+    never = fit(1, [(0, 0.3), (8, 0.7499)])
+    (row,) = table(fit(0, [(0, 0.3), (8, 0.76)]), never).rows
+    assert row[2:5] == ["8, –", "8.0 (1 of 2)", "4.0 (1 of 2)"]
+    (row,) = table(never).rows
+    assert row[2:5] == ["–", "–", "–"]
+
+
+def test_what_was_not_run_is_named():
+    missing = Run("svf-math-75", 0, {"skill": "math", "target": "75"}, "", "failed")
+    (row,) = table(missing).rows
+    assert row[2] == "failed" and row[5] == "–"
