@@ -279,10 +279,11 @@ def test_another_base_is_named(folder: Path, tmp_path: Path) -> None:
 def test_a_lora_run_is_scored_as_it_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = make_llama(tmp_path / "my bäse", init=0.25)
     small = ["--data.task", "toy_task.FirstLetter", "--model.sampling.max_new_tokens", "6", "--quiet"]
+    adamw = ["--optimizer", "AdamW", "--optimizer.lr", "1e-2"]
     adapter = "{peft_type: LORA, r: 16, lora_alpha: 512, use_rslora: true, target_modules: [up_proj]}"
     command = ["fit", "--config", "conf/tiny.yaml", "--model.base", str(base), "--model.adapter", adapter, *small]
     steps = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--data.batch_size", "8"]
-    assert main([*command, *steps, "--run_dir", str(tmp_path / "fit")]) == 0
+    assert main([*command, *adamw, *steps, "--run_dir", str(tmp_path / "fit")]) == 0
     expert = str(tmp_path / "fit" / "expert")
     assert (tmp_path / "fit" / "expert" / "manifest.sha256").is_file()
     assert main(["test", "--expert", expert, *small, "--run_dir", str(tmp_path / "test")]) == 0
@@ -294,5 +295,5 @@ def test_a_lora_run_is_scored_as_it_was_trained(tmp_path: Path, capsys: pytest.C
     assert fingerprint(load_base(str(base)))
     capsys.readouterr()
     contradiction = ["--config", "conf/tiny.yaml", "--model.base", str(base), "--model.adapter", "{r: 8}", *small]
-    assert main(["fit", *contradiction, "--expert", expert, "--run_dir", str(tmp_path / "no")]) == 2
+    assert main(["fit", *contradiction, *adamw, "--expert", expert, "--run_dir", str(tmp_path / "no")]) == 2
     assert "model.adapter.r is 8, but" in (err := capsys.readouterr().err) and "16" in err

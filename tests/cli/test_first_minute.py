@@ -155,10 +155,10 @@ def test_settings_that_make_nothing_run_are_named(words, message, tmp_path, capf
 def test_a_section_with_all_lines_commented_out_keeps_what_is_below(tmp_path, capsys) -> None:
     (tmp_path / "mine.yaml").write_text("_base_: conf/tiny_math.yaml\nmodel:\n  # optimizer: 1\n")
     assert main(["fit", "--config", str(tmp_path / "mine.yaml"), "--print_config"]) == 0
-    assert "lr: 0.015" in capsys.readouterr().out
-    monkeyed = ["--model.optimizer.lr=${oc.env:LR,0.003}", "--trainer.devices=1"]
+    assert "lr: 1.0\n" in capsys.readouterr().out
+    monkeyed = ["--model.optimizer.lr=${oc.env:LR,0.375}", "--trainer.devices=1"]
     assert main(["fit", "--config", "conf/tiny_math.yaml", *monkeyed, "--print_config"]) == 0
-    assert "lr: 0.003" in capsys.readouterr().out
+    assert "lr: 0.375\n" in capsys.readouterr().out
 
 
 def test_other_commands_refuse_in_one_line(tmp_path, monkeypatch, capfd) -> None:

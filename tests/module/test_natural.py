@@ -72,6 +72,17 @@ def test_what_has_no_rows_of_z_is_refused(module, said):
         SVFReinforceModule(optimizer=natural, **{"adapter": ALL, **module})
 
 
+def test_an_expert_of_another_method_is_not_gone_on_with(make, tmp_path):
+    """Nothing but its folder says that it is LoRA; its gradient would be no natural one."""
+    _, module, _ = make(adapter=LORA)
+    module.configure_model()
+    module.policy.save_pretrained(tmp_path / "lora")
+    trainer, module, data = make(adapter={}, optimizer=natural)
+    module.expert = tmp_path / "lora"
+    with pytest.raises(ConfigError, match="trains the z of SVF alone, not LORA"):
+        trainer.fit(module, data)
+
+
 def test_lora_on_an_embedded_config_is_refused_in_one_line(tmp_path, capsys):
     flags = ["--model.adapter", "{peft_type: LORA, r: 4, target_modules: all-linear}", "--run_dir", str(tmp_path / "r")]
     assert main(["fit", "--config", "conf/tiny_math.yaml", *flags]) == 2

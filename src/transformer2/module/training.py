@@ -226,6 +226,11 @@ class SVFReinforceModule(StepModule):
             kept_B = kept_B & rollouts.finished_B
         return replace(rollouts, completion_mask_BC=rollouts.completion_mask_BC * kept_B[:, None])
 
+    @property
+    def method(self) -> str:
+        """PEFT's name of what is trained."""
+        return str(getattr(self.policy.peft_config["default"].peft_type, "value", ""))
+
     # ------------------------------------------------------------------ Lightning's hooks
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
@@ -241,7 +246,10 @@ class SVFReinforceModule(StepModule):
         if self.in_lockstep:
             self._check_model()
         check_gradient(self.policy)
-        check_trained_whole(self.policy.peft_config["default"])
+        check_trained_whole(config := self.policy.peft_config["default"])
+        # An expert that is gone on from says itself what it is.
+        method = {"peft_type": self.method, "parametrization": getattr(config, "parametrization", "direct")}
+        check_natural(self.rate["model.optimizer"], None, method, False, self.objective)
         # Ranks in lockstep all run as many passes, and recomputed activations keep no cache.
         # Nor are a row's gradients its own where tokens are shared.
         alone = self.damping is None and not (self.in_lockstep or self.memory.activation_checkpointing)
@@ -257,7 +265,7 @@ class SVFReinforceModule(StepModule):
         """What was trained, and the learning curve, for report.json."""
         return {
             "objective": self.objective,
-            "method": str(getattr(self.policy.peft_config["default"].peft_type, "value", "")),
+            "method": self.method,
             "trainable": count(self.trained()),
             "steps": self.global_step,
             "seconds": round(self.curve.seconds, 2),
