@@ -18,11 +18,13 @@ from transformer2.cli.study import Plan
 from transformer2.study.results import read_study
 
 RUNNER = f"{sys.executable} {Path(__file__).parents[1] / 'helpers' / 'study_runner.py'}"
-FIT = {"command": "fit", "set": {"data.task": "gsm8k", "data.data_dir": "/"}}
 
 
 def of_task(task):
-    return {"command": "fit", "set": {"data.task": task, "data.data_dir": "/"}}
+    return {"command": "fit", "config": ["conf/base.yaml"], "set": {"data.task": task, "data.data_dir": "/"}}
+
+
+FIT = of_task("gsm8k")
 
 
 @pytest.fixture
@@ -148,6 +150,7 @@ def test_a_dry_run_prints_command_lines_and_makes_nothing(run, capsys):
         ({"set": {"model.optimizer.lrr": 1}}, (), "lrr"),
         ({"set": {"data.task": "gsm9k"}}, (), "gsm8k"),
         ({"config": ["conf/tiny_maths.yaml"]}, (), "tiny_math"),
+        ({"config": []}, (), "config"),
         ({}, ("--jobs", "0"), "jobs"),
         ({}, ("--seeds", "1,1"), "seeds"),
         ({}, ("--seeds", "x"), "seeds"),

@@ -333,6 +333,8 @@ class Plan:
 
     def _check(self, cell: Cell) -> None:
         """Refuse, before anything is run, what a run would be refused for."""
+        if cell.command == "fit" and not cell.configs:
+            raise ConfigError(f"{self.name}, runs.{cell.name}: a fit needs `config`, a list of config files")
         tried = [{key: value} for key, values in cell.tune.items() for value in values] or [{}]
         for chosen in tried:
             args = self._args(cell, self.tuning_seed, chosen, {name: f"runs/{name}" for name in cell.needs()})
