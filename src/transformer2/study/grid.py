@@ -9,6 +9,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import yaml
@@ -74,6 +75,10 @@ def cells(study: DictConfig) -> list[Cell]:
                 raise ConfigError(
                     f"runs.{cell.name} needs @{needed}, which is no run of the study{nearest(needed, names)}"
                 )
+    try:
+        TopologicalSorter({cell.name: cell.needs() for cell in found}).prepare()
+    except CycleError as e:
+        raise ConfigError(f"runs of the study need each other in a circle: {' -> '.join(e.args[1])}; break it") from e
     return found
 
 
