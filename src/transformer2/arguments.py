@@ -51,7 +51,7 @@ OPTIMIZER_RANGES: Mapping[str, Any] = {
     "betas": tuple[Share, Share],
     "eps": Annotated[float, "> 0", "<= 1"],
     "weight_decay": Annotated[float, ">= 0", "<= 100"],
-    "damping": Annotated[float, "> 0", "<= 1000"],  # of NaturalGradient
+    "damping": Annotated[float, ">= 0.001", "<= 1000"],  # of NaturalGradient
 }
 
 LARGEST = 2**53  # integers beyond are no counts, and no doubles
@@ -142,7 +142,14 @@ def check_objective(objective: str, sampling: Mapping[str, Any], loss: Mapping[s
             )
 
 
-def check_natural(optimizer: str, lr: Any, adapter: Mapping[str, Any], recomputes: bool, objective: str) -> None:
+def check_natural(
+    optimizer: str,
+    lr: Any,
+    adapter: Mapping[str, Any],
+    recomputes: bool,
+    objective: str,
+    max_grad_norm: float | None = None,
+) -> None:
     """Refuse NaturalGradient where a row has no z of its own to differentiate by, and at another optimizer's rate.
 
     Args:
@@ -151,6 +158,7 @@ def check_natural(optimizer: str, lr: Any, adapter: Mapping[str, Any], recompute
         adapter: What is trained, as a config words it.
         recomputes: Whether activations are checkpointed.
         objective: `next_token` has no completions of the policy's own, which the Fisher information is of.
+        max_grad_norm: Clips the gradient before it is divided: the step would shrink with it, and nothing be bounded.
     """
     name = optimizer.rpartition(".")[2]
     if name != "NaturalGradient":
@@ -164,6 +172,11 @@ def check_natural(optimizer: str, lr: Any, adapter: Mapping[str, Any], recompute
         raise ConfigError(f"model.optimizer {name} trains the z of SVF alone, not {kind}; {other}")
     if adapter.get("parametrization", "direct") != "direct" or adapter.get("modules_to_save"):
         raise ConfigError(f"model.optimizer {name} trains z itself and nothing beside it; {other}")
+    if max_grad_norm is not None:
+        raise ConfigError(
+            f"model.max_grad_norm {max_grad_norm} would only shorten the steps of {name}, which damping bounds; set "
+            "--model.max_grad_norm null, and --optimizer.lr for shorter steps"
+        )
     if objective == "next_token":
         raise ConfigError(f"model.optimizer {name} learns from sampled completions, not from solutions; {other}")
     if recomputes:

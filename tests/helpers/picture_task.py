@@ -35,7 +35,7 @@ class Pictures(Task):
         return Verdict.of(early == (example.answer == "0"), completion[:1] or None, "first letter")
 
     def solution(self, example):
-        return "one"
+        return "A" if example.answer == "0" else "Pick"  # words of the tokenizer of the small bases
 
 
 def draw_pictures(folder: Path, count: int = 32, sizes: Sequence[tuple[int, int]] = SIZES) -> Path:

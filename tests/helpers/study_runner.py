@@ -20,6 +20,9 @@ def main() -> None:
     root = folder.parent.parent
     with open(root / "calls.txt", "a") as calls:
         calls.write(json.dumps(sys.argv[1:]) + "\n")
+    if (checkpoint := flag("--ckpt_path")) and Path(checkpoint).read_text() == "damaged":
+        print("transformer2: the checkpoint is damaged; take the one before it")
+        sys.exit(2)
     folder.mkdir()
     (folder / "config.yaml").write_text("{}")
     if task == "humaneval":

@@ -63,11 +63,12 @@ def test_with_a_penalty_the_gradient_is_the_losses_own(make):
     [
         ({"adapter": LORA}, "NaturalGradient trains the z of SVF alone, not LORA; choose another optimizer"),
         ({"adapter": {**ALL, "parametrization": "sigmoid_renorm"}}, "z itself and nothing beside it"),
+        ({"max_grad_norm": 1e-3}, "max_grad_norm 0.001 would only shorten the steps"),
         ({"memory": {"activation_checkpointing": True}}, "does not go with memory.activation_checkpointing"),
     ],
     ids=str,
 )
-def test_what_has_no_rows_of_z_is_refused(module, said):
+def test_what_it_cannot_do_is_refused(module, said):
     with pytest.raises(ConfigError, match=said):
         SVFReinforceModule(optimizer=natural, **{"adapter": ALL, **module})
 

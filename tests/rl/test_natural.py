@@ -27,3 +27,11 @@ def test_a_step_changes_log_probabilities_by_the_advantages_whatever_their_scale
 def test_rows_without_tokens_teach_nothing_and_divide_by_nothing():
     gradient_Z = torch.zeros(3)
     assert torch.equal(natural_gradient(gradient_Z, torch.zeros(2, 3), 0.3), gradient_Z)
+
+
+def test_rows_that_the_loss_leaves_out_do_not_make_the_others_steps_longer():
+    torch.manual_seed(0)
+    scores_BZ, advantages_B = torch.randn(3, 20), torch.randn(3)
+    alone_Z = natural_gradient(-(advantages_B @ scores_BZ) / 3, scores_BZ, 0.3)
+    among_BZ = torch.cat([scores_BZ, torch.zeros(61, 20)])
+    assert torch.allclose(natural_gradient(-(advantages_B @ scores_BZ) / 64, among_BZ, 0.3), alone_Z, rtol=1e-4)

@@ -265,5 +265,5 @@ def test_no_tokenizer_eats_spaces_that_were_sampled(tokenizer, prompts):
     ids = cleaning(text, add_special_tokens=False)["input_ids"]
     assert cleaning.decode(ids) != text
     rows = [[*ids, EOS[1]]] * len(prompts)
-    rollouts = HFEngine(cleaning, EOS)._packed(prompts, rows, [[0.0] * len(row) for row in rows])
+    rollouts = HFEngine(cleaning, EOS).packed(prompts, rows, [[0.0] * len(row) for row in rows])
     assert set(rollouts.completions) == {text}

@@ -99,6 +99,46 @@ def test_a_killed_run_goes_on_from_its_checkpoint(run):
     assert not list(Path("runs/studies/runs").glob(".*.cut"))
 
 
+def test_a_checkpoint_that_is_refused_is_given_up_for_the_one_before_it(run):
+    """A damaged last.ckpt would end the run in the same way for ever."""
+    killed = {"k": of_task("mbpp")}
+    assert run(killed) == 1
+    (folder,) = Path("runs/studies/runs").glob("fit-mbpp-*/")
+    (folder / "checkpoints" / "last.ckpt").write_text("damaged")
+    (folder / "checkpoints" / "previous.ckpt").write_text("half of it")
+    assert run(killed) == 1
+    assert run(killed) == 0
+    resumed = [Path(words[words.index("--ckpt_path") + 1]).name for words in calls()[1:]]
+    assert resumed == ["last.ckpt", "previous.ckpt"]
+
+
+@pytest.mark.parametrize("damage", ["{", "{}", "[]", ""])
+def test_a_damaged_report_is_none_and_its_run_is_made_again(run, damage):
+    runs = {"svf": {**FIT, "tune": {"model.optimizer.lr": [0.01, 0.03]}}}
+    assert run(runs) == 0
+    for report in Path("runs/studies/runs").glob("*/report.json"):
+        report.write_text(damage)
+    assert run(runs, "--dry_run") == 0
+    assert run(runs) == 0
+    assert len(calls()) == 6 and set(states().values()) == {"done"}
+
+
+def test_rows_or_an_expert_that_were_replaced_are_another_run(run, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("1")
+    options = {"data.task": "jsonl", "data.task_options": {"path": str(tmp_path / "rows.jsonl")}}
+    mine = {"mine": {"command": "fit", "config": ["conf/base.yaml"], "set": options}}
+    assert run(mine) == 0
+    (tmp_path / "rows.jsonl").write_text("2")
+    assert run(mine) == 0
+    assert len(calls()) == 2
+
+
+def test_bases_of_the_same_last_name_have_folders_of_their_own(run):
+    for base in ("a/Llama-3.1-8B", "a/Llama-3.2-1B", "b/Llama-3.1-8B"):
+        assert run({"svf": {**FIT, "set": {**FIT["set"], "model.base": "${base}"}}}, "--base", base) == 0
+    assert len(list(Path("runs/studies").glob("s-*/study.json"))) == 3
+
+
 def wait_for(path, process):
     deadline = time.monotonic() + 60
     while not Path(path).exists():
@@ -151,6 +191,10 @@ def test_a_dry_run_prints_command_lines_and_makes_nothing(run, capsys):
         ({"set": {"data.task": "gsm9k"}}, (), "gsm8k"),
         ({"config": ["conf/tiny_maths.yaml"]}, (), "tiny_math"),
         ({"config": []}, (), "config"),
+        ({"tune": {"model.optimizer.lr": [0.1, 0.2]}}, ("--model.optimizer.lr", "3"), "chooses model.optimizer.lr"),
+        ({"tune": {"model.optimizer.lr": [0.1, 0.2]}}, ("--model.optimizer", "SGD"), "chooses model.optimizer.lr"),
+        ({"set": {**FIT["set"], "seed_everything": 3}}, (), "seed_everything"),
+        ({"seeds": [0, 0]}, (), "seeds"),
         ({}, ("--jobs", "0"), "jobs"),
         ({}, ("--seeds", "1,1"), "seeds"),
         ({}, ("--seeds", "x"), "seeds"),
@@ -173,3 +217,29 @@ def test_the_command_is_kept_without_folders_of_the_machine(tmp_path, monkeypatc
     plan = Plan(str(tmp_path / "s.yaml"), Path("runs"), options, more)
     rest = "--base llama --seeds 0,1 --data.data_dir mine --trainer.max_steps 3"
     assert plan.command == f"transformer2 study s.yaml {rest}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [("seeds", 3, "seeds"), ("tuning_seed", "abc", "tuning_seed"), ("seed", [0, 1], "seeds"), ("buidl", "x", "build")],
+)
+def test_a_study_file_with_an_odd_head_is_refused(tmp_path, monkeypatch, capsys, key, value, named):
+    monkeypatch.chdir(tmp_path)
+    content = {"build": "table1", "runs": {"svf": FIT}, key: value}
+    Path("s.yaml").write_text(yaml.safe_dump(content))
+    assert main(["study", "s.yaml", "--launcher", RUNNER, "--quiet"]) == 2
+    err = capsys.readouterr().err
+    assert named in err and len(err.splitlines()) == 1
+
+
+def test_an_expert_of_a_run_with_other_seeds_is_refused(run, capsys):
+    """It would be the same expert under each seed, and its interval over seeds none."""
+    runs = {"svf": {**FIT, "seeds": [7]}, "on": {"command": "test", "expert": "@svf/expert"}}
+    assert run(runs, seeds=(0, 1)) == 2
+    assert "@svf under seed 0, which has seeds 7 alone" in capsys.readouterr().err
+
+
+def test_a_launcher_that_is_no_command_is_refused(run, capsys, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "RUNNER", "no-such-program -m transformer2")
+    assert run({"svf": FIT}) == 2
+    assert "no-such-program is no command" in capsys.readouterr().err

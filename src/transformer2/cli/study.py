@@ -6,14 +6,16 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from transformer2.cli.check import STRATEGIES, check, sections
 from transformer2.cli.compose import compose, find_config, merge, parse_flags
@@ -24,6 +26,7 @@ from transformer2.study.grid import Cell, as_flag, cells, with_folders
 from transformer2.study.output import Table, write_outputs
 from transformer2.study.results import Run, Study, Tuning, read_study, write_study
 from transformer2.study.schedule import Job, run_jobs
+from transformer2.svf.base_folder import NAMES
 
 SECTIONS = ("model", "data", "trainer", "adapt")
 RUN_KEYS = {
@@ -35,9 +38,11 @@ RUN_KEYS = {
 RUN_OPTIONS = ("expert", "shuffle_expert")  # plain flags with a value, of those that a run may have
 OPTIONS = ("base", "other_base", "world", "seeds", "jobs", "launcher", "run_dir", "docs")
 SWITCHES = ("help", "dry_run", "quiet")
-WORLDS = {"tiny": "conf/paper/world/tiny.yaml", "smollm2": "conf/paper/world/smollm2.yaml"}
+WORLDS = {base: "conf/paper/world/tiny.yaml" for base in ("tiny", "tiny_b")} | {
+    "smollm2": "conf/paper/world/smollm2.yaml"
+}
 REAL_WORLD = "conf/paper/world/real.yaml"
-STUDY_KEYS = ("title", "paper", "build", "seeds", "tuning_seed", "base", "other_base", "common", "runs")
+STUDY_KEYS = ("title", "paper", "build", "seeds", "tuning_seed", "base", "other_base", "common", "runs", "note")
 
 HELP = """\
 usage: transformer2 study FILE [FILE ...] [--base BASE] [--seeds 0,1,2] [--jobs N] [--dry_run] [--SECTION.KEY VALUE ...]
@@ -86,6 +91,8 @@ def study(args: Sequence[str]) -> int:
     root = Path(flags.options.get("run_dir") or Path("runs") / "studies")
     plans = [Plan(file, root, flags.options, flags.overrides) for file in files]
     launcher = shlex.split(flags.options.get("launcher", "")) or [sys.executable, "-m", "transformer2"]
+    if shutil.which(launcher[0]) is None:
+        raise ConfigError(f"--launcher {shown(launcher[0])} is no command; give what starts a run")
     if "dry_run" in flags.switches:
         print("\n".join(line for plan in plans for line in plan.lines(launcher)))
         return 0
@@ -163,6 +170,9 @@ class Plan:
             raise ConfigError(f"{file} is no study file: it needs `runs` and `build`; see conf/paper/table1.yaml")
         base = options.get("base") or own.get("base") or "tiny"
         world = options.get("world") or WORLDS.get(str(base), REAL_WORLD)
+        for key in own:
+            if key not in STUDY_KEYS and (near := get_close_matches(str(key), STUDY_KEYS, n=1, cutoff=0.8)):
+                raise ConfigError(f"{file} has a key {shown(str(key))}; did you mean {near[0]}?")
         self.study: DictConfig = merge([world, file])
         check_builder(str(own.build))
         self.study["base"] = base
@@ -174,7 +184,7 @@ class Plan:
         given = [(key, options[key]) for key in ("base", "other_base", "world", "seeds") if key in options]
         words = [word for key, text in [*given, *self.overrides] for word in (f"--{key}", _portable(text))]
         self.command = shlex.join(["transformer2", "study", _portable(file), *words])
-        self.tuning_seed = int(self.study.get("tuning_seed", 100))
+        (self.tuning_seed,) = _listed([self.study.get("tuning_seed", 100)], "tuning_seed")
         self.cells = {cell.name: cell for cell in cells(self.study)}
         self._jobs: dict[tuple[Any, ...], Job] = {}
         for cell in self.cells.values():
@@ -184,7 +194,10 @@ class Plan:
     def folder(self) -> Path:
         """Where study.json, tables and figures are: one folder for each base."""
         base = str(self.study["base"])
-        return self.root / (self.name if base == "tiny" else f"{self.name}-{Path(base).stem}")
+        if base in NAMES:
+            return self.root / (self.name if base == "tiny" else f"{self.name}-{base}")
+        digest = hashlib.sha256(base.encode()).hexdigest()[:6]  # many folders have the same last name
+        return self.root / f"{self.name}-{Path(base).name.removesuffix('.gguf')}-{digest}"
 
     def jobs(self, failed: set[Path]) -> tuple[list[Job], set[str]]:
         """The runs that are known, those that settings are chosen by first, and what tells apart those that are not."""
@@ -207,7 +220,7 @@ class Plan:
         unique = {job.folder: job for job in known}
         there = sum(job.done for job in unique.values())
         start = "transformer2" if list(launcher[1:]) == ["-m", "transformer2"] else shlex.join(launcher)
-        lines = [f"{self.name}: {self.study.title} (base {self.study.base})"]
+        lines = [f"{self.name}: {self.study.get('title', self.name)} (base {self.study.base})"]
         for folder, job in unique.items():
             words = shlex.join([*job.args, "--run_dir", str(folder)])
             lines.append(f"  {'done  ' if job.done else 'to run'} {job.name:<28} {start} {words}")
@@ -226,7 +239,16 @@ class Plan:
         s = self.study
         where = str(s.get("paper", ""))
         found = Study(
-            self.name, str(s.title), where, str(s.base), str(s.build), self.seeds, tuple(runs), tuning, self.command
+            self.name,
+            str(s.get("title", self.name)),
+            where,
+            str(s.base),
+            str(s.build),
+            self.seeds,
+            tuple(runs),
+            tuning,
+            self.command,
+            str(s.get("note", "")),
         )
         write_study(self.folder, found)
         done = sum(run.state == "done" for run in runs)
@@ -236,10 +258,7 @@ class Plan:
             print(f"  {line}")
         for tuned in tuning:
             if tuned.chosen is None:
-                what = ", ".join(tuned.values[0]["set"]) if tuned.values else "a setting"
-                print(
-                    f"  {tuned.name}: {what} cannot be chosen: no run of it was validated (trainer.val_check_interval)"
-                )
+                print(f"  {tuned.name} was not run: none of its tuning runs ended with a validation score")
         outputs = build(whole)
         for output in outputs:
             if isinstance(output, Table) and not output.name.endswith("_tuning"):
@@ -281,8 +300,7 @@ class Plan:
         needed: dict[str, Job] = {}
         for name in cell.needs():
             other = self.cells[name]
-            theirs = seed if not other.seeds or seed in other.seeds else other.seeds[0]
-            job = self._final(other, theirs, failed)
+            job = self._final(other, seed, failed)
             if job is None:
                 return None
             needed[name] = job
@@ -325,7 +343,7 @@ class Plan:
         """By all that a run is given, its composed config included: the same run is the same folder in every study."""
         config = _composed(args)
         expert, shuffle = (args[args.index(f"--{name}") + 1] if f"--{name}" in args else None for name in RUN_OPTIONS)
-        given = [cell.command, config, expert, *([] if shuffle is None else [shuffle])]
+        given = [cell.command, config, expert, *([] if shuffle is None else [shuffle]), *_contents([config, expert])]
         whole = json.dumps(given, sort_keys=True, default=str)
         task = str((config.get("data") or {}).get("task", "")).rpartition(".")[2]
         digest = hashlib.sha256(whole.encode()).hexdigest()[:10]
@@ -335,6 +353,18 @@ class Plan:
         """Refuse, before anything is run, what a run would be refused for."""
         if cell.command == "fit" and not cell.configs:
             raise ConfigError(f"{self.name}, runs.{cell.name}: a fit needs `config`, a list of config files")
+        for tuned in cell.tune:
+            if twice := next((key for key, _ in self.overrides if tuned == key or tuned.startswith(f"{key}.")), None):
+                raise ConfigError(
+                    f"--{twice}: runs.{cell.name} chooses {tuned} by itself; leave the flag out, or `tune`"
+                )
+        for name in cell.needs():
+            theirs = self.cells[name].seeds or self.seeds
+            if lacking := [seed for seed in cell.seeds or self.seeds if seed not in theirs]:
+                raise ConfigError(
+                    f"{self.name}, runs.{cell.name} needs @{name} under seed {lacking[0]}, which has seeds "
+                    f"{', '.join(map(str, theirs))} alone; give both the same"
+                )
         tried = [{key: value} for key, values in cell.tune.items() for value in values] or [{}]
         for chosen in tried:
             args = self._args(cell, self.tuning_seed, chosen, {name: f"runs/{name}" for name in cell.needs()})
@@ -349,7 +379,7 @@ class Plan:
 
     def _run(self, cell: Cell, seed: int, job: Job | None, failed: set[Path]) -> Run:
         if job is None:
-            return Run(cell.name, seed, cell.labels, "", "failed" if cell.tune else "missing")
+            return Run(cell.name, seed, cell.labels, "", "missing")
         state = "done" if job.done else "failed" if job.folder in failed else "missing"
         return Run(cell.name, seed, cell.labels, f"../runs/{job.folder.name}", state)  # type: ignore[arg-type]
 
@@ -396,8 +426,24 @@ def _doubts(study: Study) -> list[str]:
 def _validation(folder: Path) -> float | None:
     """The best validation accuracy of a finished fit."""
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    score: float | None = report["details"]["training"]["best_validation"]
+    score: float | None = report.get("details", {}).get("training", {}).get("best_validation")
     return score
+
+
+def _contents(value: Any) -> list[str]:
+    """SHA-256 of the files and expert folders that a config names: other rows or another expert are another run."""
+    if isinstance(value, Mapping):
+        return [digest for inner in value.values() for digest in _contents(inner)]
+    if isinstance(value, list | tuple):
+        return [digest for inner in value for digest in _contents(inner)]
+    if not isinstance(value, str) or len(value) > 4000 or "\0" in value:
+        return []
+    path = Path(value)
+    path = path / "adapter_model.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        return [hashlib.file_digest(file, "sha256").hexdigest()]
 
 
 def _portable(path: str) -> str:
@@ -418,5 +464,7 @@ def _seeds(name: str, text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _listed(seeds: Any) -> tuple[int, ...]:
-    return _seeds("seeds", ",".join(map(str, seeds)))
+def _listed(seeds: Any, name: str = "seeds") -> tuple[int, ...]:
+    if not isinstance(seeds, list | ListConfig):
+        raise ConfigError(f"{name} must be a list of whole numbers, such as [0, 1, 2], not {shown(repr(seeds), 60)}")
+    return _seeds(name, ",".join(map(str, seeds)))

@@ -96,7 +96,14 @@ def check_together(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Non
     recomputes = bool((model.get("memory") or {}).get("activation_checkpointing"))
     optimizer = model.get("optimizer") or {}
     rate = (optimizer.get("init_args") or {}).get("lr")
-    check_natural(optimizer.get("class_path", ""), rate, model.get("adapter") or {}, recomputes, objective)
+    check_natural(
+        optimizer.get("class_path", ""),
+        rate,
+        model.get("adapter") or {},
+        recomputes,
+        objective,
+        model.get("max_grad_norm"),
+    )
     if (warm := _warmup(model)) and 0 < trainer["max_steps"] <= warm:
         raise ConfigError(
             f"model.lr_scheduler.warmup_steps {warm} leaves no step of trainer.max_steps {trainer['max_steps']} at the "

@@ -126,7 +126,7 @@ class SVFReinforceModule(StepModule):
         self.rate = settings(optimizer, lr_scheduler)
         self.damping = damping_of(self.rate)
         lr, recomputes = self.rate.get("model.optimizer.lr"), self.memory.activation_checkpointing
-        check_natural(self.rate["model.optimizer"], lr, self.adapter, recomputes, objective)
+        check_natural(self.rate["model.optimizer"], lr, self.adapter, recomputes, objective, max_grad_norm)
         plain: dict[str, Any] = {"max_grad_norm": max_grad_norm, "rollout": rollout, "seed": seed}
         plain |= {
             "objective": objective,

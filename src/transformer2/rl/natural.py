@@ -27,9 +27,10 @@ def natural_gradient(gradient_Z: Tensor, scores_BZ: Tensor, damping: float) -> T
         damping: Of the mean row; large is the plain gradient on another scale.
     """
     gram_BB = scores_BZ @ scores_BZ.T
-    rows, norm = len(scores_BZ), gram_BB.diagonal().mean()
-    if not norm > 0:  # no row has a token that depends on z
+    rows, norms_B = len(scores_BZ), gram_BB.diagonal()
+    if not norms_B.any():  # no row has a token that depends on z
         return gradient_Z
+    norm = norms_B[norms_B > 0].mean()  # rows that the loss leaves out do not make the others' steps longer
     damped_BB = gram_BB + damping * norm * torch.eye(rows, dtype=gram_BB.dtype, device=gram_BB.device)
     seen_Z = scores_BZ.T @ torch.linalg.solve(damped_BB, scores_BZ @ gradient_Z)
     return (gradient_Z - seen_Z) * (rows / (damping * norm))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from transformer2.errors import ConfigError, nearest, shown
 from transformer2.study.choices import figure6, figure7
@@ -46,8 +47,10 @@ def build(study: Study) -> list[Table | Figure]:
         ConfigError: No builder has that name.
     """
     check_builder(study.build)
-    tuning = tuning_table(study)
-    return [*BUILDERS[study.build](study), *([tuning] if tuning else [])]
+    outputs, tuning = [*BUILDERS[study.build](study)], tuning_table(study)
+    if study.note and isinstance(outputs[0], Table):
+        outputs[0] = replace(outputs[0], notes=[study.note, *outputs[0].notes])
+    return [*outputs, *([tuning] if tuning else [])]
 
 
 def check_builder(name: str) -> None:

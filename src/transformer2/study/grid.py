@@ -107,6 +107,11 @@ def _cells_of(study: DictConfig, name: str) -> Iterator[Cell]:
                 raise ConfigError(
                     f"runs.{name}.{key} must be a {KINDS_IN_WORDS[kind]}, not {shown(repr(run[key]), 60)}"
                 )
+        if "seed_everything" in run["set"]:
+            raise ConfigError(f"runs.{name}.set.seed_everything: seeds are the study's; give runs.{name}.seeds")
+        seeds = run["seeds"]
+        if len(set(seeds)) < len(seeds) or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
+            raise ConfigError(f"runs.{name}.seeds must be different whole numbers, not {shown(repr(seeds), 60)}")
         tune = run["tune"]
         if len(tune) > 1 or not all(isinstance(v, list) and v for v in tune.values()) or (tune and command != "fit"):
             raise ConfigError(f"runs.{name}.tune takes one key of a fit and a list of values")

@@ -140,6 +140,8 @@ def _claims(studies: Mapping[str, Study]) -> str:
         "across the bound, it is not decided. Intervals are over seeds: all seeds answer the same test questions."
     )
     parts = [f"# Ten claims of the paper, tested\n\n{MADE} Tables: [paper.md](paper.md).\n\n{how}"]
+    noted = dict.fromkeys((base, study.note) for base, of in worlds.items() for study in of.values() if study.note)
+    parts += [f"On {_world(base)}: {note}." for base, note in noted]
     parts.append(Table("claims", "Verdicts", columns, rows).markdown())
     for i, claim in enumerate(CLAIMS):
         found = {base: effects[i, base] for base in worlds}

@@ -68,6 +68,7 @@ class Study:
         runs: All of them, in the order of the study file.
         tuning: How their settings were chosen.
         command: The command line that made it.
+        note: What has to be known of its runs to read it.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Study:
     runs: tuple[Run, ...]
     tuning: tuple[Tuning, ...] = ()
     command: str = ""
+    note: str = ""
 
     @cached_property
     def names(self) -> tuple[str, ...]:

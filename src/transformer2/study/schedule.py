@@ -7,6 +7,7 @@ other has. A run is claimed by a lock that its own process holds too, so that it
 from __future__ import annotations
 
 import fcntl
+import json
 import math
 import os
 import shutil
@@ -14,12 +15,16 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tqdm import tqdm
 
+from transformer2.errors import UserError
+
 POLL = 0.2  # seconds between two looks at what runs
 LOOK = 5.0  # seconds between two looks at what others have done
+REFUSED = 2  # the exit code of a command that says what is wrong with its input
 GRACE = 12.0  # seconds that runs have to save on a signal
 
 
@@ -42,7 +47,12 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether it has a report, which is written last."""
-        return (self.folder / "report.json").is_file()
+        file = self.folder / "report.json"
+        try:
+            status = file.stat()
+        except OSError:
+            return False
+        return _holds_report(file, status.st_mtime_ns, status.st_size)
 
     @property
     def log(self) -> Path:
@@ -60,13 +70,26 @@ class Job:
             shutil.rmtree(cut, ignore_errors=True)
             self.folder.rename(cut)
         shutil.rmtree(self.folder, ignore_errors=True)
-        checkpoint = cut / "checkpoints" / "last.ckpt"
-        resumed = ["--ckpt_path", str(checkpoint)] if checkpoint.exists() else []
+        there = (cut / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+        checkpoint = next((path for path in there if path.exists()), None)
+        resumed = [] if checkpoint is None else ["--ckpt_path", str(checkpoint)]
         return [*self.args, *resumed, "--run_dir", str(self.folder), "--quiet"]
 
     def clear(self) -> None:
-        """Remove what a finished run was resumed from."""
-        shutil.rmtree(self.folder.with_name(f".{self.folder.name}.cut"), ignore_errors=True)
+        """Remove what a finished run was resumed from, and keep the first half of its curves."""
+        cut = self.folder.with_name(f".{self.folder.name}.cut")
+        for events in cut.glob("events.out.tfevents*"):
+            shutil.copy2(events, self.folder)
+        shutil.rmtree(cut, ignore_errors=True)
+
+    def forget_checkpoint(self) -> None:
+        """Give up the checkpoint that a run could not go on from; next time the one before it, or none, is taken."""
+        cut = self.folder.with_name(f".{self.folder.name}.cut")
+        for name in ("last.ckpt", "previous.ckpt"):
+            path = cut / "checkpoints" / name
+            if path.exists():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                return
 
 
 class Running:
@@ -103,9 +126,19 @@ def claim(job: Job) -> int | None:
     except BlockingIOError:
         os.close(lock)
         return None
-    except OSError:  # a file system without locks
-        pass
+    except OSError as e:
+        os.close(lock)
+        raise UserError(f"{locks} is on a disk without file locks ({e.strerror}); give another --run_dir") from e
     return lock
+
+
+@cache
+def _holds_report(file: Path, mtime: int, size: int) -> bool:
+    """Whether a report.json of that age and size can be read; a damaged one is no report, and its run is made again."""
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8")).keys() & {"result", "strategies", "spectrum"})
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def run_jobs(
@@ -182,6 +215,8 @@ def _reap(
             run.job.clear()
         else:
             failed.add(run.job.folder)
+            if run.process.returncode == REFUSED:
+                run.job.forget_checkpoint()
         if not quiet:
             tqdm.write(tell(run.job, run.seconds, run.process.returncode))
     return bool(ended)

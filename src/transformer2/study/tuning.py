@@ -21,12 +21,11 @@ def tuning_table(study: Study) -> Table | None:
             linked = f"[{score}]({folder})" if folder else score
             chosen = "chosen" if position == tuned.chosen else ""
             rows.append([tuned.name, _settings(value["set"]), linked, str(tuned.seed), chosen])
-    counts = {tuned.name: len(tuned.values) for tuned in study.tuning}
-    fewest, most = min(counts.values()), max(counts.values())
-    if fewest == most:
-        fair = f"every tuned run got the same number of tuning runs: {most}"
+    counts = {t.name: (sum(v.get("validation") is not None for v in t.values), len(t.values)) for t in study.tuning}
+    if len(set(counts.values())) == 1 and len({*next(iter(counts.values()))}) == 1:
+        fair = f"every tuned run got the same number of tuning runs: {len(study.tuning[0].values)}"
     else:
-        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        listed = ", ".join(f"{name} {done}{'' if done == of else f' of {of}'}" for name, (done, of) in counts.items())
         fair = f"**not the same number of tuning runs for all**: {listed}"
     untuned = [name for name in study.names if name not in counts]
     notes = [fair, *([f"not tuned: {', '.join(untuned)}"] if untuned else [])]

@@ -58,7 +58,8 @@ def table2(study: Study) -> list[Table | Figure]:
             scores = {seed: entry["score"] for seed, entry in found.entries.items()}
             tests = {seed: entry["test"] for seed, entry in found.entries.items()}
             spent = [entry["evaluations"] for entry in found.entries.values() if entry["evaluations"]]
-            cells = score_cells(found.runs, scores, base, tests)
+            bases = {seed: entry["base"] for seed, entry in found.entries.items()}  # on the row's own questions
+            cells = score_cells(found.runs, scores, bases, tests)
             tried = f"{fmean(spent):.0f}" if spent else "–" if not found.entries else "0"
             rows.append([what, display(name), *cells, tried, _table2(name, theirs)])
     columns = ["task", "strategy", *SCORE_COLUMNS, "mixtures tried", f"paper: {published.MODEL}"]
@@ -197,12 +198,12 @@ def rows_of(study: Study, task: str, controls: bool = True) -> dict[str, Row]:
             rows.setdefault(row, Row([])).runs += runs
         for seed, whole in study.reports(name).items():
             for row, report in whole.get("strategies", {own: whole}).items():
-                rows.setdefault(row, Row([*runs])).entries[seed] = _entry(report["result"], report)
+                rows.setdefault(row, Row([*runs])).entries[seed] = _entry(report["result"], report["base"], report)
                 for control, score in report["controls"].items():
                     kind, _, expert = control.partition(" ")
                     shown = f"expert {expert_name(study, expert)}" if kind == "expert" else control
                     shown = CONSTANT if control.startswith("constant z") else shown
-                    compared.setdefault(shown, Row(runs)).entries.setdefault(seed, _entry(score))
+                    compared.setdefault(shown, Row(runs)).entries.setdefault(seed, _entry(score, report["base"]))
     return {**rows, **compared} if controls else rows
 
 
@@ -211,11 +212,19 @@ def base_on(study: Study, task: str) -> tuple[Scores, list[Run]]:
     return base_of(study, [name for name in study.names if task_of(study, name) == task])
 
 
-def _entry(score: Mapping[str, Any], report: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a row says of a seed; a control has a score alone."""
+def _entry(
+    score: Mapping[str, Any], base: Mapping[str, Any], report: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a row says of a seed; a control has a score, and the base of the run that it is of, alone."""
     report = report or {}
     test, evaluations = report_test(report), report.get("evaluations")
-    return {"score": score, "test": test, "seconds": report.get("seconds", {}), "evaluations": evaluations}
+    return {
+        "score": score,
+        "base": base,
+        "test": test,
+        "seconds": report.get("seconds", {}),
+        "evaluations": evaluations,
+    }
 
 
 def _own(study: Study, name: str) -> list[str]:
