@@ -98,7 +98,7 @@ def study(args: Sequence[str]) -> int:
         return 0
     check_writable(root)
     quiet = "quiet" in flags.switches
-    failed = _run(plans, jobs, launcher, quiet)
+    failed = _run(plans, jobs, launcher, quiet) if plans else set()
     whole = [plan.finish(failed) for plan in plans]
     if docs is not None:
         from transformer2.study.page import write_pages
