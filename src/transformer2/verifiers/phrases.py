@@ -98,9 +98,11 @@ _KEPT = _phrases(
     r"|(?:that|this|it|which|(?:the|my) answer)(?:'s| is| was) (?:(?:indeed|still) )?(?:right|correct|fine)\b"
     r"|(?:the|my)(?: \w+)? answer (?:still )?(?:stands|holds)\b"
 )
+# (?>(?:...)*) and not (?:...)*+, here and below: until Python 3.11.4 a possessive repeat of a group that can backtrack
+# matches less than it should (gh-106052).
 SECOND_THOUGHT = re.compile(
     r"(?:^|(?<=[.!?,;:(\u2014\u2026-])|(?<=\})\$?|\b(?:oh|ah|hm+|um|uh|but|or|and|so|then|no)\b,?)"
-    r"(?:[ \t*_\"(]|(?<!\n)\n){0,8}+"
+    r"(?>(?:[ \t*_\"(]|(?<!\n)\n){0,8})"
     rf"(?:(?P<withdrawn>{_WITHDRAWN})|(?P<changed>{_CHANGED})|(?P<also>{_ALSO})|(?P<kept>{_KEPT}))"
     rf"|(?:^|(?<=[.!?;]))[ \t*_\"(]{{0,8}}+(?:(?P<turned>{_TURNED})|(?P<more>{_MORE}))",
     re.IGNORECASE | re.MULTILINE,
@@ -164,7 +166,7 @@ PART_BEFORE = re.compile(
 PART_AFTER = re.compile(
     r"[)\s]{0,9}(?:\\(?:pi|cdot|times)\b|\^(?!\{?\\circ)|[+/|]|\*(?!\*|\s|\Z)|\}\s*\{|[\s$]{0,9}(?:hundred|thousand|million|billion|dozen)\b)"
 )
-ENDS_IN_A_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})*+)\}[\s$.)\]*\\]*\Z")
+ENDS_IN_A_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{((?>(?:[^{}]|\{[^{}]*\})*))\}[\s$.)\]*\\]*\Z")
 OR_BEFORE = re.compile(
     r"(?<!of )(\$(?!\\boxed|\\fbox)[^$\n]{1,40}(?<!,)\$|\\\([^()\n]{1,40}\\\)|(?<![A-Za-z\d])-?\d[\d.,/]*|\b[A-Z])"
     r"\s+or\s+[\s$*(\\\[]{0,9}(?P<name>[A-Za-z]\s*=)?\s*\Z"
