@@ -98,8 +98,8 @@ _KEPT = _phrases(
     r"|(?:that|this|it|which|(?:the|my) answer)(?:'s| is| was) (?:(?:indeed|still) )?(?:right|correct|fine)\b"
     r"|(?:the|my)(?: \w+)? answer (?:still )?(?:stands|holds)\b"
 )
-# Groups are repeated in an atomic group and not possessively, here and below: until Python 3.11.4 a possessive repeat of
-# a group that can backtrack matches less than it should (gh-106052).
+# Groups are repeated in an atomic group and not possessively, here and below: until Python 3.11.4 a possessive repeat
+# of a group that can backtrack matches less than it should (gh-106052).
 SECOND_THOUGHT = re.compile(
     r"(?:^|(?<=[.!?,;:(\u2014\u2026-])|(?<=\})\$?|\b(?:oh|ah|hm+|um|uh|but|or|and|so|then|no)\b,?)"
     r"(?>(?:[ \t*_\"(]|(?<!\n)\n){0,8})"
