@@ -97,6 +97,8 @@ def _job(layers: int, batch: Rollouts, toy: bool) -> Job:
         merge_rollouts=True,
         elsewhere=False,
         checkpointing=False,
+        sampled=True,
+        row_gradients=False,
     )
 
 
