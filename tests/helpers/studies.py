@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer2.study.results import Run, Study, Tuning, read_study, write_study
+from transformer2.study.results import Run, State, Study, Tuning, read_study, write_study
 
 
 def score(accuracy: float, n: int = 100) -> dict[str, Any]:
@@ -68,9 +68,9 @@ def make_study(
     runs = []
     for run, of_seeds in reports.items():
         for seed, content in enumerate(of_seeds):
-            state = content if isinstance(content, str) else "done"
+            state: State = content if content in ("failed", "missing") else "done"
             folder = root / f"{run}-s{seed}-abc"
-            runs.append(Run(run, seed, labels.get(run, {}), f"../{folder.name}", state))  # type: ignore[arg-type]
+            runs.append(Run(run, seed, labels.get(run, {}), f"../{folder.name}", state))
             if state == "done":
                 folder.mkdir(parents=True)
                 (folder / "report.json").write_text(json.dumps(content))

@@ -13,7 +13,6 @@ from transformer2.cli import main
 from transformer2.study.results import read_study
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "paper").glob("*.yaml"))
-STUDIES = [file for file in FILES if "runs" in file.read_text() or "_base_" in file.read_text()]
 # One step and one learning rate, a handful of rows, a search of one generation: what runs is what is run on 8B.
 SMALL = shlex.split("""
 --seeds 0 --jobs 2 --quiet --trainer.max_steps 1 --trainer.val_check_interval 1 --trainer.accelerator cpu
@@ -55,7 +54,7 @@ def setting(tmp_path_factory, real_data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", [file for file in STUDIES if file.stem != "parts"], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_study_runs_on_another_base(setting, file):
     """Runs that several studies share are made once: the folder is the same for all of them."""
     where = ["--base", str(setting / "base"), "--other_base", str(setting / "other")]

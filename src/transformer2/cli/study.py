@@ -27,7 +27,7 @@ Run the missing runs of a study, then build its tables and figures. A study file
 test, adapt); runs that are there are reused, by this study and by others, a failed one stops nothing else, and an
 interrupted study goes on where it was. Shipped: {shipped}.
 
-  --base BASE          the base model (default tiny: the embedded one); real tasks come with any base but tiny
+  --base BASE          the base model (default tiny: the embedded one); real tasks come with any base but the embedded
   --other_base BASE    a second base, for the studies that move an expert to another model
   --seeds 0,1,2        the seeds of every run (default: the study file's)
   --jobs N             runs at a time (default 1)

@@ -20,7 +20,7 @@ from transformer2.errors import ConfigError, UserError, shown
 from transformer2.study.builders import build, check_builder
 from transformer2.study.grid import Cell, as_flag, cells, with_folders
 from transformer2.study.output import Table, write_outputs
-from transformer2.study.results import Run, Study, Tuning, read_study, write_study
+from transformer2.study.results import Run, State, Study, Tuning, read_study, write_study
 from transformer2.study.schedule import Job
 from transformer2.svf.base_folder import NAMES
 
@@ -270,8 +270,8 @@ class Plan:
     def _run(self, cell: Cell, seed: int, job: Job | None, failed: set[Path]) -> Run:
         if job is None:
             return Run(cell.name, seed, cell.labels, "", "missing")
-        state = "done" if job.done else "failed" if job.folder in failed else "missing"
-        return Run(cell.name, seed, cell.labels, f"../runs/{job.folder.name}", state)  # type: ignore[arg-type]
+        state: State = "done" if job.done else "failed" if job.folder in failed else "missing"
+        return Run(cell.name, seed, cell.labels, f"../runs/{job.folder.name}", state)
 
     def _tuned(self, cell: Cell, failed: set[Path]) -> Tuning:
         jobs = self._tuning(cell, failed)
