@@ -83,8 +83,7 @@ def paper(session: nox.Session) -> None:
     """
     install(session)
     files = sorted(str(path) for path in Path("conf/paper").glob("*.yaml") if path.stem != "smollm2")
-    session.run("transformer2", "study", *files, "--jobs", "2", *session.posargs)
-    session.run("transformer2", "study", "--docs", "docs")
+    session.run("transformer2", "study", *files, "--jobs", "2", "--docs", "docs", *session.posargs)
 
 
 @nox.session
