@@ -1,4 +1,4 @@
-"""The classification expert of SmolLM2: six runs of a quarter of an hour, SVF's better than the base with every seed."""
+"""The classification expert of SmolLM2: six runs of a quarter of an hour, SVF better than the base with every seed."""
 
 from __future__ import annotations
 
