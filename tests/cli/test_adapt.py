@@ -1,10 +1,12 @@
 """`transformer2 adapt` from the command to the files, on a real small Llama and on the embedded model."""
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -45,7 +47,11 @@ def report_of(run):
     return json.loads((run / "report.json").read_text())
 
 
-def test_report(run):
+def weights_of(folder):
+    return hashlib.sha256((Path(folder) / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def test_report(run, world):
     report = report_of(run)
     assert report["task"] == "first_letter" and report["n"] == 16 and report["protocol"] == "clean"
     assert set(report["alpha"]) == {"math", "code", "reasoning"} and report["evaluations"] == 18
@@ -54,6 +60,7 @@ def test_report(run):
     assert [n for n in names if n.startswith("constant z = ")] and 0 <= report["paired_p"] <= 1
     assert set(report["seconds"]) == {"first_pass", "second_pass", "controls"} and report["seeds"] == [0]
     assert len(report["details"]["few_shot"]) == 4 and report["details"]["strategy"] == "cem"
+    assert report["details"]["made_from"] == {Path(f).name: weights_of(f) for f in world[1]}
 
 
 def test_records_and_rows_that_are_scored(run):
@@ -182,6 +189,7 @@ def test_dispatch_by_prompt_and_by_classifier(adapt, world, tmp_path):
     assert sum(report["details"]["chosen"].values()) == pytest.approx(1, abs=1e-3) and report["alpha"] is None
     records = [json.loads(line) for line in (tmp_path / "cls" / "records.jsonl").read_text().splitlines()]
     assert {r["choice"] for r in records} == {"no category"} and records[0]["first_pass"]  # random weights name none
+    assert report["details"]["made_from"]["first pass: code"] == weights_of(world[1][1])
     assert (tmp_path / "cls" / "figures" / "confusion.png").is_file()
 
 

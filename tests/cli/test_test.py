@@ -1,5 +1,6 @@
 """`transformer2 test` on real ARC rows, with samples for pass@k, on two processes; and a task of somebody else's."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -159,6 +160,8 @@ def test_a_shuffled_expert_is_scored_and_said_to_be_a_control(world, tmp_path, c
     (ordered, told), (shuffled, other) = (read(tmp_path / name) for name in ("ordered", "shuffled"))
     assert ordered["base"] == shuffled["base"] and "shuffled" not in ordered["details"]
     assert [r["completion"] for r in told] != [r["completion"] for r in other]
+    weights = hashlib.sha256((Path(world[1][0]) / "adapter_model.safetensors").read_bytes()).hexdigest()
+    assert ordered["details"]["made_from"] == shuffled["details"]["made_from"] == {Path(world[1][0]).name: weights}
     assert shuffled["details"]["shuffled"] == 3 and "a control" in shuffled["details"]["notes"][0]
     assert "a control" in capsys.readouterr().out
     assert main(["test", "--shuffle_expert", "3", *flags[2:]]) == 2

@@ -4,6 +4,7 @@ The score is a function of the learning rate, so that a study has something to c
 is killed once, with a checkpoint, and arc_easy waits for a file.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -44,7 +45,14 @@ def main() -> None:
     report = {"task": task, "protocol": "clean", "n": 100, "base": {"accuracy": 0.3, "se": 0.01, "n": 100}}
     report |= {"result": score, "paired_p": 0.01, "controls": {}, "alpha": None, "evaluations": None}
     report |= {"seconds": {"total": 1.0}, "seeds": [int(flag("--seed_everything"))], "versions": {}, "sandbox": None}
-    (folder / "report.json").write_text(json.dumps({**report, "details": {"training": training}}))
+    details = {"training": training}
+    if sys.argv[1] == "fit":
+        (folder / "expert").mkdir()
+        (folder / "expert" / "adapter_model.safetensors").write_bytes(os.urandom(8))
+    elif expert := flag("--expert"):
+        weights = (Path(expert) / "adapter_model.safetensors").read_bytes()
+        details["made_from"] = {"expert": hashlib.sha256(weights).hexdigest()}
+    (folder / "report.json").write_text(json.dumps({**report, "details": details}))
 
 
 main()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,29 @@ def test_rows_or_an_expert_that_were_replaced_are_another_run(run, tmp_path):
     (tmp_path / "rows.jsonl").write_text("2")
     assert run(mine) == 0
     assert len(calls()) == 2
+
+
+def test_a_base_whose_weights_were_replaced_is_another_run(run, tmp_path):
+    (tmp_path / "base").mkdir()
+    for weights in (b"1", b"2", b"2"):
+        (tmp_path / "base" / "model.safetensors").write_bytes(weights)
+        assert run({"svf": {**FIT, "set": {**FIT["set"], "model.base": str(tmp_path / "base")}}}) == 0
+    assert len(calls()) == 2
+
+
+def test_what_was_made_from_an_expert_is_made_again_when_that_was_trained_anew(run, capsys):
+    runs = {"svf": FIT, "scored": {"command": "test", "expert": "@svf/expert"}}
+    for _ in range(2):
+        assert run(runs) == 0
+    assert len(calls()) == 2
+    (fit,) = Path("runs/studies/runs").glob("fit-*/")
+    shutil.rmtree(fit)
+    assert run(runs, "--dry_run") == 0 and capsys.readouterr().out.count("to run") == 1
+    assert run(runs) == 0
+    assert [words[0] for words in calls()] == ["fit", "test"] * 2
+    assert set(states().values()) == {"done"}
+    assert run(runs) == 0
+    assert len(calls()) == 4
 
 
 def test_bases_of_the_same_last_name_have_folders_of_their_own(run):

@@ -6,7 +6,7 @@ reaches as well is not due to the choice of alpha.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -61,6 +61,7 @@ class EvaluationContext:
         data: The unseen task.
         few_shot: The rows to adapt with.
         experts: The K experts to choose from.
+        made_from: SHA-256 of the weights of each expert, by name, and of each helper.
         scorer: Runs mixtures of them and the base.
         helpers: Runs mixtures of the strategy's helpers and the base.
         known: What answers are compared with.
@@ -72,6 +73,7 @@ class EvaluationContext:
     data: UnseenTaskDataModule
     few_shot: PromptBatch
     experts: Sequence[Expert]
+    made_from: Mapping[str, str | None]
     scorer: Scorer
     helpers: Scorer
     known: Known

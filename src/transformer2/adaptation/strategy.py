@@ -82,7 +82,7 @@ class AdaptedPolicy:
         """What the report says besides the scores."""
         experts, shots = self.context.experts, self.context.few_shot.examples
         names = {"experts": [e.name for e in experts], "few_shot": [e.id for e in shots]}
-        return Facts(details={"strategy": self.name, **names})
+        return Facts(details={"strategy": self.name, **names, "made_from": dict(self.context.made_from)})
 
     def figure(self, records: Sequence[Record]) -> Any:
         """A matplotlib figure, if there is anything to see."""
@@ -133,15 +133,16 @@ class Strategy:
     def prepared(self, answerer: Answerer, data: Any, cache: Cache, folder: Path | None, bar: Any) -> Iterator[Any]:
         """What `adapt_to_task` works with; the experts are in the policy inside, and gone after any exit."""
         check_whole(answerer.engine.in_lockstep)
-        experts = self.load(data.base)
+        experts, others = self.load(data.base), self.load_helpers(data.base)
+        made_from = {e.name: e.sha256 for e in experts} | {f"first pass: {e.name}": e.sha256 for e in others}
         key = (data.task.name, data.protocol, data.seed, data.few_shot, self.controls, *(e.sha256 for e in experts))
-        with members(answerer.policy, [*experts, *self.load_helpers(data.base)]) as names:
+        with members(answerer.policy, [*experts, *others]) as names:
             scorer, helpers = (
                 Scorer(answerer.policy, part, answerer.engine, answerer.head, self.max_rows or answerer.engine.max_rows)
                 for part in ([*names[: len(experts)], names[-1]], names[len(experts) :])
             )
             shots, known = data.shots().to(answerer.device), cache.get(key, Known())
-            context = EvaluationContext(answerer, data, shots, experts, scorer, helpers, known, folder, bar)
+            context = EvaluationContext(answerer, data, shots, experts, made_from, scorer, helpers, known, folder, bar)
             if key not in cache:  # here, where all processes are
                 context.choose_controls(self.controls)
                 cache[key] = known

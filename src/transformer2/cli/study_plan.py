@@ -17,6 +17,7 @@ from omegaconf import DictConfig, ListConfig
 from transformer2.cli.check import STRATEGIES, check, sections
 from transformer2.cli.compose import compose, merge, parse_flags
 from transformer2.errors import ConfigError, UserError, shown
+from transformer2.files import file_digest
 from transformer2.study.builders import build, check_builder
 from transformer2.study.grid import Cell, as_flag, cells, with_folders
 from transformer2.study.output import Table, write_outputs
@@ -321,7 +322,7 @@ def _validation(folder: Path) -> float | None:
 
 
 def _contents(value: Any) -> list[str]:
-    """SHA-256 of the files and expert folders that a config names: other rows or another expert are another run."""
+    """SHA-256 of what a config names: other rows, another expert or base in the same place are another run."""
     if isinstance(value, Mapping):
         return [digest for inner in value.values() for digest in _contents(inner)]
     if isinstance(value, list | tuple):
@@ -329,11 +330,9 @@ def _contents(value: Any) -> list[str]:
     if not isinstance(value, str) or len(value) > 4000 or "\0" in value:
         return []
     path = Path(value)
-    path = path / "adapter_model.safetensors" if path.is_dir() else path
-    if not path.is_file():
-        return []
-    with path.open("rb") as file:
-        return [hashlib.file_digest(file, "sha256").hexdigest()]
+    of_a_folder = (file for pattern in ("*.safetensors", "*.bin", "config.json") for file in sorted(path.glob(pattern)))
+    files = of_a_folder if path.is_dir() else [path]
+    return [digest for file in files if (digest := file_digest(file)) is not None]
 
 
 def _portable(path: str) -> str:

@@ -20,7 +20,7 @@ from transformer2.cli.compose import PACKAGED, compose, parse_flags
 from transformer2.cli.folder import check_writable, run_folder
 from transformer2.cli.values import seed_given
 from transformer2.errors import ConfigError, shown
-from transformer2.files import check_directory
+from transformer2.files import check_directory, file_digest
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
 _EVERY = ("run_dir", "ckpt_path", "expert")
@@ -109,12 +109,17 @@ def _run(command: str, args: Sequence[str]) -> int:
     # From here on the heavy libraries are needed.
     silence_libraries("quiet" in flags.switches)
     from transformer2.cli.experiment import Experiment
+    from transformer2.experts.folder import name_of
+    from transformer2.svf.format import WEIGHTS
 
     if not kept:
         print(Experiment.of(config, Path("runs") / name).yaml(), end="")
         return 0
+    given = expert
     with run_folder(flags.options.get("run_dir"), name) as folder, _shuffled(expert, seed) as expert:
         experiment = Experiment.of(config, folder, quiet="quiet" in flags.switches)
+        if given is not None:  # what it was before it was shuffled
+            experiment.details["made_from"] = {name_of(given): file_digest(given / WEIGHTS)}
         if seed is not None:
             experiment.details["shuffled"] = seed
             experiment.notes.append(f"z was put in another order within each matrix (seed {seed}): a control")

@@ -23,7 +23,7 @@ from transformer2.svf.card import write_card
 from transformer2.svf.format import CONFIG, LARGEST_EXPERT, WEIGHTS, checksums, delta_key, module_of
 
 __all__ = [
-    "Expert", "check_name", "plain_name", "read_expert", "save_expert", "seal_adapter", "stamp_expert",
+    "Expert", "check_name", "name_of", "plain_name", "read_expert", "save_expert", "seal_adapter", "stamp_expert",
 ]  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -72,20 +72,16 @@ def read_expert(folder: str | Path, name: str | None = None) -> Expert:
 
     Args:
         folder: The folder.
-        name: What to call it; None takes the folder's name, or for `runs/<name>/expert` the run's, with `_` for
-            characters that names do not have.
+        name: What to call it; None takes `name_of` the folder.
 
     Raises:
         ExpertError: See `read_adapter`.
     """
     folder = Path(folder).expanduser()
     config, tensors = read_adapter(folder, only_z=True)
-    if name is None:
-        resolved = folder.resolve()
-        name = plain_name(resolved.parent.name if resolved.name == "expert" else resolved.name)
     deltas = {str(module_of(key)): delta_R for key, delta_R in tensors.items()}
     return Expert(
-        name=name,
+        name=name_of(folder) if name is None else name,
         path=folder,
         base=config["base_model_name_or_path"],
         deltas=dict(sorted(deltas.items(), key=lambda item: _natural(item[0]))),
@@ -103,6 +99,12 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name) or not name.strip("."):
         raise ExpertError(f"expert name {name[:80]!r} is not 1 to 64 of A-Z a-z 0-9 . _ -; rename it")
     return name
+
+
+def name_of(folder: str | Path) -> str:
+    """What an expert is called by its folder: its name, or for `runs/<name>/expert` the run's."""
+    resolved = Path(folder).expanduser().resolve()
+    return plain_name(resolved.parent.name if resolved.name == "expert" else resolved.name)
 
 
 def plain_name(text: str) -> str:

@@ -21,6 +21,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from transformer2.errors import UserError
+from transformer2.files import file_digest
+from transformer2.svf.format import WEIGHTS
 
 POLL = 0.2  # seconds between two looks at what runs
 LOOK = 5.0  # seconds between two looks at what others have done
@@ -46,13 +48,15 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether it has a report, which is written last."""
-        file = self.folder / "report.json"
-        try:
-            status = file.stat()
-        except OSError:
-            return False
-        return _holds_report(file, status.st_mtime_ns, status.st_size)
+        """Whether it has a report, which is written last, of the experts that it would be given today."""
+        return _report_of(self.folder) is not None and not self.stale
+
+    @property
+    def stale(self) -> bool:
+        """Whether its report is of experts that were trained anew since."""
+        made_from = _report_of(self.folder) or set()  # earlier reports do not say
+        weights = [file_digest(need / "expert" / WEIGHTS) for need in self.needs]
+        return bool(made_from) and any(digest is not None and digest not in made_from for digest in weights)
 
     @property
     def log(self) -> Path:
@@ -63,6 +67,8 @@ class Job:
         """The arguments to start or resume it with; what a killed run left behind is kept for it, or removed."""
         if self.done:
             return []
+        if self.stale:
+            shutil.rmtree(self.folder)
         cut = self.folder.with_name(f".{self.folder.name}.cut")
         if self.args[0] == "adapt" and (self.folder / "config.yaml").is_file():
             return ["adapt", "--resume", str(self.folder), "--quiet"]
@@ -132,13 +138,30 @@ def claim(job: Job) -> int | None:
     return lock
 
 
-@cache
-def _holds_report(file: Path, mtime: int, size: int) -> bool:
-    """Whether a report.json of that age and size can be read; a damaged one is no report, and its run is made again."""
+def _report_of(folder: Path) -> set[str] | None:
+    """SHA-256 of the experts that a run's report says it was given; None where there is no report.
+
+    A damaged one is no report, and its run is made again.
+    """
+    file = folder / "report.json"
     try:
-        return bool(json.loads(file.read_text(encoding="utf-8")).keys() & {"result", "strategies", "spectrum"})
-    except (OSError, ValueError, AttributeError):
-        return False
+        status = file.stat()
+        return _made_from(file, status.st_mtime_ns, status.st_size)
+    except OSError:
+        return None
+
+
+@cache
+def _made_from(file: Path, mtime: int, size: int) -> set[str] | None:
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+        if not report.keys() & {"result", "strategies", "spectrum"}:
+            return None
+        parts = [report.get("details", {}), *(part["details"] for part in report.get("strategies", {}).values())]
+        found = [digest for part in parts for digest in part.get("made_from", {}).values()]
+        return {digest for digest in [*found, report.get("drift", {}).get("sha256")] if digest}
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return None
 
 
 def run_jobs(
@@ -175,10 +198,9 @@ def run_jobs(
                     looked = time.monotonic()
                     known, waiting = jobs(failed)
                     lost = _lost(known, failed)
-                    done = {job.folder for job in known if job.done and job.folder not in running}
-                    if not finished:
-                        bar.initial = len(done)  # what was there already says nothing of the time left
-                    finished |= done
+                    first, finished = not finished, {j.folder for j in known if j.done and j.folder not in running}
+                    if first:
+                        bar.initial = len(finished)  # what was there already says nothing of the time left
                     bar.n, bar.total = len(finished), len(known) + waiting - len(failed | lost)
                     open_jobs = [job for job in known if job.folder not in finished | failed | lost]
                     for job in open_jobs:
@@ -191,6 +213,8 @@ def run_jobs(
                         if job.done:  # another command was faster
                             os.close(lock)
                             continue
+                        if job.stale and not quiet:
+                            tqdm.write(f"{job.name}   is made again: an expert that it was given was trained anew")
                         job.folder.parent.mkdir(parents=True, exist_ok=True)
                         running[job.folder] = Running(job, launcher, threads, lock)
                     bar.set_postfix_str(", ".join(r.job.name for r in running.values()))
