@@ -134,6 +134,18 @@ def test_rows_or_an_expert_that_were_replaced_are_another_run(run, tmp_path):
     assert len(calls()) == 2
 
 
+def test_a_base_that_is_not_there_is_named_once_before_anything_runs(run, capsys, monkeypatch):
+    assert run({"svf": FIT}) == 0
+    for base, told in (
+        ("./nosuch", "'./nosuch' is not a model folder"),
+        ("tests", "'tests' is not a folder, and the Hub"),
+    ):
+        assert main(["study", "s.yaml", "--base", base]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line
+    assert len(calls()) == 1
+
+
 def test_a_base_whose_weights_were_replaced_is_another_run(run, tmp_path):
     (tmp_path / "base").mkdir()
     for weights in (b"1", b"2", b"2"):

@@ -15,6 +15,7 @@ from transformer2.cli.folder import check_writable
 from transformer2.cli.study_plan import Plan
 from transformer2.errors import ConfigError, shown
 from transformer2.study.schedule import Job, run_jobs
+from transformer2.svf.base_folder import base_folder
 
 SECTIONS = ("model", "data", "trainer", "adapt")
 OPTIONS = ("base", "other_base", "world", "seeds", "jobs", "launcher", "run_dir", "docs")
@@ -72,6 +73,9 @@ def study(args: Sequence[str]) -> int:
     if "dry_run" in flags.switches:
         print("\n".join(line for plan in plans for line in plan.lines(launcher)))
         return 0
+    if "launcher" not in flags.options and not any(key.startswith("model.model_kwargs") for key, _ in flags.overrides):
+        for base in {str(plan.study["base"]) for plan in plans}:
+            base_folder(base, weights=False)  # else every run would be refused for it, one after the other
     check_writable(root)
     quiet = "quiet" in flags.switches
     failed = _run(plans, jobs, launcher, quiet) if plans else set()
