@@ -43,6 +43,21 @@ def test_one_step_is_the_one_computed_row_by_row(make):
     assert torch.allclose(after_Z.double(), expected_Z, atol=1e-3 * float(expected_Z.abs().max()))
 
 
+def test_a_resumed_run_ends_where_an_uncut_one_does(make, tmp_path):
+    ends = []
+    for cut in (False, True):
+        checkpoint = None
+        if cut:
+            trainer, module, data = make(max_steps=1, optimizer=natural)
+            trainer.fit(module, data)
+            checkpoint = tmp_path / "cut.ckpt"
+            trainer.save_checkpoint(checkpoint)
+        trainer, module, data = make(max_steps=3, optimizer=natural)
+        trainer.fit(module, data, ckpt_path=checkpoint)
+        ends.append(torch.cat([p.detach() for p in module.trained()]))
+    assert torch.equal(*ends) and ends[0].any()
+
+
 def test_with_a_penalty_the_gradient_is_the_losses_own(make):
     gradients = []
     for optimizer in ({"optimizer": natural}, {}):

@@ -10,7 +10,7 @@ from toy_task import Spelt
 
 from transformer2.cli import main
 from transformer2.data.prompts import render, turn_end
-from transformer2.errors import ConfigError, DataError
+from transformer2.errors import CheckpointError, ConfigError, DataError
 from transformer2.module import SVFReinforceModule
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -98,11 +98,12 @@ def test_a_resumed_run_equals_the_uncut_one(fit, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(expected.trained(), module.trained(), strict=True))
 
 
-def test_a_run_that_goes_on_under_another_objective_says_so(fit, make, tmp_path):
+def test_a_run_does_not_go_on_under_another_objective(fit, make, tmp_path):
+    """Its report would name the second alone."""
     first, _, _ = fit(max_steps=1)
     first.save_checkpoint(tmp_path / "cut.ckpt")
     trainer, module, data = make("toy_task.Spelt", max_steps=2)
-    with pytest.warns(UserWarning, match=r"model\.objective next_token -> reinforce"):
+    with pytest.raises(CheckpointError, match=r"trained with model\.objective next_token, not reinforce; .* --expert"):
         trainer.fit(module, data, ckpt_path=tmp_path / "cut.ckpt")
 
 

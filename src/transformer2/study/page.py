@@ -84,7 +84,7 @@ def _paper(studies: Mapping[str, Study], docs: Path) -> str:
 
 
 def _heading(study: Study) -> str:
-    where = study.paper or study.name
+    where = study.paper or "Beyond the paper"
     return f"{where}: {study.title}" + ("" if study.base == "tiny" else f", {_world(study.base)}")
 
 
