@@ -109,12 +109,11 @@ def check_identity(module: SVFReinforceModule, checkpoint: dict[str, Any]) -> se
             f"--ckpt_path holds the state of {old['model.optimizer']}, this run's model.optimizer is "
             f"{new['model.optimizer']}; resume with the same"
         )
-    what = "model.objective"
     was, asked = old["model.objective"], new["model.objective"]
     if fitting and was != asked:
         raise CheckpointError(
-            f"--ckpt_path was trained with model.objective {was}, not {asked}; resume with the same, or begin with what "
-            "it trained: --expert"
+            f"--ckpt_path was trained with model.objective {was}, not {asked}; resume with the same, or begin with "
+            "what it trained: --expert"
         )
     changed = {key for key in new if old.get(key) != new[key]} if fitting else set()
     if theirs["dtype"] != ours["dtype"]:
