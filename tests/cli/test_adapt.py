@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformer2 import tiny
 from transformer2.adaptation import few_shot
 from transformer2.cli import main
-from transformer2.experts import read_expert
+from transformer2.experts import read_expert, save_expert
 from transformer2.rollout.hf import HFEngine
 
 SEARCH = ["--adapt.population", "6", "--adapt.generations", "3"]
@@ -92,8 +94,8 @@ def test_figures_and_tensorboard(run):
 def test_an_interrupted_search_resumes_to_the_same_result(run, adapt, tmp_path, monkeypatch, capsys):
     save, folder = few_shot._save, tmp_path / "cut"
 
-    def save_and_signal(file, search, trace):
-        save(file, search, trace)
+    def save_and_signal(file, search, *rest):
+        save(file, search, *rest)
         if search.generation == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -107,6 +109,28 @@ def test_an_interrupted_search_resumes_to_the_same_result(run, adapt, tmp_path, 
         del report["seconds"]
     assert cut == uncut
     assert read_expert(folder / "expert").sha256 == read_expert(run / "expert").sha256
+
+
+def test_a_search_does_not_go_on_with_experts_that_were_trained_anew(world, adapt, tmp_path, monkeypatch):
+    experts = [str(shutil.copytree(folder, tmp_path / Path(folder).name)) for folder in world[1]]
+    given = ["--adapt.experts", json.dumps(experts)]
+
+    def save_and_stop(file, *rest):
+        save(file, *rest)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    save = few_shot._save
+    monkeypatch.setattr(few_shot, "_save", save_and_stop)
+    assert adapt(tmp_path / "cut", *given) == 143
+    monkeypatch.setattr(few_shot, "_save", save)
+    anew = read_expert(experts[0])
+    save_expert(replace(anew, deltas={m: 2 * d for m, d in anew.deltas.items()}), experts[0], overwrite=True)
+    with pytest.warns(UserWarning, match="it begins anew"):
+        assert main(["adapt", "--resume", str(tmp_path / "cut"), "--quiet"]) == 0
+    assert adapt(tmp_path / "uncut", *given) == 0
+    cut, uncut = report_of(tmp_path / "cut"), report_of(tmp_path / "uncut")
+    assert cut["alpha"] == uncut["alpha"] and cut["evaluations"] == uncut["evaluations"] == 18
+    assert cut["details"]["made_from"]["math"] == weights_of(experts[0])
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,13 +176,13 @@ class FewShotSearch(Strategy):
         start = 1 / len(mixture.members)
         search = make_search(self.search, mixture.dim, mean=start, seed=self.seed, **self.search_options)
         file = None if context.folder is None else context.folder / "search.json"
-        trace = [] if file is None else _resume(file, search)
+        trace = [] if file is None else _resume(file, search, context.made_from)
         context.bar.reset(total=self.budget.total(search.population))
         context.bar.update(search.generation)
         for entry in run_search(search, mixture, context.sharded_scores, self.budget):
             trace.append(entry)
             if file is not None and context.answerer.rank == 0:
-                _save(file, search, trace)
+                _save(file, search, trace, context.made_from)
             context.bar.set_postfix(shots=f"{entry['score']:.2f}", refresh=False)
             context.bar.update()
         return _SearchedPolicy(context, self, mixture, search, trace)
@@ -255,15 +256,18 @@ class _SearchedPolicy(AdaptedPolicy):
         return named[0] if len(named) == 1 else dict(zip(self.mixture.groups, named, strict=True))
 
 
-def _save(file: Path, search: Search, trace: Sequence[Mapping[str, Any]]) -> None:
+def _save(file: Path, search: Search, trace: Sequence[Mapping[str, Any]], made_from: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps({"search": search.state_dict(), "trace": trace}))
+    write_text(file, json.dumps({"search": search.state_dict(), "trace": trace, "made_from": dict(made_from)}))
 
 
-def _resume(file: Path, search: Search) -> list[Mapping[str, Any]]:
-    """The trace of an interrupted search, whose state is restored; [] for a new one."""
+def _resume(file: Path, search: Search, made_from: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The trace of an interrupted search of the same experts, whose state is restored; [] for a new one."""
     if not file.exists():
         return []
     state = json.loads(file.read_text(encoding="utf-8"))
+    if state.get("made_from", made_from) != made_from:
+        warnings.warn(f"the search in {file} was of experts that were trained anew since; it begins anew", stacklevel=2)
+        return []
     search.load_state_dict(state["search"])
     return list(state["trace"])
