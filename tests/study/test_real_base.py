@@ -23,15 +23,23 @@ SMALL = shlex.split("""
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory, real_data):
-    """A folder with two bases, rows (MBPP's in the form of MBPP+ for mbpp_pro), and a world of one learning rate."""
+    """A folder with two bases, rows, and a world of one learning rate.
+
+    MBPP's rows are in the form of MBPP+ for mbpp_pro; of MATH only test rows are here, some of which stand for train.
+    """
     folder = tmp_path_factory.mktemp("studies")
     make_llama(folder / "base", 0)
     make_llama(folder / "other", 1)
     rows = folder / "rows"
     rows.mkdir()
     for task in real_data.iterdir():
-        if task.is_dir():
+        if task.is_dir() and task.name != "math":
             (rows / task.name).symlink_to(task)
+    with gzip.open(real_data / "math" / "test.jsonl.gz", "rt") as lines:
+        math = list(lines)
+    (rows / "math").mkdir()
+    (rows / "math" / "train.jsonl").write_text("".join(math[:50]))
+    (rows / "math" / "test.jsonl").write_text("".join(math[50:]))
     (rows / "mbpp_pro").mkdir()
     with gzip.open(real_data / "mbpp" / "full.jsonl.gz", "rt") as lines:
         mbpp = [json.loads(line) for line in lines]
