@@ -54,23 +54,28 @@ def read_file(path: str | Path, limit: int, error: type[UserError] = UserError) 
     return data
 
 
-def file_digest(path: str | Path) -> str | None:
-    """SHA-256 of a file, None where there is none; of one above 64 MB, its size and 64 spread samples of 64 kB.
+def file_digest(path: str | Path, samples: bool = False) -> str | None:
+    """SHA-256 of a file; None where there is none, or none that can be read.
 
-    A sample cannot see a single changed weight; any training step it does.
+    Args:
+        path: The file.
+        samples: Of one above 64 MB, take size and 64 spread samples of 64 kB for the whole. They cannot see a single
+            changed weight; a training step of all weights they do.
     """
     try:
         status = os.stat(path)
-    except OSError:
-        return None
-    return _digest(str(path), status.st_mtime_ns, status.st_size) if stat.S_ISREG(status.st_mode) else None
+        if stat.S_ISREG(status.st_mode):
+            return _digest(str(path), status.st_mtime_ns, status.st_size, samples)
+    except (OSError, ValueError):
+        pass
+    return None
 
 
 @cache
-def _digest(path: str, mtime: int, size: int) -> str:
+def _digest(path: str, mtime: int, size: int, samples: bool) -> str:
     count, part = 64, 2**16
     with open(path, "rb") as file:
-        if size <= 2**26:
+        if size <= 2**26 or not samples:
             return hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256(str(size).encode())
         for i in range(count):

@@ -134,6 +134,27 @@ def test_a_search_does_not_go_on_with_experts_that_were_trained_anew(world, adap
 
 
 @pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("report.json", '"task"', "", "is damaged .*; it is made again"),
+        ("report.json", '"code": "', '"code": "0', "of experts that were trained anew since; it is made again"),
+        ("search.json", '"trace"', "", "cannot be read; it begins anew"),
+    ],
+)
+def test_what_a_resumed_run_cannot_go_on_with_is_made_again(run, tmp_path, file, old, new, said):
+    cut = shutil.copytree(run, tmp_path / "cut")
+    content = (cut / file).read_text()
+    assert old in content
+    (cut / file).write_text(content.replace(old, new))
+    if file == "search.json":
+        (cut / "report.json").unlink()
+    with pytest.warns(UserWarning, match=said):
+        assert main(["adapt", "--resume", str(cut), "--quiet"]) == 0
+    for key in ("alpha", "evaluations", "result", "details"):
+        assert report_of(cut)[key] == report_of(run)[key]
+
+
+@pytest.mark.parametrize(
     "more",
     [
         ["--adapt.granularity", "kind", "--adapt.mix", "normalised", "--adapt.base_member", "true"],

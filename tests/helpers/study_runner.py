@@ -24,6 +24,8 @@ def main() -> None:
     if (checkpoint := flag("--ckpt_path")) and Path(checkpoint).read_text() == "damaged":
         print("transformer2: the checkpoint is damaged; take the one before it")
         sys.exit(2)
+    if (root / "broken").exists() and sys.argv[1] == (root / "broken").read_text():
+        sys.exit(2)
     folder.mkdir()
     (folder / "config.yaml").write_text("{}")
     if task == "humaneval":
@@ -45,13 +47,15 @@ def main() -> None:
     report = {"task": task, "protocol": "clean", "n": 100, "base": {"accuracy": 0.3, "se": 0.01, "n": 100}}
     report |= {"result": score, "paired_p": 0.01, "controls": {}, "alpha": None, "evaluations": None}
     report |= {"seconds": {"total": 1.0}, "seeds": [int(flag("--seed_everything"))], "versions": {}, "sandbox": None}
-    details = {"training": training}
-    if sys.argv[1] == "fit":
-        (folder / "expert").mkdir()
-        (folder / "expert" / "adapter_model.safetensors").write_bytes(os.urandom(8))
-    elif expert := flag("--expert"):
+    details = {"training": training, "made_from": {}}
+    for expert in filter(None, [*flag("--adapt.experts").strip("[]").split(", "), flag("--expert")]):
         weights = (Path(expert) / "adapter_model.safetensors").read_bytes()
-        details["made_from"] = {"expert": hashlib.sha256(weights).hexdigest()}
+        named = Path(expert).parent if Path(expert).name == "expert" else Path(expert)
+        details["made_from"][named.name] = hashlib.sha256(weights).hexdigest()
+    if sys.argv[1] != "test":  # an expert of its own; of `adapt --strategy all`, that of cem
+        own = folder / ("expert" if sys.argv[1] == "fit" else "cem/expert")
+        own.mkdir(parents=True)
+        (own / "adapter_model.safetensors").write_bytes(os.urandom(8))
     (folder / "report.json").write_text(json.dumps({**report, "details": details}))
 
 

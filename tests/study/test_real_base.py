@@ -17,7 +17,7 @@ FILES = sorted((Path(__file__).parents[2] / "conf" / "paper").glob("*.yaml"))
 SMALL = shlex.split("""
 --seeds 0 --jobs 2 --quiet --trainer.max_steps 1 --trainer.val_check_interval 1 --trainer.accelerator cpu
 --data.batch_size 4 --data.validation_limit 4 --data.test_limit 4 --data.eval_batch_size 4 --data.drop_long_prompts true
---model.dtype float32 --model.sampling.max_new_tokens 8 --adapt.population 2 --adapt.generations 1
+--model.dtype float32 --model.sampling.max_new_tokens 200 --adapt.population 2 --adapt.generations 1
 """)
 
 

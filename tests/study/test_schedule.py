@@ -147,11 +147,17 @@ def test_a_base_that_is_not_there_is_named_once_before_anything_runs(run, capsys
 
 
 def test_a_base_whose_weights_were_replaced_is_another_run(run, tmp_path):
-    (tmp_path / "base").mkdir()
-    for weights in (b"1", b"2", b"2"):
-        (tmp_path / "base" / "model.safetensors").write_bytes(weights)
-        assert run({"svf": {**FIT, "set": {**FIT["set"], "model.base": str(tmp_path / "base")}}}) == 0
-    assert len(calls()) == 2
+    """Its chat template counts: every prompt differs. So does a folder in it that `subfolder` names."""
+    inner = tmp_path / "base" / "inner"
+    inner.mkdir(parents=True)
+    (tmp_path / "base" / "config.json").write_text("{}")
+    (inner / "config.json").write_text("{}")
+    for there, more in ((tmp_path / "base", {}), (inner, {"model.model_kwargs": {"subfolder": "inner"}})):
+        before = len(calls())
+        for name, content in (("model.safetensors", "1"), ("model.safetensors", "2"), ("chat_template.jinja", "3")) * 2:
+            (there / name).write_text(content)
+            assert run({"svf": {**FIT, "set": {**FIT["set"], "model.base": str(tmp_path / "base"), **more}}}) == 0
+        assert len(calls()) - before == 4  # 1, 2, 2 and 3, 1 and 3
 
 
 def test_what_was_made_from_an_expert_is_made_again_when_that_was_trained_anew(run, capsys):
@@ -167,6 +173,66 @@ def test_what_was_made_from_an_expert_is_made_again_when_that_was_trained_anew(r
     assert set(states().values()) == {"done"}
     assert run(runs) == 0
     assert len(calls()) == 4
+
+
+ADAPT = {"command": "adapt", "set": {"data.task": "math", "adapt.experts": ["@svf/expert"]}}
+MIXED = {"svf": FIT, "all": ADAPT, "scored": {"command": "test", "expert": "@all/cem/expert"}}
+
+
+def train_anew():
+    (fit,) = Path("runs/studies/runs").glob("fit-*/")
+    shutil.rmtree(fit)
+
+
+def test_what_was_made_from_a_mixture_is_made_again_too(run):
+    assert run(MIXED) == 0
+    train_anew()
+    assert run(MIXED) == 0
+    assert [words[0] for words in calls()] == ["fit", "adapt", "test"] * 2
+    assert run(MIXED) == 0 and len(calls()) == 6
+
+
+def test_what_is_used_of_a_run_besides_its_expert_makes_nothing_stale(run):
+    other = {"svf": FIT, "own": {**FIT, "set": {**FIT["set"], "trainer.default_root_dir": "@svf/elsewhere"}}}
+    runs = {
+        **other,
+        "scored": {"command": "test", "expert": "@own/expert", "set": {"trainer.default_root_dir": "@svf"}},
+    }
+    assert run(runs) == 0
+    assert run(runs) == 0
+    assert len(calls()) == 3 and set(states().values()) == {"done"}
+
+
+@pytest.mark.parametrize("broken", ["adapt", "test"])
+def test_a_run_that_cannot_be_made_again_is_failed_and_its_old_result_is_kept(run, broken):
+    assert run(MIXED) == 0
+    train_anew()
+    Path("runs/studies/broken").write_text(broken)
+    assert run(MIXED) == 1
+    assert states()[("scored", 0)] == "failed"
+    assert len(list(Path("runs/studies/runs").glob(f".{broken}-*.old/report.json"))) == 1
+    Path("runs/studies/broken").unlink()
+    assert run(MIXED) == 0
+    assert set(states().values()) == {"done"} and not list(Path("runs/studies/runs").glob(".*.old"))
+
+
+def test_a_checkpoint_that_began_with_another_expert_is_given_up(run):
+    further = {"svf": FIT, "k": {**of_task("mbpp"), "expert": "@svf/expert"}}
+    assert run(further) == 1  # killed, with a checkpoint
+    shutil.rmtree(next(Path("runs/studies/runs").glob("fit-gsm8k-*/")))
+    assert run({"svf": FIT}) == 0
+    assert run(further) == 1
+    assert "--ckpt_path" not in calls()[-1]
+
+
+def test_a_name_that_yaml_does_not_read_as_text_is_refused(run, capsys):
+    assert run({True: FIT}) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a run of the study is called True" in line
+
+
+def test_a_long_text_is_no_path(run):
+    assert run({"svf": {**FIT, "set": {**FIT["set"], "model.model_kwargs": {"x": "a" * 5000}}}}, "--dry_run") == 0
 
 
 def test_bases_of_the_same_last_name_have_folders_of_their_own(run):

@@ -265,9 +265,13 @@ def _resume(file: Path, search: Search, made_from: Mapping[str, Any]) -> list[Ma
     """The trace of an interrupted search of the same experts, whose state is restored; [] for a new one."""
     if not file.exists():
         return []
-    state = json.loads(file.read_text(encoding="utf-8"))
-    if state.get("made_from", made_from) != made_from:
-        warnings.warn(f"the search in {file} was of experts that were trained anew since; it begins anew", stacklevel=2)
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        what = "was of experts that were trained anew since" if state.get("made_from", made_from) != made_from else ""
+    except (ValueError, AttributeError):
+        what = "cannot be read"
+    if what:
+        warnings.warn(f"the search in {file} {what}; it begins anew", stacklevel=2)
         return []
     search.load_state_dict(state["search"])
     return list(state["trace"])

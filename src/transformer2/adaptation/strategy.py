@@ -129,12 +129,16 @@ class Strategy:
         """Further experts, which are not chosen from but used in the first pass."""
         return []
 
+    def made_from(self, base: str) -> dict[str, str | None]:
+        """What a report on the experts that are there now says of them (`details.made_from`)."""
+        return _made_from(self.load(base), self.load_helpers(base))
+
     @contextmanager
     def prepared(self, answerer: Answerer, data: Any, cache: Cache, folder: Path | None, bar: Any) -> Iterator[Any]:
         """What `adapt_to_task` works with; the experts are in the policy inside, and gone after any exit."""
         check_whole(answerer.engine.in_lockstep)
         experts, others = self.load(data.base), self.load_helpers(data.base)
-        made_from = {e.name: e.sha256 for e in experts} | {f"first pass: {e.name}": e.sha256 for e in others}
+        made_from = _made_from(experts, others)
         key = (data.task.name, data.protocol, data.seed, data.few_shot, self.controls, *(e.sha256 for e in experts))
         with members(answerer.policy, [*experts, *others]) as names:
             scorer, helpers = (
@@ -151,6 +155,10 @@ class Strategy:
     def adapt_to_task(self, context: Any) -> AdaptedPolicy:
         """First pass over the task, once per evaluation."""
         return AdaptedPolicy(context, self.name)
+
+
+def _made_from(experts: Sequence[Expert], helpers: Sequence[Expert]) -> dict[str, str | None]:
+    return {e.name: e.sha256 for e in experts} | {f"first pass: {e.name}": e.sha256 for e in helpers}
 
 
 class ActiveExpert(Strategy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +13,7 @@ from transformer2.arguments import written
 from transformer2.cli.check import STRATEGIES, check, folder_name, keys_help, sections, suggestion
 from transformer2.cli.compose import compose, parse_flags
 from transformer2.cli.folder import check_writable, holds_run, run_folder
-from transformer2.errors import ConfigError, nearest
+from transformer2.errors import ConfigError, DataError, nearest
 from transformer2.files import check_directory, write_text
 
 if TYPE_CHECKING:
@@ -133,7 +134,6 @@ def _adapt(experiment: Experiment, strategies: Sequence[Strategy], quiet: bool, 
     from transformer2.adaptation.evaluate import evaluate
     from transformer2.data.loader import batches_within
     from transformer2.report.adaptation import adaptation_table
-    from transformer2.report.table import read_report
 
     trainer, data, folder = experiment.trainer, experiment.data, experiment.folder
     answerer, several = experiment.module.answerer(), len(strategies) > 1
@@ -144,8 +144,8 @@ def _adapt(experiment: Experiment, strategies: Sequence[Strategy], quiet: bool, 
     cache: Cache = {}  # base and controls are the same for all: answered once
     for strategy in strategies:
         own = folder / strategy.name if several else folder
-        if (own / "report.json").exists():  # of an interrupted run
-            reports[strategy.name] = read_report(own)
+        if (earlier := _earlier(own, strategy, data.base)) is not None:
+            reports[strategy.name] = earlier
             continue
         found = evaluate(answerer, data, strategy, cache, own, progress=not quiet, max_batches=count)
         reports[strategy.name] = found.report
@@ -157,6 +157,24 @@ def _adapt(experiment: Experiment, strategies: Sequence[Strategy], quiet: bool, 
         print(adaptation_table(reports))
         print(f"  saved to {folder}, {time.perf_counter() - start:.0f} s after the command")
     return 0
+
+
+def _earlier(folder: Path, strategy: Strategy, base: str) -> Report | None:
+    """What an interrupted run had finished with the same experts; damaged, or of others, it is made again."""
+    from transformer2.report.table import read_report
+
+    if not (folder / "report.json").exists():
+        return None
+    try:
+        report = read_report(folder)
+    except DataError as e:
+        warnings.warn(f"{e.args[0].rpartition(';')[0]}; it is made again", stacklevel=2)
+        return None
+    made_from = strategy.made_from(base)
+    if report.details.get("made_from", made_from) != made_from:
+        warnings.warn(f"{folder} is of experts that were trained anew since; it is made again", stacklevel=2)
+        return None
+    return report
 
 
 def _write(folder: Path, strategy: Strategy, found: Evaluation, loggers: Sequence[Logger]) -> None:

@@ -15,7 +15,6 @@ from transformer2.cli.folder import check_writable
 from transformer2.cli.study_plan import Plan
 from transformer2.errors import ConfigError, shown
 from transformer2.study.schedule import Job, run_jobs
-from transformer2.svf.base_folder import base_folder
 
 SECTIONS = ("model", "data", "trainer", "adapt")
 OPTIONS = ("base", "other_base", "world", "seeds", "jobs", "launcher", "run_dir", "docs")
@@ -73,9 +72,9 @@ def study(args: Sequence[str]) -> int:
     if "dry_run" in flags.switches:
         print("\n".join(line for plan in plans for line in plan.lines(launcher)))
         return 0
-    if "launcher" not in flags.options and not any(key.startswith("model.model_kwargs") for key, _ in flags.overrides):
-        for base in {str(plan.study["base"]) for plan in plans}:
-            base_folder(base, weights=False)  # else every run would be refused for it, one after the other
+    if "launcher" not in flags.options:  # who starts runs elsewhere may have their bases elsewhere
+        for plan in plans:
+            plan.check_bases()
     check_writable(root)
     quiet = "quiet" in flags.switches
     failed = _run(plans, jobs, launcher, quiet) if plans else set()
@@ -112,7 +111,7 @@ def _outcome(job: Job, seconds: float, code: int) -> str:
     """A line on a job that ended."""
     if not job.done:
         text = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if job.log.exists() else []
-        why = shown(text[-1], 160) if text else f"exit code {code}"
+        why = shown(text[-1], 160) if text and code else f"exit code {code}, without a report of what it was given"
         return f"{job.name}   FAILED after {seconds:.0f} s: {why} (see {job.log})"
     return f"{job.name}   {_scores(job.folder)}{seconds:.0f} s"
 

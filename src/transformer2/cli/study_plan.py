@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -23,7 +24,8 @@ from transformer2.study.grid import Cell, as_flag, cells, with_folders
 from transformer2.study.output import Table, write_outputs
 from transformer2.study.results import Run, State, Study, Tuning, read_study, write_study
 from transformer2.study.schedule import Job
-from transformer2.svf.base_folder import NAMES
+from transformer2.svf.base_folder import NAMES, base_folder
+from transformer2.svf.format import CONFIG
 
 RUN_KEYS = {
     "fit": ("seed_everything", "model", "data", "trainer"),
@@ -35,6 +37,7 @@ RUN_OPTIONS = ("expert", "shuffle_expert")  # plain flags with a value, of those
 WORLDS = {base: "conf/paper/world/tiny.yaml" for base in ("tiny", "tiny_b")} | {
     "smollm2": "conf/paper/world/smollm2.yaml"
 }
+OF_A_MODEL = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # files of a base or an expert
 REAL_WORLD = "conf/paper/world/real.yaml"
 STUDY_KEYS = ("title", "paper", "build", "seeds", "tuning_seed", "base", "other_base", "common", "runs", "note")
 
@@ -117,6 +120,17 @@ class Plan:
             lines.append(f"  {'done  ' if job.done else 'to run'} {job.name:<28} {start} {words}")
         later = f", {len(waiting)} more once their settings are chosen" if waiting else ""
         return [*lines, f"  {len(unique)} runs, {there} done{later}"]
+
+    def check_bases(self) -> None:
+        """Refuse a base that is not there, once and before its runs do, one after the other.
+
+        Raises:
+            UserError: It is no folder, and the Hub does not give it.
+        """
+        for job in self.jobs(set())[0]:
+            model = _composed(job.args).get("model") or {}
+            if "base" in model and not job.done:
+                _check_base(str(model["base"]), json.dumps(model.get("model_kwargs") or {}))
 
     def finish(self, failed: set[Path]) -> bool:
         """Write study.json, and build what the study is for; whether every run is done."""
@@ -203,7 +217,10 @@ class Plan:
             tried = "".join(f" {k.rpartition('.')[2]}={as_flag(v)}" for k, v in chosen.items())
             label = f"{cell.name} s{seed}{tried if seed == self.tuning_seed else ''}"
             needs = tuple(job.folder for job in needed.values())
-            self._jobs[key] = Job(label, args, folder, needs)
+            given = [cell.expert, cell.flags.get("adapt.experts"), cell.flags.get("adapt.classifier")]
+            paths = with_folders(given, {name: str(job.folder) for name, job in needed.items()})
+            experts = [path for some in paths if some for path in ([some] if isinstance(some, str) else some)]
+            self._jobs[key] = Job(label, args, folder, needs, tuple(Path(path).expanduser() for path in experts))
         return self._jobs[key]
 
     def _args(self, cell: Cell, seed: int, chosen: Mapping[str, Any], folders: Mapping[str, str]) -> tuple[str, ...]:
@@ -223,18 +240,23 @@ class Plan:
         strategy = str(cell.flags.get("strategy", "cem"))
         own = sections(True, [strategy] if strategy in STRATEGIES else [*STRATEGIES])
         own, other = (own, sections(False)) if cell.command == "adapt" else (sections(False), sections(True))
+        adapts = sections(True, [*STRATEGIES])  # a key of another strategy is for another run
 
         def known(key: str, where: Mapping[str, Mapping[str, Any]]) -> bool:
             section, _, rest = key.partition(".")
             return rest.partition(".")[0] in where.get(section, {})
 
-        return [(key, text) for key, text in self.overrides if known(key, own) or not known(key, other)]
+        elsewhere = [key for key, _ in self.overrides if known(key, other) or known(key, adapts)]
+        return [(key, text) for key, text in self.overrides if known(key, own) or key not in elsewhere]
 
     def _folder_name(self, cell: Cell, seed: int, args: tuple[str, ...]) -> str:
         """By all that a run is given, its composed config included: the same run is the same folder in every study."""
         config = _composed(args)
         expert, shuffle = (args[args.index(f"--{name}") + 1] if f"--{name}" in args else None for name in RUN_OPTIONS)
-        given = [cell.command, config, expert, *([] if shuffle is None else [shuffle]), *_contents([config, expert])]
+        model = config.get("model") or {}
+        inside = os.path.join(str(model.get("base")), str((model.get("model_kwargs") or {}).get("subfolder") or ""))
+        named = [config, expert, *([inside] if inside != model.get("base") else [])]
+        given = [cell.command, config, expert, *([] if shuffle is None else [shuffle]), *_contents(named)]
         whole = json.dumps(given, sort_keys=True, default=str)
         task = str((config.get("data") or {}).get("task", "")).rpartition(".")[2]
         digest = hashlib.sha256(whole.encode()).hexdigest()[:10]
@@ -271,7 +293,7 @@ class Plan:
     def _run(self, cell: Cell, seed: int, job: Job | None, failed: set[Path]) -> Run:
         if job is None:
             return Run(cell.name, seed, cell.labels, "", "missing")
-        state: State = "done" if job.done else "failed" if job.folder in failed else "missing"
+        state: State = "failed" if job.folder in failed else "done" if job.done else "missing"
         return Run(cell.name, seed, cell.labels, f"../runs/{job.folder.name}", state)
 
     def _tuned(self, cell: Cell, failed: set[Path]) -> Tuning:
@@ -294,6 +316,11 @@ def _composed(args: tuple[str, ...]) -> dict[str, Any]:
     command, *words = args
     flags = parse_flags(words, RUN_OPTIONS, (), RUN_KEYS[command])
     return compose(flags.configs, flags.overrides, RUN_KEYS[command])
+
+
+@cache
+def _check_base(base: str, model_kwargs: str) -> None:
+    base_folder(base, json.loads(model_kwargs), weights=False)
 
 
 @cache
@@ -327,12 +354,14 @@ def _contents(value: Any) -> list[str]:
         return [digest for inner in value.values() for digest in _contents(inner)]
     if isinstance(value, list | tuple):
         return [digest for inner in value for digest in _contents(inner)]
-    if not isinstance(value, str) or len(value) > 4000 or "\0" in value:
+    if not isinstance(value, str) or "\0" in value:
         return []
-    path = Path(value)
-    of_a_folder = (file for pattern in ("*.safetensors", "*.bin", "config.json") for file in sorted(path.glob(pattern)))
-    files = of_a_folder if path.is_dir() else [path]
-    return [digest for file in files if (digest := file_digest(file)) is not None]
+    path = Path(value).expanduser() if value.startswith("~") else Path(value)
+    files = [path]
+    if os.path.isdir(path):
+        of_a_model = any((path / name).is_file() for name in ("config.json", CONFIG))
+        files = sorted(file for file in path.iterdir() if file.suffix in OF_A_MODEL) if of_a_model else []
+    return [digest for file in files if (digest := file_digest(file, samples=True)) is not None]
 
 
 def _portable(path: str) -> str:

@@ -21,6 +21,7 @@ from transformer2.cli.folder import check_writable, run_folder
 from transformer2.cli.values import seed_given
 from transformer2.errors import ConfigError, shown
 from transformer2.files import check_directory, file_digest
+from transformer2.svf.format import WEIGHTS, name_of
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
 _EVERY = ("run_dir", "ckpt_path", "expert")
@@ -109,8 +110,6 @@ def _run(command: str, args: Sequence[str]) -> int:
     # From here on the heavy libraries are needed.
     silence_libraries("quiet" in flags.switches)
     from transformer2.cli.experiment import Experiment
-    from transformer2.experts.folder import name_of
-    from transformer2.svf.format import WEIGHTS
 
     if not kept:
         print(Experiment.of(config, Path("runs") / name).yaml(), end="")

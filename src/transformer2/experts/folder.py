@@ -20,10 +20,10 @@ from transformer2.errors import ExpertError
 from transformer2.files import MANIFEST, manifest, read_file, replace_folder, write_file
 from transformer2.svf.adapter_folder import check_delta, read_adapter, read_config
 from transformer2.svf.card import write_card
-from transformer2.svf.format import CONFIG, LARGEST_EXPERT, WEIGHTS, checksums, delta_key, module_of
+from transformer2.svf.format import CONFIG, LARGEST_EXPERT, WEIGHTS, checksums, delta_key, module_of, name_of
 
 __all__ = [
-    "Expert", "check_name", "name_of", "plain_name", "read_expert", "save_expert", "seal_adapter", "stamp_expert",
+    "Expert", "check_name", "read_expert", "save_expert", "seal_adapter", "stamp_expert",
 ]  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -99,18 +99,6 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name) or not name.strip("."):
         raise ExpertError(f"expert name {name[:80]!r} is not 1 to 64 of A-Z a-z 0-9 . _ -; rename it")
     return name
-
-
-def name_of(folder: str | Path) -> str:
-    """What an expert is called by its folder: its name, or for `runs/<name>/expert` the run's."""
-    resolved = Path(folder).expanduser().resolve()
-    return plain_name(resolved.parent.name if resolved.name == "expert" else resolved.name)
-
-
-def plain_name(text: str) -> str:
-    """A good name out of any folder's: characters that names do not have become `_`."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", text)[:64]
-    return name if name.strip(".") else "expert"
 
 
 def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> Path:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from transformer2.errors import ExpertError
-from transformer2.experts.folder import Expert, plain_name, read_expert, save_expert
+from transformer2.experts.folder import Expert, read_expert, save_expert
+from transformer2.svf.format import plain_name
 from transformer2.svf.mixing import Mix, mix_deltas, mixing_weights
 
 __all__ = ["check_compatible", "load_experts", "mix_experts", "mix_folders", "mixture"]

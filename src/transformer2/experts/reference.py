@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from transformer2.errors import ExpertError
-from transformer2.experts.folder import Expert, plain_name
+from transformer2.experts.folder import Expert
+from transformer2.svf.format import plain_name
 from transformer2.svf.scales import renorm_decode
 
 __all__ = ["import_reference_checkpoint"]

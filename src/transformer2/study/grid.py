@@ -64,6 +64,8 @@ def cells(study: DictConfig) -> list[Cell]:
     runs = study.get("runs")
     if not isinstance(runs, DictConfig) or not runs:
         raise ConfigError("the study has no runs; name at least one below `runs`")
+    if odd := [name for name in runs if not isinstance(name, str)]:
+        raise ConfigError(f"a run of the study is called {odd[0]!r}, which is no text in YAML; quote or rename it")
     found = [cell for name in runs for cell in _cells_of(study, str(name))]
     names = {cell.name for cell in found}
     if len(names) < len(found):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from transformer2.errors import UserError
 from transformer2.files import file_digest
-from transformer2.svf.format import WEIGHTS
+from transformer2.svf.format import WEIGHTS, name_of
 
 POLL = 0.2  # seconds between two looks at what runs
 LOOK = 5.0  # seconds between two looks at what others have done
@@ -39,12 +39,14 @@ class Job:
         args: The command line without `transformer2`, and without where the run is kept.
         folder: The run folder.
         needs: Folders of the runs that it uses.
+        experts: Expert folders of theirs that it is given.
     """
 
     name: str
     args: tuple[str, ...]
     folder: Path
     needs: tuple[Path, ...] = ()
+    experts: tuple[Path, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -54,9 +56,17 @@ class Job:
     @property
     def stale(self) -> bool:
         """Whether its report is of experts that were trained anew since."""
-        made_from = _report_of(self.folder) or set()  # earlier reports do not say
-        weights = [file_digest(need / "expert" / WEIGHTS) for need in self.needs]
-        return bool(made_from) and any(digest is not None and digest not in made_from for digest in weights)
+        said = _report_of(self.folder) or ()
+        for expert in self.experts:
+            weights = {digest for name, digest in said if name in (name_of(expert), f"first pass: {name_of(expert)}")}
+            if weights and (digest := file_digest(expert / WEIGHTS)) is not None and weights != {digest}:
+                return True
+        return False
+
+    @property
+    def traceable(self) -> bool:
+        """Whether its report says which experts it was given; those of earlier versions do not."""
+        return not self.experts or bool(_report_of(self.folder))
 
     @property
     def log(self) -> Path:
@@ -67,12 +77,16 @@ class Job:
         """The arguments to start or resume it with; what a killed run left behind is kept for it, or removed."""
         if self.done:
             return []
-        if self.stale:
-            shutil.rmtree(self.folder)
-        cut = self.folder.with_name(f".{self.folder.name}.cut")
+        cut, old = (self.folder.with_name(f".{self.folder.name}.{what}") for what in ("cut", "old"))
+        if self.stale:  # kept until there is a new one
+            shutil.rmtree(old, ignore_errors=True)
+            self.folder.rename(old)
+        if self._older_than_its_experts(cut):
+            shutil.rmtree(cut)
         if self.args[0] == "adapt" and (self.folder / "config.yaml").is_file():
+            (self.folder / "report.json").unlink(missing_ok=True)  # a damaged one
             return ["adapt", "--resume", str(self.folder), "--quiet"]
-        if (self.folder / "checkpoints" / "last.ckpt").exists():
+        if (self.folder / "checkpoints" / "last.ckpt").exists() and not self._older_than_its_experts(self.folder):
             shutil.rmtree(cut, ignore_errors=True)
             self.folder.rename(cut)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -81,8 +95,17 @@ class Job:
         resumed = [] if checkpoint is None else ["--ckpt_path", str(checkpoint)]
         return [*self.args, *resumed, "--run_dir", str(self.folder), "--quiet"]
 
+    def _older_than_its_experts(self, folder: Path) -> bool:
+        """Whether its checkpoint cannot have begun with the experts that are there now."""
+        try:
+            at = os.stat(folder / "checkpoints" / "last.ckpt").st_mtime
+            return any(os.stat(expert / WEIGHTS).st_mtime > at for expert in self.experts)
+        except OSError:
+            return False
+
     def clear(self) -> None:
-        """Remove what a finished run was resumed from, and keep the first half of its curves."""
+        """Remove what a finished run was resumed from or replaces, and keep the first half of its curves."""
+        shutil.rmtree(self.folder.with_name(f".{self.folder.name}.old"), ignore_errors=True)
         cut = self.folder.with_name(f".{self.folder.name}.cut")
         for events in cut.glob("events.out.tfevents*"):
             shutil.copy2(events, self.folder)
@@ -138,8 +161,8 @@ def claim(job: Job) -> int | None:
     return lock
 
 
-def _report_of(folder: Path) -> set[str] | None:
-    """SHA-256 of the experts that a run's report says it was given; None where there is no report.
+def _report_of(folder: Path) -> set[tuple[str, str]] | None:
+    """Name and SHA-256 of the experts that a run's report says it was given; None where there is no report.
 
     A damaged one is no report, and its run is made again.
     """
@@ -152,15 +175,17 @@ def _report_of(folder: Path) -> set[str] | None:
 
 
 @cache
-def _made_from(file: Path, mtime: int, size: int) -> set[str] | None:
+def _made_from(file: Path, mtime: int, size: int) -> set[tuple[str, str]] | None:
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
         if not report.keys() & {"result", "strategies", "spectrum"}:
             return None
         parts = [report.get("details", {}), *(part["details"] for part in report.get("strategies", {}).values())]
-        found = [digest for part in parts for digest in part.get("made_from", {}).values()]
-        return {digest for digest in [*found, report.get("drift", {}).get("sha256")] if digest}
-    except (ValueError, AttributeError, KeyError, TypeError):
+        found = [item for part in parts for item in part.get("made_from", {}).items()]
+        if drift := report.get("drift"):
+            found.append((drift["expert"], drift["sha256"]))
+        return {(name, digest) for name, digest in found if digest}
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -6,13 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 __all__ = [
     "BASE", "CONFIG", "FORMAT_VERSION", "LARGEST_ADAPTER", "LARGEST_CONFIG", "LARGEST_EXPERT", "OLD_FIELDS",
     "OLD_FORMS", "ROLES", "WEIGHTS",
-    "checksums", "config_sha256", "delta_key", "layer_of", "module_kind", "module_of", "module_path", "path_in_layer",
-    "peft_type",
+    "checksums", "config_sha256", "delta_key", "layer_of", "module_kind", "module_of", "module_path", "name_of",
+    "path_in_layer", "peft_type", "plain_name",
 ]  # fmt: skip
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -60,6 +61,18 @@ def path_in_layer(module: str) -> str:
 def module_kind(module: str) -> str:
     """What the modules of all layers, and of all experts of an MoE layer, share: "mlp.experts.up_proj"."""
     return re.sub(r"\.\d+(?=\.)", "", path_in_layer(module))
+
+
+def name_of(folder: str | Path) -> str:
+    """What an expert is called by its folder: its name, or for `runs/<name>/expert` the run's."""
+    resolved = Path(folder).expanduser().resolve()
+    return plain_name(resolved.parent.name if resolved.name == "expert" else resolved.name)
+
+
+def plain_name(text: str) -> str:
+    """A good name out of any folder's: characters that names do not have become `_`."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", text)[:64]
+    return name if name.strip(".") else "expert"
 
 
 def checksums(config: Mapping[str, Any], weights: bytes | None = None) -> dict[str, Any]:
