@@ -26,6 +26,7 @@ def of_task(task):
 
 
 FIT = of_task("gsm8k")
+ADAPT = {"command": "adapt", "set": {"data.task": "math", "adapt.experts": ["@svf/expert"]}}
 
 
 @pytest.fixture
@@ -134,8 +135,11 @@ def test_rows_or_an_expert_that_were_replaced_are_another_run(run, tmp_path):
     assert len(calls()) == 2
 
 
-def test_a_base_that_is_not_there_is_named_once_before_anything_runs(run, capsys, monkeypatch):
-    assert run({"svf": FIT}) == 0
+def test_a_base_that_is_not_there_is_named_once_before_anything_runs(run, capsys):
+    of_base = {"svf": {**FIT, "set": {**FIT["set"], "model.base": "${base}"}}}
+    assert run(of_base, "--base", "./gone") == 0
+    assert main(["study", "s.yaml", "--base", "./gone", "--quiet"]) == 0  # tables are built without it
+    capsys.readouterr()
     for base, told in (
         ("./nosuch", "'./nosuch' is not a model folder"),
         ("tests", "'tests' is not a folder, and the Hub"),
@@ -144,6 +148,12 @@ def test_a_base_that_is_not_there_is_named_once_before_anything_runs(run, capsys
         (line,) = capsys.readouterr().err.splitlines()
         assert told in line
     assert len(calls()) == 1
+
+
+def test_a_flag_of_one_strategy_is_for_its_runs_alone(run):
+    strategies = {name: {**ADAPT, "set": {"data.task": "math", "strategy": name}} for name in ("cem", "scores")}
+    assert run(strategies, "--adapt.population", "4") == 0
+    assert {("scores" in words, "--adapt.population" in words) for words in calls()} == {(True, False), (False, True)}
 
 
 def test_a_base_whose_weights_were_replaced_is_another_run(run, tmp_path):
@@ -175,7 +185,6 @@ def test_what_was_made_from_an_expert_is_made_again_when_that_was_trained_anew(r
     assert len(calls()) == 4
 
 
-ADAPT = {"command": "adapt", "set": {"data.task": "math", "adapt.experts": ["@svf/expert"]}}
 MIXED = {"svf": FIT, "all": ADAPT, "scored": {"command": "test", "expert": "@all/cem/expert"}}
 
 
@@ -190,6 +199,18 @@ def test_what_was_made_from_a_mixture_is_made_again_too(run):
     assert run(MIXED) == 0
     assert [words[0] for words in calls()] == ["fit", "adapt", "test"] * 2
     assert run(MIXED) == 0 and len(calls()) == 6
+
+
+def test_reports_that_do_not_say_their_experts_are_told_of(run, capsys):
+    assert run(MIXED) == 0
+    assert "which experts they are of" not in capsys.readouterr().out
+    (report,) = Path("runs/studies/runs").glob("test-*/report.json")
+    report.write_text(report.read_text().replace("made_from", "made_of"))
+    assert run(MIXED) == 0
+    assert (
+        "do not say which experts they are of, as an earlier transformer2 wrote them: 1;" in capsys.readouterr().out
+        and len(calls()) == 3
+    )
 
 
 def test_what_is_used_of_a_run_besides_its_expert_makes_nothing_stale(run):

@@ -49,6 +49,12 @@ def test_a_run_without_a_report_keeps_its_row(tmp_path, state, shown) -> None:
     assert any(without_links(note) == "also run: dispatch (0)" for note in table.notes)
 
 
+def test_answers_that_were_cut_off_are_told_of(tmp_path) -> None:
+    said = [{**fitted(0.5), "details": {**fitted(0.5)["details"], "unfinished": {"result": r}}} for r in (0.05, 0.5)]
+    table = first(build(make_study(tmp_path, "table1", {"svf-math": said}, SKILL)))
+    assert "answers that were cut off at the token limit: svf-math s1 50 %" in table.notes
+
+
 def test_nothing_scored_is_no_zero(tmp_path) -> None:
     nothing = {"accuracy": None, "se": None, "n": 0}
     empty = {**fitted(0.5), "n": 0, "result": nothing, "base": nothing, "paired_p": None}

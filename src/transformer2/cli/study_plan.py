@@ -4,40 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from difflib import get_close_matches
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from transformer2.cli.check import STRATEGIES, check, sections
-from transformer2.cli.compose import compose, merge, parse_flags
+from transformer2.cli.check import STRATEGIES, sections
+from transformer2.cli.compose import merge
+from transformer2.cli.study_run import check_base, checked, composed, folder_name
 from transformer2.errors import ConfigError, UserError, shown
-from transformer2.files import file_digest
 from transformer2.study.builders import build, check_builder
 from transformer2.study.grid import Cell, as_flag, cells, with_folders
 from transformer2.study.output import Table, write_outputs
 from transformer2.study.results import Run, State, Study, Tuning, read_study, write_study
 from transformer2.study.schedule import Job
-from transformer2.svf.base_folder import NAMES, base_folder
-from transformer2.svf.format import CONFIG
+from transformer2.svf.base_folder import NAMES
 
-RUN_KEYS = {
-    "fit": ("seed_everything", "model", "data", "trainer"),
-    "test": ("seed_everything", "model", "data", "trainer"),
-    "adapt": ("seed_everything", "model", "data", "trainer", "adapt", "strategy"),
-    "spectrum": ("seed_everything", "model", "data", "trainer"),
-}
-RUN_OPTIONS = ("expert", "shuffle_expert")  # plain flags with a value, of those that a run may have
 WORLDS = {base: "conf/paper/world/tiny.yaml" for base in ("tiny", "tiny_b")} | {
     "smollm2": "conf/paper/world/smollm2.yaml"
 }
-OF_A_MODEL = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # files of a base or an expert
 REAL_WORLD = "conf/paper/world/real.yaml"
 STUDY_KEYS = ("title", "paper", "build", "seeds", "tuning_seed", "base", "other_base", "common", "runs", "note")
 
@@ -128,9 +117,9 @@ class Plan:
             UserError: It is no folder, and the Hub does not give it.
         """
         for job in self.jobs(set())[0]:
-            model = _composed(job.args).get("model") or {}
+            model = composed(job.args).get("model") or {}
             if "base" in model and not job.done:
-                _check_base(str(model["base"]), json.dumps(model.get("model_kwargs") or {}))
+                check_base(str(model["base"]), json.dumps(model.get("model_kwargs") or {}))
 
     def finish(self, failed: set[Path]) -> bool:
         """Write study.json, and build what the study is for; whether every run is done."""
@@ -159,7 +148,7 @@ class Plan:
         done = sum(run.state == "done" for run in runs)
         print(f"{self.name}: {done} of {len(runs)} runs done")
         whole = read_study(self.folder)
-        for line in _doubts(whole):
+        for line in [*_doubts(whole), *self._untraceable(failed)]:
             print(f"  {line}")
         for tuned in tuning:
             if tuned.chosen is None:
@@ -170,6 +159,12 @@ class Plan:
                 print(output.text())
         print("\n".join(f"  {path}" for path in write_outputs(outputs, self.folder) if path.suffix != ".csv"))
         return done == len(runs)
+
+    def _untraceable(self, failed: set[Path]) -> list[str]:
+        """What speaks against runs whose experts cannot be told from those that are there now."""
+        count = sum(job.done and not job.traceable for job in self.jobs(failed)[0])
+        what = "reports that do not say which experts they are of, as an earlier transformer2 wrote them"
+        return [f"{what}: {count}; remove the runs whose experts were trained anew since"] if count else []
 
     # ------------------------------------------------------------------ one run
 
@@ -213,7 +208,7 @@ class Plan:
         if key not in self._jobs:
             args = self._args(cell, seed, chosen, {name: str(job.folder) for name, job in needed.items()})
             same = self._args(cell, seed, chosen, {name: job.folder.name for name, job in needed.items()})
-            folder = self.root / "runs" / self._folder_name(cell, seed, same)
+            folder = self.root / "runs" / folder_name(seed, same)
             tried = "".join(f" {k.rpartition('.')[2]}={as_flag(v)}" for k, v in chosen.items())
             label = f"{cell.name} s{seed}{tried if seed == self.tuning_seed else ''}"
             needs = tuple(job.folder for job in needed.values())
@@ -249,19 +244,6 @@ class Plan:
         elsewhere = [key for key, _ in self.overrides if known(key, other) or known(key, adapts)]
         return [(key, text) for key, text in self.overrides if known(key, own) or key not in elsewhere]
 
-    def _folder_name(self, cell: Cell, seed: int, args: tuple[str, ...]) -> str:
-        """By all that a run is given, its composed config included: the same run is the same folder in every study."""
-        config = _composed(args)
-        expert, shuffle = (args[args.index(f"--{name}") + 1] if f"--{name}" in args else None for name in RUN_OPTIONS)
-        model = config.get("model") or {}
-        inside = os.path.join(str(model.get("base")), str((model.get("model_kwargs") or {}).get("subfolder") or ""))
-        named = [config, expert, *([inside] if inside != model.get("base") else [])]
-        given = [cell.command, config, expert, *([] if shuffle is None else [shuffle]), *_contents(named)]
-        whole = json.dumps(given, sort_keys=True, default=str)
-        task = str((config.get("data") or {}).get("task", "")).rpartition(".")[2]
-        digest = hashlib.sha256(whole.encode()).hexdigest()[:10]
-        return "-".join(part for part in (cell.command, task, f"s{seed}", digest) if part)
-
     def _check(self, cell: Cell) -> None:
         """Refuse, before anything is run, what a run would be refused for."""
         if cell.command == "fit" and not cell.configs:
@@ -282,9 +264,9 @@ class Plan:
         for chosen in tried:
             args = self._args(cell, self.tuning_seed, chosen, {name: f"runs/{name}" for name in cell.needs()})
             try:
-                _composed(args)
+                composed(args)
                 if cell.expert is None:  # else its own config says the rest
-                    _checked(args)
+                    checked(args)
             except UserError as e:
                 raise ConfigError(f"{self.name}, runs.{cell.name}: {e}") from e
 
@@ -310,24 +292,6 @@ class Plan:
         return Tuning(cell.name, self.tuning_seed, tried, self._choice(cell, failed))
 
 
-@cache  # studies share most of their runs
-def _composed(args: tuple[str, ...]) -> dict[str, Any]:
-    """The config of a command line."""
-    command, *words = args
-    flags = parse_flags(words, RUN_OPTIONS, (), RUN_KEYS[command])
-    return compose(flags.configs, flags.overrides, RUN_KEYS[command])
-
-
-@cache
-def _check_base(base: str, model_kwargs: str) -> None:
-    base_folder(base, json.loads(model_kwargs), weights=False)
-
-
-@cache
-def _checked(args: tuple[str, ...]) -> None:
-    check(deepcopy(_composed(args)), args[0], folders=False)
-
-
 def _doubts(study: Study) -> list[str]:
     """What speaks against comparing its runs: they were made with several versions of a library."""
     made: dict[str, set[str]] = {}
@@ -346,22 +310,6 @@ def _validation(folder: Path) -> float | None:
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     score: float | None = report.get("details", {}).get("training", {}).get("best_validation")
     return score
-
-
-def _contents(value: Any) -> list[str]:
-    """SHA-256 of what a config names: other rows, another expert or base in the same place are another run."""
-    if isinstance(value, Mapping):
-        return [digest for inner in value.values() for digest in _contents(inner)]
-    if isinstance(value, list | tuple):
-        return [digest for inner in value for digest in _contents(inner)]
-    if not isinstance(value, str) or "\0" in value:
-        return []
-    path = Path(value).expanduser() if value.startswith("~") else Path(value)
-    files = [path]
-    if os.path.isdir(path):
-        of_a_model = any((path / name).is_file() for name in ("config.json", CONFIG))
-        files = sorted(file for file in path.iterdir() if file.suffix in OF_A_MODEL) if of_a_model else []
-    return [digest for file in files if (digest := file_digest(file, samples=True)) is not None]
 
 
 def _portable(path: str) -> str:

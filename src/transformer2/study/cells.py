@@ -25,6 +25,7 @@ NAMES = {
     "cem": "few-shot (cem)",
     "soft": "scores, soft",
 }
+MANY_CUT = 0.1  # share of the answers
 SCORE_COLUMNS = ("accuracy, %", "on base, points [95 %]", "p", "n", "seeds")
 NOTES = (
     "accuracy: mean ± standard error over seeds; of one seed, and of the base, that of its questions",
@@ -140,8 +141,16 @@ def training(reports: Iterable[Report]) -> list[str]:
     return [shown, f"{fmean(fact['seconds'] for fact in facts):.0f}"]
 
 
-def left_out(study: Study, shown: Iterable[str]) -> list[str]:
-    """A note on the runs of a study that a table has no row for; nothing is hidden."""
+def on_runs(study: Study, shown: Iterable[str]) -> list[str]:
+    """Notes on the runs of a study that a table has no row for, and on those whose scores say little."""
     others = [name for name in study.names if name not in set(shown)]
     listed = "; ".join(f"{name} ({seeds_cell(runs_of(study, name))})" for name in others)
-    return [f"also run: {listed}"] if listed else []
+    cut = {
+        f"{run.name} s{run.seed}": share
+        for run in study.runs
+        if run.report is not None and run.name not in others
+        if (share := run.report.get("details", {}).get("unfinished", {}).get("result", 0)) >= MANY_CUT
+    }
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in cut.items())
+    notes = {"also run": listed, "answers that were cut off at the token limit": shares}
+    return [f"{what}: {text}" for what, text in notes.items() if text]

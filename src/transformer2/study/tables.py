@@ -18,7 +18,7 @@ from transformer2.study.cells import (
     base_cells,
     base_of,
     display,
-    left_out,
+    on_runs,
     report_test,
     runs_of,
     score_cells,
@@ -130,4 +130,4 @@ def _fits(
             lead = [column(study, name) for column in leads.values()]
             rows.append([what, *lead, *cells, *training(reports.values()), *paper(skill, name)])
     columns = ["skill", *leads, *SCORE_COLUMNS, "trainable", "training, s", *heads]
-    return Table(study.name, title, columns, rows, [*NOTES, OTHER_MODELS, *left_out(study, shown)])
+    return Table(study.name, title, columns, rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)])

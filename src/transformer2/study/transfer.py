@@ -12,7 +12,7 @@ and whatever else the study has with that label: a row each, below the other mod
 from __future__ import annotations
 
 from transformer2.study import published
-from transformer2.study.cells import NOTES, SCORE_COLUMNS, base_cells, left_out, report_test, runs_of, score_cells, stem
+from transformer2.study.cells import NOTES, SCORE_COLUMNS, base_cells, on_runs, report_test, runs_of, score_cells, stem
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Study
 from transformer2.study.tables import OTHER_MODELS
@@ -42,7 +42,7 @@ def table5(study: Study) -> list[Table | Figure]:
     shown = [name for name in study.names if task_of(study, name)]
     notes = [*NOTES, "entry i of z scales the i-th largest singular value of the other model's matrix", OTHER_MODELS]
     columns = ["task", "z", *SCORE_COLUMNS, "paper: Llama's z on Mistral"]
-    return [Table(study.name, "z of one model on another", columns, rows, [*notes, *left_out(study, shown)])]
+    return [Table(study.name, "z of one model on another", columns, rows, [*notes, *on_runs(study, shown)])]
 
 
 def _paper(how: str, task: str | None) -> str:

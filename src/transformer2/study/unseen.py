@@ -29,7 +29,7 @@ from transformer2.study.cells import (
     base_of,
     display,
     expert_name,
-    left_out,
+    on_runs,
     report_test,
     runs_of,
     score_cells,
@@ -64,7 +64,7 @@ def table2(study: Study) -> list[Table | Figure]:
             rows.append([what, display(name), *cells, tried, _table2(name, theirs)])
     columns = ["task", "strategy", *SCORE_COLUMNS, "mixtures tried", f"paper: {published.MODEL}"]
     shown = [name for name in study.names if task_of(study, name)]
-    notes = [*NOTES, "expert, uniform mixture, constant z: controls", OTHER_MODELS, *left_out(study, shown)]
+    notes = [*NOTES, "expert, uniform mixture, constant z: controls", OTHER_MODELS, *on_runs(study, shown)]
     return [Table(study.name, "Strategies on unseen tasks", columns, rows, notes)]
 
 
@@ -92,7 +92,7 @@ def table3(study: Study) -> list[Table | Figure]:
     ours, paper = ["first pass, s", "second pass, s", "first / second"], f"paper: {published.MODEL}, "
     columns = ["task", "strategy", *ours, "seeds", *(paper + head for head in ours)]
     shown = [name for name in study.names if task_of(study, name)]
-    notes = ["mean over seeds, wall clock, of all questions of the task", OTHER_MODELS, *left_out(study, shown)]
+    notes = ["mean over seeds, wall clock, of all questions of the task", OTHER_MODELS, *on_runs(study, shown)]
     return [Table(study.name, "Seconds of both passes", columns, rows, notes)]
 
 
@@ -122,7 +122,7 @@ def table8(study: Study) -> list[Table | Figure]:
         "training, s",
         f"paper: {published.MODEL}, ARC-Challenge",
     ]
-    return [Table(study.name, "Shots: CEM and IA3", columns, rows, [*NOTES, OTHER_MODELS, *left_out(study, shown)])]
+    return [Table(study.name, "Shots: CEM and IA3", columns, rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)])]
 
 
 def table10(study: Study) -> list[Table | Figure]:
@@ -157,7 +157,7 @@ def table10(study: Study) -> list[Table | Figure]:
         *SCORE_COLUMNS,
         f"paper: {published.MODEL}, ARC-Challenge",
     ]
-    return [Table(study.name, "Budgets of CEM", columns, rows, [*NOTES, OTHER_MODELS, *left_out(study, shown)])]
+    return [Table(study.name, "Budgets of CEM", columns, rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)])]
 
 
 @dataclass

@@ -1,0 +1,88 @@
+"""A run of a study, by its command line: its config, what it is refused for, and the folder that it has of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from transformer2.cli.check import check
+from transformer2.cli.compose import compose, parse_flags
+from transformer2.files import file_digest
+from transformer2.svf.base_folder import base_folder
+from transformer2.svf.format import CONFIG
+
+__all__ = ["check_base", "checked", "composed", "folder_name"]
+
+RUN_KEYS = {
+    "fit": ("seed_everything", "model", "data", "trainer"),
+    "test": ("seed_everything", "model", "data", "trainer"),
+    "adapt": ("seed_everything", "model", "data", "trainer", "adapt", "strategy"),
+    "spectrum": ("seed_everything", "model", "data", "trainer"),
+}
+RUN_OPTIONS = ("expert", "shuffle_expert")  # plain flags with a value, of those that a run may have
+OF_A_MODEL = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # files of a base or an expert
+
+
+@cache  # studies share most of their runs
+def composed(args: tuple[str, ...]) -> dict[str, Any]:
+    """The config of a command line."""
+    command, *words = args
+    flags = parse_flags(words, RUN_OPTIONS, (), RUN_KEYS[command])
+    return compose(flags.configs, flags.overrides, RUN_KEYS[command])
+
+
+@cache
+def check_base(base: str, model_kwargs: str) -> None:
+    """Refuse a base that is not to be had; `model_kwargs` as JSON.
+
+    Raises:
+        UserError: See `base_folder`.
+    """
+    base_folder(base, json.loads(model_kwargs), weights=False)
+
+
+@cache
+def checked(args: tuple[str, ...]) -> None:
+    """Refuse what the command would refuse before it starts.
+
+    Raises:
+        UserError: See `check`.
+    """
+    check(deepcopy(composed(args)), args[0], folders=False)
+
+
+def folder_name(seed: int, args: tuple[str, ...]) -> str:
+    """By all that a run is given, its composed config included: the same run is the same folder in every study."""
+    config = composed(args)
+    expert, shuffle = (args[args.index(f"--{name}") + 1] if f"--{name}" in args else None for name in RUN_OPTIONS)
+    model = config.get("model") or {}
+    named, inner = [config, expert], (model.get("model_kwargs") or {}).get("subfolder")
+    if inner:
+        named.append(os.path.join(str(model.get("base")), str(inner)))
+    given = [args[0], config, expert, *([] if shuffle is None else [shuffle]), *_contents(named)]
+    whole = json.dumps(given, sort_keys=True, default=str)
+    task = str((config.get("data") or {}).get("task", "")).rpartition(".")[2]
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:10]
+    return "-".join(part for part in (args[0], task, f"s{seed}", digest) if part)
+
+
+def _contents(value: Any) -> list[str]:
+    """SHA-256 of what a config names: other rows, another expert or base in the same place are another run."""
+    if isinstance(value, Mapping):
+        return [digest for inner in value.values() for digest in _contents(inner)]
+    if isinstance(value, list | tuple):
+        return [digest for inner in value for digest in _contents(inner)]
+    if not isinstance(value, str) or "\0" in value:
+        return []
+    path = Path(os.path.expanduser(value))
+    files = [path]
+    if os.path.isdir(path):
+        of_a_model = any((path / name).is_file() for name in ("config.json", CONFIG))
+        files = sorted(file for file in path.iterdir() if file.suffix in OF_A_MODEL) if of_a_model else []
+    return [digest for file in files if (digest := file_digest(file, samples=True)) is not None]
