@@ -4,7 +4,7 @@ import math
 
 import lightning as L
 
-from transformer2.module import training
+from transformer2.module import step
 from transformer2.rl.loss import reinforce_loss
 
 
@@ -14,7 +14,7 @@ class Poison(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_rank == trainer.world_size - 1:
             factor = math.nan if trainer.global_step == 1 else 1.0
-            training.reinforce_loss = lambda *args, **kwargs: reinforce_loss(*args, **kwargs) * factor
+            step.reinforce_loss = lambda *args, **kwargs: reinforce_loss(*args, **kwargs) * factor
 
 
 class Shards(L.Callback):
