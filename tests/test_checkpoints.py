@@ -365,6 +365,40 @@ def test_every_flipped_byte_of_a_folder_is_found(tmp_path):
         read_checkpoint(folder)
 
 
+class ByName:
+    """Pickled as Python 3.11.0 to 3.11.3 pickle the member of an enum: by `getattr` of its class."""
+
+    def __init__(self, kind, name):
+        self.args = kind, name
+
+    def __reduce__(self):
+        return getattr, self.args
+
+
+def test_a_folder_of_any_python_311_is_read(tmp_path):
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    def read(stage):
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}.ckpt"
+        folder.mkdir()
+        torch.save({"loops": {}, "zero_stage": stage}, folder / "states.pt")
+        seal_folder(folder)
+        return read_checkpoint(folder)["zero_stage"]
+
+    for stage in (ZeroStageEnum.gradients, ByName(ZeroStageEnum, "gradients")):
+        assert read(stage) is ZeroStageEnum.gradients
+    for hostile in (
+        (ZeroStageEnum, "__class__"),
+        (ZeroStageEnum, "from_bytes"),
+        (LossScaler, "__init__"),
+        (ZeroStageEnum.gradients, "to_bytes"),
+        ({"gradients": 2}, "gradients"),
+    ):
+        with pytest.raises(CheckpointError, match="more than tensors and plain values"):
+            read(ByName(*hostile))
+
+
 def test_a_run_without_validation_says_so(start):
     trainer, module, data, _ = start(max_steps=1, every=100)
     with pytest.warns(UserWarning, match="no validation in this run of 1 steps"):

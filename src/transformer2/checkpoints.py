@@ -108,7 +108,13 @@ def _deepspeed_classes() -> list[Any]:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+    def member(kind: object, name: str) -> ZeroStageEnum:
+        if kind is not ZeroStageEnum:
+            raise ValueError(f"an attribute of {kind!r} is no plain value")
+        return ZeroStageEnum[name]
+
+    # Python 3.11.0 to 3.11.3 pickle the members of an enum by getattr, which is read as less than it is.
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address, (member, "builtins.getattr")]
 
 
 def _manifest(folder: Path) -> str:
