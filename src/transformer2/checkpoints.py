@@ -108,7 +108,7 @@ def _deepspeed_classes() -> list[Any]:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    def member(kind: object, name: str) -> ZeroStageEnum:
+    def member(kind: Any, name: str) -> Any:
         if kind is not ZeroStageEnum:
             raise ValueError(f"an attribute of {kind!r} is no plain value")
         return ZeroStageEnum[name]
