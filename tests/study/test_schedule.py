@@ -135,6 +135,33 @@ def test_rows_or_an_expert_that_were_replaced_are_another_run(run, tmp_path):
     assert len(calls()) == 2
 
 
+@pytest.mark.parametrize(
+    ("task", "inside", "read", "unread"),
+    [
+        ("gsm8k", "", ["gsm8k/train.jsonl", "gsm8k/test.parquet"], ["math/train.jsonl", "gsm8k/README.md"]),
+        ("gsm8k", "gsm8k", ["gsm8k/train.jsonl.gz"], ["math/train.jsonl"]),
+        ("arc_challenge", "", ["arc_challenge/ARC-Challenge/test/data-00000-of-00001.arrow"], ["arc_easy/test.jsonl"]),
+        ("math", "", ["math/train/data-00000-of-00001.arrow"], ["gsm8k/train.jsonl"]),
+        ("dispatch", "", ["gsm8k/train.jsonl", "mbpp_pro/test.jsonl", "arc_easy/train.jsonl"], ["math/train.jsonl"]),
+    ],
+)
+def test_rows_below_data_dir_that_were_replaced_are_another_run(run, tmp_path, task, inside, read, unread):
+    options = {"data.task": task, "data.data_dir": str(tmp_path / "rows" / inside)}
+    mine = {"mine": {"command": "fit", "config": ["conf/base.yaml"], "set": options}}
+    for name in (*read, *unread):
+        (tmp_path / "rows" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "rows" / name).touch()
+    made = 0
+    for content in ("1", "2"):
+        for name in read:
+            (tmp_path / "rows" / name).write_text(content)
+            made += 1
+            assert run(mine) == 0 and len(calls()) == made
+        for name in unread:
+            (tmp_path / "rows" / name).write_text(content)
+            assert run(mine) == 0 and len(calls()) == made
+
+
 def test_a_base_that_is_not_there_is_named_once_before_anything_runs(run, capsys):
     of_base = {"svf": {**FIT, "set": {**FIT["set"], "model.base": "${base}"}}}
     assert run(of_base, "--base", "./gone") == 0

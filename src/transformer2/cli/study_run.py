@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from transformer2 import tasks
 from transformer2.cli.check import check
 from transformer2.cli.compose import compose, parse_flags
 from transformer2.files import file_digest
@@ -26,6 +27,7 @@ RUN_KEYS = {
     "spectrum": ("seed_everything", "model", "data", "trainer"),
 }
 RUN_OPTIONS = ("expert", "shuffle_expert")  # plain flags with a value, of those that a run may have
+OF_ROWS = (".jsonl", ".gz", ".parquet", ".arrow", ".json", ".csv", ".tsv", ".txt")  # of tasks of one's own, too
 OF_A_MODEL = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # files of a base or an expert
 
 
@@ -65,11 +67,30 @@ def folder_name(seed: int, args: tuple[str, ...]) -> str:
     named, inner = [config, expert], (model.get("model_kwargs") or {}).get("subfolder")
     if inner:
         named.append(os.path.join(str(model.get("base")), str(inner)))
-    given = [args[0], config, expert, *([] if shuffle is None else [shuffle]), *_contents(named)]
+    data = config.get("data") or {}
+    given = [args[0], config, expert, *([] if shuffle is None else [shuffle]), *_contents(named), *_rows(data)]
     whole = json.dumps(given, sort_keys=True, default=str)
-    task = str((config.get("data") or {}).get("task", "")).rpartition(".")[2]
+    task = str(data.get("task", "")).rpartition(".")[2]
     digest = hashlib.sha256(whole.encode()).hexdigest()[:10]
     return "-".join(part for part in (args[0], task, f"s{seed}", digest) if part)
+
+
+def _rows(data: Mapping[str, Any]) -> list[str]:
+    """SHA-256 of the rows below `data_dir` that a task may read."""
+    if not data.get("data_dir"):
+        return []
+    task = tasks.get(data["task"], **(data.get("task_options") or {}))
+    files = _row_files(Path(os.path.expanduser(data["data_dir"])), task.folders)
+    return [digest for file in files if (digest := file_digest(file, samples=True)) is not None]
+
+
+@cache  # thousands of pictures may lie beside them
+def _row_files(root: Path, folders: tuple[str, ...]) -> list[Path]:
+    """Where `load_rows` looks for them: below the tasks' folders in `root`, or below `root` itself."""
+    own = [root / folder for folder in folders if (root / folder).is_dir()]
+    files = [file for folder in own for depth in ("*", "*/*", "*/*/*") for file in folder.glob(depth)]
+    files += [] if own else [*root.glob("*"), *root.glob("*/*")]
+    return sorted(file for file in files if file.suffix in OF_ROWS)
 
 
 def _contents(value: Any) -> list[str]:

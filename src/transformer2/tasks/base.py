@@ -40,6 +40,11 @@ class Task(Verifier):
             DataError: Unknown split, unreadable source, or a row with a missing or odd field (named).
         """
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Folders of a `data_dir` that its rows are read from."""
+        return (self.name,)
+
     def solution(self, example: Example) -> str | None:
         """A whole right answer, in the form that the prompt asks for: what `model.objective: next_token` trains on.
 

@@ -130,6 +130,12 @@ class Dispatch(Task):
         """The categories, "other" last."""
         return (*self.experts, OTHER)
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Those of the tasks whose requests it sorts."""
+        its_tasks = (*self.experts.values(), *(self.other or ()))
+        return tuple(folder for task in its_tasks for folder in tasks.get(task).folders)
+
     def label_of(self, task: str | None) -> str | None:
         """The category of a task's requests; None when it is none of the experts'."""
         return next((label for label, name in self.experts.items() if name == task), None)
