@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer2.arguments import written
-from transformer2.cli.check import STRATEGIES, check, folder_name, keys_help, sections, suggestion
+from transformer2.cli.check import STRATEGIES, check, keys_help, sections, suggestion
 from transformer2.cli.compose import compose, parse_flags
 from transformer2.cli.folder import check_writable, holds_run, run_folder
+from transformer2.cli.values import run_name
 from transformer2.errors import ConfigError, DataError, nearest
 from transformer2.files import check_directory, write_text
 
@@ -93,7 +94,7 @@ def adapt(args: Sequence[str]) -> int:
             raise ConfigError(f"strategy cls: {NO_CLASSIFIER}")
         print(f"cls is left out of all: {NO_CLASSIFIER}")
         strategies.remove("cls")
-    name = folder_name(config.pop("name", None) or f"adapt_{strategy}")
+    name = run_name(config.pop("name", None) or f"adapt_{strategy}")
     check_writable(resumed or flags.options.get("run_dir") or "runs")
     start = time.perf_counter()
 

@@ -5,7 +5,6 @@ The constructors check types and ranges again, for those who come from Python.
 
 from __future__ import annotations
 
-import os
 import re
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,14 @@ from transformer2 import tasks
 from transformer2.arguments import OPTIMIZER_RANGES, Count, Seed, expected, fits, written
 from transformer2.cli.optimizers import HOMES, MODEL, class_and_arguments, default_class
 from transformer2.cli.schema import Argument, arguments
-from transformer2.cli.values import check_adapter, check_base, check_model_kwargs, check_together, check_trainer
+from transformer2.cli.values import (
+    check_adapter,
+    check_base,
+    check_model_kwargs,
+    check_together,
+    check_trainer,
+    run_name,
+)
 from transformer2.errors import ConfigError, DataError, UserError
 from transformer2.files import check_directory
 
@@ -179,7 +185,7 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
         ConfigError: The first key that is not known, with the nearest one; the first value that cannot be.
     """
     if config.get("name") is not None:
-        folder_name(config["name"])
+        run_name(config["name"])
     if isinstance(trainer := config.get("trainer"), dict):
         if "," in str(devices := trainer.get("devices")) and isinstance(devices, str):  # `0,1`, Lightning's own way
             trainer["devices"] = [_read(part) for part in devices.split(",") if part.strip()]
@@ -221,21 +227,6 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
     for folder in (folders and (config.get("adapt") or {}).get("experts")) or []:
         check_directory(folder, "adapt.experts", "train that expert with fit, or name its folder", ConfigError)
     check_base(config["model"].get("base", "tiny"), on_disk=folders, planned=command == "plan")
-
-
-def folder_name(name: Any) -> str:
-    """The name of a run, if a folder can have it and lies in runs/ then.
-
-    Raises:
-        ConfigError: It is none.
-    """
-    name = str(name) if isinstance(name, int | float) and not isinstance(name, bool) else name
-    usable = isinstance(name, str) and name.strip() not in ("", ".", "..") and name.isprintable()
-    if not usable or set("/\\") & set(name) or name.startswith(("~", "-")) or len(os.fsencode(name)) > 200:
-        raise ConfigError(
-            f"name must be a folder's name of at most 200 bytes without / or \\ or a - in front, not {written(name)}"
-        )
-    return str(name)
 
 
 def keys_help(adapt: bool) -> str:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer2.cli.check import check, folder_name
+from transformer2.cli.check import check
 from transformer2.cli.compose import compose, parse_flags
 from transformer2.cli.folder import check_writable, run_folder
 from transformer2.cli.tools import check_device
 from transformer2.cli.train import KEYS, silence_libraries, take_from_expert
+from transformer2.cli.values import run_name
 from transformer2.errors import ConfigError
 from transformer2.svf.format import peft_type
 
@@ -59,7 +60,7 @@ def spectrum(args: Sequence[str]) -> int:
     if (kind := peft_type(adapter)) != "SVF":
         raise ConfigError(f"the config trains a {kind} adapter; set --model.adapter '{{peft_type: SVF}}'")
     model["adapter"] = adapter
-    name = folder_name(config.get("name") or "spectrum")
+    name = run_name(config.get("name") or "spectrum")
     check_writable(flags.options.get("run_dir") or "runs")
     quiet = "quiet" in flags.switches
     with run_folder(flags.options.get("run_dir"), name) as folder:

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformer2.cli.check import check, folder_name, keys_help
+from transformer2.cli.check import check, keys_help
 from transformer2.cli.compose import PACKAGED, compose, parse_flags
 from transformer2.cli.folder import check_writable, run_folder
-from transformer2.cli.values import seed_given
+from transformer2.cli.values import run_name, seed_given
 from transformer2.errors import ConfigError, shown
 from transformer2.files import check_directory, file_digest
 from transformer2.svf.format import WEIGHTS, name_of
@@ -102,7 +102,7 @@ def _run(command: str, args: Sequence[str]) -> int:
         take_from_expert(config, command, expert, folders=kept)
     check(config, command, folders=kept)
     _check_checkpoint(flags.options.get("ckpt_path"), config["trainer"].get("strategy"))
-    name = folder_name(config.pop("name", None) or (Path(flags.configs[-1]).stem if flags.configs else command))
+    name = run_name(config.pop("name", None) or (Path(flags.configs[-1]).stem if flags.configs else command))
     if kept:
         check_writable(flags.options.get("run_dir") or "runs")
     start = time.perf_counter()

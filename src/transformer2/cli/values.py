@@ -145,6 +145,21 @@ def check_base(base: str, on_disk: bool, planned: bool = False) -> None:
         )
 
 
+def run_name(name: Any) -> str:
+    """The name of a run, if a folder can have it and lies in runs/ then.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    name = str(name) if isinstance(name, int | float) and not isinstance(name, bool) else name
+    usable = isinstance(name, str) and name.strip() not in ("", ".", "..") and name.isprintable()
+    if not usable or set("/\\") & set(name) or name.startswith(("~", "-")) or len(os.fsencode(name)) > 200:
+        raise ConfigError(
+            f"name must be a folder's name of at most 200 bytes without / or \\ or a - in front, not {written(name)}"
+        )
+    return str(name)
+
+
 def seed_given(flag: str, text: str) -> int:
     """The value of a flag that takes a seed.
 
