@@ -23,8 +23,9 @@ VALIDATE = ["validate", "--config", "conf/tiny.yaml", *SMALL]
 
 # phase: command, hook that it is stuck in, steps done before, hint
 PHASES = {
-    "set-up": (FIT, "setup", 0, "nothing was trained yet"),
-    "baseline": (FIT, "on_train_start", 0, "nothing was trained yet"),
+    "set-up": (FIT, "setup", 0, "nothing was saved yet"),
+    "baseline": (FIT, "on_train_start", 0, "nothing was saved yet"),
+    "first step": (FIT, "on_train_batch_start", 1, "nothing was saved yet"),
     "step": (FIT, "on_before_optimizer_step", 3, "resume with --ckpt_path"),
     "validation": (FIT, "on_validation_batch_start", 4, "resume with --ckpt_path"),
     "last validation": (FIT, "on_validation_batch_start", 6, "resume with --ckpt_path"),
@@ -37,10 +38,10 @@ PHASES = {
 }
 
 
-def start(args, marker, hook="none", step=0):
+def start(args, marker, hook="none", step=0, callback=""):
     path = os.pathsep.join(p for p in sys.path if p)
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    stuck = f"[{{class_path: stuck.Stuck, init_args: {{hook: {hook}, marker: {marker}, step: {step}}}}}]"
+    stuck = f"[{{class_path: stuck.Stuck, init_args: {{hook: {hook}, marker: {marker}, step: {step}}}}}{callback}]"
     command = [sys.executable, "-m", "transformer2", *args, "--trainer.callbacks", stuck]
     process = subprocess.Popen(
         command,
@@ -97,6 +98,18 @@ def test_saved_and_gone_whatever_the_main_thread_is_doing(phase, name, tmp_path,
         assert load_file(run / "expert" / "adapter_model.safetensors")
     elif "adapt" in hint:
         assert main(["adapt", "--resume", str(run), "--quiet", "--trainer.callbacks", "[]"]) == 0
+
+
+def test_a_checkpoint_of_the_users_own_is_named_where_there_is_no_other(tmp_path, uncut):
+    where = f"dirpath: {tmp_path}, every_n_train_steps: 1, save_last: true"
+    own = f", {{class_path: ModelCheckpoint, init_args: {{{where}}}}}"
+    run, again = tmp_path / "run", tmp_path / "again"
+    process = start([*FIT, "--run_dir", str(run)], tmp_path / "marker", "on_train_batch_start", 1, own)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=6 * SECONDS)
+    assert error.strip().endswith(f"interrupted; resume with --ckpt_path {tmp_path / 'last.ckpt'}"), error
+    assert main([*FIT, "--run_dir", str(again), "--ckpt_path", str(tmp_path / "last.ckpt")]) == 0
+    same(again, uncut)
 
 
 @pytest.mark.slow

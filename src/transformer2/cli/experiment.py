@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -190,7 +191,7 @@ class Experiment:
         check_strategy(self.trainer.strategy)
         self._open(expert, ckpt_path)
         again = "run the command again" if ckpt_path is None else f"resume with --ckpt_path {ckpt_path}"
-        self.hint = lambda: f"nothing was trained yet; {again}"
+        self.hint = lambda: f"nothing was saved yet; {again}"
         if self.trainer.is_global_zero and (sizes := self.data.sizes):
             numbers = ", ".join(f"{n} {split}" for split, n in sizes.items())
             print(f"{self.data.task.name}   questions: {numbers}", flush=True)
@@ -270,10 +271,14 @@ class Experiment:
             watchdog.forward_signal(number)
         if not self.trainer.is_global_zero:
             return None
-        if (last := self._callback(LastCheckpoint)) is not None and last.path is not None and not self.trained:
+        if self.trained:
+            return self.hint()
+        if (last := self._callback(LastCheckpoint)) is not None and last.path is not None:
             last.write()
             return f"resume with --ckpt_path {last.path}"
-        return self.hint()
+        paths = (p for own in self.callbacks_of(ModelCheckpoint) for p in (own.last_model_path, own.best_model_path))
+        saved = next((path for path in paths if path and Path(path).exists()), None)
+        return self.hint() if saved is None else f"resume with --ckpt_path {saved}"
 
     def callbacks_of(self, kind: type) -> list[Any]:
         """The trainer's callbacks of a class."""
