@@ -21,7 +21,7 @@ from transformer2.study.builders import build, check_builder
 from transformer2.study.grid import Cell, as_flag, cells, with_folders
 from transformer2.study.output import Table, write_outputs
 from transformer2.study.results import Run, State, Study, Tuning, read_study, write_study
-from transformer2.study.schedule import Job
+from transformer2.study.schedule import Job, dependants
 from transformer2.svf.base_folder import NAMES
 
 WORLDS = {base: "conf/paper/world/tiny.yaml" for base in ("tiny", "tiny_b")} | {
@@ -101,14 +101,16 @@ class Plan:
         """What a run of the study would do."""
         known, waiting = self.jobs(set())
         unique = {job.folder: job for job in known}
-        there = sum(job.done for job in unique.values())
+        done = {folder for folder, job in unique.items() if job.done}
+        again = len(done & dependants(unique.values(), unique.keys() - done))
         start = "transformer2" if list(launcher[1:]) == ["-m", "transformer2"] else shlex.join(launcher)
         lines = [f"{self.name}: {self.study.get('title', self.name)} (base {self.study.base})"]
         for folder, job in unique.items():
             words = shlex.join([*job.args, "--run_dir", str(folder)])
             lines.append(f"  {'done  ' if job.done else 'to run'} {job.name:<28} {start} {words}")
         later = f", {len(waiting)} more once their settings are chosen" if waiting else ""
-        return [*lines, f"  {len(unique)} runs, {there} done{later}"]
+        of_these = f" ({again} of them made from runs that are to run; made again where those change)" if again else ""
+        return [*lines, f"  {len(unique)} runs, {len(done)} done{of_these}{later}"]
 
     def check_bases(self) -> None:
         """Refuse a base that is not there, once and before its runs do, one after the other.

@@ -222,7 +222,7 @@ def run_jobs(
                 if ended or time.monotonic() - looked > LOOK:
                     looked = time.monotonic()
                     known, waiting = jobs(failed)
-                    lost = _lost(known, failed)
+                    lost = dependants(known, failed)
                     first, finished = not finished, {j.folder for j in known if j.done and j.folder not in running}
                     if first:
                         bar.initial = len(finished)  # what was there already says nothing of the time left
@@ -271,12 +271,12 @@ def _reap(
     return bool(ended)
 
 
-def _lost(jobs: Sequence[Job], failed: set[Path]) -> set[Path]:
-    """Jobs that need a failed one, directly or not."""
-    lost: set[Path] = set()
-    while more := {j.folder for j in jobs if j.folder not in lost and (failed | lost) & {*j.needs}}:
-        lost |= more
-    return lost
+def dependants(jobs: Iterable[Job], folders: set[Path]) -> set[Path]:
+    """Folders of the jobs that need one of these, directly or not."""
+    several, found = list(jobs), set[Path]()
+    while more := {j.folder for j in several if j.folder not in found and (folders | found) & {*j.needs}}:
+        found |= more
+    return found
 
 
 def _stop(running: Iterable[Running]) -> None:
