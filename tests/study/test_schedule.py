@@ -206,7 +206,7 @@ def test_what_was_made_from_an_expert_is_made_again_when_that_was_trained_anew(r
     shutil.rmtree(fit)
     assert run(runs, "--dry_run") == 0
     told = capsys.readouterr().out
-    assert told.count("to run") == 1 and "2 runs, 1 done (1 of them made from runs that are to run;" in told
+    assert told.count("to run") == 1 and "2 runs, 1 done (1 of them made from others; made again" in told
     assert run(runs) == 0
     assert [words[0] for words in calls()] == ["fit", "test"] * 2
     assert set(states().values()) == {"done"}

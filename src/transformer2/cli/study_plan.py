@@ -109,7 +109,7 @@ class Plan:
             words = shlex.join([*job.args, "--run_dir", str(folder)])
             lines.append(f"  {'done  ' if job.done else 'to run'} {job.name:<28} {start} {words}")
         later = f", {len(waiting)} more once their settings are chosen" if waiting else ""
-        of_these = f" ({again} of them made from runs that are to run; made again where those change)" if again else ""
+        of_these = f" ({again} of them made from others; made again where those change)" if again else ""
         return [*lines, f"  {len(unique)} runs, {len(done)} done{of_these}{later}"]
 
     def check_bases(self) -> None:
