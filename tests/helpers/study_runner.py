@@ -48,7 +48,8 @@ def main() -> None:
     report |= {"result": score, "paired_p": 0.01, "controls": {}, "alpha": None, "evaluations": None}
     report |= {"seconds": {"total": 1.0}, "seeds": [int(flag("--seed_everything"))], "versions": {}, "sandbox": None}
     details = {"training": training, "made_from": {}}
-    for expert in filter(None, [*flag("--adapt.experts").strip("[]").split(", "), flag("--expert")]):
+    experts = flag("--adapt.experts") or flag("--adapt").partition("experts: ")[2].strip("}")
+    for expert in filter(None, [*experts.strip("[]").split(", "), flag("--expert")]):
         weights = (Path(expert) / "adapter_model.safetensors").read_bytes()
         named = Path(expert).parent if Path(expert).name == "expert" else Path(expert)
         details["made_from"][named.name] = hashlib.sha256(weights).hexdigest()

@@ -34,10 +34,10 @@ def run(tmp_path, monkeypatch):
     """Write a study of some runs and run it; (exit code, its folder of runs)."""
     monkeypatch.chdir(tmp_path)
 
-    def start(runs, *more, seeds=(0,), wait=True):
+    def start(runs, *more, seeds=(0,), wait=True, launcher=RUNNER):
         content = {"title": "t", "build": "table1", "seeds": list(seeds), "runs": runs}
         Path("s.yaml").write_text(yaml.safe_dump(content))
-        args = ["study", "s.yaml", "--launcher", RUNNER, "--quiet", *more]
+        args = ["study", "s.yaml", "--launcher", launcher, "--quiet", *more]
         if wait:
             return main(args)
         path = os.pathsep.join(p for p in sys.path if p)
@@ -140,13 +140,15 @@ def test_rows_or_an_expert_that_were_replaced_are_another_run(run, tmp_path):
     [
         ("gsm8k", "", ["gsm8k/train.jsonl", "gsm8k/test.parquet"], ["math/train.jsonl", "gsm8k/README.md"]),
         ("gsm8k", "gsm8k", ["gsm8k/train.jsonl.gz"], ["math/train.jsonl"]),
+        ("gsm8k", "", ["gsm8k/train.jsonl", "test.jsonl"], ["math/test.jsonl"]),
+        (None, "", ["gsm8k/train.jsonl", "math/main/test/data-00000-of-00001.arrow"], ["notes.txt"]),
         ("arc_challenge", "", ["arc_challenge/ARC-Challenge/test/data-00000-of-00001.arrow"], ["arc_easy/test.jsonl"]),
         ("math", "", ["math/train/data-00000-of-00001.arrow"], ["gsm8k/train.jsonl"]),
         ("dispatch", "", ["gsm8k/train.jsonl", "mbpp_pro/test.jsonl", "arc_easy/train.jsonl"], ["math/train.jsonl"]),
     ],
 )
 def test_rows_below_data_dir_that_were_replaced_are_another_run(run, tmp_path, task, inside, read, unread):
-    options = {"data.task": task, "data.data_dir": str(tmp_path / "rows" / inside)}
+    options = {"data.data_dir": str(tmp_path / "rows" / inside), **({"data.task": task} if task else {})}
     mine = {"mine": {"command": "fit", "config": ["conf/base.yaml"], "set": options}}
     for name in (*read, *unread):
         (tmp_path / "rows" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -160,6 +162,50 @@ def test_rows_below_data_dir_that_were_replaced_are_another_run(run, tmp_path, t
         for name in unread:
             (tmp_path / "rows" / name).write_text(content)
             assert run(mine) == 0 and len(calls()) == made
+
+
+def test_the_rows_and_the_source_of_what_is_ones_own_count(run, tmp_path, monkeypatch):
+    """The module of a task and of a callback, whatever files such a task reads, and the rows of a dispatch task."""
+    (tmp_path / "ours").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    task = "from toy_task import FirstLetter\nclass Mine(FirstLetter):\n    name = 'mine'\n"
+    (tmp_path / "ours.py").write_text(task)
+    (tmp_path / "calls_back.py").write_text("")
+    (tmp_path / "rows" / "gsm8k").mkdir(parents=True)
+    (tmp_path / "rows" / "gsm8k" / "train.jsonl").write_text("")
+    options = {"data.task": "ours.Mine", "data.data_dir": str(tmp_path / "rows")}
+    callback = [{"class_path": "calls_back.Mine"}]
+    dispatch = {"adapt.dispatch_task": "dispatch", "adapt.dispatch_options": {"experts": {"math": "gsm8k"}}}
+    runs = {
+        "fit": {"command": "fit", "config": ["conf/base.yaml"], "set": {**options, "trainer.callbacks": callback}},
+        "adapt": {"command": "adapt", "set": {**options, "data.data_dir": str(tmp_path / "rows"), **dispatch}},
+    }
+    (tmp_path / "rows" / "test.dat").write_text("")
+    assert run(runs) == 0 and len(calls()) == 2
+    for file, again in (("rows/test.dat", 2), ("ours.py", 2), ("calls_back.py", 1), ("rows/gsm8k/train.jsonl", 2)):
+        before = len(calls())
+        (tmp_path / file).write_text((tmp_path / file).read_text() + "# edited\n")
+        assert run(runs) == 0 and len(calls()) - before == again, file
+
+
+def test_a_config_that_is_edited_while_the_study_runs_is_not_mixed_in(run, tmp_path, capsys):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("_base_: conf/base.yaml\ndata: {test_limit: 16}\n")
+    runs = {"mine": {"command": "fit", "config": [str(mine)], "set": {"data.task": "gsm8k"}}}
+    edits = f"sh -c 'sed -i s/16/64/ {mine}; exec {RUNNER} \"$@\"' sh"
+    assert run(runs, launcher=edits, seeds=(0, 1)) == 1
+    assert states() == {("mine", 0): "done", ("mine", 1): "failed"} and len(calls()) == 1
+    assert "mine s1   is not run: a file that it is given was edited while the study ran" in capsys.readouterr().err
+    assert run(runs, seeds=(0, 1)) == 1  # in this process it has been read
+    assert len(calls()) == 1
+
+
+def test_spectra_read_no_rows(run, tmp_path):
+    (tmp_path / "gsm8k").mkdir()
+    runs = {"spectrum": {"command": "spectrum", "set": {"model.base": "tiny"}}}
+    for content in ("1", "2"):
+        (tmp_path / "gsm8k" / "train.jsonl").write_text(content)
+        assert run(runs, "--data.data_dir", str(tmp_path), "--dry_run") == 0
 
 
 def test_a_base_that_is_not_there_is_named_once_before_anything_runs(run, capsys):
@@ -177,10 +223,14 @@ def test_a_base_that_is_not_there_is_named_once_before_anything_runs(run, capsys
     assert len(calls()) == 1
 
 
-def test_a_flag_of_one_strategy_is_for_its_runs_alone(run):
+def test_a_flag_of_one_strategy_is_for_its_runs_alone(run, capsys):
     strategies = {name: {**ADAPT, "set": {"data.task": "math", "strategy": name}} for name in ("cem", "scores")}
-    assert run(strategies, "--adapt.population", "4") == 0
-    assert {("scores" in words, "--adapt.population" in words) for words in calls()} == {(True, False), (False, True)}
+    assert run(strategies, "--adapt.population", "4", "--trainer.max_steps", "5") == 0
+    assert "no run of it takes" not in capsys.readouterr().out
+    assert run({"fit": FIT}, "--adapt.population", "4") == 0
+    assert "no run of it takes --adapt.population" in capsys.readouterr().out
+    adapted = [words for words in calls() if words[0] == "adapt"]
+    assert {("scores" in words, "--adapt.population" in words) for words in adapted} == {(True, False), (False, True)}
 
 
 def test_a_base_whose_weights_were_replaced_is_another_run(run, tmp_path):
@@ -197,8 +247,13 @@ def test_a_base_whose_weights_were_replaced_is_another_run(run, tmp_path):
         assert len(calls()) - before == 4  # 1, 2, 2 and 3, 1 and 3
 
 
-def test_what_was_made_from_an_expert_is_made_again_when_that_was_trained_anew(run, capsys):
-    runs = {"svf": FIT, "scored": {"command": "test", "expert": "@svf/expert"}}
+SCORED = {"command": "test", "expert": "@svf/expert"}
+NESTED = {"command": "adapt", "set": {"data.task": "math", "adapt": {"experts": ["@svf/expert"]}}}
+
+
+@pytest.mark.parametrize("scored", [SCORED, ADAPT, NESTED])
+def test_what_was_made_from_an_expert_is_made_again_when_that_was_trained_anew(run, capsys, scored):
+    runs = {"svf": FIT, "scored": scored}
     for _ in range(2):
         assert run(runs) == 0
     assert len(calls()) == 2
@@ -208,7 +263,7 @@ def test_what_was_made_from_an_expert_is_made_again_when_that_was_trained_anew(r
     told = capsys.readouterr().out
     assert told.count("to run") == 1 and "2 runs, 1 done (1 of them made from others; made again" in told
     assert run(runs) == 0
-    assert [words[0] for words in calls()] == ["fit", "test"] * 2
+    assert [words[0] for words in calls()] == ["fit", scored["command"]] * 2
     assert set(states().values()) == {"done"}
     assert run(runs) == 0
     assert len(calls()) == 4

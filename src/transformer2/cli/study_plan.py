@@ -7,7 +7,8 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ class Plan:
         done = sum(run.state == "done" for run in runs)
         print(f"{self.name}: {done} of {len(runs)} runs done")
         whole = read_study(self.folder)
-        for line in [*_doubts(whole), *self._untraceable(failed)]:
+        for line in [*_doubts(whole), *self._untraceable(failed), *self._given_to_none()]:
             print(f"  {line}")
         for tuned in tuning:
             if tuned.chosen is None:
@@ -167,6 +168,11 @@ class Plan:
         count = sum(job.done and not job.traceable for job in self.jobs(failed)[0])
         what = "reports that do not say which experts they are of, as an earlier transformer2 wrote them"
         return [f"{what}: {count}; remove the runs whose experts were trained anew since"] if count else []
+
+    def _given_to_none(self) -> list[str]:
+        """Flags that were given on top of every run and that no run takes."""
+        taken = {key for cell in self.cells.values() for key, _ in self._overrides(cell)}
+        return [f"no run of it takes --{key}" for key, _ in self.overrides if key not in taken]
 
     # ------------------------------------------------------------------ one run
 
@@ -214,10 +220,10 @@ class Plan:
             tried = "".join(f" {k.rpartition('.')[2]}={as_flag(v)}" for k, v in chosen.items())
             label = f"{cell.name} s{seed}{tried if seed == self.tuning_seed else ''}"
             needs = tuple(job.folder for job in needed.values())
-            given = [cell.expert, cell.flags.get("adapt.experts"), cell.flags.get("adapt.classifier")]
-            paths = with_folders(given, {name: str(job.folder) for name, job in needed.items()})
-            experts = [path for some in paths if some for path in ([some] if isinstance(some, str) else some)]
-            self._jobs[key] = Job(label, args, folder, needs, tuple(Path(path).expanduser() for path in experts))
+            adapt = composed(args).get("adapt") or {}
+            experts = [*(adapt.get("experts") or []), adapt.get("classifier"), dict(pairwise(args)).get("--expert")]
+            paths = tuple(Path(path).expanduser() for path in experts if path)
+            self._jobs[key] = Job(label, args, folder, needs, paths, partial(folder_name, seed, same, anew=True))
         return self._jobs[key]
 
     def _args(self, cell: Cell, seed: int, chosen: Mapping[str, Any], folders: Mapping[str, str]) -> tuple[str, ...]:
@@ -295,12 +301,16 @@ class Plan:
 
 
 def _doubts(study: Study) -> list[str]:
-    """What speaks against comparing its runs: they were made with several versions of a library."""
+    """What speaks against comparing its runs: several versions of a library, or several numbers of questions."""
     made: dict[str, set[str]] = {}
+    asked: dict[str, set[int]] = {}
     for run in study.runs:
         for library, version in ((run.report or {}).get("versions") or {}).items():
             made.setdefault(library, set()).add(version)
-    return [
+        if n := (run.report or {}).get("n"):
+            asked.setdefault(run.name, set()).add(n)
+    numbers = {name: " and ".join(map(str, sorted(several))) for name, several in asked.items() if len(several) > 1}
+    return [f"its runs of {name} are of {several} questions" for name, several in numbers.items()] + [
         f"its runs were made with {library} {' and '.join(sorted(versions))}; remove the older ones"
         for library, versions in made.items()
         if len(versions) > 1

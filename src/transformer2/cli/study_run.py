@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.util
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -27,7 +30,7 @@ RUN_KEYS = {
     "spectrum": ("seed_everything", "model", "data", "trainer"),
 }
 RUN_OPTIONS = ("expert", "shuffle_expert")  # plain flags with a value, of those that a run may have
-OF_ROWS = (".jsonl", ".gz", ".parquet", ".arrow", ".json", ".csv", ".tsv", ".txt")  # of tasks of one's own, too
+OF_ROWS = (".jsonl", ".gz", ".parquet", ".arrow")
 OF_A_MODEL = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # files of a base or an expert
 
 
@@ -59,44 +62,58 @@ def checked(args: tuple[str, ...]) -> None:
     check(deepcopy(composed(args)), args[0], folders=False)
 
 
-def folder_name(seed: int, args: tuple[str, ...]) -> str:
-    """By all that a run is given, its composed config included: the same run is the same folder in every study."""
-    config = composed(args)
+def folder_name(seed: int, args: tuple[str, ...], anew: bool = False) -> str:
+    """By all that a run is given, its composed config included: the same run is the same folder in every study.
+
+    Args:
+        seed: Of the run.
+        args: Its command line, with the names of other runs' folders in place of their paths.
+        anew: Read the config files again; they may have been edited since.
+    """
+    config = composed.__wrapped__(args) if anew else composed(args)
     expert, shuffle = (args[args.index(f"--{name}") + 1] if f"--{name}" in args else None for name in RUN_OPTIONS)
     model = config.get("model") or {}
     named, inner = [config, expert], (model.get("model_kwargs") or {}).get("subfolder")
     if inner:
         named.append(os.path.join(str(model.get("base")), str(inner)))
-    data = config.get("data") or {}
-    given = [args[0], config, expert, *([] if shuffle is None else [shuffle]), *_contents(named), *_rows(data)]
+    rows = [] if args[0] == "spectrum" else _rows(config)
+    given = [args[0], config, expert, *([] if shuffle is None else [shuffle]), *_contents(named), *rows]
     whole = json.dumps(given, sort_keys=True, default=str)
-    task = str(data.get("task", "")).rpartition(".")[2]
+    task = str((config.get("data") or {}).get("task", "")).rpartition(".")[2]
     digest = hashlib.sha256(whole.encode()).hexdigest()[:10]
     return "-".join(part for part in (args[0], task, f"s{seed}", digest) if part)
 
 
-def _rows(data: Mapping[str, Any]) -> list[str]:
-    """SHA-256 of the rows below `data_dir` that a task may read."""
-    if not data.get("data_dir"):
-        return []
-    task = tasks.get(data["task"], **(data.get("task_options") or {}))
-    files = _row_files(Path(os.path.expanduser(data["data_dir"])), task.folders)
+def _rows(config: Mapping[str, Any]) -> list[str]:
+    """SHA-256 of the rows below `data_dir` that a run may read, and of the modules of tasks that are not ours."""
+    data, adapt = config.get("data") or {}, config.get("adapt") or {}
+    named = {data.get("task"): data.get("task_options"), adapt.get("dispatch_task"): adapt.get("dispatch_options")}
+    read = [tasks.get(name, **(options or {})) for name, options in named.items() if name]
+    own = [task for task in read if not type(task).__module__.startswith("transformer2.")]
+    files = [Path(path) for task in own if (path := inspect.getsourcefile(type(task)))]
+    if root := data.get("data_dir"):  # a task that is not named is that of the expert, which may not be there yet
+        known = frozenset(folder for task in read for folder in task.folders)
+        any_task = own or not data.get("task")
+        files += _row_files(Path(os.path.expanduser(root)), None if any_task else known, bool(own))
     return [digest for file in files if (digest := file_digest(file, samples=True)) is not None]
 
 
 @cache  # thousands of pictures may lie beside them
-def _row_files(root: Path, folders: tuple[str, ...]) -> list[Path]:
-    """Where `load_rows` looks for them: below the tasks' folders in `root`, or below `root` itself."""
-    own = [root / folder for folder in folders if (root / folder).is_dir()]
-    files = [file for folder in own for depth in ("*", "*/*", "*/*/*") for file in folder.glob(depth)]
-    files += [] if own else [*root.glob("*"), *root.glob("*/*")]
-    return sorted(file for file in files if file.suffix in OF_ROWS)
+def _row_files(root: Path, folders: frozenset[str] | None, of_any_kind: bool) -> list[Path]:
+    """Where `load_rows` looks for the rows of tasks with these folders; None: of any task."""
+    others = set() if folders is None else {*tasks.names()} - folders
+    inner = [folder for folder in root.glob("*") if folder.name not in others and folder.is_dir()]
+    files = [*root.glob("*"), *(file for folder in inner for file in folder.glob("*"))]
+    deep = [folder for folder in inner if folder.name in (folders or tasks.names())]
+    files += [file for folder in deep for depth in ("*/*", "*/*/*") for file in folder.glob(depth)]
+    return sorted(file for file in files if file.suffix in OF_ROWS or (of_any_kind and file.is_file()))
 
 
 def _contents(value: Any) -> list[str]:
     """SHA-256 of what a config names: other rows, another expert or base in the same place are another run."""
     if isinstance(value, Mapping):
-        return [digest for inner in value.values() for digest in _contents(inner)]
+        source = _source(str(value.get("class_path", "")))
+        return [*source, *(digest for inner in value.values() for digest in _contents(inner))]
     if isinstance(value, list | tuple):
         return [digest for inner in value for digest in _contents(inner)]
     if not isinstance(value, str) or "\0" in value:
@@ -107,3 +124,13 @@ def _contents(value: Any) -> list[str]:
         of_a_model = any((path / name).is_file() for name in ("config.json", CONFIG))
         files = sorted(file for file in path.iterdir() if file.suffix in OF_A_MODEL) if of_a_model else []
     return [digest for file in files if (digest := file_digest(file, samples=True)) is not None]
+
+
+def _source(class_path: str) -> list[str]:
+    """SHA-256 of the module of a class of one's own; of one that is installed, none."""
+    module = class_path.rpartition(".")[0]
+    with contextlib.suppress(ImportError, ValueError):
+        found = importlib.util.find_spec(module) if module and not module.startswith("transformer2.") else None
+        if found and found.origin and "site-packages" not in found.origin and (digest := file_digest(found.origin)):
+            return [digest]
+    return []

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from transformer2.svf.format import WEIGHTS, name_of
 POLL = 0.2  # seconds between two looks at what runs
 LOOK = 5.0  # seconds between two looks at what others have done
 REFUSED = 2  # the exit code of a command that says what is wrong with its input
+EDITED = "a file that it is given was edited while the study ran; run the study again"
 GRACE = 12.0  # seconds that runs have to save on a signal
 
 
@@ -39,7 +41,8 @@ class Job:
         args: The command line without `transformer2`, and without where the run is kept.
         folder: The run folder.
         needs: Folders of the runs that it uses.
-        experts: Expert folders of theirs that it is given.
+        experts: Expert folders that it is given.
+        folder_now: The name of the folder by what the files that it is given hold at this moment.
     """
 
     name: str
@@ -47,6 +50,15 @@ class Job:
     folder: Path
     needs: tuple[Path, ...] = ()
     experts: tuple[Path, ...] = ()
+    folder_now: Callable[[], str] | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether a file that it is given was edited since the study began; its folder would hold another run."""
+        try:
+            return self.folder_now is not None and self.folder_now() != self.folder.name
+        except UserError:
+            return True
 
     @property
     def done(self) -> bool:
@@ -237,6 +249,11 @@ def run_jobs(
                             continue
                         if job.done:  # another command was faster
                             os.close(lock)
+                            continue
+                        if job.changed:
+                            os.close(lock)
+                            failed.add(job.folder)
+                            tqdm.write(f"{job.name}   is not run: {EDITED}", file=sys.stderr)
                             continue
                         if job.stale and not quiet:
                             tqdm.write(f"{job.name}   is made again: an expert that it was given was trained anew")
