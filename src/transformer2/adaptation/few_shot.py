@@ -19,7 +19,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -30,7 +30,7 @@ from transformer2.adaptation.context import EvaluationContext
 from transformer2.adaptation.members import matrices
 from transformer2.adaptation.mixture import Granularity, Mix, Mixture
 from transformer2.adaptation.search import PRESETS, Search, make_search
-from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy
+from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy, differs, origin
 from transformer2.arguments import Count, Positive, check_arguments
 from transformer2.errors import ConfigError
 from transformer2.experts import Expert
@@ -169,6 +169,7 @@ class FewShotSearch(Strategy):
         self.budget = Budget(generations, max_evaluations, max_minutes)
         Mixture(["m"], ["e"], **self.mixture_options)  # refuses what does not go together
         make_search(search, 2, **self.search_options)
+        self.settings = {"search": search, **self.search_options, **self.mixture_options, **asdict(self.budget)}
 
     def adapt_to_task(self, context: EvaluationContext) -> AdaptedPolicy:
         """Search, from where an interrupted run was; every generation is saved, so a signal cuts no more than one."""
@@ -176,13 +177,21 @@ class FewShotSearch(Strategy):
         start = 1 / len(mixture.members)
         search = make_search(self.search, mixture.dim, mean=start, seed=self.seed, **self.search_options)
         file = None if context.folder is None else context.folder / "search.json"
-        trace = [] if file is None else _resume(file, search, context.made_from)
-        context.bar.reset(total=self.budget.total(search.population))
+        total = self.budget.total(search.population)
+        of: dict[str, Mapping[str, Any]] = {}
+        if file is not None:
+            decisive = {key: value for key, value in self.settings.items() if key not in asdict(self.budget)}
+            engine = context.answerer.engine
+            decisive |= {"seed": self.seed, "eos_ids": engine.eos_ids, "stop": engine.stop}
+            rows = origin(context.answerer, context.data, "few_shot")
+            of = {"made_from": context.made_from, "origin": rows, "settings": decisive}
+        trace = [] if file is None else _resume(file, search, of, total)
+        context.bar.reset(total=total)
         context.bar.update(search.generation)
         for entry in run_search(search, mixture, context.sharded_scores, self.budget):
             trace.append(entry)
             if file is not None and context.answerer.rank == 0:
-                _save(file, search, trace, context.made_from)
+                _save(file, search, trace, of)
             context.bar.set_postfix(shots=f"{entry['score']:.2f}", refresh=False)
             context.bar.update()
         return _SearchedPolicy(context, self, mixture, search, trace)
@@ -229,14 +238,13 @@ class _SearchedPolicy(AdaptedPolicy):
     def facts(self, records: Sequence[Record]) -> Facts:
         """Alpha and what it cost."""
         selected = {"selected_on_scored_rows": self.selection} if self.selection else {}
-        settings = {"search": self.settings.search, **self.settings.search_options, **self.settings.mixture_options}
         details = {
             **super().facts(records).details,
             "rejected": self.search.rejected,
             "best_on_shots": self.search.best_score,
             "answer": self.settings.answer,
             **selected,
-            "settings": settings,
+            "settings": self.settings.settings,
         }
         return Facts(self._alpha(), self.search.evaluations, details)
 
@@ -256,19 +264,21 @@ class _SearchedPolicy(AdaptedPolicy):
         return named[0] if len(named) == 1 else dict(zip(self.mixture.groups, named, strict=True))
 
 
-def _save(file: Path, search: Search, trace: Sequence[Mapping[str, Any]], made_from: Mapping[str, Any]) -> None:
+def _save(file: Path, search: Search, trace: Sequence[Mapping[str, Any]], of: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps({"search": search.state_dict(), "trace": trace, "made_from": dict(made_from)}))
+    write_text(file, json.dumps({"search": search.state_dict(), "trace": trace, **of}))
 
 
-def _resume(file: Path, search: Search, made_from: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The trace of an interrupted search of the same experts, whose state is restored; [] for a new one."""
+def _resume(file: Path, search: Search, of: Mapping[str, Mapping[str, Any]], total: int) -> list[Mapping[str, Any]]:
+    """The trace of the same search, interrupted or shorter, whose state is restored; [] for a new one."""
     if not file.exists():
         return []
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
-        what = "was of experts that were trained anew since" if state.get("made_from", made_from) != made_from else ""
-    except (ValueError, AttributeError):
+        what = differs(state, of)
+        if not what and state["search"]["generation"] > total:
+            what = f"has gone further than {total} generations"
+    except (ValueError, AttributeError, KeyError, TypeError):
         what = "cannot be read"
     if what:
         warnings.warn(f"the search in {file} {what}; it begins anew", stacklevel=2)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -25,15 +26,22 @@ from transformer2.adaptation.members import members
 from transformer2.adaptation.mixture import base_row
 from transformer2.adaptation.scoring import Scorer
 from transformer2.arguments import Count, Seed, check_arguments
-from transformer2.errors import ConfigError
+from transformer2.errors import BasisError, ConfigError
 from transformer2.experts import Expert, load_experts
 from transformer2.files import check_directory
 from transformer2.policy import reference
 from transformer2.report.build import Facts, label_confusion
 from transformer2.seeds import rollout_seed
+from transformer2.svf.fingerprint import fingerprint
 from transformer2.types import Answer, PromptBatch, Record
 
-__all__ = ["ActiveExpert", "AdaptedPolicy", "Choice", "Strategy", "check_whole"]
+__all__ = ["ActiveExpert", "AdaptedPolicy", "Choice", "Strategy", "check_whole", "differs", "origin"]
+
+DIFFERS = {
+    "made_from": "is of experts that were trained anew since",
+    "origin": "is of another base or of other rows",
+    "settings": "is of other settings",
+}
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,7 @@ class Strategy:
 
     name: ClassVar[str] = "base"
     picture: ClassVar[str] = "adapt/figure"  # TensorBoard tag of its figure; the file has the name of the last part
+    settings: Mapping[str, Any] = MappingProxyType({})  # what a report says of it as `details.settings`
 
     def __init__(
         self,
@@ -155,6 +164,20 @@ class Strategy:
     def adapt_to_task(self, context: Any) -> AdaptedPolicy:
         """First pass over the task, once per evaluation."""
         return AdaptedPolicy(context, self.name)
+
+
+def origin(answerer: Answerer, data: Any, *splits: str) -> dict[str, str]:
+    """Base and rows that a result is of: the fingerprint of the one, a digest of each split of the others."""
+    rows = {split: data.digest(split) for split in splits}
+    try:
+        return {"base": fingerprint(answerer.policy), **rows}
+    except BasisError:  # shards of a base from the Hub
+        return rows
+
+
+def differs(saved: Mapping[str, Any], now: Mapping[str, Mapping[str, Any]]) -> str:
+    """In what respect a report or a search is not of what there is now; what it does not say is not looked at."""
+    return next((DIFFERS[key] for key, part in now.items() if saved.get(key, part) != part), "")
 
 
 def _made_from(experts: Sequence[Expert], helpers: Sequence[Expert]) -> dict[str, str | None]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
 KEYS = ("name", "seed_everything", "model", "data", "trainer", "adapt", "strategy")
 OPTIONS = ("run_dir", "resume")
 SWITCHES = ("help", "print_config", "quiet")
+# What may change when a run is resumed: how it runs, where its rows are (they are compared), how long a search goes on.
+FREE = (
+    *("name", "trainer.", "model.memory.", "data.data_dir", "data.eval_batch_size"),
+    *("adapt.generations", "adapt.max_evaluations", "adapt.max_minutes", "adapt.max_rows"),
+)
+LIMITS = ("trainer.limit_test_batches", "trainer.fast_dev_run")
 NO_CLASSIFIER = "name the classification expert's folder: adapt.classifier (train one with fit)"
 
 HELP = """\
@@ -48,7 +56,7 @@ model, its shipped experts and a task that needs two of them at once (conf/adapt
   --config FILE        a config file with these keys; several are merged, later ones win
   --seed_everything N  seed of the shots and of the search (default 0)
   --run_dir DIR        where the run is kept (default runs/<name>; a number is added rather than overwriting)
-  --resume DIR         resume an interrupted run, in its folder
+  --resume DIR         resume an interrupted run, in its folder and with its settings
   --print_config       print the composed config, and stop
   --quiet              no progress bar
   --debug              show the traceback of an error
@@ -67,9 +75,20 @@ def adapt(args: Sequence[str]) -> int:
     resumed = flags.options.get("resume")
     if resumed is not None and not (Path(resumed) / "config.yaml").is_file():
         raise ConfigError(f"--resume {resumed} holds no run; give the folder of an interrupted adapt")
-    configs = [str(Path(resumed) / "config.yaml")] if resumed else flags.configs or ["conf/adapt_tiny.yaml"]
-    config = compose(configs, flags.overrides, KEYS)
+    if resumed is not None and "run_dir" in flags.options:
+        raise ConfigError(f"--resume {resumed} goes on in that folder; leave --run_dir out")
+    begun = [str(Path(resumed) / "config.yaml")] if resumed else []
+    old = compose(begun, [], KEYS) if begun else {}
+    if resumed is not None and "strategy" not in old:
+        raise ConfigError(
+            f"--resume {resumed} holds a run of fit, validate or test, not of adapt; a fit goes on with "
+            f"fit --ckpt_path {resumed}/checkpoints/last.ckpt"
+        )
+    config = compose([*begun, *flags.configs] or ["conf/adapt_tiny.yaml"], flags.overrides, KEYS)
     check(config, "adapt", folders="print_config" not in flags.switches)
+    if resumed is not None and (flags.overrides or flags.configs):
+        check(old, "adapt", folders=False)
+        _check_same(resumed, old, config)
     if config["trainer"].get("limit_predict_batches") is not None:
         raise ConfigError("trainer.limit_predict_batches is not read by adapt; set trainer.limit_test_batches")
     config["model"].pop("rollout", None)  # rows differ in z here, which the default engine alone can draw
@@ -120,19 +139,20 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
     experiment = Experiment.of(config, folder, quiet, data_class=UnseenTaskDataModule)
     check_whole(in_lockstep(experiment.trainer.strategy))
     experiment.data.setup("test")  # rows that cannot be read are found before there is a folder
-    _keep_config(experiment, names, settings)
+    text = _config(experiment, names, settings)
     # A strategy of the user's own comes as a callback without a task of its own.
     own = [c for c in experiment.callbacks_of(Strategy) if c.own_task is None]
     kept, again = f"resume with transformer2 adapt --resume {folder}", "nothing was saved yet; run the command again"
     experiment.hint = lambda: kept if holds_run(folder) else again
     with explained():
-        return experiment.in_every_process(lambda: _adapt(experiment, [*own, *strategies], quiet, start))
+        return experiment.in_every_process(lambda: _adapt(experiment, [*own, *strategies], text, quiet, start))
 
 
-def _adapt(experiment: Experiment, strategies: Sequence[Strategy], quiet: bool, start: float) -> int:
+def _adapt(experiment: Experiment, strategies: Sequence[Strategy], text: str, quiet: bool, start: float) -> int:
     """One strategy after the other; in every process."""
     from transformer2.adaptation.context import Cache
     from transformer2.adaptation.evaluate import evaluate
+    from transformer2.adaptation.strategy import origin
     from transformer2.data.loader import batches_within
     from transformer2.report.adaptation import adaptation_table
 
@@ -142,13 +162,20 @@ def _adapt(experiment: Experiment, strategies: Sequence[Strategy], quiet: bool, 
     if not count:
         raise ConfigError(f"trainer.limit_test_batches {trainer.limit_test_batches} leaves nothing to score; raise it")
     reports: dict[str, Report] = {}
+    of = origin(answerer, data, "few_shot", "test")
     cache: Cache = {}  # base and controls are the same for all: answered once
     for strategy in strategies:
         own = folder / strategy.name if several else folder
-        if (earlier := _earlier(own, strategy, data.base)) is not None:
+        now: dict[str, Mapping[str, Any]]
+        now = {"made_from": strategy.made_from(data.base), "origin": of, "settings": strategy.settings}
+        if (earlier := _earlier(own, now)) is not None:
             reports[strategy.name] = earlier
             continue
+        if trainer.is_global_zero:
+            write_text(folder / "config.yaml", text)
+            (folder / "report.json").unlink(missing_ok=True)  # it is no longer what this run ends with
         found = evaluate(answerer, data, strategy, cache, own, progress=not quiet, max_batches=count)
+        found = replace(found, report=replace(found.report, details={**found.report.details, "origin": of}))
         reports[strategy.name] = found.report
         if trainer.is_global_zero:
             _write(own, strategy, found, _loggers(trainer.loggers, own, several))
@@ -160,8 +187,9 @@ def _adapt(experiment: Experiment, strategies: Sequence[Strategy], quiet: bool, 
     return 0
 
 
-def _earlier(folder: Path, strategy: Strategy, base: str) -> Report | None:
-    """What an interrupted run had finished with the same experts; damaged, or of others, it is made again."""
+def _earlier(folder: Path, now: Mapping[str, Mapping[str, Any]]) -> Report | None:
+    """What an interrupted run had finished; damaged, or of other experts, rows or settings, it is made again."""
+    from transformer2.adaptation.strategy import differs
     from transformer2.report.table import read_report
 
     if not (folder / "report.json").exists():
@@ -171,9 +199,8 @@ def _earlier(folder: Path, strategy: Strategy, base: str) -> Report | None:
     except DataError as e:
         warnings.warn(f"{e.args[0].rpartition(';')[0]}; it is made again", stacklevel=2)
         return None
-    made_from = strategy.made_from(base)
-    if report.details.get("made_from", made_from) != made_from:
-        warnings.warn(f"{folder} is of experts that were trained anew since; it is made again", stacklevel=2)
+    if what := differs(report.details, now):
+        warnings.warn(f"{folder} {what}; it is made again", stacklevel=2)
         return None
     return report
 
@@ -242,11 +269,36 @@ def _check_flags(strategies: Sequence[str], flags: Sequence[str]) -> None:
             )
 
 
-def _keep_config(experiment: Experiment, strategies: Sequence[str], settings: Mapping[str, Any]) -> None:
+def _check_same(folder: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """A resumed run has one table, which must be of one config.
+
+    Raises:
+        ConfigError: Something that decides its numbers is another than what it was begun with.
+    """
+    defaults = {key: literal_eval(a.default or "None") for key, a in sections(True)["adapt"].items()}
+    was, asked = (_flat({**config, "adapt": {**defaults, **config["adapt"]}}) for config in (old, new))
+    # A limit counts batches.
+    free = tuple(key for key in FREE if key != "data.eval_batch_size" or not any(map(was.get, LIMITS)))
+    for key in sorted({*was, *asked}):
+        if was.get(key) != asked.get(key) and (key in LIMITS or not key.startswith(free)):
+            raise ConfigError(
+                f"--resume {folder} was begun with {key} {written(was.get(key))}, not {written(asked.get(key))}; leave "
+                "it out, or begin anew in another --run_dir"
+            )
+
+
+def _flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """`model.sampling.stop` -> its value."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return flat
+
+
+def _config(experiment: Experiment, strategies: Sequence[str], settings: Mapping[str, Any]) -> str:
     """The run's config as YAML that runs again, and that `--resume` reads."""
     import yaml
 
     whole = yaml.safe_load(experiment.yaml())
     whole |= {"strategy": strategies[0] if len(strategies) == 1 else "all", "adapt": dict(settings)}
-    experiment.folder.mkdir(parents=True, exist_ok=True)
-    write_text(experiment.folder / "config.yaml", yaml.safe_dump(whole, sort_keys=False))
+    return yaml.safe_dump(whole, sort_keys=False)

@@ -240,7 +240,8 @@ class ExpertDataModule(L.LightningDataModule):
             for e, ids in zip(*self._rows[split], strict=True):
                 pictures = [picture.digest() for picture in e.images]
                 tokens = as_image_ids(ids, -1)  # those of pictures have other numbers in other processes
-                words.append(f"{[*map(dict, e.messages)]} {e.answer} {tokens}{pictures or ''}")
+                fields = json.dumps(dict(e.fields), default=str) if e.fields else ""
+                words.append(f"{[*map(dict, e.messages)]} {e.answer} {tokens}{pictures or ''}{fields}")
             self._digests[split] = hashlib.sha256("\n".join(words).encode(errors="replace")).hexdigest()[:16]
         return self._digests[split]
 
