@@ -87,8 +87,8 @@ def folder_name(seed: int, args: tuple[str, ...], anew: bool = False) -> str:
 def _rows(config: Mapping[str, Any]) -> list[str]:
     """SHA-256 of the rows below `data_dir` that a run may read, and of the modules of tasks that are not ours."""
     data, adapt = config.get("data") or {}, config.get("adapt") or {}
-    named = {data.get("task"): data.get("task_options"), adapt.get("dispatch_task"): adapt.get("dispatch_options")}
-    read = [tasks.get(name, **(options or {})) for name, options in named.items() if name]
+    named = [(data.get("task"), "task_options", data), (adapt.get("dispatch_task"), "dispatch_options", adapt)]
+    read = [tasks.get(name, **(given.get(options) or {})) for name, options, given in named if name]
     own = [task for task in read if not type(task).__module__.startswith("transformer2.")]
     files = [Path(path) for task in own if (path := inspect.getsourcefile(type(task)))]
     if root := data.get("data_dir"):  # a task that is not named is that of the expert, which may not be there yet
