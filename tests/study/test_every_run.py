@@ -13,6 +13,7 @@ from studies import adapted, fitted, make_study, report
 from transformer2.cli.compose import merge
 from transformer2.errors import ConfigError
 from transformer2.study.builders import BUILDERS, build
+from transformer2.study.claims import CLAIMS
 from transformer2.study.grid import cells
 from transformer2.study.output import Table, write_outputs
 from transformer2.svf.spectrum import matrix_facts
@@ -145,3 +146,11 @@ def test_the_papers_studies_have_rows(file, world) -> None:
         assert "cannot be resolved" in str(e)  # a study of one world alone
     else:
         assert found
+
+
+@pytest.mark.parametrize("kind", reports())
+def test_claims_are_judged_over_every_kind_of_run(tmp_path, kind) -> None:
+    names = ("svf", "lora", "svf_next_token", "cem", "adapt", "ordered", "shuffled")
+    study = make_study(tmp_path, "table1", {name: [reports()[kind]] for name in names}, dict.fromkeys(names, LABELS))
+    for claim in CLAIMS:
+        assert all(effect.verdict == "not decided" for effect in claim.effects(dict.fromkeys(BUILDERS, study))[:1])
