@@ -140,12 +140,7 @@ def test_what_a_run_is_given_decides_whether_it_has_a_row(name, refused, taken) 
 def test_the_papers_studies_have_rows(file, world) -> None:
     whole = merge([str(WORLD / "world" / f"{world}.yaml"), str(file)])
     whole["base"], whole["other_base"] = "tiny", "tiny_b"
-    try:
-        found = cells(whole)
-    except ConfigError as e:
-        assert "cannot be resolved" in str(e)  # a study of one world alone
-    else:
-        assert found
+    assert cells(whole)
 
 
 @pytest.mark.parametrize("kind", reports())
