@@ -25,7 +25,7 @@ from transformer2.files import inside, read_file
 from transformer2.pictures import MAX_BYTES, Picture, PictureBytes, PictureFile
 from transformer2.types import Example, Message, text_of
 
-__all__ = ["Chat", "PictureSource", "Prompt", "as_pictures", "check_characters"]
+__all__ = ["Chat", "PictureSource", "Prompt", "as_pictures", "as_prompts", "check_characters"]
 
 ROLES = ("system", "user", "assistant")
 MAX_PICTURES = 64  # of one chat: each costs time before its tokens are counted
@@ -168,6 +168,21 @@ class Chat:
         last = self.messages[-1]
         images = self.images[len(self.images) - _pictures(last) :]
         return Example("", ({"role": "user", "content": text_of(last)},), "", images=images)
+
+
+def as_prompts(prompts: Any) -> list[Any]:
+    """One prompt or an iterable of several, as a list; `Chat.of` says what each is.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if isinstance(prompts, str | Chat | Mapping):
+        return [prompts]
+    try:
+        many = [*prompts]
+    except TypeError as e:
+        raise UserError(f"a prompt is text, or a list of messages {{role, content}}, not {prompts!r:.60}") from e
+    return [many] if many and isinstance(many[0], Mapping) else many
 
 
 def as_pictures(named: Any, source: PictureSource | None = None) -> tuple[Picture, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from transformer2.adaptation.members import add_member, matrices
 from transformer2.adaptive.request import BASE, Selection
-from transformer2.errors import ExpertError, UnknownExpertError, nearest
+from transformer2.arguments import expected, fits, written
+from transformer2.errors import ConfigError, ExpertError, UnknownExpertError, UserError, nearest, shown
 from transformer2.experts import Expert, read_expert
 from transformer2.experts.folder import check_name
 from transformer2.policy import build_policy, load_base
@@ -90,15 +91,20 @@ class LoadedExperts:
 
         Raises:
             UnknownExpertError: With the nearest name.
-            UserError: Weights that cannot be mixed.
+            UserError: Weights that cannot be mixed, or neither a name nor weights.
         """
+        if not isinstance(use, str | Mapping | None):
+            raise UserError(f"what answers is a name, or a mapping of experts to weights, not {shown(repr(use), 60)}")
         for name in use if isinstance(use, Mapping) else [use]:
             if name not in (None, BASE) and name not in self.experts:
                 known = [BASE, *self.experts]
                 near = nearest(str(name), known)
                 raise UnknownExpertError(f"there is no expert {name!r}{near} Known: {', '.join(known)}")
         if isinstance(use, Mapping):
-            mixing_weights(list(use.values()), len(use), "delta")
+            try:
+                mixing_weights(list(use.values()), len(use), "delta")
+            except (TypeError, ValueError) as e:
+                raise UserError(f"the weights of a mixture are numbers, not {shown(repr(use), 60)}") from e
 
     def selection(self, use: str | Mapping[str, float]) -> Selection:
         """What answers, from a name or weights."""
@@ -106,6 +112,17 @@ class LoadedExperts:
         if isinstance(use, Mapping):
             return Selection("mix", {name: float(weight) for name, weight in use.items() if name != BASE})
         return Selection(use, {} if use == BASE else {use: 1.0})
+
+    def mixture(self, weights: Mapping[str, float]) -> tuple[Selection, Tensor]:
+        """A mixture, and its weights as `row` has them.
+
+        Raises:
+            UnknownExpertError: With the nearest name.
+            UserError: It is no mapping of experts to weights.
+        """
+        if not isinstance(weights, Mapping):
+            raise UserError(f"alpha is a mapping of experts to weights, not {shown(repr(weights), 60)}")
+        return self.selection(weights), self.row(weights)
 
     def row(self, weights: Mapping[str, float]) -> Tensor:
         """Weights (K + 1,) over the experts and the base: z' = 1 + sum_k weights[k] (z_k - 1)."""
@@ -127,13 +144,18 @@ class LoadedExperts:
         return self._mixed[key]
 
 
-def read_experts(experts: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, Expert]:
-    """Experts by the names given to them, else by their folders'.
+def read_experts(experts: Mapping[str, str | Path] | Iterable[str | Path] | str | Path) -> dict[str, Expert]:
+    """Experts by the names given to them, else by their folders'; one path is one expert.
 
     Raises:
-        ExpertError: See `read_expert`; or two of them have one name.
+        ExpertError: See `read_expert`; or two of them have one name, or there are no folders.
     """
-    named = experts.items() if isinstance(experts, Mapping) else [(None, path) for path in experts]
+    many: Any = [experts] if isinstance(experts, str | Path) else experts
+    try:
+        named = [*many.items()] if isinstance(many, Mapping) else [(None, path) for path in many]
+    except TypeError as e:
+        what = "a mapping of names to folders, or a list of folders"
+        raise ExpertError(f"experts are {what}, not {shown(repr(experts), 60)}") from e
     found: dict[str, Expert] = {}
     for name, path in named:
         expert = read_expert(path, name)
@@ -146,7 +168,18 @@ def read_experts(experts: Mapping[str, str | Path] | Sequence[str | Path]) -> di
 def load_policy(
     base: str, experts: Sequence[Expert], dtype: str, device: str | torch.device | None, model_kwargs: Mapping[str, Any]
 ) -> PeftModel:
-    """The base with an SVF layer on every matrix that one of the experts tunes, on the GPU where there is one."""
+    """The base with an SVF layer on every matrix that one of the experts tunes, on the GPU where there is one.
+
+    Raises:
+        ConfigError: A base, device or model_kwargs that is none; see `load_base`.
+    """
+    for name, hint, value in (("base", str, base), ("model_kwargs", dict, model_kwargs)):
+        if not fits(hint, value):
+            raise ConfigError(f"{name} must be {expected(hint)}, not {written(value)}")
+    try:
+        device = None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as e:
+        raise ConfigError(f"device must be cpu, cuda, cuda:N or mps, not {written(device)}") from e
     model = load_base(base, dtype, **model_kwargs)
     tuned = {module for expert in experts for module in expert.deltas}
     if not tuned:  # nothing to choose from: PEFT wants a matrix all the same

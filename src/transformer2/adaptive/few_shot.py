@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,19 +16,26 @@ from transformer2.adaptation.members import matrices
 from transformer2.adaptation.mixture import Mixture
 from transformer2.adaptation.scoring import Scorer, score_members
 from transformer2.adaptation.search import make_search
-from transformer2.adaptive.chat import as_pictures
+from transformer2.adaptive.chat import Chat, as_pictures
 from transformer2.adaptive.experts import LoadedExperts
 from transformer2.data.prompts import collate, render
-from transformer2.errors import UserError
+from transformer2.errors import DataError, LengthError, UserError, shown
 from transformer2.policy import lm_head
 from transformer2.rollout.hf import HFEngine
+from transformer2.tasks import Task
 from transformer2.types import Example
+from transformer2.verifiers import verify_all
 
-__all__ = ["find_mixture"]
+__all__ = ["check_answers", "find_mixture"]
 
 
 def find_mixture(
-    loaded: LoadedExperts, engine: HFEngine, rows: Sequence[Example | Mapping[str, Any]], task: Any, **search: Any
+    loaded: LoadedExperts,
+    engine: HFEngine,
+    rows: Iterable[Example | Mapping[str, Any]],
+    task: Task | str,
+    longest: int,
+    **search: Any,
 ) -> Tensor:
     """Weights (L, K + 1) under which the model answers `rows` best.
 
@@ -36,19 +44,34 @@ def find_mixture(
         engine: Draws the answers.
         rows: Examples, or mappings with `question`, `answer` and, where there are pictures, `image`.
         task: What verifies answers: a task, or its name.
+        longest: Tokens that the model reads.
         search: The arguments of `FewShotSearch`.
 
     Raises:
-        UserError: No rows, no experts, or a row without question and answer.
+        UserError: No task, rows or experts; a row without question and answer, or whose answer the task cannot judge.
+        LengthError: A row that is, with its answer, longer than the model reads.
     """
     verifier = tasks.get(task) if isinstance(task, str) else task
-    examples = [row if isinstance(row, Example) else _example(row, i) for i, row in enumerate(rows)]
+    if not isinstance(verifier, Task):
+        raise UserError(f"{shown(repr(task), 60)} is no task; give one, or its name")
+    try:
+        given = [*rows]
+    except TypeError as e:
+        raise UserError(f"rows to adapt with are a list of mappings or examples, not {shown(repr(rows), 60)}") from e
+    examples = [row if isinstance(row, Example) else _example(row, i) for i, row in enumerate(given)]
     if not examples or not loaded.experts:
         raise UserError("a mixture is searched with at least one row and one expert")
     settings, policy = FewShotSearch(controls=False, **search), loaded.policy
     mixture = Mixture(matrices(policy), list(loaded.experts), **settings.mixture_options)
     scorer = Scorer(policy, loaded.adapters, engine, lm_head(policy), engine.max_rows)
     ids = [render(engine.tokenizer, example) for example in examples]
+    for example, prompt in zip(examples, ids, strict=True):
+        if len(prompt) + verifier.max_new_tokens > longest:
+            raise LengthError(
+                f"{example.id} has {len(prompt)} tokens and its answer may have {verifier.max_new_tokens}, more than "
+                f"the {longest} of this model; shorten it or leave it out"
+            )
+    check_answers(verifier, examples, [isinstance(row, Example) for row in given])
     shots = collate(examples, ids, engine.pad_id).to(policy.device)
     mean = 1 / len(mixture.members)
     found = make_search(settings.search, mixture.dim, mean=mean, seed=settings.seed, **settings.search_options)
@@ -59,12 +82,58 @@ def find_mixture(
     generations = run_search(found, mixture, scores, settings.budget)
     for entry in tqdm(generations, "adapt", settings.budget.total(found.population), unit="generation"):
         answer = entry["best"] if settings.answer == "best" and entry["best"] else entry["answer"]
+    if not found.best_score > 0:
+        what = "no mixture answered a row right: only the likelihood of the right answers told them apart"
+        warnings.warn(f"{what}; give rows that some expert can answer", stacklevel=3)
     return mixture.weights(torch.tensor([answer]))[:, 0]
 
 
+def check_answers(task: Task, examples: Sequence[Example], own: Sequence[bool]) -> None:
+    """Refuse rows on which every mixture would be wrong: their right answers are verified themselves.
+
+    Args:
+        task: Whose verifier judges.
+        examples: The rows.
+        own: Which of them came as examples; a task's own may have an answer that it does not find right (OKVQA's may).
+
+    Raises:
+        UserError: An answer that cannot be judged, or, of another row, is judged wrong.
+    """
+    solutions = []
+    for example in examples:
+        try:
+            solutions.append(task.solution(example))
+        except (AttributeError, LookupError, TypeError, ValueError) as e:
+            raise _unjudged(task, example, f"{type(e).__name__}: {e}") from e
+        if not isinstance(example.answer, str) or not (example.question.strip() or example.images):
+            raise UserError(f"{example.id} to adapt with has no question and answer as text; give both")
+    texts = [solution or example.answer for solution, example in zip(solutions, examples, strict=True)]
+    verdicts = verify_all(task, examples, texts)
+    for example, solution, verdict, is_own in zip(examples, solutions, verdicts, own, strict=True):
+        wrong = solution is not None and not verdict.credit and not verdict.abstained
+        if verdict.is_failure or (wrong and not is_own):
+            raise _unjudged(task, example, verdict.reason)
+
+
+def _unjudged(task: Task, example: Example, why: str) -> UserError:
+    answer = shown(repr(example.answer), 60)
+    return DataError(
+        f"{example.id}: task {task.name} does not find its own answer {answer} right ({shown(why)}); correct the row, "
+        f"choose another task, or give examples of the task"
+    )
+
+
 def _example(row: Mapping[str, Any], number: int) -> Example:
+    name = f"row {number + 1}"
     try:
-        messages, images = ({"role": "user", "content": row["question"]},), as_pictures(row.get("image"))
-        return Example(f"row {number + 1}", messages, row["answer"], images=images)
-    except (TypeError, KeyError, AttributeError) as e:
-        raise UserError(f"row {number + 1} to adapt with has no question and answer; give both") from e
+        question, answer, images = row["question"], row["answer"], as_pictures(row.get("image"))
+        if isinstance(answer, int | float) and not isinstance(answer, bool):
+            answer = str(answer)
+        if not isinstance(answer, str) or not answer.strip():
+            raise TypeError
+        chat = Chat.of([{"role": "user", "content": question}], images=images)
+    except UserError as e:
+        raise type(e)(f"{name} to adapt with: {e}") from e
+    except (TypeError, LookupError, AttributeError) as e:
+        raise UserError(f"{name} to adapt with has no question and answer as text; give both") from e
+    return Example(name, chat.messages, answer, images=chat.images)

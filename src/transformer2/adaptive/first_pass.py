@@ -16,7 +16,7 @@ from transformer2.adaptation.scoring import Scorer
 from transformer2.adaptive.experts import LoadedExperts
 from transformer2.adaptive.request import BASE, Selection
 from transformer2.data.prompts import collate, render
-from transformer2.errors import ConfigError, LengthError, nearest
+from transformer2.errors import ConfigError, LengthError, nearest, shown
 from transformer2.policy import lm_head
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.continuous import Row
@@ -117,6 +117,8 @@ def read_strategy(strategy: Any, has_classifier: bool, soft: bool) -> StrategyNa
         ConfigError: Says what to change.
     """
     known = get_args(StrategyName)
+    if not isinstance(soft, bool):
+        raise ConfigError(f"soft must be true or false, not {shown(repr(soft), 60)}")
     if strategy is not None and strategy not in known:
         raise ConfigError(f"unknown strategy {strategy!r}{nearest(str(strategy), known)} Known: {', '.join(known)}")
     if strategy == "auto":

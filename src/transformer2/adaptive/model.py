@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from transformer2 import tasks, tiny
 from transformer2.adaptation.members import add_member
-from transformer2.adaptive.chat import Chat, Prompt
+from transformer2.adaptive.chat import Chat, Prompt, as_prompts
 from transformer2.adaptive.experts import LoadedExperts, load_policy, read_experts
 from transformer2.adaptive.few_shot import find_mixture
 from transformer2.adaptive.first_pass import FirstPass, StrategyName, read_strategy
@@ -40,6 +40,7 @@ from transformer2.adaptive.request import (
     check_draws,
     prompt_ids,
     read_use,
+    stop_strings,
 )
 from transformer2.experts import Expert, read_expert
 from transformer2.policy import eos_token_ids, load_tokenizer
@@ -47,6 +48,7 @@ from transformer2.rollout.base import Sampling
 from transformer2.rollout.continuous import ContinuousBatch
 from transformer2.rollout.ending import Ending
 from transformer2.rollout.hf import HFEngine
+from transformer2.tasks import Task
 from transformer2.types import Example
 
 __all__ = ["SelfAdaptive"]
@@ -102,15 +104,14 @@ class SelfAdaptive:
         self.longest = getattr(policy.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
         self._first_pass_lock = threading.Lock()  # never held while the model runs: `start` must not wait for a step
         self.set_strategy(strategy, soft)
-        self._always: tuple[Selection, Tensor] | None = None  # what answers every prompt
-        if alpha is not None:
-            self._always = self._loaded.selection(alpha), self._loaded.row(alpha)
+        # What answers every prompt.
+        self._always = None if alpha is None else self._loaded.mixture(alpha)
 
     @classmethod
     def from_pretrained(
         cls,
         base: str = "tiny",
-        experts: Mapping[str, str | Path] | Sequence[str | Path] | None = None,
+        experts: Mapping[str, str | Path] | Iterable[str | Path] | str | Path | None = None,
         strategy: StrategyName | None = "auto",
         alpha: Mapping[str, float] | None = None,
         classifier: str | Path | None = None,
@@ -124,7 +125,7 @@ class SelfAdaptive:
 
         Args:
             base: `tiny`, a folder, a GGUF file, or a Hub id.
-            experts: Name -> expert folder, or folders alone; None takes those that ship with an embedded base.
+            experts: Name -> expert folder, or folders alone, or one; None takes those that ship with an embedded base.
             strategy: See the class.
             alpha: See the class.
             classifier: Folder of the classification expert; None takes the one that ships with `tiny`.
@@ -142,7 +143,7 @@ class SelfAdaptive:
         read_strategy(strategy, classifier is not None, soft)
         found, helper = read_experts(experts), None if classifier is None else read_expert(classifier)
         everyone = [*found.values(), *([] if helper is None else [helper])]
-        policy = load_policy(base, everyone, dtype, device, dict(model_kwargs or {}))
+        policy = load_policy(base, everyone, dtype, device, model_kwargs or {})
         tokenizer, labelled = load_tokenizer(base, model_kwargs), tasks.get("tiny_dispatch") if shipped else None
         return cls(policy, tokenizer, found, strategy, alpha, helper, soft, labelled, **options)
 
@@ -193,7 +194,7 @@ class SelfAdaptive:
             self._loaded.remove(name)
             self._forget()
 
-    def adapt(self, rows: Sequence[Example | Mapping[str, Any]], task: str | Any, **search: Any) -> dict[str, float]:
+    def adapt(self, rows: Iterable[Example | Mapping[str, Any]], task: str | Task, **search: Any) -> dict[str, float]:
         """Search the mixture that answers a few rows best (paper, section 3.2 C); it answers from now on.
 
         Args:
@@ -204,16 +205,19 @@ class SelfAdaptive:
 
         Returns:
             Expert -> weight, the mean over the matrices where they differ.
+
+        Raises:
+            UserError: Rows that cannot be used, or whose own answers the task does not find right; see `find_mixture`.
         """
         with self._lock:
-            weights_LK = find_mixture(self._loaded, self._engine, rows, task, **search)
+            weights_LK = find_mixture(self._loaded, self._engine, rows, task, self.longest, **search)
             alpha = dict(zip(self.experts, weights_LK.mean(0).tolist(), strict=False))
             self._always = Selection("mix", alpha), weights_LK
         return alpha
 
     # ------------------------------------------------------------------ answers
 
-    def generate(self, prompts: Prompt | Chat | Sequence[Prompt | Chat], **options: Any) -> list[AdaptiveAnswer]:
+    def generate(self, prompts: Prompt | Chat | Iterable[Prompt | Chat], **options: Any) -> list[AdaptiveAnswer]:
         """Answer prompts, all in one running batch.
 
         Args:
@@ -223,11 +227,9 @@ class SelfAdaptive:
         Raises:
             UserError: See `start`; or the model gave non-finite logits.
         """
-        is_one = isinstance(prompts, str | Chat) or (len(prompts) > 0 and isinstance(prompts[0], Mapping))
-        many: Any = [prompts] if is_one else prompts
         jobs: list[Job] = []
         try:
-            for prompt in many:
+            for prompt in as_prompts(prompts):
                 jobs.append(self.start(prompt, **options))
             while not all(job.is_done for job in jobs):
                 self.step()
@@ -256,7 +258,7 @@ class SelfAdaptive:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         use: Use = None,
         top_logprobs: int | None = None,
         ids: Sequence[int] | None = None,
@@ -270,7 +272,7 @@ class SelfAdaptive:
             temperature: 0 is greedy.
             top_p: Nucleus mass in (0, 1].
             seed: Of the draws.
-            stop: Strings that end the answer.
+            stop: A string that ends the answer, or several.
             use: What answers: `base`, an expert's name, `mix:math=0.6,code=0.9` or a mapping of weights; None or
                 `auto` leaves it to the strategy.
             top_logprobs: Note log-probabilities, and of so many of the likeliest tokens at each step.
@@ -283,7 +285,7 @@ class SelfAdaptive:
             UserError: A prompt or sampling that cannot be used.
         """
         chat = prompt if isinstance(prompt, Chat) else Chat.of(prompt)
-        check_draws(max_new_tokens, seed, top_logprobs)
+        check_draws(max_new_tokens, seed, top_logprobs, temperature, top_p)
         use = read_use(use) if isinstance(use, str) else use
         self.check_use(use)
         ids = prompt_ids(chat, ids, self.tokenizer)
@@ -292,7 +294,7 @@ class SelfAdaptive:
             self._choosing().check_length(chat.request, self.longest)
         chat.check_pictures()  # last: their tokens are counted by now
         sampling = Sampling(temperature, top_p, max_new_tokens)
-        ending = Ending(self.tokenizer, self._engine.eos_ids, stop) if stop else self._engine
+        ending = Ending(self.tokenizer, self._engine.eos_ids, stop_strings(stop)) if stop else self._engine
         job = Job(chat, ids, use, sampling, ending, seed, top_logprobs)
         self._queue.add(job)
         return job

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformer2.adaptive.chat import Chat
+from transformer2.arguments import fits
 from transformer2.data.prompts import render
-from transformer2.errors import DataError, LengthError, UserError
+from transformer2.errors import DataError, LengthError, UserError, shown
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.continuous import FinishReason, Row
 from transformer2.rollout.ending import Ending
@@ -23,6 +24,7 @@ __all__ = [
     "TokenLogprob",
     "Use",
     "read_use",
+    "stop_strings",
 ]
 
 BASE = "base"
@@ -232,7 +234,8 @@ def prompt_ids(chat: Chat, ids: Sequence[int] | None, tokenizer: Any) -> list[in
 
     Raises:
         DataError: There is a picture, and the base takes none.
-        UserError: There are none, or one of those given stands for a picture; it would fail a step that others share.
+        UserError: There are none, or one of those given is none of the model's or stands for a picture; it would fail a
+            step that others share.
     """
     family = getattr(tokenizer, "family", None)
     if chat.images and family is None:
@@ -240,9 +243,14 @@ def prompt_ids(chat: Chat, ids: Sequence[int] | None, tokenizer: Any) -> list[in
             "the prompt has a picture, and the base takes none; choose one that does (--base tiny_vision, or a LLaVA, "
             "LLaVA-NeXT or Qwen2.5-VL folder), or leave the picture out"
         )
-    if ids is not None and family is not None and family.image_id in ids:
+    given: Any = getattr(ids, "tolist", lambda: ids)()
+    if given is not None and not (
+        isinstance(given, Sequence) and all(fits(int, i) and 0 <= i < len(tokenizer) for i in given)
+    ):
+        raise UserError(f"ids must be a list of token ids from 0 to {len(tokenizer) - 1}, not {shown(repr(given), 60)}")
+    found = render(tokenizer, chat.example) if given is None else [*given]
+    if ids is not None and family is not None and family.image_id in found:
         raise UserError(f"raw text holds {family.image_token!r}, and no picture for it; send pictures in a chat")
-    found = render(tokenizer, chat.example) if ids is None else list(ids)
     if not found:
         raise UserError("an empty prompt cannot be completed; give it some text")
     return found
@@ -264,7 +272,21 @@ def answer_budget(prompt_tokens: int, max_new_tokens: int | None, longest: int, 
     return budget
 
 
-def check_draws(max_new_tokens: Any, seed: Any, top_logprobs: Any) -> None:
+def stop_strings(stop: Any) -> list[str | int]:
+    """What ends an answer, as a list: a string is one.
+
+    Raises:
+        UserError: It is neither a string nor a list of strings, or an empty one.
+    """
+    found = [stop] if isinstance(stop, str) else stop
+    if not isinstance(found, list | tuple | set) or not all(
+        type(s) is int or (isinstance(s, str) and s) for s in found
+    ):
+        raise UserError(f"stop must be a string that is not empty, or a list of them, not {shown(repr(stop), 60)}")
+    return [*found]
+
+
+def check_draws(max_new_tokens: Any, seed: Any, top_logprobs: Any, temperature: Any, top_p: Any) -> None:
     """Refuse numbers that no row could be drawn with: they would come up in a step that others share.
 
     Raises:
@@ -273,5 +295,8 @@ def check_draws(max_new_tokens: Any, seed: Any, top_logprobs: Any) -> None:
     for name, value, high in (("max_new_tokens", max_new_tokens, 2**31), ("top_logprobs", top_logprobs, 1000)):
         if value is not None and (type(value) is not int or not 0 <= value <= high):
             raise UserError(f"{name} must be a whole number from 0 to {high}, not {value!r}")
+    for name, value in (("temperature", temperature), ("top_p", top_p)):
+        if not fits(float, value):
+            raise UserError(f"{name} must be a number, not {shown(repr(value), 60)}")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")

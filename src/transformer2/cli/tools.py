@@ -14,7 +14,7 @@ from transformer2.cli.compose import PACKAGED, compose, home, parse_flags
 from transformer2.cli.folder import check_writable
 from transformer2.cli.train import KEYS
 from transformer2.cli.values import seed_given
-from transformer2.errors import ConfigError, shown
+from transformer2.errors import ConfigError, DataError, UserError, shown
 from transformer2.files import check_directory
 from transformer2.svf.format import peft_type
 
@@ -216,10 +216,16 @@ def report(args: Sequence[str]) -> int:
     from transformer2.report.table import read_report, text_table
 
     for run in map(Path, given.folders):
-        if tables := table_of_run(run) or spectrum_of_run(run):
+        try:
+            tables = table_of_run(run) or spectrum_of_run(run)
+            table = text_table(read_report(run)) if not tables and (run / "report.json").exists() else None
+        except UserError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:  # whatever a field holds
+            raise DataError(f"the report of {run} is damaged ({type(e).__name__}: {e}); run the command again") from e
+        if tables:
             print(tables)
             continue
-        table = text_table(read_report(run)) if (run / "report.json").exists() else None
         picture = draw_curve(run, Path(given.out) if given.out else run / "figures" / "curve.png")
         if table is not None:
             print(table)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from transformer2.errors import ExpertError
+from transformer2.errors import ExpertError, shown
 from transformer2.files import MANIFEST, manifest, read_file, replace_folder, write_file
 from transformer2.svf.adapter_folder import check_delta, read_adapter, read_config
 from transformer2.svf.card import write_card
@@ -75,8 +75,10 @@ def read_expert(folder: str | Path, name: str | None = None) -> Expert:
         name: What to call it; None takes `name_of` the folder.
 
     Raises:
-        ExpertError: See `read_adapter`.
+        ExpertError: See `read_adapter`; or `folder` is no path.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise ExpertError(f"an expert is given as the path of its folder, not {shown(repr(folder), 60)}")
     folder = Path(folder).expanduser()
     config, tensors = read_adapter(folder, only_z=True)
     deltas = {str(module_of(key)): delta_R for key, delta_R in tensors.items()}
@@ -96,8 +98,8 @@ def check_name(name: str) -> str:
     Raises:
         ExpertError: It is not `[A-Za-z0-9._-]{1,64}`, or is only dots.
     """
-    if not _NAME.fullmatch(name) or not name.strip("."):
-        raise ExpertError(f"expert name {name[:80]!r} is not 1 to 64 of A-Z a-z 0-9 . _ -; rename it")
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or not name.strip("."):
+        raise ExpertError(f"expert name {shown(repr(name), 80)} is not 1 to 64 of A-Z a-z 0-9 . _ -; rename it")
     return name
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+from transformer2.arguments import expected, fits, written
 from transformer2.errors import DataError
 from transformer2.files import write_text
 from transformer2.report.figures import picture_sheet, save_figure
@@ -71,11 +73,25 @@ def read_report(folder: Path) -> Report:
     """
     try:
         content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        scores = {key: Score(**content[key]) for key in ("base", "result")}
-        controls = {name: Score(**score) for name, score in content["controls"].items()}
+        scores = {key: _score(content[key]) for key in ("base", "result")}
+        controls = {name: _score(score) for name, score in content["controls"].items()}
+        _check(content, task=str, protocol=str, n=int, seeds=list[int], seconds=dict, details=dict)
         return Report(**{**content, **scores, "controls": controls, "seeds": tuple(content["seeds"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise DataError(f"{folder / 'report.json'} is damaged ({type(e).__name__}: {e}); run the command again") from e
+
+
+def _score(plain: Mapping[str, Any]) -> Score:
+    """A score; of nothing it has a number alone."""
+    number = float if plain["n"] else float | None
+    _check(plain, accuracy=number, se=number, n=int)
+    return Score(**plain)
+
+
+def _check(plain: Mapping[str, Any], **hints: Any) -> None:
+    for key, hint in hints.items():
+        if not fits(hint, plain[key]):
+            raise TypeError(f"{key} is {written(plain[key])}, not {expected(hint)}")
 
 
 def _join(values: Sequence[int]) -> str:

@@ -24,7 +24,8 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from transformer2.errors import UserError
+from transformer2.arguments import Count, expected, fits, written
+from transformer2.errors import ConfigError, UserError
 from transformer2.halving import is_out_of_memory
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.ending import Ending
@@ -109,9 +110,15 @@ class ContinuousBatch:
         policy: A model with SVF layers.
         max_rows: Rows under way at a time.
         max_tokens: Rows x columns of the cache at most; a longer row runs alone.
+
+    Raises:
+        ConfigError: A limit that is no whole number of at least 1.
     """
 
     def __init__(self, policy: nn.Module, max_rows: int = 64, max_tokens: int = 65536) -> None:
+        for name, value in (("max_rows", max_rows), ("max_tokens", max_tokens)):
+            if not fits(Count, value):
+                raise ConfigError(f"{name} must be {expected(Count)}, not {written(value)}")
         self.policy, self.max_rows, self.max_tokens = policy, max_rows, max_tokens
         self.waiting: deque[Row] = deque()
         self.rows: list[Row] = []  # in the order of the cache; some may have ended

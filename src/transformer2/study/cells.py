@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from transformer2.errors import ConfigError, shown
 from transformer2.study.results import Run, Study
 from transformer2.study.statistics import CONFIDENCE, difference, estimate
 
@@ -56,6 +58,30 @@ def expert_name(study: Study, name: str) -> str:
 def runs_of(study: Study, name: str) -> list[Run]:
     """The runs of a name, one a seed."""
     return [run for run in study.runs if run.name == name]
+
+
+def scored(study: Study) -> list[str]:
+    """Names of runs with one result each, or without a report: neither `adapt` of all strategies nor `spectrum`."""
+    return [name for name in study.names if all("result" in report for report in study.reports(name).values())]
+
+
+def number(study: Study, name: str, label: str, high: float = math.inf) -> float:
+    """A run's label that says a number above 0.
+
+    Raises:
+        ConfigError: It says none.
+    """
+    text = study.labels(name)[label]
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 < value <= high and math.isfinite(value)):
+        limit = f" and at most {high:g}" if math.isfinite(high) else ""
+        raise ConfigError(
+            f"runs.{stem(study, name)}.matrix: {label} must be a number above 0{limit}, not {shown(repr(text), 60)}"
+        )
+    return value
 
 
 def seeds_cell(runs: Sequence[Run]) -> str:

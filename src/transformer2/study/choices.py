@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from transformer2.report.figures import bar_style, bare_figure
-from transformer2.study.cells import Report, display, expert_name, runs_of, seeds_cell
+from transformer2.study.cells import Report, display, expert_name, on_runs, runs_of, seeds_cell
 from transformer2.study.curves import nothing
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Study
@@ -117,10 +117,11 @@ def figure7(study: Study) -> list[Table | Figure]:
         runs = [run for name in dict.fromkeys(where[task]) for run in runs_of(study, name)]
         means = [[alpha[expert] for alpha in seeds.values() if expert in alpha] for expert in experts]
         rows.append([task, *(f"{fmean(of):.2f}" if of else "–" for of in means), seeds_cell(runs)])
+    below = ["means over seeds", *on_runs(study, [name for names in where.values() for name in names])]
     notes = ["bars: mean over seeds; points: seeds; z' = 1 + sum of alpha (z - 1), so 0 leaves an expert out"]
     return [
         Figure(study.name, "Mixing weights by expert and task", draw, notes),
-        Table(f"{study.name}_alpha", "Mixing weights", ["task", *experts, "seeds"], rows, ["means over seeds"]),
+        Table(f"{study.name}_alpha", "Mixing weights", ["task", *experts, "seeds"], rows, below),
     ]
 
 

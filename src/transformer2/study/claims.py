@@ -204,7 +204,8 @@ def _more_is_no_worse(studies: Studies) -> list[Effect]:
 def _low_rank_misses(studies: Studies) -> list[Effect]:
     """Of each matrix of the base; a spectrum has no seeds."""
     study = _study(studies, "figure10")
-    spectra = [report["spectrum"] for name in study.names for report in study.reports(name).values()]
+    reports = [report for name in study.names for report in study.reports(name).values()]
+    spectra = [report["spectrum"] for report in reports if "spectrum" in report]
     missed = [100 * (1 - share_of_top(matrix, "sum_of_squares", LORA)) for matrix in spectra[0]] if spectra else []
     what = f"||W||² beyond the top {LORA}"
     if not missed:

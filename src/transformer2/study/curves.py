@@ -8,12 +8,12 @@ compares.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean, stdev
 from typing import Any
 
 from transformer2.report.figures import bare_figure, style
-from transformer2.study.cells import Report, absent, display, runs_of, seeds_cell, stem
+from transformer2.study.cells import Report, absent, display, number, on_runs, runs_of, seeds_cell, stem
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Study
 
@@ -51,9 +51,14 @@ def figure4(study: Study) -> list[Table | Figure]:
 
 
 def figure9(study: Study) -> list[Table | Figure]:
-    """A method over learning rates, each seed a line of its own: does it hold, or fall from its best validation?"""
-    rates = sorted((n for n in study.names if "lr" in study.labels(n)), key=lambda n: float(study.labels(n)["lr"]))
-    found = {name: curves(study, name) for name in rates}
+    """A method over learning rates, each seed a line of its own: does it hold, or fall from its best validation?
+
+    Raises:
+        ConfigError: A rate that is no number.
+    """
+    rates = sorted((n for n in study.names if "lr" in study.labels(n)), key=lambda n: number(study, n, "lr"))
+    found = {name: curves(study, name) for name in rates if curves(study, name) or not study.reports(name)}
+    rates = [*found]
     if not any(found.values()):
         return [nothing(study, "Learning rates")]
 
@@ -85,6 +90,7 @@ def figure9(study: Study) -> list[Table | Figure]:
         rows.append([_rate(study, name), *means, f"{collapsed} of {len(falls)}", seeds_cell(runs)])
     columns = ["learning rate", "best validation, %", "last validation, %", "fall, points", "collapsed", "seeds"]
     notes = [f"means over seeds; collapsed: the last validation is more than {COLLAPSE:g} points below the best"]
+    notes += on_runs(study, rates)
     thin = ["thin lines: seeds; thick: their mean; open markers: the checkpoint that each seed's validation chose"]
     return [
         Figure(study.name, "Learning curves over learning rates", draw, thin),
@@ -137,12 +143,13 @@ def _dress(axes: Any, title: str) -> None:
 
 
 def _rate(study: Study, name: str) -> str:
-    return f"{float(study.labels(name)['lr']):g}"
+    return f"{number(study, name, 'lr'):g}"
 
 
 def nothing(study: Study, title: str) -> Table:
     """What stands in the place of a figure without a run, each of them named."""
-    rows: Sequence[Sequence[str]] = [
-        [name, absent(runs_of(study, name)), seeds_cell(runs_of(study, name))] for name in study.names
-    ]
+    rows = []
+    for runs in (runs_of(study, name) for name in study.names):
+        why = "nothing to draw" if any(run.state == "done" for run in runs) else absent(runs)
+        rows.append([runs[0].name, why, seeds_cell(runs)])
     return Table(study.name, title, ["run", "", "seeds"], rows, ["no run has anything to draw yet"])

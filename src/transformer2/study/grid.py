@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from transformer2.errors import ConfigError, nearest, one_line, shown
+from transformer2.study.builders import check_rows
 
 COMMANDS = ("fit", "test", "adapt", "spectrum")
 RUN_KEYS = ("command", "matrix", "config", "set", "tune", "expert", "seeds")
@@ -59,7 +60,7 @@ def cells(study: DictConfig) -> list[Cell]:
     """The cells of a composed study file, in its order.
 
     Raises:
-        ConfigError: A key, a reference or an interpolation that stands for nothing.
+        ConfigError: A key, a reference or an interpolation that stands for nothing; runs that `build` has no row for.
     """
     runs = study.get("runs")
     if not isinstance(runs, DictConfig) or not runs:
@@ -81,6 +82,8 @@ def cells(study: DictConfig) -> list[Cell]:
         TopologicalSorter({cell.name: cell.needs() for cell in found}).prepare()
     except CycleError as e:
         raise ConfigError(f"runs of the study need each other in a circle: {' -> '.join(e.args[1])}; break it") from e
+    if "build" in study:
+        check_rows(str(study.build), found)
     return found
 
 

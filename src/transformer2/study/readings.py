@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 
-from transformer2.study.cells import Report, points, stem
+from transformer2.study.cells import Report, points, scored, stem
 from transformer2.study.results import Study
 from transformer2.study.tables import method, modules, objective, skill_of
 from transformer2.study.unseen import rows_of, tasks
@@ -44,19 +44,19 @@ def curves(reports: Mapping[int, Report]) -> dict[int, list[float]]:
 
 def by_skill(study: Study, name: str, reading: Reading) -> dict[str, Points]:
     """A method on each of its skills."""
-    names = [n for n in study.names if "skill" in study.labels(n) and stem(study, n) == name]
+    names = [n for n in scored(study) if "skill" in study.labels(n) and stem(study, n) == name]
     return {skill_of(study, n): reading(study.reports(n)) for n in names}
 
 
 def by_label(study: Study, name: str) -> dict[str, Points]:
     """Results of runs of that name, by the values of their matrix."""
-    names = [n for n in study.names if stem(study, n) == name]
+    names = [n for n in scored(study) if stem(study, n) == name]
     return {", ".join(study.labels(n).values()): result(study.reports(n)) for n in names}
 
 
 def by_modules(study: Study, name: str, goal: str, reading: Reading = result) -> dict[str, Points]:
     """A method under an objective, for each set of modules that the study names; {} where no run is done."""
-    names = [run for run in study.names if (method(study, run), objective(study, run)) == (name, goal)]
+    names = [run for run in scored(study) if (method(study, run), objective(study, run)) == (name, goal)]
     several = len({skill_of(study, run) for run in names}) > 1
     keys = {run: modules(study, run) + (f", {skill_of(study, run)}" if several else "") for run in names}
     return {keys[run]: reading(study.reports(run)) for run in names}
@@ -76,8 +76,8 @@ def row_points(entries: Mapping[int, Mapping[str, Report]]) -> Points:
 def trainable(study: Study, name: str) -> float:
     """Trained numbers of a method, the largest over its runs; 0 where none is done."""
     names = [n for n in study.names if stem(study, n) == name]
-    found = [r["details"]["training"]["trainable"] for n in names for r in study.reports(n).values()]
-    return float(max(found, default=0))
+    trained = [r.get("details", {}).get("training") for n in names for r in study.reports(n).values()]
+    return float(max((training["trainable"] for training in trained if training), default=0))
 
 
 def cost(report: Report) -> float:
@@ -88,7 +88,7 @@ def cost(report: Report) -> float:
 def ends(study: Study, label: str, size: Callable[[Report, str], float]) -> tuple[dict[str, Points], dict[str, Points]]:
     """Results of cem at the largest and at the smallest value of a label, by task."""
     ends: tuple[dict[str, Points], dict[str, Points]] = ({}, {})
-    names = [n for n in study.names if label in study.labels(n) and stem(study, n) == "cem"]
+    names = [n for n in scored(study) if label in study.labels(n) and stem(study, n) == "cem"]
     for task in dict.fromkeys(study.labels(n).get("task", "") for n in names):
         sized = {
             n: max((size(report, study.labels(n)[label]) for report in study.reports(n).values()), default=math.nan)

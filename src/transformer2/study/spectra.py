@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from transformer2.report.spectrum import LORA, NAMES, by_kind, drift_figure, layers_figure, share_figure, share_of_top
-from transformer2.study.cells import runs_of, seeds_cell
+from transformer2.study.cells import on_runs, runs_of, seeds_cell
 from transformer2.study.curves import nothing
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Study
@@ -29,10 +29,11 @@ def figure10(study: Study) -> list[Table | Figure]:
             ranks = [f"{fmean(m[f'rank_of_{what}']['90'] for m in matrices):.0f}" for what in NAMES]
             full = f"{fmean(m['rank'] for m in matrices):.0f}"
             row = [shares[0], ranks[0], shares[1], ranks[1]]
-            rows.append([report["base_model"], kind, full, *row, seeds_cell(runs_of(study, name)[:1])])
+            rows.append([report["base_model"], kind, full, *row, seeds_cell(runs_of(study, name))])
     columns = ["base", "matrices", "rank", f"sum, top {LORA}, %", "rank for 90 % of it"]
     columns += [f"squares, top {LORA}, %", "rank for 90 % of it", "run"]
     notes = ["means over layers; squares: the share of ||W||² that the best approximation of that rank keeps"]
+    notes += on_runs(study, _spectra(study))
     table = Table(f"{study.name}_ranks", f"Share of the top {LORA}, and the rank for 90 %", columns, rows, notes)
     title = "Share of the spectrum in the top r, by module"
     figures = _figures(
@@ -75,6 +76,7 @@ def drift(study: Study) -> list[Table | Figure]:
     notes.append(
         "arXiv 2511.08567: policy gradients move off the principal directions: change below weight in the 1st tenth"
     )
+    notes += on_runs(study, found)
     bands = "line: mean over seeds; band: from the least to the most of a seed; bars: means"
     return [
         Figure(study.name, title, draw, [bands]),

@@ -9,19 +9,26 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from transformer2.study.cells import absent, display, runs_of, seeds_cell, stem
+from transformer2.study.cells import absent, display, number, on_runs, runs_of, seeds_cell, stem
+from transformer2.study.curves import curves
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Study
 from transformer2.study.statistics import estimate
 
 
 def steps(study: Study) -> list[Table | Figure]:
-    """The first validation at the target, by method and seed."""
-    rows = []
+    """The first validation at the target, by method and seed.
+
+    Raises:
+        ConfigError: A target that is no percentage.
+    """
+    rows, shown = [], []
     for name in study.names:
-        labels, reports = study.labels(name), study.reports(name)
-        runs, target = runs_of(study, name), float(labels["target"])
-        facts = {seed: report["details"]["training"] for seed, report in reports.items()}
+        labels, reports, facts = study.labels(name), study.reports(name), curves(study, name)
+        if not {"skill", "target"} <= labels.keys() or facts.keys() != reports.keys():
+            continue
+        shown.append(name)
+        runs, target = runs_of(study, name), number(study, name, "target", 100)
         reached = {seed: reached_at(of["curve"], target / 100) for seed, of in facts.items()}
         there = [point for point in reached.values() if point is not None]
         tested = estimate(report["result"] for report in reports.values())
@@ -44,7 +51,7 @@ def steps(study: Study) -> list[Table | Figure]:
         "steps to the first validation (every few steps) at the target; CPU seconds of steps alone, without validation",
         "– : not within the run; a mean over the seeds that got there says how many of how many they are",
     ]
-    return [Table(study.name, "Steps to the same accuracy", columns, rows, notes)]
+    return [Table(study.name, "Steps to the same accuracy", columns, rows, [*notes, *on_runs(study, shown)])]
 
 
 def reached_at(curve: Sequence[Mapping[str, Any]], target: float) -> Mapping[str, Any] | None:

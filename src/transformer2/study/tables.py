@@ -22,6 +22,7 @@ from transformer2.study.cells import (
     report_test,
     runs_of,
     score_cells,
+    scored,
     stem,
     training,
 )
@@ -113,8 +114,8 @@ def _fits(
         paper: Skill and run name (None: the base) -> the paper's figures.
     """
     # A `fit` trains; what has no skill is a helper, such as a classification expert.
-    labelled = any("skill" in study.labels(name) for name in study.names)
-    shown = [name for name in study.names if "skill" in study.labels(name) or not labelled]
+    labelled = any("skill" in study.labels(name) for name in scored(study))
+    shown = [name for name in scored(study) if "skill" in study.labels(name) or not labelled]
     rows = []
     for skill in dict.fromkeys(skill_of(study, name) for name in shown):
         names = [name for name in shown if skill_of(study, name) == skill]

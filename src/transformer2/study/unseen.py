@@ -33,6 +33,7 @@ from transformer2.study.cells import (
     report_test,
     runs_of,
     score_cells,
+    scored,
     seeds_cell,
     stem,
     training,
@@ -70,12 +71,13 @@ def table2(study: Study) -> list[Table | Figure]:
 
 def table3(study: Study) -> list[Table | Figure]:
     """Seconds of the first and of the second pass."""
-    rows = []
+    rows, shown = [], []
     for task in tasks(study):
         for name, found in rows_of(study, task, controls=False).items():
             spent = [entry["seconds"] for entry in found.entries.values() if "first_pass" in entry["seconds"]]
             if found.entries and not spent:
                 continue  # answered in one pass, by a `test`
+            shown += [run.name for run in found.runs]
             theirs = published.TABLE3.get(published.UNSEEN.get(task, "")) if name == "prompt" else None
             cells = [absent(found.runs), "–", "–"]
             if spent:
@@ -91,7 +93,6 @@ def table3(study: Study) -> list[Table | Figure]:
             )
     ours, paper = ["first pass, s", "second pass, s", "first / second"], f"paper: {published.MODEL}, "
     columns = ["task", "strategy", *ours, "seeds", *(paper + head for head in ours)]
-    shown = [name for name in study.names if task_of(study, name)]
     notes = ["mean over seeds, wall clock, of all questions of the task", OTHER_MODELS, *on_runs(study, shown)]
     return [Table(study.name, "Seconds of both passes", columns, rows, notes)]
 
@@ -99,7 +100,7 @@ def table3(study: Study) -> list[Table | Figure]:
 def table8(study: Study) -> list[Table | Figure]:
     """Shots: the search for a mixture against a few steps of IA3 on the same rows."""
     rows = []
-    shown = [name for name in study.names if "shots" in study.labels(name)]
+    shown = [name for name in scored(study) if "shots" in study.labels(name)]
     for name in sorted(shown, key=lambda n: (task_of(study, n), _number(study.labels(n)["shots"]))):
         shots, kind = study.labels(name)["shots"], kind_of(study, name)
         theirs = published.TABLE8.get(kind, {}).get(shots) if _is_arc(task_of(study, name)) else None
@@ -128,7 +129,7 @@ def table8(study: Study) -> list[Table | Figure]:
 def table10(study: Study) -> list[Table | Figure]:
     """Budgets of the search, with the mixtures that were tried beside the accuracy."""
     rows = []
-    shown = [name for name in study.names if "budget" in study.labels(name)]
+    shown = [name for name in scored(study) if "budget" in study.labels(name)]
     for name in shown:
         budget, reports = study.labels(name)["budget"], study.reports(name)
         spent = [report["evaluations"] for report in reports.values() if report.get("evaluations") is not None]
@@ -169,7 +170,9 @@ class Row:
 
 
 def task_of(study: Study, name: str) -> str:
-    """The unseen task of a run; empty for another run."""
+    """The unseen task of a run; empty for another run, and for one that scores no task."""
+    if any("spectrum" in report for report in study.reports(name).values()):
+        return ""
     labels = study.labels(name)
     fallback = labels.get("skill", "") if stem(study, name).endswith(ON_UNSEEN) else ""
     return labels.get("task", labels.get("unseen", fallback))

@@ -95,7 +95,8 @@ class VQATask(Task):
 
     def verify(self, example: Example, completion: str) -> Verdict:
         """Right where two of ten people say the same; the score is the VQA accuracy."""
-        return verify_vqa(completion, example.fields["answers"], self.reward == "soft")
+        said = example.fields.get("answers") or [example.answer] * (ENOUGH + 1)  # a row of one's own: all say the same
+        return verify_vqa(completion, said, self.reward == "soft")
 
     def solution(self, example: Example) -> str:
         """What most people said; where fewer than two agree, `verify` does not find it right."""

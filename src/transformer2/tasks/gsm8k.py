@@ -81,8 +81,11 @@ class GSM8K(Task):
         return verify_number(example.answer, completion)
 
     def solution(self, example: Example) -> str | None:
-        """The row's rationale, which ends on `#### N`, without its calls of a calculator (`<<2/2=1>>`)."""
-        return example.fields.get("solution")
+        """The row's rationale, which ends on `#### N`, without its calls of a calculator (`<<2/2=1>>`).
+
+        Of a row without one it is that line.
+        """
+        return example.fields.get("solution") or f"#### {example.answer}"
 
 
 TASK = GSM8K

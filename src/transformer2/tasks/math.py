@@ -113,9 +113,9 @@ class MATH(Task):
         return verify_math(example.answer, completion)
 
     def solution(self, example: Example) -> str | None:
-        """The row's solution; where it boxes several answers, the whole one follows in a last box."""
-        text: str | None = example.fields.get("solution")
-        return text if text is None or {*boxes(text)} == {example.answer} else f"{text}\n\\boxed{{{example.answer}}}"
+        """The row's solution; where it boxes several answers, or there is none, the whole one follows in a last box."""
+        text: str = example.fields.get("solution", "")
+        return text if {*boxes(text)} == {example.answer} else f"{text}\n\\boxed{{{example.answer}}}".lstrip("\n")
 
     def verify_many(
         self, examples: Sequence[Example], completions: Sequence[str], deadline: float | None = None
