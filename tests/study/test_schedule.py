@@ -202,7 +202,7 @@ def test_a_config_that_is_edited_while_the_study_runs_is_not_mixed_in(run, tmp_p
 
 def test_spectra_read_no_rows(run, tmp_path):
     (tmp_path / "gsm8k").mkdir()
-    runs = {"spectrum": {"command": "spectrum", "set": {"model.base": "tiny"}}}
+    runs = {"fit": FIT, "spectrum": {"command": "spectrum", "set": {"model.base": "tiny"}}}
     for content in ("1", "2"):
         (tmp_path / "gsm8k" / "train.jsonl").write_text(content)
         assert run(runs, "--data.data_dir", str(tmp_path), "--dry_run") == 0
@@ -446,7 +446,6 @@ def test_an_expert_of_a_run_with_other_seeds_is_refused(run, capsys):
     assert "@svf under seed 0, which has seeds 7 alone" in capsys.readouterr().err
 
 
-def test_a_launcher_that_is_no_command_is_refused(run, capsys, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "RUNNER", "no-such-program -m transformer2")
-    assert run({"svf": FIT}) == 2
+def test_a_launcher_that_is_no_command_is_refused(run, capsys):
+    assert run({"svf": FIT}, launcher="no-such-program -m transformer2") == 2
     assert "no-such-program is no command" in capsys.readouterr().err
