@@ -18,7 +18,7 @@ from transformer2.cli.check import STRATEGIES, sections
 from transformer2.cli.compose import merge
 from transformer2.cli.study_run import check_base, checked, composed, folder_name
 from transformer2.errors import ConfigError, UserError, shown
-from transformer2.study.builders import build, check_builder
+from transformer2.study.builders import build
 from transformer2.study.grid import Cell, as_flag, cells, with_folders
 from transformer2.study.output import Table, write_outputs
 from transformer2.study.results import Run, State, Study, Tuning, read_study, write_study
@@ -58,7 +58,6 @@ class Plan:
             if key not in STUDY_KEYS and (near := get_close_matches(str(key), STUDY_KEYS, n=1, cutoff=0.8)):
                 raise ConfigError(f"{file} has a key {shown(str(key))}; did you mean {near[0]}?")
         self.study: DictConfig = merge([world, file])
-        check_builder(str(own.build))
         self.study["base"] = base
         if "other_base" in options:
             self.study["other_base"] = options["other_base"]
