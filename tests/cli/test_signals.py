@@ -100,6 +100,7 @@ def test_saved_and_gone_whatever_the_main_thread_is_doing(phase, name, tmp_path,
         assert main(["adapt", "--resume", str(run), "--quiet", "--trainer.callbacks", "[]"]) == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_users_own_is_named_where_there_is_no_other(tmp_path, uncut):
     where = f"dirpath: {tmp_path}, every_n_train_steps: 1, save_last: true"
     own = f", {{class_path: ModelCheckpoint, init_args: {{{where}}}}}"

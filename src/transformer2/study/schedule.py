@@ -253,6 +253,7 @@ def run_jobs(
                         if job.changed:
                             os.close(lock)
                             failed.add(job.folder)
+                            looked = -math.inf
                             tqdm.write(f"{job.name}   is not run: {EDITED}", file=sys.stderr)
                             continue
                         if job.stale and not quiet:
