@@ -78,8 +78,13 @@ def test_an_example_of_a_task_that_lacks_its_fields_is_named(model) -> None:
 
 
 def test_a_row_that_leaves_no_room_for_its_answer_is_too_long(model) -> None:
-    with pytest.raises(LengthError, match=r"row 1 has \d+ tokens and its answer may have 512"):
-        model.adapt([{"question": QUESTION, "answer": "23"}], "gsm8k", **SMALL)
+    row = {"question": QUESTION, "answer": "23"}
+    with pytest.raises(LengthError, match=r"an answer of task gsm8k may have 512 tokens, and this model reads 128"):
+        model.adapt([row], "gsm8k", **SMALL)
+    task = tasks.get("gsm8k")
+    task.max_new_tokens = 120
+    with pytest.raises(LengthError, match=r"row 1 has \d+ tokens and its answer may have 120"):
+        model.adapt([row], task, **SMALL)
 
 
 @pytest.mark.parametrize("answer", [23, 23.0, "23"])

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import toy_task
@@ -108,6 +109,7 @@ def test_every_key_but_those_of_speed_and_length_must_be_the_same():
     assert {key for key in free if not key.startswith("trainer.")} == {
         *("data.data_dir", "data.eval_batch_size"),
         *("adapt.generations", "adapt.max_evaluations", "adapt.max_minutes", "adapt.max_rows"),
+        *("adapt.experts", "adapt.classifier"),
     }
     assert not free & {*LIMITS} and all(key.startswith(FREE) for key in free)
     limited = old | {"trainer": {"limit_test_batches": 2}}
@@ -175,8 +177,57 @@ def test_rows_that_were_replaced_are_not_beside_the_old_ones(finished, monkeypat
     with pytest.warns(UserWarning) as warned:
         assert resume(finished) == 0
     said = " ".join(str(w.message) for w in warned)
-    assert "run is of another base or of other rows; it is made again" in said
-    assert ("search.json is of another base or of other rows; it begins anew" in said) == (split == "train")
+    assert "run is of another base, other rows or an edited task; it is made again" in said
+    assert ("search.json is of another base, other rows or an edited task" in said) == (split == "train")
+
+
+def test_an_edited_task_of_ones_own_is_another(adapt, tmp_path, monkeypatch, recwarn):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "edited.py").write_text("from toy_task import FirstLetter\nclass Mine(FirstLetter):\n    name = 'm'\n")
+    run = tmp_path / "run"
+    assert adapt(run, "--data.task", "edited.Mine") == 0
+    assert resume(run) == 0 and not [w for w in recwarn if "made again" in str(w.message)]
+    (tmp_path / "edited.py").write_text((tmp_path / "edited.py").read_text() + "# edited\n")
+    with pytest.warns(UserWarning, match="run is of .* an edited task; it is made again"):
+        assert resume(run) == 0
+
+
+def test_experts_and_rows_may_have_moved(world, adapt, tmp_path, recwarn):
+    """Experts are compared by what they hold; of a file of rows elsewhere the run is made again."""
+    run, rows, moved = tmp_path / "run", tmp_path / "rows.jsonl", tmp_path / "moved"
+    rows.write_text("".join(json.dumps({"question": f"q{i}", "answer": str(i)}) + "\n" for i in range(60)))
+    given = ["--data.task", "jsonl", "--data.task_options.path", str(rows)]
+    assert adapt(run, *given, "--model.sampling.max_new_tokens", "4") == 0
+    before = report_of(run)
+    experts = json.dumps([str(shutil.copytree(path, moved / Path(path).name)) for path in world[1]])
+    assert resume(run, "--adapt.experts", experts) == 0
+    assert report_of(run) == before and not [w for w in recwarn if "made again" in str(w.message)]
+    rows.rename(moved / "r.jsonl")
+    assert resume(run, "--data.task_options.path", str(moved / "r.jsonl"), "--adapt.experts", experts) == 0
+    assert report_of(run)["result"] == before["result"]
+
+
+def test_a_strategy_of_ones_own_is_made_again_under_other_arguments(world, adapt, tmp_path):
+    def own(controls):
+        options = {"experts": world[1], "controls": controls}
+        return json.dumps(
+            [{"class_path": "transformer2.callbacks.evaluator.AdaptationEvaluator", "init_args": options}]
+        )
+
+    run = tmp_path / "run"
+    assert adapt(run, "--trainer.callbacks", own(False), "--adapt.controls", "false") == 0
+    report = json.loads((run / "base" / "report.json").read_text())
+    assert not report["controls"] and resume(run, "--trainer.callbacks", own(False)) == 0
+    with pytest.warns(UserWarning, match="run/base is of other settings; it is made again"):
+        assert resume(run, "--trainer.callbacks", own(True)) == 0
+    assert json.loads((run / "base" / "report.json").read_text())["controls"]
+
+
+def test_the_seconds_of_a_search_that_was_cut_count(cut):
+    state = json.loads((cut / "search.json").read_text())
+    (cut / "search.json").write_text(json.dumps({**state, "seconds": 1000.0}))
+    assert resume(cut) == 0
+    assert 1000 <= json.loads((cut / "report.json").read_text())["seconds"]["first_pass"] < 1100
 
 
 def test_a_base_that_was_replaced_is_another(world, adapt, tmp_path):
@@ -184,7 +235,7 @@ def test_a_base_that_was_replaced_is_another(world, adapt, tmp_path):
     assert adapt(tmp_path / "run", "--model.base", str(base)) == 0
     weights = load_file(base / "model.safetensors")
     save_file({name: 1.5 * w for name, w in weights.items()}, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.warns(UserWarning, match="run is of another base or of other rows; it is made again"):
+    with pytest.warns(UserWarning, match="run is of another base, other rows or an edited task; it is made again"):
         assert resume(tmp_path / "run") == 0
 
 

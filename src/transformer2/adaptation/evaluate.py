@@ -90,6 +90,7 @@ def evaluate(
             prepared = stack.enter_context(context)
         with _timed(seconds, "first_pass"):
             adapted = strategy.adapt_to_task(prepared)
+        seconds["first_pass"] += adapted.seconds_before
         loader = data.test_dataloader()
         bar.reset(total=min(len(loader), max_batches or len(loader)))
         for index, batch in enumerate(islice(loader, max_batches)):

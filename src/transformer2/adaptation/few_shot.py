@@ -185,16 +185,19 @@ class FewShotSearch(Strategy):
             decisive |= {"seed": self.seed, "eos_ids": engine.eos_ids, "stop": engine.stop}
             rows = origin(context.answerer, context.data, "few_shot")
             of = {"made_from": context.made_from, "origin": rows, "settings": decisive}
-        trace = [] if file is None else _resume(file, search, of, total)
+        trace, before = ([], 0.0) if file is None else _resume(file, search, of, total)
+        began = time.perf_counter()
         context.bar.reset(total=total)
         context.bar.update(search.generation)
         for entry in run_search(search, mixture, context.sharded_scores, self.budget):
             trace.append(entry)
             if file is not None and context.answerer.rank == 0:
-                _save(file, search, trace, of)
+                _save(file, search, trace, {**of, "seconds": before + time.perf_counter() - began})
             context.bar.set_postfix(shots=f"{entry['score']:.2f}", refresh=False)
             context.bar.update()
-        return _SearchedPolicy(context, self, mixture, search, trace)
+        policy = _SearchedPolicy(context, self, mixture, search, trace)
+        policy.seconds_before = before
+        return policy
 
 
 class _SearchedPolicy(AdaptedPolicy):
@@ -269,10 +272,10 @@ def _save(file: Path, search: Search, trace: Sequence[Mapping[str, Any]], of: Ma
     write_text(file, json.dumps({"search": search.state_dict(), "trace": trace, **of}))
 
 
-def _resume(file: Path, search: Search, of: Mapping[str, Mapping[str, Any]], total: int) -> list[Mapping[str, Any]]:
-    """The trace of the same search, interrupted or shorter, whose state is restored; [] for a new one."""
+def _resume(file: Path, search: Search, of: Mapping[str, Mapping[str, Any]], total: int) -> tuple[list[Any], float]:
+    """The trace and seconds of the same search, interrupted or shorter, whose state is restored; [] for a new one."""
     if not file.exists():
-        return []
+        return [], 0.0
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
         what = differs(state, of)
@@ -282,6 +285,6 @@ def _resume(file: Path, search: Search, of: Mapping[str, Mapping[str, Any]], tot
         what = "cannot be read"
     if what:
         warnings.warn(f"the search in {file} {what}; it begins anew", stacklevel=2)
-        return []
+        return [], 0.0
     search.load_state_dict(state["search"])
-    return list(state["trace"])
+    return list(state["trace"]), float(state.get("seconds", 0.0))

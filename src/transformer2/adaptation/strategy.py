@@ -28,7 +28,7 @@ from transformer2.adaptation.scoring import Scorer
 from transformer2.arguments import Count, Seed, check_arguments
 from transformer2.errors import BasisError, ConfigError
 from transformer2.experts import Expert, load_experts
-from transformer2.files import check_directory
+from transformer2.files import check_directory, source_digest
 from transformer2.policy import reference
 from transformer2.report.build import Facts, label_confusion
 from transformer2.seeds import rollout_seed
@@ -39,7 +39,7 @@ __all__ = ["ActiveExpert", "AdaptedPolicy", "Choice", "Strategy", "check_whole",
 
 DIFFERS = {
     "made_from": "is of experts that were trained anew since",
-    "origin": "is of another base or of other rows",
+    "origin": "is of another base, other rows or an edited task",
     "settings": "is of other settings",
 }
 
@@ -64,7 +64,12 @@ class AdaptedPolicy:
     Args:
         context: What there is to choose from.
         name: The strategy's.
+
+    Attributes:
+        seconds_before: What an interrupted process had spent on adapting to the task.
     """
+
+    seconds_before = 0.0
 
     def __init__(self, context: EvaluationContext, name: str) -> None:
         self.context, self.name, self.answerer = context, name, context.answerer
@@ -167,8 +172,10 @@ class Strategy:
 
 
 def origin(answerer: Answerer, data: Any, *splits: str) -> dict[str, str]:
-    """Base and rows that a result is of: the fingerprint of the one, a digest of each split of the others."""
+    """What a result is of: the base's fingerprint, a digest of each split, and of the module of a task of one's own."""
     rows = {split: data.digest(split) for split in splits}
+    if (source := source_digest(type(data.task))) is not None:
+        rows["task"] = source
     try:
         return {"base": fingerprint(answerer.policy), **rows}
     except BasisError:  # shards of a base from the Hub

@@ -65,6 +65,11 @@ def find_mixture(
     mixture = Mixture(matrices(policy), list(loaded.experts), **settings.mixture_options)
     scorer = Scorer(policy, loaded.adapters, engine, lm_head(policy), engine.max_rows)
     ids = [render(engine.tokenizer, example) for example in examples]
+    if verifier.max_new_tokens >= longest:
+        raise LengthError(
+            f"an answer of task {verifier.name} may have {verifier.max_new_tokens} tokens, and this model reads "
+            f"{longest}; choose another task, or a model with a longer context"
+        )
     for example, prompt in zip(examples, ids, strict=True):
         if len(prompt) + verifier.max_new_tokens > longest:
             raise LengthError(

@@ -17,7 +17,7 @@ from transformer2.cli.compose import compose, parse_flags
 from transformer2.cli.folder import check_writable, holds_run, run_folder
 from transformer2.cli.values import run_name
 from transformer2.errors import ConfigError, DataError, nearest
-from transformer2.files import check_directory, write_text
+from transformer2.files import check_directory, source_digest, write_text
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 KEYS = ("name", "seed_everything", "model", "data", "trainer", "adapt", "strategy")
 OPTIONS = ("run_dir", "resume")
 SWITCHES = ("help", "print_config", "quiet")
-# What may change when a run is resumed: how it runs, where its rows are (they are compared), how long a search goes on.
+# What may change when a run is resumed: how it runs, how long it searches, and where rows and experts are, for these
+# are compared by what they hold.
 FREE = (
     *("name", "trainer.", "model.memory.", "data.data_dir", "data.eval_batch_size"),
     *("adapt.generations", "adapt.max_evaluations", "adapt.max_minutes", "adapt.max_rows"),
+    *("adapt.experts", "adapt.classifier", "data.task_options.path"),
 )
 LIMITS = ("trainer.limit_test_batches", "trainer.fast_dev_run")
 NO_CLASSIFIER = "name the classification expert's folder: adapt.classifier (train one with fit)"
@@ -142,6 +144,8 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
     text = _config(experiment, names, settings)
     # A strategy of the user's own comes as a callback without a task of its own.
     own = [c for c in experiment.callbacks_of(Strategy) if c.own_task is None]
+    for strategy in own:
+        strategy.settings = {**strategy.settings, **_given(strategy, experiment.callbacks)}
     kept, again = f"resume with transformer2 adapt --resume {folder}", "nothing was saved yet; run the command again"
     experiment.hint = lambda: kept if holds_run(folder) else again
     with explained():
@@ -175,7 +179,8 @@ def _adapt(experiment: Experiment, strategies: Sequence[Strategy], text: str, qu
             write_text(folder / "config.yaml", text)
             (folder / "report.json").unlink(missing_ok=True)  # it is no longer what this run ends with
         found = evaluate(answerer, data, strategy, cache, own, progress=not quiet, max_batches=count)
-        found = replace(found, report=replace(found.report, details={**found.report.details, "origin": of}))
+        said = {"origin": of, **({"settings": dict(strategy.settings)} if strategy.settings else {})}
+        found = replace(found, report=replace(found.report, details={**found.report.details, **said}))
         reports[strategy.name] = found.report
         if trainer.is_global_zero:
             _write(own, strategy, found, _loggers(trainer.loggers, own, several))
@@ -185,6 +190,13 @@ def _adapt(experiment: Experiment, strategies: Sequence[Strategy], text: str, qu
         print(adaptation_table(reports))
         print(f"  saved to {folder}, {time.perf_counter() - start:.0f} s after the command")
     return 0
+
+
+def _given(strategy: Strategy, callbacks: Any) -> dict[str, Any]:
+    """What a strategy of the user's own is made from: its arguments in the config, and its module."""
+    named = [entry for entry in callbacks or [] if isinstance(entry, Mapping)]
+    mine = (e for e in named if str(e.get("class_path")).rpartition(".")[2] == type(strategy).__name__)
+    return {"init_args": [entry.get("init_args") for entry in mine], "source": source_digest(type(strategy))}
 
 
 def _earlier(folder: Path, now: Mapping[str, Mapping[str, Any]]) -> Report | None:

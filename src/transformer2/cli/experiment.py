@@ -189,7 +189,8 @@ class Experiment:
             ConfigError: A strategy that training does not run under.
         """
         check_strategy(self.trainer.strategy)
-        self._open(expert, ckpt_path)
+        if (done := self._open(expert, ckpt_path)) > self.trainer.max_steps >= 0:
+            raise ConfigError(f"--ckpt_path {ckpt_path} has {done} steps already; give a trainer.max_steps above that")
         again = "run the command again" if ckpt_path is None else f"resume with --ckpt_path {ckpt_path}"
         self.hint = lambda: f"nothing was saved yet; {again}"
         if self.trainer.is_global_zero and (sizes := self.data.sizes):
@@ -228,14 +229,14 @@ class Experiment:
         self.trainer.test(self.module, self.data, ckpt_path=ckpt_path, verbose=False)
         return self._report({"total": time.perf_counter() - start})
 
-    def _open(self, expert: Path | None, ckpt_path: str | None) -> None:
-        """Refuse a bad checkpoint before anything is loaded; write the resolved config; say where to start from."""
-        if ckpt_path is not None:
-            read_checkpoint(ckpt_path)
+    def _open(self, expert: Path | None, ckpt_path: str | None) -> int:
+        """Refuse a bad checkpoint before anything is loaded; write the resolved config; return the steps it has."""
+        done = 0 if ckpt_path is None else int(read_checkpoint(ckpt_path).get("global_step", 0))
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning keeps it on the function
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.yaml", self.yaml())
         self.module.expert = expert
+        return done
 
     def _report(self, seconds: dict[str, float]) -> int:
         records, task = self.module.records, self.data.task
@@ -276,9 +277,8 @@ class Experiment:
         if (last := self._callback(LastCheckpoint)) is not None and last.path is not None:
             last.write()
             return f"resume with --ckpt_path {last.path}"
-        paths = (p for own in self.callbacks_of(ModelCheckpoint) for p in (own.last_model_path, own.best_model_path))
-        saved = next((path for path in paths if path and Path(path).exists()), None)
-        return self.hint() if saved is None else f"resume with --ckpt_path {saved}"
+        own = (c.last_model_path or c.best_model_path for c in self.callbacks_of(ModelCheckpoint))
+        return next((f"resume with --ckpt_path {path}" for path in own if os.path.exists(path)), self.hint())
 
     def callbacks_of(self, kind: type) -> list[Any]:
         """The trainer's callbacks of a class."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 from transformer2 import tasks
 from transformer2.cli.check import check
 from transformer2.cli.compose import compose, parse_flags
-from transformer2.files import file_digest
+from transformer2.files import file_digest, source_digest
 from transformer2.svf.base_folder import base_folder
 from transformer2.svf.format import CONFIG
 
@@ -89,13 +88,13 @@ def _rows(config: Mapping[str, Any]) -> list[str]:
     data, adapt = config.get("data") or {}, config.get("adapt") or {}
     named = [(data.get("task"), "task_options", data), (adapt.get("dispatch_task"), "dispatch_options", adapt)]
     read = [tasks.get(name, **(given.get(options) or {})) for name, options, given in named if name]
-    own = [task for task in read if not type(task).__module__.startswith("transformer2.")]
-    files = [Path(path) for task in own if (path := inspect.getsourcefile(type(task)))]
+    own = [digest for task in read if (digest := source_digest(type(task))) is not None]
     if root := data.get("data_dir"):  # a task that is not named is that of the expert, which may not be there yet
         known = frozenset(folder for task in read for folder in task.folders)
         any_task = own or not data.get("task")
-        files += _row_files(Path(os.path.expanduser(root)), None if any_task else known, bool(own))
-    return [digest for file in files if (digest := file_digest(file, samples=True)) is not None]
+        files = _row_files(Path(os.path.expanduser(root)), None if any_task else known, bool(own))
+        own += [digest for file in files if (digest := file_digest(file, samples=True)) is not None]
+    return own
 
 
 @cache  # thousands of pictures may lie beside them

@@ -77,6 +77,8 @@ def read_report(folder: Path) -> Report:
         controls = {name: _score(score) for name, score in content["controls"].items()}
         _check(content, task=str, protocol=str, n=int, seeds=list[int], seconds=dict, details=dict)
         return Report(**{**content, **scores, "controls": controls, "seeds": tuple(content["seeds"])})
+    except FileNotFoundError as e:
+        raise DataError(f"{folder / 'report.json'} is not there; run the command again") from e
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise DataError(f"{folder / 'report.json'} is damaged ({type(e).__name__}: {e}); run the command again") from e
 
