@@ -136,7 +136,7 @@ def test_a_checkpoint_past_the_last_step_is_refused(uncut, tmp_path, capfd):
     last = ["--ckpt_path", str(uncut / "checkpoints" / "last.ckpt"), "--trainer.max_steps", "2"]
     assert main([*FIT, "--run_dir", str(tmp_path / "shorter"), *last]) == 2
     assert "has 6 steps already; give a trainer.max_steps above that" in capfd.readouterr().err
-    assert not (tmp_path / "shorter" / "report.json").exists()
+    assert not (tmp_path / "shorter").exists()
 
 
 def test_in_a_thread_there_are_no_signals_and_the_command_runs(tmp_path):

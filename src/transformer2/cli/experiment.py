@@ -189,8 +189,7 @@ class Experiment:
             ConfigError: A strategy that training does not run under.
         """
         check_strategy(self.trainer.strategy)
-        if (done := self._open(expert, ckpt_path)) > self.trainer.max_steps >= 0:
-            raise ConfigError(f"--ckpt_path {ckpt_path} has {done} steps already; give a trainer.max_steps above that")
+        self._open(expert, ckpt_path, self.trainer.max_steps)
         again = "run the command again" if ckpt_path is None else f"resume with --ckpt_path {ckpt_path}"
         self.hint = lambda: f"nothing was saved yet; {again}"
         if self.trainer.is_global_zero and (sizes := self.data.sizes):
@@ -229,14 +228,15 @@ class Experiment:
         self.trainer.test(self.module, self.data, ckpt_path=ckpt_path, verbose=False)
         return self._report({"total": time.perf_counter() - start})
 
-    def _open(self, expert: Path | None, ckpt_path: str | None) -> int:
-        """Refuse a bad checkpoint before anything is loaded; write the resolved config; return the steps it has."""
+    def _open(self, expert: Path | None, ckpt_path: str | None, end: int = -1) -> None:
+        """Refuse a bad checkpoint, or one past the `end`, before anything is loaded; write the resolved config."""
         done = 0 if ckpt_path is None else int(read_checkpoint(ckpt_path).get("global_step", 0))
+        if done > end >= 0:
+            raise ConfigError(f"--ckpt_path {ckpt_path} has {done} steps already; give a trainer.max_steps above that")
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning keeps it on the function
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.yaml", self.yaml())
         self.module.expert = expert
-        return done
 
     def _report(self, seconds: dict[str, float]) -> int:
         records, task = self.module.records, self.data.task

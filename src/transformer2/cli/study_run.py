@@ -126,7 +126,7 @@ def _contents(value: Any) -> list[str]:
 
 
 def _source(class_path: str) -> list[str]:
-    """SHA-256 of the module of a class of one's own; of one that is installed, none."""
+    """SHA-256 of the module of a class of one's own, which is not imported for it; of one that is installed, none."""
     module = class_path.rpartition(".")[0]
     with contextlib.suppress(ImportError, ValueError):
         found = importlib.util.find_spec(module) if module and not module.startswith("transformer2.") else None
