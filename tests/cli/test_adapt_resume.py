@@ -109,7 +109,6 @@ def test_every_key_but_those_of_speed_and_length_must_be_the_same():
     assert {key for key in free if not key.startswith("trainer.")} == {
         *("data.data_dir", "data.eval_batch_size"),
         *("adapt.generations", "adapt.max_evaluations", "adapt.max_minutes", "adapt.max_rows"),
-        *("adapt.experts", "adapt.classifier"),
     }
     assert not free & {*LIMITS} and all(key.startswith(FREE) for key in free)
     limited = old | {"trainer": {"limit_test_batches": 2}}
@@ -192,7 +191,7 @@ def test_an_edited_task_of_ones_own_is_another(adapt, tmp_path, monkeypatch, rec
         assert resume(run) == 0
 
 
-def test_experts_and_rows_may_have_moved(world, adapt, tmp_path, recwarn):
+def test_experts_and_rows_may_have_moved(world, adapt, tmp_path, recwarn, capfd):
     """Experts are compared by what they hold; of a file of rows elsewhere the run is made again."""
     run, rows, moved = tmp_path / "run", tmp_path / "rows.jsonl", tmp_path / "moved"
     rows.write_text("".join(json.dumps({"question": f"q{i}", "answer": str(i)}) + "\n" for i in range(60)))
@@ -200,6 +199,9 @@ def test_experts_and_rows_may_have_moved(world, adapt, tmp_path, recwarn):
     assert adapt(run, *given, "--model.sampling.max_new_tokens", "4") == 0
     before = report_of(run)
     experts = json.dumps([str(shutil.copytree(path, moved / Path(path).name)) for path in world[1]])
+    other = str(shutil.copytree(world[1][0], tmp_path / "another"))
+    assert resume(run, "--adapt.experts", json.dumps([other, *world[1][1:]])) == 2  # a slip costs no finished run
+    assert "was begun with adapt.experts" in capfd.readouterr().err
     assert resume(run, "--adapt.experts", experts) == 0
     assert report_of(run) == before and not [w for w in recwarn if "made again" in str(w.message)]
     rows.rename(moved / "r.jsonl")

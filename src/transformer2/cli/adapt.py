@@ -18,6 +18,7 @@ from transformer2.cli.folder import check_writable, holds_run, run_folder
 from transformer2.cli.values import run_name
 from transformer2.errors import ConfigError, DataError, nearest
 from transformer2.files import check_directory, source_digest, write_text
+from transformer2.svf.format import name_of
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
 KEYS = ("name", "seed_everything", "model", "data", "trainer", "adapt", "strategy")
 OPTIONS = ("run_dir", "resume")
 SWITCHES = ("help", "print_config", "quiet")
-# What may change when a run is resumed: how it runs, how long it searches, and where rows and experts are, for these
-# are compared by what they hold.
+# What may change when a run is resumed: how it runs, how long it searches, and where rows are, which are compared by
+# what they hold. Experts may have moved, too, under the names that they had.
 FREE = (
     *("name", "trainer.", "model.memory.", "data.data_dir", "data.eval_batch_size"),
     *("adapt.generations", "adapt.max_evaluations", "adapt.max_minutes", "adapt.max_rows"),
-    *("adapt.experts", "adapt.classifier", "data.task_options.path"),
+    "data.task_options.path",
 )
 LIMITS = ("trainer.limit_test_batches", "trainer.fast_dev_run")
 NO_CLASSIFIER = "name the classification expert's folder: adapt.classifier (train one with fit)"
@@ -289,6 +290,10 @@ def _check_same(folder: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
     """
     defaults = {key: literal_eval(a.default or "None") for key, a in sections(True)["adapt"].items()}
     was, asked = (_flat({**config, "adapt": {**defaults, **config["adapt"]}}) for config in (old, new))
+    for flat in (was, asked):
+        experts = flat.get("adapt.experts")
+        flat["adapt.experts"] = [name_of(path) for path in experts] if isinstance(experts, list) else experts
+        flat["adapt.classifier"] = flat.get("adapt.classifier") and name_of(flat["adapt.classifier"])
     # A limit counts batches.
     free = tuple(key for key in FREE if key != "data.eval_batch_size" or not any(map(was.get, LIMITS)))
     for key in sorted({*was, *asked}):
