@@ -107,6 +107,10 @@ def _guarded(command: str, args: list[str], debug: bool) -> int:
         text = " ".join(str(e).split())
         print(f"transformer2: {text if len(text) < 480 else f'{text[:280]} ... {text[-180:]}'}", file=sys.stderr)
         return 2
+    except SystemExit as e:
+        if e.code != 0:  # 0: --help was asked for
+            raise
+        return 0
     except BrokenPipeError:
         # The reader of our output (head, less) left: nothing went wrong here.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

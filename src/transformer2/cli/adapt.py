@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformer2.arguments import written
 from transformer2.cli.check import STRATEGIES, check, keys_help, sections, suggestion
-from transformer2.cli.compose import compose, parse_flags
+from transformer2.cli.compose import compose, flags_of
 from transformer2.cli.folder import check_writable, holds_run, run_folder
 from transformer2.cli.values import run_name
 from transformer2.errors import ConfigError, DataError, nearest
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from transformer2.types import Report
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer", "adapt", "strategy")
-OPTIONS = ("run_dir", "resume")
-SWITCHES = ("help", "print_config", "quiet")
 # What may change when a run is resumed: how it runs, how long it searches, and where rows are, which are compared by
 # what they hold. Experts may have moved, too, under the names that they had.
 FREE = (
@@ -71,10 +69,8 @@ folder like any other expert's.
 
 def adapt(args: Sequence[str]) -> int:
     """Adapt, answer, report."""
-    flags = parse_flags(args, OPTIONS, SWITCHES, KEYS)
-    if "help" in flags.switches:
-        print(HELP.format(strategies="|".join([*STRATEGIES, "all"]), keys=keys_help(adapt=True)), end="")
-        return 0
+    known = [*STRATEGIES, "all"]
+    flags = flags_of(args, HELP.format(strategies="|".join(known), keys=keys_help(adapt=True)), KEYS)
     resumed = flags.options.get("resume")
     if resumed is not None and not (Path(resumed) / "config.yaml").is_file():
         raise ConfigError(f"--resume {resumed} holds no run; give the folder of an interrupted adapt")
@@ -96,7 +92,6 @@ def adapt(args: Sequence[str]) -> int:
         raise ConfigError("trainer.limit_predict_batches is not read by adapt; set trainer.limit_test_batches")
     config["model"].pop("rollout", None)  # rows differ in z here, which the default engine alone can draw
     strategy = config.setdefault("strategy", "cem")
-    known = [*STRATEGIES, "all"]
     if strategy not in known:
         raise ConfigError(
             f"unknown strategy {written(strategy)}{nearest(str(strategy), known)} Known: {', '.join(known)}"

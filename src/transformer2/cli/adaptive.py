@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from transformer2.arguments import written
-from transformer2.cli.compose import Flags, parse_flags
 from transformer2.cli.schema import value_of
 from transformer2.cli.values import check_base
 from transformer2.errors import ConfigError, nearest, shown
@@ -16,7 +15,7 @@ from transformer2.files import check_directory
 if TYPE_CHECKING:
     from transformer2.adaptive.model import SelfAdaptive
 
-__all__ = ["MODEL_HELP", "MODEL_OPTIONS", "MODEL_SWITCHES", "ModelOptions", "number", "split_words"]
+__all__ = ["MODEL_HELP", "ModelOptions", "number"]
 
 STRATEGIES = get_args(value_of("transformer2.adaptive.first_pass.StrategyName"))  # read, not imported: that takes torch
 MODEL_HELP = """\
@@ -32,8 +31,6 @@ MODEL_HELP = """\
   --device DEVICE         cpu, cuda, cuda:N, mps (default: the GPU where there is one)
   --model_kwargs YAML     for from_pretrained of transformers, e.g. '{quantization_config: {load_in_4bit: true}}'
 """
-MODEL_OPTIONS = ("base", "experts", "strategy", "classifier", "use", "dtype", "device", "model_kwargs")
-MODEL_SWITCHES = ("soft",)
 EXPERT_NEEDED = "give an expert folder (fit trains one)"
 
 
@@ -101,29 +98,6 @@ class ModelOptions:
             model_kwargs=self.model_kwargs,
             **options,
         )
-
-
-def split_words(
-    args: Sequence[str], options: Sequence[str], switches: Sequence[str], repeated: Sequence[str] = ()
-) -> tuple[list[str], Flags]:
-    """Words, and flags. What follows `--` is words.
-
-    Raises:
-        ConfigError: An unknown flag, with the nearest one, or one without its value.
-    """
-    rest, words, flags = list(args), list[str](), list[str]()
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            words += rest
-            break
-        if not word.startswith("--") and word != "-h":
-            words.append(word)
-            continue
-        flags.append(word)
-        if word[2:] in (*options, *repeated) and rest:
-            flags.append(rest.pop(0))
-    return words, parse_flags(flags, options, ("help", *switches), (), repeated)
 
 
 def number(options: Mapping[str, str], name: str, default: Any, low: float, high: float = float("inf")) -> Any:

@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformer2.cli.adaptive import MODEL_HELP, MODEL_OPTIONS, MODEL_SWITCHES, ModelOptions, number, split_words
+from transformer2.cli.adaptive import MODEL_HELP, ModelOptions, number
+from transformer2.cli.compose import flags_of
 from transformer2.cli.folder import check_writable
 from transformer2.errors import ConfigError, DataError, UserError, shown
 from transformer2.files import check_directory
@@ -32,7 +33,7 @@ which knows a small world of its own:
   transformer2 ask --compare "Design plirop(x): lift by 4, scale by 2, lower by 3, drop by 1."
 
   PROMPT                  one or several; without any, each line of standard input is one
-  --image FILE            a picture to show with every prompt, where the base takes pictures; may be repeated
+  --image FILE ...        a picture to show with every prompt, where the base takes pictures; may be repeated
   --file FILE             prompts as JSON lines: text, {{"prompt": text}}, or {{"messages": [...]}} with roles, and
                           "image": the path of a picture, from where the file is, or a list of them
   --out FILE              where their answers go (default answers.jsonl); a file that exists is not overwritten
@@ -47,7 +48,6 @@ which knows a small world of its own:
   --max_rows N            prompts under way at a time (default 64)
 
 {MODEL_HELP}"""
-OPTIONS = ("file", "out", "system", "max_new_tokens", "temperature", "top_p", "seed", "stop", "max_rows")
 NOT_IMAGE = ("images", "image_url", "picture", "pictures")  # answers without what they show would look right
 LARGEST_FILE = 1 << 30  # bytes
 COLUMNS = {
@@ -57,18 +57,15 @@ COLUMNS = {
 
 def ask(args: Sequence[str]) -> int:
     """Answer prompts of the command line, of standard input, or of a file."""
-    words, flags = split_words(args, (*OPTIONS, *MODEL_OPTIONS), ("compare", "json", *MODEL_SWITCHES), ("image",))
+    flags = flags_of(args, HELP, takes_words=True)
     options, switches, images = flags.options, flags.switches, flags.repeated.get("image", [])
-    if "help" in switches:
-        print(HELP, end="")
-        return 0
     model_options, sampling = ModelOptions.of(options, switches), sampling_of(options)
     max_rows = number(options, "max_rows", 64, 1)
     file, out = options.get("file"), Path(options.get("out", "answers.jsonl")).expanduser()
     if file is None and "out" in options:
         raise ConfigError("--out is where the answers to --file go; give both, or redirect the output")
     if file is not None:
-        if words:
+        if flags.words:
             raise ConfigError("give prompts or --file, not both")
         if images:
             raise ConfigError('--image is for prompts; rows of --file name their own: {"prompt": text, "image": path}')
@@ -83,7 +80,7 @@ def ask(args: Sequence[str]) -> int:
     rows, chats = (
         _of_file(Path(file).expanduser(), options.get("system"))
         if file is not None
-        else _of_words(words or _lines(), images, options.get("system"))
+        else _of_words(flags.words or _lines(), images, options.get("system"))
     )
     if not rows:
         raise ConfigError('no prompt was given; write transformer2 ask "..."')

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformer2.adaptive.chat import as_pictures
 from transformer2.callbacks.interrupt import current
-from transformer2.cli.adaptive import MODEL_HELP, MODEL_OPTIONS, MODEL_SWITCHES, ModelOptions, split_words
+from transformer2.cli.adaptive import MODEL_HELP, ModelOptions
 from transformer2.cli.ask import sampling_of, summary
+from transformer2.cli.compose import flags_of
 from transformer2.errors import ConfigError, UserError, nearest, shown
 
 if TYPE_CHECKING:
@@ -45,19 +46,15 @@ In the chat:
   --seed N                of the sampling (default 0)
 
 {MODEL_HELP}"""
-OPTIONS = ("system", "max_new_tokens", "temperature", "top_p", "seed")
 
 
 def chat(args: Sequence[str]) -> int:
     """Read messages and commands, and answer, until the input ends."""
-    words, flags = split_words(args, (*OPTIONS, *MODEL_OPTIONS), MODEL_SWITCHES)
-    options, switches = flags.options, flags.switches
-    if "help" in switches:
-        print(HELP, end="")
-        return 0
-    if words:
-        raise ConfigError(f"unexpected {shown(repr(words[0]))}; type it in the chat, or use transformer2 ask")
-    model_options, sampling = ModelOptions.of(options, switches), sampling_of(options)
+    flags = flags_of(args, HELP, takes_words=True)
+    options = flags.options
+    if flags.words:
+        raise ConfigError(f"unexpected {shown(repr(flags.words[0]))}; type it in the chat, or use transformer2 ask")
+    model_options, sampling = ModelOptions.of(options, flags.switches), sampling_of(options)
     conversation = Conversation(model_options.load(), sampling, model_options.use, options.get("system"))
     conversation.welcome()
     with suppress(ImportError):

@@ -48,6 +48,7 @@ class Flags:
         switches: Flags without a value (`--print_config`).
         options: Plain flags with a value (`--run_dir`).
         repeated: Plain flags that may be given several times, and their values in order.
+        words: What is no flag, and what follows `--`.
     """
 
     configs: list[str] = field(default_factory=list)
@@ -55,6 +56,7 @@ class Flags:
     switches: set[str] = field(default_factory=set)
     options: dict[str, str] = field(default_factory=dict)
     repeated: dict[str, list[str]] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
 
 
 def parse_flags(
@@ -63,6 +65,7 @@ def parse_flags(
     switches: Sequence[str],
     keys: Sequence[str],
     repeated: Sequence[str] = (),
+    takes_words: bool = False,
 ) -> Flags:
     """Take arguments apart; abbreviations are refused rather than guessed.
 
@@ -72,6 +75,7 @@ def parse_flags(
         switches: Names of flags without one.
         keys: Top-level config keys; `--key.sub value` overrides them.
         repeated: Names of flags with a value that may be given several times.
+        takes_words: Whether words that are no flags are arguments, too.
 
     Raises:
         ConfigError: An unknown flag (with the nearest one) or a flag without its value.
@@ -81,6 +85,10 @@ def parse_flags(
         word = rest.pop(0)
         if word == "-h" and "help" in switches:
             word = "--help"
+        if takes_words and (word == "--" or not word.startswith("--")):
+            flags.words += rest if word == "--" else [word]
+            rest = [] if word == "--" else rest
+            continue
         if not word.startswith("--"):
             file = rest[0] if word in ("-c", "-config") and rest else word
             if keys and (file != word or file.endswith((".yaml", ".yml"))):
@@ -117,6 +125,29 @@ def parse_flags(
             flags.options[name] = str(home(value))
         else:
             flags.overrides.append((name, value))
+    return flags
+
+
+def flags_of(args: Sequence[str], help_text: str, keys: Sequence[str] = (), takes_words: bool = False) -> Flags:
+    """Take a command's arguments apart by its help: `--name VALUE`, `--name VALUE ...` (may be repeated) or `--name`.
+
+    Args:
+        args: What follows the command.
+        help_text: Its flags, a line each; `--help` prints it and ends the command.
+        keys: Top-level config keys.
+        takes_words: Whether words that are no flags are arguments, too.
+
+    Raises:
+        ConfigError: As `parse_flags`.
+    """
+    named = dict(re.findall(r"^  --(\w+)( \S+(?: \.\.\.)?)?  ", help_text, re.MULTILINE))
+    switches = ["help", *(name for name, value in named.items() if not value)]
+    repeated = [name for name, value in named.items() if value.endswith("...")]
+    options = [name for name in named if name not in (*switches, *repeated, *keys)]
+    flags = parse_flags(args, options, switches, keys, repeated, takes_words)
+    if "help" in flags.switches:
+        print(help_text, end="")
+        raise SystemExit(0)
     return flags
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformer2.arguments import written
 from transformer2.cli.check import check
-from transformer2.cli.compose import Flags, compose, parse_flags
+from transformer2.cli.compose import Flags, compose, flags_of
 from transformer2.cli.train import KEYS, silence_libraries, take_from_expert
 from transformer2.errors import ConfigError, nearest, shown
 from transformer2.svf.gguf_base import gguf_file, names_gguf
@@ -32,7 +32,7 @@ processor of a base that takes pictures.
           lm_eval --model hf --model_args pretrained=DIR --tasks gsm8k --apply_chat_template
   gguf    a GGUF file, for llama.cpp and what is built on it; the base must be one (a file, or smollm2)
 
-  --expert DIR            an expert folder, of SVF or (hf) any of PEFT's methods that merge; several with --weights
+  --expert DIR ...        an expert folder, of SVF or (hf) any of PEFT's methods that merge; several with --weights
   --weights W,W           one weight per --expert: z = 1 + sum w (z - 1)
   --out PATH              hf: a new or empty folder; gguf: a new file
   --format hf|gguf        default hf
@@ -40,15 +40,13 @@ processor of a base that takes pictures.
   --model.base BASE       tiny, smollm2, a folder, a GGUF file, or a Hub id (default: the expert's own)
   --model.dtype DTYPE     dtype of the weights (default: as stored); gguf: the one the expert was trained in
   --model.KEY VALUE       as for fit, e.g. --model.model_kwargs '{revision: v1}'
+  --quiet                 no progress bar
 """
 
 
 def export(args: Sequence[str]) -> int:
     """Write base and experts as one model."""
-    flags = parse_flags(args, ("out", "weights", "format", "gguf_type"), ("help", "quiet"), KEYS, repeated=("expert",))
-    if "help" in flags.switches:
-        print(HELP, end="")
-        return 0
+    flags = flags_of(args, HELP, KEYS)
     experts = [Path(folder) for folder in flags.repeated.get("expert", ())]
     if not experts or "out" not in flags.options:
         raise ConfigError("export needs --expert DIR (an expert folder) and --out PATH (a new folder, or FILE.gguf)")

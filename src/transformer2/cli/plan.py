@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from transformer2.cli.check import TRAINER_DEFAULTS, check
-from transformer2.cli.compose import compose, parse_flags
+from transformer2.cli.compose import compose, flags_of
 from transformer2.cli.schema import value_of
 from transformer2.errors import ConfigError, UserError, nearest
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from transformer2.plan.job import Job, Strategy
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
-OPTIONS = ("gpus", "gpu_memory", "nodes", "device", "prompt_tokens", "mean_completion")
 
 HELP = """\
 usage: transformer2 plan --config FILE [--gpus N] [--gpu_memory GB] [--nodes M] [--KEY.SUB VALUE ...]
@@ -42,11 +41,8 @@ for the shapes of Llama 3, Mistral and Qwen2.5, and for any local folder with a 
 
 def plan(args: Sequence[str]) -> int:
     """Print the table over strategies."""
-    flags = parse_flags(args, OPTIONS, ("help", "explain"), KEYS)
     devices = get_args(value_of("transformer2.plan.seconds.DeviceName"))
-    if "help" in flags.switches:
-        print(HELP.format(devices=", ".join(devices)), end="")
-        return 0
+    flags = flags_of(args, HELP.format(devices=", ".join(devices)), KEYS)
     if not flags.configs:
         raise ConfigError("plan needs --config; try --config conf/llama8b_gsm8k.yaml")
     given = flags.options

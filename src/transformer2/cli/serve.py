@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from transformer2.callbacks.interrupt import current
-from transformer2.cli.adaptive import MODEL_HELP, MODEL_OPTIONS, MODEL_SWITCHES, ModelOptions, number
-from transformer2.cli.compose import parse_flags
+from transformer2.cli.adaptive import MODEL_HELP, ModelOptions, number
+from transformer2.cli.compose import flags_of
 from transformer2.errors import ConfigError, UserError
 from transformer2.files import check_directory, read_file
 
@@ -36,16 +36,12 @@ chooses), base, an expert's name, or mix:math=0.6,code=0.9. Ctrl-C or SIGTERM fi
 {"".join(line for line in MODEL_HELP.splitlines(keepends=True) if "--use" not in line)}"""
 KEY = "TRANSFORMER2_API_KEY"
 LIMITS = {"max_queue": 0, "max_tokens": 1, "max_body": 1, "max_seconds": 1.0}  # and their smallest values
-OPTIONS = ("host", "port", "api_key_file", "api_key", "experts_dir", "image_dir", "max_rows", *LIMITS)
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
 def serve(args: Sequence[str]) -> int:
     """Serve until a signal comes."""
-    flags = parse_flags(args, (*OPTIONS, *(o for o in MODEL_OPTIONS if o != "use")), ("help", *MODEL_SWITCHES), ())
-    if "help" in flags.switches:
-        print(HELP, end="")
-        return 0
+    flags = flags_of(args, HELP)
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install 'transformer2[serve]'")
     options = flags.options

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer2.cli.check import check
-from transformer2.cli.compose import compose, parse_flags
+from transformer2.cli.compose import compose, flags_of
 from transformer2.cli.folder import check_writable, run_folder
 from transformer2.cli.tools import check_device
 from transformer2.cli.train import KEYS, silence_libraries, take_from_expert
@@ -41,10 +41,7 @@ The run folder holds config.yaml, report.json and figures/. `transformer2 report
 
 def spectrum(args: Sequence[str]) -> int:
     """Measure the spectra of a base; write numbers and figures into a run folder."""
-    flags = parse_flags(args, ("device", "expert", "run_dir"), ("help", "quiet"), KEYS)
-    if "help" in flags.switches:
-        print(HELP, end="")
-        return 0
+    flags = flags_of(args, HELP, KEYS)
     device = check_device(flags.options.get("device"))
     config = compose(flags.configs, flags.overrides, KEYS)
     expert = Path(flags.options["expert"]) if "expert" in flags.options else None

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from transformer2.arguments import written
 from transformer2.cli.check import check
-from transformer2.cli.compose import PACKAGED, compose, home, parse_flags
+from transformer2.cli.compose import PACKAGED, compose, flags_of, home
 from transformer2.cli.folder import check_writable
 from transformer2.cli.train import KEYS
 from transformer2.cli.values import seed_given
@@ -34,6 +34,7 @@ fit does this by itself; run it beforehand for large models. Processes share the
   --model.dtype DTYPE     load weights in this dtype (default: as stored); train in the same one
   --model.KEY VALUE       any other key that says which files, e.g. --model.model_kwargs '{revision: v1}'
   --device DEVICE         where to compute: cpu, cuda, cuda:N, mps (default: the GPU where there is one)
+  --quiet                 no progress bar
 """
 
 EXPERTS_HELP = """\
@@ -60,10 +61,7 @@ Print the table of a finished run again and, after fit, draw its learning curve 
 
 def decompose(args: Sequence[str]) -> int:
     """Build the basis cache of a base model."""
-    flags = parse_flags(args, ("device",), ("help", "quiet"), KEYS)
-    if "help" in flags.switches:
-        print(DECOMPOSE_HELP, end="")
-        return 0
+    flags = flags_of(args, DECOMPOSE_HELP, KEYS)
     device = check_device(flags.options.get("device"))
     config = compose(flags.configs, flags.overrides, KEYS)
     check(config, "decompose")

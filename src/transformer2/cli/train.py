@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer2.cli.check import check, keys_help
-from transformer2.cli.compose import PACKAGED, compose, parse_flags
+from transformer2.cli.compose import PACKAGED, compose, flags_of
 from transformer2.cli.folder import check_writable, run_folder
 from transformer2.cli.values import run_name, seed_given
 from transformer2.errors import ConfigError, shown
@@ -24,9 +24,6 @@ from transformer2.files import check_directory, file_digest
 from transformer2.svf.format import WEIGHTS, name_of
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")
-_EVERY = ("run_dir", "ckpt_path", "expert")
-OPTIONS = {"fit": _EVERY, "validate": _EVERY, "test": (*_EVERY, "shuffle_expert")}
-SWITCHES = ("help", "print_config", "quiet", "no_preflight")
 
 HELP = """\
 usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE ...]
@@ -83,10 +80,7 @@ def test(args: Sequence[str]) -> int:
 
 
 def _run(command: str, args: Sequence[str]) -> int:
-    flags = parse_flags(args, OPTIONS[command], SWITCHES, KEYS)
-    if "help" in flags.switches:
-        print(help_text(command), end="")
-        return 0
+    flags = flags_of(args, help_text(command), KEYS)
     if not flags.configs and command == "fit":
         raise ConfigError("fit needs --config; try --config conf/tiny_math.yaml")
     expert = Path(flags.options["expert"]) if "expert" in flags.options else None
