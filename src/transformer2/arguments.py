@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from transformer2.errors import ConfigError, shown
 
 __all__ = [
+    "LARGEST_SEED",
     "OPTIMIZER_RANGES",
     "Count",
     "NotNegativeInt",
@@ -43,7 +44,8 @@ NotNegativeInt = Annotated[int, ">= 0"]
 Positive = Annotated[float, "> 0"]
 Temperature = Annotated[float, ">= 0", "<= 100"]
 Share = Annotated[float, ">= 0", "< 1"]
-Seed = Annotated[int, ">= 0", "<= 4294967295"]  # what numpy takes
+LARGEST_SEED = 2**32 - 1  # that numpy takes
+Seed = Annotated[int, ">= 0", f"<= {LARGEST_SEED}"]
 Objective = Literal["reinforce", "next_token"]  # of `model`, and of `data`, which has the solutions
 # Of an optimizer's settings, whoever wrote the optimizer.
 OPTIMIZER_RANGES: Mapping[str, Any] = {

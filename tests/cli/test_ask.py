@@ -172,7 +172,7 @@ def test_rows_name_their_pictures_from_where_the_file_is(seeing, capsys):
     ],
 )
 def test_a_row_that_cannot_be_meant_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch, line, named):
-    monkeypatch.setattr("transformer2.cli.adaptive.ModelOptions.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("transformer2.cli.ask.load", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "prompts.jsonl").write_text(json.dumps(line))
     assert main(["ask", "--file", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path / "out.jsonl")]) == 2
     assert re.search(named, capsys.readouterr().err)
@@ -199,7 +199,7 @@ def test_a_picture_that_turns_bad_is_the_error_of_its_row(seeing, tmp_path, caps
 def test_a_picture_that_cannot_be_shown_is_refused_in_one_line(seeing, tmp_path, capsys, monkeypatch):
     assert main(["ask", "--image", str(seeing / "0.png"), QUESTION]) == 2
     assert "--base tiny_vision" in capsys.readouterr().err
-    monkeypatch.setattr("transformer2.cli.adaptive.ModelOptions.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("transformer2.cli.ask.load", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "notes.png").write_text("no picture")
     for path, named in ((tmp_path / "x.png", "cannot be read"), (tmp_path / "notes.png", "no picture of a known kind")):
         assert main(["ask", "--image", str(path), QUESTION]) == 2

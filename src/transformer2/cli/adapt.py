@@ -15,8 +15,8 @@ from transformer2.arguments import written
 from transformer2.cli.check import STRATEGIES, check, keys_help, sections, suggestion
 from transformer2.cli.compose import compose, flags_of
 from transformer2.cli.folder import check_writable, holds_run, run_folder
-from transformer2.cli.values import run_name
-from transformer2.errors import ConfigError, DataError, nearest
+from transformer2.cli.values import one_of, run_name
+from transformer2.errors import ConfigError, DataError
 from transformer2.files import check_directory, source_digest, write_text
 from transformer2.svf.format import name_of
 
@@ -92,10 +92,7 @@ def adapt(args: Sequence[str]) -> int:
         raise ConfigError("trainer.limit_predict_batches is not read by adapt; set trainer.limit_test_batches")
     config["model"].pop("rollout", None)  # rows differ in z here, which the default engine alone can draw
     strategy = config.setdefault("strategy", "cem")
-    if strategy not in known:
-        raise ConfigError(
-            f"unknown strategy {written(strategy)}{nearest(str(strategy), known)} Known: {', '.join(known)}"
-        )
+    one_of("strategy", strategy, known)
     strategies = list(STRATEGIES) if strategy == "all" else [strategy]
     _check_flags(strategies, [key for key, _ in flags.overrides])
     if "print_config" in flags.switches:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from transformer2.arguments import written
+import yaml
+
+from transformer2.cli.compose import Flags
 from transformer2.cli.schema import value_of
-from transformer2.cli.values import check_base
-from transformer2.errors import ConfigError, nearest, shown
+from transformer2.cli.values import check_base, number, one_of
+from transformer2.errors import ConfigError, UserError, shown
 from transformer2.files import check_directory
 
 if TYPE_CHECKING:
+    from transformer2.adaptive.chat import Chat
     from transformer2.adaptive.model import SelfAdaptive
+    from transformer2.adaptive.request import Job
 
-__all__ = ["MODEL_HELP", "ModelOptions", "number"]
+__all__ = ["MODEL_HELP", "SAMPLING_HELP", "load", "model_of", "sampling_of", "start_all"]
 
 STRATEGIES = get_args(value_of("transformer2.adaptive.first_pass.StrategyName"))  # read, not imported: that takes torch
+SAMPLING_HELP = """\
+  --max_new_tokens N      most tokens of an answer (default: 512, or what the model has room for)
+  --temperature T         0 (default) is greedy
+  --top_p P               nucleus mass (default 1)
+  --seed N                of the sampling (default 0)
+"""
 MODEL_HELP = """\
   --base BASE             tiny (default), smollm2, a folder, a .gguf file, or a Hub id
   --experts LIST          NAME=DIR,NAME=DIR,... (default: those that ship with an embedded base)
@@ -34,89 +43,68 @@ MODEL_HELP = """\
 EXPERT_NEEDED = "give an expert folder (fit trains one)"
 
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """The model that is asked; checked before anything heavy is imported."""
-
-    base: str
-    experts: Mapping[str, str] | None
-    strategy: str
-    classifier: str | None
-    soft: bool
-    use: str | None
-    dtype: str
-    device: str | None
-    model_kwargs: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, options: Mapping[str, str], switches: set[str]) -> ModelOptions:
-        """From flags.
-
-        Raises:
-            ConfigError: A value that cannot be meant, with the nearest one; a folder that is not there.
-        """
-        strategy, soft = options.get("strategy", "auto"), "soft" in switches
-        if strategy == "cem":
-            raise ConfigError(
-                "--strategy cem searches a mixture on rows with answers: run transformer2 adapt or SelfAdaptive.adapt, "
-                "then answer with --use mix:NAME=WEIGHT,..."
-            )
-        if strategy not in STRATEGIES:
-            raise ConfigError(
-                f"unknown --strategy {strategy!r}{nearest(strategy, STRATEGIES)} Known: {', '.join(STRATEGIES)}"
-            )
-        check_base(options.get("base", "tiny"), on_disk=True)
-        classifier = options.get("classifier")
-        if classifier is not None:
-            check_directory(classifier, "--classifier", EXPERT_NEEDED, ConfigError)
-        return cls(
-            options.get("base", "tiny"),
-            _experts(options["experts"]) if "experts" in options else None,
-            "scores" if soft and strategy == "auto" else strategy,
-            classifier,
-            soft,
-            options.get("use"),
-            options.get("dtype", "auto"),
-            options.get("device"),
-            _mapping("--model_kwargs", options.get("model_kwargs", "{}")),
-        )
-
-    def load(self, **options: Any) -> SelfAdaptive:
-        """The model; this imports the heavy libraries."""
-        from transformer2.adaptive.model import SelfAdaptive
-        from transformer2.cli.train import silence_libraries
-
-        silence_libraries(True)
-        return SelfAdaptive.from_pretrained(
-            self.base,
-            self.experts,
-            self.strategy,  # type: ignore[arg-type]
-            classifier=self.classifier,
-            soft=self.soft,
-            dtype=self.dtype,
-            device=self.device,
-            model_kwargs=self.model_kwargs,
-            **options,
-        )
-
-
-def number(options: Mapping[str, str], name: str, default: Any, low: float, high: float = float("inf")) -> Any:
-    """A flag's number, of the type of `low`.
+def model_of(flags: Flags) -> dict[str, Any]:
+    """The model that the flags describe, as arguments of `SelfAdaptive.from_pretrained`; nothing heavy is imported.
 
     Raises:
-        ConfigError: None, or one out of range.
+        ConfigError: A value that cannot be meant, with the nearest one; a folder that is not there.
     """
-    if name not in options:
-        return default
-    kind = type(low)
+    options, soft = flags.options, "soft" in flags.switches
+    strategy = options.get("strategy", "auto")
+    if strategy == "cem":
+        raise ConfigError(
+            "--strategy cem searches a mixture on rows with answers: run transformer2 adapt or SelfAdaptive.adapt, "
+            "then answer with --use mix:NAME=WEIGHT,..."
+        )
+    one_of("--strategy", strategy, STRATEGIES)
+    given: dict[str, Any] = {
+        name: options[name] for name in ("base", "classifier", "dtype", "device") if name in options
+    }
+    check_base(given.get("base", "tiny"), on_disk=True)
+    if "classifier" in given:
+        check_directory(given["classifier"], "--classifier", EXPERT_NEEDED, ConfigError)
+    if "experts" in options:
+        given["experts"] = _experts(options["experts"])
+    if "model_kwargs" in options:
+        given["model_kwargs"] = _model_kwargs(options["model_kwargs"])
+    return {**given, "soft": soft, "strategy": "scores" if soft and strategy == "auto" else strategy}
+
+
+def sampling_of(options: dict[str, str]) -> dict[str, Any]:
+    """The flags that say how answers are drawn, as arguments of `SelfAdaptive.start`."""
+    return {
+        "max_new_tokens": number(options, "max_new_tokens", None, 1),
+        "temperature": number(options, "temperature", 0.0, 0.0, 100.0),
+        "top_p": number(options, "top_p", 1.0, 1e-9, 1.0),
+        "seed": number(options, "seed", 0, 0, 2**63 - 1),
+        "stop": [options["stop"]] if "stop" in options else [],
+    }
+
+
+def load(model: dict[str, Any], **options: Any) -> SelfAdaptive:
+    """The model of `model_of`; this imports the heavy libraries."""
+    from transformer2.adaptive.model import SelfAdaptive
+    from transformer2.cli.train import silence_libraries
+
+    silence_libraries(True)
+    return SelfAdaptive.from_pretrained(**model, **options)
+
+
+def start_all(model: SelfAdaptive, chat: Chat | list[Any], uses: Sequence[Any], sampling: dict[str, Any]) -> list[Job]:
+    """The answer of each use to a chat, under way.
+
+    Raises:
+        UserError: One of them cannot be given; none is under way then.
+    """
+    jobs: list[Job] = []
     try:
-        value = kind(options[name])
-    except ValueError:
-        value = None
-    if value is None or not low <= value <= high:
-        between = f"from {low} to {high}" if high != float("inf") else f"of at least {low}"
-        raise ConfigError(f"--{name} must be a number {between}, not {written(options[name])}")
-    return value
+        for use in uses:
+            jobs.append(model.start(chat, use=use, **sampling))
+    except UserError:
+        for job in jobs:
+            job.cancel()
+        raise
+    return jobs
 
 
 def _experts(text: str) -> dict[str, str]:
@@ -132,13 +120,13 @@ def _experts(text: str) -> dict[str, str]:
     return found
 
 
-def _mapping(flag: str, text: str) -> dict[str, Any]:
-    import yaml
-
+def _model_kwargs(text: str) -> dict[str, Any]:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = None
     if not isinstance(value, dict):
-        raise ConfigError(f"{flag} must be a mapping such as '{{attn_implementation: eager}}', not {shown(text)}")
+        raise ConfigError(
+            f"--model_kwargs must be a mapping such as '{{attn_implementation: eager}}', not {shown(text)}"
+        )
     return value

@@ -11,9 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformer2.cli.adaptive import MODEL_HELP, ModelOptions, number
+from transformer2.cli.adaptive import MODEL_HELP, SAMPLING_HELP, load, model_of, sampling_of, start_all
 from transformer2.cli.compose import flags_of
 from transformer2.cli.folder import check_writable
+from transformer2.cli.values import number
 from transformer2.errors import ConfigError, DataError, UserError, shown
 from transformer2.files import check_directory
 
@@ -40,11 +41,7 @@ which knows a small world of its own:
   --compare               the base's answer beside the adapted one
   --json                  print answers as JSON lines, with what was chosen, probabilities and seconds
   --system TEXT           a system message before every prompt
-  --max_new_tokens N      most tokens of an answer (default: 512, or what the model has room for)
-  --temperature T         0 (default) is greedy
-  --top_p P               nucleus mass (default 1)
-  --seed N                of the sampling (default 0)
-  --stop TEXT             end an answer before this text
+{SAMPLING_HELP}  --stop TEXT             end an answer before this text
   --max_rows N            prompts under way at a time (default 64)
 
 {MODEL_HELP}"""
@@ -58,8 +55,8 @@ COLUMNS = {
 def ask(args: Sequence[str]) -> int:
     """Answer prompts of the command line, of standard input, or of a file."""
     flags = flags_of(args, HELP, takes_words=True)
-    options, switches, images = flags.options, flags.switches, flags.repeated.get("image", [])
-    model_options, sampling = ModelOptions.of(options, switches), sampling_of(options)
+    options, images, use = flags.options, flags.repeated.get("image", []), flags.options.get("use")
+    arguments, sampling = model_of(flags), sampling_of(options)
     max_rows = number(options, "max_rows", 64, 1)
     file, out = options.get("file"), Path(options.get("out", "answers.jsonl")).expanduser()
     if file is None and "out" in options:
@@ -85,13 +82,14 @@ def ask(args: Sequence[str]) -> int:
     if not rows:
         raise ConfigError('no prompt was given; write transformer2 ask "..."')
 
-    model = model_options.load(max_rows=max_rows)
-    uses = ["base", model_options.use] if "compare" in switches else [model_options.use]
+    model = load(arguments, max_rows=max_rows)
+    uses = ["base", use] if "compare" in flags.switches else [use]
     if file is not None:
         return _to_file(model, rows, chats, uses, sampling, out)
     for row, answers in zip(rows, _answers(model, chats, uses, sampling), strict=True):
-        assert not isinstance(answers, UserError)
-        if "json" in switches:
+        if isinstance(answers, UserError):
+            raise answers
+        if "json" in flags.switches:
             print(json.dumps({**row, **_columns(answers)}, ensure_ascii=False), flush=True)
             continue
         if len(rows) > 1:
@@ -101,17 +99,6 @@ def ask(args: Sequence[str]) -> int:
             print(f"{named}{answer.text}", flush=True)
         print(f"  [{summary(answers[-1])}]", file=sys.stderr, flush=True)
     return 0
-
-
-def sampling_of(options: dict[str, str]) -> dict[str, Any]:
-    """The flags that say how answers are drawn, as arguments of `SelfAdaptive.start`."""
-    return {
-        "max_new_tokens": number(options, "max_new_tokens", None, 1),
-        "temperature": number(options, "temperature", 0.0, 0.0, 100.0),
-        "top_p": number(options, "top_p", 1.0, 1e-9, 1.0),
-        "seed": number(options, "seed", 0, 0, 2**63 - 1),
-        "stop": [options["stop"]] if "stop" in options else [],
-    }
 
 
 def summary(answer: AdaptiveAnswer) -> str:
@@ -128,51 +115,41 @@ def summary(answer: AdaptiveAnswer) -> str:
 
 
 def _answers(
-    model: SelfAdaptive, chats: Sequence[Chat], uses: Sequence[Any], sampling: dict[str, Any], strict: bool = True
+    model: SelfAdaptive, chats: Sequence[Chat], uses: Sequence[Any], sampling: dict[str, Any]
 ) -> Iterator[list[AdaptiveAnswer] | UserError]:
-    """The answers to each chat, one per use, in order, as soon as they are known; many run in one batch.
-
-    A prompt that cannot be answered is raised, or unless `strict` yielded in its place.
-    """
+    """The answers to each chat, one per use, or why there are none; in order, as soon as known, many in one batch."""
     started: deque[list[Job] | UserError] = deque()
-    coming, ahead = iter(chats), 4 * model.max_rows
+    coming = iter(chats)
 
-    def start(chat: Chat) -> list[Job] | UserError:
-        jobs: list[Job] = []
-        try:
-            for use in uses:
-                jobs.append(model.start(chat, use=use, **sampling))
-        except UserError as e:
-            for job in jobs:
-                job.cancel()
-            if strict:
-                raise
-            return e
-        return jobs
+    def start(count: int) -> None:
+        for chat in islice(coming, count):
+            try:
+                started.append(start_all(model, chat, uses, sampling))
+            except UserError as e:
+                started.append(e)
 
     try:
-        started.extend(start(chat) for chat in islice(coming, ahead))
+        start(4 * model.max_rows)
         while started:
             jobs = started[0]
-            if not isinstance(jobs, UserError):
+            if isinstance(jobs, UserError):
+                yield jobs
+            else:
                 while not all(job.is_done for job in jobs):
                     model.step()
-            yield jobs if isinstance(jobs, UserError) else _results(jobs, strict)
+                yield _results(jobs)
             started.popleft()
-            started.extend(start(chat) for chat in islice(coming, 1))
+            start(1)
     finally:
         for jobs in started:
             for job in () if isinstance(jobs, UserError) else jobs:
                 job.cancel()
 
 
-def _results(jobs: Sequence[Job], strict: bool) -> list[AdaptiveAnswer] | UserError:
-    """The answers of jobs that are done; unless `strict`, what one of them could not be answered for."""
+def _results(jobs: Sequence[Job]) -> list[AdaptiveAnswer] | UserError:
     try:
         return [job.result() for job in jobs]
     except UserError as e:
-        if strict:
-            raise
         return e
 
 
@@ -184,7 +161,7 @@ def _to_file(
 
     part, failed = _part_of(out), 0
     with part.open("w", encoding="utf-8") as lines:
-        answers = _answers(model, chats, uses, sampling, strict=False)
+        answers = _answers(model, chats, uses, sampling)
         for row, found in tqdm(zip(rows, answers, strict=True), "ask", len(rows), unit="prompt"):
             failed += isinstance(found, UserError)
             columns = {"answer": None, "error": str(found)} if isinstance(found, UserError) else _columns(found)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformer2.adaptive.chat import as_pictures
 from transformer2.callbacks.interrupt import current
-from transformer2.cli.adaptive import MODEL_HELP, ModelOptions
-from transformer2.cli.ask import sampling_of, summary
+from transformer2.cli.adaptive import MODEL_HELP, SAMPLING_HELP, load, model_of, sampling_of, start_all
+from transformer2.cli.ask import summary
 from transformer2.cli.compose import flags_of
 from transformer2.errors import ConfigError, UserError, nearest, shown
 
@@ -40,22 +40,17 @@ In the chat:
   /help, /quit            also Ctrl-D; Ctrl-C stops an answer, not the chat
 
   --system TEXT           a system message
-  --max_new_tokens N      most tokens of an answer (default: 512, or what the model has room for)
-  --temperature T         0 (default) is greedy
-  --top_p P               nucleus mass (default 1)
-  --seed N                of the sampling (default 0)
-
+{SAMPLING_HELP}
 {MODEL_HELP}"""
 
 
 def chat(args: Sequence[str]) -> int:
     """Read messages and commands, and answer, until the input ends."""
     flags = flags_of(args, HELP, takes_words=True)
-    options = flags.options
     if flags.words:
         raise ConfigError(f"unexpected {shown(repr(flags.words[0]))}; type it in the chat, or use transformer2 ask")
-    model_options, sampling = ModelOptions.of(options, flags.switches), sampling_of(options)
-    conversation = Conversation(model_options.load(), sampling, model_options.use, options.get("system"))
+    arguments, sampling = model_of(flags), sampling_of(flags.options)
+    conversation = Conversation(load(arguments), sampling, flags.options.get("use"), flags.options.get("system"))
     conversation.welcome()
     with suppress(ImportError):
         import readline  # noqa: F401  # arrow keys and history in `input`
@@ -129,14 +124,10 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": content}]
         uses = ["base", self.use] if self.compares else [self.use]
         while True:
-            jobs: list[Job] = []
             try:
-                for use in uses:
-                    jobs.append(self.model.start([*system, *messages], use=use, **self.sampling))
+                jobs = start_all(self.model, [*system, *messages], uses, self.sampling)
                 break
             except UserError:
-                for job in jobs:
-                    job.cancel()
                 if len(messages) < 3:
                     raise
                 messages = messages[2:]  # the oldest exchange

@@ -13,10 +13,10 @@ from transformer2.arguments import written
 from transformer2.cli.check import check
 from transformer2.cli.compose import Flags, compose, flags_of
 from transformer2.cli.train import KEYS, silence_libraries, take_from_expert
-from transformer2.errors import ConfigError, nearest, shown
+from transformer2.cli.values import check_weights, one_of
+from transformer2.errors import ConfigError, shown
 from transformer2.svf.gguf_base import gguf_file, names_gguf
 
-FORMATS, GGUF_TYPES = ("hf", "gguf"), ("F16", "Q8_0")
 CONVERT = (
     "export with --format hf and convert that folder: python llama.cpp/convert_hf_to_gguf.py DIR --outfile FILE.gguf"
 )
@@ -107,31 +107,26 @@ def _weights(flags: Flags, experts: int) -> list[float]:
         weights = [float(word) for word in text.split(",")]
     except ValueError:
         raise ConfigError(f"--weights takes numbers with commas between them, not {written(text)}") from None
-    if not all(abs(weight) <= 100 for weight in weights):  # nan is not
-        raise ConfigError(f"--weights takes numbers from -100 to 100, not {written(text)}")
-    if len(weights) != experts:
-        raise ConfigError(f"--weights has {len(weights)} numbers for {experts} experts; give one each")
+    check_weights(weights, experts)
     return weights
 
 
 def _format(flags: Flags, out: Path) -> tuple[str, Any]:
     """The format and, of a GGUF file, the type of its merged matrices."""
-    kind, gguf_type = flags.options.get("format", "hf"), flags.options.get("gguf_type")
-    if kind not in FORMATS:
-        raise ConfigError(f"--format is hf or gguf, not {written(kind)}{nearest(kind, FORMATS)}")
+    kind, gguf_type = flags.options.get("format", "hf"), flags.options.get("gguf_type", "F16")
+    one_of("--format", kind, ("hf", "gguf"))
     if kind == "hf":
-        if gguf_type is not None:
+        if "gguf_type" in flags.options:
             raise ConfigError("--gguf_type is of --format gguf; add that, or leave it out")
         if out.suffix == ".gguf":
             raise ConfigError(f"--out {shown(out)} is named like a file; add --format gguf, or name a folder")
         return kind, None
-    if gguf_type is not None and gguf_type not in GGUF_TYPES:
-        raise ConfigError(f"--gguf_type is F16 or Q8_0, not {written(gguf_type)}{nearest(gguf_type, GGUF_TYPES)}")
+    one_of("--gguf_type", gguf_type, ("F16", "Q8_0"))
     if out.suffix != ".gguf":
         raise ConfigError(f"--format gguf writes one file; give --out {shown(out)}.gguf")
     if os.path.lexists(out):
         raise ConfigError(f"{shown(out)} exists; name a new file to export to")
-    return kind, gguf_type or "F16"
+    return kind, gguf_type
 
 
 def _base_file(base: str) -> Path:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from transformer2.cli.check import TRAINER_DEFAULTS, check
 from transformer2.cli.compose import compose, flags_of
 from transformer2.cli.schema import value_of
-from transformer2.errors import ConfigError, UserError, nearest
+from transformer2.cli.values import number, one_of
+from transformer2.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -46,10 +47,11 @@ def plan(args: Sequence[str]) -> int:
     if not flags.configs:
         raise ConfigError("plan needs --config; try --config conf/llama8b_gsm8k.yaml")
     given = flags.options
-    memory = _number(given, "gpu_memory", 24.0)
-    gpus, nodes = int(_number(given, "gpus", 1)), int(_number(given, "nodes", 1))
-    prompt_tokens, completion = int(_number(given, "prompt_tokens", 0)), _number(given, "mean_completion", 0)
-    named = _one_of(given, "device", devices)
+    memory = number(given, "gpu_memory", 24.0, 0.001, 1e6)
+    gpus, nodes = number(given, "gpus", 1, 1, 10**6), number(given, "nodes", 1, 1, 10**6)
+    tokens = number(given, "prompt_tokens", None, 1, 10**6), number(given, "mean_completion", None, 0.001, 1e6)
+    if "device" in given:
+        one_of("--device", given["device"], devices)
     config = compose(flags.configs, flags.overrides, KEYS)
     check(config, "plan")
 
@@ -59,8 +61,8 @@ def plan(args: Sequence[str]) -> int:
     from transformer2.plan.table import explanation, plan_table
     from transformer2.plan.terms import total
 
-    device = DEVICES.get(named or "", device_for(memory))
-    job = job_of(*sections(config), "single", gpus, nodes, prompt_tokens or None, completion or None)
+    device = DEVICES.get(given.get("device", ""), device_for(memory))
+    job = job_of(*sections(config), "single", gpus, nodes, *tokens)
     plans = [Plan(job.with_(strategy=s), memory * 1e9, device) for s in strategies(job)]
     wanted = strategy_of(config["trainer"])
     fitting = [p for p in plans if p.fits] or [p for p in plans if p.advised] or plans
@@ -100,27 +102,6 @@ def complete(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
         if is_dataclass(v) and not isinstance(v, type)
     }
     return {**defaults, **given, **groups}
-
-
-def _number(options: Mapping[str, str], name: str, default: float) -> float:
-    text = options.get(name)
-    if text is None:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    kind = "whole number" if name in ("gpus", "nodes", "prompt_tokens") else "number"
-    if not 0 < value <= 1e6 or (kind != "number" and not value.is_integer()):
-        raise ConfigError(f"--{name} takes a positive {kind} of at most a million, not {text[:60]!r}")
-    return value
-
-
-def _one_of(options: Mapping[str, str], name: str, known: Sequence[str]) -> str | None:
-    value = options.get(name)
-    if value is not None and value not in known:
-        raise ConfigError(f"unknown --{name} {value!r}{nearest(value, known)} Known: {', '.join(known)}")
-    return value
 
 
 # ------------------------------------------------------------------ fit's own check

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from transformer2.callbacks.interrupt import current
-from transformer2.cli.adaptive import MODEL_HELP, ModelOptions, number
+from transformer2.cli.adaptive import MODEL_HELP, load, model_of
 from transformer2.cli.compose import flags_of
+from transformer2.cli.values import number
 from transformer2.errors import ConfigError, UserError
 from transformer2.files import check_directory, read_file
 
@@ -45,7 +46,7 @@ def serve(args: Sequence[str]) -> int:
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install 'transformer2[serve]'")
     options = flags.options
-    model_options, api_key = ModelOptions.of(options, flags.switches), _api_key(options)
+    arguments, api_key = model_of(flags), _api_key(options)
     host, port = options.get("host", "127.0.0.1"), number(options, "port", 8000, 0, 65535)
     max_rows = number(options, "max_rows", 64, 1)
     asked = {name: number(options, name, None, low) for name, low in LIMITS.items()}
@@ -65,7 +66,7 @@ def serve(args: Sequence[str]) -> int:
     from transformer2.serving.limits import Limits
 
     limits = Limits(**{name.removeprefix("max_"): value for name, value in asked.items() if value is not None})
-    model = model_options.load(max_rows=max_rows)
+    model = load(arguments, max_rows=max_rows)
     app = create_app(model, limits, api_key, {*LOOPBACK, host.lower()} if loopback else None, **folders)
     listener = current()
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transformer2.arguments import written
+from transformer2.arguments import LARGEST_SEED, written
 from transformer2.cli.check import check
 from transformer2.cli.compose import PACKAGED, compose, flags_of, home
 from transformer2.cli.folder import check_writable
 from transformer2.cli.train import KEYS
-from transformer2.cli.values import seed_given
+from transformer2.cli.values import check_weights, number
 from transformer2.errors import ConfigError, DataError, UserError, shown
 from transformer2.files import check_directory
 from transformer2.svf.format import peft_type
@@ -171,10 +171,7 @@ def _mix(args: Sequence[str]) -> int:
     words.add_argument("--out", type=home, required=True)
     words.add_argument("--mix", choices=("delta", "normalised", "raw"), default="delta")
     given = words.folders_and_flags(args)
-    if not all(abs(weight) <= 100 for weight in given.weights):  # nan is not
-        raise ConfigError(f"--weights takes numbers from -100 to 100, not {given.weights}")
-    if len(given.weights) != len(given.folders):
-        raise ConfigError(f"--weights has {len(given.weights)} numbers for {len(given.folders)} experts; give one each")
+    check_weights(given.weights, len(given.folders))
 
     from transformer2.experts import mix_folders
 
@@ -187,7 +184,7 @@ def _shuffle(args: Sequence[str]) -> int:
     words.add_argument("--out", type=home, required=True)
     words.add_argument("--seed", default="0")
     given = words.folders_and_flags(args)
-    seed = seed_given("--seed", given.seed)
+    seed = number(vars(given), "seed", 0, 0, LARGEST_SEED)
     if len(given.folders) > 1:
         raise ConfigError(f"experts shuffle takes one folder, not {len(given.folders)}; call it for each")
     check_writable(given.out, "--out")

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformer2.arguments import LARGEST_SEED
 from transformer2.cli.check import check, keys_help
 from transformer2.cli.compose import PACKAGED, compose, flags_of
 from transformer2.cli.folder import check_writable, run_folder
-from transformer2.cli.values import run_name, seed_given
+from transformer2.cli.values import number, run_name
 from transformer2.errors import ConfigError, shown
 from transformer2.files import check_directory, file_digest
 from transformer2.svf.format import WEIGHTS, name_of
@@ -86,10 +87,9 @@ def _run(command: str, args: Sequence[str]) -> int:
     expert = Path(flags.options["expert"]) if "expert" in flags.options else None
     if expert is not None and command != "fit" and "ckpt_path" in flags.options:
         raise ConfigError(f"--expert and --ckpt_path both say what to {command}; give one of them")
-    shuffle = flags.options.get("shuffle_expert")
-    if shuffle is not None and expert is None:
+    seed = number(flags.options, "shuffle_expert", None, 0, LARGEST_SEED)
+    if seed is not None and expert is None:
         raise ConfigError("--shuffle_expert needs --expert: the folder of the expert to shuffle")
-    seed = None if shuffle is None else seed_given("--shuffle_expert", shuffle)
     config = compose(flags.configs, flags.overrides, KEYS)
     kept = "print_config" not in flags.switches
     if expert is not None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, ClassVar, get_origin
 
-from transformer2.arguments import Seed, check_natural, check_objective, check_samples, expected, fits, written
+from transformer2.arguments import check_natural, check_objective, check_samples, expected, fits, written
 from transformer2.cli.schema import arguments, members, value_of
-from transformer2.errors import ConfigError, DataError
+from transformer2.errors import ConfigError, DataError, nearest
 from transformer2.svf.base_folder import NAMES
 from transformer2.svf.format import peft_type
 from transformer2.svf.gguf_base import gguf_file, names_gguf
@@ -46,8 +46,7 @@ def check_adapter(given: Mapping[str, Any]) -> None:
     """An unknown method, and whatever an SVF adapter cannot be; PEFT checks its own methods' keys when it is there."""
     kind, methods = peft_type(given), ["SVF", *members("peft.utils.peft_types", "PeftType")]
     if kind not in methods:
-        near = get_close_matches(kind, methods, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown adapter.peft_type {written(kind)}; did you mean {near!r}?")
+        raise ConfigError(f"unknown adapter.peft_type {written(kind)}{nearest(kind, methods)}")
     for key, value in given.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"model.adapter.{key} must be a finite number, not {written(value)}")
@@ -60,8 +59,7 @@ def check_adapter(given: Mapping[str, Any]) -> None:
         if key == "init_std" or (key, value) in (("form", "auto"), ("form", "merged")):
             raise ConfigError(f"model.adapter.{key}: {written(value)} is gone; leave it out (docs/svf.md)")
         if key not in known:
-            near = get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"unknown key model.adapter.{key} for SVF; did you mean {near!r}?")
+            raise ConfigError(f"unknown key model.adapter.{key} for SVF{nearest(key, known)}")
         empty = key == "target_modules" and value is not None and not value
         if empty or not (fits(known[key].hint, value) or (key == "target_modules" and value is None)):
             raise ConfigError(f"model.adapter.{key} must be {expected(known[key].hint)}, not {written(value)}")
@@ -160,13 +158,40 @@ def run_name(name: Any) -> str:
     return str(name)
 
 
-def seed_given(flag: str, text: str) -> int:
-    """The value of a flag that takes a seed.
+def number(options: Mapping[str, str], name: str, default: Any, low: float, high: float = math.inf) -> Any:
+    """A flag's number, of the type of `low`; the default where it is not given.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: No such number, or one out of range.
     """
-    value = int(text) if re.fullmatch("[0-9]{1,10}", text, re.ASCII) else -1
-    if not fits(Seed, value):
-        raise ConfigError(f"{flag} must be {expected(Seed)}, not {written(text)}")
+    if name not in options:
+        return default
+    kind = type(low)
+    try:
+        value = kind(options[name])
+    except ValueError:
+        value = None
+    if value is None or not low <= value <= high:
+        between = f"from {low} to {high}" if high != math.inf else f"of at least {low}"
+        raise ConfigError(
+            f"--{name} must be a {'whole ' * (kind is int)}number {between}, not {written(options[name])}"
+        )
     return value
+
+
+def check_weights(weights: Sequence[float], experts: int) -> None:
+    """Refuse mixing weights (`--weights`) that are not one for each expert, or no weights."""
+    if not all(abs(weight) <= 100 for weight in weights):  # nan is not
+        raise ConfigError(f"--weights takes numbers from -100 to 100, not {list(weights)}")
+    if len(weights) != experts:
+        raise ConfigError(f"--weights has {len(weights)} numbers for {experts} experts; give one each")
+
+
+def one_of(name: str, value: Any, known: Sequence[str]) -> None:
+    """Refuse a choice that there is not.
+
+    Raises:
+        ConfigError: With the nearest one.
+    """
+    if value not in known:
+        raise ConfigError(f"unknown {name} {written(value)}{nearest(str(value), known)} Known: {', '.join(known)}")
