@@ -55,4 +55,4 @@ def shown(text: object, limit: int = 200) -> str:
 
 def one_line(error: Exception, limit: int = 300) -> str:
     """What another library's exception says, for a message of ours."""
-    return shown(" ".join(str(error).split()), limit)
+    return shown(" ".join(str(error).split()) or type(error).__name__, limit)

@@ -31,8 +31,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def grouped(**options: Any) -> dict[str, Any]:
     """Arguments of SVFReinforceModule, those of its groups by their own names."""
-    from transformer2.cli.check import MOVED
     from transformer2.module.optimizers import Warmup, WarmupCosine
+    from transformer2.module.options import LossOptions, MemoryOptions, SamplingOptions
 
     given: dict[str, Any] = {}
     rate = {name: options.pop(name) for name in ("lr", "betas", "eps", "weight_decay") if name in options}
@@ -40,10 +40,11 @@ def grouped(**options: Any) -> dict[str, Any]:
         given["optimizer"] = partial(torch.optim.AdamW, **{"lr": 1e-2, "weight_decay": 0.0, **rate})
     if "lr_schedule" in options:
         given["lr_scheduler"] = {"constant": Warmup, "cosine": WarmupCosine}[options.pop("lr_schedule")]
-    for name, value in options.items():
-        group, _, key = MOVED.get(name, name).partition(".")
-        given[group] = {**given.get(group, {}), key: value} if key else value
-    return given
+    groups = {"sampling": SamplingOptions, "loss": LossOptions, "memory": MemoryOptions}
+    for group, kind in groups.items():
+        if own := {name: options.pop(name) for name in kind.__dataclass_fields__ if name in options}:
+            given[group] = own
+    return {**given, **options}
 
 
 def make_llama(

@@ -217,7 +217,9 @@ def _wrong(hint: Any) -> set[str]:
 
 def at_keys(command: str) -> Iterator[tuple[str, str]]:
     """(key, text) for every key of a command and everything that is wrong there."""
-    unused = {(f"trainer.limit_{split}_batches", "0") for split in ("train", "test") if split not in RUNS[command]}
+    unused = {
+        (f"trainer.limit_{split}_batches", "0") for split in ("train", "test") if split not in RUNS.get(command, ())
+    }
     if command != "fit":
         unused.add(("data.batch_size", "100000000"))  # of training alone
     for section, keys in sections(command == "adapt").items():

@@ -78,29 +78,29 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,
 }
 CLASSES = {f"trainer.{key}" for key in ("callbacks", "logger", "plugins", "profiler", "strategy")}
-# What a command cannot do without (validation, in fit, it can).
+# The rows that a command cannot do without (validation, in fit, it can); others read none.
 RUNS = {"fit": ("train", "test"), "validate": ("val",), "test": ("test",), "adapt": ("predict",)}
-RUNS |= {"plan": (), "decompose": (), "spectrum": (), "export": ()}
-NO_ROWS = ("plan", "decompose", "spectrum", "export")
 REMEDIES = {
     "seed_everything": "several seeds are several runs",
     "trainer.strategy": "add one of --config conf/strategy/{ddp,zero2,zero3,zero3_offload}.yaml",
 }
-ELSEWHERE = {  # keys that follow from others
+LINKED = {  # keys that take the value of another
     "data.base": "model.base",
+    "data.model_kwargs": "model.model_kwargs",
+    "data.objective": "model.objective",
     "data.seed": "seed_everything",
     "model.seed": "seed_everything",
     "data.max_new_tokens": "model.sampling.max_new_tokens",
-    "data.model_kwargs": "model.model_kwargs",
-    "data.objective": "model.objective",
+}
+ELSEWHERE = LINKED | {
     "trainer.gradient_clip_val": "model.max_grad_norm",
     "trainer.gradient_clip_algorithm": "model.max_grad_norm",
     "trainer.precision": "model.dtype, for the base; z is trained in fp32",
     "trainer.accumulate_grad_batches": "data.batch_size (prompts of a step), model.memory.micro_batch_tokens",
 }
-SYNONYMS = {  # what PEFT, TRL, transformers, verl and Lightning call our keys
+SYNONYMS = {  # what PEFT, TRL, transformers, verl, Lightning and earlier versions of this package call our keys
     "model.optimizer.lr": ("learning_rate", "actor_lr"),
-    "model.lr_scheduler": ("lr_scheduler_type", "scheduler"),
+    "model.lr_scheduler": ("lr_scheduler_type", "scheduler", "lr_schedule"),
     "model.lr_scheduler.warmup_steps": ("num_warmup_steps", "warmup_ratio", "lr_warmup_steps"),
     "model.optimizer.betas": ("adam_beta1", "adam_beta2"),
     "model.optimizer.eps": ("adam_epsilon",),
@@ -119,8 +119,13 @@ SYNONYMS = {  # what PEFT, TRL, transformers, verl and Lightning call our keys
     "model.base": ("model_name_or_path", "model_name", "pretrained_model_name_or_path", "base_model", "model_id"),
     "model.dtype": ("torch_dtype", "precision", "bf16", "fp16"),
     "model.model_kwargs": ("load_in_4bit", "load_in_8bit", "quantization_config", "attn_implementation", "device_map"),
-    "model.adapter": ("peft_config", "peft_type", "r", "lora_r", "lora_alpha", "lora_dropout", "target_modules"),
+    "model.adapter": ("peft_config", "peft_type", "r", "lora_r", "lora_alpha", "lora_dropout"),
+    "model.adapter.target_modules": ("target_modules",),
+    "model.adapter.layers_to_transform": ("layers",),
+    "model.adapter.basis_cache": ("cache_dir",),
     "model.rollout": ("use_vllm", "engine"),
+    "model.test.samples": ("test_samples",),
+    "model.test.temperature": ("test_temperature",),
     "model.loss.importance_cap": ("importance_sampling_cap", "vllm_importance_sampling_cap"),
     "data.batch_size": ("per_device_train_batch_size", "train_batch_size"),
     "data.eval_batch_size": ("per_device_eval_batch_size", "val_batch_size"),
@@ -135,19 +140,10 @@ SYNONYMS = {  # what PEFT, TRL, transformers, verl and Lightning call our keys
     "name": ("run_name", "experiment_name"),
     "adapt.population": ("popsize", "population_size", "pop_size"),
     "adapt.generations": ("num_iterations", "iterations", "max_iterations"),
+    "--config conf/quantisation/KIND.yaml": ("quantisation",),
+    "--config conf/rollout/ENGINE.yaml": ("rollout",),
     "--run_dir": ("output_dir", "logging_dir", "save_dir"),
     "--ckpt_path": ("resume_from_checkpoint", "resume"),
-}
-MOVED = {  # keys of versions before the groups
-    **{key: f"optimizer.{key}" for key in OPTIMIZER_RANGES},
-    "lr_schedule": "lr_scheduler",
-    "warmup_steps": "lr_scheduler.warmup_steps",
-    **{key: f"sampling.{key}" for key in ("temperature", "num_completions", "max_new_tokens", "stop")},
-    **{key: f"loss.{key}" for key in ("baseline", "kl", "kl_coef", "mask_truncated", "importance_cap")},
-    **{key: f"memory.{key}" for key in ("micro_batch_tokens", "max_rollout_rows", "merge_rollouts")},
-    "activation_checkpointing": "memory.activation_checkpointing",
-    "test_samples": "test.samples",
-    "test_temperature": "test.temperature",
 }
 DISPATCH = (
     "prompt and cls read what the model writes; what was constrained is --strategy scores (adapt.classifier: whose z)"
@@ -207,7 +203,7 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
     data = config["data"]
     try:
         task = tasks.get(data.get("task", "tiny_math"), **(data.get("task_options") or {}))
-        if folders and command not in NO_ROWS:
+        if folders and command in RUNS:
             task.check_rows()
         if config["model"].get("objective") == "next_token" and command in ("fit", "plan"):
             task.check_solutions()
@@ -219,10 +215,10 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
     if trainer["max_steps"] == trainer["max_epochs"] == -1 and not trainer.get("max_time"):
         raise ConfigError("trainer.max_steps, max_epochs and max_time set no end; give one of them")
     check_together(config, trainer)
-    for split in RUNS[command]:
+    for split in RUNS.get(command, ()):
         if trainer.get(f"limit_{split}_batches") == 0:
             raise ConfigError(f"trainer.limit_{split}_batches is 0, so {command} has nothing to do; leave it out")
-    if folders and command not in NO_ROWS and (folder := data.get("data_dir")):
+    if folders and command in RUNS and (folder := data.get("data_dir")):
         check_directory(folder, "data.data_dir", "name the folder that holds the rows", DataError)
     for folder in (folders and (config.get("adapt") or {}).get("experts")) or []:
         check_directory(folder, "adapt.experts", "train that expert with fit, or name its folder", ConfigError)
@@ -257,8 +253,6 @@ def _check(path: str, given: Any, known: Mapping[str, Argument], everything: Map
         raise ConfigError(f"{path} must hold keys and values, not {written(given)}")
     for key, value in given.items():
         full = f"{path}.{key}".lstrip(".")
-        if key not in known and path == "model" and key in MOVED:
-            raise ConfigError(f"{full} is now model.{MOVED[key]}")
         if key == "first_pass":  # of versions before `scores`, in `adapt` and in evaluators
             raise ConfigError(f"{full} is gone: {DISPATCH}")
         if key not in known:

@@ -21,21 +21,12 @@ from omegaconf.errors import KeyValidationError, OmegaConfBaseException
 from transformer2.arguments import written
 from transformer2.cli.check import OURS, sections, suggestion
 from transformer2.cli.optimizers import HOMES, class_and_arguments, on_top
-from transformer2.errors import ConfigError, nearest, shown
+from transformer2.errors import ConfigError, nearest, one_line, shown
 
 PACKAGED = Path(__file__).parent.parent  # holds conf/ in an installed package
 UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
 MAX_BYTES = 1_000_000  # of one config file; OmegaConf itself refuses keys given twice and aliases that explode
 KINDS = {"seq": "a list", "int": "a number", "float": "a number", "bool": "true or false", "null": "nothing"}
-MOVED = {  # second spellings that were
-    "base": "--model.base",
-    "cache_dir": "--model.adapter.basis_cache",
-    "dtype": "--model.dtype",
-    "layers": "--model.adapter.layers_to_transform",
-    "quantisation": "--config conf/quantisation/KIND.yaml",
-    "rollout": "--config conf/rollout/ENGINE.yaml",
-    "target_modules": "--model.adapter.target_modules",
-}
 
 
 @dataclass
@@ -105,8 +96,6 @@ def parse_flags(
         if name in switches:
             raise ConfigError(f"--{name} takes no value; leave {value!r} out")
         known = [*options, *repeated, *(["config"] if keys else [])]
-        if name not in known and name in MOVED and keys:
-            raise ConfigError(f"unknown flag --{name}; did you mean {MOVED[name]}?")
         if name not in known and name.partition(".")[0] not in keys:
             raise ConfigError(f"unknown flag --{name}{_flag_like(name, [*known, *switches], keys)}")
         if not equals:
@@ -290,8 +279,7 @@ def _settle_classes(below: DictConfig, above: DictConfig) -> None:
 def _one_line(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}: {shown(error.problem, 60)}"
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:197]}..."
+    return one_line(error, 200)
 
 
 def _flag_like(wrong: str, flags: Sequence[str], keys: Sequence[str]) -> str:

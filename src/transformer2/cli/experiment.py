@@ -26,12 +26,12 @@ from transformer2.callbacks.monitoring import Monitoring
 from transformer2.callbacks.peer_watchdog import PeerWatchdog
 from transformer2.callbacks.progress import TrainingBar
 from transformer2.checkpoints import read_checkpoint
-from transformer2.cli.check import TRAINER_DEFAULTS
+from transformer2.cli.check import LINKED, TRAINER_DEFAULTS
 from transformer2.cli.classes import check_classes
 from transformer2.cli.plan import preflight
 from transformer2.data import ExpertDataModule, FewShotDataModule
 from transformer2.distributed import check_strategy
-from transformer2.errors import ConfigError, UserError
+from transformer2.errors import ConfigError, UserError, one_line
 from transformer2.files import write_text
 from transformer2.module import SVFReinforceModule
 from transformer2.report.build import Facts, build_report, label_confusion
@@ -41,22 +41,13 @@ from transformer2.report.table import text_table, write_report
 from transformer2.svf.base_folder import EMBEDDED
 from transformer2.types import Score
 
-LINKED = (
-    ("model.base", "data.base"),
-    ("model.model_kwargs", "data.model_kwargs"),
-    ("model.objective", "data.objective"),
-    ("seed_everything", "data.seed"),
-    ("seed_everything", "model.seed"),
-    ("model.sampling.max_new_tokens", "data.max_new_tokens"),
-)
-
 
 class _CLI(LightningCLI):
     """Lightning's command line as a typed factory: every constructor argument is a config key."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Say the base and the seed once."""
-        for source, target in LINKED:
+        for target, source in LINKED.items():
             parser.link_arguments(source, target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -77,7 +68,7 @@ def explained() -> Iterator[None]:
         *_, (frame, _) = traceback.walk_tb(e.__traceback__)
         if not frame.f_globals["__name__"].startswith("lightning."):
             raise
-        raise ConfigError(f"the trainer cannot run: {_words(e)}") from e
+        raise ConfigError(f"the trainer cannot run: {one_line(e)}") from e
 
 
 class Experiment:
@@ -153,13 +144,13 @@ class Experiment:
         except Exception as e:  # Lightning's, jsonargparse's and those of a stranger's class have no common base
             if isinstance(e.__cause__, UserError):  # a callback's own, which jsonargparse buries in its list of types
                 raise e.__cause__ from None
-            raise ConfigError(f"the trainer cannot be built: {_words(e)}") from e
+            raise ConfigError(f"the trainer cannot be built: {one_line(e)}") from e
         return cls(cli, folder, given)
 
     def yaml(self) -> str:
         """The whole config with every default, as YAML that runs again (in another run folder)."""
         whole = yaml.safe_load(self.cli.parser.dump(self.cli.config, skip_none=False))
-        for _, target in LINKED:
+        for target in LINKED:
             group, _, key = target.partition(".")
             whole[group].pop(key, None)
         (whole["model"].get("model_kwargs") or {}).pop("token", None)  # a secret; set HF_TOKEN to run it again
@@ -317,7 +308,7 @@ class Experiment:
             raise
 
     def _callback(self, kind: type) -> Any:
-        return next((c for c in self.trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
+        return next(iter(self.callbacks_of(kind)), None)
 
 
 def _tensorboard(folder: Path) -> dict[str, Any]:
@@ -327,24 +318,15 @@ def _tensorboard(folder: Path) -> dict[str, Any]:
 
 def _with_defaults(given: list[Any], trainer: Mapping[str, Any], quiet: bool) -> list[Any]:
     """The user's callbacks, and ours where the user named none of their class."""
-    ours: dict[type, dict[str, Any]] = {
-        ExpertCheckpoint: {},
-        Monitoring: {},
-        PeerWatchdog: {},
-    }
+    ours: list[type] = [ExpertCheckpoint, Monitoring, PeerWatchdog]
     if trainer.get("enable_checkpointing") is not False:
-        ours[LastCheckpoint] = {}
+        ours.append(LastCheckpoint)
     if not quiet and trainer.get("enable_progress_bar", True):
-        ours[TrainingBar] = {}
+        ours.append(TrainingBar)
     named = [c.get("class_path", "") if isinstance(c, Mapping) else str(c) for c in given]
     for entry, name in zip(given, named, strict=True):
         if isinstance(entry, dict) and name.rpartition(".")[2] == "ModelCheckpoint":
             # The folder is this run's alone: a second last.ckpt next to ours would be called last-v1.ckpt.
             entry.setdefault("init_args", {}).setdefault("enable_version_counter", False)
     missing = [kind for kind in ours if not any(n.rpartition(".")[2] == kind.__name__ for n in named)]
-    return [*given, *({"class_path": f"{k.__module__}.{k.__qualname__}", "init_args": ours[k]} for k in missing)]
-
-
-def _words(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:297]}..."
+    return [*given, *({"class_path": f"{k.__module__}.{k.__qualname__}"} for k in missing)]
