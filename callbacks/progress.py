@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from tqdm import tqdm
 
 from transformer2.arguments import Positive, check_arguments
-from transformer2.callbacks.protocols import HasPolicy
+from transformer2.module import SVFReinforceModule
 
 LOG_INTERVAL = 10.0  # seconds between lines where the output is a file rather than a terminal
 SHOWN = {
@@ -54,11 +54,13 @@ class TrainingBar(ProgressBar):
             file=sys.stderr,
         )
 
-    def close(self) -> None:
-        """Finish the bar."""
+    def close(self, *args: Any) -> None:
+        """Finish the bar; after an error, too, to leave the terminal clean for it."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+    on_train_end = on_test_end = on_exception = close
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar over all optimizer steps."""
@@ -67,18 +69,13 @@ class TrainingBar(ProgressBar):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """One optimizer step is done."""
-        if self.bar is not None:
-            metrics = trainer.callback_metrics
-            first = {} if "train/reward" in metrics else {"train/loss": "loss"}  # where nothing is sampled
-            shown = {label: f"{float(metrics[k]):.3g}" for k, label in {**first, **SHOWN}.items() if k in metrics}
-            if signs := cast(HasPolicy, pl_module).alarms.collapse.standing:
-                shown = {"COLLAPSED": "+".join(signs), **shown}
-            self.bar.set_postfix(shown, refresh=False)
-            self.bar.update()
-
-    def on_train_end(self, *args: Any) -> None:
-        """Finish."""
-        self.close()
+        metrics = trainer.callback_metrics
+        first = {} if "train/reward" in metrics else {"train/loss": "loss"}  # where nothing is sampled
+        shown = {label: f"{float(metrics[k]):.3g}" for k, label in {**first, **SHOWN}.items() if k in metrics}
+        if signs := cast(SVFReinforceModule, pl_module).alarms.collapse.standing:
+            shown = {"COLLAPSED": "+".join(signs), **shown}
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open a bar over the test batches."""
@@ -86,13 +83,4 @@ class TrainingBar(ProgressBar):
 
     def on_test_batch_end(self, *args: Any) -> None:
         """One batch is answered."""
-        if self.bar is not None:
-            self.bar.update()
-
-    def on_test_end(self, *args: Any) -> None:
-        """Finish."""
-        self.close()
-
-    def on_exception(self, *args: Any) -> None:
-        """Leave the terminal clean for the error."""
-        self.close()
+        self.bar.update()
