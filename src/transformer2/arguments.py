@@ -126,21 +126,20 @@ def check_objective(objective: str, sampling: Mapping[str, Any], loss: Mapping[s
     """Refuse settings of sampled completions where training samples none (`model.objective: next_token`)."""
     if objective != "next_token":
         return
-    meant = {
-        "sampling.num_completions": sampling.get("num_completions", 1) == 1,
-        "sampling.temperature": sampling.get("temperature", 1) == 1,
-        "loss.baseline": loss.get("baseline") not in ("rloo", "group_norm"),
-        "loss.kl": loss.get("kl") not in ("k1", "k2", "k3"),
-        "loss.mask_truncated": not loss.get("mask_truncated"),
-        "loss.importance_cap": loss.get("importance_cap") is None,
+    harmless = {
+        "sampling.num_completions": (1,),
+        "sampling.temperature": (1,),
+        "loss.baseline": ("batch_mean", "none"),
+        "loss.kl": ("full", "full_reverse"),
+        "loss.mask_truncated": (False,),
+        "loss.importance_cap": (None,),
     }
-    for key, harmless in meant.items():
-        group, _, name = key.partition(".")
-        if not harmless:
-            value = written((sampling if group == "sampling" else loss)[name])
+    given = {f"sampling.{k}": v for k, v in sampling.items()} | {f"loss.{k}": v for k, v in loss.items()}
+    for key, values in harmless.items():
+        if key in given and given[key] not in values:
             raise ConfigError(
-                f"model.{key} {value} is for sampled completions, and model.objective next_token samples none; "
-                "leave it out"
+                f"model.{key} {written(given[key])} is for sampled completions, and model.objective next_token samples "
+                "none; leave it out"
             )
 
 
