@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from transformer2.cli.adapt import KEYS as ADAPT_KEYS
+from transformer2.cli.check import ADAPT_KEYS, KEYS
 from transformer2.cli.compose import PACKAGED, compose
 from transformer2.cli.experiment import Experiment
-from transformer2.cli.train import KEYS
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule
 from transformer2.policy import adapter_config
 

@@ -13,9 +13,9 @@ from peft import PeftModel, get_peft_model
 import transformer2
 from transformer2 import SVFConfig
 from transformer2.cli import main
+from transformer2.cli.check import KEYS
 from transformer2.cli.compose import compose
 from transformer2.cli.plan import complete
-from transformer2.cli.train import KEYS
 from transformer2.errors import ConfigError, UserError
 from transformer2.module import SVFReinforceModule
 from transformer2.plan.job import job_of

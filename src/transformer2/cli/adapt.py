@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer2.arguments import written
-from transformer2.cli.check import STRATEGIES, check, keys_help, sections, suggestion
+from transformer2.cli.check import ADAPT_KEYS, STRATEGIES, check, keys_help, sections, suggestion
 from transformer2.cli.compose import compose, flags_of
 from transformer2.cli.folder import check_writable, holds_run, run_folder
 from transformer2.cli.values import one_of, run_name
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from transformer2.cli.experiment import Experiment
     from transformer2.types import Report
 
-KEYS = ("name", "seed_everything", "model", "data", "trainer", "adapt", "strategy")
 # What may change when a run is resumed: how it runs, how long it searches, and where rows are, which are compared by
 # what they hold. Experts may have moved, too, under the names that they had.
 FREE = (
@@ -70,20 +69,20 @@ folder like any other expert's.
 def adapt(args: Sequence[str]) -> int:
     """Adapt, answer, report."""
     known = [*STRATEGIES, "all"]
-    flags = flags_of(args, HELP.format(strategies="|".join(known), keys=keys_help(adapt=True)), KEYS)
+    flags = flags_of(args, HELP.format(strategies="|".join(known), keys=keys_help(adapt=True)), ADAPT_KEYS)
     resumed = flags.options.get("resume")
     if resumed is not None and not (Path(resumed) / "config.yaml").is_file():
         raise ConfigError(f"--resume {resumed} holds no run; give the folder of an interrupted adapt")
     if resumed is not None and "run_dir" in flags.options:
         raise ConfigError(f"--resume {resumed} goes on in that folder; leave --run_dir out")
     begun = [str(Path(resumed) / "config.yaml")] if resumed else []
-    old = compose(begun, [], KEYS) if begun else {}
+    old = compose(begun, [], ADAPT_KEYS) if begun else {}
     if resumed is not None and "strategy" not in old:
         raise ConfigError(
             f"--resume {resumed} holds a run of fit, validate or test, not of adapt; a fit goes on with "
             f"fit --ckpt_path {resumed}/checkpoints/last.ckpt"
         )
-    config = compose([*begun, *flags.configs] or ["conf/adapt_tiny.yaml"], flags.overrides, KEYS)
+    config = compose([*begun, *flags.configs] or ["conf/adapt_tiny.yaml"], flags.overrides, ADAPT_KEYS)
     check(config, "adapt", folders="print_config" not in flags.switches)
     if resumed is not None and (flags.overrides or flags.configs):
         check(old, "adapt", folders=False)

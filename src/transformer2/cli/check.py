@@ -29,6 +29,8 @@ from transformer2.cli.values import (
 from transformer2.errors import ConfigError, DataError, UserError
 from transformer2.files import check_directory
 
+KEYS = ("name", "seed_everything", "model", "data", "trainer")  # of a config
+ADAPT_KEYS = (*KEYS, "adapt", "strategy")
 DATA = "transformer2.data.modules.ExpertDataModule"
 UNSEEN_DATA = "transformer2.data.unseen.UnseenTaskDataModule"
 FEW_SHOT_DATA = "transformer2.data.unseen.FewShotDataModule"

@@ -8,7 +8,7 @@ from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from transformer2.cli.check import TRAINER_DEFAULTS, check
+from transformer2.cli.check import KEYS, TRAINER_DEFAULTS, check
 from transformer2.cli.compose import compose, flags_of
 from transformer2.cli.schema import value_of
 from transformer2.cli.values import number, one_of
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from transformer2.plan.job import Job, Strategy
 
-KEYS = ("name", "seed_everything", "model", "data", "trainer")
 
 HELP = """\
 usage: transformer2 plan --config FILE [--gpus N] [--gpu_memory GB] [--nodes M] [--KEY.SUB VALUE ...]

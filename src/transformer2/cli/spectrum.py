@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer2.cli.check import check
+from transformer2.cli.check import KEYS, check
 from transformer2.cli.compose import compose, flags_of
 from transformer2.cli.folder import check_writable, run_folder
 from transformer2.cli.tools import check_device
-from transformer2.cli.train import KEYS, silence_libraries, take_from_expert
+from transformer2.cli.train import silence_libraries, take_from_expert
 from transformer2.cli.values import run_name
 from transformer2.errors import ConfigError
 from transformer2.svf.format import peft_type

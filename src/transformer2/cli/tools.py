@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from transformer2.arguments import LARGEST_SEED, written
-from transformer2.cli.check import check
+from transformer2.cli.check import ADAPT_KEYS, KEYS, check
 from transformer2.cli.compose import PACKAGED, compose, flags_of, home
 from transformer2.cli.folder import check_writable
-from transformer2.cli.train import KEYS
 from transformer2.cli.values import check_weights, number
 from transformer2.errors import ConfigError, DataError, UserError, shown
 from transformer2.files import check_directory
@@ -110,7 +109,7 @@ def check_device(device: str | None) -> str | None:
 def _shipped_adapter(base: str) -> dict[str, Any]:
     """What the shipped configs train on this base; nothing where there is none for it."""
     for path in sorted((PACKAGED / "conf").glob("*.yaml")):
-        model = compose([str(path)], [], [*KEYS, "adapt", "strategy"]).get("model") or {}
+        model = compose([str(path)], [], ADAPT_KEYS).get("model") or {}
         if model.get("base") == base:
             return dict(model.get("adapter") or {})
     return {}

@@ -12,19 +12,18 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformer2.arguments import LARGEST_SEED
-from transformer2.cli.check import check, keys_help
+from transformer2.cli.check import KEYS, check, keys_help
 from transformer2.cli.compose import PACKAGED, compose, flags_of
 from transformer2.cli.folder import check_writable, run_folder
 from transformer2.cli.values import number, run_name
 from transformer2.errors import ConfigError, shown
 from transformer2.files import check_directory, file_digest
 from transformer2.svf.format import WEIGHTS, name_of
-
-KEYS = ("name", "seed_everything", "model", "data", "trainer")
 
 HELP = """\
 usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE ...]
@@ -50,11 +49,8 @@ usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE
 The run folder holds config.yaml, TensorBoard events, checkpoints/, expert/, report.json. Look at the curves with
   tensorboard --logdir runs
 """
-CKPT = {
-    "fit": "resume from this checkpoint (checkpoints/last.ckpt of a run of the same policy and task)",
-    "validate": "score this checkpoint, under the model.* and data.task that it was trained with",
-    "test": "score this checkpoint, under the model.* and data.task that it was trained with",
-}
+RESUME = "resume from this checkpoint (checkpoints/last.ckpt of a run of the same policy and task)"
+SCORE = "score this checkpoint, under the model.* and data.task that it was trained with"
 SHUFFLE = """
   --shuffle_expert N   score a control instead: the same values of z in another order within each matrix (seed N)"""
 WHAT = {
@@ -65,22 +61,8 @@ WHAT = {
 }
 
 
-def fit(args: Sequence[str]) -> int:
-    """Train, keep the best expert, score it."""
-    return _run("fit", args)
-
-
-def validate(args: Sequence[str]) -> int:
-    """Score on the validation split."""
-    return _run("validate", args)
-
-
-def test(args: Sequence[str]) -> int:
-    """Score on the test split."""
-    return _run("test", args)
-
-
-def _run(command: str, args: Sequence[str]) -> int:
+def run(command: str, args: Sequence[str]) -> int:
+    """The command `fit`, `validate` or `test`."""
     flags = flags_of(args, help_text(command), KEYS)
     if not flags.configs and command == "fit":
         raise ConfigError("fit needs --config; try --config conf/tiny_math.yaml")
@@ -122,6 +104,9 @@ def _run(command: str, args: Sequence[str]) -> int:
             experiment.data.setup(command)  # rows that cannot be read are found before anything is kept
         verb = {"fit": experiment.fit, "validate": experiment.validate, "test": experiment.test}[command]
         return verb(expert, flags.options.get("ckpt_path"), start)
+
+
+fit, validate, test = (partial(run, command) for command in WHAT)
 
 
 def take_from_expert(config: dict[str, Any], command: str, expert: Path, folders: bool = True) -> None:
@@ -183,7 +168,7 @@ def help_text(command: str) -> str:
         command=command,
         what=WHAT[command],
         configs=wrapped,
-        ckpt=CKPT[command],
+        ckpt=RESUME if command == "fit" else SCORE,
         shuffle=SHUFFLE if command == "test" else "",
         keys=keys_help(adapt=False),
     )
