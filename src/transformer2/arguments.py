@@ -161,27 +161,26 @@ def check_natural(
         objective: `next_token` has no completions of the policy's own, which the Fisher information is of.
         max_grad_norm: Clips the gradient before it is divided: the step would shrink with it, and nothing be bounded.
     """
-    name = optimizer.rpartition(".")[2]
+    name, kind = optimizer.rpartition(".")[2], str(adapter.get("peft_type", "SVF")).upper()
     if name != "NaturalGradient":
         return
-    other = "choose another optimizer, such as --optimizer AdamW --optimizer.lr 3e-3"
-    if isinstance(lr, int | float) and lr < 0.05:
-        raise ConfigError(
-            f"model.optimizer {name} takes an lr of 0.05 to 10 (1 is a whole step), not {written(lr)}; {other}"
-        )
-    if (kind := str(adapter.get("peft_type", "SVF")).upper()) != "SVF":
-        raise ConfigError(f"model.optimizer {name} trains the z of SVF alone, not {kind}; {other}")
-    if adapter.get("parametrization", "direct") != "direct" or adapter.get("modules_to_save"):
-        raise ConfigError(f"model.optimizer {name} trains z itself and nothing beside it; {other}")
+    beside_z = adapter.get("parametrization", "direct") != "direct" or adapter.get("modules_to_save")
+    refused = {
+        f"takes an lr of 0.05 to 10 (1 is a whole step), not {written(lr)}": isinstance(lr, int | float) and lr < 0.05,
+        f"trains the z of SVF alone, not {kind}": kind != "SVF",
+        "trains z itself and nothing beside it": beside_z,
+        "learns from sampled completions, not from solutions": objective == "next_token",
+        "does not go with memory.activation_checkpointing": recomputes,
+    }
+    for why, applies in refused.items():
+        if applies:
+            other = "choose another optimizer, such as --optimizer AdamW --optimizer.lr 3e-3"
+            raise ConfigError(f"model.optimizer {name} {why}; {other}")
     if max_grad_norm is not None:
         raise ConfigError(
             f"model.max_grad_norm {max_grad_norm} would only shorten the steps of {name}, which damping bounds; set "
             "--model.max_grad_norm null, and --optimizer.lr for shorter steps"
         )
-    if objective == "next_token":
-        raise ConfigError(f"model.optimizer {name} learns from sampled completions, not from solutions; {other}")
-    if recomputes:
-        raise ConfigError(f"model.optimizer {name} does not go with memory.activation_checkpointing; {other}")
 
 
 def expected(hint: Any) -> str:

@@ -71,17 +71,19 @@ def adapt(args: Sequence[str]) -> int:
     known = [*STRATEGIES, "all"]
     flags = flags_of(args, HELP.format(strategies="|".join(known), keys=keys_help(adapt=True)), ADAPT_KEYS)
     resumed = flags.options.get("resume")
-    if resumed is not None and not (Path(resumed) / "config.yaml").is_file():
-        raise ConfigError(f"--resume {resumed} holds no run; give the folder of an interrupted adapt")
-    if resumed is not None and "run_dir" in flags.options:
-        raise ConfigError(f"--resume {resumed} goes on in that folder; leave --run_dir out")
-    begun = [str(Path(resumed) / "config.yaml")] if resumed else []
-    old = compose(begun, [], ADAPT_KEYS) if begun else {}
-    if resumed is not None and "strategy" not in old:
-        raise ConfigError(
-            f"--resume {resumed} holds a run of fit, validate or test, not of adapt; a fit goes on with "
-            f"fit --ckpt_path {resumed}/checkpoints/last.ckpt"
-        )
+    begun: list[str] = []
+    old: dict[str, Any] = {}
+    if resumed is not None:
+        begun = [f"{resumed}/config.yaml"]
+        if not Path(begun[0]).is_file():
+            raise ConfigError(f"--resume {resumed} holds no run; give the folder of an interrupted adapt")
+        if "run_dir" in flags.options:
+            raise ConfigError(f"--resume {resumed} goes on in that folder; leave --run_dir out")
+        if "strategy" not in (old := compose(begun, [], ADAPT_KEYS)):
+            raise ConfigError(
+                f"--resume {resumed} holds a run of fit, validate or test, not of adapt; a fit goes on with "
+                f"fit --ckpt_path {resumed}/checkpoints/last.ckpt"
+            )
     config = compose([*begun, *flags.configs] or ["conf/adapt_tiny.yaml"], flags.overrides, ADAPT_KEYS)
     check(config, "adapt", folders="print_config" not in flags.switches)
     if resumed is not None and (flags.overrides or flags.configs):
@@ -162,17 +164,15 @@ def _adapt(experiment: Experiment, strategies: Sequence[Strategy], text: str, qu
     cache: Cache = {}  # base and controls are the same for all: answered once
     for strategy in strategies:
         own = folder / strategy.name if several else folder
-        now: dict[str, Mapping[str, Any]]
-        now = {"made_from": strategy.made_from(data.base), "origin": of, "settings": strategy.settings}
-        if (earlier := _earlier(own, now)) is not None:
+        facts = {"origin": of, **({"settings": dict(strategy.settings)} if strategy.settings else {})}
+        if (earlier := _earlier(own, {"made_from": strategy.made_from(data.base), **facts})) is not None:
             reports[strategy.name] = earlier
             continue
         if trainer.is_global_zero:
             write_text(folder / "config.yaml", text)
             (folder / "report.json").unlink(missing_ok=True)  # it is no longer what this run ends with
         found = evaluate(answerer, data, strategy, cache, own, progress=not quiet, max_batches=count)
-        said = {"origin": of, **({"settings": dict(strategy.settings)} if strategy.settings else {})}
-        found = replace(found, report=replace(found.report, details={**found.report.details, **said}))
+        found = replace(found, report=replace(found.report, details={**found.report.details, **facts}))
         reports[strategy.name] = found.report
         if trainer.is_global_zero:
             _write(own, strategy, found, _loggers(trainer.loggers, own, several))

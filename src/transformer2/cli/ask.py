@@ -16,7 +16,7 @@ from transformer2.cli.compose import flags_of
 from transformer2.cli.folder import check_writable
 from transformer2.cli.values import number
 from transformer2.errors import ConfigError, DataError, UserError, shown
-from transformer2.files import check_directory
+from transformer2.files import check_directory, read_file
 
 if TYPE_CHECKING:
     from transformer2.adaptive.chat import Chat
@@ -223,11 +223,9 @@ def _of_file(path: Path, system: str | None) -> tuple[list[Any], list[Chat]]:
         DataError: The file or a line cannot be read, or a picture is missing; the message names it.
     """
     from transformer2.adaptive.chat import PictureSource, as_pictures
-    from transformer2.files import read_file
     from transformer2.pictures import PictureFile
 
     source = PictureSource(path.parent)
-
     try:
         text = read_file(path, LARGEST_FILE, DataError).decode("utf-8-sig")
     except UnicodeDecodeError as e:
@@ -239,6 +237,10 @@ def _of_file(path: Path, system: str | None) -> tuple[list[Any], list[Chat]]:
             continue
         try:
             row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as e:
+            what = "holds half a character (\\ud800 to \\udfff), which no file can; correct it"
+            raise DataError(f"{shown(path)}, line {count} {what}") from e
         except (ValueError, RecursionError) as e:  # a number of 5,000 digits is no JSONDecodeError
             raise DataError(
                 f"{shown(path)}, line {count} is not JSON ({getattr(e, 'msg', e)}); write one prompt a line"
@@ -253,8 +255,6 @@ def _of_file(path: Path, system: str | None) -> tuple[list[Any], list[Chat]]:
             raise DataError(
                 f"{shown(path)}, line {count}: {other[0]!r} is not read; name it 'image', which takes a path or a list"
             )
-        if not line.isascii() or "\\u" in line:
-            _check_text(row, f"{shown(path)}, line {count}")
         try:
             asked = row.get("messages", row.get("prompt"))
             chats.append(_chat(asked, system, source, as_pictures(row.get("image"), source)))
@@ -265,13 +265,6 @@ def _of_file(path: Path, system: str | None) -> tuple[list[Any], list[Chat]]:
             raise DataError(f"{shown(path)}, line {count}: {e}") from e
         rows.append(row)
     return rows, chats
-
-
-def _check_text(row: Any, where: str) -> None:
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as e:
-        raise DataError(f"{where} holds half a character (\\ud800 to \\udfff), which no file can; correct it") from e
 
 
 def _chat(prompt: Any, system: str | None, source: Any = None, images: Sequence[Any] = ()) -> Chat:

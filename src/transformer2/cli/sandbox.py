@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformer2.cli.compose import parse_flags
-from transformer2.errors import ConfigError
+from transformer2.cli.compose import flags_of
+from transformer2.errors import ConfigError, shown
 
 HELP = """\
 usage: transformer2 sandbox check
@@ -36,13 +36,9 @@ LEVELS = {
 
 def sandbox(args: Sequence[str]) -> int:
     """Print the level of isolation, layer by layer."""
-    verb, rest = (args[0], args[1:]) if args else ("--help", ())
-    if verb in ("-h", "--help") or "--help" in rest:
-        print(HELP, end="")
-        return 0
-    if verb != "check":
-        raise ConfigError(f"unknown verb {verb!r}; use `sandbox check`")
-    parse_flags(rest, (), (), ())
+    words = flags_of(args or ["--help"], HELP, takes_words=True).words
+    if words != ["check"]:
+        raise ConfigError(f"unknown verb {shown(repr(' '.join(words)))}; use `sandbox check`")
 
     from transformer2.sandbox import Sandbox
 

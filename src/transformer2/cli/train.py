@@ -152,12 +152,10 @@ def _shuffled(expert: Path | None, seed: int | None) -> Iterator[Path | None]:
 def _check_checkpoint(ckpt_path: str | None, strategy: Any) -> None:
     if ckpt_path is None or os.path.isfile(ckpt_path):
         return
-    if os.path.lexists(ckpt_path) and not os.path.isdir(ckpt_path):
-        raise ConfigError(f"--ckpt_path {shown(ckpt_path)} is not a file; give checkpoints/last.ckpt of a run")
-    if not os.path.isdir(ckpt_path):
-        raise ConfigError(f"--ckpt_path {ckpt_path} does not exist; a run keeps checkpoints/last.ckpt")
-    if not isinstance(strategy, dict):  # DeepSpeed's checkpoints are folders
-        raise ConfigError(f"--ckpt_path {ckpt_path} is a folder; give the file, such as checkpoints/last.ckpt of a run")
+    if os.path.isdir(ckpt_path) and isinstance(strategy, dict):  # DeepSpeed's checkpoints are folders
+        return
+    what = "is not a file" if os.path.lexists(ckpt_path) else "does not exist"
+    raise ConfigError(f"--ckpt_path {shown(ckpt_path)} {what}; give checkpoints/last.ckpt of a run")
 
 
 def help_text(command: str) -> str:
