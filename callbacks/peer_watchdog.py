@@ -60,7 +60,10 @@ class PeerWatchdog(L.Callback):
             self.connections = _accept(server, token, trainer.world_size - 1)
         else:
             cluster = trainer.strategy.cluster_environment  # type: ignore[attr-defined]  # all of several processes have it
-            self.connections = [_connect((cluster.main_address, port), token)]
+            connection = socket.create_connection((cluster.main_address, port), timeout=CONNECT_SECONDS)
+            connection.sendall(token)
+            connection.settimeout(None)
+            self.connections = [connection]
         threading.Thread(target=self._watch, args=(list(self.connections),), daemon=True, name="peer watchdog").start()
 
     def forward_signal(self, number: int) -> None:
@@ -95,18 +98,15 @@ class PeerWatchdog(L.Callback):
             while selector.get_map():
                 for key, _ in selector.select():
                     message = _read(cast(socket.socket, key.fileobj), len(FINISHED))
-                    if message in (FINISHED, b""):
+                    if message == FINISHED:
                         selector.unregister(key.fileobj)
-                    if not message:
-                        self._end()
-                    elif message != FINISHED and (listener := interrupt.current()) is not None:
+                    elif not message:
+                        self.peer_lost.set()
+                        time.sleep(self.grace)
+                        print(f"transformer2: {ENDED}", file=sys.stderr)
+                        os._exit(1)
+                    elif (listener := interrupt.current()) is not None:
                         listener.deliver(message[0])
-
-    def _end(self) -> None:
-        self.peer_lost.set()
-        time.sleep(self.grace)
-        print(f"transformer2: {ENDED}", file=sys.stderr)
-        os._exit(1)
 
 
 def _accept(server: socket.socket, token: bytes, count: int) -> list[socket.socket]:
@@ -121,13 +121,6 @@ def _accept(server: socket.socket, token: bytes, count: int) -> list[socket.sock
                 connection.settimeout(None)
                 connections.append(connection)
     return connections
-
-
-def _connect(address: tuple[str, int], token: bytes) -> socket.socket:
-    connection = socket.create_connection(address, timeout=CONNECT_SECONDS)
-    connection.sendall(token)
-    connection.settimeout(None)
-    return connection
 
 
 def _read(connection: socket.socket, count: int) -> bytes:

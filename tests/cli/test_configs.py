@@ -25,7 +25,7 @@ def test_config(path: Path, tmp_path: Path) -> None:
         pytest.importorskip("deepspeed", reason="DeepSpeed is installed on Linux alone")
     data_class = UnseenTaskDataModule if adapt else ExpertDataModule
     own = {key: value for key, value in config.items() if key not in ("adapt", "strategy")}
-    experiment = Experiment.of(own, tmp_path, quiet=True, data_class=data_class)
+    experiment = Experiment(own, tmp_path, quiet=True, data_class=data_class)
     expected = config.get("model", {}).get("optimizer", {}).get("init_args", {}).get("lr", 1e-2)
     assert experiment.module.rate["model.optimizer.lr"] == expected
     if adapter := config.get("model", {}).get("adapter"):

@@ -36,7 +36,7 @@ def built(words, tmp_path):
     flags = parse_flags([*TINY, *words], (), (), KEYS)
     config = compose(flags.configs, flags.overrides, KEYS)
     check(config, "fit")
-    module = Experiment.of(config, tmp_path, quiet=True).module
+    module = Experiment(config, tmp_path, quiet=True).module
     return build(module.optimizer, module.lr_scheduler, [torch.nn.Parameter(torch.zeros(1))], 10)
 
 

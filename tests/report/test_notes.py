@@ -179,7 +179,7 @@ def test_numbers_in_quotes_are_strings(tmp_path, base):
     from transformer2.cli.experiment import Experiment
 
     model = {"base": base, "sampling": {"stop": ["5", 5]}}
-    experiment = Experiment.of({"model": model, "trainer": {"accelerator": "cpu"}}, tmp_path, quiet=True)
+    experiment = Experiment({"model": model, "trainer": {"accelerator": "cpu"}}, tmp_path, quiet=True)
     assert experiment.module.sampling.stop == ["5", 5]
     experiment.module.configure_model()
     assert experiment.module.engine.stop == ["5"] and 5 in experiment.module.engine.eos_ids

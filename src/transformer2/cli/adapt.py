@@ -132,7 +132,7 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
     del config["strategy"]
     settings.setdefault("seed", config.get("seed_everything", 0))
     strategies = [_strategy(name, settings) for name in names]
-    experiment = Experiment.of(config, folder, quiet, data_class=UnseenTaskDataModule)
+    experiment = Experiment(config, folder, quiet, data_class=UnseenTaskDataModule)
     check_whole(in_lockstep(experiment.trainer.strategy))
     experiment.data.setup("test")  # rows that cannot be read are found before there is a folder
     text = _config(experiment, names, settings)

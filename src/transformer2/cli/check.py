@@ -142,8 +142,6 @@ SYNONYMS = {  # what PEFT, TRL, transformers, verl, Lightning and earlier versio
     "name": ("run_name", "experiment_name"),
     "adapt.population": ("popsize", "population_size", "pop_size"),
     "adapt.generations": ("num_iterations", "iterations", "max_iterations"),
-    "--config conf/quantisation/KIND.yaml": ("quantisation",),
-    "--config conf/rollout/ENGINE.yaml": ("rollout",),
     "--run_dir": ("output_dir", "logging_dir", "save_dir"),
     "--ckpt_path": ("resume_from_checkpoint", "resume"),
 }
@@ -151,6 +149,7 @@ DISPATCH = (
     "prompt and cls read what the model writes; what was constrained is --strategy scores (adapt.classifier: whose z)"
 )
 OURS = {theirs: ours for ours, words in SYNONYMS.items() for theirs in words}
+OURS |= {"quantisation": "--config conf/quantisation/KIND.yaml", "rollout": "--config conf/rollout/ENGINE.yaml"}
 
 
 def sections(

@@ -72,7 +72,13 @@ def explained() -> Iterator[None]:
 
 
 class Experiment:
-    """A composed, instantiated experiment.
+    """A composed config, instantiated.
+
+    Args:
+        config: Keys `seed_everything`, `model`, `data`, `trainer`.
+        folder: The run folder.
+        quiet: No progress bar.
+        data_class: Whose arguments `data` holds; None takes the one that they are of.
 
     Attributes:
         folder: The run folder.
@@ -81,42 +87,18 @@ class Experiment:
         trainer: The trainer.
         details: What the report says besides (`Report.details`).
         notes: Lines under its table.
+
+    Raises:
+        ConfigError: A key or value that no constructor takes, with the nearest valid key.
     """
 
-    def __init__(self, cli: LightningCLI, folder: Path, given: Mapping[str, Any]) -> None:
-        self.cli, self.folder = cli, folder
-        self.callbacks = given.get("callbacks")
-        self.added = [key for key in ("default_root_dir", "logger", "enable_progress_bar") if key not in given]
-        self.module: SVFReinforceModule = cli.model
-        self.data: ExpertDataModule = cli.datamodule
-        self.trainer: L.Trainer = cli.trainer
-        self.seed = int(cli.config.seed_everything)
-        self.hint: Callable[[], str] = lambda: "nothing was changed; run the command again"  # after a signal
-        self.trained = self.stopped = False
-        self.details: dict[str, Any] = {}
-        self.notes: list[str] = []
-        if (listener := interrupt.current()) is not None:
-            listener.on_signal = self.on_signal
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         config: Mapping[str, Any],
         folder: Path,
         quiet: bool = False,
         data_class: type[ExpertDataModule] | None = None,
-    ) -> Experiment:
-        """Instantiate a composed config.
-
-        Args:
-            config: Keys `seed_everything`, `model`, `data`, `trainer`.
-            folder: The run folder.
-            quiet: No progress bar.
-            data_class: Whose arguments `data` holds; None takes the one that they are of.
-
-        Raises:
-            ConfigError: A key or value that no constructor takes, with the nearest valid key.
-        """
+    ) -> None:
         if (config.get("model") or {}).get("base", "tiny") in EMBEDDED and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # its matrices are too small to share: on busy cores two threads take 4 x as long
         given = config.get("trainer") or {}
@@ -129,7 +111,7 @@ class Experiment:
         trainer["callbacks"] = _with_defaults(given.get("callbacks") or [], trainer, quiet)
         trainer.setdefault("enable_progress_bar", not quiet)
         try:
-            cli = _CLI(
+            self.cli = cli = _CLI(
                 SVFReinforceModule,
                 data_class,
                 run=False,
@@ -145,7 +127,19 @@ class Experiment:
             if isinstance(e.__cause__, UserError):  # a callback's own, which jsonargparse buries in its list of types
                 raise e.__cause__ from None
             raise ConfigError(f"the trainer cannot be built: {one_line(e)}") from e
-        return cls(cli, folder, given)
+        self.folder = folder
+        self.callbacks = given.get("callbacks")
+        self.added = [key for key in ("default_root_dir", "logger", "enable_progress_bar") if key not in given]
+        self.module: SVFReinforceModule = cli.model
+        self.data: ExpertDataModule = cli.datamodule
+        self.trainer: L.Trainer = cli.trainer
+        self.seed = int(cli.config.seed_everything)
+        self.hint: Callable[[], str] = lambda: "nothing was changed; run the command again"  # after a signal
+        self.trained = self.stopped = False
+        self.details: dict[str, Any] = {}
+        self.notes: list[str] = []
+        if (listener := interrupt.current()) is not None:
+            listener.on_signal = self.on_signal
 
     def yaml(self) -> str:
         """The whole config with every default, as YAML that runs again (in another run folder)."""

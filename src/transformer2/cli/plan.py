@@ -54,14 +54,19 @@ def plan(args: Sequence[str]) -> int:
     config = compose(flags.configs, flags.overrides, KEYS)
     check(config, "plan")
 
+    from transformer2.data import ExpertDataModule
+    from transformer2.module import SVFReinforceModule
     from transformer2.plan.advice import Plan
     from transformer2.plan.job import job_of, strategy_of
     from transformer2.plan.seconds import DEVICES, device_for
     from transformer2.plan.table import explanation, plan_table
     from transformer2.plan.terms import total
+    from transformer2.policy import adapter_config
 
+    adapter_config(config["model"].get("adapter") or {})  # PEFT's own methods: it knows their keys
     device = DEVICES.get(given.get("device", ""), device_for(memory))
-    job = job_of(*sections(config), "single", gpus, nodes, *tokens)
+    model, data = complete(SVFReinforceModule, config["model"]), complete(ExpertDataModule, config["data"])
+    job = job_of(model, data, "single", gpus, nodes, *tokens)
     plans = [Plan(job.with_(strategy=s), memory * 1e9, device) for s in strategies(job)]
     wanted = strategy_of(config["trainer"])
     fitting = [p for p in plans if p.fits] or [p for p in plans if p.advised] or plans
@@ -80,16 +85,6 @@ def strategies(job: Job) -> tuple[Strategy, ...]:
     if alone or (packed and packed.method == "torchao"):
         return ("single",) if packed else ("single", "zero3_offload")
     return ("single", "ddp", "zero2") if packed else ("single", "ddp", "zero2", "zero3", "zero3_offload")
-
-
-def sections(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`model` and `data` of a composed config, completed with their defaults."""
-    from transformer2.data import ExpertDataModule
-    from transformer2.module import SVFReinforceModule
-    from transformer2.policy import adapter_config
-
-    adapter_config(config["model"].get("adapter") or {})
-    return complete(SVFReinforceModule, config["model"]), complete(ExpertDataModule, config["data"])
 
 
 def complete(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,11 +88,11 @@ def run(command: str, args: Sequence[str]) -> int:
     from transformer2.cli.experiment import Experiment
 
     if not kept:
-        print(Experiment.of(config, Path("runs") / name).yaml(), end="")
+        print(Experiment(config, Path("runs") / name).yaml(), end="")
         return 0
     given = expert
     with run_folder(flags.options.get("run_dir"), name) as folder, _shuffled(expert, seed) as expert:
-        experiment = Experiment.of(config, folder, quiet="quiet" in flags.switches)
+        experiment = Experiment(config, folder, quiet="quiet" in flags.switches)
         if given is not None:  # what it was before it was shuffled
             experiment.details["made_from"] = {name_of(given): file_digest(given / WEIGHTS)}
         if seed is not None:

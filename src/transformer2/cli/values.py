@@ -102,17 +102,14 @@ def check_together(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Non
         objective,
         model.get("max_grad_norm"),
     )
-    if (warm := _warmup(model)) and 0 < trainer["max_steps"] <= warm:
+    warm = (model.get("lr_scheduler") or {}).get("init_args", {}).get("warmup_steps", 0)
+    if 0 < trainer["max_steps"] <= warm:
         raise ConfigError(
             f"model.lr_scheduler.warmup_steps {warm} leaves no step of trainer.max_steps {trainer['max_steps']} at the "
             "full learning rate; give fewer"
         )
     if adapt.get("experts") == []:
         raise ConfigError("adapt.experts is empty; name at least one expert folder")
-
-
-def _warmup(model: Mapping[str, Any]) -> int:
-    return (model.get("lr_scheduler") or {}).get("init_args", {}).get("warmup_steps", 0)
 
 
 def check_base(base: str, on_disk: bool, planned: bool = False) -> None:
