@@ -69,7 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
-        print(help_text(), end="")
+        width = max(map(len, COMMANDS))
+        lines = (f"  {name:<{width}}  {line}" for name, (line, _) in COMMANDS.items())
+        print(HELP.format(commands="\n".join(lines)), end="")
         return 0
     if args[0] == "--version":
         from importlib.metadata import version
@@ -81,12 +83,6 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     return _guarded(args[0], args[1:], debug)
-
-
-def help_text() -> str:
-    """The top-level help."""
-    width = max(map(len, COMMANDS))
-    return HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, (line, _) in COMMANDS.items()))
 
 
 def _guarded(command: str, args: list[str], debug: bool) -> int:

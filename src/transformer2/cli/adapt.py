@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 import warnings
 from ast import literal_eval
@@ -10,6 +12,8 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from transformer2.arguments import written
 from transformer2.cli.check import ADAPT_KEYS, STRATEGIES, check, keys_help, sections, suggestion
@@ -97,11 +101,9 @@ def adapt(args: Sequence[str]) -> int:
     strategies = list(STRATEGIES) if strategy == "all" else [strategy]
     _check_flags(strategies, [key for key, _ in flags.overrides])
     if "print_config" in flags.switches:
-        import yaml
-
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return 0
-    classifier = (config.get("adapt") or {}).get("classifier")
+    classifier = config["adapt"].get("classifier")
     if {"cls", "scores"} & {*strategies} and classifier is not None:
         check_directory(classifier, "adapt.classifier", "train it with fit, or name its folder", ConfigError)
     if "cls" in strategies and classifier is None and config["model"].get("base", "tiny") != "tiny":
@@ -128,18 +130,27 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
     from transformer2.data import UnseenTaskDataModule
     from transformer2.distributed import in_lockstep
 
-    settings = dict(config.pop("adapt", None) or {})
-    del config["strategy"]
+    settings = config.pop("adapt")
     settings.setdefault("seed", config.get("seed_everything", 0))
-    strategies = [_strategy(name, settings) for name in names]
+    del config["strategy"]
+    strategies: list[Strategy] = []
+    for name in names:
+        module, _, kind = STRATEGIES[name].rpartition(".")
+        taken = sections(True, [name])["adapt"]
+        strategies.append(getattr(import_module(module), kind)(**{k: v for k, v in settings.items() if k in taken}))
     experiment = Experiment(config, folder, quiet, data_class=UnseenTaskDataModule)
     check_whole(in_lockstep(experiment.trainer.strategy))
     experiment.data.setup("test")  # rows that cannot be read are found before there is a folder
-    text = _config(experiment, names, settings)
-    # A strategy of the user's own comes as a callback without a task of its own.
+    # The whole config as YAML that runs again, and that --resume reads.
+    whole = yaml.safe_load(experiment.yaml()) | {"strategy": names[0] if len(names) == 1 else "all", "adapt": settings}
+    text = yaml.safe_dump(whole, sort_keys=False)
+    # A user's strategy comes as a callback without a task; its arguments in the config and its module are its settings.
     own = [c for c in experiment.callbacks_of(Strategy) if c.own_task is None]
+    named = [entry for entry in experiment.callbacks or [] if isinstance(entry, Mapping)]
     for strategy in own:
-        strategy.settings = {**strategy.settings, **_given(strategy, experiment.callbacks)}
+        cls = type(strategy)
+        given = [e.get("init_args") for e in named if str(e.get("class_path")).rpartition(".")[2] == cls.__name__]
+        strategy.settings = {**strategy.settings, "init_args": given, "source": source_digest(cls)}
     kept, again = f"resume with transformer2 adapt --resume {folder}", "nothing was saved yet; run the command again"
     experiment.hint = lambda: kept if holds_run(folder) else again
     with explained():
@@ -148,6 +159,8 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
 
 def _adapt(experiment: Experiment, strategies: Sequence[Strategy], text: str, quiet: bool, start: float) -> int:
     """One strategy after the other; in every process."""
+    from lightning.pytorch.loggers import TensorBoardLogger
+
     from transformer2.adaptation.context import Cache
     from transformer2.adaptation.evaluate import evaluate
     from transformer2.adaptation.strategy import origin
@@ -175,20 +188,17 @@ def _adapt(experiment: Experiment, strategies: Sequence[Strategy], text: str, qu
         found = replace(found, report=replace(found.report, details={**found.report.details, **facts}))
         reports[strategy.name] = found.report
         if trainer.is_global_zero:
-            _write(own, strategy, found, _loggers(trainer.loggers, own, several))
+            loggers = [  # strategies share tags: of several, each has a run of TensorBoard
+                TensorBoardLogger(own, name="", version="") if several and isinstance(x, TensorBoardLogger) else x
+                for x in trainer.loggers
+            ]
+            _write(own, strategy, found, loggers)
     if trainer.is_global_zero:
         if several:
             _together(folder, reports)
         print(adaptation_table(reports))
         print(f"  saved to {folder}, {time.perf_counter() - start:.0f} s after the command")
     return 0
-
-
-def _given(strategy: Strategy, callbacks: Any) -> dict[str, Any]:
-    """What a strategy of the user's own is made from: its arguments in the config, and its module."""
-    named = [entry for entry in callbacks or [] if isinstance(entry, Mapping)]
-    mine = (e for e in named if str(e.get("class_path")).rpartition(".")[2] == type(strategy).__name__)
-    return {"init_args": [entry.get("init_args") for entry in mine], "source": source_digest(type(strategy))}
 
 
 def _earlier(folder: Path, now: Mapping[str, Mapping[str, Any]]) -> Report | None:
@@ -226,21 +236,8 @@ def _write(folder: Path, strategy: Strategy, found: Evaluation, loggers: Sequenc
     write_report(folder, found.report, found.records)
 
 
-def _loggers(loggers: Sequence[Logger], folder: Path, several: bool) -> list[Logger]:
-    """The trainer's loggers, with a run of TensorBoard for each of several strategies: they share tags."""
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    return [
-        TensorBoardLogger(folder, name="", version="") if several and isinstance(logger, TensorBoardLogger) else logger
-        for logger in loggers
-    ]
-
-
 def _together(folder: Path, strategies: Mapping[str, Report]) -> None:
     """One report.json with every strategy, all records, all figures; the strategies' own folders stay."""
-    import json
-    import shutil
-
     (folder / "figures").mkdir(exist_ok=True)
     for name in strategies:
         for picture in (folder / name / "figures").glob("*.png"):
@@ -249,14 +246,6 @@ def _together(folder: Path, strategies: Mapping[str, Report]) -> None:
     reports = {name: report.to_json() for name, report in strategies.items()}
     write_text(folder / "records.jsonl", "".join(records))
     write_text(folder / "report.json", json.dumps({"strategies": reports}, indent=2) + "\n")
-
-
-def _strategy(name: str, settings: Mapping[str, Any]) -> Strategy:
-    """A strategy with the settings that it takes."""
-    module, _, cls = STRATEGIES[name].rpartition(".")
-    taken = sections(True, [name])["adapt"]
-    strategy: Strategy = getattr(import_module(module), cls)(**{k: v for k, v in settings.items() if k in taken})
-    return strategy
 
 
 def _check_flags(strategies: Sequence[str], flags: Sequence[str]) -> None:
@@ -301,12 +290,3 @@ def _flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
     return flat
-
-
-def _config(experiment: Experiment, strategies: Sequence[str], settings: Mapping[str, Any]) -> str:
-    """The run's config as YAML that runs again, and that `--resume` reads."""
-    import yaml
-
-    whole = yaml.safe_load(experiment.yaml())
-    whole |= {"strategy": strategies[0] if len(strategies) == 1 else "all", "adapt": dict(settings)}
-    return yaml.safe_dump(whole, sort_keys=False)
