@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-import yaml
-
-from transformer2.cli.compose import Flags
+from transformer2.arguments import written
+from transformer2.cli.compose import Flags, yaml_value
 from transformer2.cli.schema import value_of
 from transformer2.cli.values import check_base, number, one_of
 from transformer2.errors import ConfigError, UserError, shown
@@ -66,7 +65,10 @@ def model_of(flags: Flags) -> dict[str, Any]:
     if "experts" in options:
         given["experts"] = _experts(options["experts"])
     if "model_kwargs" in options:
-        given["model_kwargs"] = _model_kwargs(options["model_kwargs"])
+        given["model_kwargs"] = value = yaml_value("model_kwargs", options["model_kwargs"])
+        if not isinstance(value, dict):
+            wanted = "a mapping such as '{attn_implementation: eager}'"
+            raise ConfigError(f"--model_kwargs must be {wanted}, not {written(value)}")
     return {**given, "soft": soft, "strategy": "scores" if soft and strategy == "auto" else strategy}
 
 
@@ -118,15 +120,3 @@ def _experts(text: str) -> dict[str, str]:
         check_directory(folder, f"--experts {name}", EXPERT_NEEDED, ConfigError)
         found[name] = folder
     return found
-
-
-def _model_kwargs(text: str) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = None
-    if not isinstance(value, dict):
-        raise ConfigError(
-            f"--model_kwargs must be a mapping such as '{{attn_implementation: eager}}', not {shown(text)}"
-        )
-    return value

@@ -157,7 +157,7 @@ def compose(
     """
     merged = merge(configs)
     for key, text in overrides:
-        value = _value(key, text)
+        value = yaml_value(key, text)
         if found := re.fullmatch(r"model\.(optimizer|lr_scheduler)(?:\.init_args)?(?:\.(.+))?", key):
             value = {found[2]: value} if found[2] else value
             merged = _merge(merged, OmegaConf.create({"model": {found[1]: value}}), f"--{key}")
@@ -291,8 +291,12 @@ def _flag_like(wrong: str, flags: Sequence[str], keys: Sequence[str]) -> str:
     return suggestion(wrong, sections("adapt" in keys)).replace("mean ", "mean --").replace("----", "--")
 
 
-def _value(key: str, text: str) -> Any:
-    """A flag's text as a config file's would be read."""
+def yaml_value(flag: str, text: str) -> Any:
+    """A flag's text, read as in a config file.
+
+    Raises:
+        ConfigError: It is not YAML.
+    """
     if text.strip() == "-":  # to YAML, a list with nothing in it
         return "-"
     try:
@@ -300,4 +304,4 @@ def _value(key: str, text: str) -> Any:
         items: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(item)))
         return items[0]
     except UNREADABLE as e:
-        raise ConfigError(f"--{key}: {text[:60]!r} is not a YAML value ({_one_line(e)})") from e
+        raise ConfigError(f"--{flag}: {text[:60]!r} is not a YAML value ({_one_line(e)})") from e
