@@ -40,9 +40,9 @@ class SandboxError(UserError, RuntimeError):
     """Model-written code cannot be run safely on this machine."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` with the known name nearest to a wrong one; empty when nothing is known."""
-    near = get_close_matches(name, list(known), n=1, cutoff=0.0)
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.0) -> str:
+    """`; did you mean 'x'?` with the known name nearest to a wrong one; empty when none is that near (0 to 1)."""
+    near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -73,7 +73,7 @@ def test_a_line_that_is_no_prompt_is_named(tmp_path, capsys, line, named):
     [
         (["--strategy", "score"], "did you mean 'scores'"),
         (["--strategy", "cem"], "transformer2 adapt"),
-        (["--strategys", "cls"], "did you mean 'strategy'"),
+        (["--strategys", "cls"], "did you mean --strategy"),
         (["--experts", "math"], "NAME=DIR"),
         (["--experts", "math=nowhere"], "does not exist"),
         (["--experts", f"a={tiny.expert_path('math')},a={tiny.expert_path('code')}"], "twice"),

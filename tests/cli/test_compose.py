@@ -60,7 +60,7 @@ def test_lists_and_mappings_are_replaced_by_flags_and_merged_by_files(write):
     ("args", "message"),
     [
         (["--modle.lr", "1"], "unknown flag --modle.lr; did you mean"),
-        (["--run_di", "x"], "unknown flag --run_di; did you mean 'run_dir'"),
+        (["--run_di", "x"], "unknown flag --run_di; did you mean --run_dir"),
         (["--model.optimizer.lr"], "--model.optimizer.lr needs a value"),
         (["--config", "--quiet"], "--config needs a value"),
         (["oops"], "unexpected argument 'oops'"),

@@ -26,7 +26,7 @@ from transformer2.cli.values import (
     check_trainer,
     run_name,
 )
-from transformer2.errors import ConfigError, DataError, UserError
+from transformer2.errors import ConfigError, DataError, UserError, nearest
 from transformer2.files import check_directory
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")  # of a config
@@ -271,8 +271,8 @@ def _check(path: str, given: Any, known: Mapping[str, Argument], everything: Map
         if isinstance(value, str) and value.strip() and not fits(hint, value):
             value = given[key] = _read(value)
         if not fits(hint, value):
-            near = _nearest_choice(value, hint)
-            remedy = f"; {REMEDIES[full]}" if full in REMEDIES else near
+            choices = map(str, getattr(hint, "__args__", ()) if isinstance(value, str) else ())
+            remedy = f"; {REMEDIES[full]}" if full in REMEDIES else nearest(str(value), choices, 0.6)
             raise ConfigError(f"{full} must be {expected(hint)}, not {written(value)}{remedy}")
         for entry in value if isinstance(value, list) else [value]:
             if isinstance(entry, dict) and full in CLASSES:
@@ -318,11 +318,6 @@ def _read(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-
-
-def _nearest_choice(value: Any, hint: Any) -> str:
-    near = get_close_matches(str(value), [str(arg) for arg in getattr(hint, "__args__", ())], n=1)
-    return f"; did you mean {near[0]!r}?" if isinstance(value, str) and near else ""
 
 
 def suggestion(wrong: str, known: Mapping[str, Mapping[str, Any]]) -> str:

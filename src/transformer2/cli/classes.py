@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -14,7 +13,7 @@ from lightning.pytorch import loggers as lightning_loggers
 from lightning.pytorch.loggers import Logger
 
 from transformer2.arguments import written
-from transformer2.errors import ConfigError
+from transformer2.errors import ConfigError, nearest
 
 # Where a name without a module is looked up, as jsonargparse does.
 KINDS = {"callbacks": (Callback, lightning_callbacks), "logger": (Logger, lightning_loggers)}
@@ -42,7 +41,9 @@ def _check(key: str, path: str, given: Mapping[str, Any], kind: type, home: Any)
         known = {c.__name__ for c in _subclasses(kind)}
         if not module and name in known:
             return
-        raise ConfigError(f"{key}: there is no class {written(path)}{_near(name, known, 'give module.Class')}") from e
+        raise ConfigError(
+            f"{key}: there is no class {written(path)}{nearest(name, known, 0.6) or '; give module.Class'}"
+        ) from e
     if not (isinstance(cls, type) and issubclass(cls, kind)):
         makes_one = inspect.isfunction(cls) and "return" in inspect.get_annotations(cls)
         if makes_one:  # which jsonargparse calls
@@ -51,13 +52,8 @@ def _check(key: str, path: str, given: Mapping[str, Any], kind: type, home: Any)
     parameters = inspect.signature(cls).parameters
     for argument in given:
         if argument not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-            hint = _near(argument, parameters, f"it takes {', '.join(parameters) or 'none'}")
+            hint = nearest(argument, parameters, 0.6) or f"; it takes {', '.join(parameters) or 'none'}"
             raise ConfigError(f"{key}: {cls.__name__} takes no {argument}{hint}")
-
-
-def _near(name: str, known: Iterable[str], otherwise: str) -> str:
-    near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else f"; {otherwise}"
 
 
 def _subclasses(kind: type) -> set[type]:

@@ -88,8 +88,6 @@ def parse_flags(
         name, equals, value = word[2:].partition("=")
         if name.partition(".")[0] in HOMES and "model" in keys:  # as Lightning's own command line has them
             name = f"model.{name}"
-        if name.replace("-", "_") != name and name.replace("-", "_") in (*options, *switches, *repeated):
-            raise ConfigError(f"unknown flag --{name}; did you mean --{name.replace('-', '_')}?")
         if name in switches and not equals:
             flags.switches.add(name)
             continue
@@ -287,7 +285,8 @@ def _flag_like(wrong: str, flags: Sequence[str], keys: Sequence[str]) -> str:
     head, _, tail = wrong.partition(".")
     by_spelling = wrong.rpartition(".")[2] not in OURS and get_close_matches(head, [*flags, *keys])
     if by_spelling or not {"model", "data"} <= set(keys):
-        return nearest(wrong, [*flags, *(f"{key}.{tail}".rstrip(".") for key in keys)])
+        near = get_close_matches(wrong, [*flags, *(f"{key}.{tail}".rstrip(".") for key in keys)], n=1, cutoff=0.0)
+        return f"; did you mean --{near[0]}?" if near else ""
     return suggestion(wrong, sections("adapt" in keys)).replace("mean ", "mean --").replace("----", "--")
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from transformer2.cli.check import KEYS, check
 from transformer2.cli.compose import compose, flags_of
 from transformer2.cli.folder import check_writable, run_folder
-from transformer2.cli.tools import check_device
+from transformer2.cli.tools import check_device, matrices
 from transformer2.cli.train import silence_libraries, take_from_expert
 from transformer2.cli.values import run_name
 from transformer2.errors import ConfigError
+from transformer2.files import write_text
 from transformer2.svf.format import peft_type
 
 HELP = """\
@@ -59,39 +63,24 @@ def spectrum(args: Sequence[str]) -> int:
     model["adapter"] = adapter
     name = run_name(config.get("name") or "spectrum")
     check_writable(flags.options.get("run_dir") or "runs")
-    quiet = "quiet" in flags.switches
+    silence_libraries("quiet" in flags.switches)
     with run_folder(flags.options.get("run_dir"), name) as folder:
-        return _run(config, expert, folder, device, quiet)
+        return _run(config, expert, folder, matrices(model, device, flags))
 
 
-def _run(config: dict[str, Any], expert: Path | None, folder: Path, device: str | None, quiet: bool) -> int:
-    import json
-
-    import yaml
-
-    silence_libraries(quiet)
+def _run(config: dict[str, Any], expert: Path | None, folder: Path, given: dict[str, Any]) -> int:
     from transformer2.experts import read_expert
     from transformer2.experts.drift import drift
-    from transformer2.files import write_text
     from transformer2.report.figures import save_figure
     from transformer2.report.spectrum import drift_figure, layers_figure, share_figure, spectrum_table
     from transformer2.report.table import versions
     from transformer2.svf.decompose import spectra
     from transformer2.svf.spectrum import matrix_facts
 
-    start, model = time.perf_counter(), config["model"]
-    adapter, dtype, base = model["adapter"], model.get("dtype", "auto"), str(model["base"])
+    start = time.perf_counter()
+    base = given["base"]
     loaded = None if expert is None else read_expert(expert)  # a damaged one is found before the work
-    found = spectra(
-        base,
-        target_modules=adapter["target_modules"],
-        layers_to_transform=adapter.get("layers_to_transform"),
-        exclude_modules=adapter.get("exclude_modules"),
-        dtype=None if dtype == "auto" else dtype,
-        device=device,
-        progress=not quiet,
-        model_kwargs=model.get("model_kwargs"),
-    )
+    found = spectra(**given)
     if loaded is not None and (missing := sorted(loaded.deltas.keys() - set(found.names))):
         raise ConfigError(
             f"expert {loaded.name!r} tunes {missing[0]}, which is not among the {len(found.names)} matrices looked at; "

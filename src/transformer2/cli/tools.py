@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from transformer2.arguments import LARGEST_SEED, written
 from transformer2.cli.check import ADAPT_KEYS, KEYS, check
-from transformer2.cli.compose import PACKAGED, compose, flags_of, home
+from transformer2.cli.compose import PACKAGED, Flags, compose, flags_of, home
 from transformer2.cli.folder import check_writable
 from transformer2.cli.values import check_weights, number
 from transformer2.errors import ConfigError, DataError, UserError, shown
@@ -72,27 +72,33 @@ def decompose(args: Sequence[str]) -> int:
         adapter = _shipped_adapter(base) | adapter
     if (kind := peft_type(adapter)) != "SVF":
         raise ConfigError(f"the config trains a {kind} adapter, which needs no bases; decompose is for SVF")
-    cache_dir, dtype = adapter.get("basis_cache"), model.get("dtype", "auto")
+    cache_dir = adapter.get("basis_cache")
     if cache_dir not in (None, "off"):
         check_writable(cache_dir, "model.adapter.basis_cache")
 
     from transformer2.svf.decompose import decompose as run
 
-    report = run(
-        base,
-        target_modules=adapter.get("target_modules", "mlp"),
-        layers_to_transform=adapter.get("layers_to_transform"),
-        exclude_modules=adapter.get("exclude_modules"),
-        cache_dir=None if cache_dir == "off" else cache_dir,
-        dtype=None if dtype == "auto" else dtype,
-        device=device,
-        progress="quiet" not in flags.switches,
-        model_kwargs=model.get("model_kwargs"),
-    )
+    cache = None if cache_dir == "off" else cache_dir
+    report = run(**matrices({**model, "adapter": adapter}, device, flags), cache_dir=cache)
     done = f"{report['built']} built, {report['reused']} reused, {report['quarantined']} damaged and rebuilt"
     print(f"{report['matrices']} matrices ({done}), {report['bytes'] / 1e6:.1f} MB, {report['seconds']:.1f} s")
     print(f"saved to {report['folder']}")
     return 0
+
+
+def matrices(model: Mapping[str, Any], device: str | None, flags: Flags) -> dict[str, Any]:
+    """Which matrices of a config's `model`, and where they are decomposed: arguments of `decompose` and `spectra`."""
+    adapter, dtype = model["adapter"], model.get("dtype", "auto")
+    return {
+        "base": str(model["base"]),
+        "target_modules": adapter.get("target_modules", "mlp"),
+        "layers_to_transform": adapter.get("layers_to_transform"),
+        "exclude_modules": adapter.get("exclude_modules"),
+        "dtype": None if dtype == "auto" else dtype,
+        "device": device,
+        "progress": "quiet" not in flags.switches,
+        "model_kwargs": model.get("model_kwargs"),
+    }
 
 
 def check_device(device: str | None) -> str | None:

@@ -6,7 +6,6 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, ClassVar, get_origin
 
 from transformer2.arguments import check_natural, check_objective, check_samples, expected, fits, written
@@ -36,8 +35,8 @@ def check_model_kwargs(given: Mapping[str, Any]) -> None:
         full = f"model.model_kwargs.{key}"
         if key in INSTEAD:
             raise ConfigError(f"{full} is not set here; {INSTEAD[key]}")
-        if key not in LOADING and (near := get_close_matches(key, LOADING, n=1, cutoff=0.8)):
-            raise ConfigError(f"unknown config key {full}; did you mean {near[0]}?")
+        if key not in LOADING and (near := nearest(key, LOADING, 0.8)):
+            raise ConfigError(f"unknown config key {full}{near}")
         if not fits(LOADING.get(key, Any), value):
             raise ConfigError(f"{full} must be {expected(LOADING[key])}, not {written(value)}")
 
@@ -132,8 +131,8 @@ def check_base(base: str, on_disk: bool, planned: bool = False) -> None:
             raise DataError(
                 f"base {written(base)} is not a directory; give model.base `tiny`, a folder, a GGUF file, or a Hub id"
             )
-    elif base not in NAMES and (near := get_close_matches(base.lower().rstrip("/"), NAMES, n=1, cutoff=0.7)):
-        raise DataError(f"base {written(base)} is neither a folder nor a Hub id; did you mean {near[0]!r}?")
+    elif base not in NAMES and (near := nearest(base.lower().rstrip("/"), NAMES, 0.7)):
+        raise DataError(f"base {written(base)} is neither a folder nor a Hub id{near}")
     elif not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", base, re.ASCII):
         raise DataError(
             f"base {written(base)} is neither a folder nor a Hub id; give `tiny`, a folder, a GGUF file, or OWNER/NAME"
