@@ -274,10 +274,9 @@ def _check_same(folder: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
         experts = flat.get("adapt.experts")
         flat["adapt.experts"] = [name_of(path) for path in experts] if isinstance(experts, list) else experts
         flat["adapt.classifier"] = flat.get("adapt.classifier") and name_of(flat["adapt.classifier"])
-    # A limit counts batches.
-    free = tuple(key for key in FREE if key != "data.eval_batch_size" or not any(map(was.get, LIMITS)))
+    fixed = {*LIMITS, *(["data.eval_batch_size"] if any(map(was.get, LIMITS)) else [])}  # a limit counts batches
     for key in sorted({*was, *asked}):
-        if was.get(key) != asked.get(key) and (key in LIMITS or not key.startswith(free)):
+        if was.get(key) != asked.get(key) and (key in fixed or not key.startswith(FREE)):
             raise ConfigError(
                 f"--resume {folder} was begun with {key} {written(was.get(key))}, not {written(asked.get(key))}; leave "
                 "it out, or begin anew in another --run_dir"
