@@ -65,7 +65,7 @@ class AdaptationEvaluator(L.Callback, Strategy):
         self.cache: Cache = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Open the task of its own: what is wrong with it must not be found hours later."""
+        """Open the unseen task: what is wrong with it must not be found hours later."""
         if self.own_task is not None and stage == "fit" and self.own_data is None:
             # Prompts are built as the run's.
             prompting = getattr(getattr(trainer, "datamodule", None), "prompting", None)

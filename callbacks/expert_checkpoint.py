@@ -35,12 +35,8 @@ class ExpertCheckpoint(L.Callback):
         self.comparable = True
         self.best_weights: dict[str, torch.Tensor] = {}  # of what is trained: a few KB, so a resumed run has them too
 
-    def folder(self, trainer: L.Trainer) -> Path:
-        """Where the expert is kept."""
-        return Path(self.dirpath or Path(trainer.default_root_dir) / "expert")
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say so where no validation will choose the expert."""
+        """Warn where no validation will choose the expert."""
         first = float("inf") if trainer.limit_val_batches == 0 else trainer.val_check_batch
         if isinstance(first, int | float) and 0 < trainer.max_steps < first:
             rank_zero_warn(
@@ -85,7 +81,7 @@ class ExpertCheckpoint(L.Callback):
         for key, value in metadata.items():
             if hasattr(config, key):
                 setattr(config, key, value)
-        target = self.folder(trainer)
+        target = Path(self.dirpath or Path(trainer.default_root_dir) / "expert")
         fresh = target.with_name(f".{target.name}.{os.getpid()}")
         module.policy.save_pretrained(fresh, save_embedding_layers=False)  # they are never tuned
         seal_adapter(fresh)

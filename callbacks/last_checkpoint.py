@@ -3,10 +3,10 @@
 What is trained is small, so the state is packed after every step and held in memory: a signal writes it at once,
 however long the step in progress takes. Beside that it is written whenever the time since the last write is twenty
 times what that write took, so `kill -9` costs some steps of a small model and none of a large one. A finished step
-whose validation is still to come is a state of its own, which resumes with the validation.
+whose validation is still to come is kept as a state, too: it resumes with the validation.
 
 Lightning restores one kind of checkpoint faithfully: one taken in `on_train_batch_end` where no validation follows, or
-within a validation. `_settle` words all of ours so.
+within a validation. `_settle` turns all of ours into one of these.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class LastCheckpoint(Checkpoint):
             _settle(checkpoint["loops"]["fit_loop"], self._where)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A run that an EarlyStopping of its own had ended is over; without that callback it goes on."""
+        """A run that its EarlyStopping ended is over; without that callback it goes on."""
         states = checkpoint.get("callbacks", {})
         early = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
         if trainer.state.fn == "fit" and any(states.get(c.state_key, {}).get("stopping_reason") for c in early):

@@ -36,7 +36,7 @@ class PeerWatchdog(L.Callback):
     """Watches the other processes while a trainer runs; does nothing in a run of one process.
 
     Args:
-        grace: Seconds that this process has to end by itself (it may have an error of its own to report).
+        grace: Seconds that this process has to end by itself (it may have its own error to report).
     """
 
     def __init__(self, grace: Positive = 10.0) -> None:

@@ -156,7 +156,7 @@ def check_natural(
     Args:
         optimizer: Name of the class, or its path.
         lr: Its learning rate.
-        adapter: What is trained, as a config words it.
+        adapter: What is trained, as in a config.
         recomputes: Whether activations are checkpointed.
         objective: `next_token` has no completions of the policy's own, which the Fisher information is of.
         max_grad_norm: Clips the gradient before it is divided: the step would shrink with it, and nothing be bounded.

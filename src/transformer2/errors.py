@@ -47,7 +47,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.0) -> str:
 
 
 def shown(text: object, limit: int = 200) -> str:
-    """A stranger's text for a terminal: control and escape characters as `\\x1b`, and no longer than `limit`."""
+    """Untrusted text for a terminal: control and escape characters as `\\x1b`, and no longer than `limit`."""
     whole = str(text)
     safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in whole[:limit])
     return f"{safe}... ({len(whole)} characters)" if len(whole) > limit else safe

@@ -33,7 +33,7 @@ COMMANDS = {
     "study": ("rebuild a table of the paper from a grid of runs", "transformer2.cli.study:study"),
     "report": ("print a run's table and draw its learning curve", "transformer2.cli.tools:report"),
     "serve": ("answer over HTTP, as OpenAI's API", "transformer2.cli.serve:serve"),
-    "sandbox": ("say how well model-written code is walled in here", "transformer2.cli.sandbox:sandbox"),
+    "sandbox": ("say how well model-written code is isolated here", "transformer2.cli.sandbox:sandbox"),
     "experts": ("show, compare, mix and shuffle expert folders", "transformer2.cli.tools:experts"),
 }
 
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         print(version("transformer2"))
         return 0
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a task of one's own lies beside the command; last, so that it shadows nothing
+        sys.path.append(os.getcwd())  # a user's task lies beside the command; appended last, it shadows nothing
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     return _guarded(args[0], args[1:], debug)
@@ -90,7 +90,11 @@ def _guarded(command: str, args: list[str], debug: bool) -> int:
         with listening() as listener:
             try:
                 check_ranks()
-                code = _find(command)(args)
+                if command not in COMMANDS:
+                    near = nearest(command, COMMANDS)
+                    raise UserError(f"unknown command {command!r}{near} `transformer2 --help` lists them")
+                module, _, function = COMMANDS[command][1].partition(":")
+                code = getattr(importlib.import_module(module), function)(args)
             except BaseException:
                 if not listener.number:
                     raise
@@ -116,10 +120,3 @@ def _guarded(command: str, args: list[str], debug: bool) -> int:
             raise
         print(f"transformer2: {shown(e.filename or 'a file')} cannot be used ({e.strerror}); {REMEDY}", file=sys.stderr)
         return 2
-
-
-def _find(command: str):  # type: ignore[no-untyped-def]
-    if command not in COMMANDS:
-        raise UserError(f"unknown command {command!r}{nearest(command, COMMANDS)} `transformer2 --help` lists them")
-    module, _, function = COMMANDS[command][1].partition(":")
-    return getattr(importlib.import_module(module), function)

@@ -1,4 +1,4 @@
-"""`ask`: answers to prompts of one's own."""
+"""`ask`: answer your own prompts."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _results(jobs: Sequence[Job]) -> list[AdaptiveAnswer] | UserError:
 def _to_file(
     model: SelfAdaptive, rows: Sequence[Any], chats: Sequence[Chat], uses: Sequence[Any], sampling: Any, out: Path
 ) -> int:
-    """One line per answer; under a name of its own until all are there."""
+    """One line per answer, in a file with another name until all are there."""
     from tqdm import tqdm
 
     part, failed = _part_of(out), 0

@@ -210,7 +210,7 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
             task.check_solutions()
     except UserError:
         raise
-    except Exception as e:  # whatever a task of one's own may raise
+    except Exception as e:  # whatever a user's task may raise
         raise ConfigError(f"data.task {data.get('task')} cannot be made ({type(e).__name__}: {e})") from e
     trainer = {**TRAINER_DEFAULTS, **config["trainer"]}
     if trainer["max_steps"] == trainer["max_epochs"] == -1 and not trainer.get("max_time"):
@@ -241,12 +241,10 @@ def keys_help(adapt: bool) -> str:
                 default = default.replace("field(default_factory=list)", "[]").replace(
                     "field(default_factory=dict)", "{}"
                 )
-                lines.append(_cut(words, 112 - len(default)) + f" [{default.replace('None', 'null')}]")
+                width = 112 - len(default)
+                words = words if len(words) <= width else f"{words[: width - 4]} ..."
+                lines.append(f"{words} [{default.replace('None', 'null')}]")
     return "\n".join(lines) + "\n"
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 4]} ..."
 
 
 def _check(path: str, given: Any, known: Mapping[str, Argument], everything: Mapping[str, Mapping[str, Any]]) -> None:
@@ -285,7 +283,7 @@ def _check_class(path: str, entry: dict[str, Any], everything: Mapping[str, Mapp
     if not isinstance(name, str) or set(entry) - {"class_path", "init_args", "dict_kwargs"}:
         raise ConfigError(f"{path} takes a class_path and its init_args, not {written(entry)}")
     if not name.startswith("transformer2."):
-        return  # somebody else's: checked when it is made
+        return  # a third party's: checked when it is built
     try:
         known = arguments(name)
     except LookupError as e:
@@ -297,7 +295,7 @@ def _check_built(key: str, given: dict[str, Any], everything: Mapping[str, Mappi
     """What builds the optimizer or its schedule: the class of torch's or ours is there and takes the arguments."""
     path = given.setdefault("class_path", default_class(key))
     if not path.startswith(("torch.optim.", "transformer2.")):
-        return  # somebody else's: checked when it is made
+        return  # a third party's: checked when it is built
     try:
         (_, *names), known = arguments(path), arguments(path)  # the first is what it is built over
     except LookupError as e:

@@ -162,7 +162,7 @@ def compose(
             continue
         try:
             OmegaConf.update(merged, key, value, merge=False, force_add=True)
-        except Exception as e:  # a path through what is not a mapping: OmegaConf has an error of its own for each case
+        except Exception as e:  # a path through what is not a mapping: OmegaConf raises another error for each case
             raise ConfigError(f"--{key} {text}: there is no such key ({_one_line(e)})") from e
     try:
         plain: Any = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
@@ -190,7 +190,7 @@ def merge(configs: Sequence[str]) -> DictConfig:
 
 
 def home(value: Any) -> Any:
-    """A value of a config with every `~/` in it written out, as a shell does for a word of its own."""
+    """A config's value with every leading `~/` expanded, as a shell does."""
     if isinstance(value, dict):
         return {key: home(inner) for key, inner in value.items()}
     if isinstance(value, list):

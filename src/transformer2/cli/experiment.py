@@ -107,7 +107,8 @@ class Experiment:
         data_class = data_class or (FewShotDataModule if few_shot else ExpertDataModule)
         trainer = {**TRAINER_DEFAULTS, **given}
         trainer.setdefault("default_root_dir", str(folder))
-        trainer.setdefault("logger", _tensorboard(folder))
+        logger = {"save_dir": str(folder), "name": "", "version": ""}
+        trainer.setdefault("logger", {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": logger})
         trainer["callbacks"] = _with_defaults(given.get("callbacks") or [], trainer, quiet)
         trainer.setdefault("enable_progress_bar", not quiet)
         try:
@@ -123,7 +124,7 @@ class Experiment:
             )
         except UserError:
             raise
-        except Exception as e:  # Lightning's, jsonargparse's and those of a stranger's class have no common base
+        except Exception as e:  # Lightning's, jsonargparse's and those of third-party classes have no common base
             if isinstance(e.__cause__, UserError):  # a callback's own, which jsonargparse buries in its list of types
                 raise e.__cause__ from None
             raise ConfigError(f"the trainer cannot be built: {one_line(e)}") from e
@@ -250,7 +251,7 @@ class Experiment:
         return 0
 
     def on_signal(self, number: int) -> str | None:
-        """On a signal: tell the other processes, save, and say how to resume. Called in a thread of its own."""
+        """On a signal: tell the other processes, save, and say how to resume. Called in a thread."""
         if (launcher := self.trainer.strategy.launcher) is not None:
             launcher.kill(number)
         if (watchdog := self._callback(PeerWatchdog)) is not None:
@@ -303,11 +304,6 @@ class Experiment:
 
     def _callback(self, kind: type) -> Any:
         return next(iter(self.callbacks_of(kind)), None)
-
-
-def _tensorboard(folder: Path) -> dict[str, Any]:
-    path = f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__name__}"
-    return {"class_path": path, "init_args": {"save_dir": str(folder), "name": "", "version": ""}}
 
 
 def _with_defaults(given: list[Any], trainer: Mapping[str, Any], quiet: bool) -> list[Any]:

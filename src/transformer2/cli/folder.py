@@ -22,7 +22,7 @@ def run_folder(given: str | None, name: str, resumed: bool = False) -> Iterator[
     """Where the run is kept: a folder that holds no other run, claimed until the command ends.
 
     Rank 0 chooses; the processes it starts inherit its choice. A command that fails before its first step, or before
-    anything else that a run is for, takes away what it wrote.
+    anything else that a run is for, removes what it wrote.
 
     Args:
         given: `--run_dir`; None takes runs/<name>, with a number where that holds a run already.
@@ -32,7 +32,8 @@ def run_folder(given: str | None, name: str, resumed: bool = False) -> Iterator[
     Raises:
         ConfigError: `--run_dir` holds a run, or is another command's, or no folder can be made there.
     """
-    if _rank():
+    rank = next((int(os.environ[variable]) for variable in RANKS if variable in os.environ), 0)
+    if rank:
         chosen = given or os.environ.get(RUN_DIR_VARIABLE)
         if chosen is None:
             raise ConfigError("processes started by torchrun or SLURM need --run_dir, so that they agree on the folder")
@@ -143,7 +144,3 @@ def _lock(folder: Path) -> int | None:
     except OSError:  # a file system without locks
         pass
     return descriptor
-
-
-def _rank() -> int:
-    return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)

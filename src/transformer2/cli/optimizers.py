@@ -45,7 +45,7 @@ def on_top(key: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict
         try:
             other_scale = ("lr",) if NATURAL in (path, below.get("class_path")) else ()
             kept = {k: value for k, value in kept.items() if k in arguments(path) and k not in other_scale}
-        except LookupError:  # somebody else's
+        except LookupError:  # a third party's
             kept = {}
     return {**({} if path is None else {"class_path": path}), "init_args": {**kept, **above["init_args"]}}
 

@@ -72,7 +72,7 @@ def _of_bases(names: _Names, cls: ast.ClassDef) -> dict[str, Argument]:
     """The arguments of the bases that can be looked up, as `super().__init__(**options)` hands them on."""
     found: dict[str, Argument] = {}
     for base in cls.bases:
-        with suppress(LookupError):  # a base of somebody else's
+        with suppress(LookupError):  # a third party's
             found = {**arguments(names.path_of(ast.unparse(base))), **found}
     return found
 

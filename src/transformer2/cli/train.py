@@ -93,7 +93,7 @@ def run(command: str, args: Sequence[str]) -> int:
     given = expert
     with run_folder(flags.options.get("run_dir"), name) as folder, _shuffled(expert, seed) as expert:
         experiment = Experiment(config, folder, quiet="quiet" in flags.switches)
-        if given is not None:  # what it was before it was shuffled
+        if given is not None:  # before it was shuffled
             experiment.details["made_from"] = {name_of(given): file_digest(given / WEIGHTS)}
         if seed is not None:
             experiment.details["shuffled"] = seed
