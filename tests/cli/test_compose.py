@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from transformer2.cli.compose import compose, find_config, parse_flags
+from transformer2.cli.compose import compose, find_config, flags_of, parse_flags
 from transformer2.errors import ConfigError
 
 KEYS = ("seed_everything", "model", "data", "trainer")
@@ -77,6 +77,34 @@ def test_flags_taken_apart():
     )
     assert (flags.configs, flags.overrides, flags.switches) == (["a"], [("model.optimizer.lr", "-1")], {"quiet"})
     assert flags.options == {"run_dir": "r"}
+
+
+HELP = """\
+usage: transformer2 command [options]
+
+  --image FILE ...     pictures; may be repeated
+  --out FILE           a file
+  --strategy NAME      a key of the config
+  --model.KEY VALUE    any key
+  --quiet              no bar
+"""
+
+
+def test_flags_are_those_of_the_help(capsys):
+    words = ["a", "--image", "1", "--image=2", "--quiet", "--strategy", "cem", "--", "--out"]
+    flags = flags_of(words, HELP, (*KEYS, "strategy"), takes_words=True)
+    assert (flags.words, flags.switches, flags.options) == (["a", "--out"], {"quiet"}, {})
+    assert flags.repeated == {"image": ["1", "2"]} and flags.overrides == [("strategy", "cem")]
+    for wrong, message in (
+        ("--otu", "did you mean --out?"),
+        ("--quiet=1", "takes no value"),
+        ("--KEY", "unknown flag"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            flags_of([wrong, "x"], HELP, KEYS)
+    with pytest.raises(SystemExit) as asked:
+        flags_of(["-h"], HELP)
+    assert asked.value.code == 0 and capsys.readouterr().out == HELP
 
 
 def test_bad_files(write, tmp_path):

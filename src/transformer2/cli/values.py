@@ -68,14 +68,14 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     """Durations, and devices given twice."""
     for key in ("max_time", "val_check_interval"):
         value = trainer.get(key)
+        if value is None or (key == "val_check_interval" and not isinstance(value, dict | str)):
+            continue
         if isinstance(value, dict):
             known = {"weeks", "days", "hours", "minutes", "seconds"}
             amounts = list(value.values())
             usable = set(value) <= known and any(amounts) and all(fits(float, n) and n >= 0 for n in amounts)
-        elif key == "max_time" or isinstance(value, str):
-            usable = value is None or bool(re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", str(value)))
         else:
-            usable = True
+            usable = bool(re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", str(value)))
         if not usable:
             raise ConfigError(f"trainer.{key} as a time must be DD:HH:MM:SS or {{hours: N}}, not {written(value)}")
     devices = trainer.get("devices")
