@@ -28,12 +28,16 @@ from transformer2.callbacks.progress import TrainingBar
 from transformer2.checkpoints import read_checkpoint
 from transformer2.cli.check import LINKED, TRAINER_DEFAULTS
 from transformer2.cli.classes import check_classes
-from transformer2.cli.plan import preflight
+from transformer2.cli.plan import available_bytes
 from transformer2.data import ExpertDataModule, FewShotDataModule
 from transformer2.distributed import check_strategy
 from transformer2.errors import ConfigError, UserError, one_line
 from transformer2.files import write_text
 from transformer2.module import SVFReinforceModule
+from transformer2.plan.advice import advise, changes
+from transformer2.plan.job import job_of, strategy_of
+from transformer2.plan.memory import memory
+from transformer2.policy import base_dtype
 from transformer2.report.build import Facts, build_report, label_confusion
 from transformer2.report.curve import draw_curve
 from transformer2.report.notes import on_answers
@@ -155,7 +159,7 @@ class Experiment:
         return str(yaml.safe_dump(whole, sort_keys=False))
 
     def preflight(self) -> None:
-        """Refuse, before the model is loaded, a run that cannot fit into memory.
+        """Refuse, before the model is loaded, a run that cannot fit into memory with the longest prompt of its data.
 
         Raises:
             ConfigError: It cannot; the message says the first change that would make it fit.
@@ -164,8 +168,25 @@ class Experiment:
         self.data.train_dataloader()  # a batch larger than the data is that, before it is too large for the memory
         model, data, trainer = (self.cli.config[name].as_dict() for name in ("model", "data", "trainer"))
         data["batch_size"] = self.data.batch_size  # shots may be fewer
-        ranks = self.trainer.num_devices, self.trainer.num_nodes
-        preflight(model, data, trainer, *ranks, self.trainer.strategy.root_device, self.data.longest_prompt())
+        gpus, nodes, device = self.trainer.num_devices, self.trainer.num_nodes, self.trainer.strategy.root_device
+        prompt_tokens, available = self.data.longest_prompt(), available_bytes(device)
+        if available is not None and device.type != "cuda":
+            available /= gpus  # processes of one machine share its memory
+        strategy = strategy_of(trainer) or ("single" if gpus * nodes == 1 else "ddp")
+        try:
+            dtype = str(base_dtype(model["base"], model["dtype"], model["model_kwargs"])).removeprefix("torch.")
+            job = job_of({**model, "dtype": dtype}, data, strategy, gpus, nodes, prompt_tokens)
+        except UserError:
+            return  # what cannot be planned (another kind of adapter, an unknown base) is not refused for that
+        needed = memory(job).peak
+        if available is None or needed <= available or not job.shape.counted:
+            return
+        advised = advise(job, available)
+        remedy = f"use {' '.join(changes(job, advised))}" if advised else "use a larger device or a smaller model"
+        raise ConfigError(
+            f"this run needs about {needed / 1e9:.1f} GB on {device} and {available / 1e9:.1f} GB are there; {remedy} "
+            "(`transformer2 plan` shows the parts; --no_preflight tries all the same)"
+        )
 
     @explained()
     def fit(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:

@@ -1,4 +1,4 @@
-"""`plan`: what fits and how long it takes, before anything is downloaded or loaded; and the check that `fit` makes."""
+"""`plan`: what fits and how long it takes, before anything is downloaded or loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformer2.cli.check import KEYS, TRAINER_DEFAULTS, check
 from transformer2.cli.compose import compose, flags_of
 from transformer2.cli.schema import value_of
 from transformer2.cli.values import number, one_of
-from transformer2.errors import ConfigError, UserError
+from transformer2.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def plan(args: Sequence[str]) -> int:
     from transformer2.plan.terms import total
     from transformer2.policy import adapter_config
 
-    adapter_config(config["model"].get("adapter") or {})  # PEFT's own methods: it knows their keys
+    adapter_config(config["model"].get("adapter") or {})  # PEFT checks the keys of its own methods
     device = DEVICES.get(given.get("device", ""), device_for(memory))
     model, data = complete(SVFReinforceModule, config["model"]), complete(ExpertDataModule, config["data"])
     job = job_of(model, data, "single", gpus, nodes, *tokens)
@@ -96,48 +96,6 @@ def complete(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
         if is_dataclass(v) and not isinstance(v, type)
     }
     return {**defaults, **given, **groups}
-
-
-# ------------------------------------------------------------------ fit's own check
-
-
-def preflight(
-    model: Mapping[str, Any],
-    data: Mapping[str, Any],
-    trainer: Mapping[str, Any],
-    gpus: int,
-    nodes: int,
-    device: torch.device,
-    prompt_tokens: int,
-) -> None:
-    """Check that a run fits its device, with the longest prompt of its data; if not, name the first change that would.
-
-    Raises:
-        ConfigError: It does not fit.
-    """
-    from transformer2.plan.advice import advise, changes
-    from transformer2.plan.job import job_of, strategy_of
-    from transformer2.plan.memory import memory
-    from transformer2.policy import base_dtype
-
-    available = available_bytes(device)
-    if available is not None and device.type != "cuda":
-        available /= gpus  # processes of one machine share its memory
-    strategy = strategy_of(trainer) or ("single" if gpus * nodes == 1 else "ddp")
-    try:
-        dtype = str(base_dtype(model["base"], model["dtype"], model["model_kwargs"])).removeprefix("torch.")
-        job = job_of({**model, "dtype": dtype}, data, strategy, gpus, nodes, prompt_tokens)
-    except UserError:
-        return  # what cannot be planned (another kind of adapter, an unknown base) is not refused for that
-    needed = memory(job).peak
-    if available is None or needed <= available or not job.shape.counted:
-        return
-    advised = advise(job, available)
-    remedy = f"use {' '.join(changes(job, advised))}" if advised else "use a larger device or a smaller model"
-    raise ConfigError(
-        f"this run needs about {needed / 1e9:.1f} GB on {device} and {available / 1e9:.1f} GB are there; {remedy} "
-        "(`transformer2 plan` shows the parts; --no_preflight tries all the same)"
-    )
 
 
 def available_bytes(device: torch.device) -> float | None:
