@@ -54,7 +54,7 @@ class TrainingBar(ProgressBar):
             file=sys.stderr,
         )
 
-    def close(self, *args: Any) -> None:
+    def close(self, *args: Any, **kwargs: Any) -> None:
         """Finish the bar; after an error, too, to leave the terminal clean for it."""
         if self.bar is not None:
             self.bar.close()
