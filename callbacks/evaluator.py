@@ -19,9 +19,9 @@ from transformer2.adaptation.context import Cache
 from transformer2.adaptation.evaluate import Evaluation, evaluate
 from transformer2.adaptation.strategy import Strategy
 from transformer2.arguments import Count, check_arguments
+from transformer2.callbacks.protocols import HasPolicy
 from transformer2.data import UnseenTaskDataModule
 from transformer2.errors import ConfigError
-from transformer2.module import SVFReinforceModule
 from transformer2.types import Report
 
 __all__ = ["AdaptationEvaluator", "log_evaluation"]
@@ -86,7 +86,7 @@ class AdaptationEvaluator(L.Callback, Strategy):
         if self.validations % self.every_n_epochs:
             return
         with isolate_rng():
-            answerer = cast(SVFReinforceModule, pl_module).answerer(self.own_data.task)
+            answerer = cast(HasPolicy, pl_module).answerer(self.own_data.task)
             found = evaluate(answerer, self.own_data, self, self.cache)
         self.report = found.report
         if trainer.is_global_zero:

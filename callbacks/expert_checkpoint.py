@@ -11,9 +11,9 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from transformer2.callbacks.protocols import HasPolicy
 from transformer2.experts import seal_adapter
 from transformer2.files import replace_folder
-from transformer2.module import SVFReinforceModule
 from transformer2.module.identity import KEY
 
 
@@ -75,7 +75,7 @@ class ExpertCheckpoint(L.Callback):
 
     @rank_zero_only
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module = cast(SVFReinforceModule, pl_module)
+        module = cast(HasPolicy, pl_module)
         config = module.policy.peft_config["default"]
         metadata = {"task": module.task.name, "step": self.best_step, "score": self.best_score}
         for key, value in metadata.items():

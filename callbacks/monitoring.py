@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from transformer2.arguments import NotNegativeInt, check_arguments
-from transformer2.module import SVFReinforceModule
+from transformer2.callbacks.protocols import HasPolicy
 from transformer2.svf.layer import svf_layers
 from transformer2.types import Answer, Example
 
@@ -31,7 +31,7 @@ class Monitoring(L.Callback):
         """Write histograms and samples."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        module, step = cast(SVFReinforceModule, pl_module), trainer.global_step
+        module, step = cast(HasPolicy, pl_module), trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for name, delta in z_by_layer(module.policy).items():

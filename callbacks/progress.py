@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from tqdm import tqdm
 
 from transformer2.arguments import Positive, check_arguments
-from transformer2.module import SVFReinforceModule
+from transformer2.callbacks.protocols import HasPolicy
 
 LOG_INTERVAL = 10.0  # seconds between lines where the output is a file rather than a terminal
 SHOWN = {
@@ -72,7 +72,7 @@ class TrainingBar(ProgressBar):
         metrics = trainer.callback_metrics
         first = {} if "train/reward" in metrics else {"train/loss": "loss"}  # where nothing is sampled
         shown = {label: f"{float(metrics[k]):.3g}" for k, label in {**first, **SHOWN}.items() if k in metrics}
-        if signs := cast(SVFReinforceModule, pl_module).alarms.collapse.standing:
+        if signs := cast(HasPolicy, pl_module).alarms.collapse.standing:
             shown = {"COLLAPSED": "+".join(signs), **shown}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
