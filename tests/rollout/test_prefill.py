@@ -24,11 +24,12 @@ def test_equals_a_plain_forward_pass(family, whole, monkeypatch):
     monkeypatch.setattr(module, "PREFILL_TOKENS", 2 * WIDTH)
     model, (ids, mask, positions) = build(family), left_padded()
     selected = []
-    logits, cache, _ = prefill(model, ids, mask, positions, lambda rows: selected.append(rows.tolist()), whole)
+    logits, cache, _, position = prefill(model, ids, mask, lambda rows: selected.append(rows.tolist()), whole)
 
     plain = DynamicCache(config=model.config)
     expected = model(ids, attention_mask=mask, position_ids=positions, past_key_values=plain).logits
     torch.testing.assert_close(logits, expected[:, -1])
+    assert torch.equal(position, positions[:, -1:])
     everyone = list(range(ROWS))
     assert selected == ([everyone] if whole else [[0, 1], [2, 3], [4]]) + [everyone]
 
@@ -39,15 +40,15 @@ def test_equals_a_plain_forward_pass(family, whole, monkeypatch):
 
 @torch.no_grad()
 def test_the_head_sees_one_contiguous_position_and_is_left_as_it_was():
-    model, (ids, mask, positions) = build("llama"), left_padded()
+    model, (ids, mask, _) = build("llama"), left_padded()
     seen = []
     watch = model.lm_head.register_forward_hook(lambda m, args, out: seen.append((args[0].shape[:2], args[0].stride())))
-    prefill(model, ids, mask, positions, lambda rows: None)
+    prefill(model, ids, mask, lambda rows: None)
     watch.remove()
     hidden = model.config.hidden_size
     assert seen == [((ROWS, 1), (hidden, hidden, 1))]
     assert not model.lm_head._forward_pre_hooks
 
     with pytest.raises(IndexError):
-        prefill(model, ids + 1000, mask, positions, lambda rows: None)
+        prefill(model, ids + 1000, mask, lambda rows: None)
     assert not model.lm_head._forward_pre_hooks

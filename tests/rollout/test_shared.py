@@ -64,14 +64,14 @@ def test_states_and_gradients_are_those_of_each_row_alone(policy, begins, reques
 @pytest.mark.parametrize("policy", FAMILIES, indirect=True)
 def test_a_prefill_of_shared_prompts_goes_on_like_one_of_rows(policy):
     ids, mask = prompts()
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
     found = []
     for share in (True, False):
-        logits, cache, kept = prefill(policy, ids, mask, positions, lambda rows: None, share=share)
+        logits, cache, kept, position = prefill(policy, ids, mask, lambda rows: None, share=share)
+        assert torch.equal(position[:, 0], mask.sum(-1) - 1)
         assert kept.shape == mask.shape and torch.equal(kept.sum(-1), mask.sum(-1))
         assert torch.equal(kept, mask) != share
         longer = torch.cat([kept, kept.new_ones(len(ids), 1)], dim=1)
-        found.append((logits, next_logits(policy, ids[:, :1], longer, positions[:, -1:] + 1, cache)))
+        found.append((logits, next_logits(policy, ids[:, :1], longer, position + 1, cache)))
     for shared, alone in zip(*found, strict=True):
         torch.testing.assert_close(shared, alone, atol=1e-4, rtol=1e-3)
 
@@ -115,8 +115,8 @@ def test_the_same_completions_are_drawn_and_rows_of_their_own_z_share_nothing(ll
     ids, mask = prompts(groups=(2, 4, 2))
     batch = PromptBatch((None,) * len(ids), ids, mask)
     engine, ran = HFEngine(load_tokenizer(str(llama_folder)), [1, 4]), []
-    watched = module._prefill_shared
-    monkeypatch.setattr(module, "_prefill_shared", lambda *args: (ran.append(1), watched(*args))[1])
+    watched = module.shared_part
+    monkeypatch.setattr(module, "shared_part", lambda *args: (part := watched(*args), ran.append(part is not None))[0])
 
     def draw():
         return engine.generate(policy, batch, Sampling(max_new_tokens=12), seed=3).completion_ids_BC
@@ -124,6 +124,6 @@ def test_the_same_completions_are_drawn_and_rows_of_their_own_z_share_nothing(ll
     engine.check(policy, ids.device)
     ran.clear()
     shared = draw()
-    assert ran == [1] and len(shared.unique(dim=0)) == len(ids), "rows of a prompt draw completions of their own"
+    assert ran == [True] and len(shared.unique(dim=0)) == len(ids), "rows of a prompt draw completions of their own"
     with z_rows(policy, torch.ones(len(ids), 1), experts=["default"]):
-        assert torch.equal(draw(), shared) and ran == [1]
+        assert torch.equal(draw(), shared) and ran == [True]

@@ -20,7 +20,6 @@ from transformer2.rollout.hf import HFEngine, check_finite
 from transformer2.rollout.prefill import next_logits, prefill
 from transformer2.svf.rows import batch_rows
 from transformer2.types import PromptBatch
-from transformer2.vision import positions
 
 __all__ = ["continuation_logprobs"]
 
@@ -52,8 +51,7 @@ def continuation_logprobs(
     def score(rows: Tensor) -> Tensor:
         width = int(prompts.attention_mask_BP[rows].sum(-1).max())
         ids_bP, mask_bP = prompts.input_ids_BP[rows][:, -width:], prompts.attention_mask_BP[rows][:, -width:]
-        positions_bP = positions(policy, ids_bP, mask_bP)
-        logits_bV, cache, _ = prefill(policy, ids_bP, mask_bP, positions_bP, lambda part: select(rows[part]))
+        logits_bV, cache, _, position_b1 = prefill(policy, ids_bP, mask_bP, lambda part: select(rows[part]))
         check_finite(logits_bV, rows, prompts)
         sums_bN = logits_bV.log_softmax(-1)[:, ids_NC[:, 0]]
         # R rows of (prompt, continuation), and the row of the cache that each goes on from.
@@ -66,8 +64,7 @@ def continuation_logprobs(
                 cache.reorder_cache(cached_R)  # also to more rows: the one selection that every kind of layer has
                 select(rows[prompt_R])
             mask_RT = torch.cat([mask_bP[prompt_R], mask_bP.new_ones(len(prompt_R), t)], dim=-1)
-            positions_R1 = positions_bP[prompt_R, -1:] + t
-            logits_RV = next_logits(policy, ids_NC[of_R, t - 1, None], mask_RT, positions_R1, cache)
+            logits_RV = next_logits(policy, ids_NC[of_R, t - 1, None], mask_RT, position_b1[prompt_R] + t, cache)
             check_finite(logits_RV, rows[prompt_R], prompts)
             sums_bN[prompt_R, of_R] += logits_RV.log_softmax(-1).gather(-1, ids_NC[of_R, t, None])[:, 0]
             cached_R = torch.arange(len(prompt_R), device=device)

@@ -30,9 +30,8 @@ from transformer2.halving import is_out_of_memory
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.ending import Ending
 from transformer2.rollout.hf import COMPACT_BELOW, choose_tokens
-from transformer2.rollout.prefill import PREFILL_TOKENS, can_join, next_logits, prefill
+from transformer2.rollout.prefill import PREFILL_TOKENS, Prefilled, can_join, next_logits, prefill
 from transformer2.svf.open_rows import Rows
-from transformer2.vision import positions
 
 __all__ = ["ContinuousBatch", "Row"]
 
@@ -123,7 +122,7 @@ class ContinuousBatch:
         self.waiting: deque[Row] = deque()
         self.rows: list[Row] = []  # in the order of the cache; some may have ended
         self.cache: DynamicCache | None = None
-        self._mask_BT = self._position_B = torch.empty(0, dtype=torch.long)
+        self._mask_BT = self._position_B1 = torch.empty(0, dtype=torch.long)
         self._deltas: dict[nn.Module, Tensor] = {}
 
     def submit(self, row: Row) -> None:
@@ -151,12 +150,12 @@ class ContinuousBatch:
         if not (joining := self._next_to_join()):
             return
         try:
-            new = _prefill(self.policy, joining)
+            prefilled, deltas = _prefill(self.policy, joining)
         except Exception as e:  # too long for the memory that is left, say: those under way go on
             self._fail_those_at_fault(joining, e)
             return
         try:
-            self._join(joining, new)
+            self._join(joining, prefilled, deltas)
         except Exception as e:
             self._fail([*self.rows, *joining], e)
 
@@ -190,10 +189,10 @@ class ContinuousBatch:
     def _decode(self) -> None:
         assert self.cache is not None
         self._mask_BT = pad(self._mask_BT, (0, 1), value=1)
-        self._position_B = self._position_B + 1
+        self._position_B1 = self._position_B1 + 1
         ids_B1 = self._mask_BT.new_tensor([[row.tokens[-1] if row.tokens else 0] for row in self.rows])
         with Rows(self._deltas):
-            logits_BV = next_logits(self.policy, ids_B1, self._mask_BT, self._position_B[:, None], self.cache)
+            logits_BV = next_logits(self.policy, ids_B1, self._mask_BT, self._position_B1, self.cache)
         _draw(self.rows, logits_BV)
 
     def _next_to_join(self) -> list[Row]:
@@ -215,13 +214,13 @@ class ContinuousBatch:
             chosen.append(self.waiting.popleft())
         return chosen
 
-    def _join(self, rows: list[Row], new: _Prefilled) -> None:
+    def _join(self, rows: list[Row], new: Prefilled, deltas: dict[nn.Module, Tensor]) -> None:
         """Draw the first tokens of rows whose prompts have run, and put their caches beside the others'."""
         _draw(rows, new.logits_BV)
         self._leave(compact=True)
         if not self.rows:
-            self.rows, self.cache, self._deltas = rows, new.cache, new.deltas
-            self._mask_BT, self._position_B = new.mask_BP, new.position_B
+            self.rows, self.cache, self._deltas = rows, new.cache, deltas
+            self._mask_BT, self._position_B1 = new.mask_BP, new.position_B1
             return
         assert self.cache is not None
         width = max(self._mask_BT.shape[1], new.mask_BP.shape[1])
@@ -231,8 +230,8 @@ class ContinuousBatch:
             mine.keys, mine.values = torch.cat([mine.keys, theirs.keys]), torch.cat([mine.values, theirs.values])
             theirs.keys = theirs.values = None
         self._mask_BT = torch.cat([_to_width(self._mask_BT, width), _to_width(new.mask_BP, width)])
-        self._position_B = torch.cat([self._position_B, new.position_B])
-        self._deltas = {layer: torch.cat([delta_BR, new.deltas[layer]]) for layer, delta_BR in self._deltas.items()}
+        self._position_B1 = torch.cat([self._position_B1, new.position_B1])
+        self._deltas = {layer: torch.cat([delta_BR, deltas[layer]]) for layer, delta_BR in self._deltas.items()}
         self.rows = [*self.rows, *rows]
 
     def _leave(self, compact: bool = False) -> None:
@@ -246,7 +245,7 @@ class ContinuousBatch:
         index = torch.tensor(keep, device=self._mask_BT.device)
         self.cache.reorder_cache(index)
         self.rows = [self.rows[b] for b in keep]
-        self._position_B, self._mask_BT = self._position_B[index], self._mask_BT[index]
+        self._position_B1, self._mask_BT = self._position_B1[index], self._mask_BT[index]
         self._deltas = {layer: delta_BR[index] for layer, delta_BR in self._deltas.items()}
         if can_join(self.cache) and (width := int(self._mask_BT.sum(-1).max())) < self._mask_BT.shape[1]:
             self._mask_BT = _to_width(self._mask_BT, width)
@@ -254,31 +253,19 @@ class ContinuousBatch:
                 _set_width(layer, width)
 
 
-@dataclass(frozen=True)
-class _Prefilled:
-    """Prompts that have run: logits of the next token (B, V), and what they bring into the batch."""
-
-    logits_BV: Tensor
-    cache: DynamicCache
-    mask_BP: Tensor
-    position_B: Tensor
-    deltas: dict[nn.Module, Tensor]
-
-
-def _prefill(policy: nn.Module, rows: Sequence[Row]) -> _Prefilled:
+def _prefill(policy: nn.Module, rows: Sequence[Row]) -> tuple[Prefilled, dict[nn.Module, Tensor]]:
+    """Run the prompts of rows, each under its own z; with the z - 1 of every layer, (B, r)."""
     device = next(policy.parameters()).device
     prompts = [torch.tensor([*row.prompt, *row.tokens], device=device) for row in rows]
     ids_BP = pad_sequence(prompts, batch_first=True, padding_side="left")
     mask_BP = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left")
-    position_BP = positions(policy, ids_BP, mask_BP)
     deltas = {layer: torch.stack([row.deltas[layer] for row in rows]) for layer in rows[0].deltas}
     with Rows(dict(deltas)) as current:
 
         def select(part: Tensor) -> None:
             current.deltas = {layer: delta_BR[part] for layer, delta_BR in deltas.items()}
 
-        logits_BV, cache, _ = prefill(policy, ids_BP, mask_BP, position_BP, select)
-    return _Prefilled(logits_BV, cache, mask_BP, position_BP[:, -1], deltas)
+        return prefill(policy, ids_BP, mask_BP, select), deltas
 
 
 def _draw(rows: Sequence[Row], logits_BV: Tensor) -> None:

@@ -32,7 +32,6 @@ from transformer2.rollout.shared import shared_part
 from transformer2.svf.modes import merged_for_rollout
 from transformer2.svf.rows import batch_rows, has_rows
 from transformer2.types import PromptBatch, Rollouts
-from transformer2.vision import positions as where
 
 COMPACT_BELOW = 0.8  # compact once the live rows are fewer than this share of the batch: copying the cache is not free
 
@@ -135,11 +134,10 @@ class HFEngine(RolloutEngine):
         """
         width = int(prompts.attention_mask_BP[rows].sum(-1).max())
         ids, mask = prompts.input_ids_BP[rows][:, -width:], prompts.attention_mask_BP[rows][:, -width:]
-        positions = where(policy, ids, mask)
         eos = torch.tensor(self.eos_ids, device=mask.device)
         done = torch.full((len(rows),), idle, device=mask.device)
-        logits_BV, cache, mask = prefill(
-            policy, ids, mask, positions, lambda part: select(rows[part]), self.in_lockstep, share
+        logits_BV, cache, mask, position_B1 = prefill(
+            policy, ids, mask, lambda part: select(rows[part]), self.in_lockstep, share
         )
         for t in range(sampling.max_new_tokens):
             check_finite(logits_BV, rows, prompts)
@@ -152,14 +150,14 @@ class HFEngine(RolloutEngine):
             live = int((~done).sum())
             if not self.go_on(live > 0) or t + 1 == sampling.max_new_tokens:
                 return
-            positions = positions[:, -1:] + 1
+            position_B1 = position_B1 + 1
             if live < COMPACT_BELOW * len(rows):
                 keep = (~done).nonzero()[:, 0] if live else torch.zeros_like(rows[:1])  # one row for company
                 cache.reorder_cache(keep)  # of fewer rows: the one selection that every kind of layer has
-                rows, token, mask, positions, done = rows[keep], token[keep], mask[keep], positions[keep], done[keep]
+                rows, token, done, mask, position_B1 = (x[keep] for x in (rows, token, done, mask, position_B1))
                 select(rows)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-            logits_BV = next_logits(policy, token[:, None], mask, positions, cache)
+            logits_BV = next_logits(policy, token[:, None], mask, position_B1, cache)
 
 
 def check_finite(logits_BV: Tensor, rows: Tensor, prompts: PromptBatch) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,25 @@ from transformer2.rollout.shared import Shared, select_rows, shared_part
 from transformer2.svf.quantised import base_model
 from transformer2.vision import positions
 
-__all__ = ["can_join", "next_logits", "position_ids", "prefill", "rows_at_a_time"]
+__all__ = ["Prefilled", "can_join", "next_logits", "position_ids", "prefill", "rows_at_a_time"]
 
 PREFILL_TOKENS = 2048
+
+
+class Prefilled(NamedTuple):
+    """Prompts that have run.
+
+    Attributes:
+        logits_BV: Of the next token, fp32.
+        cache: Of the prompts.
+        mask_BP: Of the cache: in one of shared tokens padding stands behind the beginning.
+        position_B1: Of the last token (see `vision.positions`).
+    """
+
+    logits_BV: Tensor
+    cache: DynamicCache
+    mask_BP: Tensor
+    position_B1: Tensor
 
 
 def rows_at_a_time(width: int) -> int:
@@ -38,60 +54,45 @@ def prefill(
     policy: nn.Module,
     ids_BP: Tensor,
     mask_BP: Tensor,
-    positions_BP: Tensor,
     select: Callable[[Tensor], None],
     whole: bool = False,
     share: bool = False,
-) -> tuple[Tensor, DynamicCache, Tensor]:
+) -> Prefilled:
     """Run the prompts.
 
     Args:
         policy: The model.
         ids_BP: Left-padded prompts.
         mask_BP: 1 where a token counts.
-        positions_BP: Their positions (see `vision.positions`).
-        select: Told which of the B rows a forward pass holds; all of them at the end.
+        select: Called with the rows of each forward pass, and with all B rows at the end.
         whole: One forward pass in any case.
         share: Run once what rows have in common, where that is much; they must be of one z.
-
-    Returns:
-        Logits of the next token, fp32 (B, V), the cache of the prompts, and its mask (B, P): in a cache of shared
-        tokens padding stands behind the beginning.
     """
-    if share and not whole and (shared := shared_part(ids_BP, mask_BP)) is not None:
-        return _prefill_shared(policy, shared)
-    rows_B = torch.arange(len(ids_BP), device=ids_BP.device)
-    splits = not whole and can_join(DynamicCache(config=policy.config))
-    pieces, logits = [], []
-    with _contiguous_for_head(policy):
-        for rows in rows_B.split(rows_at_a_time(ids_BP.shape[1]) if splits else len(rows_B)):
-            select(rows)
-            pieces.append(DynamicCache(config=policy.config))
-            logits.append(next_logits(policy, ids_BP[rows], mask_BP[rows], positions_BP[rows], pieces[-1]))
-    select(rows_B)
-    return torch.cat(logits), _join(pieces), mask_BP
-
-
-def _prefill_shared(policy: nn.Module, shared: Shared) -> tuple[Tensor, DynamicCache, Tensor]:
-    positions_UP = positions(policy, shared.ids_UP, shared.mask_UP)
-    begins = shared.beginning_1K.shape[1]
-    rows_U = torch.arange(len(shared.rest_UR), device=positions_UP.device)
+    everyone_B = torch.arange(len(ids_BP), device=ids_BP.device)
+    common = shared_part(ids_BP, mask_BP) if share and not whole else None
+    part = common or Shared(ids_BP[:1, :0], ids_BP, mask_BP, everyone_B)
+    begins, rows_U = part.beginning_1K.shape[1], everyone_B[: len(part.rest_UR)]
+    positions_UP = positions(policy, part.ids_UP, part.mask_UP)
     beginning, pieces, logits = DynamicCache(config=policy.config), [], []
+    splits = not whole and can_join(beginning)
     with _contiguous_for_head(policy):
         if begins:
-            next_logits(
-                policy, shared.beginning_1K, torch.ones_like(shared.beginning_1K), positions_UP[:1, :begins], beginning
-            )
-        for rows in rows_U.split(rows_at_a_time(positions_UP.shape[1])):
+            ones_1K = torch.ones_like(part.beginning_1K)
+            next_logits(policy, part.beginning_1K, ones_1K, positions_UP[:1, :begins], beginning)
+        for rows in rows_U.split(rows_at_a_time(part.mask_UP.shape[1]) if splits else len(rows_U)):
+            select(rows)
             piece = deepcopy(beginning)
             if begins:
                 select_rows(piece, torch.zeros_like(rows))
-            rest = shared.rest_UR[rows], shared.mask_UP[rows], positions_UP[rows, begins:]
+            rest = part.rest_UR[rows], part.mask_UP[rows], positions_UP[rows, begins:]
             logits.append(next_logits(policy, *rest, piece))
             pieces.append(piece)
-    cache = _join(pieces)
-    select_rows(cache, shared.prompt_B)
-    return torch.cat(logits)[shared.prompt_B], cache, shared.mask_UP[shared.prompt_B]
+    select(everyone_B)
+    cache, logits_BV, mask_BP, position_B1 = _join(pieces), torch.cat(logits), part.mask_UP, positions_UP[:, -1:]
+    if common is not None:
+        select_rows(cache, part.prompt_B)
+        logits_BV, mask_BP, position_B1 = (x[part.prompt_B] for x in (logits_BV, mask_BP, position_B1))
+    return Prefilled(logits_BV, cache, mask_BP, position_B1)
 
 
 def next_logits(policy: nn.Module, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, past: DynamicCache) -> Tensor:

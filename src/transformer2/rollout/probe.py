@@ -21,7 +21,6 @@ from transformer2.rollout.prefill import next_logits, prefill
 from transformer2.rollout.shared import shareable
 from transformer2.svf.quantised import base_model, quantisation_name
 from transformer2.vision import BANNED, sight_of
-from transformer2.vision import positions as where
 
 __all__ = ["Probe", "can_share", "check_decoding", "probe"]
 
@@ -122,17 +121,16 @@ def check_decoding(policy: nn.Module, device: torch.device | str, whole: bool = 
     """
     p = probe(policy, device)
     with _said_in_one_line(p.name):
-        mask, positions = p.mask_BP, where(policy, p.ids_BP, p.mask_BP)
-        logits, cache, _ = prefill(policy, p.ids_BP, mask, positions, lambda rows: None, whole)
+        logits, cache, mask, position = prefill(policy, p.ids_BP, p.mask_BP, lambda rows: None, whole)
         wrong = p.differs(logits[:, None], p.logits_BPV[:, -1:], p.tolerance)
-        keep, positions = torch.arange(len(mask), device=mask.device), positions[:, -1:]
+        keep = torch.arange(len(mask), device=mask.device)
         for step in range(STEPS):
             if step:
                 keep = keep[[2, 0]]  # those with padding
                 cache.reorder_cache(keep)
-                mask, positions = mask[keep], positions[keep]
-            mask, positions = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1), positions + 1
-            logits = next_logits(policy, p.next_BS[keep, step, None], mask, positions, cache)
+                mask, position = mask[keep], position[keep]
+            mask, position = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1), position + 1
+            logits = next_logits(policy, p.next_BS[keep, step, None], mask, position, cache)
             wrong |= p.differs(logits[:, None], p.next_logits_BSV[keep, step, None], p.tolerance)
     if wrong:
         raise ConfigError(
@@ -157,12 +155,12 @@ def can_share(policy: nn.Module, device: torch.device) -> bool:
     ids_BP = torch.stack([whole_P, other_P, whole_P.roll(half - 1), whole_P])  # all begin alike, one behind padding
     mask_BP = torch.ones_like(ids_BP)
     mask_BP[2, : half - 1] = 0
-    positions_BP, after_B1 = where(policy, ids_BP, mask_BP), p.next_BS[[row] * len(ids_BP), :1]
+    after_B1 = p.next_BS[[row] * len(ids_BP), :1]
 
     def logits_B2V(share: bool) -> Tensor:
-        first_BV, cache, mask = prefill(policy, ids_BP, mask_BP, positions_BP, lambda rows: None, share=share)
+        first_BV, cache, mask, position_B1 = prefill(policy, ids_BP, mask_BP, lambda rows: None, share=share)
         mask = torch.cat([mask, torch.ones_like(after_B1)], dim=1)
-        return torch.stack([first_BV, next_logits(policy, after_B1, mask, positions_BP[:, -1:] + 1, cache)], dim=1)
+        return torch.stack([first_BV, next_logits(policy, after_B1, mask, position_B1 + 1, cache)], dim=1)
 
     return not p.differs(logits_B2V(True), logits_B2V(False), p.tolerance)
 
