@@ -26,7 +26,6 @@ NOT_TRAINED = {
     "config_sha256",
     *("form", "basis_cache", "shuffled", "init_std", "init_lora_weights", "trained_parametrization"),
 }
-RATE = ("model.optimizer", "model.lr_scheduler", "trainer.max_steps")
 
 
 def identity(module: SVFReinforceModule) -> dict[str, Any]:
@@ -122,11 +121,6 @@ def check_identity(module: SVFReinforceModule, checkpoint: dict[str, Any]) -> se
         words = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in sorted(changed))
         rank_zero_warn(f"other settings than the checkpoint's hold from here on: {words}")
     return changed
-
-
-def changes_rate(changed: set[str]) -> bool:
-    """Whether settings of the optimizer or its schedule are among those that a resumed run changes."""
-    return any(key.startswith(RATE) for key in changed)
 
 
 def _plain(value: Any) -> Any:

@@ -1,13 +1,11 @@
-"""What a run says of its own training in report.json: how much was trained, at what price, and the learning curve."""
+"""The learning curve of a run, for report.json."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from torch.nn import Parameter
 
 
 @dataclass
@@ -49,8 +47,3 @@ class LearningCurve:
         """Go on from a checkpoint; older ones kept no curve."""
         self.seconds, self.cpu_seconds = state.get("seconds", 0.0), state.get("cpu_seconds", 0.0)
         self.points = [*state.get("points", ())]
-
-
-def count(parameters: Iterable[Parameter]) -> int:
-    """Numbers in parameters, those that ZeRO-3 keeps in shards included."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in parameters)

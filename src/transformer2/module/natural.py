@@ -1,8 +1,8 @@
-"""Natural-gradient descent on z as an optimizer, and the rows' gradients that it takes (rl/natural.py)."""
+"""Natural-gradient descent on z as an optimizer, and one z per row for the gradients that it takes (rl/natural.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,9 +10,7 @@ from torch import Tensor
 
 from transformer2.svf.layer import svf_layers
 
-__all__ = ["NaturalGradient", "damping_of", "row_gradients", "rows_of_z"]
-
-NAME = "NaturalGradient"
+__all__ = ["NaturalGradient", "rows_of_z"]
 
 
 class NaturalGradient(torch.optim.SGD):
@@ -34,27 +32,9 @@ class NaturalGradient(torch.optim.SGD):
             group.setdefault("damping", damping)
 
 
-def damping_of(rate: Mapping[str, Any]) -> float | None:
-    """The damping that a module's settings ask for (`optimizers.settings`); None of any other optimizer."""
-    return float(rate["model.optimizer.damping"]) if rate["model.optimizer"] == NAME else None
-
-
 def rows_of_z(policy: torch.nn.Module, rows: int) -> dict[Any, Tensor]:
     """For `Rows`: z - 1 of each layer as it is, once for each row, (B, r), ready to take gradients."""
     return {
         layer: layer.detached_delta(layer.active_adapters).expand(rows, -1).clone().requires_grad_()
         for _, layer in svf_layers(policy)
     }
-
-
-def row_gradients(total: Tensor, deltas: Sequence[Tensor], again: bool = False) -> Tensor:
-    """d total / d z of every row, fp32 (B, Z), flat in the order of the layers.
-
-    Args:
-        total: A scalar, computed under `deltas`.
-        deltas: What `rows_of_z` gave.
-        again: Keep the graph for another call.
-    """
-    parts = torch.autograd.grad(total, deltas, retain_graph=again, allow_unused=True)
-    pairs = zip(parts, deltas, strict=True)
-    return torch.cat([torch.zeros_like(d) if g is None else g.float() for g, d in pairs], dim=1)

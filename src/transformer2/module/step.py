@@ -25,12 +25,12 @@ from transformer2.halving import run_or_halve
 from transformer2.module.alarms import Alarms
 from transformer2.module.evaluation import PolicyModule
 from transformer2.module.meter import StepMeter, step_metrics, verdict_sums
-from transformer2.module.natural import row_gradients, rows_of_z
+from transformer2.module.natural import rows_of_z
 from transformer2.module.options import LossOptions
 from transformer2.module.scores import score
 from transformer2.rl.advantages import GROUPED
 from transformer2.rl.gradient import clipped, gradient_of, with_gradient
-from transformer2.rl.loss import importance_weights, reinforce_loss, sum_by_row
+from transformer2.rl.loss import importance_weights, reinforce_loss
 from transformer2.rl.natural import natural_gradient
 from transformer2.rl.packing import pack_rows, split_rows
 from transformer2.rl.step import Step
@@ -125,15 +125,14 @@ class StepModule(PolicyModule):
             kl_in_reward=self.loss.kl == "k1",
         )
         with self.meter.timed("backward"):
-            scores_BZ = None
-            if deltas:
+            if self.damping is None:
+                scores_BZ, gradient_Z = None, gradient_of(loss, self.trained())
+            else:
                 # The gradient of the loss without a penalty is a sum of the rows' own.
                 bare, leaves = not self.loss.kl_coef and weights_N is None, list(deltas.values())
-                scores_BZ = row_gradients(sum_by_row(logprobs_N, sampled_BC).sum(), leaves, again=not bare)
+                scores_BZ = gradient_of(logprobs_N.sum(), leaves, by_row=True, again=not bare)
                 share_B = -advantages_B / (rank_rows * self.trainer.world_size)
-                gradient_Z = share_B @ scores_BZ if bare else row_gradients(loss, leaves).sum(0)
-            else:
-                gradient_Z = gradient_of(loss, self.trained())
+                gradient_Z = share_B @ scores_BZ if bare else gradient_of(loss, leaves, by_row=True).sum(0)
         return Step(
             rows=len(rollouts),
             gradient_Z=gradient_Z,

@@ -43,10 +43,9 @@ from transformer2.data.loader import PromptLoader
 from transformer2.data.prompts import turn_end
 from transformer2.distributed import check_packed
 from transformer2.errors import ConfigError
-from transformer2.module.identity import KEY, changes_rate, check_identity, identity
-from transformer2.module.learning import count
+from transformer2.module.identity import KEY, check_identity, identity
 from transformer2.module.loading import begin_with, check_trained_whole, has_no_template, load_policy, make_engines
-from transformer2.module.natural import damping_of
+from transformer2.module.natural import NaturalGradient
 from transformer2.module.optimizers import WarmupCosine, build, restart, settings
 from transformer2.module.options import GROUPS, LossOptions, MemoryOptions, SamplingOptions, TestOptions, group
 from transformer2.module.step import StepModule
@@ -124,7 +123,8 @@ class SVFReinforceModule(StepModule):
         self.optimizer, self.lr_scheduler, self.max_grad_norm = optimizer, lr_scheduler, max_grad_norm
         self.engine_name, self.seed, self.objective = rollout, seed, objective
         self.rate = settings(optimizer, lr_scheduler)
-        self.damping = damping_of(self.rate)
+        natural = self.rate["model.optimizer"] == NaturalGradient.__name__
+        self.damping = self.rate["model.optimizer.damping"] if natural else None
         lr, recomputes = self.rate.get("model.optimizer.lr"), self.memory.activation_checkpointing
         check_natural(self.rate["model.optimizer"], lr, self.adapter, recomputes, objective, max_grad_norm)
         plain: dict[str, Any] = {"max_grad_norm": max_grad_norm, "rollout": rollout, "seed": seed}
@@ -205,7 +205,7 @@ class SVFReinforceModule(StepModule):
     def rewards(self, rollouts: Rollouts) -> Tensor:
         """Rewards of the whole batch, of all ranks; NaN where there is none: the verifier failed, or abstained."""
         with self.meter.timed("verify"):
-            verdicts = self.last_verdicts = self.verify(rollouts)
+            verdicts = self.last_verdicts = self.answerer().verify(rollouts)
         mine = torch.tensor([math.nan if v.reward is None else v.reward for v in verdicts], device=self.device)
         # Prompt p of rank r is prompt p * world_size + r of the batch (data/loader.py); its completions are neighbours.
         all_B = self.trainer.strategy.all_gather(mine)
@@ -266,7 +266,7 @@ class SVFReinforceModule(StepModule):
         return {
             "objective": self.objective,
             "method": self.method,
-            "trainable": count(self.trained()),
+            "trainable": sum(getattr(p, "ds_numel", p.numel()) for p in self.trained()),  # shards of ZeRO-3 included
             "steps": self.global_step,
             "seconds": round(self.curve.seconds, 2),
             "cpu_seconds": round(self.curve.cpu_seconds, 2),
@@ -304,6 +304,6 @@ class SVFReinforceModule(StepModule):
         if isinstance(loader := self.trainer.train_dataloader, PromptLoader):
             # Counting batches for max_epochs, Lightning forgets the position.
             loader.batches_seen = self.global_step
-        if changes_rate(self.changed):
+        if any(key.startswith(("model.optimizer", "model.lr_scheduler", "trainer.max_steps")) for key in self.changed):
             fresh = self._built([torch.nn.Parameter(torch.zeros(1))])
             restart(self.trainer.optimizers[0], cast(LRScheduler, self.lr_schedulers()), *fresh)

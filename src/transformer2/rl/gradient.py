@@ -16,16 +16,21 @@ import torch
 from torch import Tensor
 
 
-def gradient_of(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+def gradient_of(loss: Tensor, parameters: Sequence[Tensor], by_row: bool = False, again: bool = False) -> Tensor:
     """d loss / d parameters, fp32 (Z,), flat in their order; 0 where the loss does not depend on one.
 
     Nothing is left in `.grad`, and no hook on it runs.
+
+    Args:
+        loss: A scalar.
+        parameters: What it was computed from.
+        by_row: The first axis of each parameter is the batch's, and stays: fp32 (B, Z).
+        again: Keep the graph for another call.
     """
-    parts = torch.autograd.grad(loss, parameters, allow_unused=True)
-    pairs = zip(parts, parameters, strict=True)
-    return torch.cat(
-        [torch.zeros_like(p, dtype=torch.float).flatten() if g is None else g.float().flatten() for g, p in pairs]
-    )
+    axis = int(by_row)
+    parts = torch.autograd.grad(loss, parameters, retain_graph=again, allow_unused=True)
+    whole = [torch.zeros_like(p) if g is None else g for g, p in zip(parts, parameters, strict=True)]
+    return torch.cat([g.float().flatten(axis) for g in whole], dim=axis)
 
 
 def clipped(gradient_Z: Tensor, max_norm: float | None) -> tuple[Tensor, float]:
