@@ -10,7 +10,7 @@ Confusion   label x predicted label, with a column for answers that are not a la
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import comb
 from statistics import fmean, pstdev
 from typing import Any
@@ -26,35 +26,19 @@ __all__ = ["UNPARSED", "Accuracy", "Confusion", "mean_pass_at_k", "pass_at_k"]
 UNPARSED = "no category"
 
 
-class _Sums(Metric):
-    """A metric of integer or float sums.
-
-    Args:
-        sums: Name of a state -> its zero.
-        options: Of torchmetrics, e.g. `sync_on_compute=False` for rows that every rank has.
-    """
-
-    full_state_update = False
-    higher_is_better = True
-
-    def __init__(self, sums: Mapping[str, Tensor], **options: Any) -> None:
-        super().__init__(**options)
-        for name, zero in sums.items():
-            self.add_state(name, default=zero, dist_reduce_fx="sum")
-
-
-class Accuracy(_Sums):
+class Accuracy(Metric):
     """Mean credit of answers (`Verdict.credit`), with n and standard error."""
 
+    full_state_update = False
     credit: Tensor
     within: Tensor
     n: Tensor
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(
-            {"credit": torch.tensor(0.0), "within": torch.tensor(0.0), "n": torch.tensor(0)},
-            **options,
-        )
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("credit", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("within", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("n", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, credits: Sequence[float]) -> None:
         """Count answers."""
@@ -91,20 +75,21 @@ def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> dict[str, float
     return {"pass": fmean(values), "pass_se": pstdev(values) / math.sqrt(len(values)), "n": len(values)}
 
 
-class Confusion(_Sums):
+class Confusion(Metric):
     """How often each label was predicted for each, and the accuracies that follow.
 
     Args:
         labels: Names of the labels. Any other prediction counts as UNPARSED.
-        other: The label that stands for none of the others; `scores` also leaves its rows out.
-        options: See torchmetrics.
+        options: See torchmetrics; `sync_on_compute=False` for rows that every rank has.
     """
 
+    full_state_update = False
     counts: Tensor
 
-    def __init__(self, labels: Sequence[str], other: str = "other", **options: Any) -> None:
-        super().__init__({"counts": torch.zeros(len(labels), len(labels) + 1, dtype=torch.long)}, **options)
-        self.labels, self.other = tuple(labels), other
+    def __init__(self, labels: Sequence[str], **options: Any) -> None:
+        super().__init__(**options)
+        self.add_state("counts", torch.zeros(len(labels), len(labels) + 1, dtype=torch.long), dist_reduce_fx="sum")
+        self.labels = tuple(labels)
 
     def update(self, pairs: Iterable[tuple[str, str | None]]) -> None:
         """Count (label, prediction); None is not a label."""
@@ -123,9 +108,12 @@ class Confusion(_Sums):
         return {label: {name: count for name, count in zip(columns, row, strict=True) if count} for label, row in rows}
 
     def scores(self) -> dict[str, dict[str, Any]]:
-        """`with other`, `without other` and one score a label, as {accuracy, se, n}; those of no row are left out."""
+        """`with other`, `without other` and one score a label, as {accuracy, se, n}; those of no row are left out.
+
+        The label `other` stands for none of the others.
+        """
         by_label = {label: (row.get(label, 0), sum(row.values())) for label, row in self.table().items()}
-        named = [counts for label, counts in by_label.items() if label != self.other]
+        named = [counts for label, counts in by_label.items() if label != "other"]
         groups = {"with other": list(by_label.values()), "without other": named}
         groups |= {label: [counts] for label, counts in by_label.items()}
         scores = {}

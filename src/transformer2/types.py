@@ -14,7 +14,7 @@ This module imports torch for annotations only, so that tasks and verifiers stay
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -175,11 +175,6 @@ class Rollouts:
 
     def __len__(self) -> int:
         return len(self.examples)
-
-    def to(self, device: torch.device | str) -> Rollouts:
-        """The same rollouts with every tensor on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith(("_BP", "_BC", "_B"))}
-        return replace(self, **{name: value.to(device) for name, value in moved.items() if value is not None})
 
     def rows(self, index: list[int]) -> Rollouts:
         """The rollouts of these rows, in this order, trimmed to their own longest prompt and completion."""
