@@ -269,19 +269,12 @@ def completion_states(
 
 
 @contextmanager
-def checkpointed(policy: PeftModel, wanted: bool = True) -> Iterator[None]:
+def checkpointed(policy: PeftModel) -> Iterator[None]:
     """Inside, a forward pass keeps each decoder layer's input only; the rest is computed again in the backward pass.
 
     transformers does so in training mode, and the policy is never in it (dropout). So the decoder layers alone say that
     they train; what lies within them, dropout included, does not.
-
-    Args:
-        policy: The model.
-        wanted: False changes nothing.
     """
-    if not wanted:
-        yield
-        return
     policy.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     layers = [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:

@@ -20,7 +20,7 @@ from transformer2.rl.logprobs import Head
 from transformer2.rollout.base import RolloutEngine
 from transformer2.rollout.hf import HFEngine
 from transformer2.tasks import Task
-from transformer2.types import Answer, Example, PromptBatch, Record, Rollouts, Verdict
+from transformer2.types import Answer, Example, PromptBatch, Record, Rollouts
 
 
 class PolicyModule(L.LightningModule):
@@ -67,7 +67,7 @@ class PolicyModule(L.LightningModule):
             self.policy.eval()
         return self
 
-    # ------------------------------------------------------------------ sampling and verifying
+    # ------------------------------------------------------------------ answering
 
     @property
     def data(self) -> Any:
@@ -98,10 +98,6 @@ class PolicyModule(L.LightningModule):
     def sample(self, prompts: PromptBatch, temperature: float, seed: int) -> Rollouts:
         """Completions under whatever is active: an adapter, the base, or a z for each row."""
         return self.answerer().sample(prompts, temperature, seed)
-
-    def verify(self, rollouts: Rollouts) -> list[Verdict]:
-        """One verdict per completion; over 5 % without one stop the run."""
-        return self.answerer().verify(rollouts)
 
     # ------------------------------------------------------------------ validation and test
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def score(
     if kl is not None:
         with torch.no_grad(), reference(policy):
             ref_hidden_ND = predicting_states(policy, rollouts, share)
-    with checkpointed(policy, recompute):
+    with checkpointed(policy) if recompute else nullcontext():
         hidden_ND = predicting_states(policy, rollouts, share and not recompute)
     return score_tokens(
         hidden_ND,
