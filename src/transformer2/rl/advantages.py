@@ -14,21 +14,20 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 Baseline = Literal["none", "batch_mean", "rloo", "group_norm"]
 GROUPED: tuple[Baseline, ...] = ("rloo", "group_norm")  # those that compare completions of one prompt
+EPS = 1e-6  # added to the standard deviation in `group_norm`
 
 
-def advantages(rewards_B: Tensor, baseline: Baseline = "batch_mean", group_size: int = 1, eps: float = 1e-6) -> Tensor:
+def advantages(rewards_B: Tensor, baseline: Baseline = "batch_mean", group_size: int = 1) -> Tensor:
     """Advantages of one global batch.
 
     Args:
         rewards_B: fp32 (B,); NaN marks a row whose verifier failed. Completions of one prompt are neighbours.
         baseline: See the module docstring.
         group_size: Completions per prompt; B is a multiple of it.
-        eps: Added to the standard deviation in `group_norm`.
 
     Returns:
         fp32 (B,): 0 in rows without a reward, so that they leave the loss unchanged.
@@ -45,20 +44,20 @@ def advantages(rewards_B: Tensor, baseline: Baseline = "batch_mean", group_size:
     valid_B = ~rewards_B.isnan()
     filled_B = rewards_B.nan_to_num(0.0)
     if baseline == "none":
-        expected_B = torch.zeros_like(filled_B)
-    elif baseline == "batch_mean":
-        expected_B = (filled_B.sum() / valid_B.sum().clamp(min=1)).expand_as(filled_B)
-    elif baseline in GROUPED:
-        sum_G1 = filled_B.view(-1, group_size).sum(-1, keepdim=True)
-        count_G1 = valid_B.view(-1, group_size).sum(-1, keepdim=True)
-        if baseline == "group_norm":
-            return _normalised(filled_B, valid_B, sum_G1, count_G1, group_size, eps)
-        others_GN = (sum_G1 - filled_B.view(-1, group_size)) / (count_G1 - 1).clamp(min=1)
-        # A row whose companions all failed has nothing to be compared with: no signal rather than a wrong one.
-        expected_B = torch.where(count_G1 > 1, others_GN, filled_B.view(-1, group_size)).reshape(-1)
-    else:
+        return filled_B
+    if baseline == "batch_mean":
+        return (filled_B - filled_B.sum() / valid_B.sum().clamp(min=1)) * valid_B
+    if baseline not in GROUPED:
         raise ValueError(f"unknown baseline {baseline!r}; use none, batch_mean, rloo or group_norm")
-    return (filled_B - expected_B) * valid_B
+    filled_GN, valid_GN = filled_B.view(-1, group_size), valid_B.view(-1, group_size)
+    sum_G1, count_G1 = filled_GN.sum(-1, keepdim=True), valid_GN.sum(-1, keepdim=True)
+    if baseline == "rloo":
+        others_GN = (sum_G1 - filled_GN) / (count_G1 - 1).clamp(min=1)
+        # A row whose companions all failed has nothing to be compared with: no signal rather than a wrong one.
+        return ((filled_GN - others_GN) * (valid_GN & (count_G1 > 1))).flatten()
+    centred_GN = (filled_GN - sum_G1 / count_G1.clamp(min=1)) * valid_GN
+    std_G1 = (centred_GN.square().sum(-1, keepdim=True) / (count_G1 - 1).clamp(min=1)).sqrt()
+    return (centred_GN / (std_G1 + EPS)).flatten()
 
 
 def equal_groups(rewards_B: Tensor, group_size: int) -> float:
@@ -71,12 +70,3 @@ def equal_groups(rewards_B: Tensor, group_size: int) -> float:
     rewards_GN = rewards_B.view(-1, group_size)
     highest_G, lowest_G = rewards_GN.nan_to_num(-math.inf).amax(-1), rewards_GN.nan_to_num(math.inf).amin(-1)
     return float((highest_G <= lowest_G).float().mean())
-
-
-def _normalised(
-    filled_B: Tensor, valid_B: Tensor, sum_G1: Tensor, count_G1: Tensor, group_size: int, eps: float
-) -> Tensor:
-    centred_GN = filled_B.view(-1, group_size) - sum_G1 / count_G1.clamp(min=1)
-    centred_GN = centred_GN * valid_B.view(-1, group_size)
-    std_G1 = (centred_GN.square().sum(-1, keepdim=True) / (count_G1 - 1).clamp(min=1)).sqrt()
-    return (centred_GN / (std_G1 + eps)).reshape(-1)

@@ -27,17 +27,16 @@ def pack_rows(
         prompt = row // completions
         return -longest[prompt], prompt, -total[row]
 
+    def padded(rows: Sequence[int]) -> int:
+        prompts = len({row // completions for row in rows})
+        return prompts * max(prompt_tokens[i] for i in rows) + len(rows) * max(completion_tokens[i] for i in rows)
+
     groups: list[list[int]] = []
-    width_p = width_c = 0
     for row in sorted(range(len(total)), key=longest_first):
-        p, c = max(width_p, prompt_tokens[row]), max(width_c, completion_tokens[row])
-        prompts = len({i // completions for i in (*groups[-1], row)}) if groups else 0
-        if groups and prompts * p + (len(groups[-1]) + 1) * c <= max_tokens:
+        if groups and padded([*groups[-1], row]) <= max_tokens:
             groups[-1].append(row)
-            width_p, width_c = p, c
         else:
             groups.append([row])
-            width_p, width_c = prompt_tokens[row], completion_tokens[row]
     return groups
 
 
