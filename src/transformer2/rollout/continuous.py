@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -270,36 +269,25 @@ def _prefill(policy: nn.Module, rows: Sequence[Row]) -> tuple[Prefilled, dict[nn
 
 def _draw(rows: Sequence[Row], logits_BV: Tensor) -> None:
     """The next token of every row that is under way, each from its own distribution."""
-    logprobs_BV = None
+    alike: dict[tuple[float, float], list[int]] = {}  # rows by how they are drawn
     finite_B = torch.isfinite(logits_BV.amax(-1)).tolist()  # entries of -inf are fine
     for b, row in enumerate(rows):
         if not finite_B[b]:
             row.end("error", UserError("the model gave non-finite logits; its expert or the base is damaged"))
-    for sampling, some in _by_sampling(rows):
-        uniforms = logits_BV.new_tensor([rows[b].uniforms[len(rows[b].tokens)] for b in some])
-        tokens, logprobs = choose_tokens(logits_BV[some], uniforms, sampling)
+        if row.finish_reason is None:
+            alike.setdefault((row.sampling.temperature, row.sampling.top_p), []).append(b)
+    for some in alike.values():
+        sampling, logits_bV = rows[some[0]].sampling, logits_BV[some]
+        uniforms = logits_bV.new_tensor([rows[b].uniforms[len(rows[b].tokens)] for b in some])
+        tokens, logprobs = choose_tokens(logits_bV, uniforms, sampling)
         if sampling.temperature not in (0, 1) or sampling.top_p < 1:  # what is noted is the model's own, as with vLLM
-            picked_BV = logits_BV[some]
-            logprobs = picked_BV.gather(-1, tokens[:, None])[:, 0] - picked_BV.logsumexp(-1)
-        if (most := max(rows[b].top_logprobs for b in some)) and logprobs_BV is None:
-            logprobs_BV = logits_BV.log_softmax(-1)
+            logprobs = logits_bV.gather(-1, tokens[:, None])[:, 0] - logits_bV.logsumexp(-1)
         for b, token, logprob in zip(some, tokens.tolist(), logprobs.tolist(), strict=True):
-            if most and rows[b].top_logprobs:
-                values, ids = logprobs_BV[b].topk(rows[b].top_logprobs)  # type: ignore[index]
-                rows[b].likeliest.append(list(zip(ids.tolist(), values.tolist(), strict=True)))
-            rows[b].take(token, logprob)
-
-
-def _by_sampling(rows: Sequence[Row]) -> Iterator[tuple[Sampling, list[int]]]:
-    """Numbers of the rows under way, by how they are drawn."""
-
-    def how(b: int) -> tuple[float, float]:
-        return rows[b].sampling.temperature, rows[b].sampling.top_p
-
-    alive: Iterable[int] = sorted((b for b, row in enumerate(rows) if row.finish_reason is None), key=how)
-    for _, some in groupby(alive, how):
-        numbers = list(some)
-        yield rows[numbers[0]].sampling, numbers
+            row = rows[b]
+            if row.top_logprobs:
+                values, ids = logits_BV[b].log_softmax(-1).topk(row.top_logprobs)
+                row.likeliest.append(list(zip(ids.tolist(), values.tolist(), strict=True)))
+            row.take(token, logprob)
 
 
 def _to_width(mask_BT: Tensor, width: int) -> Tensor:
