@@ -42,20 +42,20 @@ def test_answers_are_json_and_no_proxy_is_asked(url: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     client = Client(f"{url}/", timeout_minutes=1)
-    assert client.post("/v1", {"a": [1]}) == {"asked": {"a": [1]}, "key": "Bearer secret"}
-    assert client.get("/none") is None
+    assert client.request("/v1", {"a": [1]}) == {"asked": {"a": [1]}, "key": "Bearer secret"}
+    assert client.request("/none") is None
 
 
 def test_a_refusal_has_the_servers_words(url: str) -> None:
     with pytest.raises(Refused, match=r"refuses /other \(404\): no such path"):
-        Client(url, timeout_minutes=1).get("/other")
+        Client(url, timeout_minutes=1).request("/other")
 
 
 def test_what_is_no_vllm_server_is_named(url: str) -> None:
     with pytest.raises(UserError, match="is not a vLLM server: /html gives no JSON"):
-        Client(url, timeout_minutes=1).get("/html")
+        Client(url, timeout_minutes=1).request("/html")
     with pytest.raises(UserError, match="does not answer"):
-        Client("http://127.0.0.1:9", timeout_minutes=1).get("/health")
+        Client("http://127.0.0.1:9", timeout_minutes=1).request("/health")
 
 
 @pytest.mark.parametrize("url", ["nowhere", "ftp://host", "http://host:port", "http://[::1"])

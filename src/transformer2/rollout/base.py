@@ -65,9 +65,8 @@ class RolloutEngine(Ending, ABC):
         rows = [like.new_tensor(tokens) for tokens in ids]
         ids_BC = pad_sequence(rows, batch_first=True, padding_value=self.pad_id)
         count_B = like.new_tensor([len(tokens) for tokens in ids])
-        if logprobs is None:
-            return self._rollouts(prompts, ids_BC, count_B)
-        logprobs_BC = pad_sequence([torch.tensor(values) for values in logprobs], batch_first=True).to(like.device)
+        said = None if logprobs is None else [torch.tensor(values) for values in logprobs]
+        logprobs_BC = None if said is None else pad_sequence(said, batch_first=True).to(like.device)
         return self._rollouts(prompts, ids_BC, count_B, logprobs_BC)
 
     def _rollouts(

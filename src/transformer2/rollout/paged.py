@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from math import ceil
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class PagedEngine(RolloutEngine):
             max_requests_per_batch=self.max_rows,
             # On a GPU the library sizes the cache by free memory; elsewhere it would take most of the machine's. Its
             # mask of a pass has the square of `max_batch_tokens`, and no pass has more tokens than all prompts.
-            num_blocks=None if on_gpu else _pages(ids, sampling.max_new_tokens),
+            num_blocks=None if on_gpu else 1 + sum(ceil((len(i) + sampling.max_new_tokens) / PAGE) for i in ids),
             max_batch_tokens=None if on_gpu else min(MOST_TOKENS, sum(map(len, ids))),
         )
         # It seeds torch's global generator.
@@ -92,8 +93,3 @@ class PagedEngine(RolloutEngine):
                 f"continuous batching failed ({reason}); lower model.memory.max_rollout_rows, or use rollout: hf"
             )
         return self.packed(prompts, [row.generated_tokens for row in rows], [row.logprobs for row in rows])
-
-
-def _pages(prompts: list[list[int]], budget: int) -> int:
-    """Pages that all rows together can fill."""
-    return sum(-(-(len(ids) + budget) // PAGE) for ids in prompts) + 1

@@ -102,22 +102,15 @@ class Client:
             trust_env=False,  # no proxy knows our loopback
         )
 
-    def get(self, path: str) -> Any:
-        """The answer of a GET request; None where it is empty."""
-        return self._answer("GET", path)
-
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """The answer of a POST request; None where it is empty.
+    def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The answer to a POST of a body, or to a GET without one; None where it is empty.
 
         Raises:
             Refused: With the server's words.
             UserError: It does not answer, or it is no such server.
         """
-        return self._answer("POST", path, json=body)
-
-    def _answer(self, method: str, path: str, **content: Any) -> Any:
         try:
-            answer = self._http.request(method, path, **content)
+            answer = self._http.get(path) if body is None else self._http.post(path, json=body)
             if not answer.is_success:
                 raise Refused(f"the vLLM server refuses {path} ({answer.status_code}): {answer.text[:300]}")
             return answer.json() if answer.content else None
@@ -181,7 +174,7 @@ class Server:
         client = Client(self.url, timeout_minutes=5 / 60)
         while self.process.poll() is None and time.monotonic() < until:
             with contextlib.suppress(UserError):
-                client.get("/health")
+                client.request("/health")
                 return
             time.sleep(0.5)
         ended = self.process.poll() is not None

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-__all__ = ["Shared", "fewer_tokens", "select_rows", "shareable", "shared_part"]
+__all__ = ["Shared", "select_rows", "shareable", "shared_part"]
 
 # Below this saving another pass through the layers costs as much as the tokens that it spares.
 MOST_TOKENS = 0.8
@@ -50,11 +50,6 @@ class Shared:
         return self.beginning_1K.numel() + self.rest_UR.numel()
 
 
-def fewer_tokens(shared: int, whole: int) -> bool:
-    """Whether a pass over `shared` tokens instead of `whole` is worth the passes it is split into."""
-    return shared <= MOST_TOKENS * whole
-
-
 def shared_part(ids_BP: Tensor, mask_BP: Tensor, columns: int = 0) -> Shared | None:
     """What left-padded prompts have in common.
 
@@ -73,9 +68,9 @@ def shared_part(ids_BP: Tensor, mask_BP: Tensor, columns: int = 0) -> Shared | N
     whole = len(rows) * (width + columns)
     alone = len(number) * width + len(rows) * columns
     with_beginning = begins + len(number) * (width - begins) + len(rows) * columns
-    if not fewer_tokens(with_beginning, alone):
+    if with_beginning > MOST_TOKENS * alone:
         begins, with_beginning = 0, alone
-    if not fewer_tokens(with_beginning, whole):
+    if with_beginning > MOST_TOKENS * whole:
         return None
     first_U = torch.tensor([rows.index(prompt) for prompt in number], device=ids_BP.device)
     beginning_1K = ids_BP.new_tensor([rows[0][:begins]], dtype=torch.long).view(1, begins)

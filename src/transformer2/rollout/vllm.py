@@ -91,7 +91,7 @@ class VLLMEngine(RolloutEngine):
         url = self.server.url if self.server else options.url
         self.client = Client(str(share(url)[0]), options.timeout_minutes)
         self._check()
-        self.model = self.client.get("/v1/models")["data"][0]["id"]
+        self.model = self.client.request("/v1/models")["data"][0]["id"]
         self._pool = ThreadPoolExecutor(options.concurrency)
         self._sent: dict[str, Tensor] = {}  # z - 1 by module, as the server has it
         self._salt = ""  # of the server's prefix cache; another one for other weights
@@ -138,7 +138,7 @@ class VLLMEngine(RolloutEngine):
         common = {"model": self.model, "cache_salt": self._salt, "return_token_ids": True}
         if pictures := pictures_in(ids):
             return self._complete_with(pictures, ids, {**common, "sampling_params": sampling})
-        (choice,) = self.client.post("/v1/completions", {**common, **sampling, "prompt": ids})["choices"]
+        (choice,) = self.client.request("/v1/completions", {**common, **sampling, "prompt": ids})["choices"]
         if choice.get("token_ids") is None:
             raise UserError("this vLLM server returns no token ids; it needs vLLM >= 0.11")
         return choice["token_ids"], choice["logprobs"]["token_logprobs"]
@@ -155,7 +155,7 @@ class VLLMEngine(RolloutEngine):
         ]
         sent = {"token_ids": as_image_ids(ids, image_id, once=True), "content_parts": parts}
         try:
-            answer = self.client.post("/inference/v1/generate", {**request, **sent})
+            answer = self.client.request("/inference/v1/generate", {**request, **sent})
         except Refused as e:
             raise UserError(f"{e}; pictures need vLLM >= 0.32 with --enable-scale-out (docs/rollouts.md)") from e
         if (read := answer.get("prompt_token_ids")) != as_image_ids(ids, image_id):
@@ -207,9 +207,9 @@ class VLLMEngine(RolloutEngine):
     def _send(self, method: str, parts: Iterator[dict[str, Tensor]]) -> None:
         """Pass on parts in packets of about `bucket_mib`; a part is not divided, since what is loaded comes whole."""
         bucket: dict[str, Tensor] = {}
-        limit = self.options.bucket_mib * 2**20
         for part in parts:
-            if bucket and _bytes(bucket) + _bytes(part) > limit:
+            size = sum(t.nbytes for t in (*bucket.values(), *part.values()))
+            if bucket and size > self.options.bucket_mib * 2**20:
                 self._post(method, bucket)
                 bucket = {}
             bucket |= part
@@ -218,7 +218,8 @@ class VLLMEngine(RolloutEngine):
 
     def _post(self, method: str, bucket: dict[str, Tensor]) -> None:
         data = save({name: value.to("cpu").contiguous() for name, value in bucket.items()})
-        folder = self.options.shared_folder or (None if self.options.url else _memory_backed())
+        memory_backed = str(MEMORY_BACKED) if MEMORY_BACKED.is_dir() else tempfile.gettempdir()
+        folder = self.options.shared_folder or (None if self.options.url else memory_backed)
         if folder is None or method == "svf_set":
             self._call(method, base64.b64encode(data).decode(), "data")
             return
@@ -236,7 +237,7 @@ class VLLMEngine(RolloutEngine):
             path.unlink(missing_ok=True)
 
     def _call(self, method: str, *args: str) -> Any:
-        return self.client.post("/collective_rpc", {"method": method, "args": list(args)})
+        return self.client.request("/collective_rpc", {"method": method, "args": list(args)})
 
     def _check(self) -> None:
         """Ask the worker which protocol it speaks."""
@@ -274,11 +275,3 @@ def _data_url(picture: Picture) -> str:
     buffer = io.BytesIO()
     picture.open().save(buffer, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _bytes(tensors: Mapping[str, Tensor]) -> int:
-    return sum(t.nbytes for t in tensors.values())
-
-
-def _memory_backed() -> str:
-    return str(MEMORY_BACKED) if MEMORY_BACKED.is_dir() else tempfile.gettempdir()

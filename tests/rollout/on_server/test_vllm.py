@@ -159,7 +159,7 @@ def test_rows_of_different_z_are_refused(server, prompts) -> None:
 
 def test_what_cannot_serve_is_refused_in_one_line(server, tmp_path) -> None:
     with pytest.raises(UserError, match=r"does not answer .*is model\.vllm\.url right"):
-        Client("http://127.0.0.1:9", 1).get("/health")
+        Client("http://127.0.0.1:9", 1).request("/health")
     with pytest.raises(ConfigError, match="has no vLLM; install it"):
         Server(VLLMOptions(python=sys.executable), "x", "float32", on_gpu=False)
     with pytest.raises(ConfigError, match=r"the vLLM server ended: .*its log is"):
