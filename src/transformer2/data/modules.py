@@ -119,15 +119,15 @@ class ExpertDataModule(L.LightningDataModule):
                 if split == "train" and self.objective == "next_token":
                     self._read_solutions(split)
         if stage == "fit":
-            self._name_shared("validation", self._rows["validation"][1])
+            self._warn_of_shared_rows("validation", self._rows["validation"][1])
             self._rows["test"] = self._read("test")  # what is wrong with it must not be found after hours of training
             try:
                 self.test_dataloader()
-                self._name_shared("test", self._rows["test"][1])
+                self._warn_of_shared_rows("test", self._rows["test"][1])
             finally:
                 del self._rows["test"]
 
-    def _name_shared(self, split: str, prompts: Sequence[array[int]]) -> None:
+    def _warn_of_shared_rows(self, split: str, prompts: Sequence[array[int]]) -> None:
         """Warn of questions that are trained on and scored."""
         trained = {hash_of(ids): i for i, ids in reversed(list(enumerate(self._rows["train"][1])))}
         shared = [(i, trained[hash_of(ids)]) for i, ids in enumerate(prompts) if hash_of(ids) in trained]
@@ -151,7 +151,7 @@ class ExpertDataModule(L.LightningDataModule):
             examples = self.task.examples(split, self.data_dir)[: self.limits.get(split)]
         except (OSError, UnicodeError) as e:  # of a task of the user's own
             raise DataError(f"{self.task.name}/{split} cannot be read ({e}); check data.data_dir") from e
-        self._name_repeats(split, examples)
+        self._warn_of_repeated_ids(split, examples)
         self.tokenizer = self.tokenizer or load_tokenizer(self.base, self.model_kwargs)
         if self.tokenizer.chat_template is None and self.template is not None:
             raise DataError(
@@ -160,7 +160,8 @@ class ExpertDataModule(L.LightningDataModule):
             )
         check_pictures(examples)
         ids = [array("q", render(self.tokenizer, e, self.template)) for e in examples]  # a picture has thousands
-        self._name_unread_variables(examples[:1])
+        if examples:
+            self._warn_of_unread_variables(examples[0])
         config = load_config(self.base, self.model_kwargs).get_text_config()
         context = getattr(config, "max_position_embeddings", None)
         if (rope := getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope":
@@ -200,7 +201,7 @@ class ExpertDataModule(L.LightningDataModule):
         self._rows[split] = [examples[i] for i in kept], [prompts[i] for i in kept]
         self._solutions, self.sizes[split] = [solutions[i] for i in kept], len(kept)
 
-    def _name_repeats(self, split: str, examples: list[Example]) -> None:
+    def _warn_of_repeated_ids(self, split: str, examples: list[Example]) -> None:
         """Warn of ids that tell no rows apart; positions do."""
         first: dict[str, int] = {}
         again = [i for i, e in enumerate(examples) if first.setdefault(e.id, i) != i]
@@ -211,13 +212,13 @@ class ExpertDataModule(L.LightningDataModule):
                 f"{first[name]} and {again[0]}); they are told apart by their position"
             )
 
-    def _name_unread_variables(self, examples: list[Example]) -> None:
+    def _warn_of_unread_variables(self, example: Example) -> None:
         """Warn of variables that the chat template ignores, as it does with any that it does not know."""
         if (template := self.template) is None:
             return
         for name in template.variables:
             without = replace(template, variables={k: v for k, v in template.variables.items() if k != name})
-            if all(render(self.tokenizer, e, without) == render(self.tokenizer, e, template) for e in examples):
+            if render(self.tokenizer, example, without) == render(self.tokenizer, example, template):
                 rank_zero_warn(
                     f"data.chat_template_kwargs.{name} changes no prompt: the chat template of {self.base!r} does not "
                     "know it, or does so by itself"
