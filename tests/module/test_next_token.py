@@ -74,7 +74,7 @@ def test_the_loss_and_its_gradient_are_transformers_own_on_the_same_ids(make, me
 
 def test_it_learns_without_a_single_sample(make):
     trainer, module, data = make("toy_task.Spelt", objective="next_token", max_steps=8, lr=0.1)
-    module.sample = None
+    module.rollout = None
     trainer.fit(module, data)
     assert losses(trainer)[-1] < losses(trainer)[0] - 1, losses(trainer)
     assert module.facts()["objective"] == "next_token" and module.facts()["steps"] == 8

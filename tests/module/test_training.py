@@ -107,7 +107,7 @@ def test_every_rollout_was_sampled_after_the_last_optimizer_step(make):
 def test_logprobs_are_those_of_the_whole_model(make):
     trainer, module, data = make(max_steps=1)
     trainer.fit(module, data)
-    rollouts = module.sample(next(iter(data.train_dataloader())), 1.0, seed=5)
+    rollouts = module.answerer().sample(next(iter(data.train_dataloader())), 1.0, seed=5)
     sampled_BC = rollouts.completion_mask_BC.bool()
     with torch.no_grad():
         ids_BT = torch.cat([rollouts.prompt_ids_BP, rollouts.completion_ids_BC], 1)
@@ -277,10 +277,10 @@ def test_tokens_weigh_what_the_policy_says_over_what_the_sampler_said(make):
     gradients = {}
     for cap in (None, 4.0, 1.0):
         trainer, module, data = make(max_steps=1, importance_cap=cap)
-        sample = module.sample
+        rollout = module.rollout
 
-        def says_half(prompts, temperature, seed, sample=sample, module=module):
-            drawn = sample(prompts, temperature, seed)
+        def says_half(prompts, rollout=rollout, module=module):
+            drawn = rollout(prompts)
             mask_BC = drawn.completion_mask_BC.bool()
             hidden_ND = predicting_states(module.policy, drawn)
             logprobs_NV = module.head(hidden_ND).log_softmax(-1)
@@ -288,7 +288,7 @@ def test_tokens_weigh_what_the_policy_says_over_what_the_sampler_said(make):
             said_BC[mask_BC] = logprobs_NV.gather(-1, drawn.completion_ids_BC[mask_BC][:, None])[:, 0] - math.log(2)
             return replace(drawn, logprobs_BC=said_BC.detach())
 
-        module.sample = says_half
+        module.rollout = says_half
         trainer.fit(module, data)
         (step,) = trainer.callbacks[0].steps
         gradients[cap] = step["train/grad_norm"]

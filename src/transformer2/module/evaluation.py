@@ -14,13 +14,13 @@ from transformer2.adaptation.strategy import ActiveExpert
 from transformer2.data.loader import batches_within
 from transformer2.distributed import gather_objects, sum_over_ranks
 from transformer2.metrics import Accuracy
-from transformer2.module.learning import LearningCurve
+from transformer2.module.meter import LearningCurve
 from transformer2.module.options import MemoryOptions, SamplingOptions, TestOptions
 from transformer2.rl.logprobs import Head
 from transformer2.rollout.base import RolloutEngine
 from transformer2.rollout.hf import HFEngine
 from transformer2.tasks import Task
-from transformer2.types import Answer, Example, PromptBatch, Record, Rollouts
+from transformer2.types import Answer, Example, PromptBatch, Record
 
 
 class PolicyModule(L.LightningModule):
@@ -94,10 +94,6 @@ class PolicyModule(L.LightningModule):
             gather=gather_objects,
             total=sum_over_ranks,
         )
-
-    def sample(self, prompts: PromptBatch, temperature: float, seed: int) -> Rollouts:
-        """Completions under whatever is active: an adapter, the base, or a z for each row."""
-        return self.answerer().sample(prompts, temperature, seed)
 
     # ------------------------------------------------------------------ validation and test
 

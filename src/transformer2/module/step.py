@@ -146,10 +146,17 @@ class StepModule(PolicyModule):
             scores_BZ=scores_BZ,
         )
 
-    def step_of(self, rollouts: Rollouts, step: Step) -> Step:
-        """The step of all ranks from this rank's sum of parts."""
+    def step_of(self, rollouts: Rollouts, kept: Rollouts, advantages_B: Tensor) -> Step:
+        """The step of all ranks.
+
+        Args:
+            rollouts: This rank's, as sampled.
+            kept: The same without the tokens that the loss leaves out.
+            advantages_B: Of the same rows.
+        """
+        parts = (self.part_of_step(kept, advantages_B, rows) for rows in self.micro_batches(kept))
         sampled, (abstained, credit) = float(rollouts.completion_mask_BC.sum()), verdict_sums(self.last_verdicts)
-        step = replace(step, sampled=sampled, abstained=abstained, credit=credit)
+        step = replace(reduce(add, parts), sampled=sampled, abstained=abstained, credit=credit)
         with self.meter.timed("sync"):
             strategy = self.trainer.strategy
             return step.over_ranks(partial(strategy.reduce, reduce_op="sum"), strategy.all_gather)

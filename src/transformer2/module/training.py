@@ -26,8 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
-from functools import partial, reduce
-from operator import add
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -127,13 +126,15 @@ class SVFReinforceModule(StepModule):
         self.damping = self.rate["model.optimizer.damping"] if natural else None
         lr, recomputes = self.rate.get("model.optimizer.lr"), self.memory.activation_checkpointing
         check_natural(self.rate["model.optimizer"], lr, self.adapter, recomputes, objective, max_grad_norm)
-        plain: dict[str, Any] = {"max_grad_norm": max_grad_norm, "rollout": rollout, "seed": seed}
-        plain |= {
-            "objective": objective,
+        plain = {
             "base": base,
             "adapter": adapter,
             "dtype": dtype,
             "model_kwargs": model_kwargs,
+            "objective": objective,
+            "max_grad_norm": max_grad_norm,
+            "rollout": rollout,
+            "seed": seed,
         }
         self.save_hyperparameters(plain | {name: asdict(getattr(self, name)) for name in GROUPS}, logger=False)
         self.automatic_optimization = False
@@ -171,16 +172,14 @@ class SVFReinforceModule(StepModule):
         rollouts = self.rollout(prompts)
         rewards_B = self.rewards(rollouts)
         advantages_B = self.advantages(rewards_B)
-        kept = self.kept(rollouts, rewards_B)
-        parts = (self.part_of_step(kept, advantages_B, rows) for rows in self.micro_batches(kept))
-        self.update(self.step_of(rollouts, reduce(add, parts)), rewards_B)
+        step = self.step_of(rollouts, self.kept(rollouts, rewards_B), advantages_B)
+        self.update(step, rewards_B)
 
     def next_token(self, prompts: PromptBatch) -> None:
         """One step of maximum likelihood: REINFORCE's on solutions, with B / T as the advantage of all."""
         solutions = self.solutions(prompts)
         advantages_B = self.per_token(solutions)
-        parts = (self.part_of_step(solutions, advantages_B, rows) for rows in self.micro_batches(solutions))
-        self.update(self.step_of(solutions, reduce(add, parts)))
+        self.update(self.step_of(solutions, solutions, advantages_B))
 
     def solutions(self, prompts: PromptBatch) -> Rollouts:
         """The task's solutions as completions of a batch, each with the end of its turn."""
@@ -200,7 +199,8 @@ class SVFReinforceModule(StepModule):
             self.sampler.sync(self.policy)
         with self.meter.timed("rollout"):
             prompts = prompts.repeat(self.sampling.num_completions)
-            return self.sample(prompts, self.sampling.temperature, rollout_seed(self.seed, self.global_step))
+            seed = rollout_seed(self.seed, self.global_step)
+            return self.answerer().sample(prompts, self.sampling.temperature, seed)
 
     def rewards(self, rollouts: Rollouts) -> Tensor:
         """Rewards of the whole batch, of all ranks; NaN where there is none: the verifier failed, or abstained."""
