@@ -3,6 +3,7 @@
 The runs are of the embedded model, from the command to the table."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -70,8 +71,7 @@ def test_a_resumed_run_says_the_same():
     whole, _ = watched(CERTAIN, CERTAIN, CERTAIN, {"kl": 2.0})
     for cut in range(5):
         first, _ = watched(*[CERTAIN] * min(cut, 3))
-        again = Collapse()
-        again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        again = Collapse(**json.loads(json.dumps(asdict(first))))
         for step in range(min(cut, 3) + 2, 6):
             change = {"train/kl": 2.0} if step == 5 else {f"train/{k}": v for k, v in CERTAIN.items()}
             again.look(step, {**LEARNS, **change})

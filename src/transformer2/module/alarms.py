@@ -1,9 +1,10 @@
-"""What a training run says, once each, when it runs on and learns nothing."""
+"""Warnings, once each, of a training run that learns nothing."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -16,19 +17,28 @@ FLAT_STEPS_TO_WARN_OF = 3
 MISMATCH_TO_WARN_OF = 0.1  # nats a token; bf16 kernels of other libraries differ by some hundredths
 
 
+@dataclass
 class Alarms:
-    """Looks at every step.
+    """Looks at every step. The fields are plain values: its state in a checkpoint (`asdict`).
 
     Attributes:
         steps: Steps seen.
         flat_steps: Those that had no signal: equal rewards, or none.
+        flat_in_a_row: How many of them were the last.
+        said: What was warned of, and is not again.
         collapse: What it has seen of a collapse.
     """
 
-    def __init__(self) -> None:
-        self.collapse = Collapse()
-        self.steps = self.flat_steps = self._flat_in_a_row = 0
-        self._said: set[str] = set()
+    steps: int = 0
+    flat_steps: int = 0
+    flat_in_a_row: int = 0
+    said: list[str] = field(default_factory=list)
+    collapse: Collapse = field(default_factory=Collapse)
+
+    @classmethod
+    def resumed(cls, state: Mapping[str, Any]) -> Alarms:
+        """Those of a checkpoint, so that a resumed run reports as the uncut one; older checkpoints hold none."""
+        return cls(**{**state, "collapse": Collapse(**state["collapse"])}) if state else cls()
 
     def look(self, step: int, metrics: Mapping[str, float], grouped: bool, verdicts: Sequence[Verdict]) -> None:
         """Warn of what is wrong with a step.
@@ -42,8 +52,8 @@ class Alarms:
         flat = bool(metrics["reward/zero_std"]) or (grouped and metrics["reward/equal_groups"] == 1)
         self.steps += 1
         self.flat_steps += flat
-        self._flat_in_a_row = self._flat_in_a_row + 1 if flat else 0
-        if self._flat_in_a_row == FLAT_STEPS_TO_WARN_OF:
+        self.flat_in_a_row = self.flat_in_a_row + 1 if flat else 0
+        if self.flat_in_a_row == FLAT_STEPS_TO_WARN_OF:
             self._once("flat", step, _without_signal(metrics["train/reward"], verdicts))
         for words in self.collapse.look(step, metrics):
             rank_zero_warn(f"step {step}: {words}")
@@ -71,21 +81,9 @@ class Alarms:
             lines.append(f"{self.flat_steps} of {self.steps} {what}")
         return lines
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values, for resume: a resumed run reports as the uncut one."""
-        counts = {"steps": self.steps, "flat_steps": self.flat_steps, "flat_in_a_row": self._flat_in_a_row}
-        return {**counts, "said": sorted(self._said), "collapse": self.collapse.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; one that was written before there were alarms in it says nothing."""
-        if state:
-            self.steps, self.flat_steps = state["steps"], state["flat_steps"]
-            self._flat_in_a_row, self._said = state["flat_in_a_row"], set(state["said"])
-            self.collapse.load_state_dict(state["collapse"])
-
     def _once(self, about: str, step: int, text: str) -> None:
-        if about not in self._said:
-            self._said.add(about)
+        if about not in self.said:
+            self.said.append(about)
             rank_zero_warn(f"step {step}: {text}")
 
 

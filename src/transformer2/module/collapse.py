@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from dataclasses import dataclass, field
 
 __all__ = ["Collapse"]
 
@@ -32,61 +32,65 @@ LONGER = "or, if longer answers are better ones, raise model.sampling.max_new_to
 WATCHED = ("train/entropy", "train/accuracy", "train/finished")
 
 
+@dataclass
 class Collapse:
-    """Looks at every step.
+    """Looks at every step. The fields are plain values: its state in a checkpoint.
 
     Attributes:
-        standing: What is wrong now, in words, by sign: `entropy`, `length`, `KL`.
-        since: The step at which each sign was first seen, of all that were.
+        since: Sign (`entropy`, `length`, `KL`) -> the step at which it was first seen, of all that were.
+        words: Sign -> what was wrong then.
+        first: The watched metrics of the first step.
+        last: Those of the last three steps.
+        kl: The KL as it was last measured.
     """
 
-    def __init__(self) -> None:
-        self.standing: dict[str, str] = {}
-        self.since: dict[str, int] = {}
-        self._words: dict[str, str] = {}
-        self._first: dict[str, float] = {}
-        self._last: list[dict[str, float]] = []
-        self._kl = math.nan
+    since: dict[str, int] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
+    first: dict[str, float] = field(default_factory=dict)
+    last: list[dict[str, float]] = field(default_factory=list)
+    kl: float = math.nan
 
     def look(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Take in a step; returns the signs that were never seen before, in words."""
+        """Take in a step; returns a line for each sign that was never seen before."""
         now = {name: float(metrics[name]) for name in WATCHED}
-        self._first = self._first or now
-        self._last = [*self._last[1 - STEPS :], now]
-        self._kl = float(metrics.get("train/kl", self._kl))
-        self.standing = self._signs()
-        new = [sign for sign in self.standing if sign not in self.since]
+        self.first = self.first or now
+        self.last = [*self.last[1 - STEPS :], now]
+        self.kl = float(metrics.get("train/kl", self.kl))
+        new = {sign: words for sign, words in self.standing.items() if sign not in self.since}
         self.since |= dict.fromkeys(new, step)
-        self._words |= {sign: self.standing[sign] for sign in new}
-        return [f"{self.standing[sign]}; {_remedy([sign])}" for sign in new]
+        self.words |= new
+        return [f"{words}; {_remedy([sign])}" for sign, words in new.items()]
 
     @property
     def ended_at_first(self) -> bool:
         """Whether the completions of the first step ended by themselves, but for a quarter."""
-        return self._first.get("train/finished", 0.0) >= 1 - CUT_AT_FIRST
+        return self.first.get("train/finished", 0.0) >= 1 - CUT_AT_FIRST
 
-    def _signs(self) -> dict[str, str]:
-        """Comparisons with what was not measured (NaN) are false."""
-        first, now, found = self._first, self._last[-1], {}
-        lasting = len(self._last) == STEPS
+    @property
+    def standing(self) -> dict[str, str]:
+        """Sign -> what is wrong now; comparisons with what was not measured (NaN) are false."""
+        if not self.last:
+            return {}
+        first, now, found = self.first, self.last[-1], {}
+        lasting = len(self.last) == STEPS
         certain = (
-            s["train/entropy"] < CERTAIN * first["train/entropy"] and s["train/accuracy"] < RIGHT for s in self._last
+            s["train/entropy"] < CERTAIN * first["train/entropy"] and s["train/accuracy"] < RIGHT for s in self.last
         )
         if lasting and all(certain):
             found["entropy"] = (
                 f"the entropy fell from {first['train/entropy']:.2g} to {now['train/entropy']:.2g} nats a token with "
                 f"{now['train/accuracy']:.0%} of the answers right"
             )
-        cut = (s["train/finished"] <= 1 - CUT for s in self._last)
+        cut = (s["train/finished"] <= 1 - CUT for s in self.last)
         if lasting and self.ended_at_first and all(cut):
             found["length"] = (
                 f"completions run to the limit: {now['train/finished']:.0%} of them end by themselves, "
                 f"{first['train/finished']:.0%} did at first"
             )
-        right = sum(s["train/accuracy"] for s in self._last) / len(self._last)
-        if self._kl > FAR and right <= first["train/accuracy"] + MORE:
+        right = sum(s["train/accuracy"] for s in self.last) / len(self.last)
+        if self.kl > FAR and right <= first["train/accuracy"] + MORE:
             found["KL"] = (
-                f"the KL to the base is {self._kl:.2g} nats a token with {right:.0%} of the answers right, "
+                f"the KL to the base is {self.kl:.2g} nats a token with {right:.0%} of the answers right, "
                 f"{first['train/accuracy']:.0%} were at first"
             )
         return found
@@ -99,22 +103,13 @@ class Collapse:
         """
         if not self.since:
             return None
+        standing = self.standing
         what = [
-            f"at step {step} {self._words[sign]}{'' if sign in self.standing else ' (no longer at the end)'}"
+            f"at step {step} {self.words[sign]}{'' if sign in standing else ' (no longer at the end)'}"
             for sign, step in self.since.items()
         ]
         kept = "" if expert_step is None else f"; the expert is of step {expert_step}"
         return f"TRAINING COLLAPSED: {'; '.join(what)}{kept}; {_remedy(self.since)}"
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values, for resume."""
-        return {"since": self.since, "words": self._words, "first": self._first, "last": self._last, "kl": self._kl}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.since, self._words, self._first = (dict(state[key]) for key in ("since", "words", "first"))
-        self._last, self._kl = list(state["last"]), state["kl"]
-        self.standing = self._signs() if self._last else {}
 
 
 def _remedy(signs: Collection[str]) -> str:

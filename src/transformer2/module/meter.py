@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -45,6 +44,8 @@ class StepMeter:
 class LearningCurve:
     """Validation accuracy against steps and the seconds spent in them; validations and tests are not counted.
 
+    The fields are plain values: its state in a checkpoint.
+
     Attributes:
         seconds: Wall-clock seconds of all steps so far, of this process.
         cpu_seconds: CPU seconds of them, of all its threads.
@@ -54,7 +55,6 @@ class LearningCurve:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     points: list[dict[str, float]] = field(default_factory=list)
-    _started: tuple[float, float] | None = None
 
     def start(self) -> None:
         """A step begins."""
@@ -62,24 +62,13 @@ class LearningCurve:
 
     def stop(self) -> None:
         """A step has ended."""
-        if self._started is not None:
-            self.seconds += time.perf_counter() - self._started[0]
-            self.cpu_seconds += time.process_time() - self._started[1]
-            self._started = None
+        self.seconds += time.perf_counter() - self._started[0]
+        self.cpu_seconds += time.process_time() - self._started[1]
 
     def add(self, step: int, accuracy: float, se: float) -> None:
         """A validation after `step` steps."""
         spent = {"seconds": round(self.seconds, 2), "cpu_seconds": round(self.cpu_seconds, 2)}
         self.points.append({"step": step, "accuracy": round(accuracy, 6), "se": round(se, 6), **spent})
-
-    def state_dict(self) -> dict[str, Any]:
-        """For a run that goes on from here."""
-        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "points": [*self.points]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; older ones kept no curve."""
-        self.seconds, self.cpu_seconds = state.get("seconds", 0.0), state.get("cpu_seconds", 0.0)
-        self.points = [*state.get("points", ())]
 
 
 def verdict_sums(verdicts: Sequence[Verdict]) -> tuple[float, float]:
@@ -90,7 +79,7 @@ def verdict_sums(verdicts: Sequence[Verdict]) -> tuple[float, float]:
 
 
 def step_metrics(step: Step, rewards_B: Tensor | None, group_size: int) -> dict[str, float]:
-    """What a step of all ranks says of itself; of what was not measured, nothing.
+    """The metrics of a step of all ranks; what was not measured is left out.
 
     Args:
         step: The step.

@@ -42,8 +42,10 @@ from transformer2.data.loader import PromptLoader
 from transformer2.data.prompts import turn_end
 from transformer2.distributed import check_packed
 from transformer2.errors import ConfigError
+from transformer2.module.alarms import Alarms
 from transformer2.module.identity import KEY, check_identity, identity
 from transformer2.module.loading import begin_with, check_trained_whole, has_no_template, load_policy, make_engines
+from transformer2.module.meter import LearningCurve
 from transformer2.module.natural import NaturalGradient
 from transformer2.module.optimizers import WarmupCosine, build, restart, settings
 from transformer2.module.options import GROUPS, LossOptions, MemoryOptions, SamplingOptions, TestOptions, group
@@ -247,18 +249,18 @@ class SVFReinforceModule(StepModule):
             self._check_model()
         check_gradient(self.policy)
         check_trained_whole(config := self.policy.peft_config["default"])
-        # An expert that is gone on from says itself what it is.
+        # With --expert the method is that of its folder, whatever the settings say.
         method = {"peft_type": self.method, "parametrization": getattr(config, "parametrization", "direct")}
         check_natural(self.rate["model.optimizer"], None, method, False, self.objective)
-        # Ranks in lockstep all run as many passes, and recomputed activations keep no cache.
-        # Nor are a row's gradients its own where tokens are shared.
+        # Shared tokens need a cache, which recomputed activations do not keep. Ranks would differ in their passes, and
+        # the gradients of rows, which the natural gradient needs apart, would be added up.
         alone = self.damping is None and not (self.in_lockstep or self.memory.activation_checkpointing)
         self.shares = alone and can_share(self.policy, self.policy.device)
 
     def _check_model(self) -> None:
         """Refuse a base that decodes or scores otherwise than it should."""
         check_halves(self.policy, self.head)
-        if self.sampler is self.engine:  # else it draws for some adaptations only, and checks by itself
+        if self.sampler is self.engine:  # else the engine is checked at its first use, if there is one
             self.engine.check(self.policy, self.policy.device)
 
     def facts(self) -> dict[str, Any]:
@@ -289,14 +291,14 @@ class SVFReinforceModule(StepModule):
         state = checkpoint.get("state_dict", {})  # DeepSpeed keeps its own
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained}
         checkpoint[KEY] = identity(self)
-        checkpoint[ALARMS] = self.alarms.state_dict()
-        checkpoint[CURVE] = self.curve.state_dict()
+        checkpoint[ALARMS] = asdict(self.alarms)
+        checkpoint[CURVE] = asdict(self.curve)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another policy or task (module/identity.py)."""
         self.changed = check_identity(self, checkpoint)
-        self.alarms.load_state_dict(checkpoint.get(ALARMS, {}))
-        self.curve.load_state_dict(checkpoint.get(CURVE, {}))
+        self.alarms = Alarms.resumed(checkpoint.get(ALARMS, {}))
+        self.curve = LearningCurve(**checkpoint.get(CURVE, {}))  # older checkpoints hold none
 
     def on_train_start(self) -> None:
         """A resumed run continues with its next batch, and at its own rate, not at the one in the optimizer's state."""
