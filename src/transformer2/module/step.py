@@ -112,15 +112,18 @@ class StepModule(PolicyModule):
                 scores = score(self.policy, self.head, rollouts, kl, self.sampling.temperature, recompute, self.shares)
         logprobs_N, kl_N, entropy_N = scores
         said_N = None if rollouts.logprobs_BC is None else rollouts.logprobs_BC[sampled_BC]
-        cap = self.loss.importance_cap or math.inf
-        weights_N = None if said_N is None or cap == math.inf else importance_weights(logprobs_N, said_N, cap)
+        weights_N, capped = None, 0.0
+        if said_N is not None and (cap := self.loss.importance_cap) is not None:
+            weights_N = importance_weights(logprobs_N, said_N, cap)
+            capped = float((weights_N >= cap).sum())
+        num_rows = rank_rows * self.trainer.world_size
         loss = reinforce_loss(
             logprobs_N,
             kl_N,
             sampled_BC,
             advantages_B,
             kl_coef=self.loss.kl_coef,
-            num_rows=rank_rows * self.trainer.world_size,
+            num_rows=num_rows,
             weights_N=weights_N,
             kl_in_reward=self.loss.kl == "k1",
         )
@@ -131,7 +134,7 @@ class StepModule(PolicyModule):
                 # The gradient of the loss without a penalty is a sum of the rows' own.
                 bare, leaves = not self.loss.kl_coef and weights_N is None, list(deltas.values())
                 scores_BZ = gradient_of(logprobs_N.sum(), leaves, by_row=True, again=not bare)
-                share_B = -advantages_B / (rank_rows * self.trainer.world_size)
+                share_B = -advantages_B / num_rows
                 gradient_Z = share_B @ scores_BZ if bare else gradient_of(loss, leaves, by_row=True).sum(0)
         return Step(
             rows=len(rollouts),
@@ -142,7 +145,7 @@ class StepModule(PolicyModule):
             entropy=float(entropy_N.sum()),
             kl=float(kl_N.detach().sum()) if measured else math.nan,
             mismatch=math.nan if said_N is None else float((logprobs_N.detach() - said_N).abs().sum()),
-            capped=0.0 if weights_N is None else float((weights_N >= cap).sum()),
+            capped=capped,
             scores_BZ=scores_BZ,
         )
 
