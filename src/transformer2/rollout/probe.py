@@ -7,8 +7,6 @@ against the whole pass over the same tokens, unpadded and without a cache, which
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from transformer2.errors import ConfigError, UserError
+from transformer2.errors import ConfigError, UserError, one_line
 from transformer2.rollout.prefill import next_logits, prefill
 from transformer2.rollout.shared import shareable
 from transformer2.svf.quantised import base_model, quantisation_name
@@ -34,7 +32,7 @@ LOOSE = 0.03
 
 @dataclass(frozen=True)
 class Probe:
-    """Random rows, and what the whole pass says of them.
+    """Random rows, and their logits in one whole pass.
 
     Attributes:
         ids_BP: Left-padded prompts, with other random ids under the padding: nothing may depend on those.
@@ -120,7 +118,7 @@ def check_decoding(policy: nn.Module, device: torch.device | str, whole: bool = 
         ConfigError: What comes out is not what the whole pass says; the message names the model.
     """
     p = probe(policy, device)
-    with _said_in_one_line(p.name):
+    try:
         logits, cache, mask, position = prefill(policy, p.ids_BP, p.mask_BP, lambda rows: None, whole)
         wrong = p.differs(logits[:, None], p.logits_BPV[:, -1:], p.tolerance)
         keep = torch.arange(len(mask), device=mask.device)
@@ -132,6 +130,13 @@ def check_decoding(policy: nn.Module, device: torch.device | str, whole: bool = 
             mask, position = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1), position + 1
             logits = next_logits(policy, p.next_BS[keep, step, None], mask, position, cache)
             wrong |= p.differs(logits[:, None], p.next_logits_BSV[keep, step, None], p.tolerance)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:  # whatever a model raises that does not know our cache or our arguments
+        raise ConfigError(
+            f"{p.name} cannot be decoded with transformers' DynamicCache ({type(e).__name__}: {one_line(e)}); use "
+            "another base, or model.rollout: vllm"
+        ) from e
     if wrong:
         raise ConfigError(
             f"{p.name} does not continue left-padded prompts from its cache as it does in one pass, so completions "
@@ -163,17 +168,3 @@ def can_share(policy: nn.Module, device: torch.device) -> bool:
         return torch.stack([first_BV, next_logits(policy, after_B1, mask, position_B1 + 1, cache)], dim=1)
 
     return not p.differs(logits_B2V(True), logits_B2V(False), p.tolerance)
-
-
-@contextmanager
-def _said_in_one_line(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as e:  # whatever a model raises that does not know our cache or our arguments
-        said: Any = next(iter(str(e).strip().splitlines()), "")
-        raise ConfigError(
-            f"{name} cannot be decoded with transformers' DynamicCache ({type(e).__name__}: {said}); use another base, "
-            "or model.rollout: vllm"
-        ) from e
