@@ -49,7 +49,7 @@ class ExpertDataModule(L.LightningDataModule):
             the budget, instead of refusing them.
         chat_template: `model` takes the tokenizer's and demands one; `none` prompts with the messages' contents alone.
         chat_template_kwargs: Variables of the chat template, e.g. `{enable_thinking: false}`.
-        template_date: What a chat template that prints today's date is told, so that prompts are the same tomorrow.
+        template_date: The date that a chat template prints as today's, so that prompts are the same tomorrow.
         keep_prompts: Keep the rendered prompts in records.jsonl.
         max_new_tokens: Completion budget (linked to `model.sampling.max_new_tokens`); None takes the task's.
         seed: Seed of the order of prompts (linked to `seed_everything`).

@@ -32,7 +32,7 @@ class ChatTemplate:
 
     Args:
         variables: What it is given in addition to the messages (`data.chat_template_kwargs`).
-        date: Today's date as it is told, YYYY-MM-DD.
+        date: The date given as today's, YYYY-MM-DD.
 
     Raises:
         ConfigError: No such date, or a variable that is set here.

@@ -80,7 +80,7 @@ class PolicyModule(L.LightningModule):
         return self.data.task
 
     def answerer(self, task: Task | None = None) -> Answerer:
-        """The policy as what answers a task's prompts; None takes the datamodule's task."""
+        """What answers a task's prompts with the policy; None takes the datamodule's task."""
         task = task or self.task
         return Answerer(
             self.policy,

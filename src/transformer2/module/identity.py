@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: it is scored or resumed with the policy and the task that wrote it, or refused.
+"""Who a checkpoint is: it is scored or resumed with the policy and the task that wrote it, or refused.
 
 The policy (method, options of the adapter, base, task, names of the weights) must be the run's. Settings may change on
 resume (a longer run, another rate): they are named, and hold from there on.

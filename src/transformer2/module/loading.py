@@ -99,8 +99,7 @@ def make_engines(
 
 def has_no_template(module: SVFReinforceModule) -> bool:
     """Whether the prompts of this run are built without the chat template."""
-    data = getattr(module._trainer, "datamodule", None)
-    return data is not None and getattr(data, "template", True) is None
+    return getattr(getattr(module._trainer, "datamodule", None), "template", True) is None
 
 
 def check_trained_whole(config: PeftConfig) -> None:

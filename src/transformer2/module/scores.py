@@ -1,4 +1,4 @@
-"""What a policy and its base say of sampled tokens."""
+"""Sampled tokens under a policy and its base: log-probabilities, KL, entropy."""
 
 from __future__ import annotations
 

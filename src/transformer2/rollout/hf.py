@@ -46,8 +46,8 @@ class HFEngine(RolloutEngine):
         eos_ids: See RolloutEngine.
         max_rows: Rows generated at a time; None takes the whole batch. Halved when memory does not suffice.
         lockstep: Says on every rank whether something is so on some rank. Given, all ranks run equally many forward
-            passes, as weights that are sharded among them need; a rank that is done keeps others company, and none
-            halves its rows by itself.
+            passes, as weights that are sharded among them need: a rank that is done runs idle passes, and none halves
+            its rows alone.
         merge: Draw under weights into which the active z is composed, where that is possible: the base model's speed.
         stop: See RolloutEngine.
     """
@@ -152,7 +152,7 @@ class HFEngine(RolloutEngine):
                 return
             position_B1 = position_B1 + 1
             if live < COMPACT_BELOW * len(rows):
-                keep = (~done).nonzero()[:, 0] if live else torch.zeros_like(rows[:1])  # one row for company
+                keep = (~done).nonzero()[:, 0] if live else torch.zeros_like(rows[:1])  # an idle one
                 cache.reorder_cache(keep)  # of fewer rows: the one selection that every kind of layer has
                 rows, token, done, mask, position_B1 = (x[keep] for x in (rows, token, done, mask, position_B1))
                 select(rows)

@@ -1,4 +1,4 @@
-"""What a sampler with weights of its own must be told: z, or the weights that follow from it, module by module.
+"""What is sent to a sampler that keeps its own weights: z, or the weights that follow from it, module by module.
 
 Names are the modules' paths in the base model; a model whose checkpoint calls them otherwise is refused by the server's
 loader. Weights are in the orientation they are stored in (GPT-2's Conv1D stores W^T).
