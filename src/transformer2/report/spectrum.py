@@ -5,9 +5,7 @@ Reads plain report.json: `spectrum` (svf/spectrum.py says what of each matrix) a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -21,22 +19,12 @@ __all__ = [
     "layers_figure",
     "share_figure",
     "share_of_top",
-    "spectrum_of_run",
     "spectrum_table",
 ]
 
 Matrix = Mapping[str, Any]
 LORA = 16  # the rank that the paper's LoRA has
 NAMES = {"sum": "sum of singular values", "sum_of_squares": "sum of their squares"}
-
-
-def spectrum_of_run(run: Path) -> str:
-    """The table of a finished `spectrum` run; empty for another run."""
-    try:
-        content = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    return spectrum_table(content) if isinstance(content, dict) and "spectrum" in content else ""
 
 
 def spectrum_table(report: Mapping[str, Any]) -> str:
