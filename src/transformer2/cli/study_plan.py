@@ -18,10 +18,11 @@ from transformer2.cli.check import STRATEGIES, sections
 from transformer2.cli.compose import merge
 from transformer2.cli.study_run import check_base, checked, composed, folder_name
 from transformer2.errors import ConfigError, UserError, shown
+from transformer2.files import write_text
 from transformer2.study.builders import build
 from transformer2.study.grid import Cell, as_flag, cells, with_folders
 from transformer2.study.output import Table, write_outputs
-from transformer2.study.results import Run, State, Study, Tuning, read_study, write_study
+from transformer2.study.results import FILE, Run, State, Study, Tuning, read_study, study_json
 from transformer2.study.schedule import Job, dependants
 from transformer2.svf.base_folder import NAMES
 
@@ -146,7 +147,7 @@ class Plan:
             self.command,
             str(s.get("note", "")),
         )
-        write_study(self.folder, found)
+        write_text(self.folder / FILE, study_json(found))
         done = sum(run.state == "done" for run in runs)
         print(f"{self.name}: {done} of {len(runs)} runs done")
         whole = read_study(self.folder)

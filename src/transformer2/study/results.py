@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from transformer2.errors import DataError
-from transformer2.files import write_text
 
 FILE = "study.json"
 State = Literal["done", "failed", "missing"]
@@ -96,12 +95,12 @@ class Study:
         return next((run.labels for run in self.runs if run.name == name), {})
 
 
-def write_study(folder: Path, study: Study) -> None:
-    """Write study.json: everything but the reports, which stay where their runs are."""
-    plain = asdict(study)
+def study_json(study: Study) -> str:
+    """The content of study.json: everything but the reports, which stay where their runs are."""
+    plain = asdict(replace(study, runs=tuple(replace(run, report=None) for run in study.runs)))
     for run in plain["runs"]:
         del run["report"]
-    write_text(folder / FILE, json.dumps(plain, indent=1) + "\n")
+    return json.dumps(plain, indent=1) + "\n"
 
 
 def read_study(folder: Path) -> Study:
