@@ -202,7 +202,7 @@ def test_nothing_of_the_machine_is_copied(tmp_path) -> None:
     noted["base_model"] = "/models/of/mine/llama"
     make_study(root, "table1", {"svf-math": [noted]}, {}, base="/models/of/mine/llama")
     copy_results(root, tmp_path / "results")
-    assert read_study(tmp_path / "results/table1").reports("svf-math")[0]["base_model"] == "llama"
+    assert read_study(tmp_path / "results/table1").groups["svf-math"].reports[0]["base_model"] == "llama"
     assert read_study(tmp_path / "results/table1").base == "llama"
     found = fitted(0.6)
     found["details"]["notes"] = ["1/2 of a/b, https://host/a/b, read from /home/me/rows.json"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from transformer2.report.spectrum import LORA, share_of_top
+from transformer2.study.cells import accuracies, trainings
 from transformer2.study.readings import (
     Points,
     by_label,
@@ -21,12 +22,10 @@ from transformer2.study.readings import (
     by_skill,
     common,
     cost,
-    curves,
     ends,
     fall,
     gain,
     result,
-    row_points,
     strategy,
     trainable,
 )
@@ -154,10 +153,10 @@ def _policy_gradient_beats_next_token(table4: Study) -> list[Effect]:
 def _lora_is_unstable(table4: Study, figure9: Study) -> list[Effect]:
     sides = (by_modules(table4, name, "policy gradient", fall) for name in ("lora", "svf"))
     effects = _with_mean("fall after the best validation, LoRA - SVF", *_named_in_both(*sides), greater)
-    for name in figure9.names:
-        found = curves(figure9.reports(name))
-        first, last = ({seed: curve[end] for seed, curve in found.items()} for end in (0, -1))
-        rate = figure9.labels(name).get("lr", name)
+    for name, group in figure9.groups.items():
+        curves = {seed: accuracies(training) for seed, training in trainings(group.reports).items()}
+        first, last = ({seed: curve[end] for seed, curve in curves.items()} for end in (0, -1))
+        rate = group.labels.get("lr", name)
         effects.append(_compared(f"LoRA at rate {rate}, validation: start - end", first, last, greater, counts=False))
     return effects
 
@@ -169,7 +168,7 @@ def _cls_and_prompt(table2: Study) -> list[Effect]:
 def _few_shot_and_single(table2: Study) -> list[Effect]:
     best: dict[str, Points] = {}
     for task in tasks(table2):
-        singles = [row_points(row.entries) for name, row in rows_of(table2, task).items() if name.startswith("expert ")]
+        singles = [result(row.reports) for name, row in rows_of(table2, task).items() if name.startswith("expert ")]
         best[task] = {seed: max(of[seed] for of in singles) for seed in common(singles)}
     return _with_mean("few-shot - best single expert", strategy(table2, "cem"), best, at_least)
 

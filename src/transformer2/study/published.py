@@ -81,6 +81,11 @@ TABLE8: Mapping[str, Mapping[str, float]] = {
 TABLE10: Mapping[str, float] = {"10_shots": 82.61, "3_shots": 82.18, "light": 82.08}
 
 
+def named(label: str, task: str | None) -> str:
+    """A label, and the paper's task that it stands for, if it stands for one."""
+    return f"{label} ({task})" if task else label
+
+
 def shown(value: float | None) -> str:
     """A figure of the paper for a cell; a dash where it has none."""
     return "–" if value is None else f"{value:.2f}"
