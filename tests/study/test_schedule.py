@@ -421,7 +421,7 @@ def test_the_command_is_kept_without_folders_of_the_machine(tmp_path, monkeypatc
     Path("s.yaml").write_text(yaml.safe_dump({"title": "t", "build": "table1", "runs": {"svf": FIT}}))
     options = {"base": "/models/mine/llama", "seeds": "0,1"}
     more = [("data.data_dir", "/data/of/mine"), ("trainer.max_steps", "3")]
-    plan = Plan(str(tmp_path / "s.yaml"), Path("runs"), options, more)
+    plan = Plan(str(tmp_path / "s.yaml"), Path("runs"), set(), options, more)
     rest = "--base llama --seeds 0,1 --data.data_dir mine --trainer.max_steps 3"
     assert plan.command == f"transformer2 study s.yaml {rest}"
 

@@ -76,11 +76,12 @@ def _moved(study: Study) -> Study:
         replace(tuned, values=[{**value, "folder": run_of(value.get("folder") or "")} for value in tuned.values])
         for tuned in study.tuning
     )
-    return replace(study, base=_name_of(study.base), runs=runs, tuning=tuning)
+    return replace(study, base=portable(study.base), runs=runs, tuning=tuning)
 
 
-def _name_of(base: str) -> str:
-    return Path(base).name if Path(base).is_absolute() else base
+def portable(path: str) -> str:
+    """A path or name without the folders of this machine."""
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def _checked(report: Path, base: str) -> str:
@@ -89,7 +90,7 @@ def _checked(report: Path, base: str) -> str:
         text = report.read_text(encoding="utf-8")
     except OSError as e:
         raise DataError(f"{report} cannot be read ({type(e).__name__}); run `transformer2 study` again") from e
-    text = text.replace(json.dumps(base)[1:-1], _name_of(base))
+    text = text.replace(json.dumps(base)[1:-1], portable(base))
     _refuse_paths(text, report)
     return text
 
