@@ -24,44 +24,37 @@ from transformer2.study.cells import (
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Group, Study
 
-Lead = Callable[[Group], str]
+GSM8K = f"paper: {published.MODEL}, GSM8K"
 OTHER_MODELS = "the paper's figures are of its own models and tasks (in brackets): directions compare, levels do not"
 
 
 def table1(study: Study) -> list[Table | Figure]:
     """Base, LoRA and SVF on the skills that they were trained for."""
 
-    def paper(skill: str, group: Group | None) -> list[str]:
-        method, task = "base" if group is None else group.stem, published.SKILLS.get(skill, "")
-        return [published.shown(model.get(method, {}).get(task)) for model in published.TABLE1.values()]
+    def paper(task: str, method: str) -> list[float | None]:
+        return [model.get(method, {}).get(task) for model in published.TABLE1.values()]
 
     heads = [f"paper: {model}" for model in published.TABLE1]
-    return [_fits(study, "Base, LoRA and SVF", {"method": lambda group: display(group.stem)}, heads, paper)]
+    return [_fits(study, "Base, LoRA and SVF", {"method": lambda group: group.stem}, heads, paper)]
 
 
 def table4(study: Study) -> list[Table | Figure]:
     """Objective, modules and method."""
 
-    def paper(skill: str, group: Group | None) -> list[str]:
-        if published.SKILLS.get(skill) != "GSM8K":
-            return ["–"]
-        if group is None:
-            return [published.shown(published.TABLE7["base"])]
-        return [published.shown(published.TABLE4.get((method(group), objective(group), modules(group))))]
+    def paper(task: str, *key: str) -> list[float | None]:
+        return [published.TABLE4.get(key) if task == "GSM8K" else None]
 
-    leads = {"method": lambda group: display(method(group)), "objective": objective, "modules": modules}
-    return [_fits(study, "Objective, modules and method", leads, [f"paper: {published.MODEL}, GSM8K"], paper)]
+    leads = {"method": method, "objective": objective, "modules": modules}
+    return [_fits(study, "Objective, modules and method", leads, [GSM8K], paper)]
 
 
 def table7(study: Study) -> list[Table | Figure]:
     """Other methods of PEFT beside SVF and LoRA."""
 
-    def paper(skill: str, group: Group | None) -> list[str]:
-        known = published.TABLE7 if published.SKILLS.get(skill) == "GSM8K" else {}
-        return [published.shown(known.get("base" if group is None else group.stem))]
+    def paper(task: str, method: str) -> list[float | None]:
+        return [published.TABLE7.get(method) if task == "GSM8K" else None]
 
-    leads: dict[str, Lead] = {"method": lambda group: display(group.stem)}
-    return [_fits(study, "Methods of PEFT", leads, [f"paper: {published.MODEL}, GSM8K"], paper)]
+    return [_fits(study, "Methods of PEFT", {"method": lambda group: group.stem}, [GSM8K], paper)]
 
 
 def skill_of(group: Group) -> str:
@@ -93,29 +86,33 @@ def modules(group: Group) -> str:
 def _fits(
     study: Study,
     title: str,
-    leads: Mapping[str, Lead],
+    leads: Mapping[str, Callable[[Group], str]],
     heads: Sequence[str],
-    paper: Callable[[str, Group | None], list[str]],
+    paper: Callable[..., list[float | None]],
 ) -> Table:
     """A row for each run, below the base of its skill.
 
     Args:
         study: Its runs.
         title: Of the table.
-        leads: Columns that name a run.
+        leads: Columns that name a run, the first of them its method.
         heads: Columns of the paper's figures.
-        paper: Skill and run (None: the base) -> the paper's figures.
+        paper: Takes the paper's task and what the leads say (of the base: `base`, and nothing) to those figures.
     """
     # What has no skill beside runs that have one is a helper, such as a classification expert.
     shown = [group for group in study.scored if "skill" in group.labels] or study.scored
     rows = []
+
+    def add(skill: str, lead: list[str], cells: list[str]) -> None:
+        task = published.SKILLS.get(skill, "")
+        theirs = map(published.shown, paper(task, *lead))
+        rows.append([published.named(skill, task), *map(display, lead), *cells, *theirs])
+
     for skill in dict.fromkeys(map(skill_of, shown)):
         groups = [group for group in shown if skill_of(group) == skill]
-        what = published.named(skill, published.SKILLS.get(skill))
-        none = [""] * (len(leads) - 1)
-        rows.append([what, "base", *none, *base_cells(groups), "0", "–", *paper(skill, None)])
+        add(skill, ["base", *[""] * (len(leads) - 1)], [*base_cells(groups), "0", "–"])
         for group in groups:
             cells = score_cells(group.runs, group.reports) + training_cells(group)
-            rows.append([what, *(lead(group) for lead in leads.values()), *cells, *paper(skill, group)])
+            add(skill, [lead(group) for lead in leads.values()], cells)
     columns = ["skill", *leads, *SCORE_COLUMNS, "trainable", "training, s", *heads]
     return Table(study.name, title, columns, rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)])
