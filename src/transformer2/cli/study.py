@@ -151,7 +151,7 @@ def _finish(plan: Plan) -> bool:
     if untraceable := sum(job.done and not job.traceable for job in plan.jobs()[0]):
         print(
             "  reports that do not say which experts they are of, as an earlier transformer2 wrote them: "
-            f"{untraceable}; remove the runs whose experts were trained anew since"
+            f"{untraceable}; remove the runs whose experts were retrained since"
         )
     for key in plan.unused():
         print(f"  no run of it takes --{key}")

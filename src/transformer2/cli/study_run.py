@@ -16,12 +16,12 @@ from typing import Any
 from transformer2 import tasks
 from transformer2.cli.check import check
 from transformer2.cli.compose import compose, parse_flags
+from transformer2.cli.train import KEYS
 from transformer2.files import file_digest, source_digest
 from transformer2.svf.format import CONFIG
 
 __all__ = ["checked", "composed", "folder_name"]
 
-RUN_KEYS = ("seed_everything", "model", "data", "trainer")
 RUN_OPTIONS = ("expert", "shuffle_expert")  # plain flags with a value, of those that a run may have
 OF_ROWS = (".jsonl", ".gz", ".parquet", ".arrow")
 OF_A_MODEL = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # files of a base or an expert
@@ -31,7 +31,7 @@ OF_A_MODEL = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # fi
 def composed(args: tuple[str, ...]) -> dict[str, Any]:
     """The config of a command line."""
     command, *words = args
-    keys = (*RUN_KEYS, "adapt", "strategy") if command == "adapt" else RUN_KEYS
+    keys = (*KEYS, "adapt", "strategy") if command == "adapt" else KEYS
     flags = parse_flags(words, RUN_OPTIONS, (), keys)
     return compose(flags.configs, flags.overrides, keys)
 
@@ -54,7 +54,8 @@ def folder_name(seed: int, args: tuple[str, ...], reread: bool = False) -> str:
         args: Its command line, with the names of other runs' folders in place of their paths.
         reread: Read the config files again; they may have been edited since.
     """
-    config = composed.__wrapped__(args) if reread else composed(args)
+    config = dict(composed.__wrapped__(args) if reread else composed(args))
+    config.pop("name", None)  # a run of a study has a folder of its own
     expert, shuffle = (args[args.index(f"--{name}") + 1] if f"--{name}" in args else None for name in RUN_OPTIONS)
     model = config.get("model") or {}
     named, inner = [config, expert], (model.get("model_kwargs") or {}).get("subfolder")

@@ -1,4 +1,4 @@
-"""What cells of tables say of runs: means over seeds, tests, prices, and where each run is."""
+"""What the cells of tables say about runs: means over seeds, tests, numbers trained, and where each run is."""
 
 from __future__ import annotations
 
@@ -43,10 +43,7 @@ def display(name: str) -> str:
 
 
 def expert_name(study: Study, name: str) -> str:
-    """An expert that a report names, as tables call it: by its skill, or its run.
-
-    Its own name is that of its run folder, which another seed has another of.
-    """
+    """An expert that a report names by its run folder (another one for each seed), by its skill or its run."""
     runs = {Path(run.folder).name: run for run in study.runs}
     return runs[name].labels.get("skill", runs[name].name) if name in runs else name
 

@@ -67,7 +67,7 @@ class Job:
 
     @property
     def stale(self) -> bool:
-        """Whether its report is of experts that were trained anew since."""
+        """Whether its report is of experts that were trained again since."""
         said = _report_of(self.folder) or ()
         for expert in self.experts:
             weights = {digest for name, digest in said if name in (name_of(expert), f"first pass: {name_of(expert)}")}
@@ -279,7 +279,7 @@ def run_jobs(
                             tqdm.write(f"{job.name}   is not run: {EDITED}", file=sys.stderr)
                         else:
                             if job.stale and not quiet:
-                                tqdm.write(f"{job.name}   is made again: an expert that it was given was trained anew")
+                                tqdm.write(f"{job.name}   is made again: an expert that it was given was retrained")
                             running[job.folder] = Running(job, launcher, environment, lock)
                     bar.set_postfix_str(", ".join(run.job.name for run in running.values()))
                     if not running and not open_jobs:
