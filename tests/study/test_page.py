@@ -212,6 +212,17 @@ def test_nothing_of_the_machine_is_copied(tmp_path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("damage", [b"{", b"\xff"])
+def test_a_damaged_report_of_a_tuning_run_is_named(tmp_path, damage) -> None:
+    tried = tmp_path / "studies" / "runs" / "tried"
+    tried.mkdir(parents=True)
+    (tried / "report.json").write_bytes(damage)
+    values = [{"set": {"lr": 1}, "validation": 0.5, "folder": "../runs/tried"}]
+    table1(tmp_path / "studies", tuning=[Tuning("svf-math", 9, values, 0)])
+    with pytest.raises(DataError, match=r"tried/report\.json cannot be read"):
+        copy_results(tmp_path / "studies", tmp_path / "results")
+
+
 def test_a_run_outside_is_refused_and_an_old_report_goes(tmp_path) -> None:
     root, results = tmp_path / "studies", tmp_path / "results"
     study = make_study(root, "table1", {"svf-math": [fitted(0.6)]}, {})

@@ -58,7 +58,7 @@ def copy_results(root: Path, results: Path) -> None:
                 raise DataError(f"{root / name / FILE} names a run outside of {root}: {shown(folder)}")
             copies[results / RUNS / run.name / "report.json"] = _checked(run / "report.json", study.base)
         copies[results / name / FILE] = study_json(_moved(study))
-        _refuse_paths(copies[results / name / FILE], root / name / FILE)
+        _refuse_paths(json.loads(copies[results / name / FILE]), root / name / FILE)
     for file, text in copies.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, text)
@@ -87,16 +87,16 @@ def portable(path: str) -> str:
 def _checked(report: Path, base: str) -> str:
     """A report as text, where it names no path of this machine but the base's, which is shortened to its name."""
     try:
-        text = report.read_text(encoding="utf-8")
-    except OSError as e:
+        text = report.read_text(encoding="utf-8").replace(json.dumps(base)[1:-1], portable(base))
+        content = json.loads(text)
+    except (OSError, ValueError) as e:
         raise DataError(f"{report} cannot be read ({type(e).__name__}); run `transformer2 study` again") from e
-    text = text.replace(json.dumps(base)[1:-1], portable(base))
-    _refuse_paths(text, report)
+    _refuse_paths(content, report)
     return text
 
 
-def _refuse_paths(text: str, file: Path) -> None:
-    for value in _strings(json.loads(text)):
+def _refuse_paths(content: Any, file: Path) -> None:
+    for value in _strings(content):
         if found := _MACHINE.search(value):
             raise DataError(
                 f"{file} names a path of this machine ({shown(found[0], 80)}), which is not copied into docs; "
