@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from transformer2.cli.compose import find_config, parse_flags
@@ -54,9 +55,8 @@ The same command started several times, here or on other machines with the same 
 
 def study(args: Sequence[str]) -> int:
     """Run, then build."""
-    words = list(args)
-    files = [words.pop(0) for _ in range(next((i for i, w in enumerate(words) if w.startswith("-")), len(words)))]
-    flags = parse_flags(words, OPTIONS, SWITCHES, SECTIONS)
+    files = list(takewhile(lambda word: not word.startswith("-"), args))
+    flags = parse_flags(args[len(files) :], OPTIONS, SWITCHES, SECTIONS)
     if "help" in flags.switches:
         shipped = sorted(
             str(p.relative_to(p.parents[2])) for p in find_config("conf/base.yaml").parent.glob("paper/*.yaml")
@@ -68,7 +68,9 @@ def study(args: Sequence[str]) -> int:
     docs = flags.options.get("docs")
     if not files and docs is None:
         raise ConfigError("study needs a study file, such as conf/paper/table1.yaml (`study --help` names them)")
-    jobs = _number("jobs", flags.options.get("jobs", "1"))
+    jobs = flags.options.get("jobs", "1")
+    if not jobs.isdecimal() or not 0 < int(jobs) <= 1024:
+        raise ConfigError(f"--jobs must be a whole number from 1 to 1024, not {shown(jobs)}")
     root = Path(flags.options.get("run_dir") or Path("runs") / "studies")
     failed: set[Path] = set()
     plans = [Plan(file, root, failed, flags.options, flags.overrides) for file in files]
@@ -83,7 +85,7 @@ def study(args: Sequence[str]) -> int:
         _check_bases(plans)
     check_writable(root)
     if plans:
-        _run(plans, failed, jobs, launcher, "quiet" in flags.switches)
+        _run(plans, failed, int(jobs), launcher, "quiet" in flags.switches)
     whole = [_finish(plan) for plan in plans]
     if docs is not None:
         from transformer2.study.page import write_pages
@@ -185,9 +187,3 @@ def _doubts(study: Study) -> list[str]:
         for library, versions in made.items()
         if len(versions) > 1
     ]
-
-
-def _number(name: str, text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 1024:
-        raise ConfigError(f"--{name} must be a whole number from 1 to 1024, not {shown(text)}")
-    return int(text)

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from transformer2.errors import ConfigError, shown
+from transformer2.report.table import MCNEMAR
 from transformer2.study.output import Table
 from transformer2.study.results import Group, Run, Study
 from transformer2.study.statistics import CONFIDENCE, difference, estimate
@@ -101,7 +102,7 @@ def score_cells(runs: Sequence[Run], reports: Mapping[int, Report]) -> list[str]
     if gain is not None and gain.seeds == 1:
         report = reports[next(iter(points(scores)))]
         if (own := report.get("paired_p")) is not None:
-            p = f"{own:.2g} ({report.get('details', {}).get('paired_test', 'exact McNemar')})"
+            p = f"{own:.2g} ({report.get('details', {}).get('paired_test', MCNEMAR)})"
     elif gain is not None and gain.p is not None:
         p = f"{gain.p:.2g}"
     return [str(found), "–" if gain is None else str(gain), p, str(found.n), seeds_cell(runs)]
