@@ -24,10 +24,7 @@ from transformer2.study.results import Run, State, Study, Tuning
 from transformer2.study.schedule import Job
 from transformer2.svf.base_folder import NAMES
 
-WORLDS = {base: "conf/paper/world/tiny.yaml" for base in ("tiny", "tiny_b")} | {
-    "smollm2": "conf/paper/world/smollm2.yaml"
-}
-REAL_WORLD = "conf/paper/world/real.yaml"
+WORLDS = {"tiny": "tiny", "tiny_b": "tiny", "smollm2": "smollm2"}  # those of other bases: real
 STUDY_KEYS = ("title", "paper", "build", "seeds", "tuning_seed", "base", "other_base", "common", "runs", "note")
 
 
@@ -58,7 +55,7 @@ class Plan:
         if "runs" not in own or "build" not in own:
             raise ConfigError(f"{file} is no study file: it needs `runs` and `build`; see conf/paper/table1.yaml")
         base = options.get("base") or own.get("base") or "tiny"
-        world = options.get("world") or WORLDS.get(str(base), REAL_WORLD)
+        world = options.get("world") or f"conf/paper/world/{WORLDS.get(str(base), 'real')}.yaml"
         for key in own:
             if key not in STUDY_KEYS and (near := get_close_matches(str(key), STUDY_KEYS, n=1, cutoff=0.8)):
                 raise ConfigError(f"{file} has a key {shown(str(key))}; did you mean {near[0]}?")

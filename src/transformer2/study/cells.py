@@ -12,7 +12,7 @@ from transformer2.errors import ConfigError, shown
 from transformer2.report.table import MCNEMAR
 from transformer2.study.output import Table
 from transformer2.study.results import Group, Run, Study
-from transformer2.study.statistics import CONFIDENCE, difference, estimate
+from transformer2.study.statistics import CONFIDENCE, Estimate, difference, estimate
 
 Report = Mapping[str, Any]
 Scores = Mapping[int, Mapping[str, Any]]  # seed -> accuracy, se, n
@@ -124,7 +124,7 @@ def base_cells(groups: Sequence[Group]) -> list[str]:
     if not scored:
         return [absent(runs), "–", "–", "–", "–"]
     mean, se, n = fmean(s["accuracy"] for s in scored), fmean(s["se"] for s in scored), min(s["n"] for s in scored)
-    return [f"{100 * mean:.1f} ± {100 * se:.1f} (of questions)", "", "", str(n), seeds_cell([*said.values()])]
+    return [str(Estimate(100 * mean, 100 * se, n, 1)), "", "", str(n), seeds_cell([*said.values()])]
 
 
 def training_cells(group: Group) -> list[str]:

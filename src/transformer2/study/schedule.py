@@ -183,11 +183,10 @@ def claim(job: Job) -> int | None:
     lock = os.open(locks / job.folder.name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
     except OSError as e:
         os.close(lock)
+        if isinstance(e, BlockingIOError):
+            return None
         raise UserError(f"{locks} is on a disk without file locks ({e.strerror}); give another --run_dir") from e
     return lock
 
