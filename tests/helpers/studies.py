@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer2.study.results import Run, State, Study, Tuning, read_study, write_study
+from transformer2.study.results import FILE, Run, State, Study, Tuning, read_study, study_json
 
 
 def score(accuracy: float, n: int = 100) -> dict[str, Any]:
@@ -79,5 +79,5 @@ def make_study(
     study = Study(name or build, f"Study {build}", "Table", base, build, seeds, tuple(runs), tuple(tuning))
     folder = root / study.name
     folder.mkdir(parents=True)
-    write_study(folder, study)
+    (folder / FILE).write_text(study_json(study))
     return read_study(folder)

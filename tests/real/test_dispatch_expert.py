@@ -18,7 +18,7 @@ def test_the_row_of_the_classification_expert(real_data: Path, tmp_path: Path) -
     assert main([*words, "--jobs", "2"]) == 0  # without --quiet: the bar is what is seen of half an hour
     study = read_study(tmp_path / "smollm2-smollm2")
     for method in ("svf", "lora"):
-        reports = study.reports(f"{method}-dispatch")
+        reports = study.groups[f"{method}-dispatch"].reports
         assert list(reports) == [0, 1, 2]
         for seed, report in reports.items():
             base, result, n = report["base"], report["result"], report["n"]

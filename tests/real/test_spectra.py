@@ -14,7 +14,7 @@ def test_spectra_of_smollm2(tmp_path):
     assert main(["study", *files, "--base", "smollm2", "--run_dir", str(tmp_path), "--quiet"]) == 0
     assert len(list((tmp_path / "runs").glob("*/report.json"))) == 1  # both figures are of one run
     study = read_study(tmp_path / "figure10-smollm2")
-    (report,) = study.reports("spectrum").values()
+    (report,) = study.groups["spectrum"].reports.values()
     assert len(report["spectrum"]) == 7 * 30  # matrices of a layer, layers
     for matrix in report["spectrum"]:
         squares = matrix["sum_of_squares"]

@@ -202,7 +202,7 @@ def test_nothing_of_the_machine_is_copied(tmp_path) -> None:
     noted["base_model"] = "/models/of/mine/llama"
     make_study(root, "table1", {"svf-math": [noted]}, {}, base="/models/of/mine/llama")
     copy_results(root, tmp_path / "results")
-    assert read_study(tmp_path / "results/table1").reports("svf-math")[0]["base_model"] == "llama"
+    assert read_study(tmp_path / "results/table1").groups["svf-math"].reports[0]["base_model"] == "llama"
     assert read_study(tmp_path / "results/table1").base == "llama"
     found = fitted(0.6)
     found["details"]["notes"] = ["1/2 of a/b, https://host/a/b, read from /home/me/rows.json"]
@@ -210,6 +210,17 @@ def test_nothing_of_the_machine_is_copied(tmp_path) -> None:
     with pytest.raises(DataError, match=r"names a path of this machine \(/home/me/rows.json\)"):
         copy_results(root, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("damage", [b"{", b"\xff"])
+def test_a_damaged_report_of_a_tuning_run_is_named(tmp_path, damage) -> None:
+    tried = tmp_path / "studies" / "runs" / "tried"
+    tried.mkdir(parents=True)
+    (tried / "report.json").write_bytes(damage)
+    values = [{"set": {"lr": 1}, "validation": 0.5, "folder": "../runs/tried"}]
+    table1(tmp_path / "studies", tuning=[Tuning("svf-math", 9, values, 0)])
+    with pytest.raises(DataError, match=r"tried/report\.json cannot be read"):
+        copy_results(tmp_path / "studies", tmp_path / "results")
 
 
 def test_a_run_outside_is_refused_and_an_old_report_goes(tmp_path) -> None:

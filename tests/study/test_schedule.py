@@ -200,6 +200,13 @@ def test_a_config_that_is_edited_while_the_study_runs_is_not_mixed_in(run, tmp_p
     assert len(calls()) == 1
 
 
+def test_the_name_of_a_config_makes_no_other_run(run, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(f"_base_: conf/base.yaml\nname: {name}\n")
+        assert run({"mine": {"command": "fit", "config": [f"{name}.yaml"], "set": {"data.task": "gsm8k"}}}) == 0
+    assert len(calls()) == 1
+
+
 def test_spectra_read_no_rows(run, tmp_path):
     (tmp_path / "gsm8k").mkdir()
     runs = {"fit": FIT, "spectrum": {"command": "spectrum", "set": {"model.base": "tiny"}}}
@@ -421,7 +428,7 @@ def test_the_command_is_kept_without_folders_of_the_machine(tmp_path, monkeypatc
     Path("s.yaml").write_text(yaml.safe_dump({"title": "t", "build": "table1", "runs": {"svf": FIT}}))
     options = {"base": "/models/mine/llama", "seeds": "0,1"}
     more = [("data.data_dir", "/data/of/mine"), ("trainer.max_steps", "3")]
-    plan = Plan(str(tmp_path / "s.yaml"), Path("runs"), options, more)
+    plan = Plan(str(tmp_path / "s.yaml"), Path("runs"), set(), options, more)
     rest = "--base llama --seeds 0,1 --data.data_dir mine --trainer.max_steps 3"
     assert plan.command == f"transformer2 study s.yaml {rest}"
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from transformer2.cli.compose import find_config, parse_flags
 from transformer2.cli.folder import check_writable
 from transformer2.cli.study_plan import Plan
+from transformer2.cli.study_run import composed
 from transformer2.errors import ConfigError, shown
-from transformer2.study.schedule import Job, run_jobs
+from transformer2.files import write_text
+from transformer2.study.builders import build
+from transformer2.study.output import Table, write_outputs
+from transformer2.study.results import FILE, Study, read_study, study_json
+from transformer2.study.schedule import Job, dependants, run_jobs
+from transformer2.svf.base_folder import base_folder
 
 SECTIONS = ("model", "data", "trainer", "adapt")
 OPTIONS = ("base", "other_base", "world", "seeds", "jobs", "launcher", "run_dir", "docs")
@@ -49,9 +55,8 @@ The same command started several times, here or on other machines with the same 
 
 def study(args: Sequence[str]) -> int:
     """Run, then build."""
-    words = list(args)
-    files = [words.pop(0) for _ in range(next((i for i, w in enumerate(words) if w.startswith("-")), len(words)))]
-    flags = parse_flags(words, OPTIONS, SWITCHES, SECTIONS)
+    files = list(takewhile(lambda word: not word.startswith("-"), args))
+    flags = parse_flags(args[len(files) :], OPTIONS, SWITCHES, SECTIONS)
     if "help" in flags.switches:
         shipped = sorted(
             str(p.relative_to(p.parents[2])) for p in find_config("conf/base.yaml").parent.glob("paper/*.yaml")
@@ -63,22 +68,25 @@ def study(args: Sequence[str]) -> int:
     docs = flags.options.get("docs")
     if not files and docs is None:
         raise ConfigError("study needs a study file, such as conf/paper/table1.yaml (`study --help` names them)")
-    jobs = _number("jobs", flags.options.get("jobs", "1"))
+    jobs = flags.options.get("jobs", "1")
+    if not jobs.isdecimal() or not 0 < int(jobs) <= 1024:
+        raise ConfigError(f"--jobs must be a whole number from 1 to 1024, not {shown(jobs)}")
     root = Path(flags.options.get("run_dir") or Path("runs") / "studies")
-    plans = [Plan(file, root, flags.options, flags.overrides) for file in files]
+    failed: set[Path] = set()
+    plans = [Plan(file, root, failed, flags.options, flags.overrides) for file in files]
     launcher = shlex.split(flags.options.get("launcher", "")) or [sys.executable, "-m", "transformer2"]
     if shutil.which(launcher[0]) is None:
         raise ConfigError(f"--launcher {shown(launcher[0])} is no command; give what starts a run")
     if "dry_run" in flags.switches:
-        print("\n".join(line for plan in plans for line in plan.lines(launcher)))
+        for plan in plans:
+            _print_lines(plan, launcher)
         return 0
     if "launcher" not in flags.options:  # who starts runs elsewhere may have their bases elsewhere
-        for plan in plans:
-            plan.check_bases()
+        _check_bases(plans)
     check_writable(root)
-    quiet = "quiet" in flags.switches
-    failed = _run(plans, jobs, launcher, quiet) if plans else set()
-    whole = [plan.finish(failed) for plan in plans]
+    if plans:
+        _run(plans, failed, int(jobs), launcher, "quiet" in flags.switches)
+    whole = [_finish(plan) for plan in plans]
     if docs is not None:
         from transformer2.study.page import write_pages
 
@@ -86,48 +94,96 @@ def study(args: Sequence[str]) -> int:
     return 0 if all(whole) else 1
 
 
-def _run(plans: Sequence[Plan], at_once: int, launcher: Sequence[str], quiet: bool) -> set[Path]:
+def _print_lines(plan: Plan, launcher: Sequence[str]) -> None:
+    """What a run of the study would do."""
+    known, waiting = plan.jobs()
+    unique = {job.folder: job for job in known}
+    done = {folder for folder, job in unique.items() if job.done}
+    again = len(done & dependants(unique.values(), unique.keys() - done))
+    start = "transformer2" if list(launcher[1:]) == ["-m", "transformer2"] else shlex.join(launcher)
+    print(f"{plan.name}: {plan.study.get('title', plan.name)} (base {plan.study.base})")
+    for folder, job in unique.items():
+        words = shlex.join([*job.args, "--run_dir", str(folder)])
+        print(f"  {'done  ' if job.done else 'to run'} {job.name:<28} {start} {words}")
+    later = f", {len(waiting)} more once their settings are chosen" if waiting else ""
+    of_these = f" ({again} of them made from others; made again where those change)" if again else ""
+    print(f"  {len(unique)} runs, {len(done)} done{of_these}{later}")
+
+
+def _check_bases(plans: Sequence[Plan]) -> None:
+    """Refuse a base that is not there, once and before its runs do, one after the other.
+
+    Raises:
+        UserError: It is no folder, and the Hub does not give it.
+    """
+    models = [composed(job.args).get("model") or {} for plan in plans for job in plan.jobs()[0] if not job.done]
+    named = {(str(m["base"]), json.dumps(m.get("model_kwargs") or {})): m for m in models if "base" in m}
+    for (base, _), model in named.items():
+        base_folder(base, model.get("model_kwargs") or {}, weights=False)
+
+
+def _run(plans: Sequence[Plan], failed: set[Path], at_once: int, launcher: Sequence[str], quiet: bool) -> None:
     from transformer2.callbacks import interrupt
 
     if (listener := interrupt.current()) is not None:
         listener.on_signal = lambda number: "finished runs are kept; the same command goes on"
         listener.grace = 30.0
 
-    def known(failed: set[Path]) -> tuple[list[Job], int]:
+    def known() -> tuple[list[Job], int]:
         found: dict[Path, Job] = {}
         waiting: set[str] = set()
         for plan in plans:
-            some, unknown = plan.jobs(failed)
+            some, unknown = plan.jobs()
             found |= {job.folder: job for job in some}
             waiting |= unknown
         return list(found.values()), len(waiting)
 
-    # As many threads as there are cores for all jobs together; the embedded model chooses by itself where it is alone.
-    threads = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 and "OMP_NUM_THREADS" not in os.environ else None
-    return run_jobs(known, at_once, launcher, threads, _outcome, quiet)
+    run_jobs(known, failed, at_once, launcher, quiet)
 
 
-def _outcome(job: Job, seconds: float, code: int) -> str:
-    """A line on a job that ended."""
-    if not job.done:
-        text = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if job.log.exists() else []
-        why = shown(text[-1], 160) if text and code else f"exit code {code}, without a report of what it was given"
-        return f"{job.name}   FAILED after {seconds:.0f} s: {why} (see {job.log})"
-    return f"{job.name}   {_scores(job.folder)}{seconds:.0f} s"
+def _finish(plan: Plan) -> bool:
+    """Write study.json, and build what the study is for; whether every run is done."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    write_text(plan.folder / FILE, study_json(plan.found()))
+    study = read_study(plan.folder)
+    done = sum(run.state == "done" for run in study.runs)
+    print(f"{study.name}: {done} of {len(study.runs)} runs done")
+    for doubt in _doubts(study):
+        print(f"  {doubt}")
+    if untraceable := sum(job.done and not job.traceable for job in plan.jobs()[0]):
+        print(
+            "  reports that do not say which experts they are of, as an earlier transformer2 wrote them: "
+            f"{untraceable}; remove the runs whose experts were retrained since"
+        )
+    for key in plan.unused():
+        print(f"  no run of it takes --{key}")
+    for tuned in study.tuning:
+        if tuned.chosen is None:
+            print(f"  {tuned.name} was not run: none of its tuning runs ended with a validation score")
+    outputs = build(study)
+    for output in outputs:
+        if isinstance(output, Table) and not output.name.endswith("_tuning"):
+            print(output.text())
+    print("\n".join(f"  {path}" for path in write_outputs(outputs, plan.folder) if path.suffix != ".csv"))
+    return done == len(study.runs)
 
 
-def _scores(folder: Path) -> str:
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    found = report.get("strategies", {"": report})
-    parts = [
-        f"{name + ' ' if name else ''}{100 * r['base']['accuracy']:.1f} -> {100 * r['result']['accuracy']:.1f} %"
-        for name, r in found.items()
-        if all((r.get(key) or {}).get("accuracy") is not None for key in ("base", "result"))
+def _doubts(study: Study) -> list[str]:
+    """What speaks against comparing its runs: several versions of a library, or several numbers of questions."""
+    made: dict[str, set[str]] = {}
+    asked: dict[str, set[int]] = {}
+    for run in study.runs:
+        report = run.report or {}
+        for library, version in (report.get("versions") or {}).items():
+            made.setdefault(library, set()).add(version)
+        if n := report.get("n"):
+            asked.setdefault(run.name, set()).add(n)
+    return [
+        f"its runs of {name} are of {' and '.join(map(str, sorted(numbers)))} questions"
+        for name, numbers in asked.items()
+        if len(numbers) > 1
+    ] + [
+        f"its runs were made with {library} {' and '.join(sorted(versions))}; remove the older ones"
+        for library, versions in made.items()
+        if len(versions) > 1
     ]
-    return f"{', '.join(parts)}   " if parts else ""
-
-
-def _number(name: str, text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 1024:
-        raise ConfigError(f"--{name} must be a whole number from 1 to 1024, not {shown(text)}")
-    return int(text)

@@ -16,18 +16,12 @@ from typing import Any
 from transformer2 import tasks
 from transformer2.cli.check import check
 from transformer2.cli.compose import compose, parse_flags
+from transformer2.cli.train import KEYS
 from transformer2.files import file_digest, source_digest
-from transformer2.svf.base_folder import base_folder
 from transformer2.svf.format import CONFIG
 
-__all__ = ["check_base", "checked", "composed", "folder_name"]
+__all__ = ["checked", "composed", "folder_name"]
 
-RUN_KEYS = {
-    "fit": ("seed_everything", "model", "data", "trainer"),
-    "test": ("seed_everything", "model", "data", "trainer"),
-    "adapt": ("seed_everything", "model", "data", "trainer", "adapt", "strategy"),
-    "spectrum": ("seed_everything", "model", "data", "trainer"),
-}
 RUN_OPTIONS = ("expert", "shuffle_expert")  # plain flags with a value, of those that a run may have
 OF_ROWS = (".jsonl", ".gz", ".parquet", ".arrow")
 OF_A_MODEL = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # files of a base or an expert
@@ -37,18 +31,9 @@ OF_A_MODEL = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # fi
 def composed(args: tuple[str, ...]) -> dict[str, Any]:
     """The config of a command line."""
     command, *words = args
-    flags = parse_flags(words, RUN_OPTIONS, (), RUN_KEYS[command])
-    return compose(flags.configs, flags.overrides, RUN_KEYS[command])
-
-
-@cache
-def check_base(base: str, model_kwargs: str) -> None:
-    """Refuse a base that is not to be had; `model_kwargs` as JSON.
-
-    Raises:
-        UserError: See `base_folder`.
-    """
-    base_folder(base, json.loads(model_kwargs), weights=False)
+    keys = (*KEYS, "adapt", "strategy") if command == "adapt" else KEYS
+    flags = parse_flags(words, RUN_OPTIONS, (), keys)
+    return compose(flags.configs, flags.overrides, keys)
 
 
 @cache
@@ -61,15 +46,16 @@ def checked(args: tuple[str, ...]) -> None:
     check(deepcopy(composed(args)), args[0], folders=False)
 
 
-def folder_name(seed: int, args: tuple[str, ...], anew: bool = False) -> str:
+def folder_name(seed: int, args: tuple[str, ...], reread: bool = False) -> str:
     """By all that a run is given, its composed config included: the same run is the same folder in every study.
 
     Args:
         seed: Of the run.
         args: Its command line, with the names of other runs' folders in place of their paths.
-        anew: Read the config files again; they may have been edited since.
+        reread: Read the config files again; they may have been edited since.
     """
-    config = composed.__wrapped__(args) if anew else composed(args)
+    config = dict(composed.__wrapped__(args) if reread else composed(args))
+    config.pop("name", None)  # a run of a study has a folder of its own
     expert, shuffle = (args[args.index(f"--{name}") + 1] if f"--{name}" in args else None for name in RUN_OPTIONS)
     model = config.get("model") or {}
     named, inner = [config, expert], (model.get("model_kwargs") or {}).get("subfolder")

@@ -212,12 +212,11 @@ def report(args: Sequence[str]) -> int:
 
     from transformer2.report.adaptation import table_of_run
     from transformer2.report.curve import draw_curve
-    from transformer2.report.spectrum import spectrum_of_run
     from transformer2.report.table import read_report, text_table
 
     for run in map(Path, given.folders):
         try:
-            tables = table_of_run(run) or spectrum_of_run(run)
+            tables = table_of_run(run)
             table = text_table(read_report(run)) if not tables and (run / "report.json").exists() else None
         except UserError:
             raise

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformer2.report.blind import WITHOUT
 from transformer2.report.figures import bare_figure
+from transformer2.report.spectrum import spectrum_table
 from transformer2.report.table import MCNEMAR, dispatch_lines, read_report
 from transformer2.types import Report
 
@@ -16,15 +17,18 @@ __all__ = ["adaptation_table", "alpha_figure", "confusion_figure", "table_of_run
 
 
 def table_of_run(run: Path) -> str:
-    """The table of a finished `adapt` run; empty for another run or an unfinished one."""
+    """The table of a finished `adapt` or `spectrum` run; empty for another run or an unfinished one."""
     try:
         content = json.loads((run / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
-    strategies = content.get("strategies") if isinstance(content, dict) else None
-    if isinstance(strategies, dict) and strategies:
+    if not isinstance(content, dict):
+        return ""
+    if "spectrum" in content:
+        return spectrum_table(content)
+    if isinstance(strategies := content.get("strategies"), dict) and strategies:
         return adaptation_table({name: read_report(run / name) for name in strategies})
-    details = content.get("details") if isinstance(content, dict) else None
+    details = content.get("details")
     strategy = details.get("strategy") if isinstance(details, dict) else None
     return adaptation_table({strategy: read_report(run)}) if strategy else ""
 

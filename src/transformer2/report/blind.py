@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from transformer2.report.paired import paired_p
+from transformer2.report.paired import both_scored, paired_p
 from transformer2.types import Record
 
 __all__ = ["MOST_FREQUENT", "WITHOUT", "against_blind"]
@@ -29,11 +29,9 @@ def against_blind(records: Sequence[Record], name: str) -> tuple[dict[str, Any],
     details: dict[str, Any] = {}
     notes = []
     for control in (WITHOUT, MOST_FREQUENT):
-        both = [(r.controls.get(control), r.result.credit) for r in records]
-        pairs = [(blind, result) for blind, result in both if blind is not None and result is not None]
-        if not pairs:
+        blind, result = both_scored((r.controls.get(control) for r in records), (r.result.credit for r in records))
+        if not blind:
             continue
-        blind, result = ([pair[side] for pair in pairs] for side in (0, 1))
         gain, p = 100 * (fmean(result) - fmean(blind)), paired_p(blind, result)
         details[control] = {"points": round(gain, 6), "p": p}
         if gain <= 0 or p >= CLEAR:

@@ -9,7 +9,7 @@ from typing import Any
 from transformer2.metrics import Confusion, mean_pass_at_k
 from transformer2.report.blind import against_blind
 from transformer2.report.notes import details as notes_on
-from transformer2.report.paired import PERMUTATION, is_soft, paired_p
+from transformer2.report.paired import PERMUTATION, both_scored, is_soft, paired_p
 from transformer2.report.table import versions
 from transformer2.tasks import Task
 from transformer2.types import Record, Report, Score
@@ -51,8 +51,7 @@ def build_report(
         facts: What else there is to say.
     """
     facts = facts or Facts()
-    both = [(b, r) for b, r in ((r.base.credit, r.result.credit) for r in records) if b is not None and r is not None]
-    base, result = ([pair[side] for pair in both] for side in (0, 1))
+    base, result = both_scored((r.base.credit for r in records), (r.result.credit for r in records))
     names = dict.fromkeys(control for r in records for control in r.controls)
     controls = {control: [c for r in records if (c := r.controls.get(control)) is not None] for control in names}
     test = {"paired_test": PERMUTATION} if is_soft([*base, *result]) else {}
@@ -63,7 +62,7 @@ def build_report(
     return Report(
         task=task.name,
         protocol=protocol,
-        n=len(both),
+        n=len(base),
         base=Score.of(base),
         result=Score.of(result),
         paired_p=paired_p(base, result),

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from transformer2.report.paired import both_scored
 from transformer2.types import Answer, Record
 
 __all__ = ["CUT_REMEDY", "MOST", "details", "most_common", "on_answers"]
@@ -63,19 +64,18 @@ def on_answers(answers: Sequence[Answer], who: str, read: bool = True) -> list[s
 def _on_verdicts(records: Sequence[Record], name: str) -> list[str]:
     """Lines on verdicts that are all right, all wrong, or the same for base and result."""
     lines = []
-    credits = ((r.base.credit, r.result.credit) for r in records)
-    pairs = [(base, result) for base, result in credits if base is not None and result is not None]
-    right = sum(credit for pair in pairs for credit in pair)
-    if not pairs:
+    base, result = both_scored((r.base.credit for r in records), (r.result.credit for r in records))
+    right = sum(base) + sum(result)
+    if not base:
         lines.append("no question was scored for both base and result")
     elif right == 0:
         said = most_common(r.result.verdict.reason for r in records if r.result.correct is not None)
         lines.append(f"no answer is right: nothing can be told of what was learnt ({said}); see records.jsonl")
-    elif right == 2 * len(pairs):
+    elif right == 2 * len(base):
         lines.append("every answer is right: the task is too easy to tell what was learnt")
     if records and all(r.base.completion == r.result.completion for r in records):
         lines.append(f"{name} answers exactly as the base, word for word")
-    elif pairs and all(base == result for base, result in pairs):
+    elif base and base == result:
         lines.append(f"{name} has the verdict of the base on every question")
     return lines
 

@@ -16,10 +16,16 @@ from math import comb
 
 import torch
 
-__all__ = ["PERMUTATION", "is_soft", "paired_p"]
+__all__ = ["PERMUTATION", "both_scored", "is_soft", "paired_p"]
 
 PERMUTATION = "sign-flip permutation"
 EXACT_UP_TO, DRAWS, CHUNK, MOST_NUMBERS = 16, 100_000, 2000, 20_000_000
+
+
+def both_scored(first: Iterable[float | None], second: Iterable[float | None]) -> tuple[list[float], list[float]]:
+    """Credits of the same questions, of those alone that have one on both sides."""
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def is_soft(credits: Iterable[float]) -> bool:

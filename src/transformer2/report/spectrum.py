@@ -5,9 +5,7 @@ Reads plain report.json: `spectrum` (svf/spectrum.py says what of each matrix) a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -21,22 +19,12 @@ __all__ = [
     "layers_figure",
     "share_figure",
     "share_of_top",
-    "spectrum_of_run",
     "spectrum_table",
 ]
 
 Matrix = Mapping[str, Any]
 LORA = 16  # the rank that the paper's LoRA has
 NAMES = {"sum": "sum of singular values", "sum_of_squares": "sum of their squares"}
-
-
-def spectrum_of_run(run: Path) -> str:
-    """The table of a finished `spectrum` run; empty for another run."""
-    try:
-        content = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    return spectrum_table(content) if isinstance(content, dict) and "spectrum" in content else ""
 
 
 def spectrum_table(report: Mapping[str, Any]) -> str:
@@ -57,12 +45,10 @@ def spectrum_table(report: Mapping[str, Any]) -> str:
         lines.append(
             f"  {'tenth of the indices':<{width}} {'mean |z - 1|':>13} {'of the change':>14} {'of the weight':>14}"
         )
-        tenths = found["kinds"]["all"]
-        for i, (moved, change, weight) in enumerate(
-            zip(*(tenths[k] for k in ("mean_abs", "change", "weight")), strict=True)
-        ):
+        columns = (found["kinds"]["all"][key] for key in ("mean_abs", "change", "weight"))
+        for i, (moved, change, weight) in enumerate(zip(*columns, strict=True)):
             if moved is not None:
-                name = f"{i + 1}{' (largest)' if i == 0 else ''}"
+                name = "1 (largest)" if i == 0 else f"{i + 1}"
                 lines.append(f"  {name:<{width}} {moved:>13.4f} {100 * change:>12.1f} % {100 * weight:>12.1f} %")
     lines += [f"  {note}" for note in report.get("notes", ())]
     return "\n".join(lines)
@@ -89,14 +75,7 @@ def share_figure(matrices: Sequence[Matrix], title: str) -> Any:
             tops = sorted({int(top) for m in found for top in m[name]})
             shares = [[100 * share_of_top(m, name, top) for m in found] for top in tops]
             axes.plot(tops, [fmean(of) for of in shares], label=kind, markersize=4, **style(i))
-            axes.fill_between(
-                tops,
-                [min(of) for of in shares],
-                [max(of) for of in shares],
-                alpha=0.12,
-                color=style(i)["color"],
-                linewidth=0,
-            )
+            _band(axes, tops, shares, i, 0.12)
         axes.axvline(LORA, color="0.4", linewidth=1, linestyle=":")
         axes.text(LORA, 2, f" r = {LORA}", color="0.3", fontsize=8)
         axes.set_xscale("log", base=2)
@@ -120,19 +99,10 @@ def layers_figure(matrices: Sequence[Matrix], title: str) -> Any:
     for i, (kind, found) in enumerate(by_kind(m for m in matrices if m["layer"] is not None).items()):
         layers = sorted({m["layer"] for m in found})
         of = {layer: [m for m in found if m["layer"] == layer] for layer in layers}  # several in an MoE layer
-        left.plot(
-            layers,
-            [100 * fmean(share_of_top(m, "sum", LORA) for m in of[x]) for x in layers],
-            label=kind,
-            markersize=4,
-            **style(i),
-        )
-        right.plot(
-            layers,
-            [fmean(100 * m["rank_of_sum"]["90"] / m["rank"] for m in of[x]) for x in layers],
-            markersize=4,
-            **style(i),
-        )
+        shares = [100 * fmean(share_of_top(m, "sum", LORA) for m in of[layer]) for layer in layers]
+        ranks = [fmean(100 * m["rank_of_sum"]["90"] / m["rank"] for m in of[layer]) for layer in layers]
+        left.plot(layers, shares, label=kind, markersize=4, **style(i))
+        right.plot(layers, ranks, markersize=4, **style(i))
     left.set(ylabel=f"share of the sum in the top {LORA}, %", ylim=(0, None))
     right.set(ylabel="rank for 90 % of the sum, % of the full rank", ylim=(0, 100))
     for axes in (left, right):
@@ -158,30 +128,17 @@ def drift_figure(drifts: Mapping[str, Sequence[Mapping[str, Sequence[float | Non
     left, right = figure.subplots(1, 2)
     width = 0.8 / (len(drifts) + 1)
     for i, (name, seeds) in enumerate(drifts.items()):
-        moved, change, weight = (_means([seed[key] for seed in seeds]) for key in ("mean_abs", "change", "weight"))
+        moved, change, weight = (_by_tenth([seed[key] for seed in seeds]) for key in ("mean_abs", "change", "weight"))
         tenths = list(moved)
         left.plot(tenths, [fmean(moved[x]) for x in tenths], label=name, markersize=5, **style(i))
         if len(seeds) > 1:
-            left.fill_between(
-                tenths,
-                [min(moved[x]) for x in tenths],
-                [max(moved[x]) for x in tenths],
-                alpha=0.15,
-                color=style(i)["color"],
-                linewidth=0,
-            )
+            _band(left, tenths, moved.values(), i, 0.15)
         places = [x + (i + 1 - len(drifts) / 2) * width for x in tenths]
         right.bar(places, [100 * fmean(change[x]) for x in tenths], width, label=f"change, {name}", **bar_style(i))
         if not i:
             places = [x - len(drifts) / 2 * width for x in tenths]
-            right.bar(
-                places,
-                [100 * fmean(weight[x]) for x in tenths],
-                width,
-                label="the weights themselves",
-                color="0.75",
-                edgecolor="0.3",
-            )
+            look = {"label": "the weights themselves", "color": "0.75", "edgecolor": "0.3"}
+            right.bar(places, [100 * fmean(weight[x]) for x in tenths], width, **look)
     left.set(ylabel="mean |z − 1|", ylim=(0, None))
     right.set(ylabel="share of the squared norm, %")
     for axes in (left, right):
@@ -192,7 +149,13 @@ def drift_figure(drifts: Mapping[str, Sequence[Mapping[str, Sequence[float | Non
     return figure
 
 
-def _means(seeds: Sequence[Sequence[float | None]]) -> dict[int, list[float]]:
+def _band(axes: Any, at: Sequence[int], values: Iterable[Sequence[float]], index: int, alpha: float) -> None:
+    """From the least to the most of the values at each place."""
+    low, high = zip(*((min(of), max(of)) for of in values), strict=True)
+    axes.fill_between(at, low, high, alpha=alpha, color=style(index)["color"], linewidth=0)
+
+
+def _by_tenth(seeds: Sequence[Sequence[float | None]]) -> dict[int, list[float]]:
     """Tenth (from 1) -> the values of all seeds, where there are any."""
     values = {i + 1: [v for v in of if v is not None] for i, of in enumerate(zip(*seeds, strict=True))}
     return {tenth: of for tenth, of in values.items() if of}

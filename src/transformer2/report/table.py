@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -22,17 +23,16 @@ def versions() -> dict[str, str]:
     """Installed versions of the libraries that a result depends on."""
     found = {}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
 def text_table(report: Report) -> str:
     """Base and result with standard errors, as printed at the end of a run."""
     rows = [("base", report.base), *report.controls.items(), ("expert", report.result)]
-    lines = [f"{report.task}   test split, n = {report.n}, protocol {report.protocol}, seed {_join(report.seeds)}"]
+    seeds = ", ".join(map(str, report.seeds))
+    lines = [f"{report.task}   test split, n = {report.n}, protocol {report.protocol}, seed {seeds}"]
     width = max(12, *(len(name) for name, _ in rows))
     lines += [f"  {name:<{width}} {score!s:>16}" for name, score in rows]
     if report.n:
@@ -94,7 +94,3 @@ def _check(plain: Mapping[str, Any], **hints: Any) -> None:
     for key, hint in hints.items():
         if not fits(hint, plain[key]):
             raise TypeError(f"{key} is {written(plain[key])}, not {expected(hint)}")
-
-
-def _join(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))

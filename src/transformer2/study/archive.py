@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformer2.errors import DataError, shown
 from transformer2.files import inside, write_text
-from transformer2.study.results import FILE, Study, read_study, write_study
+from transformer2.study.results import FILE, Study, read_study, study_json
 
 RUNS = "runs"
 # Of a machine, not of a result: /home/somebody/models, C:\models. Not a/b, /v1 or https://host/a/b.
@@ -34,29 +34,21 @@ def read_studies(results: Path) -> dict[str, Study]:
     return dict(sorted(found.items(), key=place))
 
 
-def copy_results(root: Path, results: Path, studies: Sequence[str] | None = None) -> list[Path]:
+def copy_results(root: Path, results: Path) -> None:
     """Copy studies, and the report.json of their runs and of their tuning; nothing else, and no path of this machine.
 
     Args:
         root: Folder of studies, such as runs/studies.
         results: Where they go; reports there that no study names any more are removed.
-        studies: Names of their folders; None takes all.
-
-    Returns:
-        The study.json files.
 
     Raises:
         DataError: There is none, one cannot be read, or names a run outside of `root`, or a path of this machine.
     """
-    names = sorted(file.parent.name for file in root.glob(f"*/{FILE}")) if studies is None else list(studies)
-    if not names:
+    studies = read_studies(root)
+    if not studies:
         raise DataError(f"{root} holds no study; run `transformer2 study conf/paper/table1.yaml` first")
-    # All are read before any is written.
-    copies: dict[str, Study] = {}
-    reports: dict[str, str] = {}
-    for name in names:
-        study = read_study(root / name)
-        copies[name] = _moved(study)
+    copies: dict[Path, str] = {}  # all are read before any is written
+    for name, study in studies.items():
         tried = [value for tuned in study.tuning for value in tuned.values]
         folders = [run.folder for run in study.runs if run.state == "done"]
         folders += [value["folder"] for value in tried if value.get("validation") is not None and value.get("folder")]
@@ -64,18 +56,13 @@ def copy_results(root: Path, results: Path, studies: Sequence[str] | None = None
             run = inside(root, posixpath.join(name, folder))
             if run is None:
                 raise DataError(f"{root / name / FILE} names a run outside of {root}: {shown(folder)}")
-            reports[run.name] = _checked(run / "report.json", study.base)
-    for name, text in reports.items():
-        (results / RUNS / name).mkdir(parents=True, exist_ok=True)
-        write_text(results / RUNS / name / "report.json", text)
-    files = []
-    for name, study in copies.items():
-        (results / name).mkdir(parents=True, exist_ok=True)
-        write_study(results / name, study)
-        _refuse_paths((results / name / FILE).read_text(encoding="utf-8"), results / name / FILE)
-        files.append(results / name / FILE)
+            copies[results / RUNS / run.name / "report.json"] = _checked(run / "report.json", study.base)
+        copies[results / name / FILE] = study_json(_moved(study))
+        _refuse_paths(json.loads(copies[results / name / FILE]), root / name / FILE)
+    for file, text in copies.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, text)
     _prune(results)
-    return files
 
 
 def _moved(study: Study) -> Study:
@@ -89,26 +76,27 @@ def _moved(study: Study) -> Study:
         replace(tuned, values=[{**value, "folder": run_of(value.get("folder") or "")} for value in tuned.values])
         for tuned in study.tuning
     )
-    return replace(study, base=_name_of(study.base), runs=runs, tuning=tuning)
+    return replace(study, base=portable(study.base), runs=runs, tuning=tuning)
 
 
-def _name_of(base: str) -> str:
-    return Path(base).name if Path(base).is_absolute() else base
+def portable(path: str) -> str:
+    """A path or name without the folders of this machine."""
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def _checked(report: Path, base: str) -> str:
     """A report as text, where it names no path of this machine but the base's, which is shortened to its name."""
     try:
-        text = report.read_text(encoding="utf-8")
-    except OSError as e:
+        text = report.read_text(encoding="utf-8").replace(json.dumps(base)[1:-1], portable(base))
+        content = json.loads(text)
+    except (OSError, ValueError) as e:
         raise DataError(f"{report} cannot be read ({type(e).__name__}); run `transformer2 study` again") from e
-    text = text.replace(json.dumps(base)[1:-1], _name_of(base))
-    _refuse_paths(text, report)
+    _refuse_paths(content, report)
     return text
 
 
-def _refuse_paths(text: str, file: Path) -> None:
-    for value in _strings(json.loads(text)):
+def _refuse_paths(content: Any, file: Path) -> None:
+    for value in _strings(content):
         if found := _MACHINE.search(value):
             raise DataError(
                 f"{file} names a path of this machine ({shown(found[0], 80)}), which is not copied into docs; "

@@ -1,4 +1,4 @@
-"""What cells of tables say of runs: means over seeds, tests, prices, and where each run is."""
+"""What the cells of tables say about runs: means over seeds, tests, numbers trained, and where each run is."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from transformer2.errors import ConfigError, shown
-from transformer2.study.results import Run, Study
-from transformer2.study.statistics import CONFIDENCE, difference, estimate
+from transformer2.report.table import MCNEMAR
+from transformer2.study.output import Table
+from transformer2.study.results import Group, Run, Study
+from transformer2.study.statistics import CONFIDENCE, Estimate, difference, estimate
 
 Report = Mapping[str, Any]
 Scores = Mapping[int, Mapping[str, Any]]  # seed -> accuracy, se, n
@@ -41,37 +43,19 @@ def display(name: str) -> str:
     return NAMES.get(name, name)
 
 
-def stem(study: Study, name: str) -> str:
-    """A run's name in the study file: without the values of its matrix, which end it."""
-    return name.removesuffix("".join(f"-{value}" for value in study.labels(name).values()))
-
-
 def expert_name(study: Study, name: str) -> str:
-    """An expert that a report names, as tables call it: by its skill, or its run.
-
-    Its own name is that of its run folder, which another seed has another of.
-    """
+    """An expert that a report names by its run folder (another one for each seed), by its skill or its run."""
     runs = {Path(run.folder).name: run for run in study.runs}
     return runs[name].labels.get("skill", runs[name].name) if name in runs else name
 
 
-def runs_of(study: Study, name: str) -> list[Run]:
-    """The runs of a name, one a seed."""
-    return [run for run in study.runs if run.name == name]
-
-
-def scored(study: Study) -> list[str]:
-    """Names of runs with one result each, or without a report: neither `adapt` of all strategies nor `spectrum`."""
-    return [name for name in study.names if all("result" in report for report in study.reports(name).values())]
-
-
-def number(study: Study, name: str, label: str, high: float = math.inf) -> float:
+def number(group: Group, label: str, high: float = math.inf) -> float:
     """A run's label that says a number above 0.
 
     Raises:
         ConfigError: It says none.
     """
-    text = study.labels(name)[label]
+    text = group.labels[label]
     try:
         value = float(text)
     except ValueError:
@@ -79,7 +63,7 @@ def number(study: Study, name: str, label: str, high: float = math.inf) -> float
     if not (0 < value <= high and math.isfinite(value)):
         limit = f" and at most {high:g}" if math.isfinite(high) else ""
         raise ConfigError(
-            f"runs.{stem(study, name)}.matrix: {label} must be a number above 0{limit}, not {shown(repr(text), 60)}"
+            f"runs.{group.stem}.matrix: {label} must be a number above 0{limit}, not {shown(repr(text), 60)}"
         )
     return value
 
@@ -101,15 +85,14 @@ def points(scores: Scores) -> dict[int, float]:
     return {seed: 100 * score["accuracy"] for seed, score in scores.items() if score["n"]}
 
 
-def score_cells(runs: Sequence[Run], scores: Scores, base: Scores, tests: Mapping[int, str] | None = None) -> list[str]:
+def score_cells(runs: Sequence[Run], reports: Mapping[int, Report]) -> list[str]:
     """The cells of `SCORE_COLUMNS`.
 
     Args:
         runs: Where the scores are from, the missing and the failed among them.
-        scores: Of each seed that is done.
-        base: Of the base, on the same questions.
-        tests: Seed -> `p (test)` of its report, for where there is one seed.
+        reports: Of each seed that is done: at least `result`, and `base` on the same questions.
     """
+    scores, base = ({seed: report[side] for seed, report in reports.items()} for side in ("result", "base"))
     found = estimate(scores.values())
     if found is None:
         why = "not scored" if scores else absent(runs)
@@ -117,49 +100,36 @@ def score_cells(runs: Sequence[Run], scores: Scores, base: Scores, tests: Mappin
     gain = difference(points(scores), points(base))
     p = "–"
     if gain is not None and gain.seeds == 1:
-        p = (tests or {}).get(next(iter(points(scores))), "–")
+        report = reports[next(iter(points(scores)))]
+        if (own := report.get("paired_p")) is not None:
+            p = f"{own:.2g} ({report.get('details', {}).get('paired_test', MCNEMAR)})"
     elif gain is not None and gain.p is not None:
         p = f"{gain.p:.2g}"
     return [str(found), "–" if gain is None else str(gain), p, str(found.n), seeds_cell(runs)]
 
 
-def base_of(study: Study, names: Sequence[str]) -> tuple[Scores, list[Run]]:
-    """The base on the questions of some runs, by seed, and the runs that say so; all of them where none does."""
-    found: dict[int, Mapping[str, Any]] = {}
-    said = []
-    runs = [run for name in names for run in runs_of(study, name)]
+def base_cells(groups: Sequence[Group]) -> list[str]:
+    """The cells of `SCORE_COLUMNS` of the base on the questions of some runs, by the first report of each seed.
+
+    It is not trained, so the error is that of its questions.
+    """
+    runs = [run for group in groups for run in group.runs]
+    said: dict[int, Run] = {}
+    scores = []
     for run in runs:
-        if run.report is not None and run.seed not in found:
-            report = next(iter(run.report["strategies"].values())) if "strategies" in run.report else run.report
-            found[run.seed] = report["base"]
-            said.append(run)
-    return found, said or runs
-
-
-def base_cells(base: Scores, runs: Sequence[Run]) -> list[str]:
-    """The cells of `SCORE_COLUMNS` of the base itself: no training, so the error is that of its questions."""
-    scored = [score for score in base.values() if score["n"]]
+        if run.report is not None and run.seed not in said:
+            said[run.seed] = run
+            scores.append(next(iter(run.report.get("strategies", {"": run.report}).values()))["base"])
+    scored = [score for score in scores if score["n"]]
     if not scored:
         return [absent(runs), "–", "–", "–", "–"]
-    mean, se = fmean(s["accuracy"] for s in scored), fmean(s["se"] for s in scored)
-    return [
-        f"{100 * mean:.1f} ± {100 * se:.1f} (of questions)",
-        "",
-        "",
-        str(min(s["n"] for s in scored)),
-        seeds_cell(runs),
-    ]
+    mean, se, n = fmean(s["accuracy"] for s in scored), fmean(s["se"] for s in scored), min(s["n"] for s in scored)
+    return [str(Estimate(100 * mean, 100 * se, n, 1)), "", "", str(n), seeds_cell([*said.values()])]
 
 
-def report_test(report: Report) -> str:
-    """p of a report's own paired test, and which test it is."""
-    p = report.get("paired_p")
-    return "–" if p is None else f"{p:.2g} ({report.get('details', {}).get('paired_test', 'exact McNemar')})"
-
-
-def training(reports: Iterable[Report]) -> list[str]:
-    """Cells: trainable parameters, steps, seconds of training (mean over seeds)."""
-    facts = [report["details"]["training"] for report in reports if "training" in report.get("details", {})]
+def training_cells(group: Group) -> list[str]:
+    """Cells: trainable parameters, and seconds of training (mean over seeds)."""
+    facts = [fact for report in group.reports.values() if (fact := report.get("details", {}).get("training"))]
     if not facts:
         return ["–", "–"]
     sizes = sorted({fact["trainable"] for fact in facts})
@@ -167,16 +137,35 @@ def training(reports: Iterable[Report]) -> list[str]:
     return [shown, f"{fmean(fact['seconds'] for fact in facts):.0f}"]
 
 
-def on_runs(study: Study, shown: Iterable[str]) -> list[str]:
+def trainings(reports: Mapping[int, Report]) -> dict[int, Mapping[str, Any]]:
+    """Seed -> `details.training` of the runs that were validated."""
+    found = {seed: report.get("details", {}).get("training", {}) for seed, report in reports.items()}
+    return {seed: training for seed, training in found.items() if training.get("curve")}
+
+
+def accuracies(training: Mapping[str, Any]) -> list[float]:
+    """Validation accuracies in points; the first is the base's."""
+    return [100 * point["accuracy"] for point in training["curve"]]
+
+
+def on_runs(study: Study, shown: Iterable[Group]) -> list[str]:
     """Notes on the runs of a study that a table has no row for, and on those whose scores say little."""
-    others = [name for name in study.names if name not in set(shown)]
-    listed = "; ".join(f"{name} ({seeds_cell(runs_of(study, name))})" for name in others)
+    names = {group.name for group in shown}
+    listed = "; ".join(f"{name} ({seeds_cell(g.runs)})" for name, g in study.groups.items() if name not in names)
     cut = {
         f"{run.name} s{run.seed}": share
         for run in study.runs
-        if run.report is not None and run.name not in others
+        if run.report is not None and run.name in names
         if (share := run.report.get("details", {}).get("unfinished", {}).get("result", 0)) >= MANY_CUT
     }
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in cut.items())
     notes = {"also run": listed, "answers that were cut off at the token limit": shares}
     return [f"{what}: {text}" for what, text in notes.items() if text]
+
+
+def nothing(study: Study, title: str) -> Table:
+    """What stands in the place of a figure without a run, each of them named."""
+    rows = []
+    for name, group in study.groups.items():
+        rows.append([name, "nothing to draw" if group.reports else absent(group.runs), seeds_cell(group.runs)])
+    return Table(study.name, title, ["run", "", "seeds"], rows, ["no run has anything to draw yet"])

@@ -7,45 +7,46 @@ of cem, the label `task` says of which task.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
 from transformer2.report.figures import bar_style, bare_figure
-from transformer2.study.cells import Report, display, expert_name, on_runs, runs_of, seeds_cell
-from transformer2.study.curves import nothing
+from transformer2.study.cells import Report, display, expert_name, nothing, on_runs, seeds_cell
 from transformer2.study.output import Figure, Table
-from transformer2.study.results import Study
+from transformer2.study.results import Group, Study
 from transformer2.study.unseen import task_of
 
 DISPATCHED = ("prompt", "cls", "scores")
-Counts = dict[str, dict[str, int]]
 
 
 def figure6(study: Study) -> list[Table | Figure]:
     """True category against the predicted one, with a column for none of them ("others"); counts of all seeds."""
-    found: dict[str, dict[int, Counts]] = {}
+    counts: dict[str, dict[str, Counter[str]]] = {}  # strategy -> true category -> predicted ones
+    seeds: dict[str, list[int]] = {}
     for _, strategy, seed, report in _adapted(study):
-        if strategy in DISPATCHED and (confusion := report.get("details", {}).get("confusion")):
-            found.setdefault(strategy, {}).setdefault(seed, confusion)
-    if not found:
+        confusion = report.get("details", {}).get("confusion")
+        if strategy in DISPATCHED and confusion and seed not in seeds.setdefault(strategy, []):
+            seeds[strategy].append(seed)
+            for label, predicted in confusion.items():
+                counts.setdefault(strategy, {}).setdefault(label, Counter()).update(predicted)
+    if not counts:
         return [nothing(study, "Confusion of the dispatch")]
-    summed = {strategy: _sum(seeds.values()) for strategy, seeds in found.items()}
-    labels = list(dict.fromkeys(label for counts in summed.values() for label in counts))
+    labels = list(dict.fromkeys(label for of in counts.values() for label in of))
     named = [label for label in labels if label != "other"]
     columns = [*named, "others"]
+    table: dict[str, list[list[int]]] = {}
+    for strategy, of in counts.items():
+        known = [[of.get(label, Counter())[column] for column in named] for label in labels]
+        totals = [of.get(label, Counter()).total() for label in labels]
+        table[strategy] = [[*row, total - sum(row)] for row, total in zip(known, totals, strict=True)]
 
     def draw() -> Any:
-        figure = bare_figure((1.0 + 3.5 * len(summed), 0.8 + 0.55 * len(labels) + 0.8))
-        grid = figure.subplots(1, len(summed), squeeze=False, sharey=True)[0]
-        for axes, (strategy, counts) in zip(grid, summed.items(), strict=True):
-            shares = [
-                [
-                    100 * _count(counts, label, column, named) / max(1, sum(counts.get(label, {}).values()))
-                    for column in columns
-                ]
-                for label in labels
-            ]
+        figure = bare_figure((1.0 + 3.5 * len(table), 0.8 + 0.55 * len(labels) + 0.8))
+        grid = figure.subplots(1, len(table), squeeze=False, sharey=True)[0]
+        for axes, (strategy, numbers) in zip(grid, table.items(), strict=True):
+            shares = [[100 * n / max(1, sum(row)) for n in row] for row in numbers]
             axes.imshow(shares, vmin=0, vmax=100, cmap="Greys", aspect="auto")
             for y, row in enumerate(shares):
                 for x, share in enumerate(row):
@@ -62,14 +63,13 @@ def figure6(study: Study) -> list[Table | Figure]:
         return figure
 
     rows = [
-        [display(strategy), label, *(str(_count(summed[strategy], label, column, named)) for column in columns)]
-        for strategy in summed
-        for label in labels
+        [display(strategy), label, *map(str, row)]
+        for strategy, numbers in table.items()
+        for label, row in zip(labels, numbers, strict=True)
     ]
-    seeds = {strategy: ", ".join(map(str, of)) for strategy, of in found.items()}
     notes = [
         "% of the requests of a category; others: named as none of the experts', or no category was named",
-        "seeds: " + "; ".join(f"{display(strategy)} {of}" for strategy, of in seeds.items()),
+        "seeds: " + "; ".join(f"{display(strategy)} {', '.join(map(str, of))}" for strategy, of in seeds.items()),
     ]
     heads = ["strategy", "true category", *columns]
     return [
@@ -81,13 +81,13 @@ def figure6(study: Study) -> list[Table | Figure]:
 def figure7(study: Study) -> list[Table | Figure]:
     """Alpha of each expert by task: mean over seeds, and the seeds as points; means over groups where there are any."""
     found: dict[str, dict[int, dict[str, float]]] = {}
-    where: dict[str, list[str]] = {}
-    for name, strategy, seed, report in _adapted(study):
+    where: dict[str, dict[str, Group]] = {}
+    for group, strategy, seed, report in _adapted(study):
         if strategy == "cem" and report.get("alpha"):
-            task = task_of(study, name) or str(report["task"])
+            task = task_of(group) or str(report["task"])
             named = {expert_name(study, expert): value for expert, value in _alpha(report["alpha"]).items()}
             found.setdefault(task, {})[seed] = named
-            where.setdefault(task, []).append(name)
+            where.setdefault(task, {})[group.name] = group
     if not found:
         return [nothing(study, "Mixing weights")]
     experts = list(dict.fromkeys(expert for seeds in found.values() for alpha in seeds.values() for expert in alpha))
@@ -114,10 +114,10 @@ def figure7(study: Study) -> list[Table | Figure]:
 
     rows = []
     for task, seeds in found.items():
-        runs = [run for name in dict.fromkeys(where[task]) for run in runs_of(study, name)]
+        runs = [run for group in where[task].values() for run in group.runs]
         means = [[alpha[expert] for alpha in seeds.values() if expert in alpha] for expert in experts]
         rows.append([task, *(f"{fmean(of):.2f}" if of else "–" for of in means), seeds_cell(runs)])
-    below = ["means over seeds", *on_runs(study, [name for names in where.values() for name in names])]
+    below = ["means over seeds", *on_runs(study, [group for groups in where.values() for group in groups.values()])]
     notes = ["bars: mean over seeds; points: seeds; z' = 1 + sum of alpha (z - 1), so 0 leaves an expert out"]
     return [
         Figure(study.name, "Mixing weights by expert and task", draw, notes),
@@ -125,29 +125,14 @@ def figure7(study: Study) -> list[Table | Figure]:
     ]
 
 
-def _adapted(study: Study) -> Iterator[tuple[str, str, int, Report]]:
-    """(run, strategy, seed, report) of every adaptation that is done."""
-    for name in study.names:
-        for seed, whole in study.reports(name).items():
+def _adapted(study: Study) -> Iterator[tuple[Group, str, int, Report]]:
+    """(runs, strategy, seed, report) of every adaptation that is done."""
+    for group in study.groups.values():
+        for seed, whole in group.reports.items():
             own = str(whole.get("details", {}).get("strategy", ""))
             for strategy, report in whole.get("strategies", {own: whole}).items():
                 if strategy:
-                    yield name, strategy, seed, report
-
-
-def _sum(counts: Any) -> Counts:
-    total: Counts = {}
-    for of in counts:
-        for label, row in of.items():
-            into = total.setdefault(label, {})
-            for predicted, count in row.items():
-                into[predicted] = into.get(predicted, 0) + count
-    return total
-
-
-def _count(counts: Counts, label: str, column: str, named: list[str]) -> int:
-    row = counts.get(label, {})
-    return sum(n for p, n in row.items() if p not in named) if column == "others" else row.get(column, 0)
+                    yield group, strategy, seed, report
 
 
 def _alpha(alpha: Mapping[str, Any]) -> dict[str, float]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from transformer2.report.spectrum import LORA, share_of_top
+from transformer2.study.cells import accuracies, trainings
 from transformer2.study.readings import (
     Points,
     by_label,
@@ -21,12 +22,10 @@ from transformer2.study.readings import (
     by_skill,
     common,
     cost,
-    curves,
     ends,
     fall,
     gain,
     result,
-    row_points,
     strategy,
     trainable,
 )
@@ -45,7 +44,6 @@ from transformer2.study.unseen import rows_of, tasks
 
 FEWER = 0.2  # "far fewer numbers": at most this share
 MISSED = 10.0  # "misses the spectrum": more than so many % of ||W||^2
-GOALS = ("policy gradient", "next token")
 Studies = Mapping[str, Study]  # builder -> study, all of one base
 Judge = Callable[[Difference | None], Verdict]
 
@@ -77,13 +75,17 @@ class Claim:
         title: In a few words.
         hypothesis: What is tested.
         studies: Builders of the studies that it is tested on.
-        effects: The test.
+        test: Takes those studies.
     """
 
     title: str
     hypothesis: str
     studies: tuple[str, ...]
-    effects: Callable[[Studies], list[Effect]]
+    test: Callable[..., list[Effect]]
+
+    def effects(self, studies: Studies) -> list[Effect]:
+        """Test it; a study that is not there is taken as empty, so that its absence decides nothing."""
+        return self.test(*(studies.get(build, Study(build, "", "", "", build, (), ())) for build in self.studies))
 
 
 def verdict(effects: Sequence[Effect]) -> str:
@@ -95,11 +97,6 @@ def verdict(effects: Sequence[Effect]) -> str:
     open_ones = [effect for effect in counted if effect.verdict == found]
     seeds = min((effect.found.seeds if effect.found else 0 for effect in open_ones), default=0)
     return f"not decided ({seeds} seed{'' if seeds == 1 else 's'})"
-
-
-def _study(studies: Studies, build: str) -> Study:
-    """A study; an empty one where there is none, so that every claim is tested and none is decided by its absence."""
-    return studies.get(build, Study(build, "", "", "", build, (), ()))
 
 
 def _compared(what: str, first: Points, second: Points, judge: Judge, counts: bool = True) -> Effect:
@@ -127,85 +124,69 @@ def _named_in_both(
     return {name: first[name] for name in names}, {name: second[name] for name in names}
 
 
-def _svf_beats_base(studies: Studies) -> list[Effect]:
-    gains = by_skill(_study(studies, "table1"), "svf", gain)
+def _svf_beats_base(table1: Study) -> list[Effect]:
+    gains = by_skill(table1, "svf", gain)
     return _with_mean("SVF - base", gains, {skill: dict.fromkeys(of, 0.0) for skill, of in gains.items()}, greater)
 
 
-def _svf_and_lora(studies: Studies) -> list[Effect]:
-    study = _study(studies, "table1")
-    svf, lora = (by_skill(study, name, result) for name in ("svf", "lora"))
-    effects = _with_mean("SVF - LoRA", svf, lora, at_least)
-    sizes = [trainable(study, name) for name in ("svf", "lora")]
-    if not all(sizes):
-        return [*effects, Effect("trainable numbers, SVF / LoRA", None, "not decided")]
-    share = sizes[0] / sizes[1]
-    fact = f"{sizes[0]:,.0f} / {sizes[1]:,.0f} = {share:.2f}, to be at most {FEWER:g}"
-    return [
-        *effects,
-        Effect("trainable numbers, SVF / LoRA", None, "holds" if share <= FEWER else "does not hold", True, fact),
-    ]
+def _svf_and_lora(table1: Study) -> list[Effect]:
+    svf, lora = (by_skill(table1, name, result) for name in ("svf", "lora"))
+    ours, theirs = (trainable(table1, name) for name in ("svf", "lora"))
+    numbers = Effect("trainable numbers, SVF / LoRA", None, "not decided")
+    if ours and theirs:
+        fact = f"{ours:,.0f} / {theirs:,.0f} = {ours / theirs:.2f}, to be at most {FEWER:g}"
+        numbers = replace(numbers, verdict="holds" if ours / theirs <= FEWER else "does not hold", fact=fact)
+    return [*_with_mean("SVF - LoRA", svf, lora, at_least), numbers]
 
 
-def _modules_in_order(studies: Studies) -> list[Effect]:
-    study = _study(studies, "table4")
-    of = by_modules(study, "svf", "policy gradient")
+def _modules_in_order(table4: Study) -> list[Effect]:
+    of = by_modules(table4, "svf", "policy gradient")
     pairs = (("both", "mlp"), ("mlp", "attention"))
     return [_compared(f"SVF, {a} - {b}", of.get(a, {}), of.get(b, {}), at_least) for a, b in pairs]
 
 
-def _policy_gradient_beats_next_token(studies: Studies) -> list[Effect]:
-    study = _study(studies, "table4")
-    sides = (by_modules(study, "svf", goal) for goal in GOALS)
+def _policy_gradient_beats_next_token(table4: Study) -> list[Effect]:
+    sides = (by_modules(table4, "svf", goal) for goal in ("policy gradient", "next token"))
     return _with_mean("SVF, policy gradient - next token", *_named_in_both(*sides), greater)
 
 
-def _lora_is_unstable(studies: Studies) -> list[Effect]:
-    study = _study(studies, "table4")
-    sides = (by_modules(study, name, "policy gradient", fall) for name in ("lora", "svf"))
+def _lora_is_unstable(table4: Study, figure9: Study) -> list[Effect]:
+    sides = (by_modules(table4, name, "policy gradient", fall) for name in ("lora", "svf"))
     effects = _with_mean("fall after the best validation, LoRA - SVF", *_named_in_both(*sides), greater)
-    swept = _study(studies, "figure9")
-    for name in swept.names:
-        reports = swept.reports(name)
-        first, last = ({seed: of[end] for seed, of in curves(reports).items()} for end in (0, -1))
-        rate = swept.labels(name).get("lr", name)
+    for name, group in figure9.groups.items():
+        curves = {seed: accuracies(training) for seed, training in trainings(group.reports).items()}
+        first, last = ({seed: curve[end] for seed, curve in curves.items()} for end in (0, -1))
+        rate = group.labels.get("lr", name)
         effects.append(_compared(f"LoRA at rate {rate}, validation: start - end", first, last, greater, counts=False))
     return effects
 
 
-def _cls_and_prompt(studies: Studies) -> list[Effect]:
-    study = _study(studies, "table2")
-    return _with_mean("cls - prompt", strategy(study, "cls"), strategy(study, "prompt"), at_least)
+def _cls_and_prompt(table2: Study) -> list[Effect]:
+    return _with_mean("cls - prompt", strategy(table2, "cls"), strategy(table2, "prompt"), at_least)
 
 
-def _few_shot_and_single(studies: Studies) -> list[Effect]:
-    study = _study(studies, "table2")
+def _few_shot_and_single(table2: Study) -> list[Effect]:
     best: dict[str, Points] = {}
-    for task in tasks(study):
-        singles = [row_points(row.entries) for name, row in rows_of(study, task).items() if name.startswith("expert ")]
+    for task in tasks(table2):
+        singles = [result(row.reports) for name, row in rows_of(table2, task).items() if name.startswith("expert ")]
         best[task] = {seed: max(of[seed] for of in singles) for seed in common(singles)}
-    return _with_mean("few-shot - best single expert", strategy(study, "cem"), best, at_least)
+    return _with_mean("few-shot - best single expert", strategy(table2, "cem"), best, at_least)
 
 
-def _ordered_and_shuffled(studies: Studies) -> list[Effect]:
-    ordered, shuffled = (by_label(_study(studies, "table5"), name) for name in ("ordered", "shuffled"))
-    return _with_mean("ordered - shuffled", ordered, shuffled, greater)
+def _ordered_and_shuffled(table5: Study) -> list[Effect]:
+    return _with_mean("ordered - shuffled", by_label(table5, "ordered"), by_label(table5, "shuffled"), greater)
 
 
-def _more_is_no_worse(studies: Studies) -> list[Effect]:
-    shots = ends(
-        _study(studies, "table8"), "shots", lambda report, label: float(label) if label.isdecimal() else math.nan
-    )
-    budgets = ends(_study(studies, "table10"), "budget", lambda report, label: cost(report))
+def _more_is_no_worse(table8: Study, table10: Study) -> list[Effect]:
+    shots = ends(table8, "shots", lambda report, label: float(label) if label.isdecimal() else math.nan)
+    budgets = ends(table10, "budget", lambda report, label: cost(report))
     effects = _with_mean("most shots - fewest", *shots, at_least)
     return [*effects, *_with_mean("largest budget - smallest", *budgets, at_least)]
 
 
-def _low_rank_misses(studies: Studies) -> list[Effect]:
+def _low_rank_misses(figure10: Study) -> list[Effect]:
     """Of each matrix of the base; a spectrum has no seeds."""
-    study = _study(studies, "figure10")
-    reports = [report for name in study.names for report in study.reports(name).values()]
-    spectra = [report["spectrum"] for report in reports if "spectrum" in report]
+    spectra = [run.report["spectrum"] for run in figure10.runs if run.report and "spectrum" in run.report]
     missed = [100 * (1 - share_of_top(matrix, "sum_of_squares", LORA)) for matrix in spectra[0]] if spectra else []
     what = f"||W||² beyond the top {LORA}"
     if not missed:

@@ -2,20 +2,31 @@
 
 Both read every `fit` of the study: `details.training` with its `curve`, `best_step` and `best_validation`. The label
 `skill` says which panel of figure 4 a run belongs to, the name before it which line; the label `lr` is what figure 9
-compares.
+compares. `steps` (steps and CPU seconds to a target: how fast each method learns) reads `<method>-<skill>-<target>`,
+fits that validate often; the label `target` is a validation accuracy in per cent.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
 from transformer2.report.figures import bare_figure, style
-from transformer2.study.cells import Report, absent, display, number, on_runs, runs_of, seeds_cell, stem
+from transformer2.study.cells import (
+    absent,
+    accuracies,
+    display,
+    nothing,
+    number,
+    on_runs,
+    seeds_cell,
+    trainings,
+)
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Study
+from transformer2.study.statistics import estimate
 
 COLLAPSE = 10.0  # points from the best validation to the last that are called a collapse
 Curves = Mapping[int, Mapping[str, Any]]  # seed -> details.training
@@ -24,9 +35,9 @@ Curves = Mapping[int, Mapping[str, Any]]  # seed -> details.training
 def figure4(study: Study) -> list[Table | Figure]:
     """Validation accuracy over steps: mean over seeds, its standard error, and each seed's chosen checkpoint."""
     panels: dict[str, dict[str, Curves]] = {}
-    for name in study.names:
-        if found := curves(study, name):
-            panels.setdefault(study.labels(name).get("skill", ""), {})[display(stem(study, name))] = found
+    for group in study.groups.values():
+        if found := trainings(group.reports):
+            panels.setdefault(group.labels.get("skill", ""), {})[display(group.stem)] = found
     if not panels:
         return [nothing(study, "Learning curves")]
 
@@ -56,41 +67,37 @@ def figure9(study: Study) -> list[Table | Figure]:
     Raises:
         ConfigError: A rate that is no number.
     """
-    rates = sorted((n for n in study.names if "lr" in study.labels(n)), key=lambda n: number(study, n, "lr"))
-    found = {name: curves(study, name) for name in rates if curves(study, name) or not study.reports(name)}
-    rates = [*found]
-    if not any(found.values()):
+    swept = sorted((g for g in study.groups.values() if "lr" in g.labels), key=lambda group: number(group, "lr"))
+    rates = [(group, trainings(group.reports)) for group in swept]
+    rates = [(group, found) for group, found in rates if found or not group.reports]
+    drawn = [(f"{number(group, 'lr'):g}", found) for group, found in rates if found]
+    if not drawn:
         return [nothing(study, "Learning rates")]
 
     def draw() -> Any:
-        drawn = [name for name in rates if found[name]]
         figure = bare_figure((1.2 + 2.6 * len(drawn), 3.6))
-        for i, (axes, name) in enumerate(
-            zip(figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0], drawn, strict=True)
-        ):
-            for training in found[name].values():
-                steps, accuracies = _points(training)
-                axes.plot(steps, accuracies, color=style(i)["color"], alpha=0.45, linewidth=1)
-            _line(axes, found[name], i, "")
-            _dress(axes, f"learning rate {_rate(study, name)}")
-            if not i:
-                axes.set_ylabel("validation accuracy, %")
+        panels = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+        for i, (axes, (rate, found)) in enumerate(zip(panels, drawn, strict=True)):
+            for training in found.values():
+                axes.plot(_steps(training), accuracies(training), color=style(i)["color"], alpha=0.45, linewidth=1)
+            _line(axes, found, i, "")
+            _dress(axes, f"learning rate {rate}")
+        panels[0].set_ylabel("validation accuracy, %")
         return figure
 
     rows = []
-    for name in rates:
-        falls = {seed: _fall(training) for seed, training in found[name].items()}
-        best, last = ([f(_points(t)[1]) for t in found[name].values()] for f in (max, lambda values: values[-1]))
-        runs = runs_of(study, name)
-        if not falls:
-            rows.append([_rate(study, name), *[absent(runs)] * 3, "–", seeds_cell(runs)])
-            continue
-        collapsed = sum(fall > COLLAPSE for fall in falls.values())
-        means = [f"{fmean(values):.1f}" for values in (best, last, list(falls.values()))]
-        rows.append([_rate(study, name), *means, f"{collapsed} of {len(falls)}", seeds_cell(runs)])
+    for group, found in rates:
+        cells = [absent(group.runs)] * 3 + ["–"]
+        if found:
+            of_seeds = [accuracies(training) for training in found.values()]
+            best, last = [max(curve) for curve in of_seeds], [curve[-1] for curve in of_seeds]
+            falls = [high - end for high, end in zip(best, last, strict=True)]
+            collapsed = sum(fall > COLLAPSE for fall in falls)
+            cells = [*(f"{fmean(of):.1f}" for of in (best, last, falls)), f"{collapsed} of {len(falls)}"]
+        rows.append([f"{number(group, 'lr'):g}", *cells, seeds_cell(group.runs)])
     columns = ["learning rate", "best validation, %", "last validation, %", "fall, points", "collapsed", "seeds"]
     notes = [f"means over seeds; collapsed: the last validation is more than {COLLAPSE:g} points below the best"]
-    notes += on_runs(study, rates)
+    notes += on_runs(study, [group for group, _ in rates])
     thin = ["thin lines: seeds; thick: their mean; open markers: the checkpoint that each seed's validation chose"]
     return [
         Figure(study.name, "Learning curves over learning rates", draw, thin),
@@ -98,29 +105,60 @@ def figure9(study: Study) -> list[Table | Figure]:
     ]
 
 
-def curves(study: Study, name: str) -> dict[int, Mapping[str, Any]]:
-    """Seed -> what was trained, of the runs of a name that were validated."""
-    found = {seed: _training(report) for seed, report in study.reports(name).items()}
-    return {seed: training for seed, training in found.items() if training.get("curve")}
+def steps(study: Study) -> list[Table | Figure]:
+    """The first validation at the target, by method and seed.
+
+    Raises:
+        ConfigError: A target that is no percentage.
+    """
+    rows, shown = [], []
+    for group in study.groups.values():
+        labels, reports, found = group.labels, group.reports, trainings(group.reports)
+        if not {"skill", "target"} <= labels.keys() or found.keys() != reports.keys():
+            continue
+        shown.append(group)
+        target = number(group, "target", 100)
+        reached = [
+            next((point for point in training["curve"] if point["accuracy"] >= target / 100), None)
+            for training in found.values()
+        ]
+        tested = estimate(report["result"] for report in reports.values())
+        rows.append(
+            [
+                f"{labels['skill']}, {target:g} %",
+                display(group.stem),
+                ", ".join("–" if at is None else f"{at['step']}" for at in reached) or absent(group.runs),
+                _mean_of(reached, "step"),
+                _mean_of(reached, "cpu_seconds"),
+                "–" if tested is None else str(tested),
+                f"{max((training['steps'] for training in found.values()), default=0)}",
+                f"{max((training['trainable'] for training in found.values()), default=0):,}",
+                seeds_cell(group.runs),
+            ]
+        )
+    columns = ["skill, target", "method", "steps of each seed", "steps, mean", "CPU-s, mean"]
+    columns += ["test accuracy of the best, %", "of steps", "trainable", "seeds"]
+    notes = [
+        "steps to the first validation (every few steps) at the target; CPU seconds of steps alone, without validation",
+        "– : not within the run; a mean over the seeds that got there says how many of how many they are",
+    ]
+    return [Table(study.name, "Steps to the same accuracy", columns, rows, [*notes, *on_runs(study, shown)])]
 
 
-def _training(report: Report) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = report.get("details", {}).get("training", {})
-    return found
+def _mean_of(reached: Sequence[Mapping[str, Any] | None], key: str) -> str:
+    values = [point[key] for point in reached if point is not None]
+    if not values:
+        return "–"
+    return f"{fmean(values):.1f}" + (f" ({len(values)} of {len(reached)})" if len(values) < len(reached) else "")
 
 
-def _points(training: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-    return [p["step"] for p in training["curve"]], [100 * p["accuracy"] for p in training["curve"]]
-
-
-def _fall(training: Mapping[str, Any]) -> float:
-    accuracies = _points(training)[1]
-    return max(accuracies) - accuracies[-1]
+def _steps(training: Mapping[str, Any]) -> list[int]:
+    return [point["step"] for point in training["curve"]]
 
 
 def _line(axes: Any, found: Curves, index: int, label: str) -> None:
     """The mean over seeds, where all have a point, with a band of its standard error, and the chosen checkpoints."""
-    by_seed = [dict(zip(*_points(training), strict=True)) for training in found.values()]
+    by_seed = [dict(zip(_steps(training), accuracies(training), strict=True)) for training in found.values()]
     steps = sorted(set.intersection(*(set(of) for of in by_seed)))
     means = [fmean(of[step] for of in by_seed) for step in steps]
     errors = [stdev(of[step] for of in by_seed) / math.sqrt(len(by_seed)) if len(by_seed) > 1 else 0 for step in steps]
@@ -140,16 +178,3 @@ def _dress(axes: Any, title: str) -> None:
     axes.set(xlabel="optimizer steps", title=title, ylim=(0, 100))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)
-
-
-def _rate(study: Study, name: str) -> str:
-    return f"{number(study, name, 'lr'):g}"
-
-
-def nothing(study: Study, title: str) -> Table:
-    """What stands in the place of a figure without a run, each of them named."""
-    rows = []
-    for runs in (runs_of(study, name) for name in study.names):
-        why = "nothing to draw" if any(run.state == "done" for run in runs) else absent(runs)
-        rows.append([runs[0].name, why, seeds_cell(runs)])
-    return Table(study.name, title, ["run", "", "seeds"], rows, ["no run has anything to draw yet"])

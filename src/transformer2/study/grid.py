@@ -5,8 +5,10 @@ Everything in a study is an ordinary command line, which can be typed by hand; t
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -51,6 +53,11 @@ class Cell:
     expert: str | None = None
     seeds: tuple[int, ...] = ()
 
+    @property
+    def tried(self) -> list[dict[str, Any]]:
+        """The values to choose from, as flags."""
+        return [{key: value} for key, values in self.tune.items() for value in values]
+
     def needs(self) -> list[str]:
         """Names of the runs whose folders it uses."""
         return sorted({found[1] for text in _texts([self.flags, self.expert]) if (found := REFERENCE.fullmatch(text))})
@@ -68,10 +75,9 @@ def cells(study: DictConfig) -> list[Cell]:
     if odd := [name for name in runs if not isinstance(name, str)]:
         raise ConfigError(f"a run of the study is called {odd[0]!r}, which is no text in YAML; quote or rename it")
     found = [cell for name in runs for cell in _cells_of(study, str(name))]
-    names = {cell.name for cell in found}
-    if len(names) < len(found):
-        twice = next(c.name for i, c in enumerate(found) if c.name in [x.name for x in found[:i]])
-        raise ConfigError(f"two runs of the study are called {twice}; rename one")
+    names = Counter(cell.name for cell in found)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ConfigError(f"two runs of the study are called {twice[0]}; rename one")
     for cell in found:
         for needed in cell.needs():
             if needed not in names:
@@ -170,13 +176,7 @@ def with_folders(value: Any, folders: Mapping[str, str]) -> Any:
 
 def as_flag(value: Any) -> str:
     """A value as one word of a command line, which reads back as the same value."""
-    if isinstance(value, str) and _reads_back(value):
-        return value
+    with contextlib.suppress(yaml.YAMLError):
+        if isinstance(value, str) and yaml.safe_load(f"- {value}") == [value]:
+            return value
     return yaml.safe_dump(value, default_flow_style=True, width=10**9, sort_keys=False).strip().removesuffix("\n...")
-
-
-def _reads_back(text: str) -> bool:
-    try:
-        return bool(yaml.safe_load(f"- {text}") == [text])
-    except yaml.YAMLError:
-        return False

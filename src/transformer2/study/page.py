@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from transformer2.study.archive import copy_results, read_studies
 from transformer2.study.builders import build
 from transformer2.study.claims import CLAIMS, Claim, Effect, Studies, verdict
 from transformer2.study.output import Table, with_links, write_outputs
-from transformer2.study.results import Study
+from transformer2.study.results import State, Study
 from transformer2.study.statistics import CONFIDENCE, ENOUGH, MARGIN
 
 RESULTS = "results"
@@ -73,9 +74,7 @@ def _paper(studies: Mapping[str, Study], docs: Path) -> str:
     for folder, study in studies.items():
         outputs = build(study)
         facts = [f"{study.paper} of the paper" if study.paper else "", f"base {_world(study.base)}", _runs(study)]
-        parts.append(
-            f"## {_heading(study)}\n\n{'; '.join(filter(None, facts))}.\n\n`{study.command or _command(study)}`"
-        )
+        parts.append(f"## {_heading(study)}\n\n{'; '.join(filter(None, facts))}.\n\n`{_command(study)}`")
         for output in outputs:
             text = _rebased(output.markdown(), f"{RESULTS}/{folder}", docs)
             csv = f"{RESULTS}/{folder}/{output.name}.csv"
@@ -102,11 +101,9 @@ def _command(study: Study) -> str:
 
 
 def _runs(study: Study) -> str:
-    count: dict[str, int] = {}
-    for run in study.runs:
-        count[run.state] = count.get(run.state, 0) + 1
-    words = {"done": "done", "failed": "failed", "missing": "not run"}
-    return f"runs: {', '.join(f'{count[state]} {word}' for state, word in words.items() if state in count)}"
+    count = Counter(run.state for run in study.runs)
+    words: Mapping[State, str] = {"done": "done", "failed": "failed", "missing": "not run"}
+    return "runs: " + ", ".join(f"{count[state]} {word}" for state, word in words.items() if count[state])
 
 
 def _rebased(text: str, folder: str, docs: Path) -> str:
@@ -127,11 +124,12 @@ def _claims(studies: Mapping[str, Study]) -> str:
     worlds: dict[str, dict[str, Study]] = {"tiny": {}}
     for study in sorted(studies.values(), key=lambda study: study.name != study.build):  # first that of the paper
         worlds.setdefault(study.base, {}).setdefault(study.build, study)
-    effects = {(i, base): claim.effects(of) for i, claim in enumerate(CLAIMS) for base, of in worlds.items()}
+    found = [{base: claim.effects(of) for base, of in worlds.items()} for claim in CLAIMS]
+    titles = [f"{i}. {claim.title}" for i, claim in enumerate(CLAIMS, 1)]
     columns = ["", "claim", *map(_world, worlds)]
     rows = [
-        [f"[{i + 1}](#{_anchor(_title(i, claim))})", claim.title, *(verdict(effects[i, base]) for base in worlds)]
-        for i, claim in enumerate(CLAIMS)
+        [f"[{i}](#{_anchor(titles[i - 1])})", claim.title, *map(verdict, found[i - 1].values())]
+        for i, claim in enumerate(CLAIMS, 1)
     ]
     how = (
         f"Every verdict is computed. A > B holds if the {100 * CONFIDENCE:.0f} % t interval of the difference, "
@@ -143,14 +141,8 @@ def _claims(studies: Mapping[str, Study]) -> str:
     noted = dict.fromkeys((base, study.note) for base, of in worlds.items() for study in of.values() if study.note)
     parts += [f"On {_world(base)}: {note}." for base, note in noted]
     parts.append(Table("claims", "Verdicts", columns, rows).markdown())
-    for i, claim in enumerate(CLAIMS):
-        found = {base: effects[i, base] for base in worlds}
-        parts.append(_section(_title(i, claim), claim, found, worlds))
+    parts += [_section(*of, worlds) for of in zip(titles, CLAIMS, found, strict=True)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
-
-
-def _title(index: int, claim: Claim) -> str:
-    return f"{index + 1}. {claim.title}"
 
 
 def _section(title: str, claim: Claim, effects: Mapping[str, list[Effect]], worlds: Mapping[str, Studies]) -> str:

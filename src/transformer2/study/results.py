@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from transformer2.errors import DataError
-from transformer2.files import write_text
 
 FILE = "study.json"
 State = Literal["done", "failed", "missing"]
@@ -55,6 +54,34 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Group:
+    """A run of the study file, with values of its matrix, under every seed.
+
+    Attributes:
+        name: As in `Run.name`.
+        runs: One a seed.
+    """
+
+    name: str
+    runs: Sequence[Run]
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """The matrix' values."""
+        return self.runs[0].labels
+
+    @property
+    def stem(self) -> str:
+        """The name without the matrix' values, which end it."""
+        return self.name.removesuffix("".join(f"-{value}" for value in self.labels.values()))
+
+    @property
+    def reports(self) -> dict[int, Mapping[str, Any]]:
+        """Seed -> report of the runs that are done."""
+        return {run.seed: run.report for run in self.runs if run.report is not None}
+
+
+@dataclass(frozen=True)
 class Study:
     """A study and its runs.
 
@@ -83,25 +110,23 @@ class Study:
     note: str = ""
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Names of runs, each once, in order."""
-        return tuple(dict.fromkeys(run.name for run in self.runs))
+    def groups(self) -> dict[str, Group]:
+        """The runs by name, in order."""
+        names = dict.fromkeys(run.name for run in self.runs)
+        return {name: Group(name, [run for run in self.runs if run.name == name]) for name in names}
 
-    def reports(self, name: str) -> dict[int, Mapping[str, Any]]:
-        """Seed -> report of the runs of a name that are done; {} for a name that the study does not have."""
-        return {run.seed: run.report for run in self.runs if run.name == name and run.report is not None}
-
-    def labels(self, name: str) -> Mapping[str, str]:
-        """The matrix' values of a run."""
-        return next((run.labels for run in self.runs if run.name == name), {})
+    @property
+    def scored(self) -> list[Group]:
+        """Those with one result a run, or without a report: neither `adapt` of all strategies nor `spectrum`."""
+        return [g for g in self.groups.values() if all("result" in report for report in g.reports.values())]
 
 
-def write_study(folder: Path, study: Study) -> None:
-    """Write study.json: everything but the reports, which stay where their runs are."""
-    plain = asdict(study)
+def study_json(study: Study) -> str:
+    """The content of study.json: everything but the reports, which stay where their runs are."""
+    plain = asdict(replace(study, runs=tuple(replace(run, report=None) for run in study.runs)))
     for run in plain["runs"]:
         del run["report"]
-    write_text(folder / FILE, json.dumps(plain, indent=1) + "\n")
+    return json.dumps(plain, indent=1) + "\n"
 
 
 def read_study(folder: Path) -> Study:

@@ -14,14 +14,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from tqdm import tqdm
 
-from transformer2.errors import UserError
+from transformer2.errors import UserError, shown
 from transformer2.files import file_digest
 from transformer2.svf.format import WEIGHTS, name_of
 
@@ -67,7 +67,7 @@ class Job:
 
     @property
     def stale(self) -> bool:
-        """Whether its report is of experts that were trained anew since."""
+        """Whether its report is of experts that were trained again since."""
         said = _report_of(self.folder) or ()
         for expert in self.experts:
             weights = {digest for name, digest in said if name in (name_of(expert), f"first pass: {name_of(expert)}")}
@@ -85,14 +85,22 @@ class Job:
         """What it printed."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
+    @property
+    def cut(self) -> Path:
+        """The folder of a run that was cut, to go on from."""
+        return self.folder.with_name(f".{self.folder.name}.cut")
+
+    @property
+    def old(self) -> Path:
+        """The folder of a stale run, which is kept until there is a new one."""
+        return self.folder.with_name(f".{self.folder.name}.old")
+
     def command(self) -> list[str]:
         """The arguments to start or resume it with; what a killed run left behind is kept for it, or removed."""
-        if self.done:
-            return []
-        cut, old = (self.folder.with_name(f".{self.folder.name}.{what}") for what in ("cut", "old"))
-        if self.stale:  # kept until there is a new one
-            shutil.rmtree(old, ignore_errors=True)
-            self.folder.rename(old)
+        cut = self.cut
+        if self.stale:
+            shutil.rmtree(self.old, ignore_errors=True)
+            self.folder.rename(self.old)
         if self._older_than_its_experts(cut):
             shutil.rmtree(cut)
         if self.args[0] == "adapt" and (self.folder / "config.yaml").is_file():
@@ -117,17 +125,15 @@ class Job:
 
     def clear(self) -> None:
         """Remove what a finished run was resumed from or replaces, and keep the first half of its curves."""
-        shutil.rmtree(self.folder.with_name(f".{self.folder.name}.old"), ignore_errors=True)
-        cut = self.folder.with_name(f".{self.folder.name}.cut")
-        for events in cut.glob("events.out.tfevents*"):
+        shutil.rmtree(self.old, ignore_errors=True)
+        for events in self.cut.glob("events.out.tfevents*"):
             shutil.copy2(events, self.folder)
-        shutil.rmtree(cut, ignore_errors=True)
+        shutil.rmtree(self.cut, ignore_errors=True)
 
     def forget_checkpoint(self) -> None:
         """Give up the checkpoint that a run could not go on from; next time the one before it, or none, is taken."""
-        cut = self.folder.with_name(f".{self.folder.name}.cut")
         for name in ("last.ckpt", "previous.ckpt"):
-            path = cut / "checkpoints" / name
+            path = self.cut / "checkpoints" / name
             if path.exists():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 return
@@ -136,9 +142,8 @@ class Job:
 class Running:
     """A job in a subprocess."""
 
-    def __init__(self, job: Job, launcher: Sequence[str], threads: int | None, lock: int) -> None:
+    def __init__(self, job: Job, launcher: Sequence[str], environment: Mapping[str, str], lock: int) -> None:
         self.job, self.start = job, time.monotonic()
-        environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
         with open(job.log, "ab") as log:
             self.process = subprocess.Popen(
                 [*launcher, *job.command()],
@@ -151,10 +156,24 @@ class Running:
             )
         os.close(lock)
 
-    @property
-    def seconds(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self.start
+    def outcome(self) -> str:
+        """A line on a job that ended: its scores, or why it failed."""
+        job, seconds, code = self.job, time.monotonic() - self.start, self.process.returncode
+        if job.done:
+            return f"{job.name}   {_scores(job.folder)}{seconds:.0f} s"
+        text = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if job.log.exists() else []
+        why = shown(text[-1], 160) if text and code else f"exit code {code}, without a report of what it was given"
+        return f"{job.name}   FAILED after {seconds:.0f} s: {why} (see {job.log})"
+
+
+def _scores(folder: Path) -> str:
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    parts = [
+        f"{name} {100 * r['base']['accuracy']:.1f} -> {100 * r['result']['accuracy']:.1f} %".lstrip()
+        for name, r in report.get("strategies", {"": report}).items()
+        if all((r.get(key) or {}).get("accuracy") is not None for key in ("base", "result"))
+    ]
+    return f"{', '.join(parts)}   " if parts else ""
 
 
 def claim(job: Job) -> int | None:
@@ -164,11 +183,10 @@ def claim(job: Job) -> int | None:
     lock = os.open(locks / job.folder.name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
     except OSError as e:
         os.close(lock)
+        if isinstance(e, BlockingIOError):
+            return None
         raise UserError(f"{locks} is on a disk without file locks ({e.strerror}); give another --run_dir") from e
     return lock
 
@@ -202,44 +220,48 @@ def _made_from(file: Path, mtime: int, size: int) -> set[tuple[str, str]] | None
 
 
 def run_jobs(
-    jobs: Callable[[set[Path]], tuple[Sequence[Job], int]],
+    jobs: Callable[[], tuple[Sequence[Job], int]],
+    failed: set[Path],
     at_once: int,
     launcher: Sequence[str],
-    threads: int | None,
-    tell: Callable[[Job, float, int], str],
     quiet: bool,
-) -> set[Path]:
+) -> None:
     """Run what is missing.
 
     Args:
-        jobs: Folders of failed runs -> the jobs that are known by now, and the number of those that are not, because
-            they wait for others.
+        jobs: Returns the jobs that are known by now, and the number of those that wait for others to be known.
+        failed: Folders of the runs that failed, and of those that need them: they are added here.
         at_once: Jobs at a time.
         launcher: What starts `transformer2`, before its arguments.
-        threads: OMP_NUM_THREADS of each; None leaves it.
-        tell: A line on a job that ended, from its seconds and exit code.
         quiet: No progress bar and no lines.
-
-    Returns:
-        Folders of the runs that failed.
     """
-    failed: set[Path] = set()
+    environment = dict(os.environ)
+    if at_once > 1:  # as many threads as cores for all jobs together; the embedded model alone chooses by itself
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
     running: dict[Path, Running] = {}
-    finished: set[Path] = set()
     looked = -math.inf
-    with tqdm(unit="run", disable=quiet, dynamic_ncols=True) as bar:
+    # What was there already says nothing of the time left.
+    with tqdm(unit="run", initial=sum(j.done for j in jobs()[0]), disable=quiet, dynamic_ncols=True) as bar:
         try:
             while True:
-                ended = _reap(running, failed, tell, quiet)
+                ended = [run for run in running.values() if run.process.poll() is not None]
+                for run in ended:
+                    del running[run.job.folder]
+                    if run.job.done:
+                        run.job.clear()
+                    else:
+                        failed.add(run.job.folder)
+                        if run.process.returncode == REFUSED:
+                            run.job.forget_checkpoint()
+                    if not quiet:
+                        tqdm.write(run.outcome())
                 if ended or time.monotonic() - looked > LOOK:
                     looked = time.monotonic()
-                    known, waiting = jobs(failed)
-                    lost = dependants(known, failed)
-                    first, finished = not finished, {j.folder for j in known if j.done and j.folder not in running}
-                    if first:
-                        bar.initial = len(finished)  # what was there already says nothing of the time left
-                    bar.n, bar.total = len(finished), len(known) + waiting - len(failed | lost)
-                    open_jobs = [job for job in known if job.folder not in finished | failed | lost]
+                    known, waiting = jobs()
+                    failed |= dependants(known, failed)
+                    finished = {job.folder for job in known if job.done and job.folder not in running}
+                    bar.n, bar.total = len(finished), len(known) + waiting - len(failed)
+                    open_jobs = [job for job in known if job.folder not in finished | failed]
                     for job in open_jobs:
                         if len(running) == at_once:
                             break
@@ -249,44 +271,22 @@ def run_jobs(
                             continue
                         if job.done:  # another command was faster
                             os.close(lock)
-                            continue
-                        if job.changed:
+                        elif job.changed:
                             os.close(lock)
                             failed.add(job.folder)
                             looked = -math.inf
                             tqdm.write(f"{job.name}   is not run: {EDITED}", file=sys.stderr)
-                            continue
-                        if job.stale and not quiet:
-                            tqdm.write(f"{job.name}   is made again: an expert that it was given was trained anew")
-                        job.folder.parent.mkdir(parents=True, exist_ok=True)
-                        running[job.folder] = Running(job, launcher, threads, lock)
-                    bar.set_postfix_str(", ".join(r.job.name for r in running.values()))
+                        else:
+                            if job.stale and not quiet:
+                                tqdm.write(f"{job.name}   is made again: an expert that it was given was retrained")
+                            running[job.folder] = Running(job, launcher, environment, lock)
+                    bar.set_postfix_str(", ".join(run.job.name for run in running.values()))
                     if not running and not open_jobs:
-                        return failed | lost
+                        return
                 time.sleep(POLL)
         except BaseException:
             _stop(running.values())
             raise
-
-
-def _reap(
-    running: dict[Path, Running],
-    failed: set[Path],
-    tell: Callable[[Job, float, int], str],
-    quiet: bool,
-) -> bool:
-    ended = [r for r in running.values() if r.process.poll() is not None]
-    for run in ended:
-        del running[run.job.folder]
-        if run.job.done:
-            run.job.clear()
-        else:
-            failed.add(run.job.folder)
-            if run.process.returncode == REFUSED:
-                run.job.forget_checkpoint()
-        if not quiet:
-            tqdm.write(tell(run.job, run.seconds, run.process.returncode))
-    return bool(ended)
 
 
 def dependants(jobs: Iterable[Job], folders: set[Path]) -> set[Path]:

@@ -12,10 +12,9 @@ from statistics import fmean
 from typing import Any
 
 from transformer2.report.spectrum import LORA, NAMES, by_kind, drift_figure, layers_figure, share_figure, share_of_top
-from transformer2.study.cells import on_runs, runs_of, seeds_cell
-from transformer2.study.curves import nothing
+from transformer2.study.cells import nothing, on_runs, seeds_cell
 from transformer2.study.output import Figure, Table
-from transformer2.study.results import Study
+from transformer2.study.results import Group, Study
 
 Draw = Callable[[Sequence[Mapping[str, Any]], str], Any]
 
@@ -23,17 +22,17 @@ Draw = Callable[[Sequence[Mapping[str, Any]], str], Any]
 def figure10(study: Study) -> list[Table | Figure]:
     """Share of the spectrum in the top r, by kind of matrix, with the numbers below."""
     rows = []
-    for name, report in _spectra(study).items():
+    for group, report in _spectra(study):
         for kind, matrices in by_kind(report["spectrum"]).items():
             shares = [f"{100 * fmean(share_of_top(m, what, LORA) for m in matrices):.1f}" for what in NAMES]
             ranks = [f"{fmean(m[f'rank_of_{what}']['90'] for m in matrices):.0f}" for what in NAMES]
             full = f"{fmean(m['rank'] for m in matrices):.0f}"
             row = [shares[0], ranks[0], shares[1], ranks[1]]
-            rows.append([report["base_model"], kind, full, *row, seeds_cell(runs_of(study, name))])
+            rows.append([report["base_model"], kind, full, *row, seeds_cell(group.runs)])
     columns = ["base", "matrices", "rank", f"sum, top {LORA}, %", "rank for 90 % of it"]
     columns += [f"squares, top {LORA}, %", "rank for 90 % of it", "run"]
     notes = ["means over layers; squares: the share of ||W||² that the best approximation of that rank keeps"]
-    notes += on_runs(study, _spectra(study))
+    notes += on_runs(study, [group for group, _ in _spectra(study)])
     table = Table(f"{study.name}_ranks", f"Share of the top {LORA}, and the rank for 90 %", columns, rows, notes)
     title = "Share of the spectrum in the top r, by module"
     figures = _figures(
@@ -49,34 +48,30 @@ def figure11(study: Study) -> list[Table | Figure]:
 
 def drift(study: Study) -> list[Table | Figure]:
     """By tenth of the singular values: mean |z - 1|, and where the change of the weights is."""
-    found: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for name in study.names:
-        for seed, report in study.reports(name).items():
-            if "drift" in report:
-                found.setdefault(name, {})[seed] = report["drift"]["kinds"]["all"]
+    found = []
+    for group in study.groups.values():
+        if drifts := [report["drift"]["kinds"]["all"] for report in group.reports.values() if "drift" in report]:
+            found.append((group, drifts))
     if not found:
         return [nothing(study, "Drift of z")]
-    named = {name: study.labels(name).get("skill", name) for name in found}
     title = "Drift of z over the spectrum"
-    draw = partial(drift_figure, {named[name]: list(of.values()) for name, of in found.items()}, title)
+    draw = partial(drift_figure, {group.labels.get("skill", group.name): drifts for group, drifts in found}, title)
     rows = []
-    for name, of in found.items():
+    for group, drifts in found:
         cells = []
         for key, scale, form in (("mean_abs", 1, "{:.3f}"), ("change", 100, "{:.1f}"), ("weight", 100, "{:.1f}")):
             for tenth in (0, 4, 9):
-                values = [seed[key][tenth] for seed in of.values() if seed[key][tenth] is not None]
+                values = [drift[key][tenth] for drift in drifts if drift[key][tenth] is not None]
                 cells.append(form.format(scale * fmean(values)) if values else "–")
-        rows.append([named[name], *cells, seeds_cell(runs_of(study, name))])
+        rows.append([group.labels.get("skill", group.name), *cells, seeds_cell(group.runs)])
     heads = [
         f"{what}, {tenth} tenth" for what in ("|z - 1|", "change, %", "weight, %") for tenth in ("1st", "5th", "10th")
     ]
     notes = [
-        "means over seeds; change: share of ||W' - W||², weight: share of ||W||², of the largest, middle and smallest"
+        "means over seeds; change: share of ||W' - W||², weight: share of ||W||², of the largest, middle and smallest",
+        "arXiv 2511.08567: policy gradients move off the principal directions: change below weight in the 1st tenth",
+        *on_runs(study, [group for group, _ in found]),
     ]
-    notes.append(
-        "arXiv 2511.08567: policy gradients move off the principal directions: change below weight in the 1st tenth"
-    )
-    notes += on_runs(study, found)
     bands = "line: mean over seeds; band: from the least to the most of a seed; bars: means"
     return [
         Figure(study.name, title, draw, [bands]),
@@ -84,13 +79,13 @@ def drift(study: Study) -> list[Table | Figure]:
     ]
 
 
-def _spectra(study: Study) -> dict[str, Mapping[str, Any]]:
-    """Run name -> its first report with a spectrum, one for each base."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for name in study.names:
-        for report in study.reports(name).values():
-            if "spectrum" in report and all(report["fingerprint"] != other["fingerprint"] for other in found.values()):
-                found[name] = report
+def _spectra(study: Study) -> list[tuple[Group, Mapping[str, Any]]]:
+    """The first runs with a spectrum of each base, and that report."""
+    found: list[tuple[Group, Mapping[str, Any]]] = []
+    for group in study.groups.values():
+        for report in group.reports.values():
+            if "spectrum" in report and all(report["fingerprint"] != other["fingerprint"] for _, other in found):
+                found.append((group, report))
                 break
     return found
 
@@ -100,8 +95,8 @@ def _figures(study: Study, title: str, draw: Draw, note: str) -> list[Table | Fi
     if not found:
         return [nothing(study, title)]
     figures: list[Table | Figure] = []
-    for name, report in found.items():
+    for group, report in found:
         whole = f"{title}: {report['base_model']}"
-        file = study.name if len(found) == 1 else f"{study.name}_{name}"
+        file = study.name if len(found) == 1 else f"{study.name}_{group.name}"
         figures.append(Figure(file, whole, partial(draw, report["spectrum"], whole), [note]))
     return figures

@@ -16,119 +16,103 @@ from transformer2.study.cells import (
     NOTES,
     SCORE_COLUMNS,
     base_cells,
-    base_of,
     display,
     on_runs,
-    report_test,
-    runs_of,
     score_cells,
-    scored,
-    stem,
-    training,
+    training_cells,
 )
 from transformer2.study.output import Figure, Table
-from transformer2.study.results import Study
+from transformer2.study.results import Group, Study
 
-Lead = Callable[[Study, str], str]
+GSM8K = f"paper: {published.MODEL}, GSM8K"
 OTHER_MODELS = "the paper's figures are of its own models and tasks (in brackets): directions compare, levels do not"
 
 
 def table1(study: Study) -> list[Table | Figure]:
     """Base, LoRA and SVF on the skills that they were trained for."""
 
-    def paper(skill: str, name: str | None) -> list[str]:
-        method, task = "base" if name is None else stem(study, name), published.SKILLS.get(skill, "")
-        return [published.shown(model.get(method, {}).get(task)) for model in published.TABLE1.values()]
+    def paper(task: str, method: str) -> list[float | None]:
+        return [model.get(method, {}).get(task) for model in published.TABLE1.values()]
 
     heads = [f"paper: {model}" for model in published.TABLE1]
-    return [_fits(study, "Base, LoRA and SVF", {"method": lambda s, n: display(stem(s, n))}, heads, paper)]
+    return [_fits(study, "Base, LoRA and SVF", {"method": lambda group: group.stem}, heads, paper)]
 
 
 def table4(study: Study) -> list[Table | Figure]:
     """Objective, modules and method."""
 
-    def paper(skill: str, name: str | None) -> list[str]:
-        if published.SKILLS.get(skill) != "GSM8K":
-            return ["–"]
-        if name is None:
-            return [published.shown(published.TABLE7["base"])]
-        return [
-            published.shown(published.TABLE4.get((method(study, name), objective(study, name), modules(study, name))))
-        ]
+    def paper(task: str, *key: str) -> list[float | None]:
+        return [published.TABLE4.get(key) if task == "GSM8K" else None]
 
-    leads: dict[str, Lead] = {"method": lambda s, n: display(method(s, n)), "objective": objective, "modules": modules}
-    return [_fits(study, "Objective, modules and method", leads, [f"paper: {published.MODEL}, GSM8K"], paper)]
+    leads = {"method": method, "objective": objective, "modules": modules}
+    return [_fits(study, "Objective, modules and method", leads, [GSM8K], paper)]
 
 
 def table7(study: Study) -> list[Table | Figure]:
     """Other methods of PEFT beside SVF and LoRA."""
 
-    def paper(skill: str, name: str | None) -> list[str]:
-        known = published.TABLE7 if published.SKILLS.get(skill) == "GSM8K" else {}
-        return [published.shown(known.get("base" if name is None else stem(study, name)))]
+    def paper(task: str, method: str) -> list[float | None]:
+        return [published.TABLE7.get(method) if task == "GSM8K" else None]
 
-    leads: dict[str, Lead] = {"method": lambda s, n: display(stem(s, n))}
-    return [_fits(study, "Methods of PEFT", leads, [f"paper: {published.MODEL}, GSM8K"], paper)]
+    return [_fits(study, "Methods of PEFT", {"method": lambda group: group.stem}, [GSM8K], paper)]
 
 
-def skill_of(study: Study, name: str) -> str:
+def skill_of(group: Group) -> str:
     """What a run was trained for: its label, or the task of its reports."""
-    named = next((report.get("task", "") for report in study.reports(name).values()), "")
-    return study.labels(name).get("skill", named)
+    named = next((report.get("task", "") for report in group.reports.values()), "")
+    return group.labels.get("skill", named)
 
 
-def method(study: Study, name: str) -> str:
+def method(group: Group) -> str:
     """svf, lora, ..."""
-    return study.labels(name).get("method", stem(study, name).replace("-", "_").partition("_")[0])
+    return group.labels.get("method", group.stem.replace("-", "_").partition("_")[0])
 
 
-def objective(study: Study, name: str) -> str:
+def objective(group: Group) -> str:
     """`policy gradient` or `next token`."""
-    said = study.labels(name).get("objective", stem(study, name)).replace("-", "_")
+    said = group.labels.get("objective", group.stem).replace("-", "_")
     return "next token" if "next_token" in said else "policy gradient"
 
 
-def modules(study: Study, name: str) -> str:
+def modules(group: Group) -> str:
     """`mlp`, `attention` or `both`."""
-    said = study.labels(name).get("modules", stem(study, name)).replace("-", "_").split("_")
+    said = group.labels.get("modules", group.stem).replace("-", "_").split("_")
     for word, found in (("mlp", "mlp"), ("attention", "attention"), ("all", "both"), ("both", "both")):
         if word in said:
             return found
-    return "both" if method(study, name) == "svf" else "attention"
+    return "both" if method(group) == "svf" else "attention"
 
 
 def _fits(
     study: Study,
     title: str,
-    leads: Mapping[str, Lead],
+    leads: Mapping[str, Callable[[Group], str]],
     heads: Sequence[str],
-    paper: Callable[[str, str | None], list[str]],
+    paper: Callable[..., list[float | None]],
 ) -> Table:
-    """A row for each run name, below the base of its skill.
+    """A row for each run, below the base of its skill.
 
     Args:
         study: Its runs.
         title: Of the table.
-        leads: Columns that name a run.
+        leads: Columns that name a run, the first of them its method.
         heads: Columns of the paper's figures.
-        paper: Skill and run name (None: the base) -> the paper's figures.
+        paper: Takes the paper's task and what the leads say (of the base: `base`, and nothing) to those figures.
     """
-    # A `fit` trains; what has no skill is a helper, such as a classification expert.
-    labelled = any("skill" in study.labels(name) for name in scored(study))
-    shown = [name for name in scored(study) if "skill" in study.labels(name) or not labelled]
+    # What has no skill beside runs that have one is a helper, such as a classification expert.
+    shown = [group for group in study.scored if "skill" in group.labels] or study.scored
     rows = []
-    for skill in dict.fromkeys(skill_of(study, name) for name in shown):
-        names = [name for name in shown if skill_of(study, name) == skill]
-        task = published.SKILLS.get(skill)
-        what = f"{skill} ({task})" if task else skill
-        none = [""] * (len(leads) - 1)
-        rows.append([what, "base", *none, *base_cells(*base_of(study, names)), "0", "–", *paper(skill, None)])
-        for name in names:
-            reports = study.reports(name)
-            scores, bases = ({seed: report[side] for seed, report in reports.items()} for side in ("result", "base"))
-            tests = {seed: report_test(report) for seed, report in reports.items()}
-            cells = score_cells(runs_of(study, name), scores, bases, tests)
-            lead = [column(study, name) for column in leads.values()]
-            rows.append([what, *lead, *cells, *training(reports.values()), *paper(skill, name)])
+
+    def add(skill: str, lead: list[str], cells: list[str]) -> None:
+        task = published.SKILLS.get(skill, "")
+        theirs = map(published.shown, paper(task, *lead))
+        rows.append([published.named(skill, task), *map(display, lead), *cells, *theirs])
+
+    for skill in dict.fromkeys(map(skill_of, shown)):
+        groups = [group for group in shown if skill_of(group) == skill]
+        add(skill, ["base", *[""] * (len(leads) - 1)], [*base_cells(groups), "0", "–"])
+        for group in groups:
+            cells = score_cells(group.runs, group.reports) + training_cells(group)
+            add(skill, [lead(group) for lead in leads.values()], cells)
     columns = ["skill", *leads, *SCORE_COLUMNS, "trainable", "training, s", *heads]
     return Table(study.name, title, columns, rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)])

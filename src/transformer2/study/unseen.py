@@ -1,4 +1,4 @@
-"""Tables of unseen tasks: 2 (strategies), 3 (seconds of both passes), 8 (shots: CEM and IA3), 10 (budgets of CEM).
+"""Tables of unseen tasks: 2 (strategies), 3 (seconds of both passes), 5 (z of another model), 8 (shots), 10 (budgets).
 
 The label `task` or `unseen` says which unseen task (or, in runs named `..._unseen`, the label `skill`: that of the
 skill's unseen counterpart). Tables 2 and 3 read runs of three kinds:
@@ -7,6 +7,14 @@ skill's unseen counterpart). Tables 2 and 3 read runs of three kinds:
     <strategy>-<task>  `adapt` with one strategy, under the name of the run; soft: `--strategy scores --adapt.soft true`
     lora-<task>        `test` of another expert on the unseen task; `lora_on_unseen-<task>` is the same
 
+Tables 5 and 9 (of the tasks that the experts were trained for) read runs on another model, `<how>-<task>`:
+
+    ordered      `test` of an expert of the first model
+    shuffled     the same with `--shuffle_expert`
+    cross_model  `adapt` (cem) over experts of the first model
+
+and whatever else the study has with the label `task`: a row each, below the other model's own score.
+
 Table 8 reads `cem-<shots>` (adapt) and `ia3_100-<shots>`, `ia3_1000-<shots>` (fit on the same rows), label `shots`;
 table 10 `cem-<budget>`, label `budget`, with the paper's budgets called 10_shots, 3_shots and light. Both may have a
 label `task` as well.
@@ -14,38 +22,36 @@ label `task` as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
 
 from transformer2.study import published
 from transformer2.study.cells import (
     NOTES,
     SCORE_COLUMNS,
-    Scores,
+    Report,
     absent,
     base_cells,
-    base_of,
     display,
     expert_name,
     on_runs,
-    report_test,
-    runs_of,
     score_cells,
-    scored,
     seeds_cell,
-    stem,
-    training,
+    training_cells,
 )
 from transformer2.study.output import Figure, Table
-from transformer2.study.results import Run, Study
+from transformer2.study.results import Group, Run, Study
 from transformer2.study.tables import OTHER_MODELS
 
 ON_UNSEEN = "_unseen"
 ALL = "adapt"  # the name of runs of every strategy
 STRATEGIES = ("prompt", "cls", "scores", "cem")
 CONSTANT = "best constant z"
+HOW = {
+    "ordered": "z of the first model, in order",
+    "shuffled": "the same z, shuffled within each matrix",
+    "cross_model": "few-shot (cem) over z of the first model",
+}
 
 
 def table2(study: Study) -> list[Table | Figure]:
@@ -53,18 +59,13 @@ def table2(study: Study) -> list[Table | Figure]:
     rows = []
     for task in tasks(study):
         what, theirs = _what(task), published.UNSEEN.get(task, "")
-        base, runs = base_on(study, task)
-        rows.append([what, "base", *base_cells(base, runs), "0", _table2("base", theirs)])
-        for name, found in rows_of(study, task).items():
-            scores = {seed: entry["score"] for seed, entry in found.entries.items()}
-            tests = {seed: entry["test"] for seed, entry in found.entries.items()}
-            spent = [entry["evaluations"] for entry in found.entries.values() if entry["evaluations"]]
-            bases = {seed: entry["base"] for seed, entry in found.entries.items()}  # on the row's own questions
-            cells = score_cells(found.runs, scores, bases, tests)
-            tried = f"{fmean(spent):.0f}" if spent else "–" if not found.entries else "0"
-            rows.append([what, display(name), *cells, tried, _table2(name, theirs)])
+        rows.append([what, "base", *base_cells(groups_on(study, task)), "0", _table2("base", theirs)])
+        for name, row in rows_of(study, task).items():
+            spent = [report["evaluations"] for report in row.reports.values() if report.get("evaluations")]
+            tried = f"{fmean(spent):.0f}" if spent else "0" if row.reports else "–"
+            rows.append([what, display(name), *score_cells(row.runs, row.reports), tried, _table2(name, theirs)])
     columns = ["task", "strategy", *SCORE_COLUMNS, "mixtures tried", f"paper: {published.MODEL}"]
-    shown = [name for name in study.names if task_of(study, name)]
+    shown = [group for group in study.groups.values() if task_of(group)]
     notes = [*NOTES, "expert, uniform mixture, constant z: controls", OTHER_MODELS, *on_runs(study, shown)]
     return [Table(study.name, "Strategies on unseen tasks", columns, rows, notes)]
 
@@ -73,173 +74,128 @@ def table3(study: Study) -> list[Table | Figure]:
     """Seconds of the first and of the second pass."""
     rows, shown = [], []
     for task in tasks(study):
-        for name, found in rows_of(study, task, controls=False).items():
-            spent = [entry["seconds"] for entry in found.entries.values() if "first_pass" in entry["seconds"]]
-            if found.entries and not spent:
+        for name, row in rows_of(study, task, controls=False).items():
+            spent = [report["seconds"] for report in row.reports.values() if "first_pass" in report["seconds"]]
+            if row.reports and not spent:
                 continue  # answered in one pass, by a `test`
-            shown += [run.name for run in found.runs]
+            shown += [study.groups[run.name] for run in row.runs]
             theirs = published.TABLE3.get(published.UNSEEN.get(task, "")) if name == "prompt" else None
-            cells = [absent(found.runs), "–", "–"]
+            ours = [absent(row.runs), "–", "–"]
             if spent:
-                cells = _passes(fmean(s["first_pass"] for s in spent), fmean(s["second_pass"] for s in spent))
-            rows.append(
-                [
-                    _what(task),
-                    display(name),
-                    *cells,
-                    seeds_cell(found.runs),
-                    *(_passes(*theirs) if theirs else ["–"] * 3),
-                ]
-            )
-    ours, paper = ["first pass, s", "second pass, s", "first / second"], f"paper: {published.MODEL}, "
-    columns = ["task", "strategy", *ours, "seeds", *(paper + head for head in ours)]
+                ours = _passes(fmean(s["first_pass"] for s in spent), fmean(s["second_pass"] for s in spent))
+            paper = _passes(*theirs) if theirs else ["–"] * 3
+            rows.append([_what(task), display(name), *ours, seeds_cell(row.runs), *paper])
+    heads = ["first pass, s", "second pass, s", "first / second"]
+    columns = ["task", "strategy", *heads, "seeds", *(f"paper: {published.MODEL}, {head}" for head in heads)]
     notes = ["mean over seeds, wall clock, of all questions of the task", OTHER_MODELS, *on_runs(study, shown)]
     return [Table(study.name, "Seconds of both passes", columns, rows, notes)]
+
+
+def table5(study: Study) -> list[Table | Figure]:
+    """z of one model on another: in order, shuffled, and mixed by few-shot search."""
+
+    def paper(how: str) -> str:
+        return published.shown(published.TABLE5.get(how) if theirs == "ARC-Challenge" else None)
+
+    rows, shown = [], [group for group in study.scored if task_of(group)]
+    for task in dict.fromkeys(map(task_of, shown)):
+        theirs = (published.UNSEEN if study.build == "table5" else published.SKILLS).get(task)
+        what = published.named(task, theirs)
+        rows.append([what, "the other model itself", *base_cells(groups_on(study, task)), paper("base")])
+        for group in (group for group in shown if task_of(group) == task):
+            how = HOW.get(group.stem, group.stem)
+            rows.append([what, how, *score_cells(group.runs, group.reports), paper(group.stem)])
+    notes = [*NOTES, "entry i of z scales the i-th largest singular value of the other model's matrix", OTHER_MODELS]
+    columns = ["task", "z", *SCORE_COLUMNS, "paper: Llama's z on Mistral"]
+    return [Table(study.name, "z of one model on another", columns, rows, [*notes, *on_runs(study, shown)])]
 
 
 def table8(study: Study) -> list[Table | Figure]:
     """Shots: the search for a mixture against a few steps of IA3 on the same rows."""
     rows = []
-    shown = [name for name in scored(study) if "shots" in study.labels(name)]
-    for name in sorted(shown, key=lambda n: (task_of(study, n), _number(study.labels(n)["shots"]))):
-        shots, kind = study.labels(name)["shots"], kind_of(study, name)
-        theirs = published.TABLE8.get(kind, {}).get(shots) if _is_arc(task_of(study, name)) else None
-        rows.append(
-            [
-                _what(task_of(study, name)),
-                shots,
-                display(kind),
-                *_own(study, name),
-                *training(study.reports(name).values()),
-                published.shown(theirs),
-            ]
-        )
-    columns = [
-        "task",
-        "shots",
-        "method",
-        *SCORE_COLUMNS,
-        "trainable",
-        "training, s",
-        f"paper: {published.MODEL}, ARC-Challenge",
-    ]
+    shown = [group for group in study.scored if "shots" in group.labels]
+    for group in sorted(shown, key=lambda group: (task_of(group), _number(group.labels["shots"]))):
+        shots, task = group.labels["shots"], task_of(group)
+        kind = "_".join([group.stem, *([group.labels["steps"]] if "steps" in group.labels else [])])  # ia3_100
+        cells = score_cells(group.runs, group.reports) + training_cells(group)
+        theirs = published.TABLE8.get(kind, {}).get(shots) if _is_arc(task) else None
+        rows.append([_what(task), shots, display(kind), *cells, published.shown(theirs)])
+    columns = ["task", "shots", "method", *SCORE_COLUMNS, "trainable", "training, s"]
+    columns += [f"paper: {published.MODEL}, ARC-Challenge"]
     return [Table(study.name, "Shots: CEM and IA3", columns, rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)])]
 
 
 def table10(study: Study) -> list[Table | Figure]:
     """Budgets of the search, with the mixtures that were tried beside the accuracy."""
     rows = []
-    shown = [name for name in scored(study) if "budget" in study.labels(name)]
-    for name in shown:
-        budget, reports = study.labels(name)["budget"], study.reports(name)
-        spent = [report["evaluations"] for report in reports.values() if report.get("evaluations") is not None]
-        shots = sorted({len(report.get("details", {}).get("few_shot", ())) for report in reports.values()})
-        seconds = [report["seconds"]["first_pass"] for report in reports.values() if "first_pass" in report["seconds"]]
-        extra = [
-            ", ".join(map(str, shots)) or "–",
-            f"{fmean(spent):.0f}" if spent else "–",
-            f"{fmean(seconds):.0f}" if seconds else "–",
-        ]
-        rows.append(
-            [
-                _what(task_of(study, name)),
-                budget,
-                *extra,
-                *_own(study, name),
-                published.shown(published.TABLE10.get(budget) if _is_arc(task_of(study, name)) else None),
-            ]
-        )
-    columns = [
-        "task",
-        "budget",
-        "shots",
-        "mixtures tried",
-        "search, s",
-        *SCORE_COLUMNS,
-        f"paper: {published.MODEL}, ARC-Challenge",
-    ]
+    shown = [group for group in study.scored if "budget" in group.labels]
+    for group in shown:
+        budget, task, reports = group.labels["budget"], task_of(group), group.reports.values()
+        shots = sorted({len(report.get("details", {}).get("few_shot", ())) for report in reports})
+        spent = [report["evaluations"] for report in reports if report.get("evaluations") is not None]
+        seconds = [report["seconds"]["first_pass"] for report in reports if "first_pass" in report["seconds"]]
+        means = [f"{fmean(values):.0f}" if values else "–" for values in (spent, seconds)]
+        search = [", ".join(map(str, shots)) or "–", *means]
+        theirs = published.shown(published.TABLE10.get(budget) if _is_arc(task) else None)
+        rows.append([_what(task), budget, *search, *score_cells(group.runs, group.reports), theirs])
+    columns = ["task", "budget", "shots", "mixtures tried", "search, s", *SCORE_COLUMNS]
+    columns += [f"paper: {published.MODEL}, ARC-Challenge"]
     return [Table(study.name, "Budgets of CEM", columns, rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)])]
 
 
 @dataclass
 class Row:
-    """A row of table 2: where it is from, and seed -> `score`, `test`, `seconds`, `evaluations`."""
+    """A row of table 2.
 
-    runs: list[Run]
-    entries: dict[int, dict[str, Any]] = field(default_factory=dict)
+    Attributes:
+        runs: Where it is from.
+        reports: Seed -> a strategy's report; of a control, its score as `result`, and the `base` of the same run.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    reports: dict[int, Report] = field(default_factory=dict)
 
 
-def task_of(study: Study, name: str) -> str:
+def task_of(group: Group) -> str:
     """The unseen task of a run; empty for another run, and for one that scores no task."""
-    if any("spectrum" in report for report in study.reports(name).values()):
+    if any("spectrum" in report for report in group.reports.values()):
         return ""
-    labels = study.labels(name)
-    fallback = labels.get("skill", "") if stem(study, name).endswith(ON_UNSEEN) else ""
-    return labels.get("task", labels.get("unseen", fallback))
+    fallback = group.labels.get("skill", "") if group.stem.endswith(ON_UNSEEN) else ""
+    return group.labels.get("task", group.labels.get("unseen", fallback))
 
 
 def tasks(study: Study) -> list[str]:
     """Unseen tasks, in order."""
-    return [task for task in dict.fromkeys(task_of(study, name) for name in study.names) if task]
+    return [task for task in dict.fromkeys(map(task_of, study.groups.values())) if task]
 
 
-def kind_of(study: Study, name: str) -> str:
-    """cem, ia3_100, ...: the name of a run without its matrix, or with the number of steps out of it."""
-    labels = study.labels(name)
-    return stem(study, name) + (f"_{labels['steps']}" if "steps" in labels else "")
+def groups_on(study: Study, task: str) -> list[Group]:
+    """The runs on an unseen task."""
+    return [group for group in study.groups.values() if task_of(group) == task]
 
 
 def rows_of(study: Study, task: str, controls: bool = True) -> dict[str, Row]:
     """Strategies, other experts and controls on a task; of a run that is not done, the rows that it would have."""
     rows: dict[str, Row] = {}
     compared: dict[str, Row] = {}
-    for name in study.names:
-        if task_of(study, name) != task:
-            continue
-        runs, own = runs_of(study, name), stem(study, name).removesuffix(ON_UNSEEN).removesuffix("_on")
+    for group in groups_on(study, task):
+        own = group.stem.removesuffix(ON_UNSEEN).removesuffix("_on")
         for row in STRATEGIES if own == ALL else (own,):
-            rows.setdefault(row, Row([])).runs += runs
-        for seed, whole in study.reports(name).items():
+            rows.setdefault(row, Row()).runs += group.runs
+        for seed, whole in group.reports.items():
             for row, report in whole.get("strategies", {own: whole}).items():
-                rows.setdefault(row, Row([*runs])).entries[seed] = _entry(report["result"], report["base"], report)
+                rows.setdefault(row, Row([*group.runs])).reports[seed] = report
                 for control, score in report["controls"].items():
                     kind, _, expert = control.partition(" ")
                     shown = f"expert {expert_name(study, expert)}" if kind == "expert" else control
                     shown = CONSTANT if control.startswith("constant z") else shown
-                    compared.setdefault(shown, Row(runs)).entries.setdefault(seed, _entry(score, report["base"]))
+                    of_control = {"result": score, "base": report["base"]}
+                    compared.setdefault(shown, Row([*group.runs])).reports.setdefault(seed, of_control)
     return {**rows, **compared} if controls else rows
 
 
-def base_on(study: Study, task: str) -> tuple[Scores, list[Run]]:
-    """The base on a task, by seed, and the runs that say so."""
-    return base_of(study, [name for name in study.names if task_of(study, name) == task])
-
-
-def _entry(
-    score: Mapping[str, Any], base: Mapping[str, Any], report: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """What a row says of a seed; a control has a score, and the base of the run that it is of, alone."""
-    report = report or {}
-    test, evaluations = report_test(report), report.get("evaluations")
-    return {
-        "score": score,
-        "base": base,
-        "test": test,
-        "seconds": report.get("seconds", {}),
-        "evaluations": evaluations,
-    }
-
-
-def _own(study: Study, name: str) -> list[str]:
-    """Score cells of a run with one result."""
-    reports = study.reports(name)
-    scores, bases = ({seed: report[side] for seed, report in reports.items()} for side in ("result", "base"))
-    return score_cells(runs_of(study, name), scores, bases, {seed: report_test(r) for seed, r in reports.items()})
-
-
 def _what(task: str) -> str:
-    theirs = published.UNSEEN.get(task)
-    return f"{task} ({theirs})" if theirs else task
+    return published.named(task, published.UNSEEN.get(task))
 
 
 def _table2(row: str, task: str) -> str:
