@@ -177,16 +177,11 @@ class PictureBytes(Picture):
 
     Attributes:
         content: The encoded picture.
-        label: What messages call it.
+        name: What messages call it.
     """
 
     content: bytes = field(repr=False)
-    label: str = "of the request"
-
-    @property
-    def name(self) -> str:
-        """Its label."""
-        return self.label
+    name: str = "of the request"
 
     def data(self) -> bytes:
         """See `Picture.data`."""

@@ -97,8 +97,9 @@ def test_streams_and_experts(seeing: Seeing) -> None:
 
 
 def test_rows_with_pictures_are_adapted_to(seeing: Seeing) -> None:
-    rows = [{"question": "How many?", "answer": "3", "image": path} for path in seeing.files[:2]]
-    rows += [{"question": "How many?", "answer": "4", "image": [seeing.files[0], PictureFile(seeing.files[2])]}]
+    files = [PictureFile(path) for path in seeing.files]  # features are kept for as long as these are
+    rows = [{"question": "How many?", "answer": "3", "image": file} for file in files[:2]]
+    rows += [{"question": "How many?", "answer": "4", "image": [seeing.files[0], files[2]]}]
     model = SelfAdaptive.from_pretrained(seeing.base, seeing.experts, strategy="scores")
     alpha = model.adapt(rows, task="tiny_math", generations=1, population=2)
     sight: Any = sight_of(model.policy)
