@@ -106,7 +106,7 @@ class ModelShape:
     model_type: str  # transformers' word for the family
     params: int  # a tied embedding once; towers included
     linear: int  # of these, in linear layers of decoder blocks: what a token multiplies
-    packable: int  # what quantisation packs: these, and the linear layers of towers, but for what it is told to skip
+    packable: int  # what quantisation packs: these and the linear layers of towers, without the modules that it skips
     V: int  # vocabulary
     D: int  # hidden size
     I: int  # noqa: E741  # intermediate size of the MLP; the paper's letter, like D and V

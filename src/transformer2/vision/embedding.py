@@ -1,4 +1,4 @@
-"""What lets a model see: features in the places of pictures, and no image id among what it says.
+"""How pictures enter a model: features take the places of their tokens, and no image id is ever predicted.
 
 A picture is encoded alone, so that its features do not depend on its company, and once: z never touches the tower, so
 they are the same at every step. They are kept in host memory for as long as somebody holds the picture, up to
@@ -27,13 +27,13 @@ _READERS, _AHEAD = 8, 32  # threads that decode pictures (Pillow lets others run
 
 
 def let_see(model: Any, family: Family) -> None:
-    """Let a model of a family see, once; as `model.sight`."""
+    """Attach a `Sight` to a model of a family, as `model.sight`; once."""
     if sight_of(model) is None:
         model.sight, model.position_axes = Sight(model, family), family.axes
 
 
 def sight_of(policy: Any) -> Sight | None:
-    """How a model sees, with or without PEFT's wrapper; None for a base of text alone."""
+    """The `Sight` of a model, with or without PEFT's wrapper; None for a base of text alone."""
     return getattr(policy.get_base_model() if hasattr(policy, "get_base_model") else policy, "sight", None)
 
 

@@ -88,7 +88,7 @@ class Family(ABC):
 
     @abstractmethod
     def layout(self, size: tuple[int, int]) -> Layout:
-        """Of a picture of so many pixels, (width, height)."""
+        """The place that a picture of this size, (width, height) in pixels, takes in a prompt."""
 
     def pixels(self, image: Image) -> dict[str, Tensor]:
         """What the tower reads of one picture."""
