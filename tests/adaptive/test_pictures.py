@@ -115,7 +115,8 @@ def test_nothing_is_kept_of_pictures_that_have_been_answered(seeing: Seeing) -> 
         seeing.model.generate([asked(seeing.folder / "sent.png")], use="base", max_new_tokens=1)
     gc.collect()
     assert not [b for b in _blocks.values() if b.picture.name.endswith("sent.png")]
-    seeing.model.generate([asked(seeing.files[0])], use="base", max_new_tokens=1)
+    alive = PictureFile(seeing.files[0])
+    seeing.model.generate([asked(alive)], use="base", max_new_tokens=1)
     assert len(sight._features) == 1, "those of the one picture that is alive"
     assert sight._bytes == sum(f.nbytes for f in sight._features.values())
 
