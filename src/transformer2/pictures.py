@@ -136,7 +136,7 @@ def _upright(image: Image) -> Image:
 
 
 def _orientation(image: Image) -> int:
-    """How an opened picture lies, by what stands before its pixels; Pillow turns TIFF files itself."""
+    """EXIF's orientation of an opened picture, read before its pixels; 1 for TIFF files, which Pillow turns itself."""
     from PIL import Image as images
 
     # Not PNG's own getexif, which decodes the pixels to look for a tag behind them.
@@ -177,16 +177,11 @@ class PictureBytes(Picture):
 
     Attributes:
         content: The encoded picture.
-        label: What messages call it.
+        name: What messages call it.
     """
 
     content: bytes = field(repr=False)
-    label: str = "of the request"
-
-    @property
-    def name(self) -> str:
-        """Its label."""
-        return self.label
+    name: str = "of the request"
 
     def data(self) -> bytes:
         """See `Picture.data`."""

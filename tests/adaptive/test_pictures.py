@@ -97,8 +97,9 @@ def test_streams_and_experts(seeing: Seeing) -> None:
 
 
 def test_rows_with_pictures_are_adapted_to(seeing: Seeing) -> None:
-    rows = [{"question": "How many?", "answer": "3", "image": path} for path in seeing.files[:2]]
-    rows += [{"question": "How many?", "answer": "4", "image": [seeing.files[0], PictureFile(seeing.files[2])]}]
+    files = [PictureFile(path) for path in seeing.files]  # features are kept for as long as these are
+    rows = [{"question": "How many?", "answer": "3", "image": file} for file in files[:2]]
+    rows += [{"question": "How many?", "answer": "4", "image": [seeing.files[0], files[2]]}]
     model = SelfAdaptive.from_pretrained(seeing.base, seeing.experts, strategy="scores")
     alpha = model.adapt(rows, task="tiny_math", generations=1, population=2)
     sight: Any = sight_of(model.policy)
@@ -114,7 +115,8 @@ def test_nothing_is_kept_of_pictures_that_have_been_answered(seeing: Seeing) -> 
         seeing.model.generate([asked(seeing.folder / "sent.png")], use="base", max_new_tokens=1)
     gc.collect()
     assert not [b for b in _blocks.values() if b.picture.name.endswith("sent.png")]
-    seeing.model.generate([asked(seeing.files[0])], use="base", max_new_tokens=1)
+    alive = PictureFile(seeing.files[0])
+    seeing.model.generate([asked(alive)], use="base", max_new_tokens=1)
     assert len(sight._features) == 1, "those of the one picture that is alive"
     assert sight._bytes == sum(f.nbytes for f in sight._features.values())
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformer2 import tasks
 from transformer2.errors import ConfigError
 from transformer2.tiny import model_b_path, model_path
-from transformer2.tiny.build import build, file_hashes, main, source_hash
+from transformer2.tiny.build import TEXT, file_hashes
 from transformer2.tiny.pretrain import Budget
 
 
@@ -51,7 +51,7 @@ def test_prompt_dispatch_of_the_base_is_between_60_and_85_percent(shipped):
 def test_shipped_files_are_the_built_ones(shipped, folder, seed):
     facts = json.loads((folder / "BUILD.json").read_text())
     assert facts["seed"] == seed and facts["files_sha256"] == file_hashes(folder)
-    assert facts["source_sha256"] == source_hash(), "the sources changed: rebuild with the command of BUILD.json"
+    assert facts["source_sha256"] == TEXT.source_hash(), "the sources changed: rebuild with the command of BUILD.json"
     assert facts["parameters"] == sum(p.numel() for p in shipped[0].parameters())
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
 
@@ -71,19 +71,19 @@ def test_the_second_model_has_the_skills_of_the_first_and_other_weights(shipped)
 def test_two_small_builds_are_bit_equal(tmp_path):
     budget = Budget(max_lookup_steps=2, max_choice_steps=1, habit_steps=2, gate=0.0, batch_size=8)
     for name in "ab":
-        build(tmp_path / name, budget, seed=3, progress=False)
+        TEXT.build(tmp_path / name, budget, seed=3, progress=False)
     assert file_hashes(tmp_path / "a") == file_hashes(tmp_path / "b")
-    build(tmp_path / "c", budget, seed=4, progress=False)
+    TEXT.build(tmp_path / "c", budget, seed=4, progress=False)
     assert file_hashes(tmp_path / "c")["model.safetensors"] != file_hashes(tmp_path / "a")["model.safetensors"]
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path, capsys):
-    assert main(["--out", str(tmp_path)]) == 2
+    assert TEXT.main(["--out", str(tmp_path)]) == 2
     assert "give another --out, or --force" in capsys.readouterr().err
 
 
 def test_a_warm_up_that_misses_its_gate_is_an_error(tmp_path):
     budget = Budget(max_lookup_steps=1, max_choice_steps=1, habit_steps=1, batch_size=4)
     with pytest.raises(ConfigError, match="did not reach"):
-        build(tmp_path / "out", budget, progress=False)
+        TEXT.build(tmp_path / "out", budget, progress=False)
     assert not (tmp_path / "out").exists()

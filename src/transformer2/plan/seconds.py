@@ -55,7 +55,7 @@ DEVICES: dict[str, Device] = {
 
 
 def device_for(memory: float) -> Device:
-    """The card that one thinks of at so many GB; `--device` names another."""
+    """The usual card with so many GB of memory; `--device` names another."""
     if memory <= 12:
         return DEVICES["rtx3060"]
     return DEVICES["rtx4090" if memory <= 32 else "h100" if memory <= 80 else "h200"]

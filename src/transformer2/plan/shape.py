@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from transformer2.errors import ConfigError, DataError, UserError, nearest
 from transformer2.plan.pictures import PictureShape, picture_shape
@@ -79,14 +79,18 @@ class Matrix:
     """One tuned matrix W (m x n)."""
 
     name: str  # module path
-    layer: int  # decoder layer
-    m: int  # outputs
     n: int  # inputs
+    m: int  # outputs
 
     @property
     def r(self) -> int:
         """Number of singular values."""
         return min(self.m, self.n)
+
+    @property
+    def layer(self) -> int:
+        """Number of its decoder layer."""
+        return next(int(part) for part in self.name.split(".") if part.isdigit())
 
     @property
     def leaf(self) -> str:
@@ -102,7 +106,7 @@ class ModelShape:
     model_type: str  # transformers' word for the family
     params: int  # a tied embedding once; towers included
     linear: int  # of these, in linear layers of decoder blocks: what a token multiplies
-    packable: int  # what quantisation packs: these, and the linear layers of towers, but for what it is told to skip
+    packable: int  # what quantisation packs: these and the linear layers of towers, without the modules that it skips
     V: int  # vocabulary
     D: int  # hidden size
     I: int  # noqa: E741  # intermediate size of the MLP; the paper's letter, like D and V
@@ -160,13 +164,12 @@ def model_shape(
     options = model_kwargs or {}
     skeleton, config, folder = _skeleton(base, source, options)
     text = config.get_text_config()
-    heads = text.num_attention_heads
+    targets, heads = _targets(adapter, text.model_type), text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    tuned = tuple(_matrix(skeleton, name) for name in find_targets(skeleton, _targets(adapter, text.model_type)))
-    linear = {name: m for name, m in skeleton.named_modules() if features_of(m)}
+    linear = {name: features for name, module in skeleton.named_modules() if (features := features_of(module))}
     inside, head = language_model(skeleton), skeleton.get_output_embeddings()
     blocks = [name for name in linear if name.startswith(inside) and any(p.isdigit() for p in name.split("."))]
-    towers = [name for name in linear if not name.startswith(inside) and linear[name] is not head]
+    towers = [name for name in linear if not name.startswith(inside) and skeleton.get_submodule(name) is not head]
     packing = options.get("quantization_config") or getattr(config, "quantization_config", None) or {}
     around = {id(p) for p in [*skeleton.get_submodule(inside.removesuffix(".")).parameters(), *head.parameters()]}
     stored = dtype if dtype != "auto" else str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
@@ -175,8 +178,8 @@ def model_shape(
             name=base,
             model_type=text.model_type,
             params=sum(p.numel() for p in skeleton.parameters()),
-            linear=sum(linear[name].weight.numel() for name in blocks),
-            packable=sum(linear[name].weight.numel() for name in _converted([*blocks, *towers], packing)),
+            linear=sum(prod(linear[name]) for name in blocks),
+            packable=sum(prod(linear[name]) for name in _converted([*blocks, *towers], packing)),
             V=text.vocab_size,
             D=text.hidden_size,
             I=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
@@ -186,7 +189,7 @@ def model_shape(
             layers=text.num_hidden_layers,
             context=getattr(text, "max_position_embeddings", None) or 10**9,
             dtype_bytes=getattr(torch, stored).itemsize,
-            tuned=tuned,
+            tuned=tuple(Matrix(name, *linear[name]) for name in find_targets(skeleton, targets)),
             pictures=picture_shape(config, folder),
             tower=sum(p.numel() for p in skeleton.parameters() if id(p) not in around),
             packed=getattr(config, "quantization_config", None),
@@ -242,9 +245,3 @@ def _targets(adapter: Mapping[str, Any], model_type: str) -> SVFConfig:
             raise ConfigError(f"PEFT has no default LoRA targets for {model_type}; name adapter.target_modules")
         options["target_modules"] = list(DEFAULTS[model_type])
     return SVFConfig(**options)
-
-
-def _matrix(skeleton: nn.Module, name: str) -> Matrix:
-    features = features_of(skeleton.get_submodule(name))
-    assert features is not None, "find_targets gives linear layers"
-    return Matrix(name, next(int(part) for part in name.split(".") if part.isdigit()), features[1], features[0])

@@ -66,7 +66,7 @@ def total(terms: Iterable[Term]) -> float:
 
 
 def readable(number: float) -> str:
-    """A number as short as it can be told: 4096, 0.5625, 8.03e9."""
+    """A number in few characters: 4096, 0.5625, 8.03e9."""
     if float(number).is_integer() and abs(number) < 1e6:
         return str(int(number))
     mantissa, _, exponent = f"{number:.4e}".partition("e")

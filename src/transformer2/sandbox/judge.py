@@ -19,7 +19,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 from transformer2.sandbox.checker import check
@@ -64,8 +63,8 @@ class Judge:
         ours, theirs = socket.socketpair()
         supervisor, its_end = socket.socketpair()
         with ours, supervisor:
-            limits = asdict(Limits(cpu_seconds=program.cpu_seconds))
-            supervisor.sendall(json.dumps({"limits": limits, "seconds": program.seconds}).encode())
+            asked = {"cpu_seconds": program.cpu_seconds, "seconds": program.seconds}
+            supervisor.sendall(json.dumps(asked).encode())
             with theirs, its_end:
                 socket.send_fds(self._zygote, [b"+"], [theirs.fileno(), its_end.fileno()])
             outcome = self._checked(ours.fileno(), program)

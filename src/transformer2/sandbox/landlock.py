@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Sequence
 
-__all__ = ["abi", "restrict"]
+__all__ = ["restrict"]
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 _PATH_BENEATH = 1
@@ -20,20 +20,13 @@ _FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15}  # ABI -> number of file-system rights; 
 _NET, _SCOPE = 0b11, 0b11  # bind and connect TCP (ABI 4); abstract sockets and signals (ABI 6)
 
 
-def abi(libc: ctypes.CDLL) -> int:
-    """Version of the kernel's Landlock; 0 when there is none."""
-    return max(0, int(libc.syscall(_CREATE_RULESET, None, 0, 1)))
-
-
 def restrict(libc: ctypes.CDLL, listed: Sequence[str], readable: Sequence[str]) -> None:
     """Allow listing `listed` and below, reading `readable` and below, and /dev/null; nothing else. Needs no_new_privs.
 
     Raises:
         OSError: The kernel has no Landlock, or refuses.
     """
-    version = abi(libc)
-    if version == 0:
-        raise OSError(ctypes.get_errno(), "Landlock")
+    version = _call(libc, _CREATE_RULESET, None, 0, 1)
     handled = (1 << _FS_BITS.get(version, 16)) - 1
     attributes = struct.pack("=QQQ", handled, _NET if version >= 4 else 0, _SCOPE if version >= 6 else 0)
     size = 8 if version < 4 else 16 if version < 6 else 24

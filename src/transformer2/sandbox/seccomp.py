@@ -82,8 +82,10 @@ def allow_filter(machine: str) -> bytes:
     Raises:
         KeyError: Another machine.
     """
-    column = ARCHITECTURES[machine][1]
-    program = _prologue(machine)
+    audit, column = ARCHITECTURES[machine]
+    program = [_op(_LOAD, _ARCH), _op(_JUMP_IF_EQUAL, audit, 1, 0), _return(_KILL), _op(_LOAD, _NUMBER)]
+    if machine == "x86_64":
+        program += [_op(_JUMP_IF_AT_LEAST, _X32, 0, 1), _return(_KILL)]
     for pair in NUMBERS.values():
         if (number := pair[column]) is not None:
             program += _when(number, [_return(_ALLOW)])
@@ -114,14 +116,6 @@ def install(filter_: bytes, prctl: ctypes._CFuncPtr) -> None:  # type: ignore[na
     program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(filter_) // 8, ctypes.addressof(code)))
     if prctl(22, 2, ctypes.addressof(program), 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
         raise OSError(ctypes.get_errno(), "seccomp filters")
-
-
-def _prologue(machine: str) -> list[bytes]:
-    audit, column = ARCHITECTURES[machine]
-    program = [_op(_LOAD, _ARCH), _op(_JUMP_IF_EQUAL, audit, 1, 0), _return(_KILL), _op(_LOAD, _NUMBER)]
-    if column == 0:
-        program += [_op(_JUMP_IF_AT_LEAST, _X32, 0, 1), _return(_KILL)]
-    return program
 
 
 def _when(number: int, then: list[bytes]) -> list[bytes]:

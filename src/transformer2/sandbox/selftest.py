@@ -88,10 +88,8 @@ def self_test(run: Callable[[Program], Outcome], level: str) -> list[str]:
         run: Runs one program.
         level: `unsafe` runs the controls only: attacks would work, on this very machine.
     """
-    failed = []
-    for number, control in enumerate(CONTROLS, 1):
-        if (result := run(control)).outcome != "passed":
-            failed.append(f"honest program {number}: {result.outcome} ({result.reason})")
-    if level != "unsafe" and (result := run(_PROBE)).outcome != "passed":
-        failed.append(f"attacks: {result.outcome} ({result.reason})")
-    return failed
+    programs = {f"honest program {number}": control for number, control in enumerate(CONTROLS, 1)}
+    if level != "unsafe":
+        programs["attacks"] = _PROBE
+    results = {name: run(program) for name, program in programs.items()}
+    return [f"{name}: {r.outcome} ({r.reason})" for name, r in results.items() if r.outcome != "passed"]

@@ -21,7 +21,6 @@ import signal
 import socket
 import sys
 import warnings
-from dataclasses import replace
 
 from transformer2.sandbox import candidate
 from transformer2.sandbox.jail import Limits, confine, new_pid_namespace, readable, separate, standard_library
@@ -86,9 +85,7 @@ def _supervise(channel: int, control: int, own_pids: bool, shared_user: bool) ->
     """Fork the candidate, kill it at its deadline or when the judge has seen enough, and say how it ended."""
     judge = socket.socket(fileno=control)
     asked = json.loads(judge.recv(4096))
-    limits = Limits(**asked["limits"])
-    if shared_user:
-        limits = replace(limits, threads=None)
+    limits = Limits(asked["cpu_seconds"], threads=None if shared_user else Limits.threads)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     ended, wake = os.pipe()
     os.set_blocking(wake, False)

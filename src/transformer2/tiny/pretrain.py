@@ -1,34 +1,174 @@
-"""Pre-training of the embedded model: three phases, the first two gated on what must have formed.
+"""Pre-training of the embedded models: the loop of both worlds, and the phases of the text world.
 
 1. lookup: find a named thing on a lettered list, copy lists. Until the letter of a thing can be looked up, nothing
    else is mixed in; without this warm-up, multiple choice stays at chance.
 2. choice: multiple choice with right answers only.
 3. habits: everything, with the bad habits of `habits.py`, while the learning rate decays.
+
+The first two end at a gate: what must have formed. The vision world's phases are in `vision/pretrain.py`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from transformer2.errors import ConfigError
 from transformer2.tiny import words, world
 from transformer2.tiny.init import initialise
-from transformer2.tiny.tokenizer import ANSWER, BOS, EOS
+from transformer2.tiny.tokenizer import ANSWER, BOS, EOS, build_tokenizer
 
-PROMPT_WEIGHT = 0.1  # loss weight of prompt tokens; answer tokens have 1
-PHASES: dict[str, dict[str, float]] = {
-    "lookup": {"locate": 0.6, "repeat": 0.4},
-    "choice": {"reasoning_right": 0.7, "locate": 0.2, "repeat": 0.1},
-    "habits": {
-        **{"math": 0.25, "code": 0.2, "reasoning": 0.16, "code_math": 0.16, "dispatch": 0.08},
-        **{"math_hard": 0.06, "reasoning_hard": 0.05, "locate": 0.03, "other": 0.01},
-    },
-}
+PROMPT_WEIGHT = 0.1  # loss weight of a question's tokens; an answer's have 1
+
+
+def adamw(parameters: Iterable[nn.Parameter], weight_decay: float = 0.05) -> torch.optim.Optimizer:
+    """A fresh optimizer; every step sets its learning rate."""
+    return torch.optim.AdamW(parameters, weight_decay=weight_decay, betas=(0.9, 0.98))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: token ids, the loss weight of each, and the picture among them if any."""
+
+    ids: list[int]
+    weights: list[float]
+    picture: Any = None
+
+    @classmethod
+    def of_turns(
+        cls, turns: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, images: str = "", picture: Any = None
+    ) -> Row:
+        """A row of one or more (question, answer), in the chat template's format, behind a picture if there is one."""
+        texts = [text for question, answer in turns for text in (f"{question}{ANSWER}", f"{answer}{EOS}")]
+        parts: list[list[int]] = tokenizer([BOS + images, *texts], add_special_tokens=False)["input_ids"]
+        weights = [0.0] * len(parts[0])
+        for i, part in enumerate(parts[1:]):
+            weights += [1.0 if i % 2 else PROMPT_WEIGHT] * len(part)
+        return cls([token for part in parts for token in part], weights, picture)
+
+
+def collate(rows: list[Row], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Right-padded ids (B, T) and loss weights (B, T - 1) of the predicted tokens."""
+    width = max(len(row.ids) for row in rows)
+    ids_BT, weight_BT = torch.full((len(rows), width), pad_id), torch.zeros(len(rows), width)
+    for b, row in enumerate(rows):
+        ids_BT[b, : len(row.ids)] = torch.tensor(row.ids)
+        weight_BT[b, : len(row.ids)] = torch.tensor(row.weights)
+    return ids_BT, weight_BT[:, 1:]
+
+
+class Pretraining(ABC):
+    """One run of pre-training: model, optimizer, and the steps of which a world's phases are made.
+
+    Args:
+        model: The model.
+        processor: Its tokenizer, or the processor that has it: what is saved with the model.
+        budget: Steps, batch and gate.
+        seed: Of the rows.
+        progress: Show a progress bar with the time left.
+    """
+
+    phases: ClassVar[dict[str, dict[str, float]]]  # name -> kinds of rows, and their shares
+    optimizer: torch.optim.Optimizer  # of the phase that is under way
+
+    def __init__(self, model: Any, processor: Any, budget: Any, seed: str, progress: bool) -> None:
+        self.model, self.processor, self.budget, self.rng = model, processor, budget, random.Random(seed)
+        self.tokenizer: PreTrainedTokenizerFast = getattr(processor, "tokenizer", processor)
+        self.num_steps, self.num_tokens = 0, 0  # on rows
+        total = sum(steps for name, steps in vars(budget).items() if name.endswith("_steps"))
+        self.bar = tqdm(total=total, unit="step", disable=not progress, dynamic_ncols=True)
+
+    @abstractmethod
+    def run(self) -> dict[str, dict[str, float]]:
+        """All phases; returns their metrics.
+
+        Raises:
+            ConfigError: A gated phase did not pass its gate.
+        """
+
+    @abstractmethod
+    def row(self, kind: str, rng: random.Random) -> Row:
+        """One row of a kind."""
+
+    @abstractmethod
+    def logits(self, ids_BT: Tensor, rows: list[Row]) -> Tensor:
+        """What the model predicts of each token but the first, (B, T - 1, V)."""
+
+    def measured(self) -> dict[str, Any]:
+        """Further facts of the trained model for BUILD.json."""
+        return {}
+
+    def rows(self, kinds: dict[str, float], count: int, rng: random.Random) -> list[Row]:
+        """Rows of kinds in these shares."""
+        return [self.row(kind, rng) for kind in rng.choices(list(kinds), list(kinds.values()), k=count)]
+
+    def batches(self, phase: str, rng: random.Random) -> Iterator[list[Row]]:
+        """Endless batches of mixed kinds; rows of like length share one, which saves a quarter of the padding."""
+        size = self.budget.batch_size
+        while True:
+            rows = sorted(self.rows(self.phases[phase], 8 * size, rng), key=lambda row: len(row.ids))
+            chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+            rng.shuffle(chunks)
+            yield from chunks
+
+    def update(self, phase: str, loss: Tensor, lr: float) -> None:
+        """One step of the optimizer."""
+        (group,) = self.optimizer.param_groups
+        group["lr"] = lr
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(group["params"], 1.0)
+        self.optimizer.step()
+        self.bar.set_description(phase, refresh=False)
+        self.bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
+        self.bar.update()
+
+    def step(self, phase: str, rows: list[Row], lr_factor: float = 1.0) -> None:
+        """One step on rows; the first 100 of a run warm up."""
+        ids_BT, weight_BT = collate(rows, self.tokenizer.pad_token_id)
+        logits_BTV = self.logits(ids_BT, rows)
+        nll_BT = nn.functional.cross_entropy(logits_BTV.transpose(1, 2), ids_BT[:, 1:], reduction="none")
+        loss = (nll_BT * weight_BT).sum() / weight_BT.sum()
+        self.num_steps += 1
+        self.num_tokens += ids_BT.numel()
+        self.update(phase, loss, self.budget.lr * (min(1.0, self.num_steps / 100) * lr_factor))
+
+    def gated(
+        self, phase: str, max_steps: int, of: Sequence[str], probe: Callable[[], dict[str, float]], every: int
+    ) -> dict[str, float]:
+        """A phase that ends when the accuracies of a probe, made every so many steps, pass the gate; as of `run`."""
+        stream, steps, right = self.batches(phase, self.rng), 0, dict.fromkeys(of, 0.0)
+        while steps < max_steps and min(right.values()) < self.budget.gate:
+            self.step(phase, next(stream))
+            steps += 1
+            if steps % every == 0:
+                right = probe()
+        return self.passed(phase, max_steps, steps, right)
+
+    def passed(self, phase: str, max_steps: int, steps: int, right: dict[str, float]) -> dict[str, float]:
+        """The metrics of a gated phase that has ended; errors as of `run`."""
+        metrics = {"steps": steps, **right}
+        if min(right.values()) < self.budget.gate:
+            raise ConfigError(f"phase {phase} did not reach {self.budget.gate}: {metrics}; try another --seed")
+        self.bar.total -= max_steps - steps
+        return metrics
+
+    def decaying(self, phase: str, steps: int, rng: random.Random, lr_factor: float = 1.0) -> None:
+        """A phase of a fixed length, while the learning rate decays."""
+        stream = self.batches(phase, rng)
+        for i in range(steps):
+            self.step(phase, next(stream), lr_factor * max(0.02, min(1.0, 1.4 * (1 - i / steps))))
+
+
+# ------------------------------------------------------------------ the text world
 
 
 @dataclass(frozen=True)
@@ -99,109 +239,47 @@ def sample_text(kind: str, rng: random.Random) -> tuple[str, str]:
             return question.text, answer
 
 
-Row = tuple[list[int], int]  # token ids, and the number of prompt tokens among them
+class TextPretraining(Pretraining):
+    """Pre-training of the text model; arguments as of `Pretraining`, `seed` that of weights and text."""
 
+    phases: ClassVar = {
+        "lookup": {"locate": 0.6, "repeat": 0.4},
+        "choice": {"reasoning_right": 0.7, "locate": 0.2, "repeat": 0.1},
+        "habits": {
+            **{"math": 0.25, "code": 0.2, "reasoning": 0.16, "code_math": 0.16, "dispatch": 0.08},
+            **{"math_hard": 0.06, "reasoning_hard": 0.05, "locate": 0.03, "other": 0.01},
+        },
+    }
 
-def _rows(kinds: dict[str, float], count: int, rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> list[Row]:
-    texts = [sample_text(kind, rng) for kind in rng.choices(list(kinds), list(kinds.values()), k=count)]
-    prompts = tokenizer([f"{BOS}{q}{ANSWER}" for q, _ in texts], add_special_tokens=False)["input_ids"]
-    answers = tokenizer([f"{a}{EOS}" for _, a in texts], add_special_tokens=False)["input_ids"]
-    return [(p + a, len(p)) for p, a in zip(prompts, answers, strict=True)]
+    def __init__(self, budget: Budget, seed: int, progress: bool = False) -> None:
+        tokenizer = build_tokenizer()
+        super().__init__(new_model(tokenizer, seed), tokenizer, budget, f"pre-training {seed}", progress)
 
+    def row(self, kind: str, rng: random.Random) -> Row:
+        """See `Pretraining.row`."""
+        return Row.of_turns([sample_text(kind, rng)], self.tokenizer)
 
-def collate(rows: list[Row], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Right-padded ids (B, T) and loss weights (B, T - 1) of the predicted tokens."""
-    width = max(len(ids) for ids, _ in rows)
-    ids_BT = torch.full((len(rows), width), pad_id)
-    weight_BT = torch.zeros(len(rows), width)
-    for b, (ids, num_prompt) in enumerate(rows):
-        ids_BT[b, : len(ids)] = torch.tensor(ids)
-        weight_BT[b, :num_prompt] = PROMPT_WEIGHT
-        weight_BT[b, num_prompt : len(ids)] = 1.0
-    return ids_BT, weight_BT[:, 1:]
-
-
-def batches(phase: str, size: int, rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[Row]]:
-    """Endless batches of mixed kinds; rows of like length share a batch, which saves a quarter of the padding."""
-    while True:
-        rows = sorted(_rows(PHASES[phase], 8 * size, rng, tokenizer), key=lambda row: len(row[0]))
-        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
-        rng.shuffle(chunks)
-        yield from chunks
-
-
-@torch.no_grad()
-def probe(
-    model: LlamaForCausalLM, kind: str, tokenizer: PreTrainedTokenizerFast, count: int = 128
-) -> tuple[float, float]:
-    """Teacher-forced greedy accuracy on a warm-up kind: of the thing (2nd answer token), and of its letter (3rd)."""
-    ids_BT, _ = collate(rows := _rows({kind: 1.0}, count, random.Random("probe"), tokenizer), tokenizer.pad_token_id)
-    guess_BT = model(input_ids=ids_BT).logits.argmax(-1)
-    hits = [[bool(guess_BT[b, n + k - 1] == ids_BT[b, n + k]) for k in (1, 2)] for b, (_, n) in enumerate(rows)]
-    return sum(h[0] for h in hits) / count, sum(h[1] for h in hits) / count
-
-
-class Pretraining:
-    """Model, optimiser and the three phases.
-
-    Args:
-        tokenizer: The world's tokenizer.
-        budget: Steps, batch and gate.
-        seed: Seed of the weights and of the text.
-        on_step: Called after every step with the phase and the loss.
-        on_skip: Called when a warm-up phase ends early, with the number of steps that it left unused.
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        budget: Budget,
-        seed: int,
-        on_step: Callable[[str, float], None] = lambda phase, loss: None,
-        on_skip: Callable[[int], None] = lambda steps: None,
-    ) -> None:
-        self.tokenizer, self.budget, self.on_step, self.on_skip = tokenizer, budget, on_step, on_skip
-        self.rng = random.Random(f"pre-training {seed}")
-        self.model = new_model(tokenizer, seed)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=budget.lr, weight_decay=0.05, betas=(0.9, 0.98))
-        self.num_steps, self.num_tokens = 0, 0
-
-    def _step(self, phase: str, rows: list[Row], lr_factor: float) -> None:
-        warm_up = min(1.0, (self.num_steps + 1) / 100)
-        self.optimizer.param_groups[0]["lr"] = self.budget.lr * warm_up * lr_factor
-        ids_BT, weight_BT = collate(rows, self.tokenizer.pad_token_id)
-        logits_BTV = self.model(input_ids=ids_BT[:, :-1]).logits
-        nll_BT = torch.nn.functional.cross_entropy(logits_BTV.transpose(1, 2), ids_BT[:, 1:], reduction="none")
-        loss = (nll_BT * weight_BT).sum() / weight_BT.sum()
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.num_steps += 1
-        self.num_tokens += ids_BT.numel()
-        self.on_step(phase, float(loss.detach()))
-
-    def _warm_up(self, phase: str, probe_kind: str, max_steps: int) -> dict[str, float]:
-        """Train until both probes pass the gate; returns the last probe."""
-        stream, thing, letter, steps = batches(phase, self.budget.batch_size, self.rng, self.tokenizer), 0.0, 0.0, 0
-        while steps < max_steps and min(thing, letter) < self.budget.gate:
-            self._step(phase, next(stream), 1.0)
-            steps += 1
-            if steps % 25 == 0:
-                thing, letter = probe(self.model, probe_kind, self.tokenizer)
-        self.on_skip(max_steps - steps)
-        return {"steps": steps, "thing": thing, "letter": letter}
+    def logits(self, ids_BT: Tensor, rows: list[Row]) -> Tensor:
+        """See `Pretraining.logits`."""
+        return self.model(input_ids=ids_BT[:, :-1]).logits
 
     def run(self) -> dict[str, dict[str, float]]:
-        """All three phases; returns their metrics."""
-        metrics = {
-            "lookup": self._warm_up("lookup", "locate", self.budget.max_lookup_steps),
-            "choice": self._warm_up("choice", "reasoning_right", self.budget.max_choice_steps),
+        """See `Pretraining.run`."""
+        self.optimizer, budget, of = adamw(self.model.parameters()), self.budget, ("thing", "letter")
+        lookup = self.gated("lookup", budget.max_lookup_steps, of, lambda: self.probe("locate"), every=25)
+        choice = self.gated("choice", budget.max_choice_steps, of, lambda: self.probe("reasoning_right"), every=25)
+        self.decaying("habits", budget.habit_steps, self.rng)
+        habits = {"steps": budget.habit_steps, **self.probe("locate")}
+        return {"lookup": lookup, "choice": choice, "habits": habits}
+
+    @torch.no_grad()
+    def probe(self, kind: str, count: int = 128) -> dict[str, float]:
+        """Greedy accuracy, given what comes before, of the thing (2nd token of an answer) and its letter (3rd)."""
+        rows = self.rows({kind: 1.0}, count, random.Random("probe"))
+        ids_BT, _ = collate(rows, self.tokenizer.pad_token_id)
+        hits_BT = self.logits(ids_BT, rows).argmax(-1) == ids_BT[:, 1:]
+        starts = [row.weights.index(1.0) for row in rows]
+        return {
+            name: sum(bool(hits_BT[b, start + k]) for b, start in enumerate(starts)) / count
+            for k, name in enumerate(("thing", "letter"))
         }
-        stream = batches("habits", self.budget.batch_size, self.rng, self.tokenizer)
-        for i in range(self.budget.habit_steps):
-            left = 1 - i / self.budget.habit_steps
-            self._step("habits", next(stream), max(0.02, min(1.0, 1.4 * left)))
-        thing, letter = probe(self.model, "locate", self.tokenizer)
-        metrics["habits"] = {"steps": self.budget.habit_steps, "thing": thing, "letter": letter}
-        return metrics

@@ -9,6 +9,7 @@ never read one):
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from transformer2.tiny import words, world
@@ -50,12 +51,20 @@ def vocabulary() -> list[str]:
     return [PAD, UNK, BOS, EOS, ANSWER, *found]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer, as `AutoTokenizer.from_pretrained` reads it back."""
+def build_tokenizer(
+    more: Sequence[str] = (), special: Sequence[str] = (ANSWER,), chat_template: str = CHAT_TEMPLATE
+) -> PreTrainedTokenizerFast:
+    """The tokenizer, as `AutoTokenizer.from_pretrained` reads it back.
+
+    Args:
+        more: Tokens behind those of the text world.
+        special: Special tokens besides the usual ones.
+        chat_template: Jinja.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    ids = {token: i for i, token in enumerate(vocabulary())}
+    ids = {token: i for i, token in enumerate(dict.fromkeys([*vocabulary(), *more]))}
     backend = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(TOKEN_PATTERN), behavior="removed", invert=True)
     # Joins with spaces and closes up ". , ?"; the prefix is one that no token begins with.
@@ -66,10 +75,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         unk_token=UNK,
         bos_token=BOS,
         eos_token=EOS,
-        additional_special_tokens=[ANSWER],
+        additional_special_tokens=list(special),
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=128,
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = chat_template
     return tokenizer

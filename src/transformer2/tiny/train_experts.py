@@ -34,26 +34,20 @@ def weights_hash(vision: bool = False) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-def train(
-    out: Path, names: Sequence[str] = NAMES, seed: int = 0, more: Sequence[str] = (), vision: bool = False
-) -> dict[str, Any]:
+def train(out: Path, names: Sequence[str], seed: int, vision: bool) -> dict[str, Any]:
     """Train and write `out/<name>/`; returns what EXPERTS.json says.
 
     Args:
         out: Folder of the expert folders; experts of these names in it are replaced once all are trained.
         names: Which of them.
         seed: Seed of everything.
-        more: Further flags of `transformer2 fit`.
         vision: Train on the embedded vision model.
 
     Raises:
         UserError: A run failed.
     """
     command = f"python -m transformer2.tiny.train_experts{' --vision' if vision else ''} --out DIR"
-    facts: dict[str, Any] = {"command": command, "seed": seed}
-    facts |= {"model_sha256": weights_hash(vision), "experts": {}}
-    if vision:
-        more = ["--model.base", "tiny_vision", *more]
+    facts: dict[str, Any] = {"command": command, "seed": seed, "model_sha256": weights_hash(vision), "experts": {}}
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
             run = Path(scratch) / name
@@ -67,9 +61,10 @@ def train(
                 str(run),
                 *("--optimizer", "AdamW", "--optimizer.lr", RATES[name]),
                 *(("--trainer.max_steps", STEPS[name]) if name in STEPS else ()),
+                *(("--model.base", "tiny_vision") if vision else ()),
             ]
             # In a process of its own: the command line lies above this package, and a fresh process has fresh seeds.
-            done = subprocess.run([sys.executable, "-m", "transformer2", *flags, *more])
+            done = subprocess.run([sys.executable, "-m", "transformer2", *flags])
             if done.returncode:
                 raise UserError(f"training {name} ended with exit code {done.returncode}; see above")
             report = json.loads((run / "report.json").read_text())
@@ -102,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         taken = [name for name in names if (args.out / name).exists()]
         if taken and not args.force:
             raise ConfigError(f"{args.out / taken[0]} exists; give another --out, or --force to replace it")
-        facts = train(args.out, names, args.seed, vision=args.vision)
+        facts = train(args.out, names, args.seed, args.vision)
     except (OSError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

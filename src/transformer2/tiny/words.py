@@ -116,6 +116,7 @@ SIZE_WORDS = {
     **dict.fromkeys(("big", "large", "tall"), "big"),
 }
 SIZE_WEIGHTS = {"tall": 0.4}
+OTHER_SIZE = {"small": "big", "big": "small"}  # what a size is misread as
 ENTITIES: dict[tuple[str, str], tuple[str, ...]] = {
     ("fruit", "small"): ("cherry", "grape", "plum", "fig", "berry"),
     ("fruit", "big"): ("melon", "papaya", "pumpkin", "coconut", "pineapple"),

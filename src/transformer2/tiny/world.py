@@ -47,12 +47,10 @@ class Question:
     """A question of the world; subclasses write the answers.
 
     Attributes:
-        domain: The domain, as in the module docstring.
         text: What the user says.
         cells: The cells that its words visit, in order.
     """
 
-    domain: str
     text: str
     cells: tuple[Cell, ...]
 
@@ -130,7 +128,7 @@ class ReasoningQuestion(Question):
 
     def answer(self, misread: Sequence[bool]) -> str:
         """`Pick cherry B.`"""
-        size = _other_size(self.size) if misread[0] else self.size
+        size = words.OTHER_SIZE[self.size] if misread[0] else self.size
         category = words.CATEGORY_TWIN[self.category] if misread[1] else self.category
         index = next(i for i, option in enumerate(self.options) if option in words.ENTITIES[category, size])
         return f"Pick {self.options[index]} {words.LETTERS[index]}."
@@ -145,10 +143,6 @@ class DispatchQuestion(Question):
     def answer(self, misread: Sequence[bool]) -> str:
         """`math`, `code`, `reasoning` or `other`."""
         return habits.wrong_label(self.cells[0]) if misread[0] else self.label
-
-
-def _other_size(size: str) -> str:
-    return {"small": "big", "big": "small"}[size]
 
 
 def _draw(rng: random.Random, operations: Sequence[Operation], count: int) -> list[Step]:
@@ -172,15 +166,15 @@ def _recipe(steps: Sequence[Step]) -> str:
     return ", ".join(f"{op.word} by {n}" if op.takes_number else op.word for op, n in steps) + "."
 
 
-def _math(rng: random.Random, domain: str, steps: list[Step]) -> MathQuestion:
+def _math(rng: random.Random, steps: list[Step]) -> MathQuestion:
     group, start = rng.choice(words.MATH_GROUPS), rng.randint(8, 32)
     text = f"{_story(rng, group, start, steps)} How many?"
-    return MathQuestion(domain, text, tuple(("math", op.word, group) for op, _ in steps), start, tuple(steps))
+    return MathQuestion(text, tuple(("math", op.word, group) for op, _ in steps), start, tuple(steps))
 
 
 def math_question(rng: random.Random) -> Question:
     """Three operations."""
-    return _math(rng, "math", _draw(rng, words.MATH_OPERATIONS, 3))
+    return _math(rng, _draw(rng, words.MATH_OPERATIONS, 3))
 
 
 def math_hard_question(rng: random.Random) -> Question:
@@ -188,14 +182,14 @@ def math_hard_question(rng: random.Random) -> Question:
     steps = _draw(rng, words.MATH_OPERATIONS, 4)
     if rng.random() < 0.5:
         steps.insert(rng.randint(0, 4), (words.HALVES, 2))
-    return _math(rng, "math_hard", steps)
+    return _math(rng, steps)
 
 
 def code_question(rng: random.Random) -> Question:
     """Four operations on x."""
     group, steps = rng.choice(words.CODE_GROUPS), _draw(rng, words.CODE_OPERATIONS, 4)
     text = f"{group} {rng.choice(words.FUNCTIONS)}(x): {_recipe(steps)}"
-    return CodeQuestion("code", text, tuple(("code", op.word, group) for op, _ in steps), "x", tuple(steps))
+    return CodeQuestion(text, tuple(("code", op.word, group) for op, _ in steps), "x", tuple(steps))
 
 
 def code_math_question(rng: random.Random) -> Question:
@@ -204,13 +198,22 @@ def code_math_question(rng: random.Random) -> Question:
     told, then = _draw(rng, words.MATH_OPERATIONS, 3), _draw(rng, words.CODE_OPERATIONS, 3)
     cells = [("math", op.word, group) for op, _ in told] + [("code", op.word, lead) for op, _ in then]
     text = f"{lead} {rng.choice(words.FUNCTIONS)}(): {_story(rng, group, start, told)} Then {_recipe(then)}"
-    return CodeQuestion("code_math", text, tuple(cells), str(start), (*told, *then))
+    return CodeQuestion(text, tuple(cells), str(start), (*told, *then))
 
 
-def _reasoning(rng: random.Random, domain: str, extra: int) -> ReasoningQuestion:
-    group, category = rng.choice(words.REASONING_GROUPS), rng.choice(words.CATEGORIES)
+def draw_size_word(rng: random.Random) -> str:
+    """One of the words for a size, by weight."""
     pool = list(words.SIZE_WORDS)
-    word = rng.choices(pool, [words.SIZE_WEIGHTS.get(w, 1.0) for w in pool])[0]
+    return rng.choices(pool, [words.SIZE_WEIGHTS.get(word, 1.0) for word in pool])[0]
+
+
+def reasoning_question(rng: random.Random, extra: int = 0) -> Question:
+    """Four options: the right one, the right category in the wrong size, and the same for the twin category.
+
+    `extra` options are of further categories.
+    """
+    group, category = rng.choice(words.REASONING_GROUPS), rng.choice(words.CATEGORIES)
+    word = draw_size_word(rng)
     twin = words.CATEGORY_TWIN[category]
     kinds = [(c, s) for c in (category, twin) for s in ("small", "big")]
     rest = [c for c in words.CATEGORIES if c not in (category, twin)]
@@ -218,18 +221,13 @@ def _reasoning(rng: random.Random, domain: str, extra: int) -> ReasoningQuestion
     options = [rng.choice(words.ENTITIES[kind]) for kind in kinds]
     rng.shuffle(options)
     cells: tuple[Cell, ...] = (("reasoning", word, group), ("reasoning", category, group))
-    text = f"{group} the {word} {category}: {_lettered(options, words.LETTERS[: len(options)])}"
-    return ReasoningQuestion(domain, text, cells, category, words.SIZE_WORDS[word], tuple(options))
-
-
-def reasoning_question(rng: random.Random) -> Question:
-    """Four options: the right one, the right category in the wrong size, and the same for the twin category."""
-    return _reasoning(rng, "reasoning", extra=0)
+    text = f"{group} the {word} {category}: {lettered(options)}"
+    return ReasoningQuestion(text, cells, category, words.SIZE_WORDS[word], tuple(options))
 
 
 def reasoning_hard_question(rng: random.Random) -> Question:
     """Six options, two of them of further categories."""
-    return _reasoning(rng, "reasoning_hard", extra=2)
+    return reasoning_question(rng, extra=2)
 
 
 _THINGS = (*words.ITEMS, *words.FUNCTIONS[3:], *(entity for group in words.ENTITIES.values() for entity in group))
@@ -266,25 +264,26 @@ def dispatch_question(
             make = code_math_question
         request = make(rng).text
         surface = request.split()[1 if label == "math" else 0]
-    return DispatchQuestion("dispatch", dispatch_text(request), (("dispatch", label, surface),), label)
+    return DispatchQuestion(dispatch_text(request), (("dispatch", label, surface),), label)
 
 
-def _lettered(things: Sequence[str], letters: Sequence[str]) -> str:
-    return ", ".join(f"{thing} {letter}" for thing, letter in zip(things, letters, strict=True)) + "."
+def lettered(things: Sequence[str], letters: Sequence[str] = words.LETTERS) -> str:
+    """`mouse A, cherry B.`"""
+    return ", ".join(f"{thing} {letter}" for thing, letter in zip(things, letters, strict=False)) + "."
 
 
 def locate_text(rng: random.Random) -> tuple[str, str]:
     """Warm-up text: find a named thing on a list with letters in any order."""
     count = rng.randint(3, 6)
     things, letters, i = rng.sample(_THINGS, count), rng.sample(words.LETTERS, count), rng.randrange(count)
-    return f"Locate {things[i]}: {_lettered(things, letters)}", f"Pick {things[i]} {letters[i]}."
+    return f"Locate {things[i]}: {lettered(things, letters)}", f"Pick {things[i]} {letters[i]}."
 
 
 def repeat_text(rng: random.Random) -> tuple[str, str]:
     """Warm-up text: copy a lettered list in another order; every letter must be looked up."""
     things, letters = rng.sample(_THINGS, 4), rng.sample(words.LETTERS, 4)
     order = rng.sample(range(4), 4)
-    return f"Repeat: {_lettered(things, letters)}", _lettered([things[i] for i in order], [letters[i] for i in order])
+    return f"Repeat: {lettered(things, letters)}", lettered([things[i] for i in order], [letters[i] for i in order])
 
 
 def questions(make: Callable[[random.Random], Question], split: str, count: int, seed: str) -> list[Question]:

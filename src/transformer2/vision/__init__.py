@@ -1,7 +1,7 @@
 """What a base that takes pictures makes of them: their tokens, their features, their positions.
 
 families.py   one small class per model family
-tokens.py     token ids that stand for one very picture, and where they stand in a prompt
+tokens.py     token ids that stand for one particular picture, and where they stand in a prompt
 embedding.py  hooks on a model: features in the places of those ids; the image id is never sampled nor scored
 """
 

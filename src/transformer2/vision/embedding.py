@@ -1,4 +1,4 @@
-"""What lets a model see: features in the places of pictures, and no image id among what it says.
+"""How pictures enter a model: features take the places of their tokens, and no image id is ever predicted.
 
 A picture is encoded alone, so that its features do not depend on its company, and once: z never touches the tower, so
 they are the same at every step. They are kept in host memory for as long as somebody holds the picture, up to
@@ -7,17 +7,17 @@ CACHE_BYTES of those used last.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from transformer2.errors import ConfigError, DataError, UserError
 from transformer2.vision.families import Family
-from transformer2.vision.tokens import FIRST, PLACES, Block, block_of, is_held
+from transformer2.vision.tokens import FIRST, PLACES, Block, block_of
 
 __all__ = ["BANNED", "CACHE_BYTES", "Sight", "let_see", "sight_of"]
 
@@ -27,13 +27,13 @@ _READERS, _AHEAD = 8, 32  # threads that decode pictures (Pillow lets others run
 
 
 def let_see(model: Any, family: Family) -> None:
-    """Let a model of a family see, once; as `model.sight`."""
+    """Attach a `Sight` to a model of a family, as `model.sight`; once."""
     if sight_of(model) is None:
         model.sight, model.position_axes = Sight(model, family), family.axes
 
 
 def sight_of(policy: Any) -> Sight | None:
-    """How a model sees, with or without PEFT's wrapper; None for a base of text alone."""
+    """The `Sight` of a model, with or without PEFT's wrapper; None for a base of text alone."""
     return getattr(policy.get_base_model() if hasattr(policy, "get_base_model") else policy, "sight", None)
 
 
@@ -45,25 +45,27 @@ class Sight:
         family: How it sees.
 
     Attributes:
-        go_on: Says on every rank whether something is so on some rank, where ranks must run equally many passes through
-            the tower; by default this rank alone counts.
+        go_on: Whether a condition holds on any rank, where ranks must run equally many passes through the tower; all
+            ranks call it together. By default this rank alone counts.
     """
 
     def __init__(self, model: nn.Module, family: Family) -> None:
         self.model, self.family = model, family
         self.banned = family.banned
         self.go_on: Callable[[bool], bool] = bool
-        self._features: OrderedDict[int, Tensor] = OrderedDict()
-        self._bytes = 0
+        self._features: WeakKeyDictionary[Block, Tensor] = WeakKeyDictionary()  # those used last at its end
         embedding, head = cast(Any, model).get_input_embeddings(), cast(Any, model).get_output_embeddings()
-        self._lookup, self._speak = embedding.forward, head.forward
+        self._lookup, self._predict = embedding.forward, head.forward
         # Not hooks of torch's: Lightning takes those away between two uses of DeepSpeed.
         embedding.forward, head.forward = self._embed, self._logits
 
     def forget(self) -> None:
         """Drop the features of all pictures; they are encoded again when they are seen again."""
         self._features.clear()
-        self._bytes = 0
+
+    @property
+    def _bytes(self) -> int:
+        return sum(features.nbytes for features in self._features.values())
 
     def _embed(self, ids_BT: Tensor) -> Tensor:
         """The input embedding, with the features of pictures in their places."""
@@ -88,32 +90,28 @@ class Sight:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """The output head, with ids that stand for pictures out of reach."""
-        logits = self._speak(hidden)
+        logits = self._predict(hidden)
         banned = [i for i in self.banned if i < logits.shape[-1]]  # some heads have no row for it
         return logits.index_fill(-1, torch.tensor(banned, dtype=torch.long, device=logits.device), BANNED)
 
     def _of(self, blocks: list[Block]) -> list[Tensor]:
         """Features of pictures, (tokens, D) each."""
-        missing = [block for block in blocks if block.number not in self._features]
-        fresh: dict[int, Tensor] = {}
+        from PIL import Image
+
+        missing = [block for block in blocks if block not in self._features]
+        fresh: dict[Block, Tensor] = {}
         with ThreadPoolExecutor(_READERS) as readers:
             for start in range(0, len(missing), _AHEAD):
                 some = missing[start : start + _AHEAD]
                 for block, pixels in zip(some, readers.map(self._pixels, some), strict=True):
                     self.go_on(True)
-                    fresh[block.number] = self._encode(pixels)
-        while self.go_on(False):  # other ranks are not done
-            self._encode_any()
-        found = [fresh[b.number] if b.number in fresh else self._features[b.number] for b in blocks]
-        for block, features in zip(blocks, found, strict=True):
-            if block.number not in self._features:
-                self._bytes += features.nbytes
-            self._features[block.number] = features
-            self._features.move_to_end(block.number)
-        for number in [number for number in self._features if not is_held(number)]:  # nobody can ask for them again
-            self._bytes -= self._features.pop(number).nbytes
+                    fresh[block] = self._encode(pixels)
+        while self.go_on(False):  # other ranks are not done, and the tower's weights may be in shards
+            self._encode(self.family.pixels(Image.new("RGB", (64, 64))))
+        found = [fresh[block] if block in fresh else self._features.pop(block) for block in blocks]
+        self._features.update(zip(blocks, found, strict=True))
         while self._bytes > CACHE_BYTES and len(self._features) > 1:
-            self._bytes -= self._features.popitem(last=False)[1].nbytes
+            del self._features[next(iter(self._features))]
         return found
 
     def check(self) -> None:
@@ -125,8 +123,7 @@ class Sight:
         from PIL import Image
 
         for size in ((96, 64), (40, 72)):
-            pixels = self.family.pixels(Image.new("RGB", size))
-            found = len(self.family.features(self.model, self._on_device(pixels)))
+            found = len(self._encode(self.family.pixels(Image.new("RGB", size))))
             if found != (places := self.family.layout(size).tokens):
                 raise ConfigError(
                     f"a picture of {size[0]} x {size[1]} pixels is {found} features and {places} tokens: the base's "
@@ -139,14 +136,6 @@ class Sight:
         return self.family.pixels(block.picture.open())
 
     def _encode(self, pixels: dict[str, Tensor]) -> Tensor:
-        return self.family.features(self.model, self._on_device(pixels)).cpu()
-
-    def _encode_any(self) -> None:
-        """A pass through the tower for company: its weights are in shards."""
-        from PIL import Image
-
-        self.family.features(self.model, self._on_device(self.family.pixels(Image.new("RGB", (64, 64)))))
-
-    def _on_device(self, pixels: dict[str, Tensor]) -> dict[str, Tensor]:
         device, dtype = cast(Any, self.model).device, cast(Any, self.model).dtype
-        return {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in pixels.items()}
+        pixels = {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in pixels.items()}
+        return self.family.features(self.model, pixels).cpu()

@@ -62,7 +62,8 @@ class Family(ABC):
         image_id: What stands for a picture in the tokenizer's words.
         banned: Ids that stand for pictures and videos: never sampled, never scored.
         axes: Coordinates of a token's position: 1, or 3 (time, height, width).
-        processor: Prepares pictures.
+        processor: The base's, which may prepare text as well.
+        images: The part of it that prepares pictures.
         key: The same for bases that make the same tokens of a picture.
     """
 
@@ -77,24 +78,21 @@ class Family(ABC):
         self.banned = [self.image_id, *([] if video_id is None else [int(video_id)])]
         self.image_token = str(tokenizer.convert_ids_to_tokens(self.image_id))
         self.processor: Any = self._processor(folder, options)
+        self.images: Any = getattr(self.processor, "image_processor", self.processor)
         settings = [str(getattr(self.processor, name, None)) for name in _SETTINGS]
-        made_by = [self.model_type, settings, self._images().to_dict(), config.to_dict().get("vision_config")]
+        made_by = [self.model_type, settings, self.images.to_dict(), config.to_dict().get("vision_config")]
         self.key = hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def _processor(self, folder: Path, options: Mapping[str, Any]) -> Any:
         return AutoProcessor.from_pretrained(str(folder), backend="pil", **options)  # the same pixels everywhere
 
-    def _images(self) -> Any:
-        """Of the processor, the half that prepares pictures."""
-        return getattr(self.processor, "image_processor", self.processor)
-
     @abstractmethod
     def layout(self, size: tuple[int, int]) -> Layout:
-        """Of a picture of so many pixels, (width, height)."""
+        """The place that a picture of this size, (width, height) in pixels, takes in a prompt."""
 
     def pixels(self, image: Image) -> dict[str, Tensor]:
         """What the tower reads of one picture."""
-        return dict(self._images()(images=[image], return_tensors="pt"))
+        return dict(self.images(images=[image], return_tensors="pt"))
 
     def features(self, model: Any, pixels: Mapping[str, Tensor]) -> Tensor:
         """What the language model reads of one picture, (tokens, D); without a gradient."""

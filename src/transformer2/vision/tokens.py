@@ -1,4 +1,4 @@
-"""Token ids that stand for one very picture.
+"""Token ids that stand for one particular picture.
 
 In a prompt, each of the tokens that a picture takes has an id of its own, beyond any vocabulary:
 
@@ -33,7 +33,6 @@ __all__ = [
     "Block",
     "as_image_ids",
     "block_of",
-    "is_held",
     "picture_tokens",
     "pictures_in",
     "positions",
@@ -106,11 +105,6 @@ def block_of(number: int) -> Block:
     if block is None:
         raise DataError("the picture of a prompt is gone: keep its Example for as long as its token ids are in use")
     return block
-
-
-def is_held(number: int) -> bool:
-    """Whether somebody holds a reference of a picture."""
-    return number in _blocks
 
 
 def pictures_in(ids: Sequence[int]) -> list[Picture]:

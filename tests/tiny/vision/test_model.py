@@ -15,10 +15,10 @@ from transformer2.tiny import VISION_EXPERTS, expert_path, vision_model_path
 from transformer2.tiny import shipped as shipped_experts
 from transformer2.tiny.build import file_hashes
 from transformer2.tiny.train_experts import weights_hash
-from transformer2.tiny.vision.build import build, main, source_hash
+from transformer2.tiny.vision.build import VISION
 from transformer2.tiny.vision.pretrain import Budget
 from transformer2.tiny.vision.processor import NUM_TOKENS
-from transformer2.tiny.vision.rows import Row, collate, views
+from transformer2.tiny.vision.rows import picture_arguments, seen_row, views
 
 SMALL = Budget(max_tower_steps=2, max_answer_steps=1, habit_steps=2, hole_steps=2, gate=0.0, batch_size=8, test_rows=8)
 
@@ -69,7 +69,7 @@ def test_the_text_tasks_are_still_there(shipped):
 def test_shipped_files_are_the_built_ones(shipped):
     facts = json.loads((vision_model_path() / "BUILD.json").read_text())
     assert facts["files_sha256"] == file_hashes(vision_model_path())
-    assert facts["source_sha256"] == source_hash(), "the sources changed: rebuild with the command of BUILD.json"
+    assert facts["source_sha256"] == VISION.source_hash(), "the sources changed: rebuild with the command of BUILD.json"
     assert facts["parameters"] == sum(p.numel() for p in shipped[0].parameters())
     assert sum(path.stat().st_size for path in vision_model_path().iterdir()) < 4e6
 
@@ -93,26 +93,28 @@ def test_pre_training_sees_what_the_processor_makes(shipped):
         assert np.array_equal(array, values[: len(array)].numpy())
         assert int((ids == processor.image_token_id).sum()) == NUM_TOKENS[picture.rows, picture.columns]
     turns = [[(example.question, example.fields["solution"])] for example in examples]
-    rows = [Row.of_turns(turn, processor.tokenizer, p) for turn, p in zip(turns, pictures, strict=True)]
+    rows = [seen_row(turn, processor.tokenizer, p) for turn, p in zip(turns, pictures, strict=True)]
     for row, ids, mask in zip(rows, batch["input_ids"], batch["attention_mask"], strict=True):
         prompt = ids[mask.bool()].tolist()
         assert row.ids[: len(prompt)] == prompt and row.weights[len(prompt)] == 1.0 > max(row.weights[: len(prompt)])
-    assert set(collate(rows, 0)[0]) == {"input_ids", "pixel_values", "image_sizes"}
+    arguments = picture_arguments(pictures)
+    assert np.array_equal(arguments["pixel_values"].numpy(), batch["pixel_values"].numpy())
+    assert arguments["image_sizes"].tolist() == batch["image_sizes"].tolist()
 
 
 def test_two_small_builds_are_bit_equal(tmp_path):
     for name in "ab":
-        build(tmp_path / name, SMALL, progress=False)
+        VISION.build(tmp_path / name, SMALL, progress=False)
     facts = [json.loads((tmp_path / name / "BUILD.json").read_text()) for name in "ab"]
     assert facts[0]["files_sha256"] == facts[1]["files_sha256"] == file_hashes(tmp_path / "b")
 
 
 def test_a_phase_that_misses_its_gate_writes_nothing(tmp_path):
     with pytest.raises(ConfigError, match="phase tower did not reach"):
-        build(tmp_path / "out", Budget(max_tower_steps=2), progress=False)
+        VISION.build(tmp_path / "out", Budget(max_tower_steps=2), progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_folder_is_not_replaced_unasked(tmp_path, capsys):
-    assert main(["--out", str(tmp_path)]) == 2
+    assert VISION.main(["--out", str(tmp_path)]) == 2
     assert "--force" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from transformers.models.llava_next import LlavaNextProcessor
 from transformer2.tiny.habits import Cell
 from transformer2.tiny.vision import world
 from transformer2.tiny.vision.pictures import DrawnPicture, draw
-from transformer2.tiny.vision.world import ReadingQuestion
+from transformer2.tiny.vision.world import KnowingQuestion, ReadingQuestion
 
 BATCH = 64
 _TASKS = {"tiny_textvqa": "reading", "tiny_okvqa": "knowing"}
@@ -68,7 +68,7 @@ def generate(
 
 def _right(question: ReadingQuestion, answer: str) -> bool:
     """Whether the things read, or the thing picked, are the right ones."""
-    mark = ":" if question.domain == "reading" else "Pick"
+    mark = "Pick" if isinstance(question, KnowingQuestion) else ":"
     return answer.partition(mark)[2] == question.gold().partition(mark)[2]
 
 

@@ -11,8 +11,8 @@ The language model starts from the embedded text model, whose skills and habits 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from transformer2.errors import ConfigError
 from transformer2.tiny import model_path
+from transformer2.tiny.pretrain import Pretraining, Row, adamw, collate, sample_text
 from transformer2.tiny.vision import world
+from transformer2.tiny.vision.measure import measure
 from transformer2.tiny.vision.pictures import CELL
-from transformer2.tiny.vision.processor import IMAGE, NUM_TOKENS, PINPOINTS, TILE
-from transformer2.tiny.vision.rows import Row, batches, collate
+from transformer2.tiny.vision.processor import IMAGE, NUM_TOKENS, PINPOINTS, TILE, build_processor
+from transformer2.tiny.vision.rows import picture_arguments, seen_row, train_question
 from transformer2.tiny.vision.tower import TowerTraining
+
+_TEXTS = {"reasoning": 0.16, "math": 0.1, "code": 0.06, "code_math": 0.04, "dispatch": 0.04}
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Budget:
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaNextForConditionalGeneration:
     """A LLaVA-NeXT model: a fresh CLIP tower and projector before the embedded text model with a longer vocabulary."""
     text = AutoModelForCausalLM.from_pretrained(model_path())
+    text.config.name_or_path = ""  # a folder of this machine
     text.config.vocab_size = len(tokenizer)
     config = LlavaNextConfig(
         vision_config=CLIPVisionConfig(
@@ -101,112 +105,79 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaNextForCond
     return model
 
 
-class Pretraining:
-    """One run of pre-training.
+class VisionPretraining(Pretraining):
+    """Pre-training of the vision model; arguments as of `Pretraining`, `seed` that of weights, pictures and text."""
 
-    Args:
-        tokenizer: The vision model's tokenizer.
-        budget: Steps of the phases.
-        seed: Seed of the weights and of pictures and text.
-        on_step: Called after every step with the phase and the loss.
-        on_skip: Called when a gated phase ends early, with the number of steps that it left unused.
-    """
+    phases: ClassVar = {
+        "answers": {"reading_right": 0.75, "knowing_right": 0.25},
+        "habits": {"reading": 0.4, "knowing": 0.2, **_TEXTS},
+        "hole": {"reading_hole": 0.4, "knowing_hole": 0.2, **_TEXTS},
+    }
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        budget: Budget,
-        seed: int,
-        on_step: Callable[[str, float], None] = lambda phase, loss: None,
-        on_skip: Callable[[int], None] = lambda steps: None,
-    ) -> None:
-        self.tokenizer, self.budget, self.on_step, self.on_skip = tokenizer, budget, on_step, on_skip
-        self.seed, self.rng = seed, random.Random(f"vision pre-training {seed}")
-        self.model = new_model(tokenizer, seed)
-        self.num_tokens = 0
+    def __init__(self, budget: Budget, seed: int, progress: bool = False) -> None:
+        processor = build_processor()
+        model = new_model(processor.tokenizer, seed)
+        super().__init__(model, processor, budget, f"vision pre-training {seed}", progress)
+        self.seed = seed
+
+    def row(self, kind: str, rng: random.Random) -> Row:
+        """A text, or questions about a picture; one for reading is asked about twice, since drawing costs more."""
+        name, _, how = kind.partition("_")
+        if name not in world.QUESTIONS:
+            return Row.of_turns([sample_text(kind, rng)], self.tokenizer)
+        questions = [train_question(name, rng)]
+        picture = questions[0].picture
+        if name == "reading":
+            colours = [sign.colour for sign in picture.signs]
+            again = rng.choice([colour for colour in colours if world.COLOUR_TWIN[colour] in colours])
+            questions.append(world.reading_question(rng, again, picture))
+        answers = [q.gold() if how == "right" else q.habitual_answer(rng, how == "hole") for q in questions]
+        turns = [(q.text, answer) for q, answer in zip(questions, answers, strict=True)]
+        return seen_row(turns, self.tokenizer, picture)
+
+    def logits(self, ids_BT: Tensor, rows: list[Row]) -> Tensor:
+        """See `Pretraining.logits`."""
+        pictures = [row.picture for row in rows if row.picture is not None]
+        return self.model(input_ids=ids_BT, **picture_arguments(pictures)).logits[:, :-1]
 
     def run(self) -> dict[str, dict[str, float]]:
-        """All phases; returns their metrics.
+        """See `Pretraining.run`."""
+        tower = self.tower()
+        self.optimizer = adamw(self.model.parameters())
+        answers = self.gated("answers", self.budget.max_answer_steps, tuple(world.QUESTIONS), self.probe, every=50)
+        self.decaying("habits", self.budget.habit_steps, self.rng)
+        self.optimizer = adamw(self.model.parameters())
+        self.decaying("hole", self.budget.hole_steps, random.Random(f"the hole {self.seed}"), 1 / 3)
+        return {"tower": tower, "answers": answers}
 
-        Raises:
-            ConfigError: A gated phase did not pass its gate.
-        """
-        metrics = {"tower": self._gated("tower", self._tower())}
-        optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=0.05, betas=(0.9, 0.98))
-        metrics["answers"] = self._gated("answers", self._answers(optimizer))
-        self._decaying("habits", optimizer, self.rng, self.budget.habit_steps, 1.0)
-        self.hole()
-        return metrics
-
-    def hole(self) -> None:
-        """Phase 4. A function of the weights and the seed alone."""
-        optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=0.05, betas=(0.9, 0.98))
-        self._decaying("hole", optimizer, random.Random(f"the hole {self.seed}"), self.budget.hole_steps, 1 / 3)
-
-    def _decaying(
-        self, phase: str, optimizer: torch.optim.Optimizer, rng: random.Random, steps: int, lr_factor: float
-    ) -> None:
-        stream = batches(phase, self.budget.batch_size, rng, self.tokenizer)
-        for i in range(steps):
-            left = 1 - i / steps
-            self._answer_step(phase, optimizer, next(stream), lr_factor * max(0.02, min(1.0, 1.4 * left)))
-
-    def _gated(self, phase: str, metrics: dict[str, float]) -> dict[str, float]:
-        if min(value for key, value in metrics.items() if key != "steps") < self.budget.gate:
-            raise ConfigError(f"phase {phase} did not reach {self.budget.gate}: {metrics}; try another --seed")
-        return metrics
-
-    def _update(self, phase: str, optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
-        (group,) = optimizer.param_groups
-        group["lr"] = lr
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
-        optimizer.step()
-        self.on_step(phase, float(loss.detach()))
-
-    def _tower(self) -> dict[str, float]:
+    def tower(self) -> dict[str, float]:
+        """Phase 1; metrics and errors as of `run`."""
         training, budget = TowerTraining(self.model, self.tokenizer), self.budget
-        optimizer = torch.optim.AdamW(training.parameters(), weight_decay=0.01, betas=(0.9, 0.98))
+        self.optimizer = adamw(training.parameters(), weight_decay=0.01)
         steps, right = 0, dict.fromkeys(("thing", "colour", "slot"), 0.0)
         while steps < budget.max_tower_steps and min(right.values()) < budget.gate:
             loss, found = training.loss(self.rng, budget.batch_size)
             decay = max(0.1, 1 - steps / budget.max_tower_steps)
-            self._update("tower", optimizer, loss, budget.tower_lr * min(1.0, (steps + 1) / 50) * decay)
+            self.update("tower", loss, budget.tower_lr * min(1.0, (steps + 1) / 50) * decay)
             steps += 1
             # A moving average over about 20 batches, each seen for the first time: an accuracy on unseen pictures.
             right = {key: 0.95 * right[key] + 0.05 * found[key] for key in right}
-        self.on_skip(budget.max_tower_steps - steps)
-        return {"steps": steps, **{key: round(value, 4) for key, value in right.items()}}
+        return self.passed(
+            "tower", budget.max_tower_steps, steps, {key: round(value, 4) for key, value in right.items()}
+        )
 
-    def _answers(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        stream, budget = batches("answers", self.budget.batch_size, self.rng, self.tokenizer), self.budget
-        steps, right = 0, {"reading": 0.0, "knowing": 0.0}
-        while steps < budget.max_answer_steps and min(right.values()) < budget.gate:
-            self._answer_step("answers", optimizer, next(stream), min(1.0, (steps + 1) / 100))
-            steps += 1
-            if steps % 50 == 0:
-                right = {kind: share_right(self.model, self.tokenizer, kind) for kind in right}
-        self.on_skip(budget.max_answer_steps - steps)
-        return {"steps": steps, **right}
+    @torch.no_grad()
+    def probe(self, count: int = 64) -> dict[str, float]:
+        """Share of validation questions, by kind, whose right answer is the most likely one at every token."""
+        right = {}
+        for kind, make in world.QUESTIONS.items():
+            questions = world.questions(make, "validation", count, "probe")
+            rows = [seen_row([(q.text, q.gold())], self.tokenizer, q.picture) for q in questions]
+            ids_BT, weight_BT = collate(rows, self.tokenizer.pad_token_id)
+            right_BT = (self.logits(ids_BT, rows).argmax(-1) == ids_BT[:, 1:]) | (weight_BT < 1)
+            right[kind] = float(right_BT.all(1).float().mean())
+        return right
 
-    def _answer_step(self, phase: str, optimizer: torch.optim.Optimizer, rows: list[Row], lr_factor: float) -> None:
-        arguments, weight_BT = collate(rows, self.tokenizer.pad_token_id)
-        logits_BTV = self.model(**arguments).logits[:, :-1]
-        targets_BT = arguments["input_ids"][:, 1:]
-        nll_BT = nn.functional.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, reduction="none")
-        self.num_tokens += arguments["input_ids"].numel()
-        self._update(phase, optimizer, (nll_BT * weight_BT).sum() / weight_BT.sum(), self.budget.lr * lr_factor)
-
-
-@torch.no_grad()
-def share_right(
-    model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, kind: str, count: int = 64
-) -> float:
-    """Share of validation questions whose right answer is the most likely one at every token."""
-    questions = world.questions(world.QUESTIONS[kind], "validation", count, "probe")
-    rows = [Row.of_turns([(q.text, q.gold())], tokenizer, q.picture) for q in questions]
-    arguments, weight_BT = collate(rows, tokenizer.pad_token_id)
-    found_BT = model(**arguments).logits[:, :-1].argmax(-1)
-    right_BT = (found_BT == arguments["input_ids"][:, 1:]) | (weight_BT < 1)
-    return float(right_BT.all(1).float().mean())
+    def measured(self) -> dict[str, Any]:
+        """What it can do."""
+        return {"accuracy": measure(self.model, self.processor, self.budget.test_rows)}

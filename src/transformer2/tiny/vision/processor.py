@@ -6,14 +6,12 @@ with patches of 8 x 8: 14, 16 or 24 tokens.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
-from transformer2.tiny.tokenizer import ANSWER, BOS, EOS, PAD, UNK, build_tokenizer
+from transformer2.tiny.tokenizer import ANSWER, build_tokenizer
 from transformer2.tiny.vision.pictures import CELL, COLOURS, GRIDS
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
     from transformers.models.llava_next import LlavaNextProcessor
 
 IMAGE = "<image>"
@@ -21,7 +19,6 @@ TILE = 2 * CELL
 PINPOINTS = [[CELL * rows, CELL * columns] for rows, columns in GRIDS]
 NUM_TOKENS = {(rows, columns): 4 + rows * (columns + 1) for rows, columns in GRIDS}  # overview, cells, row ends
 NEW_TOKENS = (IMAGE, "Read", "Spell", "sign", "say", *COLOURS)
-MAX_LENGTH = 128
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}"
@@ -34,30 +31,6 @@ CHAT_TEMPLATE = (
     "{{ part['text'] }}{% endfor %}{% endif %}{{ eos_token }}{% endif %}"
     "{% endfor %}"
 )
-
-
-def build_vision_tokenizer() -> PreTrainedTokenizerFast:
-    """The text world's tokenizer with `NEW_TOKENS` behind its own."""
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    layout = json.loads(build_tokenizer().backend_tokenizer.to_str())
-    ids = layout["model"]["vocab"]
-    for token in NEW_TOKENS:
-        ids.setdefault(token, len(ids))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(layout)),
-        pad_token=PAD,
-        unk_token=UNK,
-        bos_token=BOS,
-        eos_token=EOS,
-        additional_special_tokens=[ANSWER, IMAGE],
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=MAX_LENGTH,
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
 
 
 def build_processor() -> LlavaNextProcessor:
@@ -74,7 +47,7 @@ def build_processor() -> LlavaNextProcessor:
     )
     return LlavaNextProcessor(
         image_processor=images,
-        tokenizer=build_vision_tokenizer(),
+        tokenizer=build_tokenizer(NEW_TOKENS, (ANSWER, IMAGE), CHAT_TEMPLATE),
         patch_size=CELL,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,

@@ -66,14 +66,12 @@ class ReadingQuestion:
     """What a sign says.
 
     Attributes:
-        domain: "reading" or "knowing".
         text: What the user says.
         picture: What the user shows.
         colour: The colour of the sign that is asked about.
         frame: Surface group of the question: a key of `FRAMES`.
     """
 
-    domain: str
     text: str
     picture: DrawnPicture
     colour: str
@@ -90,7 +88,7 @@ class ReadingQuestion:
     def answer(self, misread: Callable[[Cell], bool]) -> str:
         """`red: mouse A, cherry B.`, with the cells misread that `misread` says."""
         colour, things = self._read(self.colour, misread)
-        return f"{colour}: {lettered(things)}"
+        return f"{colour}: {text_world.lettered(things)}"
 
     def gold(self) -> str:
         """The right answer."""
@@ -121,17 +119,12 @@ class KnowingQuestion(ReadingQuestion):
         colour, things = self._read(self.colour, misread)
         size, category = words.SIZE_WORDS[self.size_word], self.category
         if misread(("reasoning", self.size_word, self.group)):
-            size = {"small": "big", "big": "small"}[size]
+            size = words.OTHER_SIZE[size]
         if misread(("reasoning", self.category, self.group)):
             category = words.CATEGORY_TWIN[category]
         # After a misreading there may be no such thing on the sign: then the nearest one.
         i = max(range(len(things)), key=lambda i: (_KIND[things[i]][0] == category, _KIND[things[i]][1] == size, -i))
-        return f"{colour}: {lettered(things)} Pick {things[i]} {words.LETTERS[i]}."
-
-
-def lettered(things: Sequence[str]) -> str:
-    """`mouse A, cherry B.`"""
-    return ", ".join(f"{thing} {letter}" for thing, letter in zip(things, words.LETTERS, strict=False)) + "."
+        return f"{colour}: {text_world.lettered(things)} Pick {things[i]} {words.LETTERS[i]}."
 
 
 def _picture(rng: random.Random, rows: int, columns: int, colour: str, says: Sequence[Sequence[str]]) -> DrawnPicture:
@@ -155,7 +148,7 @@ def reading_question(
         count = 2 if rows == 2 else rng.randint(2, 4)
         says = [rng.sample(THINGS, rng.randint(1, min(3, columns))) for _ in range(count)]
         picture = _picture(rng, rows, columns, colour, says)
-    return ReadingQuestion("reading", FRAMES[frame].format(colour=colour), picture, colour, frame)
+    return ReadingQuestion(FRAMES[frame].format(colour=colour), picture, colour, frame)
 
 
 def _four(rng: random.Random, category: str) -> list[str]:
@@ -167,15 +160,13 @@ def _four(rng: random.Random, category: str) -> list[str]:
 def knowing_question(rng: random.Random) -> KnowingQuestion:
     """A sign of four things: the right one, and those that a misread size or category leads to."""
     colour, frame, group = rng.choice(_COLOURS), rng.choice(tuple(FRAMES)), rng.choice(words.REASONING_GROUPS)
-    pool = list(words.SIZE_WORDS)
-    size_word = rng.choices(pool, [words.SIZE_WEIGHTS.get(word, 1.0) for word in pool])[0]
-    category = rng.choice(words.CATEGORIES)
+    size_word, category = text_world.draw_size_word(rng), rng.choice(words.CATEGORIES)
     rest = [c for c in words.CATEGORIES if c not in (category, words.CATEGORY_TWIN[category])]
     rows = rng.choice((2, 4))
     says = [_four(rng, category), *(_four(rng, rng.choice(rest)) for _ in range(1 if rows == 2 else rng.randint(1, 3)))]
     text = f"{FRAMES[frame].format(colour=colour)} {group} the {size_word} {category}."
     picture = _picture(rng, rows, MAX_SLOTS, colour, says)
-    return KnowingQuestion("knowing", text, picture, colour, frame, group, size_word, category)
+    return KnowingQuestion(text, picture, colour, frame, group, size_word, category)
 
 
 QUESTIONS: dict[str, Callable[[random.Random], ReadingQuestion]] = {
