@@ -27,12 +27,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from transformer2.errors import BasisError, ConfigError, UserError, one_line
+from transformer2.svf.base_folder import check_options
 from transformer2.svf.basis import Basis, singular_values
 from transformer2.svf.cache import BasisCache, default_cache_root
 from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import fingerprint_checkpoint
-from transformer2.svf.loading import check_options
 from transformer2.svf.targets import check_layers_present, find_targets
 
 __all__ = ["Spectra", "base_bases", "decompose", "spectra"]
