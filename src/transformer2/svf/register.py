@@ -20,9 +20,7 @@ from typing import Any
 __all__ = ["extend_peft_types", "register", "register_after", "register_when_peft_loads", "verify_experts"]
 
 # These import peft themselves, and register at their end.
-_OWN_MODULES = tuple(
-    f"transformer2.svf.{name}" for name in ("config", "layer", "rows", "targets", "bases", "bypassed", "model")
-)
+_OWN_MODULES = tuple(f"transformer2.svf.{name}" for name in ("config", "layer", "rows", "targets", "bases", "model"))
 
 
 def extend_peft_types() -> None:
