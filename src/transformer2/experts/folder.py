@@ -27,7 +27,8 @@ __all__ = [
 ]  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_FACTS = ("task", "step", "score", "base_fingerprint", "base_quantisation", "revision", "sha256")
+# What an expert and its adapter_config.json say in the same words.
+_FACTS = ("task", "step", "score", "base_fingerprint", "base_quantisation", "revision", "shuffled", "sha256")
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,7 @@ def read_expert(folder: str | Path, name: str | None = None) -> Expert:
         path=folder,
         base=config["base_model_name_or_path"],
         deltas=dict(sorted(deltas.items(), key=lambda item: _natural(item[0]))),
-        shuffled=config.get("shuffled"),
-        **{key: config[key] for key in _FACTS},
+        **{key: config.get(key) for key in _FACTS},
     )
 
 
@@ -132,14 +132,8 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
     config = SVFConfig(
         target_modules=sorted(expert.deltas),
         base_model_name_or_path=expert.base,
-        revision=expert.revision,
-        task=expert.task,
-        step=expert.step,
-        score=expert.score,
-        base_fingerprint=expert.base_fingerprint,
-        base_quantisation=expert.base_quantisation,
-        shuffled=expert.shuffled,
         inference_mode=True,
+        **{key: getattr(expert, key) for key in _FACTS},  # but sha256, which is that of the file, once it is written
     )
     temp: Path | None = None
     try:
