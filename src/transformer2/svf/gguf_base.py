@@ -16,10 +16,8 @@ Imports neither torch nor transformers before a file is unpacked.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from transformer2.errors import ConfigError, DataError, UserError, one_line, shown
-from transformer2.files import cache_root, replace_folder
+from transformer2.files import cache_root, file_digest, replace_folder
 
 if TYPE_CHECKING:
     import torch
@@ -93,8 +91,10 @@ def unpacked(base: str, weights: bool = True) -> Path:
     from filelock import FileLock
 
     file = gguf_file(base).resolve()
-    status = file.stat()
-    folder = cache_root() / "gguf" / f"{_digest(file, status.st_size, status.st_mtime_ns)}-{version('transformers')}"
+    digest = file_digest(file)
+    if digest is None:
+        raise DataError(f"base {shown(repr(base), 300)} cannot be read; check the disk that it is on")
+    folder = cache_root() / "gguf" / f"{digest[:32]}-{version('transformers')}"
     if not weights and not folder.is_dir():
         folder = folder.with_name(f"{folder.name}-config")
     if folder.is_dir():
@@ -116,13 +116,6 @@ def unpacked(base: str, weights: bool = True) -> Path:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return folder
-
-
-@cache
-def _digest(file: Path, size: int, changed: int) -> str:
-    """The content's, taken once a process while size and time of change stay the same."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()[:32]
 
 
 def _unpack(file: Path, name: str, folder: Path, weights: bool) -> None:
