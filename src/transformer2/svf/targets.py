@@ -114,9 +114,10 @@ def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
         ConfigError: The output head, the embeddings or a tower are asked for, a name matches nothing, experts are fused
             3-D parameters, or nothing is left to tune.
     """
-    everywhere, heads, inside = _linear_names(model), _head_names(model), language_model(model)
+    heads, inside = _head_names(model), language_model(model)
+    everywhere = [name for name in _linear_names(model) if name not in heads]
     linear = [name for name in everywhere if name.startswith(inside)]
-    outside = [name for name in everywhere if name not in heads and not name.startswith(inside)]
+    outside = [name for name in everywhere if not name.startswith(inside)]
     target = config.target_modules
     chosen: set[str] = set()
     for entry in [target] if isinstance(target, str) else sorted(target):
@@ -126,7 +127,11 @@ def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
             chosen.update(name for name in linear if role_of(name) and entry in (role_of(name), "all-linear"))
             continue
         named = _matches if isinstance(target, str) else _ends_with
-        _check_no_head([name for name in heads if named(name, entry)], entry)
+        if head := next((name for name in heads if named(name, entry)), None):
+            raise ConfigError(
+                f"target_modules={entry!r} reaches {head}: SVF tunes linear layers of decoder blocks, not the output "
+                "head or the embeddings; use 'all-linear', or name the layers"
+            )
         found = [name for name in linear if named(name, entry)]
         beyond = [name for name in outside if named(name, entry) and not is_excluded(name, config)]
         if beyond and (not found or _says(entry, outside, linear)):
@@ -136,11 +141,7 @@ def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
                 raise ConfigError(_absent(target, linear))
             raise ConfigError(_nothing(entry, linear))
         chosen.update(found)
-    kept = [
-        name
-        for name in linear
-        if name in chosen and name not in heads and not is_excluded(name, config) and _in_layers(name, config)
-    ]
+    kept = [name for name in linear if name in chosen and not is_excluded(name, config) and _in_layers(name, config)]
     if not kept:
         note = f", layers_to_transform={config.layers_to_transform}" if config.layers_to_transform is not None else ""
         note += f", exclude_modules={config.exclude_modules}" if config.exclude_modules else ""
@@ -166,12 +167,13 @@ def _linear_names(model: nn.Module) -> list[str]:
 
 def _head_names(model: nn.Module) -> set[str]:
     """Paths of the input embedding and the output head, by identity and by PEFT's list of names."""
-    heads = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in EMBEDDING_LAYER_NAMES}
-    for getter in ("get_output_embeddings", "get_input_embeddings"):
-        get = getattr(model, getter, None)
-        module = get() if callable(get) else None
-        heads |= {name for name, m in model.named_modules() if name and m is module}
-    return heads
+    getters = (getattr(model, name, None) for name in ("get_output_embeddings", "get_input_embeddings"))
+    modules = [get() for get in getters if callable(get)]
+    return {
+        name
+        for name, module in model.named_modules()
+        if name.rsplit(".", 1)[-1] in EMBEDDING_LAYER_NAMES or (name and any(module is other for other in modules))
+    }
 
 
 def _says(entry: str, outside: Iterable[str], inside: Iterable[str]) -> bool:
@@ -217,14 +219,6 @@ def _in_layers(name: str, config: SVFConfig) -> bool:
         if match:
             return int(match.group(1)) in ([layers] if isinstance(layers, int) else layers)
     return False
-
-
-def _check_no_head(names: list[str], asked: str) -> None:
-    if names:
-        raise ConfigError(
-            f"target_modules={asked!r} reaches {names[0]}: SVF tunes linear layers of decoder blocks, not the output "
-            "head or the embeddings; use 'all-linear', or name the layers"
-        )
 
 
 def _check_no_fused_experts(model: nn.Module, config: SVFConfig) -> None:
