@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from transformer2.errors import BasisError
 from transformer2.svf.basis import Basis, compute_basis
-from transformer2.svf.cache import BasisCache, default_cache_root
+from transformer2.svf.cache import BasisCache
 from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.fingerprint import fingerprint, fingerprint_checkpoint
 
@@ -79,9 +79,9 @@ def test_names_that_differ_in_case_only_are_two_files(cache: BasisCache) -> None
 
 def test_the_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSFORMER2_CACHE", "/somewhere")
-    assert default_cache_root() == Path("/somewhere/basis")
+    assert BasisCache(None, "base").folder.parents[1] == Path("/somewhere/basis")
     monkeypatch.delenv("TRANSFORMER2_CACHE")
-    assert default_cache_root() == Path.home() / ".cache" / "transformer2" / "basis"
+    assert BasisCache(None, "base").folder.parents[1] == Path.home() / ".cache" / "transformer2" / "basis"
 
 
 # Damage

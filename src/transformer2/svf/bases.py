@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from transformer2.errors import BasisError
 from transformer2.svf.basis import Basis, compute_basis
-from transformer2.svf.cache import BasisCache, default_cache_root
+from transformer2.svf.cache import BasisCache
 from transformer2.svf.fingerprint import fingerprint
 from transformer2.svf.layer import probe_weight
 from transformer2.svf.quantised import quantisation_name, unquantised_checkpoint
@@ -52,8 +52,8 @@ class Bases:
             )
         if cache is None:
             sizes = [features_of(model.get_submodule(name)) for name in targets]
-            large = max((min(size) for size in sizes if size), default=0) >= _CACHED_FROM_R
-            cache = str(default_cache_root()) if large else "off"
+            if max((min(size) for size in sizes if size), default=0) < _CACHED_FROM_R:
+                cache = "off"
         self.cache = None if cache == "off" else BasisCache(cache, fingerprint(model))
 
     def of(self, name: str, layer: nn.Module) -> Basis | None:

@@ -29,22 +29,18 @@ from transformer2.errors import BasisError
 from transformer2.files import cache_root, write_file
 from transformer2.svf.basis import Basis, basis_error, compute_basis
 
-__all__ = ["BasisCache", "default_cache_root"]
+__all__ = ["BasisCache"]
 
 VERSION = 1  # of the file format and of `compute_basis`; another version is another folder
 _ORTHOGONALITY, _RECONSTRUCTION = 1e-4, 1e-4  # an fp32 basis is at about 1e-6
-
-
-def default_cache_root() -> Path:
-    """`$TRANSFORMER2_CACHE/basis`, or `~/.cache/transformer2/basis`."""
-    return cache_root() / "basis"
 
 
 class BasisCache:
     """The bases of one base model.
 
     Args:
-        root: Folder of the cache; made when the first entry is written.
+        root: Folder of the cache, made when the first entry is written; None means `$TRANSFORMER2_CACHE/basis`, or
+            `~/.cache/transformer2/basis`.
         fingerprint: What `fingerprint(model)` says of the base model.
 
     Attributes:
@@ -52,9 +48,9 @@ class BasisCache:
         counts: How many entries this object has `built`, `reused` and `quarantined`.
     """
 
-    def __init__(self, root: str | Path, fingerprint: str):
+    def __init__(self, root: str | Path | None, fingerprint: str):
         self.fingerprint = fingerprint
-        self.folder = Path(root).expanduser() / _safe_name(fingerprint) / f"v{VERSION}"
+        self.folder = Path(root or cache_root() / "basis").expanduser() / _safe_name(fingerprint) / f"v{VERSION}"
         self.counts: Counter[str] = Counter()
 
     def path(self, name: str) -> Path:
