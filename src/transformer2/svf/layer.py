@@ -316,7 +316,7 @@ def probe_weight(layer: nn.Module) -> Tensor:
 
 def _device_and_dtype(layer: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where a layer is, and the dtype it multiplies in."""
-    tensors = [t for t in (*layer.parameters(), *layer.buffers()) if isinstance(t, Tensor)]
+    tensors = [*layer.parameters(), *layer.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
     weight = dense_weight(layer)
     dtype = weight.dtype if weight is not None else getattr(layer, "compute_dtype", None)

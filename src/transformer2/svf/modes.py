@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from transformer2.errors import ConfigError
-from transformer2.svf.config import check_form
 from transformer2.svf.layer import SVFLayer, dense_weight, svf_layers
 from transformer2.svf.open_rows import Rows
 
@@ -23,13 +22,12 @@ def set_form(model: nn.Module, form: str) -> None:
     Raises:
         ConfigError: Unknown form, one that a quantised layer cannot have (no layer is changed then), or no SVF layer.
     """
-    check_form(form)
     layers = [layer for _, layer in svf_layers(model)]
     if not layers:
         raise ConfigError("this model has no SVF layers; wrap it with get_peft_model(model, SVFConfig()) first")
     if form == "factored":
         for layer in layers:
-            layer.weight_mn()
+            layer.weight_mn()  # refuses before the first layer is changed
     for layer in layers:
         layer.set_form(form)
 
