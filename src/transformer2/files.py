@@ -8,7 +8,8 @@ import inspect
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -173,7 +174,7 @@ def replace_folder(fresh: Path, target: Path) -> None:
     A kill in the moment between the two renames leaves nothing at the target: read it with `whole_folder`.
 
     Args:
-        fresh: The new folder, next to the target.
+        fresh: The new folder, on the same disk.
         target: Where it goes; may exist.
 
     Raises:
@@ -194,6 +195,22 @@ def replace_folder(fresh: Path, target: Path) -> None:
         raise
     fsync(target.parent)
     _remove(old)
+
+
+@contextlib.contextmanager
+def fresh_folder(target: Path) -> Iterator[Path]:
+    """A new folder inside, which is put in the place of `target` at the end; after an error nothing is left of it.
+
+    Raises:
+        OSError: It cannot be made or moved; `target` is as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True)
+    with beside as temp:
+        fresh = Path(temp) / target.name
+        fresh.mkdir()
+        yield fresh
+        replace_folder(fresh, target)
 
 
 def whole_folder(target: Path) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from transformer2.errors import ExpertError, shown
-from transformer2.files import MANIFEST, manifest, read_file, replace_folder, write_file
+from transformer2.files import MANIFEST, fresh_folder, manifest, read_file, write_file
 from transformer2.svf.adapter_folder import check_delta, read_adapter, read_config
 from transformer2.svf.card import write_card
 from transformer2.svf.format import CONFIG, LARGEST_EXPERT, WEIGHTS, checksums, delta_key, module_of, name_of
@@ -135,23 +134,15 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
         inference_mode=True,
         **{key: getattr(expert, key) for key in _FACTS},  # but sha256, which is that of the file, once it is written
     )
-    temp: Path | None = None
+    weights = {delta_key(module): delta_R.contiguous() for module, delta_R in expert.deltas.items()}
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        temp.chmod(0o755)
-        save_file(
-            {delta_key(m): d.contiguous() for m, d in expert.deltas.items()}, temp / WEIGHTS, metadata={"format": "pt"}
-        )
-        config.save_pretrained(str(temp))
-        replace_folder(temp, folder)
+        with fresh_folder(folder) as fresh:
+            save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
+            config.save_pretrained(str(fresh))
     except (OSError, SafetensorError) as e:
         raise ExpertError(
             f"expert folder {folder} cannot be written: {e}; free some space or choose another one"
         ) from e
-    finally:
-        if temp is not None:
-            shutil.rmtree(temp, ignore_errors=True)
     return folder
 
 

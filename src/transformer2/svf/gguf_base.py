@@ -17,7 +17,6 @@ Imports neither torch nor transformers before a file is unpacked.
 from __future__ import annotations
 
 import os
-import shutil
 from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from transformer2.errors import ConfigError, DataError, UserError, one_line, shown
-from transformer2.files import cache_root, file_digest, replace_folder
+from transformer2.files import cache_root, file_digest, fresh_folder
 
 if TYPE_CHECKING:
     import torch
@@ -99,22 +98,19 @@ def unpacked(base: str, weights: bool = True) -> Path:
         folder = folder.with_name(f"{folder.name}-config")
     if folder.is_dir():
         return folder
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
-                with TemporaryDirectory() as alone:  # transformers would read what else lies beside the file
+                # A link, for transformers would read what else lies beside the file.
+                with TemporaryDirectory() as alone, fresh_folder(folder) as fresh:
                     (Path(alone) / "model.gguf").symlink_to(file)
                     _unpack(Path(alone) / "model.gguf", shown(repr(base), 300), fresh, weights)
-                replace_folder(fresh, folder)
     except OSError as e:
         raise DataError(
             f"base {shown(repr(base), 300)} cannot be unpacked to {folder} ({e.strerror or e}); it takes 4 bytes a "
             "weight: free some space, or name a writable folder by $TRANSFORMER2_CACHE"
         ) from e
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 
