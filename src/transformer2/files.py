@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -128,18 +129,21 @@ def manifest(folder: Path, names: Iterable[str], error: type[UserError] = UserEr
     return "".join(f"{found}  {name}\n" for name, found in hashes.items())
 
 
-def write_file(path: Path, data: bytes, temporary: Path, check: Callable[[bytes], object] | None = None) -> None:
+def write_file(
+    path: Path, data: bytes, temporary: Path | None = None, check: Callable[[bytes], object] | None = None
+) -> None:
     """Put data in the place of a file, which stays as it is until data is on the disk.
 
     Args:
         path: The file; may exist.
         data: Its new content.
-        temporary: A name next to it, of this writer alone.
+        temporary: Where it is written first, on the same disk; None means a name next to it, of this thread alone.
         check: Raises where what came back from the disk is not good enough to replace the old file.
 
     Raises:
         OSError: It cannot be written; the old file is intact.
     """
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -156,7 +160,7 @@ def write_file(path: Path, data: bytes, temporary: Path, check: Callable[[bytes]
 
 def write_text(path: Path, text: str) -> None:
     """`write_file` of a text: a reader sees the old one or the new one."""
-    write_file(path, text.encode(), path.with_name(f".{path.name}.{os.getpid()}"))
+    write_file(path, text.encode())
 
 
 def fsync(path: Path) -> None:
