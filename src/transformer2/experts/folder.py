@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from transformer2.errors import ExpertError, shown
-from transformer2.files import MANIFEST, fresh_folder, manifest, read_file, write_file
+from transformer2.files import MANIFEST, fresh_folder, manifest, read_file, write_text
 from transformer2.svf.adapter_folder import check_delta, read_adapter, read_config
 from transformer2.svf.card import write_card
 from transformer2.svf.format import CONFIG, LARGEST_EXPERT, WEIGHTS, checksums, delta_key, module_of, name_of
@@ -164,11 +164,13 @@ def stamp_expert(folder: str | Path) -> Path:
         raise ExpertError(f"{folder / CONFIG}: peft_type {config['peft_type']!r} has no checksums")
     weights = read_file(folder / WEIGHTS, LARGEST_EXPERT, ExpertError)
     config = checksums(config, weights)
-    data = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     try:
         with tempfile.TemporaryDirectory(prefix=".stamp.", dir=folder) as temp:
             (Path(temp) / WEIGHTS).write_bytes(weights)
-            write_file(folder / CONFIG, data, Path(temp) / CONFIG, lambda _: read_adapter(temp))
+            write_text(Path(temp) / CONFIG, text)
+            read_adapter(temp)
+        write_text(folder / CONFIG, text)
         write_card(folder, config)
     except OSError as e:
         raise ExpertError(f"{folder} cannot be written: {e.strerror}; check its permissions") from e
