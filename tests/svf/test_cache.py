@@ -145,6 +145,15 @@ def test_a_weight_without_a_basis_leaves_nothing_and_is_named(cache: BasisCache)
     assert not cache.path("mlp.bad").exists()
 
 
+def test_a_weight_that_cannot_be_read_is_no_fault_of_its_basis(cache: BasisCache) -> None:
+    def unreadable() -> Tensor:
+        raise BasisError("shard 3 is unreadable")
+
+    with pytest.raises(BasisError, match="shard 3"):
+        cache.get(NAME, unreadable, verify=True)
+    assert equal(cache.get(NAME, never), compute_basis(WEIGHT)) and not cache.counts["quarantined"]
+
+
 def test_a_full_disk_is_a_clear_error_and_harms_nothing(cache: BasisCache, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {f: f.read_bytes() for f in cache.folder.glob("*.safetensors")}
 
