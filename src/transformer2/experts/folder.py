@@ -50,13 +50,13 @@ class Expert:
     """
 
     name: str
-    path: Path | None
-    task: str | None
-    step: int | None
-    score: float | None
-    base: str | None
-    base_fingerprint: str | None
-    deltas: Mapping[str, Tensor] = field(repr=False)
+    path: Path | None = None
+    task: str | None = None
+    step: int | None = None
+    score: float | None = None
+    base: str | None = None
+    base_fingerprint: str | None = None
+    deltas: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     sha256: str | None = field(default=None, repr=False)
     base_quantisation: str | None = None
     revision: str | None = None

@@ -108,7 +108,7 @@ def mixture(
             deltas[matrix] = mix_deltas(weights_K, [delta_R.double() for delta_R in whole], mix).float()
     fingerprints = {e.base_fingerprint for e in experts}
     shared = fingerprints.pop() if len(fingerprints) == 1 else None
-    return Expert(name, None, task, None, None, experts[0].base, shared, deltas)
+    return Expert(name, task=task, base=experts[0].base, base_fingerprint=shared, deltas=deltas)
 
 
 def mix_folders(paths: Sequence[str | Path], weights: Sequence[float], out: str | Path, mix: Mix = "delta") -> str:

@@ -74,7 +74,8 @@ def import_reference_checkpoint(
                 f"{tuple(sigma_R.shape)}; give the base model it was trained on"
             )
         deltas[module] = renorm_decode(p_R.double(), sigma_R).nan_to_num(nan=0.0).float()  # W = 0 has no z
-    return Expert(name or plain_name(path.stem), None, task, None, None, str(base), cache.fingerprint, deltas)
+    called = name or plain_name(path.stem)
+    return Expert(called, task=task, base=str(base), base_fingerprint=cache.fingerprint, deltas=deltas)
 
 
 def _unpickle(path: Path) -> dict[str, Any]:
@@ -113,5 +114,5 @@ def _named(path: Path, content: dict[str, Any], skeleton: nn.Module) -> dict[str
         if not bool(torch.isfinite(value).all()):
             raise ExpertError(f"{path}: entry {str(key)[:80]!r} has non-finite values")
         params[weight.removesuffix(".weight")] = value.detach()
-    order = {weight.removesuffix(".weight"): i for i, weight in enumerate(weights)}
-    return dict(sorted(params.items(), key=lambda item: order[item[0]]))
+    modules = (weight.removesuffix(".weight") for weight in weights)
+    return {module: params[module] for module in modules if module in params}

@@ -28,10 +28,9 @@ def auto_class(config: Any) -> Any:
     """The Auto class of transformers that loads a base: AutoModelForImageTextToText where no other knows its config."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    if type(config) in AutoModelForCausalLM._model_mapping:  # of some checkpoints of several modalities the text alone
-        return AutoModelForCausalLM
+    text = type(config) in AutoModelForCausalLM._model_mapping  # of some checkpoints of several modalities it alone
     pictures = type(config) in AutoModelForImageTextToText._model_mapping
-    return AutoModelForImageTextToText if pictures else AutoModelForCausalLM
+    return AutoModelForImageTextToText if pictures and not text else AutoModelForCausalLM
 
 
 class LocalCheckpoint:
