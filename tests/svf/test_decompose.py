@@ -65,15 +65,15 @@ def test_dtype_layers_and_attention_select_other_entries(llama: Path, tmp_path: 
 
 
 def test_an_interrupted_run_goes_on_where_it_was(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = module.LocalCheckpoint.read, []
+    real, calls = module.LocalCheckpoint.matrix, []
 
-    def read(self: Any, parameter: str) -> torch.Tensor:
-        calls.append(parameter)
+    def matrix(self: Any, module: str) -> torch.Tensor:
+        calls.append(module)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return real(self, parameter)
+        return real(self, module)
 
-    monkeypatch.setattr(module.LocalCheckpoint, "read", read)
+    monkeypatch.setattr(module.LocalCheckpoint, "matrix", matrix)
     with pytest.raises(KeyboardInterrupt):
         decompose(llama, cache_dir=tmp_path, progress=False)
     report = decompose(llama, cache_dir=tmp_path, progress=False)
