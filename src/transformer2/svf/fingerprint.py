@@ -55,8 +55,8 @@ def fingerprint(model: nn.Module) -> str:
     named = list(_base_parameters(base))
     arch = _arch(config, ((name, shape) for name, _, shape in named))
     held = [(name, p) for name, p, _ in named if p is not None]
-    if not all(_readable(p) for _, p in held):
-        # Under ZeRO-3 a rank holds a shard of each weight; the folder that the model came from holds them all.
+    if any(p.is_meta or hasattr(p, "ds_shape") or hasattr(p, "placements") for _, p in held):
+        # Under ZeRO-3 or as DTensors a rank holds a shard of each weight; the model's folder holds them whole.
         dtypes = [p.dtype for _, p in held if p.dtype.is_floating_point]
         checkpoint = LocalCheckpoint.of_model(base, max(set(dtypes), key=dtypes.count))
         if checkpoint is None:
@@ -181,8 +181,3 @@ def _spread(size: int, count: int) -> list[int]:
     """Up to `count` indices from 0 to size - 1, evenly spaced."""
     count = min(size, count)
     return [i * (size - 1) // max(count - 1, 1) for i in range(count)]
-
-
-def _readable(parameter: Tensor) -> bool:
-    """Whether the whole parameter is here: not on meta, not a ZeRO-3 or DTensor shard."""
-    return not (parameter.is_meta or hasattr(parameter, "ds_shape") or hasattr(parameter, "placements"))

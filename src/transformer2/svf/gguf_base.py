@@ -21,13 +21,10 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformer2.errors import ConfigError, DataError, UserError, one_line, shown
 from transformer2.files import cache_root, file_digest, fresh_folder
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["SMOLLM2", "gguf_file", "names_gguf", "unpacked"]
 
@@ -149,7 +146,9 @@ def _unpack(file: Path, name: str, folder: Path, weights: bool) -> None:
     if weights:
         _plain(model).save_pretrained(folder)
         config = model.config
-    config.dtype = _stored_in(set(tensors.values()))
+    kinds = set(tensors.values())  # packed ones count as bf16; the norms beside them are F32 and do not count
+    packed = not kinds <= {"F32", "F16"}
+    config.dtype = torch.bfloat16 if packed else torch.float16 if "F16" in kinds else torch.float32
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -167,15 +166,6 @@ def _plain(model: Any) -> Any:
     plain.tie_weights()
     plain.generation_config = model.generation_config
     return plain
-
-
-def _stored_in(kinds: set[str]) -> torch.dtype:
-    """The dtype of a folder that holds such tensors; packed ones count as bf16, the norms beside them do not count."""
-    import torch
-
-    if kinds == {"F32"}:
-        return torch.float32
-    return torch.float16 if kinds <= {"F32", "F16"} else torch.bfloat16
 
 
 def _check_rotary(reader: Any, tensors: dict[str, str], config: Any, name: str) -> None:
