@@ -129,9 +129,8 @@ def check_towers_frozen(policy: PeftModel) -> None:
     Raises:
         ConfigError: It does; names the layer and the remedy.
     """
-    base = policy.get_base_model()
+    base, kind = policy.get_base_model(), policy.peft_config["default"].peft_type.value
     if sight_of(base) is not None and not isinstance(base.get_input_embeddings(), nn.Embedding | ModulesToSaveWrapper):
-        kind = policy.peft_config["default"].peft_type.value
         raise ConfigError(
             f"this {kind} adapter wraps the input embedding, where pictures enter; leave embed_tokens out of "
             "target_modules, and trainable_token_indices"
@@ -140,7 +139,6 @@ def check_towers_frozen(policy: PeftModel) -> None:
     head = {id(p) for p in base.get_output_embeddings().parameters()} if inside else set()
     for name, parameter in base.named_parameters():
         if parameter.requires_grad and not name.startswith(inside) and id(parameter) not in head:
-            kind = policy.peft_config["default"].peft_type.value
             raise tower_refused(base, name.partition(".default")[0], f"this {kind} adapter")
 
 

@@ -126,14 +126,14 @@ def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
                 _check_no_fused_experts(model, config)
             chosen.update(name for name in linear if role_of(name) and entry in (role_of(name), "all-linear"))
             continue
-        named = _matches if isinstance(target, str) else _ends_with
-        if head := next((name for name in heads if named(name, entry)), None):
+        asked = entry if isinstance(target, str) else [entry]  # an expression, or a name
+        if head := next((name for name in heads if _is_named(name, asked)), None):
             raise ConfigError(
                 f"target_modules={entry!r} reaches {head}: SVF tunes linear layers of decoder blocks, not the output "
                 "head or the embeddings; use 'all-linear', or name the layers"
             )
-        found = [name for name in linear if named(name, entry)]
-        beyond = [name for name in outside if named(name, entry) and not is_excluded(name, config)]
+        found = [name for name in linear if _is_named(name, asked)]
+        beyond = [name for name in outside if _is_named(name, asked) and not is_excluded(name, config)]
         if beyond and (not found or _says(entry, outside, linear)):
             raise tower_refused(model, beyond[0], f"target_modules={entry!r}")
         if not found:
@@ -182,18 +182,16 @@ def _says(entry: str, outside: Iterable[str], inside: Iterable[str]) -> bool:
     return not (words - own).isdisjoint(re.findall(r"[A-Za-z_]\w*", entry))
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return re.fullmatch(pattern, name) is not None
-
-
-def _ends_with(name: str, entry: str) -> bool:
-    return name == entry or name.endswith(f".{entry}")
+def _is_named(name: str, entries: str | Iterable[str]) -> bool:
+    """Whether a regular expression matches a path, or one of several names is its end."""
+    if isinstance(entries, str):
+        return re.fullmatch(entries, name) is not None
+    return any(name == entry or name.endswith(f".{entry}") for entry in entries)
 
 
 def is_excluded(name: str, config: SVFConfig) -> bool:
     """Whether a module is left out by `exclude_modules` or belongs to `modules_to_save`."""
-    exclude = config.exclude_modules or ()
-    if _matches(name, exclude) if isinstance(exclude, str) else any(_ends_with(name, entry) for entry in exclude):
+    if _is_named(name, config.exclude_modules or ()):
         return True
     # What PEFT trains whole must not be wrapped as well.
     return any(re.match(rf"(^|.*\.){re.escape(m)}($|\..*)", name) for m in config.modules_to_save or ())
@@ -235,7 +233,7 @@ def _check_no_fused_experts(model: nn.Module, config: SVFConfig) -> None:
 
 def _absent(paths: Iterable[str], linear: Sequence[str]) -> str:
     """What is said of full paths that are another model's: an expert's, mostly."""
-    absent = [path for path in sorted(paths) if not any(_ends_with(name, path) for name in linear)]
+    absent = [path for path in sorted(paths) if not any(_is_named(name, [path]) for name in linear)]
     more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
     return (
         f"this model has no {absent[0]}{more}, which target_modules, or the expert, names; z belongs to a base with "
