@@ -118,7 +118,7 @@ def expert_adapter(folder: str | Path, given: Mapping[str, Any], base: nn.Module
                 "the key out, or give another expert"
             )
     if isinstance(own, SVFConfig):
-        own.base_fingerprint = own.base_quantisation = None  # compared by load_expert, stamped anew when it is saved
+        own.base_fingerprint = own.base_quantisation = None  # compared by load_expert, stamped again when it is saved
         own.shuffled = None  # what is trained on is no control
     return own
 
@@ -211,7 +211,7 @@ def _targets(base: nn.Module, config: PeftConfig) -> list[str]:
 
 
 def _check_patterns(folder: Path, saved: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Try a stranger's regular expressions in a process that can be stopped: some take years, and hold the GIL."""
+    """Try untrusted regular expressions in a process that can be stopped: some take years, and hold the GIL."""
     words = [saved.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern")]
     words += [*(saved.get("rank_pattern") or ()), *(saved.get("alpha_pattern") or ())]
     patterns = [word for word in words if isinstance(word, str) and re.search(r"[*+{]", word)]

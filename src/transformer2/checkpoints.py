@@ -1,4 +1,4 @@
-"""Checkpoint files that are whole or absent, say when they are damaged, and run nobody's code.
+"""Checkpoint files that are whole or absent, say when they are damaged, and run no code when they are read.
 
     file     torch.save's zip with the SHA-256 of all that precedes it as its comment (the last 84 bytes), so that one
              rename replaces content and checksum together; `torch.load(path, weights_only=True)` reads it as it is

@@ -1,4 +1,4 @@
-"""Files: what strangers left is read only where it is regular and of bounded size; ours are whole or absent."""
+"""Files: those of others are read only if they are regular and of bounded size; ours are written whole or not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MANIFEST = "manifest.sha256"
 
 
 def cache_root() -> Path:
-    """Where what can be made again is kept: `$TRANSFORMER2_CACHE`, or `~/.cache/transformer2`."""
+    """Where files are kept that can be made again: `$TRANSFORMER2_CACHE`, or `~/.cache/transformer2`."""
     return Path(os.environ.get("TRANSFORMER2_CACHE") or "~/.cache/transformer2").expanduser()
 
 
@@ -75,7 +75,7 @@ def file_digest(path: str | Path, samples: bool = False) -> str | None:
 
 
 def source_digest(cls: type) -> str | None:
-    """SHA-256 of the module of somebody's own class; None for this package's, and for one without a file."""
+    """SHA-256 of the module that defines a class of the user's; None for this package's, and for one without a file."""
     if cls.__module__.startswith("transformer2."):
         return None
     with contextlib.suppress(TypeError, OSError):
@@ -115,7 +115,7 @@ def check_directory(path: str | Path, name: str, remedy: str, error: type[UserEr
 
 
 def inside(root: str | Path, path: str) -> Path | None:
-    """What a stranger's path inside a folder really is; None where it is outside, a link that leads out, or no path."""
+    """Where an untrusted path in a folder really leads; None where that is outside of it, or where it is no path."""
     try:
         folder, found = Path(root).resolve(), (Path(root) / path).resolve()
     except (OSError, ValueError, RuntimeError):  # a null byte, a circle of links

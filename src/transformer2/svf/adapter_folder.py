@@ -151,8 +151,8 @@ def read_adapter(folder: str | Path, only_z: bool = False) -> tuple[dict[str, An
 def config_for_peft(file: str | Path) -> dict[str, Any] | None:
     """What PEFT is given when it reads an adapter_config.json: an SVF expert's once it was verified; else None.
 
-    The weights are verified where they lie next to it (from the Hub, PEFT downloads them later). A regular expression
-    of a stranger's may take years to match, and the weights name the tuned modules: the names are taken.
+    The weights are verified where they lie next to it (from the Hub, PEFT downloads them later). An untrusted
+    regular expression may take years to match; the weights name the tuned modules, so these names replace it.
 
     Raises:
         ExpertError: See `read_adapter`.

@@ -93,7 +93,7 @@ def _from_hub(base: str, options: Mapping[str, Any], inside: str, weights: bool)
         folder = Path(snapshot_download(base, allow_patterns=wanted, **where))
         if weights and not any((folder / inside).glob("*.safetensors")):
             snapshot_download(base, allow_patterns=[f"{inside}*.bin"], **where)
-    except Exception as e:  # requests, OS and hub errors alike mean: not to be had from there
+    except Exception as e:  # errors of requests, the OS or the hub
         revision = f" at revision {where['revision']!r}" if "revision" in where else ""
         raise DataError(
             f"base {base!r}{revision} is not a folder, and the Hub did not give it ({type(e).__name__}); give a "
@@ -113,7 +113,7 @@ def on_disk(base: str) -> Path | None:
 
     try:
         return Path(snapshot_download(base, allow_patterns=[*_SMALL, *_WEIGHTS], local_files_only=True))
-    except Exception:  # whatever the reason, it is not to be had without the network
+    except Exception:  # whatever the reason, it is not on this machine
         return None
 
 

@@ -220,7 +220,7 @@ def _weight(checkpoint: LocalCheckpoint, name: str, device: str | None) -> Tenso
 
 
 def _share(costs: Mapping[str, int], rank: int, world_size: int) -> list[str]:
-    """The matrices of one process: the dearest first, each to the process with the least to do; in module order."""
+    """The matrices of one process: the most costly first, each to the process with the least to do; in module order."""
     load = [0] * world_size
     mine: set[str] = set()
     for name in sorted(costs, key=lambda name: -costs[name]):

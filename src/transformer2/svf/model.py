@@ -8,7 +8,7 @@ Departures from PEFT's tuners:
 1. An adapter file holds z - 1, fp32, one vector per tuned matrix, and nothing else, whatever the parametrisation; what
    is loaded is checked (names, shapes, finite values) before it is used.
 2. The resolved module names live alongside `target_modules`, which stays what the user wrote.
-3. Merging checks before it writes, and unmerging restores the very weights.
+3. Merging checks before it writes, and unmerging restores the original parameters.
 """
 
 from __future__ import annotations

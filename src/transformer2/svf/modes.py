@@ -36,14 +36,14 @@ def set_form(model: nn.Module, form: str) -> None:
 def merged_for_rollout(model: nn.Module, tokens: float = math.inf) -> Iterator[bool]:
     """Generate under the active z at the base model's speed: W' is composed into the weights, W restored at the end.
 
-    Calls go straight to the base layers inside. Where merging is not possible or not exact (quantised or sharded
+    Inside, calls go straight to the base layers. Where merging is not possible or not exact (quantised or sharded
     bases, other tuners, adapters switched off, an open `z_rows`, already merged) nothing is done and the model runs as
-    it is. The weights are the very ones of before after any exit.
+    it is. Afterwards, errors included, the original parameters are back.
 
     Args:
         model: The model.
-        tokens: How many will be run, at most. On a CPU, where time follows multiplications, a few are sooner run in the
-            form of training than W' is composed for them.
+        tokens: How many will be run, at most. On a CPU, where time follows multiplications, running a few in the form
+            of training takes less than composing W' for them.
 
     Yields:
         Whether the weights are merged inside.
