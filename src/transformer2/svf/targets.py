@@ -52,11 +52,8 @@ def features_of(module: nn.Module) -> tuple[int, int] | None:
         return None  # the second is part of nn.MultiheadAttention, which reads its weight and never calls it
     if isinstance(module, Conv1D):
         return module.nx, module.nf
-    for names in (("in_features", "out_features"), ("infeatures", "outfeatures")):
-        features = tuple(getattr(module, name, None) for name in names)
-        if all(isinstance(f, int) for f in features) and not isinstance(module, nn.Bilinear):
-            return features  # type: ignore[return-value]
-    return None
+    n, m = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return (n, m) if isinstance(n, int) and isinstance(m, int) else None
 
 
 def role_of(name: str) -> str | None:
