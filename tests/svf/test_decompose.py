@@ -120,10 +120,13 @@ def test_fused_layers_are_read_as_the_tuner_reads_them(tmp_path: Path) -> None:
         assert torch.equal(basis.vectors_RR, expected.vectors_RR)
 
 
-def test_processes_share_the_matrices_evenly(llama: Path, tmp_path: Path) -> None:
-    reports = [
-        decompose(llama, "all-linear", cache_dir=tmp_path, progress=False, rank=r, world_size=4) for r in range(4)
-    ]
+def test_processes_share_the_matrices_evenly(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = []
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        reports.append(decompose(llama, "all-linear", cache_dir=tmp_path, progress=False))
+    monkeypatch.undo()
     assert sum(r["built"] for r in reports) == 21 and all(r["matrices"] in range(3, 9) for r in reports)
     whole = decompose(llama, "all-linear", cache_dir=tmp_path, progress=False)
     assert (whole["matrices"], whole["built"], whole["reused"]) == (21, 0, 21)

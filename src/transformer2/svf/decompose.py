@@ -47,12 +47,10 @@ def decompose(
     dtype: str | torch.dtype | None = None,
     device: str | None = None,
     progress: bool = True,
-    rank: int | None = None,
-    world_size: int | None = None,
     exclude_modules: str | list[str] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Compute and cache the basis of every matrix that SVF would tune.
+    """Compute and cache the basis of every matrix that SVF would tune, or under torchrun this process' share of them.
 
     Args:
         base: Local model folder, a Hub id, or "tiny".
@@ -63,8 +61,6 @@ def decompose(
             that of `dtype: auto`.
         device: Where to compute; None means the GPU where there is one (of this process: LOCAL_RANK).
         progress: Show a bar with the time left (on rank 0).
-        rank: This process; None reads RANK, as torchrun sets it.
-        world_size: Number of processes that share the matrices; None reads WORLD_SIZE.
         exclude_modules: As in SVFConfig: module names, or a regular expression, to leave out.
         model_kwargs: As the model will be loaded with: `revision`, `subfolder`, `cache_dir`, `trust_remote_code`, ...
 
@@ -81,8 +77,7 @@ def decompose(
         target_modules=target_modules, layers_to_transform=layers_to_transform, exclude_modules=exclude_modules
     )
     checkpoint, found = _matrices(base, which, dtype, device, model_kwargs)
-    rank = int(os.environ.get("RANK", 0)) if rank is None else rank
-    world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     names = _share(_costs(checkpoint, found), rank, world_size)
     cache = BasisCache(cache_dir, fingerprint_checkpoint(checkpoint))
     for _ in bases(checkpoint, names, cache, progress and rank == 0, device):
