@@ -118,7 +118,7 @@ def expert_adapter(folder: str | Path, given: Mapping[str, Any], base: nn.Module
                 "the key out, or give another expert"
             )
     if isinstance(own, SVFConfig):
-        own.base_fingerprint = own.base_quantisation = None  # compared by load_expert, stamped anew when it is saved
+        own.base_fingerprint = own.base_quantisation = None  # compared by load_expert, stamped again when it is saved
         own.shuffled = None  # what is trained on is no control
     return own
 
@@ -129,9 +129,8 @@ def check_towers_frozen(policy: PeftModel) -> None:
     Raises:
         ConfigError: It does; names the layer and the remedy.
     """
-    base = policy.get_base_model()
+    base, kind = policy.get_base_model(), policy.peft_config["default"].peft_type.value
     if sight_of(base) is not None and not isinstance(base.get_input_embeddings(), nn.Embedding | ModulesToSaveWrapper):
-        kind = policy.peft_config["default"].peft_type.value
         raise ConfigError(
             f"this {kind} adapter wraps the input embedding, where pictures enter; leave embed_tokens out of "
             "target_modules, and trainable_token_indices"
@@ -140,7 +139,6 @@ def check_towers_frozen(policy: PeftModel) -> None:
     head = {id(p) for p in base.get_output_embeddings().parameters()} if inside else set()
     for name, parameter in base.named_parameters():
         if parameter.requires_grad and not name.startswith(inside) and id(parameter) not in head:
-            kind = policy.peft_config["default"].peft_type.value
             raise tower_refused(base, name.partition(".default")[0], f"this {kind} adapter")
 
 
@@ -213,7 +211,7 @@ def _targets(base: nn.Module, config: PeftConfig) -> list[str]:
 
 
 def _check_patterns(folder: Path, saved: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Try a stranger's regular expressions in a process that can be stopped: some take years, and hold the GIL."""
+    """Try untrusted regular expressions in a process that can be stopped: some take years, and hold the GIL."""
     words = [saved.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern")]
     words += [*(saved.get("rank_pattern") or ()), *(saved.get("alpha_pattern") or ())]
     patterns = [word for word in words if isinstance(word, str) and re.search(r"[*+{]", word)]

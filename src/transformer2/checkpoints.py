@@ -1,4 +1,4 @@
-"""Checkpoint files that are whole or absent, say when they are damaged, and run nobody's code.
+"""Checkpoint files that are whole or absent, say when they are damaged, and run no code when they are read.
 
     file     torch.save's zip with the SHA-256 of all that precedes it as its comment (the last 84 bytes), so that one
              rename replaces content and checksum together; `torch.load(path, weights_only=True)` reads it as it is
@@ -15,7 +15,6 @@ import io
 import os
 import re
 import stat
-import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,10 +46,9 @@ def write_checkpoint(data: bytes, path: str | Path) -> None:
         CheckpointError: They cannot be written, or could not be loaded again.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, data, temporary, partial(_unpack, temporary))
+        write_file(path, data, check=partial(_unpack, path))
     except OSError as e:
         raise CheckpointError(
             f"checkpoint {path} cannot be written ({e.strerror}), the one before it is intact; free some space, or "

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from transformer2.errors import UserError, one_line
-from transformer2.files import replace_folder
+from transformer2.files import fresh_folder
 from transformer2.svf.base_folder import on_disk
 from transformer2.svf.targets import language_model
 
@@ -54,7 +54,6 @@ def export_merged(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder:
     processor = _processor_files(base)
     with torch.device("meta"):
         names = set(type(base)(base.config).state_dict())
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")  # whole or absent
     try:
         policy.merge_adapter(safe_merge=True)  # checked before it is written over the base's weights
     except (RuntimeError, ValueError, NotImplementedError, AttributeError) as e:
@@ -71,18 +70,17 @@ def export_merged(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder:
             raise UserError(f"this {kind} adapter leaves no {missing[0]} when it is merged, so it cannot be exported")
         if damaged := next((name for name, value in weights.items() if not torch.isfinite(value).all()), None):
             raise UserError(f"{damaged} is not finite with the adapter merged; nothing was written. Is it damaged?")
-        base.save_pretrained(fresh, state_dict=weights)
-        tokenizer.save_pretrained(fresh)
-        for file in processor:
-            shutil.copyfile(file, fresh / file.name)
-        if folder.exists():
-            folder.rmdir()
-        replace_folder(fresh, folder)
+        with fresh_folder(folder) as fresh:  # whole or absent
+            base.save_pretrained(fresh, state_dict=weights)
+            tokenizer.save_pretrained(fresh)
+            for file in processor:
+                shutil.copyfile(file, fresh / file.name)
+            if folder.exists():
+                folder.rmdir()
     except OSError as e:
         raise UserError(f"{folder} cannot be written: {e.strerror or e}; free some space or choose another one") from e
     finally:
         policy.unmerge_adapter()
-        shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 

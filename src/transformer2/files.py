@@ -1,4 +1,4 @@
-"""Files: what strangers left is read only where it is regular and of bounded size; ours are whole or absent."""
+"""Files: those of others are read only if they are regular and of bounded size; ours are written whole or not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import inspect
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +20,7 @@ MANIFEST = "manifest.sha256"
 
 
 def cache_root() -> Path:
-    """Where what can be made again is kept: `$TRANSFORMER2_CACHE`, or `~/.cache/transformer2`."""
+    """Where files are kept that can be made again: `$TRANSFORMER2_CACHE`, or `~/.cache/transformer2`."""
     return Path(os.environ.get("TRANSFORMER2_CACHE") or "~/.cache/transformer2").expanduser()
 
 
@@ -73,7 +75,7 @@ def file_digest(path: str | Path, samples: bool = False) -> str | None:
 
 
 def source_digest(cls: type) -> str | None:
-    """SHA-256 of the module of somebody's own class; None for this package's, and for one without a file."""
+    """SHA-256 of the module that defines a class of the user's; None for this package's, and for one without a file."""
     if cls.__module__.startswith("transformer2."):
         return None
     with contextlib.suppress(TypeError, OSError):
@@ -113,7 +115,7 @@ def check_directory(path: str | Path, name: str, remedy: str, error: type[UserEr
 
 
 def inside(root: str | Path, path: str) -> Path | None:
-    """What a stranger's path inside a folder really is; None where it is outside, a link that leads out, or no path."""
+    """Where an untrusted path in a folder really leads; None where that is outside of it, or where it is no path."""
     try:
         folder, found = Path(root).resolve(), (Path(root) / path).resolve()
     except (OSError, ValueError, RuntimeError):  # a null byte, a circle of links
@@ -127,18 +129,21 @@ def manifest(folder: Path, names: Iterable[str], error: type[UserError] = UserEr
     return "".join(f"{found}  {name}\n" for name, found in hashes.items())
 
 
-def write_file(path: Path, data: bytes, temporary: Path, check: Callable[[bytes], object] | None = None) -> None:
+def write_file(
+    path: Path, data: bytes, temporary: Path | None = None, check: Callable[[bytes], object] | None = None
+) -> None:
     """Put data in the place of a file, which stays as it is until data is on the disk.
 
     Args:
         path: The file; may exist.
         data: Its new content.
-        temporary: A name next to it, of this writer alone.
+        temporary: Where it is written first, on the same disk; None means a name next to it, of this thread alone.
         check: Raises where what came back from the disk is not good enough to replace the old file.
 
     Raises:
         OSError: It cannot be written; the old file is intact.
     """
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -155,7 +160,7 @@ def write_file(path: Path, data: bytes, temporary: Path, check: Callable[[bytes]
 
 def write_text(path: Path, text: str) -> None:
     """`write_file` of a text: a reader sees the old one or the new one."""
-    write_file(path, text.encode(), path.with_name(f".{path.name}.{os.getpid()}"))
+    write_file(path, text.encode())
 
 
 def fsync(path: Path) -> None:
@@ -173,7 +178,7 @@ def replace_folder(fresh: Path, target: Path) -> None:
     A kill in the moment between the two renames leaves nothing at the target: read it with `whole_folder`.
 
     Args:
-        fresh: The new folder, next to the target.
+        fresh: The new folder, on the same disk.
         target: Where it goes; may exist.
 
     Raises:
@@ -194,6 +199,22 @@ def replace_folder(fresh: Path, target: Path) -> None:
         raise
     fsync(target.parent)
     _remove(old)
+
+
+@contextlib.contextmanager
+def fresh_folder(target: Path) -> Iterator[Path]:
+    """A new folder inside, which is put in the place of `target` at the end; after an error nothing is left of it.
+
+    Raises:
+        OSError: It cannot be made or moved; `target` is as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True)
+    with beside as temp:
+        fresh = Path(temp) / target.name
+        fresh.mkdir()
+        yield fresh
+        replace_folder(fresh, target)
 
 
 def whole_folder(target: Path) -> Path:

@@ -34,10 +34,9 @@ from transformer2.errors import ConfigError, DataError, UserError, one_line
 from transformer2.quantisation import quantization_config
 from transformer2.rollout.prefill import position_ids
 from transformer2.rollout.probe import probe
-from transformer2.svf.base_folder import base_folder, for_readers, for_weights
+from transformer2.svf.base_folder import base_folder, check_options, for_readers, for_weights
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.dtype import auto_dtype, cpu_dtype, why
-from transformer2.svf.loading import check_options
 from transformer2.svf.quantised import keep_differentiable
 from transformer2.vision import family_class, let_see, load_family, positions, sight_of
 

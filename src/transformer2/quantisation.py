@@ -83,7 +83,7 @@ def quantisation_of(config: Any) -> Quantisation | None:
     switched = 4 if options.get("load_in_4bit") else 8 if options.get("load_in_8bit") else None
     method = options.get("quant_method") or ("bitsandbytes" if switched else "unknown")
     method = str(getattr(method, "value", method))  # an enum in transformers' own objects
-    if method == "bitsandbytes" and switched == 4:  # what transformers takes where it is not told
+    if method == "bitsandbytes" and switched == 4:  # with the defaults of transformers
         type_, double = options.get("bnb_4bit_quant_type") or "fp4", options.get("bnb_4bit_use_double_quant")
         return Quantisation(method, switched, str(type_), bool(double))
     if method == "bitsandbytes":

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from transformer2 import tiny
 from transformer2.cli import main
-from transformer2.svf.spectrum import matrix_facts
+from transformer2.experts.spectrum import matrix_facts
 
 
 def test_shares_are_those_of_the_svd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

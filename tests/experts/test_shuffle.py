@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformer2 import tiny
 from transformer2.cli import main
 from transformer2.experts import read_expert, shuffle_expert
-from transformer2.experts.drift import PARTS, drift
+from transformer2.experts.spectrum import PARTS, drift
 from transformer2.svf.decompose import spectra
 
 

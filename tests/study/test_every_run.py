@@ -12,11 +12,11 @@ from studies import adapted, fitted, make_study, report
 
 from transformer2.cli.compose import merge
 from transformer2.errors import ConfigError
+from transformer2.experts.spectrum import matrix_facts
 from transformer2.study.builders import BUILDERS, build
 from transformer2.study.claims import CLAIMS
 from transformer2.study.grid import cells
 from transformer2.study.output import Table, write_outputs
-from transformer2.svf.spectrum import matrix_facts
 
 LABELS = {"skill": "math", "task": "math", "shots": "3", "budget": "light", "lr": "0.1", "target": "75"}
 WORLD = Path(__file__).parents[2] / "conf" / "paper"

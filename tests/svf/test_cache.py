@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from transformer2.errors import BasisError
 from transformer2.svf.basis import Basis, compute_basis
-from transformer2.svf.cache import BasisCache, default_cache_root
+from transformer2.svf.cache import BasisCache
 from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.fingerprint import fingerprint, fingerprint_checkpoint
 
@@ -79,9 +79,9 @@ def test_names_that_differ_in_case_only_are_two_files(cache: BasisCache) -> None
 
 def test_the_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSFORMER2_CACHE", "/somewhere")
-    assert default_cache_root() == Path("/somewhere/basis")
+    assert BasisCache(None, "base").folder.parents[1] == Path("/somewhere/basis")
     monkeypatch.delenv("TRANSFORMER2_CACHE")
-    assert default_cache_root() == Path.home() / ".cache" / "transformer2" / "basis"
+    assert BasisCache(None, "base").folder.parents[1] == Path.home() / ".cache" / "transformer2" / "basis"
 
 
 # Damage
@@ -143,6 +143,15 @@ def test_a_weight_without_a_basis_leaves_nothing_and_is_named(cache: BasisCache)
     with pytest.raises(BasisError, match=r"mlp\.bad: .*1 non-finite"):
         cache.get("mlp.bad", lambda: torch.tensor([[1.0, float("nan")]]))
     assert not cache.path("mlp.bad").exists()
+
+
+def test_a_weight_that_cannot_be_read_is_no_fault_of_its_basis(cache: BasisCache) -> None:
+    def unreadable() -> Tensor:
+        raise BasisError("shard 3 is unreadable")
+
+    with pytest.raises(BasisError, match="shard 3"):
+        cache.get(NAME, unreadable, verify=True)
+    assert equal(cache.get(NAME, never), compute_basis(WEIGHT)) and not cache.counts["quarantined"]
 
 
 def test_a_full_disk_is_a_clear_error_and_harms_nothing(cache: BasisCache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,15 +65,15 @@ def test_dtype_layers_and_attention_select_other_entries(llama: Path, tmp_path: 
 
 
 def test_an_interrupted_run_goes_on_where_it_was(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = module.LocalCheckpoint.read, []
+    real, calls = module.LocalCheckpoint.matrix, []
 
-    def read(self: Any, parameter: str) -> torch.Tensor:
-        calls.append(parameter)
+    def matrix(self: Any, module: str) -> torch.Tensor:
+        calls.append(module)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return real(self, parameter)
+        return real(self, module)
 
-    monkeypatch.setattr(module.LocalCheckpoint, "read", read)
+    monkeypatch.setattr(module.LocalCheckpoint, "matrix", matrix)
     with pytest.raises(KeyboardInterrupt):
         decompose(llama, cache_dir=tmp_path, progress=False)
     report = decompose(llama, cache_dir=tmp_path, progress=False)
@@ -120,10 +120,13 @@ def test_fused_layers_are_read_as_the_tuner_reads_them(tmp_path: Path) -> None:
         assert torch.equal(basis.vectors_RR, expected.vectors_RR)
 
 
-def test_processes_share_the_matrices_evenly(llama: Path, tmp_path: Path) -> None:
-    reports = [
-        decompose(llama, "all-linear", cache_dir=tmp_path, progress=False, rank=r, world_size=4) for r in range(4)
-    ]
+def test_processes_share_the_matrices_evenly(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = []
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        reports.append(decompose(llama, "all-linear", cache_dir=tmp_path, progress=False))
+    monkeypatch.undo()
     assert sum(r["built"] for r in reports) == 21 and all(r["matrices"] in range(3, 9) for r in reports)
     whole = decompose(llama, "all-linear", cache_dir=tmp_path, progress=False)
     assert (whole["matrices"], whole["built"], whole["reused"]) == (21, 0, 21)

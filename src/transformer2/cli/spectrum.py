@@ -70,12 +70,11 @@ def spectrum(args: Sequence[str]) -> int:
 
 def _run(config: dict[str, Any], expert: Path | None, folder: Path, given: dict[str, Any]) -> int:
     from transformer2.experts import read_expert
-    from transformer2.experts.drift import drift
+    from transformer2.experts.spectrum import drift, matrix_facts
     from transformer2.report.figures import save_figure
     from transformer2.report.spectrum import drift_figure, layers_figure, share_figure, spectrum_table
     from transformer2.report.table import versions
     from transformer2.svf.decompose import spectra
-    from transformer2.svf.spectrum import matrix_facts
 
     start = time.perf_counter()
     base = given["base"]

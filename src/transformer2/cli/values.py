@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, get_origin
 
 from transformer2.arguments import check_natural, check_objective, check_samples, expected, fits, written
-from transformer2.cli.schema import arguments, members, value_of
+from transformer2.cli.schema import arguments, members
 from transformer2.errors import ConfigError, DataError, nearest
-from transformer2.svf.base_folder import NAMES
+from transformer2.svf.base_folder import LOADING, NAMES
 from transformer2.svf.format import peft_type
 from transformer2.svf.gguf_base import gguf_file, names_gguf
 
-LOADING: dict[str, Any] = value_of("transformer2.svf.loading.LOADING")
 INSTEAD = {
     "load_in_4bit": "use --config conf/quantisation/nf4.yaml",
     "load_in_8bit": "use --config conf/quantisation/int8.yaml",

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from transformer2.experts.compare import Comparison, compare_experts, show_expert
 from transformer2.experts.folder import Expert, read_expert, save_expert, seal_adapter, stamp_expert
-from transformer2.experts.mix import load_experts, mix_experts, mix_folders
+from transformer2.experts.mix import load_experts, mix_experts, mix_folders, shuffle_expert, shuffle_folder
 from transformer2.experts.reference import import_reference_checkpoint
-from transformer2.experts.shuffle import shuffle_expert, shuffle_folder
 from transformer2.svf.adapter_folder import read_adapter, read_config
 
 __all__ = [

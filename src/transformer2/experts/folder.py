@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from transformer2.errors import ExpertError, shown
-from transformer2.files import MANIFEST, manifest, read_file, replace_folder, write_file
+from transformer2.files import MANIFEST, fresh_folder, manifest, read_file, write_text
 from transformer2.svf.adapter_folder import check_delta, read_adapter, read_config
 from transformer2.svf.card import write_card
 from transformer2.svf.format import CONFIG, LARGEST_EXPERT, WEIGHTS, checksums, delta_key, module_of, name_of
@@ -27,7 +26,8 @@ __all__ = [
 ]  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_FACTS = ("task", "step", "score", "base_fingerprint", "base_quantisation", "revision", "sha256")
+# What an expert and its adapter_config.json say in the same words.
+_FACTS = ("task", "step", "score", "base_fingerprint", "base_quantisation", "revision", "shuffled", "sha256")
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Expert:
     """
 
     name: str
-    path: Path | None
-    task: str | None
-    step: int | None
-    score: float | None
-    base: str | None
-    base_fingerprint: str | None
-    deltas: Mapping[str, Tensor] = field(repr=False)
+    path: Path | None = None
+    task: str | None = None
+    step: int | None = None
+    score: float | None = None
+    base: str | None = None
+    base_fingerprint: str | None = None
+    deltas: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     sha256: str | None = field(default=None, repr=False)
     base_quantisation: str | None = None
     revision: str | None = None
@@ -87,8 +87,7 @@ def read_expert(folder: str | Path, name: str | None = None) -> Expert:
         path=folder,
         base=config["base_model_name_or_path"],
         deltas=dict(sorted(deltas.items(), key=lambda item: _natural(item[0]))),
-        shuffled=config.get("shuffled"),
-        **{key: config[key] for key in _FACTS},
+        **{key: config.get(key) for key in _FACTS},
     )
 
 
@@ -132,32 +131,18 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
     config = SVFConfig(
         target_modules=sorted(expert.deltas),
         base_model_name_or_path=expert.base,
-        revision=expert.revision,
-        task=expert.task,
-        step=expert.step,
-        score=expert.score,
-        base_fingerprint=expert.base_fingerprint,
-        base_quantisation=expert.base_quantisation,
-        shuffled=expert.shuffled,
         inference_mode=True,
+        **{key: getattr(expert, key) for key in _FACTS},  # but sha256, which is that of the file, once it is written
     )
-    temp: Path | None = None
+    weights = {delta_key(module): delta_R.contiguous() for module, delta_R in expert.deltas.items()}
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        temp.chmod(0o755)
-        save_file(
-            {delta_key(m): d.contiguous() for m, d in expert.deltas.items()}, temp / WEIGHTS, metadata={"format": "pt"}
-        )
-        config.save_pretrained(str(temp))
-        replace_folder(temp, folder)
+        with fresh_folder(folder) as fresh:
+            save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
+            config.save_pretrained(str(fresh))
     except (OSError, SafetensorError) as e:
         raise ExpertError(
             f"expert folder {folder} cannot be written: {e}; free some space or choose another one"
         ) from e
-    finally:
-        if temp is not None:
-            shutil.rmtree(temp, ignore_errors=True)
     return folder
 
 
@@ -179,11 +164,13 @@ def stamp_expert(folder: str | Path) -> Path:
         raise ExpertError(f"{folder / CONFIG}: peft_type {config['peft_type']!r} has no checksums")
     weights = read_file(folder / WEIGHTS, LARGEST_EXPERT, ExpertError)
     config = checksums(config, weights)
-    data = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     try:
         with tempfile.TemporaryDirectory(prefix=".stamp.", dir=folder) as temp:
             (Path(temp) / WEIGHTS).write_bytes(weights)
-            write_file(folder / CONFIG, data, Path(temp) / CONFIG, lambda _: read_adapter(temp))
+            write_text(Path(temp) / CONFIG, text)
+            read_adapter(temp)
+        write_text(folder / CONFIG, text)
         write_card(folder, config)
     except OSError as e:
         raise ExpertError(f"{folder} cannot be written: {e.strerror}; check its permissions") from e

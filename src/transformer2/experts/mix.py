@@ -1,9 +1,11 @@
-"""Experts together: load several that fit each other, and mix them into one (the formulas: svf/mixing.py)."""
+"""Experts made of others: several mixed into one (the formulas: svf/mixing.py), and the shuffled control."""
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +16,9 @@ from transformer2.experts.folder import Expert, read_expert, save_expert
 from transformer2.svf.format import plain_name
 from transformer2.svf.mixing import Mix, mix_deltas, mixing_weights
 
-__all__ = ["check_compatible", "load_experts", "mix_experts", "mix_folders", "mixture"]
+__all__ = [
+    "check_compatible", "load_experts", "mix_experts", "mix_folders", "mixture", "shuffle_expert", "shuffle_folder",
+]  # fmt: skip
 
 
 def load_experts(paths: Sequence[str | Path]) -> list[Expert]:
@@ -108,7 +112,7 @@ def mixture(
             deltas[matrix] = mix_deltas(weights_K, [delta_R.double() for delta_R in whole], mix).float()
     fingerprints = {e.base_fingerprint for e in experts}
     shared = fingerprints.pop() if len(fingerprints) == 1 else None
-    return Expert(name, None, task, None, None, experts[0].base, shared, deltas)
+    return Expert(name, task=task, base=experts[0].base, base_fingerprint=shared, deltas=deltas)
 
 
 def mix_folders(paths: Sequence[str | Path], weights: Sequence[float], out: str | Path, mix: Mix = "delta") -> str:
@@ -121,3 +125,32 @@ def mix_folders(paths: Sequence[str | Path], weights: Sequence[float], out: str 
     folder = save_expert(mix_experts(experts, weights, mix, name=plain_name(Path(out).name)), out)
     parts = " + ".join(f"{w:g} {e.name}" for w, e in zip(weights, experts, strict=True))
     return f"{folder}: {mix} mixture {parts}, {len(experts[0].deltas)} matrices"
+
+
+def shuffle_expert(expert: Expert, seed: int) -> Expert:
+    """The control of the paper's Table 5: the same values of z on the same matrices, permuted within each.
+
+    It has no step and score, which are not its own.
+
+    Args:
+        expert: The expert.
+        seed: With the expert's weights and the matrix' path it decides each permutation, so that experts shuffled by
+            one seed have nothing in common.
+    """
+
+    def permuted(module: str, delta_R: Tensor) -> Tensor:
+        digest = hashlib.sha256(f"{seed} {module}".encode() + delta_R.numpy().tobytes()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        return delta_R[torch.randperm(delta_R.numel(), generator=generator)]
+
+    deltas = {module: permuted(module, delta_R) for module, delta_R in expert.deltas.items()}
+    return replace(expert, path=None, step=None, score=None, sha256=None, deltas=deltas, shuffled=seed)
+
+
+def shuffle_folder(folder: str | Path, out: str | Path, seed: int) -> Path:
+    """`transformer2 experts shuffle DIR --seed N --out DIR`: `shuffle_expert` from folder to folder.
+
+    Raises:
+        ExpertError: `folder` is damaged or no SVF expert, or `out` exists or cannot be written.
+    """
+    return save_expert(shuffle_expert(read_expert(folder), seed), out)

@@ -57,24 +57,25 @@ def import_reference_checkpoint(
         UserError: See `svf.decompose`.
     """
     # transformers and peft load in seconds; reading and mixing experts does without them.
+    from transformer2.svf.cache import BasisCache
     from transformer2.svf.checkpoint import LocalCheckpoint
-    from transformer2.svf.decompose import base_bases
+    from transformer2.svf.decompose import bases
     from transformer2.svf.fingerprint import fingerprint_checkpoint
 
     path = Path(path).expanduser()
     checkpoint = LocalCheckpoint.of_base(base)
     params = _named(path, _unpickle(path), checkpoint.skeleton)
-    deltas = {}
-    for module, sigma_R in base_bases(checkpoint.folder, list(params), cache_dir, progress):
-        p_R = params[module].float()
+    cache, deltas = BasisCache(cache_dir, fingerprint_checkpoint(checkpoint)), {}
+    for module, basis in bases(checkpoint, list(params), cache, progress):
+        p_R, sigma_R = params[module].float(), basis.sigma_R
         if p_R.shape != sigma_R.shape:
             raise ExpertError(
                 f"{path}: {module} has {tuple(p_R.shape)} values, the base model's weight needs "
                 f"{tuple(sigma_R.shape)}; give the base model it was trained on"
             )
         deltas[module] = renorm_decode(p_R.double(), sigma_R).nan_to_num(nan=0.0).float()  # W = 0 has no z
-    print_of_base = fingerprint_checkpoint(checkpoint)
-    return Expert(name or plain_name(path.stem), None, task, None, None, str(base), print_of_base, deltas)
+    called = name or plain_name(path.stem)
+    return Expert(called, task=task, base=str(base), base_fingerprint=cache.fingerprint, deltas=deltas)
 
 
 def _unpickle(path: Path) -> dict[str, Any]:
@@ -113,5 +114,5 @@ def _named(path: Path, content: dict[str, Any], skeleton: nn.Module) -> dict[str
         if not bool(torch.isfinite(value).all()):
             raise ExpertError(f"{path}: entry {str(key)[:80]!r} has non-finite values")
         params[weight.removesuffix(".weight")] = value.detach()
-    order = {weight.removesuffix(".weight"): i for i, weight in enumerate(weights)}
-    return dict(sorted(params.items(), key=lambda item: order[item[0]]))
+    modules = (weight.removesuffix(".weight") for weight in weights)
+    return {module: params[module] for module in modules if module in params}

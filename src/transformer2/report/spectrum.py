@@ -1,6 +1,6 @@
 """Spectra and how z drifts over them: the table of a `spectrum` run, and its figures (paper, Figures 10 and 11).
 
-Reads plain report.json: `spectrum` (svf/spectrum.py says what of each matrix) and `drift` (experts/drift.py).
+Reads plain report.json: `spectrum` (of each matrix) and `drift`; experts/spectrum.py says what is in them.
 """
 
 from __future__ import annotations

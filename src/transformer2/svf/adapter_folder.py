@@ -77,8 +77,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise ExpertError(f"{file}: field 'peft_type' does not name a method of PEFT; this is not an adapter of PEFT's")
     if config["peft_type"] != "SVF":
         return config
-    for name in _FIELDS:
-        config.setdefault(name, None)
+    config = dict.fromkeys(_FIELDS) | config
     for name, kinds in {**_FIELDS, **_LATER}.items():
         value = config.get(name)
         if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
@@ -118,7 +117,8 @@ def read_adapter(folder: str | Path, only_z: bool = False) -> tuple[dict[str, An
             "scored as z; load the folder with PeftModel.from_pretrained"
         )
     data = read_file(folder / WEIGHTS, LARGEST_EXPERT if svf else LARGEST_ADAPTER, ExpertError)
-    if svf and config["sha256"] is not None and config["sha256"] != hashlib.sha256(data).hexdigest():
+    digest = hashlib.sha256(data).hexdigest()
+    if svf and config["sha256"] not in (None, digest):
         raise ExpertError(
             f"{file}: its sha256 differs from field 'sha256' of {CONFIG}; the file is damaged or was "
             "replaced, copy the folder again"
@@ -140,19 +140,19 @@ def read_adapter(folder: str | Path, only_z: bool = False) -> tuple[dict[str, An
             )
         elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             _raise_non_finite(file, shown(key, 80))
-    if not svf:
-        _check_manifest(folder)
-    else:
+    if svf:
         _check_config_sha256(folder, config)
-        config["sha256"] = hashlib.sha256(data).hexdigest()
+        config["sha256"] = digest
+    else:
+        _check_manifest(folder)
     return config, tensors
 
 
 def config_for_peft(file: str | Path) -> dict[str, Any] | None:
     """What PEFT is given when it reads an adapter_config.json: an SVF expert's once it was verified; else None.
 
-    The weights are verified where they lie next to it (from the Hub, PEFT downloads them later). A regular expression
-    of a stranger's may take years to match, and the weights name the tuned modules: the names are taken.
+    The weights are verified where they lie next to it (from the Hub, PEFT downloads them later). An untrusted
+    regular expression may take years to match; the weights name the tuned modules, so these names replace it.
 
     Raises:
         ExpertError: See `read_adapter`.

@@ -1,17 +1,20 @@
-"""Where a base's files are (a folder, a GGUF file, the package, the Hub), and who is told what of `model_kwargs`."""
+"""Where a base's files are (a folder, a GGUF file, the package, the Hub), and what `model_kwargs` may say of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from transformer2 import tiny
-from transformer2.errors import DataError
+from transformer2.errors import ConfigError, DataError
 from transformer2.hub import hub_answers
 from transformer2.svf.gguf_base import SMOLLM2, names_gguf, unpacked
 
-__all__ = ["EMBEDDED", "NAMES", "base_folder", "for_readers", "for_weights", "is_local", "looks_like_a_path", "on_disk"]
+__all__ = [
+    "EMBEDDED", "LOADING", "NAMES", "base_folder", "check_options", "for_readers", "for_weights", "is_local", "on_disk",
+]  # fmt: skip
 
 EMBEDDED = {"tiny": tiny.model_path, "tiny_b": tiny.model_b_path, "tiny_vision": tiny.vision_model_path}
 NAMES = (*EMBEDDED, SMOLLM2)  # bases that are found by these names on every machine
@@ -20,6 +23,32 @@ NAMES = (*EMBEDDED, SMOLLM2)  # bases that are found by these names on every mac
 _WHERE = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 _SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
 _WEIGHTS = ("*.safetensors",)
+
+# Arguments of `from_pretrained`, with their types; it takes any other key for one of the model's config.
+LOADING: dict[str, Any] = {
+    "attn_implementation": str,
+    "cache_dir": str,
+    "code_revision": str,
+    "device_map": str | dict[str, Any] | None,
+    "experts_implementation": str,
+    "force_download": bool,
+    "local_files_only": bool,
+    "low_cpu_mem_usage": bool,
+    "max_memory": dict,
+    "offload_folder": str,
+    "quantization_config": dict[str, Any] | None,
+    "revision": str,
+    "subfolder": str,
+    "token": str | bool | None,
+    "trust_remote_code": bool,
+    "use_kernels": bool,
+    "use_safetensors": bool | None,
+    "variant": str,
+    "weights_only": bool,
+    **dict.fromkeys(("adapter_kwargs", "allow_all_kernels", "device_mesh", "disable_mmap", "distributed_config"), Any),
+    **dict.fromkeys(("fusion_config", "generation_config", "ignore_mismatched_sizes", "kernel_config"), Any),
+    **dict.fromkeys(("key_mapping", "offload_buffers", "proxies", "tp_plan", "tp_size"), Any),
+}
 
 
 def base_folder(base: str | Path, model_kwargs: Mapping[str, Any] | None = None, weights: bool = True) -> Path:
@@ -41,7 +70,7 @@ def base_folder(base: str | Path, model_kwargs: Mapping[str, Any] | None = None,
     inside = str(options.get("subfolder") or "")
     folder = EMBEDDED[str(base)]() if str(base) in EMBEDDED else Path(base).expanduser()
     if not folder.is_dir():
-        if folder.exists() or looks_like_a_path(str(base)):
+        if folder.exists() or _looks_like_a_path(str(base)):
             raise DataError(
                 f"base {str(base)!r} is not a model folder; give `tiny`, a folder, a GGUF file, or a Hub id"
             )
@@ -64,7 +93,7 @@ def _from_hub(base: str, options: Mapping[str, Any], inside: str, weights: bool)
         folder = Path(snapshot_download(base, allow_patterns=wanted, **where))
         if weights and not any((folder / inside).glob("*.safetensors")):
             snapshot_download(base, allow_patterns=[f"{inside}*.bin"], **where)
-    except Exception as e:  # requests, OS and hub errors alike mean: not to be had from there
+    except Exception as e:  # errors of requests, the OS or the hub
         revision = f" at revision {where['revision']!r}" if "revision" in where else ""
         raise DataError(
             f"base {base!r}{revision} is not a folder, and the Hub did not give it ({type(e).__name__}); give a "
@@ -78,22 +107,22 @@ def on_disk(base: str) -> Path | None:
     folder = Path(base).expanduser()
     if base and (folder / "config.json").is_file():
         return folder
-    if looks_like_a_path(base) or "/" not in base:
+    if _looks_like_a_path(base) or "/" not in base:
         return None
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(base, allow_patterns=[*_SMALL, *_WEIGHTS], local_files_only=True))
-    except Exception:  # whatever the reason, it is not to be had without the network
+    except Exception:  # whatever the reason, it is not on this machine
         return None
 
 
 def is_local(base: str) -> bool:
     """Whether a config's base is a folder or file of some machine, rather than one of `NAMES` or a Hub id."""
-    return base not in NAMES and (looks_like_a_path(base) or Path(base).is_dir() or names_gguf(base))
+    return base not in NAMES and (_looks_like_a_path(base) or Path(base).is_dir() or names_gguf(base))
 
 
-def looks_like_a_path(base: str) -> bool:
+def _looks_like_a_path(base: str) -> bool:
     """Whether this can be no Hub id."""
     return base.startswith((".", "/", "~")) or base.count("/") > 1 or "\\" in base
 
@@ -109,3 +138,16 @@ def for_weights(model_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     """What of `model_kwargs` the reader of the weights needs."""
     rest = {key: value for key, value in (model_kwargs or {}).items() if key not in (*_WHERE, "subfolder")}
     return {"trust_remote_code": False, **rest}
+
+
+def check_options(config: Any, model_kwargs: Mapping[str, Any] | None) -> None:
+    """Refuse a key of `model_kwargs` that `from_pretrained` would hand to the model's constructor, which fails on it.
+
+    Raises:
+        ConfigError: Neither an argument of `from_pretrained` nor a key of the model's config.
+    """
+    for key in model_kwargs or {}:
+        if key not in LOADING and not hasattr(config, key):
+            near = get_close_matches(key, [*LOADING, *config.to_dict()], n=1)
+            hint = f"did you mean {near[0]}?" if near else "leave it out"
+            raise ConfigError(f"unknown key model.model_kwargs.{key} for a {config.model_type} model; {hint}")

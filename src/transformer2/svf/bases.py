@@ -10,9 +10,8 @@ from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from transformer2.errors import BasisError
-from transformer2.svf.basis import Basis, compute_basis
-from transformer2.svf.cache import BasisCache, default_cache_root
+from transformer2.svf.basis import Basis
+from transformer2.svf.cache import BasisCache, basis_of
 from transformer2.svf.fingerprint import fingerprint
 from transformer2.svf.layer import probe_weight
 from transformer2.svf.quantised import quantisation_name, unquantised_checkpoint
@@ -52,8 +51,8 @@ class Bases:
             )
         if cache is None:
             sizes = [features_of(model.get_submodule(name)) for name in targets]
-            large = max((min(size) for size in sizes if size), default=0) >= _CACHED_FROM_R
-            cache = str(default_cache_root()) if large else "off"
+            if max((min(size) for size in sizes if size), default=0) < _CACHED_FROM_R:
+                cache = "off"
         self.cache = None if cache == "off" else BasisCache(cache, fingerprint(model))
 
     def of(self, name: str, layer: nn.Module) -> Basis | None:
@@ -71,10 +70,7 @@ class Bases:
             return self._checkpoint.matrix(name).to(next(layer.parameters()).device)
 
         with gather_params_ctx(list(layer.parameters()), modifier_rank=None):
-            try:
-                return self.cache.get(name, weight) if self.cache else compute_basis(weight())
-            except BasisError as e:
-                raise BasisError(f"{name}: {e}" if name not in str(e) else str(e)) from e
+            return self.cache.get(name, weight) if self.cache else basis_of(name, weight)
 
 
 register_after(__name__)

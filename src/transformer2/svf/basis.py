@@ -33,6 +33,7 @@ Side = Literal["in", "out"]
 
 # Rows (or columns) of W that are held in fp64 at a time: 4096 x 8192 fp64 is 256 MiB.
 _CHUNK = 4096
+_SAMPLED = 8  # columns of P that a check looks at, others every time
 _EXACT = 1e-6  # share of the largest eigenvalue above which an fp64 eigenvalue is exact to 1e-9
 
 
@@ -144,7 +145,7 @@ def _gram(tall_LR: Tensor) -> Tensor:
     return gram_RR
 
 
-def basis_error(basis: Basis, weight_mn: Tensor | None = None, columns: int = 8) -> tuple[float, float | None]:
+def basis_error(basis: Basis, weight_mn: Tensor | None = None) -> tuple[float, float | None]:
     """How far a sample of columns of P is from what it should be: (orthogonality error, reconstruction error).
 
     The first is max |P^T P - I| over the sampled columns and needs no weight. W P P^T = W for every orthogonal P, so
@@ -153,14 +154,13 @@ def basis_error(basis: Basis, weight_mn: Tensor | None = None, columns: int = 8)
     Args:
         basis: The basis to check.
         weight_mn: (m, n), the matrix it belongs to; None leaves the second figure out.
-        columns: How many columns to sample (drawn anew on every call).
 
     Raises:
-        BasisError: `weight_mn` has another shape than the basis.
+        BasisError: `weight_mn` has another shape than the basis, or no values.
     """
     r = basis.sigma_R.numel()
     # The system's randomness: drawing from torch's or Python's generator would move a run's random numbers.
-    sample_S = torch.tensor(random.SystemRandom().sample(range(r), min(columns, r)), device=basis.sigma_R.device)
+    sample_S = torch.tensor(random.SystemRandom().sample(range(r), min(_SAMPLED, r)), device=basis.sigma_R.device)
     picked_RS = basis.vectors_RR[:, sample_S]
     overlap_RS = basis.vectors_RR.T @ picked_RS
     overlap_RS[sample_S, torch.arange(len(sample_S), device=sample_S.device)] -= 1
@@ -168,15 +168,14 @@ def basis_error(basis: Basis, weight_mn: Tensor | None = None, columns: int = 8)
     if weight_mn is None:
         return orthogonality, None
 
-    m, n = weight_mn.shape
-    if (n if basis.side == "in" else m) != r or ((n <= m) != (basis.side == "in")):
-        raise BasisError(f"a basis of side {basis.side!r} and size {r} does not belong to a weight of shape {(m, n)}")
-    tall_LR = (weight_mn if basis.side == "in" else weight_mn.T).detach()
-    device = "cpu" if tall_LR.device.type == "mps" else tall_LR.device
-    picked_RS, sigma_S = picked_RS.to(device).double(), basis.sigma_R[sample_S].to(device).double()
+    tall_LR, side = _tall(weight_mn)
+    if (side, tall_LR.shape[1]) != (basis.side, r):
+        shape = tuple(weight_mn.shape)
+        raise BasisError(f"a basis of side {basis.side!r} and size {r} does not belong to a weight of shape {shape}")
+    picked_RS, sigma_S = (t.to(tall_LR.device).double() for t in (picked_RS, basis.sigma_R[sample_S]))
     gram_RS = torch.zeros_like(picked_RS)
     for chunk_CR in tall_LR.split(_CHUNK):
-        chunk64_CR = chunk_CR.to(device).double()
+        chunk64_CR = chunk_CR.double()
         gram_RS.addmm_(chunk64_CR.T, chunk64_CR @ picked_RS)
     scale = max(float(basis.sigma_R.max()) ** 2, torch.finfo(torch.float64).tiny)
     return orthogonality, float((gram_RS - picked_RS * sigma_S.square()).abs().max()) / scale

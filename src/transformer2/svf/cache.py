@@ -29,22 +29,18 @@ from transformer2.errors import BasisError
 from transformer2.files import cache_root, write_file
 from transformer2.svf.basis import Basis, basis_error, compute_basis
 
-__all__ = ["BasisCache", "default_cache_root"]
+__all__ = ["BasisCache", "basis_of"]
 
 VERSION = 1  # of the file format and of `compute_basis`; another version is another folder
 _ORTHOGONALITY, _RECONSTRUCTION = 1e-4, 1e-4  # an fp32 basis is at about 1e-6
-
-
-def default_cache_root() -> Path:
-    """`$TRANSFORMER2_CACHE/basis`, or `~/.cache/transformer2/basis`."""
-    return cache_root() / "basis"
 
 
 class BasisCache:
     """The bases of one base model.
 
     Args:
-        root: Folder of the cache; made when the first entry is written.
+        root: Folder of the cache, made when the first entry is written; None means `$TRANSFORMER2_CACHE/basis`, or
+            `~/.cache/transformer2/basis`.
         fingerprint: What `fingerprint(model)` says of the base model.
 
     Attributes:
@@ -52,9 +48,9 @@ class BasisCache:
         counts: How many entries this object has `built`, `reused` and `quarantined`.
     """
 
-    def __init__(self, root: str | Path, fingerprint: str):
+    def __init__(self, root: str | Path | None, fingerprint: str):
         self.fingerprint = fingerprint
-        self.folder = Path(root).expanduser() / _safe_name(fingerprint) / f"v{VERSION}"
+        self.folder = Path(root or cache_root() / "basis").expanduser() / _safe_name(fingerprint) / f"v{VERSION}"
         self.counts: Counter[str] = Counter()
 
     def path(self, name: str) -> Path:
@@ -95,10 +91,7 @@ class BasisCache:
         return basis
 
     def _build(self, path: Path, name: str, weight: Callable[[], Tensor]) -> Basis:
-        try:
-            basis = compute_basis(weight()).to("cpu")
-        except BasisError as e:
-            raise BasisError(f"{name}: {e}") from e
+        basis = basis_of(name, weight).to("cpu")
         meta = {"name": name, "fingerprint": self.fingerprint, "side": basis.side, "version": str(VERSION)}
         meta["sha256"] = _digest(meta, basis.vectors_RR, basis.sigma_R)
         # One metadata entry: safetensors keeps several in no fixed order, and a rebuilt file should be the same bytes.
@@ -117,9 +110,10 @@ class BasisCache:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
+        weight_mn = weight() if weight else None  # what cannot be read of it is no fault of the basis
         try:
             basis = self._parse(data, name)
-            orthogonality, reconstruction = basis_error(basis, weight() if weight else None)
+            orthogonality, reconstruction = basis_error(basis, weight_mn)
             if not orthogonality <= _ORTHOGONALITY:
                 raise BasisError(f"columns are not orthogonal (off by {orthogonality:.1e})")
             if reconstruction is not None and not reconstruction <= _RECONSTRUCTION:
@@ -148,6 +142,14 @@ class BasisCache:
         if meta["side"] not in ("in", "out") or not bool((sigma_R[:-1] >= sigma_R[1:]).all() & (sigma_R >= 0).all()):
             raise BasisError(f"side is {meta['side']!r}, or sigma is not decreasing")
         return Basis(meta["side"], vectors_RR, sigma_R)
+
+
+def basis_of(name: str, weight: Callable[[], Tensor]) -> Basis:
+    """`compute_basis` of a matrix, whose errors name it."""
+    try:
+        return compute_basis(weight())
+    except BasisError as e:
+        raise BasisError(f"{name}: {e}") from e
 
 
 def _safe_name(text: str) -> str:

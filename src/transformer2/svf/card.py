@@ -41,7 +41,7 @@ model = PeftModel.from_pretrained(base, folder)
 def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     """Write or refresh our section of README.md.
 
-    PEFT's empty template is replaced; a card that somebody wrote is kept, with the section in place or at its end.
+    PEFT's empty template is replaced; a card written by hand is kept, with the section in place or at its end.
 
     Args:
         folder: The expert folder.
@@ -59,7 +59,7 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     }
     if base is None:
         code = '"path/to/the/base/model"'
-    elif local:  # a folder of one machine is nobody else's business: the config has it, the card does not
+    elif local:  # a path on this machine: the config has it, the card, which others read, does not
         code = "base_folder(PeftConfig.from_pretrained(folder).base_model_name_or_path)"
     else:
         named = {name: f"transformer2.tiny.{path.__name__}()" for name, path in EMBEDDED.items()}

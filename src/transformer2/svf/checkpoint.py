@@ -28,10 +28,9 @@ def auto_class(config: Any) -> Any:
     """The Auto class of transformers that loads a base: AutoModelForImageTextToText where no other knows its config."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    if type(config) in AutoModelForCausalLM._model_mapping:  # of some checkpoints of several modalities the text alone
-        return AutoModelForCausalLM
+    text = type(config) in AutoModelForCausalLM._model_mapping  # of some checkpoints of several modalities it alone
     pictures = type(config) in AutoModelForImageTextToText._model_mapping
-    return AutoModelForImageTextToText if pictures else AutoModelForCausalLM
+    return AutoModelForImageTextToText if pictures and not text else AutoModelForCausalLM
 
 
 class LocalCheckpoint:
@@ -187,13 +186,6 @@ class LocalCheckpoint:
                 return f.get_tensor(key)[None]
             return torch.cat([part[i : i + 1] for i in choose(shape[0])] or [f.get_tensor(key)])
 
-    def read(self, parameter: str) -> Tensor:
-        """The whole tensor of a parameter, in `dtype`."""
-        key = self.key_of(parameter)
-        with self._open(key) as f:
-            tensor: Tensor = f.get_tensor(key)
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
-
     @contextmanager
     def _open(self, key: str) -> Iterator[Any]:
         from safetensors import SafetensorError, safe_open
@@ -208,5 +200,8 @@ class LocalCheckpoint:
 
     def matrix(self, module: str) -> Tensor:
         """W (m, n) of a linear layer of the model, in `dtype`."""
-        weight = self.read(f"{module}.weight")
+        key = self.key_of(f"{module}.weight")
+        with self._open(key) as f:
+            weight: Tensor = f.get_tensor(key)
+        weight = weight.to(self.dtype) if weight.is_floating_point() else weight
         return weight.T if isinstance(self.skeleton.get_submodule(module), Conv1D) else weight

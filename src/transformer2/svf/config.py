@@ -19,7 +19,7 @@ from peft.config import PeftConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
-from transformer2.arguments import NotNegativeInt
+from transformer2.arguments import NotNegativeInt, fits
 from transformer2.errors import ConfigError
 from transformer2.svf.card import write_card
 from transformer2.svf.format import CONFIG, FORMAT_VERSION, OLD_FORMS, WEIGHTS, checksums
@@ -102,7 +102,13 @@ class SVFConfig(PeftConfig):
             raise ConfigError("target_modules is empty; give 'mlp', 'attention', 'all-linear' or module names")
         if self.exclude_modules is not None:
             self.exclude_modules = _names("exclude_modules", self.exclude_modules)
-        _check_layers(self.layers_to_transform, self.layers_pattern)
+        layers = self.layers_to_transform
+        if layers is not None and (not fits(NotNegativeInt | list[NotNegativeInt], layers) or layers in ([], ())):
+            raise ConfigError(
+                f"layers_to_transform={layers!r} must be a layer index or a non-empty list of them (0 is the first)"
+            )
+        if self.layers_pattern and layers is None:
+            raise ConfigError(f"layers_pattern={self.layers_pattern!r} has no effect without layers_to_transform")
         check_form(self.form)
         if self.parametrization not in PARAMETRIZATIONS:
             raise ConfigError(f"parametrization={self.parametrization!r} is not one of {', '.join(PARAMETRIZATIONS)}")
@@ -157,18 +163,6 @@ def _names(field: str, value: Any) -> Any:
     if not isinstance(value, list | set) or not all(isinstance(item, str) and item for item in value):
         raise ConfigError(f"{field}={value!r} must be a string or a list of module names")
     return value
-
-
-def _check_layers(layers: Any, pattern: Any) -> None:
-    if layers is not None:
-        listed = [layers] if isinstance(layers, int) else layers
-        ok = isinstance(listed, list | tuple) and all(isinstance(i, int) and i >= 0 for i in listed)
-        if not ok or not listed or isinstance(layers, bool):
-            raise ConfigError(
-                f"layers_to_transform={layers!r} must be a layer index or a non-empty list of them (0 is the first)"
-            )
-    if pattern and layers is None:
-        raise ConfigError(f"layers_pattern={pattern!r} has no effect without layers_to_transform")
 
 
 def check_form(form: str) -> None:

@@ -15,27 +15,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from transformer2.errors import BasisError, ConfigError, UserError, one_line
+from transformer2.svf.base_folder import check_options
 from transformer2.svf.basis import Basis, singular_values
-from transformer2.svf.cache import BasisCache, default_cache_root
+from transformer2.svf.cache import BasisCache
 from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import fingerprint_checkpoint
-from transformer2.svf.loading import check_options
 from transformer2.svf.targets import check_layers_present, find_targets
 
-__all__ = ["Spectra", "base_bases", "decompose", "spectra"]
+__all__ = ["Spectra", "bases", "decompose", "spectra"]
+
+T = TypeVar("T")
 
 
 def decompose(
@@ -46,24 +47,20 @@ def decompose(
     dtype: str | torch.dtype | None = None,
     device: str | None = None,
     progress: bool = True,
-    rank: int | None = None,
-    world_size: int | None = None,
     exclude_modules: str | list[str] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Compute and cache the basis of every matrix that SVF would tune.
+    """Compute and cache the basis of every matrix that SVF would tune, or under torchrun this process' share of them.
 
     Args:
         base: Local model folder, a Hub id, or "tiny".
         target_modules: As in SVFConfig: "mlp", "attention", "all-linear", names, or a regular expression.
         layers_to_transform: As in SVFConfig: layers to do; None means all.
-        cache_dir: Root of the cache; None means `default_cache_root()`.
+        cache_dir: Root of the cache; None means the default one.
         dtype: The dtype the model will be trained in ("bfloat16"), for it is part of the cache's key; None means
             that of `dtype: auto`.
         device: Where to compute; None means the GPU where there is one (of this process: LOCAL_RANK).
         progress: Show a bar with the time left (on rank 0).
-        rank: This process; None reads RANK, as torchrun sets it.
-        world_size: Number of processes that share the matrices; None reads WORLD_SIZE.
         exclude_modules: As in SVFConfig: module names, or a regular expression, to leave out.
         model_kwargs: As the model will be loaded with: `revision`, `subfolder`, `cache_dir`, `trust_remote_code`, ...
 
@@ -76,18 +73,15 @@ def decompose(
             written. What was done until then is kept.
     """
     start = time.monotonic()
-    checkpoint = _opened(base, dtype, device, model_kwargs)
-    config = SVFConfig(
+    which = SVFConfig(
         target_modules=target_modules, layers_to_transform=layers_to_transform, exclude_modules=exclude_modules
     )
-    rank = int(os.environ.get("RANK", 0)) if rank is None else rank
-    world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
-    names = _share(_costs(checkpoint, _targets(checkpoint, config)), rank, world_size)
-    cache = _cache(checkpoint, cache_dir)
-    # Closing the generator closes its bar, so that Ctrl-C leaves a clean line.
-    with closing(_bases(checkpoint, names, cache, device, progress and rank == 0)) as bases:
-        for _ in bases:
-            pass
+    checkpoint, found = _matrices(base, which, dtype, device, model_kwargs)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    names = _share(_costs(checkpoint, found), rank, world_size)
+    cache = BasisCache(cache_dir, fingerprint_checkpoint(checkpoint))
+    for _ in bases(checkpoint, names, cache, progress and rank == 0, device):
+        pass
     return {
         "base": str(base),
         "fingerprint": cache.fingerprint,
@@ -99,23 +93,26 @@ def decompose(
     }
 
 
-def base_bases(
-    base: str | Path, names: list[str], cache_dir: str | Path | None = None, progress: bool = True
-) -> Iterator[tuple[str, Tensor]]:
-    """(module path, sigma (r,) fp32) of named matrices of a base model, through the cache.
+def bases(
+    checkpoint: LocalCheckpoint, names: Sequence[str], cache: BasisCache, progress: bool, device: str | None = None
+) -> Iterator[tuple[str, Basis]]:
+    """(module path, basis) of some matrices of a base model, through its cache, where each is checked against W.
 
     Args:
-        base: Local model folder, a Hub id, or "tiny".
+        checkpoint: The files of the base.
         names: Module paths.
-        cache_dir: Root of the cache; None means `default_cache_root()`.
+        cache: Of this base.
         progress: Show a bar with the time left.
+        device: Where to compute; None means the GPU where there is one.
 
     Raises:
-        UserError: Unknown base, a module it does not have, or a cache that cannot be written.
+        UserError: A module that the base does not have, or a cache that cannot be written.
     """
-    checkpoint = LocalCheckpoint.of_base(base)
-    for name, basis in _bases(checkpoint, names, _cache(checkpoint, cache_dir), None, progress):
-        yield name, basis.sigma_R
+
+    def get(name: str) -> Basis:
+        return cache.get(name, partial(_weight, checkpoint, name, device), verify=True)
+
+    return _in_turn(checkpoint, names, progress, "decompose", get)
 
 
 @dataclass(frozen=True)
@@ -158,27 +155,33 @@ def spectra(
     Raises:
         UserError: As `decompose`.
     """
-    checkpoint = _opened(base, dtype, device, model_kwargs)
-    config = SVFConfig(
+    which = SVFConfig(
         target_modules=target_modules, layers_to_transform=layers_to_transform, exclude_modules=exclude_modules
     )
-    names = _targets(checkpoint, config)
-    device = device or _own_device()
+    checkpoint, names = _matrices(base, which, dtype, device, model_kwargs)
 
-    def values() -> Iterator[tuple[str, Tensor]]:
-        for name in _in_turn(checkpoint, names, progress, "spectrum"):
-            try:
-                yield name, singular_values(_weight(checkpoint, name, device))
-            except BasisError as e:
-                raise BasisError(f"{name}: {e}") from e
+    def sigma(name: str) -> Tensor:
+        try:
+            return singular_values(_weight(checkpoint, name, device))
+        except BasisError as e:
+            raise BasisError(f"{name}: {e}") from e
 
-    return Spectra(fingerprint_checkpoint(checkpoint), names, values())
+    values = _in_turn(checkpoint, names, progress, "spectrum", sigma)
+    return Spectra(fingerprint_checkpoint(checkpoint), names, values)
 
 
-def _opened(
-    base: str | Path, dtype: str | torch.dtype | None, device: str | None, model_kwargs: Mapping[str, Any] | None
-) -> LocalCheckpoint:
-    _check_device(device)
+def _matrices(
+    base: str | Path,
+    which: SVFConfig,
+    dtype: str | torch.dtype | None,
+    device: str | None,
+    model_kwargs: Mapping[str, Any] | None,
+) -> tuple[LocalCheckpoint, list[str]]:
+    """The files of a base, and the paths of the matrices that a config tunes, once all arguments are checked."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:  # torch built without CUDA asserts
+        raise ConfigError(f"--device {device!r} cannot be used here ({one_line(e)}); leave it out") from e
     checkpoint = LocalCheckpoint.of_base(base, model_kwargs, _dtype(dtype))
     check_options(checkpoint.config, model_kwargs)
     if checkpoint.quantised:
@@ -186,59 +189,33 @@ def _opened(
             f"{checkpoint.folder} is a quantised checkpoint; decompose the model it was made from, or let SVF compute "
             "the bases when it wraps the loaded model"
         )
-    return checkpoint
+    names = find_targets(checkpoint.skeleton, which)
+    check_layers_present(names, which)
+    return checkpoint, names
 
 
-def _targets(checkpoint: LocalCheckpoint, config: SVFConfig) -> list[str]:
-    found = find_targets(checkpoint.skeleton, config)
-    check_layers_present(found, config)
-    return found
-
-
-def _cache(checkpoint: LocalCheckpoint, cache_dir: str | Path | None) -> BasisCache:
-    return BasisCache(cache_dir or default_cache_root(), fingerprint_checkpoint(checkpoint))
-
-
-def _bases(
-    checkpoint: LocalCheckpoint, names: list[str], cache: BasisCache, device: str | None, progress: bool
-) -> Generator[tuple[str, Basis], None, None]:
-    device = device or _own_device()
-    with closing(_in_turn(checkpoint, names, progress, "decompose")) as turns:
-        for name in turns:
-            yield name, cache.get(name, partial(_weight, checkpoint, name, device), verify=True)
-
-
-def _in_turn(checkpoint: LocalCheckpoint, names: list[str], progress: bool, what: str) -> Generator[str, None, None]:
-    """The matrices one after the other, with a bar."""
+def _in_turn(
+    checkpoint: LocalCheckpoint, names: Sequence[str], progress: bool, what: str, work: Callable[[str], T]
+) -> Iterator[tuple[str, T]]:
+    """(module path, what `work` gives for it), one matrix after the other, with a bar."""
     # The bar counts arithmetic, so that the time left holds for matrices of unlike sizes.
     costs = _costs(checkpoint, names)
     with tqdm(total=sum(costs.values()), unit="flop", unit_scale=True, disable=not progress, desc=what) as bar:
         for done, (name, cost) in enumerate(costs.items()):
             bar.set_postfix_str(f"{done}/{len(names)} {name}")
-            yield name
+            yield name, work(name)
             bar.update(cost)
 
 
-def _own_device() -> str:
-    """The GPU of this process where there are GPUs."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-
-
-def _weight(checkpoint: LocalCheckpoint, name: str, device: str) -> Tensor:
-    return checkpoint.matrix(name).to(device)
-
-
-def _check_device(device: str | None) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:  # torch built without CUDA asserts
-        raise ConfigError(f"--device {device!r} cannot be used here ({one_line(e)}); leave it out") from e
+def _weight(checkpoint: LocalCheckpoint, name: str, device: str | None) -> Tensor:
+    """W of a matrix; by default on the GPU of this process, where there are GPUs."""
+    if device is None and torch.cuda.is_available():
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    return checkpoint.matrix(name).to(device or "cpu")
 
 
 def _share(costs: Mapping[str, int], rank: int, world_size: int) -> list[str]:
-    """The matrices of one process: the dearest first, each to the process with the least to do; in module order."""
+    """The matrices of one process: the most costly first, each to the process with the least to do; in module order."""
     load = [0] * world_size
     mine: set[str] = set()
     for name in sorted(costs, key=lambda name: -costs[name]):
@@ -249,7 +226,7 @@ def _share(costs: Mapping[str, int], rank: int, world_size: int) -> list[str]:
     return [name for name in costs if name in mine]
 
 
-def _costs(checkpoint: LocalCheckpoint, names: list[str]) -> dict[str, int]:
+def _costs(checkpoint: LocalCheckpoint, names: Sequence[str]) -> dict[str, int]:
     """Flops of each matrix, about: the Gram matrix, ||W p||, and an eigendecomposition."""
     costs = {}
     for name in names:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -55,8 +55,8 @@ def fingerprint(model: nn.Module) -> str:
     named = list(_base_parameters(base))
     arch = _arch(config, ((name, shape) for name, _, shape in named))
     held = [(name, p) for name, p, _ in named if p is not None]
-    if not all(_readable(p) for _, p in held):
-        # Under ZeRO-3 a rank holds a shard of each weight; the folder that the model came from holds them all.
+    if any(p.is_meta or hasattr(p, "ds_shape") or hasattr(p, "placements") for _, p in held):
+        # Under ZeRO-3 or as DTensors a rank holds a shard of each weight; the model's folder holds them whole.
         dtypes = [p.dtype for _, p in held if p.dtype.is_floating_point]
         checkpoint = LocalCheckpoint.of_model(base, max(set(dtypes), key=dtypes.count))
         if checkpoint is None:
@@ -65,7 +65,7 @@ def fingerprint(model: nn.Module) -> str:
                 "pass base as a local folder so that its fingerprint can be read from the files"
             )
         return fingerprint_checkpoint(checkpoint)
-    return f"{arch}:{_weights(held, lambda item: _sample(item.detach()))}"
+    return f"{arch}:{_weights((name, _sample(p.detach())) for name, p in held)}"
 
 
 def warn_of_another_base(experts: Mapping[str, tuple[str | None, str | None]], model: nn.Module) -> None:
@@ -112,12 +112,11 @@ def fingerprint_checkpoint(checkpoint: LocalCheckpoint) -> str:
     named = list(_base_parameters(checkpoint.skeleton))
     arch = _arch(checkpoint.skeleton.config, ((name, shape) for name, _, shape in named))
 
-    def sample(key: str) -> Tensor:
-        values = _sample(checkpoint.read_rows(key, lambda count: _spread(count, _ROWS)))
+    def sample(name: str) -> Tensor:
+        values = _sample(checkpoint.read_rows(checkpoint.key_of(name), lambda count: _spread(count, _ROWS)))
         return values.to(checkpoint.dtype) if values.is_floating_point() else values
 
-    keys = [(name, checkpoint.key_of(name)) for name, parameter, _ in named if parameter is not None]
-    return f"{arch}:{_weights(keys, sample)}"
+    return f"{arch}:{_weights((name, sample(name)) for name, parameter, _ in named if parameter is not None)}"
 
 
 def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor | None, tuple[int, ...]]]:
@@ -160,12 +159,11 @@ def _arch(config: Any, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _weights(items: Iterable[tuple[str, Any]], sample: Callable[[Any], Tensor]) -> str:
+def _weights(samples: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, item in sorted(items, key=lambda pair: pair[0]):
-        values = sample(item).contiguous()
+    for name, values in sorted(samples, key=lambda pair: pair[0]):
         digest.update(f"{name} {values.dtype}\n".encode())
-        digest.update(values.view(torch.uint8).cpu().numpy().tobytes())
+        digest.update(values.contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -183,8 +181,3 @@ def _spread(size: int, count: int) -> list[int]:
     """Up to `count` indices from 0 to size - 1, evenly spaced."""
     count = min(size, count)
     return [i * (size - 1) // max(count - 1, 1) for i in range(count)]
-
-
-def _readable(parameter: Tensor) -> bool:
-    """Whether the whole parameter is here: not on meta, not a ZeRO-3 or DTensor shard."""
-    return not (parameter.is_meta or hasattr(parameter, "ds_shape") or hasattr(parameter, "placements"))

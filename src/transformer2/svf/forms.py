@@ -58,9 +58,9 @@ def spread_rows(delta_BR: Tensor, x: Tensor) -> Tensor:
     return delta_BR.reshape(count, *[1] * (x.ndim - 2), -1)
 
 
-def add_in_basis(x: Tensor, basis_RR: Tensor, delta_R: Tensor) -> Tensor:
-    """x + P (d * P^T x) for x (..., r); exactly x where d is 0."""
-    scaled = (x @ basis_RR) * delta_R
+def add_in_basis(x: Tensor, basis_RR: Tensor, delta_R: Tensor, bias_R: Tensor | None = None) -> Tensor:
+    """x + P (d * P^T (x - b)) for x (..., r); exactly x where d is 0."""
+    scaled = ((x if bias_R is None else x - bias_R) @ basis_RR) * delta_R
     r = x.shape[-1]
     return torch.addmm(x.reshape(-1, r), scaled.reshape(-1, r), basis_RR.T).reshape(x.shape)
 
@@ -77,12 +77,8 @@ def forward_delta(
     if side == "in":
         return base(add_in_basis(x, basis_RR, delta_R))
     y = base(x)
-    basis_RR, delta_R = basis_RR.to(y.dtype), delta_R.to(y.dtype)
-    if bias_m is None:
-        return add_in_basis(y, basis_RR, delta_R)
-    r = y.shape[-1]
-    scaled = ((y - bias_m.to(y.dtype)) @ basis_RR) * delta_R
-    return torch.addmm(y.reshape(-1, r), scaled.reshape(-1, r), basis_RR.T).reshape(y.shape)
+    bias_R = None if bias_m is None else bias_m.to(y.dtype)
+    return add_in_basis(y, basis_RR.to(y.dtype), delta_R.to(y.dtype), bias_R)
 
 
 def forward_factored(

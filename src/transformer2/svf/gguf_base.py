@@ -16,21 +16,15 @@ Imports neither torch nor transformers before a file is unpacked.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
-from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformer2.errors import ConfigError, DataError, UserError, one_line, shown
-from transformer2.files import cache_root, replace_folder
-
-if TYPE_CHECKING:
-    import torch
+from transformer2.files import cache_root, file_digest, fresh_folder
 
 __all__ = ["SMOLLM2", "gguf_file", "names_gguf", "unpacked"]
 
@@ -93,36 +87,28 @@ def unpacked(base: str, weights: bool = True) -> Path:
     from filelock import FileLock
 
     file = gguf_file(base).resolve()
-    status = file.stat()
-    folder = cache_root() / "gguf" / f"{_digest(file, status.st_size, status.st_mtime_ns)}-{version('transformers')}"
+    digest = file_digest(file)
+    if digest is None:
+        raise DataError(f"base {shown(repr(base), 300)} cannot be read; check the disk that it is on")
+    folder = cache_root() / "gguf" / f"{digest[:32]}-{version('transformers')}"
     if not weights and not folder.is_dir():
         folder = folder.with_name(f"{folder.name}-config")
     if folder.is_dir():
         return folder
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
-                with TemporaryDirectory() as alone:  # transformers would read what else lies beside the file
+                # A link, for transformers would read what else lies beside the file.
+                with TemporaryDirectory() as alone, fresh_folder(folder) as fresh:
                     (Path(alone) / "model.gguf").symlink_to(file)
                     _unpack(Path(alone) / "model.gguf", shown(repr(base), 300), fresh, weights)
-                replace_folder(fresh, folder)
     except OSError as e:
         raise DataError(
             f"base {shown(repr(base), 300)} cannot be unpacked to {folder} ({e.strerror or e}); it takes 4 bytes a "
             "weight: free some space, or name a writable folder by $TRANSFORMER2_CACHE"
         ) from e
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return folder
-
-
-@cache
-def _digest(file: Path, size: int, changed: int) -> str:
-    """The content's, taken once a process while size and time of change stay the same."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()[:32]
 
 
 def _unpack(file: Path, name: str, folder: Path, weights: bool) -> None:
@@ -160,7 +146,9 @@ def _unpack(file: Path, name: str, folder: Path, weights: bool) -> None:
     if weights:
         _plain(model).save_pretrained(folder)
         config = model.config
-    config.dtype = _stored_in(set(tensors.values()))
+    kinds = set(tensors.values())  # packed ones count as bf16; the norms beside them are F32 and do not count
+    packed = not kinds <= {"F32", "F16"}
+    config.dtype = torch.bfloat16 if packed else torch.float16 if "F16" in kinds else torch.float32
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -178,15 +166,6 @@ def _plain(model: Any) -> Any:
     plain.tie_weights()
     plain.generation_config = model.generation_config
     return plain
-
-
-def _stored_in(kinds: set[str]) -> torch.dtype:
-    """The dtype of a folder that holds such tensors; packed ones count as bf16, the norms beside them do not count."""
-    import torch
-
-    if kinds == {"F32"}:
-        return torch.float32
-    return torch.float16 if kinds <= {"F32", "F16"} else torch.bfloat16
 
 
 def _check_rotary(reader: Any, tensors: dict[str, str], config: Any, name: str) -> None:

@@ -9,8 +9,8 @@ Departures from the paper and from the reference code:
    its normalisation depends on sigma, so W need not be decomposed again.
 3. Several active adapters add up: z = 1 + sum_k (z_k - 1).
 4. W stays resident in every form: `disable_adapter()` is the exact base (docs/adr/0002-factored-keeps-w.md).
-5. Merging puts a new parameter in W's place instead of writing over W, so weights that several modules share stay the
-   others' own, and unmerging restores the very parameter, ties included.
+5. Merging puts a new parameter in W's place instead of writing over W, so other modules that share W keep it, and
+   unmerging restores the same parameter object, ties included.
 
 Names: `svf_z.<adapter>.delta` (trainable, fp32), `svf_basis` (P, frozen, in the base layer's compute dtype),
 `svf_sigma` (frozen, fp32, only for sigmoid_renorm), `svf_factor` (B, frozen, only in the factored form).
@@ -239,7 +239,7 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
-        """Put back the very W that was there before `merge`."""
+        """Put back the parameter that `merge` replaced."""
         self.__dict__.pop("forward", None)
         if self._unmerged_weight is None:
             return
@@ -316,7 +316,7 @@ def probe_weight(layer: nn.Module) -> Tensor:
 
 def _device_and_dtype(layer: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where a layer is, and the dtype it multiplies in."""
-    tensors = [t for t in (*layer.parameters(), *layer.buffers()) if isinstance(t, Tensor)]
+    tensors = [*layer.parameters(), *layer.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
     weight = dense_weight(layer)
     dtype = weight.dtype if weight is not None else getattr(layer, "compute_dtype", None)

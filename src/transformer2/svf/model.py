@@ -8,7 +8,7 @@ Departures from PEFT's tuners:
 1. An adapter file holds z - 1, fp32, one vector per tuned matrix, and nothing else, whatever the parametrisation; what
    is loaded is checked (names, shapes, finite values) before it is used.
 2. The resolved module names live alongside `target_modules`, which stays what the user wrote.
-3. Merging checks before it writes, and unmerging restores the very weights.
+3. Merging checks before it writes, and unmerging restores the original parameters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, cast
@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from transformer2.errors import BasisError, ConfigError, ExpertError, UserError
 from transformer2.svf.bases import Bases
-from transformer2.svf.bypassed import check_all_called
 from transformer2.svf.config import SVFConfig, tensors_sha256
 from transformer2.svf.fingerprint import fingerprint, warn_of_another_base
 from transformer2.svf.format import BASE, CONFIG, WEIGHTS, delta_key, module_path
@@ -128,7 +127,7 @@ class SVFModel(BaseTuner):
                 stack.enter_context(rows_by_name(self, names, args, kwargs))
             watch = not (self._watched_once or torch.compiler.is_compiling())
             if watch and not any(layer.merged for _, layer in svf_layers(self.model)):
-                stack.enter_context(check_all_called(dict(svf_layers(self.model))))
+                stack.enter_context(_check_all_called(dict(svf_layers(self.model))))
                 stack.callback(setattr, self, "_watched_once", True)
             yield
 
@@ -276,6 +275,36 @@ class SVFModel(BaseTuner):
             if adapter_name in layer.svf_z:
                 deltas = [layer.detached_delta([name]) for name in adapters]
                 cast(DirectScale, layer.svf_z[adapter_name]).delta.copy_(mix_deltas(mixing_K, deltas, mix))
+
+
+@contextmanager
+def _check_all_called(layers: Mapping[str, SVFLayer]) -> Iterator[None]:
+    """Refuse layers that a forward pass inside bypasses: it reads their weight or calls what they wrap, but never them.
+
+    z would do nothing there in training, and act once it is merged into the weight. A layer that is not used at all
+    passes.
+    """
+    called: set[str] = set()
+    entered: set[str] = set()
+    hooks = []
+    for name, layer in layers.items():
+        layer.weight_was_read = False
+        hooks.append(layer.register_forward_pre_hook(lambda module, args, name=name: called.add(name)))
+        hooks.append(layer.base_layer.register_forward_pre_hook(lambda module, args, name=name: entered.add(name)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    bypassed = [
+        name for name, layer in layers.items() if name not in called and (layer.weight_was_read or name in entered)
+    ]
+    if bypassed:
+        leaves = sorted({name.rpartition(".")[2] for name in bypassed})
+        raise ConfigError(
+            f"this model uses the weight of {bypassed[0]} without calling it ({len(bypassed)} such layers), so z would "
+            f"do nothing there in training; leave them out with exclude_modules={leaves}"
+        )
 
 
 def _check_keys(expected: Collection[str], given: list[str]) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from transformer2.errors import ConfigError
-from transformer2.svf.config import check_form
 from transformer2.svf.layer import SVFLayer, dense_weight, svf_layers
 from transformer2.svf.open_rows import Rows
 
@@ -23,13 +22,12 @@ def set_form(model: nn.Module, form: str) -> None:
     Raises:
         ConfigError: Unknown form, one that a quantised layer cannot have (no layer is changed then), or no SVF layer.
     """
-    check_form(form)
     layers = [layer for _, layer in svf_layers(model)]
     if not layers:
         raise ConfigError("this model has no SVF layers; wrap it with get_peft_model(model, SVFConfig()) first")
     if form == "factored":
         for layer in layers:
-            layer.weight_mn()
+            layer.weight_mn()  # refuses before the first layer is changed
     for layer in layers:
         layer.set_form(form)
 
@@ -38,14 +36,14 @@ def set_form(model: nn.Module, form: str) -> None:
 def merged_for_rollout(model: nn.Module, tokens: float = math.inf) -> Iterator[bool]:
     """Generate under the active z at the base model's speed: W' is composed into the weights, W restored at the end.
 
-    Calls go straight to the base layers inside. Where merging is not possible or not exact (quantised or sharded
+    Inside, calls go straight to the base layers. Where merging is not possible or not exact (quantised or sharded
     bases, other tuners, adapters switched off, an open `z_rows`, already merged) nothing is done and the model runs as
-    it is. The weights are the very ones of before after any exit.
+    it is. Afterwards, errors included, the original parameters are back.
 
     Args:
         model: The model.
-        tokens: How many will be run, at most. On a CPU, where time follows multiplications, a few are sooner run in the
-            form of training than W' is composed for them.
+        tokens: How many will be run, at most. On a CPU, where time follows multiplications, running a few in the form
+            of training takes less than composing W' for them.
 
     Yields:
         Whether the weights are merged inside.

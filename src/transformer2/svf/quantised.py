@@ -50,10 +50,10 @@ def unquantised_checkpoint(model: nn.Module) -> LocalCheckpoint | None:
     """
     if _quantization_config(model) is None:
         return None
-    checkpoint = LocalCheckpoint.of_model(model, cast(PreTrainedModel, model).dtype)
     try:
+        checkpoint = LocalCheckpoint.of_model(model, cast(PreTrainedModel, model).dtype)
         return checkpoint if checkpoint and checkpoint.complete and not checkpoint.quantised else None
-    except BasisError:  # not in safetensors, or a class that only its own code can build
+    except BasisError:  # without a config.json, not in safetensors, or a class that only its own code can build
         return None
 
 

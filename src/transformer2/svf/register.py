@@ -20,9 +20,7 @@ from typing import Any
 __all__ = ["extend_peft_types", "register", "register_after", "register_when_peft_loads", "verify_experts"]
 
 # These import peft themselves, and register at their end.
-_OWN_MODULES = tuple(
-    f"transformer2.svf.{name}" for name in ("config", "layer", "rows", "targets", "bases", "bypassed", "model")
-)
+_OWN_MODULES = tuple(f"transformer2.svf.{name}" for name in ("config", "layer", "rows", "targets", "bases", "model"))
 
 
 def extend_peft_types() -> None:
@@ -73,7 +71,7 @@ def register_after(name: str) -> None:
 
 
 def register_when_peft_loads() -> None:
-    """Register at once when peft is imported already, else right after somebody imports it."""
+    """Register at once when peft is imported already, else right after it is."""
     if "peft" in sys.modules:
         register()
     elif not any(isinstance(finder, _AfterPeft) for finder in sys.meta_path):
@@ -92,7 +90,7 @@ class _AfterPeft:
         try:
             spec = importlib.util.find_spec(name)
         finally:
-            sys.meta_path.insert(0, self)  # whoever asks where peft is may not import it
+            sys.meta_path.insert(0, self)  # a question where peft is does not mean that it is imported
         if spec is None or spec.loader is None:
             return spec
         exec_module = spec.loader.exec_module

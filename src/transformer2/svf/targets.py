@@ -52,11 +52,8 @@ def features_of(module: nn.Module) -> tuple[int, int] | None:
         return None  # the second is part of nn.MultiheadAttention, which reads its weight and never calls it
     if isinstance(module, Conv1D):
         return module.nx, module.nf
-    for names in (("in_features", "out_features"), ("infeatures", "outfeatures")):
-        features = tuple(getattr(module, name, None) for name in names)
-        if all(isinstance(f, int) for f in features) and not isinstance(module, nn.Bilinear):
-            return features  # type: ignore[return-value]
-    return None
+    n, m = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return (n, m) if isinstance(n, int) and isinstance(m, int) else None
 
 
 def role_of(name: str) -> str | None:
@@ -114,9 +111,10 @@ def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
         ConfigError: The output head, the embeddings or a tower are asked for, a name matches nothing, experts are fused
             3-D parameters, or nothing is left to tune.
     """
-    everywhere, heads, inside = _linear_names(model), _head_names(model), language_model(model)
+    heads, inside = _head_names(model), language_model(model)
+    everywhere = [name for name in _linear_names(model) if name not in heads]
     linear = [name for name in everywhere if name.startswith(inside)]
-    outside = [name for name in everywhere if name not in heads and not name.startswith(inside)]
+    outside = [name for name in everywhere if not name.startswith(inside)]
     target = config.target_modules
     chosen: set[str] = set()
     for entry in [target] if isinstance(target, str) else sorted(target):
@@ -125,10 +123,14 @@ def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
                 _check_no_fused_experts(model, config)
             chosen.update(name for name in linear if role_of(name) and entry in (role_of(name), "all-linear"))
             continue
-        named = _matches if isinstance(target, str) else _ends_with
-        _check_no_head([name for name in heads if named(name, entry)], entry)
-        found = [name for name in linear if named(name, entry)]
-        beyond = [name for name in outside if named(name, entry) and not is_excluded(name, config)]
+        asked = entry if isinstance(target, str) else [entry]  # an expression, or a name
+        if head := next((name for name in heads if _is_named(name, asked)), None):
+            raise ConfigError(
+                f"target_modules={entry!r} reaches {head}: SVF tunes linear layers of decoder blocks, not the output "
+                "head or the embeddings; use 'all-linear', or name the layers"
+            )
+        found = [name for name in linear if _is_named(name, asked)]
+        beyond = [name for name in outside if _is_named(name, asked) and not is_excluded(name, config)]
         if beyond and (not found or _says(entry, outside, linear)):
             raise tower_refused(model, beyond[0], f"target_modules={entry!r}")
         if not found:
@@ -136,11 +138,7 @@ def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
                 raise ConfigError(_absent(target, linear))
             raise ConfigError(_nothing(entry, linear))
         chosen.update(found)
-    kept = [
-        name
-        for name in linear
-        if name in chosen and name not in heads and not is_excluded(name, config) and _in_layers(name, config)
-    ]
+    kept = [name for name in linear if name in chosen and not is_excluded(name, config) and _in_layers(name, config)]
     if not kept:
         note = f", layers_to_transform={config.layers_to_transform}" if config.layers_to_transform is not None else ""
         note += f", exclude_modules={config.exclude_modules}" if config.exclude_modules else ""
@@ -166,12 +164,13 @@ def _linear_names(model: nn.Module) -> list[str]:
 
 def _head_names(model: nn.Module) -> set[str]:
     """Paths of the input embedding and the output head, by identity and by PEFT's list of names."""
-    heads = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in EMBEDDING_LAYER_NAMES}
-    for getter in ("get_output_embeddings", "get_input_embeddings"):
-        get = getattr(model, getter, None)
-        module = get() if callable(get) else None
-        heads |= {name for name, m in model.named_modules() if name and m is module}
-    return heads
+    getters = (getattr(model, name, None) for name in ("get_output_embeddings", "get_input_embeddings"))
+    modules = [get() for get in getters if callable(get)]
+    return {
+        name
+        for name, module in model.named_modules()
+        if name.rsplit(".", 1)[-1] in EMBEDDING_LAYER_NAMES or (name and any(module is other for other in modules))
+    }
 
 
 def _says(entry: str, outside: Iterable[str], inside: Iterable[str]) -> bool:
@@ -180,18 +179,16 @@ def _says(entry: str, outside: Iterable[str], inside: Iterable[str]) -> bool:
     return not (words - own).isdisjoint(re.findall(r"[A-Za-z_]\w*", entry))
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return re.fullmatch(pattern, name) is not None
-
-
-def _ends_with(name: str, entry: str) -> bool:
-    return name == entry or name.endswith(f".{entry}")
+def _is_named(name: str, entries: str | Iterable[str]) -> bool:
+    """Whether a regular expression matches a path, or one of several names is its end."""
+    if isinstance(entries, str):
+        return re.fullmatch(entries, name) is not None
+    return any(name == entry or name.endswith(f".{entry}") for entry in entries)
 
 
 def is_excluded(name: str, config: SVFConfig) -> bool:
     """Whether a module is left out by `exclude_modules` or belongs to `modules_to_save`."""
-    exclude = config.exclude_modules or ()
-    if _matches(name, exclude) if isinstance(exclude, str) else any(_ends_with(name, entry) for entry in exclude):
+    if _is_named(name, config.exclude_modules or ()):
         return True
     # What PEFT trains whole must not be wrapped as well.
     return any(re.match(rf"(^|.*\.){re.escape(m)}($|\..*)", name) for m in config.modules_to_save or ())
@@ -219,14 +216,6 @@ def _in_layers(name: str, config: SVFConfig) -> bool:
     return False
 
 
-def _check_no_head(names: list[str], asked: str) -> None:
-    if names:
-        raise ConfigError(
-            f"target_modules={asked!r} reaches {names[0]}: SVF tunes linear layers of decoder blocks, not the output "
-            "head or the embeddings; use 'all-linear', or name the layers"
-        )
-
-
 def _check_no_fused_experts(model: nn.Module, config: SVFConfig) -> None:
     for name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
@@ -241,7 +230,7 @@ def _check_no_fused_experts(model: nn.Module, config: SVFConfig) -> None:
 
 def _absent(paths: Iterable[str], linear: Sequence[str]) -> str:
     """What is said of full paths that are another model's: an expert's, mostly."""
-    absent = [path for path in sorted(paths) if not any(_ends_with(name, path) for name in linear)]
+    absent = [path for path in sorted(paths) if not any(_is_named(name, [path]) for name in linear)]
     more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
     return (
         f"this model has no {absent[0]}{more}, which target_modules, or the expert, names; z belongs to a base with "

@@ -1,4 +1,11 @@
-"""How far z moved, by position in the spectrum: "RLVR moves off the principal directions" (arXiv 2511.08567).
+"""How a spectrum is spread, and how far an expert's z moved along it.
+
+Of a matrix, the share of its top r singular values, and the rank that holds a share (Figures 10 and 11 of the paper):
+
+sum             sum_{i <= r} sigma_i / sum_i sigma_i
+sum_of_squares  the same of sigma_i^2: how much of ||W||_F^2 the best approximation of rank r keeps (Eckart-Young)
+
+Of an expert, by position in the spectrum ("RLVR moves off the principal directions", arXiv 2511.08567):
 
 mean_abs   mean |z - 1| of the entries of a tenth of the indices, the largest singular values first
 change     their share of ||W' - W||_F^2 = sum (sigma (z - 1))^2
@@ -15,11 +22,37 @@ from torch import Tensor
 
 from transformer2.errors import ExpertError
 from transformer2.experts.folder import Expert
-from transformer2.svf.format import module_kind
+from transformer2.svf.format import layer_of, module_kind
 
-__all__ = ["PARTS", "drift"]
+__all__ = ["PARTS", "SHARES", "drift", "matrix_facts"]
 
 PARTS = 10
+SHARES = (50, 90, 99)  # per cent
+
+
+def matrix_facts(module: str, sigma_R: Tensor) -> dict[str, Any]:
+    """What report.json says of one matrix, as plain values.
+
+    Args:
+        module: Its path.
+        sigma_R: fp64 (r,), decreasing.
+
+    Returns:
+        module, layer (None outside of one), kind, rank r, largest sigma; for `sum` and `sum_of_squares` the share of
+        the top 1, 2, 4, ... r, and the smallest rank that holds 50, 90 and 99 %.
+    """
+    r = sigma_R.numel()
+    tops = sorted({*(2**k for k in range(r.bit_length())), r})
+    facts: dict[str, Any] = {"module": module, "layer": layer_of(module), "kind": module_kind(module)}
+    facts |= {"rank": r, "largest": float(sigma_R[0])}
+    for name, values_R in (("sum", sigma_R), ("sum_of_squares", sigma_R.square())):
+        total = float(values_R.sum())
+        # Of a matrix of zeros every direction holds as much as any other.
+        part_R = values_R.cumsum(0) / total if total else torch.arange(1, r + 1, dtype=torch.float64) / r
+        enough = [int((part_R < share / 100 - 1e-12).sum()) + 1 for share in SHARES]
+        facts[name] = {str(top): round(float(part_R[top - 1]), 6) for top in tops}
+        facts[f"rank_of_{name}"] = {str(share): rank for share, rank in zip(SHARES, enough, strict=True)}
+    return facts
 
 
 def drift(expert: Expert, sigmas: Mapping[str, Tensor]) -> dict[str, dict[str, list[float | None]]]:
