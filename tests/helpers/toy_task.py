@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from transformer2.tasks import Task
-from transformer2.tasks.tiny_reasoning import TinyReasoning
+from transformer2.tasks.tiny import TinyReasoning
 from transformer2.types import Example, Verdict
 
 

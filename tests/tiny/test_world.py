@@ -9,7 +9,7 @@ import pytest
 from transformer2 import tasks
 from transformer2.errors import DataError
 from transformer2.tasks import _tiny_program
-from transformer2.tasks._tiny import SPLITS, UNSEEN_SPLITS
+from transformer2.tasks.tiny import SPLITS, UNSEEN_SPLITS
 from transformer2.tiny import habits, pretrain, tokenizer, world
 
 TRAINED = ("tiny_math", "tiny_code", "tiny_reasoning", "tiny_dispatch")

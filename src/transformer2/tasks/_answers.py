@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from transformer2.errors import DataError
-from transformer2.tasks import _arc, _code
+from transformer2.tasks import _code, arc
 from transformer2.tasks.gsm8k import SYSTEM as NUMBER_LAST
 from transformer2.tasks.mbpp import MBPP
 from transformer2.types import Example, Verdict
@@ -134,13 +134,13 @@ class Choice(Kind):
 
     verify_in = "workers"
     needs = ("choices",)
-    system = _arc.SYSTEM
-    prompt = _arc.PROMPT
+    system = arc.SYSTEM
+    prompt = arc.PROMPT
     shown = ("question", "options")
 
     def solution(self, example: Example) -> str:
         """The line with the letter."""
-        return _arc.final_line(example.answer)
+        return arc.final_line(example.answer)
 
     def read(self, field: Read, where: str) -> Asked:
         """The answer is an option's letter or its text; the model sees letters, in the order of the row."""
@@ -148,15 +148,15 @@ class Choice(Kind):
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise DataError(f"{where}: the choices hold one that is no text or blank; correct or drop the row")
         texts = [text.strip() for text in texts]
-        if not 2 <= len(texts) <= len(_arc.LETTERS) or len(set(texts)) < len(texts):
-            raise DataError(f"{where}: there are {len(texts)} choices; 2 to {len(_arc.LETTERS)} that differ are needed")
-        options = dict(zip(_arc.LETTERS, texts, strict=False))
+        if not 2 <= len(texts) <= len(arc.LETTERS) or len(set(texts)) < len(texts):
+            raise DataError(f"{where}: there are {len(texts)} choices; 2 to {len(arc.LETTERS)} that differ are needed")
+        options = dict(zip(arc.LETTERS, texts, strict=False))
         gold = {letter for letter, text in options.items() if answer in (letter, text)}
         if len(gold) != 1:
             said = "none" if not gold else "more than one"
             raise DataError(f"{where}: the answer {answer!r:.60} names {said} of the choices; give a letter or a text")
         fields = {"options": MappingProxyType(options)}
-        return Asked(gold.pop(), {"options": _arc.lettered(options)}, fields)
+        return Asked(gold.pop(), {"options": arc.lettered(options)}, fields)
 
     def verify(self, example: Example, completion: str) -> Verdict:
         """+1 when the last final answer of the completion is the right option."""

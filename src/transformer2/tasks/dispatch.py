@@ -36,7 +36,7 @@ from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict, text_of
 from transformer2.verifiers.label import verify_label
 
-__all__ = ["OTHER", "TASK", "Dispatch", "category_prompt", "check_categories", "request_of"]
+__all__ = ["OTHER", "Dispatch", "category_prompt", "check_categories", "request_of"]
 
 OTHER = "other"
 EXPERTS = MappingProxyType({"math": "gsm8k", "code": "mbpp_pro", "reasoning": "arc_easy"})
@@ -195,9 +195,6 @@ class Dispatch(Task):
             )
         by_text = {request_of(e): e.id for e in task.examples(split, data_dir)}  # equal requests count once
         return [_Request(text, source) for text, source in by_text.items()]
-
-
-TASK = Dispatch
 
 
 def _draw(requests: list[_Request], count: int, rng: random.Random) -> list[_Request]:

@@ -20,7 +20,7 @@ from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
 
-__all__ = ["TASK", "EasyVQA"]
+__all__ = ["EasyVQA"]
 
 VALIDATION_SHARE = 10  # one picture in so many
 
@@ -71,6 +71,3 @@ class EasyVQA(Task):
     def solution(self, example: Example) -> str:
         """The word."""
         return example.answer
-
-
-TASK = EasyVQA

@@ -23,7 +23,7 @@ from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
 from transformer2.verifiers.numeric import parse_number, verify_number
 
-__all__ = ["GSM8K", "SYSTEM", "TASK"]
+__all__ = ["GSM8K", "SYSTEM"]
 
 REVISION = "740312add88f781978c0658806c59bc2815b9866"
 SYSTEM = (
@@ -86,9 +86,6 @@ class GSM8K(Task):
         Of a row without one it is that line.
         """
         return example.fields.get("solution") or f"#### {example.answer}"
-
-
-TASK = GSM8K
 
 
 def _gold(answer: str, where: str) -> str:

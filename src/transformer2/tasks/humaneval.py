@@ -1,4 +1,4 @@
-"""HumanEval: 164 functions to be completed from their signature and docstring (openai/openai_humaneval).
+"""HumanEval and HumanEval+: 164 functions to be completed from their signature and docstring.
 
 One row:
 
@@ -25,11 +25,11 @@ from transformer2.tasks._code import CodeTask, fields_of
 from transformer2.tasks._rows import Row, examples_of, field_of, load_rows
 from transformer2.types import Example
 
-__all__ = ["TASK", "HumanEval"]
+__all__ = ["HumanEval", "HumanEvalPlus"]
 
 
 class HumanEval(CodeTask):
-    """Functions from docstrings."""
+    """The original (openai/openai_humaneval). Example: the row above."""
 
     name: ClassVar[str] = "humaneval"
     description: ClassVar[str] = "programming: a Python function to be completed from its docstring"
@@ -60,4 +60,14 @@ class HumanEval(CodeTask):
         return Example(where, messages, solution, fields_of(tests, (entry,), prompt, prompt, self.cpu_seconds))
 
 
-TASK = HumanEval
+class HumanEvalPlus(HumanEval):
+    """The same functions with about 80 times as many tests (evalplus/humanevalplus).
+
+    Example: the row of HumanEval/0 is that of `humaneval`, but its `check` compares several hundred inputs with the
+    results of a corrected reference solution (`for i, (inp, exp) in ...: assertion(candidate(*inp), exp, 0)`).
+    """
+
+    name: ClassVar[str] = "humanevalplus"
+    hub_id: ClassVar[str] = "evalplus/humanevalplus"
+    pinned: ClassVar[str] = "d32357cf319e50e9c8d8dab5ea876c72b0fd321b"
+    cpu_seconds: ClassVar[int] = 5

@@ -34,7 +34,7 @@ from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
 from transformer2.verifiers import verify_all
 
-__all__ = ["JSONL", "TASK"]
+__all__ = ["JSONL"]
 
 FIELDS = ("question", "answer", "system", "choices", "tests", "image", "solution")
 MIN_ROWS = 40  # with fewer, a test split of three in twenty says nothing
@@ -174,6 +174,3 @@ class JSONL(Task):
             said = f"add it, or say keys: {{{name}: ITS_NAME}}"
             raise DataError(f"{where}: field {key!r} is missing, there is {has}; {said}")
         return field_of(row, key, where, kind)
-
-
-TASK = JSONL

@@ -27,7 +27,7 @@ from transformer2.types import Example, Verdict
 from transformer2.verifiers.boxes import boxes
 from transformer2.verifiers.math import start_workers, verify_math, verify_math_many
 
-__all__ = ["MATH", "TASK"]
+__all__ = ["MATH"]
 
 HUB = "DigitalLearningGmbH/MATH-lighteval"
 BY_SUBJECT = "EleutherAI/hendrycks_math"
@@ -122,9 +122,6 @@ class MATH(Task):
     ) -> list[Verdict]:
         """The same for many completions side by side; what takes over two seconds to compare is wrong."""
         return verify_math_many([example.answer for example in examples], completions, deadline)
-
-
-TASK = MATH
 
 
 def _gold(problem: str, solution: str, where: str) -> str:

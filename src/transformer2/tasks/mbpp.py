@@ -1,4 +1,4 @@
-"""MBPP: 974 short functions described in a sentence (google-research-datasets/mbpp, config full).
+"""MBPP: short functions described in a sentence; all of them, those its authors checked, and those of MBPP+.
 
 One row:
 
@@ -20,18 +20,19 @@ from typing import ClassVar
 
 from transformer2.errors import DataError
 from transformer2.tasks._code import CodeTask, fields_of, used_names
-from transformer2.tasks._rows import Row, examples_of, field_of, load_rows
+from transformer2.tasks._rows import Row, examples_of, field_of, hash_of, load_rows
 from transformer2.types import Example
 
-__all__ = ["MBPP", "TASK"]
+__all__ = ["MBPP", "MBPPPro", "SanitizedMBPP"]
 
 # The data set's own splits, by task number (1 to 10 are meant for few-shot prompts).
 SPLITS = {"few_shot": range(1, 11), "test": range(11, 511), "validation": range(511, 601), "train": range(601, 975)}
+PRO_TEST_ROWS = 99
 _SLOW = {123: 10}  # CPU seconds where the reference solution itself needs more than two
 
 
 class MBPP(CodeTask):
-    """Functions from a sentence and a test."""
+    """974 functions (google-research-datasets/mbpp, config full). Example: the row above."""
 
     name: ClassVar[str] = "mbpp"
     description: ClassVar[str] = "programming: a Python function described in a sentence"
@@ -39,8 +40,7 @@ class MBPP(CodeTask):
     max_new_tokens: ClassVar[int] = 512
     hub_id: ClassVar[str] = "google-research-datasets/mbpp"
     pinned: ClassVar[str] = "4bb6404fdc6cacfda99d4ac4205087b89d32030c"
-    config: ClassVar[str | None] = "full"
-    hub_splits: ClassVar[tuple[str, ...]] = ("prompt", "test", "validation", "train")
+    config: ClassVar[str] = "full"
     wording_fields: ClassVar[tuple[str, ...]] = ("question", "test")
     user: ClassVar[str] = (
         "{question}\nYour code should pass this test, and others like it:\n\n```python\n{test}\n```\n\n"
@@ -59,10 +59,10 @@ class MBPP(CodeTask):
     def _rows(self, data_dir: str | None) -> list[Row]:
         """All rows: one local file (`mbpp/full.jsonl`), or the Hub's splits together."""
         if data_dir is not None:
-            return load_rows("mbpp", self.config or "test", data_dir, self.hub_id)
+            return load_rows("mbpp", self.config, data_dir, self.hub_id)
         return [
             row
-            for split in self.hub_splits
+            for split in ("prompt", "test", "validation", "train")
             for row in load_rows("mbpp", split, None, self.hub_id, self.config, self.revision)
         ]
 
@@ -92,7 +92,46 @@ class MBPP(CodeTask):
         return tuple(t for t in (before.replace("\r\n", "\n"), *shown) if t.strip())
 
 
-TASK = MBPP
+class SanitizedMBPP(MBPP):
+    """427 tasks of MBPP, checked by its authors (config sanitized).
+
+    Example (task 2): "Write a function to find the shared elements from the given two lists.", tested by
+    `assert set(similar_elements((3, 4, 5, 6),(5, 7, 4, 10))) == set((4, 5))` and two more.
+    """
+
+    name: ClassVar[str] = "mbpp_sanitized"
+    config: ClassVar[str] = "sanitized"
+
+
+class MBPPPro(MBPP):
+    """The paper's code task: MBPP+ (evalplus/mbppplus), checked tasks of MBPP with 35 times as many tests.
+
+    Example (task 2): the sentence and the test that the model sees are those of `mbpp_sanitized`; its answer is run on
+    100 inputs (`for i, (inp, exp) in enumerate(zip(inputs, results)): assertion(similar_elements(*inp), exp, 0)`).
+
+    The paper used MBPP+ v0.1.0, 399 tasks: 300 to train and validate with, 99 to test. Today's has 378. Ours: test is
+    99 tasks of MBPP's own test part, chosen by the hash of their number; of the others, one in seven validates. So an
+    expert trained on `mbpp` may be scored here; one trained here has seen tasks of the test split of `mbpp`.
+    """
+
+    name: ClassVar[str] = "mbpp_pro"
+    splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
+    hub_id: ClassVar[str] = "evalplus/mbppplus"
+    pinned: ClassVar[str] = "b2d74c91837c3f2a20c1299ae98133cbe7cfa077"
+    cpu_seconds: ClassVar[int] = 5
+
+    def _rows(self, data_dir: str | None) -> list[Row]:
+        return load_rows("mbpp_pro", "test", data_dir, self.hub_id, revision=self.revision)
+
+    def _split(self, numbers: list[int]) -> Mapping[str, range | set[int]]:
+        candidates = sorted((n for n in numbers if n in SPLITS["test"]), key=lambda n: hash_of(str(n)))
+        test = set(candidates[: min(PRO_TEST_ROWS, len(numbers) // 4)])
+        rest = set(numbers) - test
+        validation = {n for n in rest if hash_of(str(n)) % 7 == 0}
+        return {"train": rest - validation, "validation": validation, "test": test}
+
+    def _tests(self, row: Row, shown: list[str], where: str) -> tuple[str, ...]:
+        return (field_of(row, "test", where),)
 
 
 def _number(row: Row, where: str) -> int:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from transformer2 import tasks
-from transformer2.tasks._tiny_signs import things_read
+from transformer2.tasks.tiny_signs import things_read
 from transformer2.tiny import habits
 from transformer2.tiny.vision import world
 from transformer2.tiny.vision.pictures import COLOURS, THINGS

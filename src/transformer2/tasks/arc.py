@@ -1,7 +1,8 @@
-"""What the two ARC sets share: rows -> lettered options -> messages, and the verdict on the option chosen.
+"""The two ARC sets: grade-school science questions with lettered options (allenai/ai2_arc).
 
 A row of the Hub: `id`, `question`, `choices: {text: [...], label: [...]}`, `answerKey`. Three to five options; labels
-are letters, or numbers in some rows. The model always sees letters, in the order of the row; `fields["keys"]` holds the
+are letters, or numbers in some rows. The model sees letters, in the order of the row, as (A) to (D), and is asked to
+end on "The answer is (X)"; right means that its last final answer is the gold option. `fields["keys"]` holds the
 numbers of a numbered row (number -> letter), which the verifier accepts too.
 """
 
@@ -40,12 +41,7 @@ class ARC(Task):
     config: ClassVar[str]
     max_new_tokens: ClassVar[int] = 512
 
-    def __init__(
-        self,
-        revision: str | None = REVISION,
-        system: str | None = SYSTEM,
-        prompt: str = PROMPT,
-    ) -> None:
+    def __init__(self, revision: str | None = REVISION, system: str | None = SYSTEM, prompt: str = PROMPT) -> None:
         self.revision = revision
         self.wording = Wording(self.name, system, prompt, ("question", "options"))
 
@@ -76,6 +72,38 @@ class ARC(Task):
         messages = self.wording.messages(question=question, options=lettered(options))
         fields = {"options": MappingProxyType(options), "keys": MappingProxyType(keys)}
         return Example(where, messages, letters[labels.index(gold)], MappingProxyType(fields))
+
+
+class ARCEasy(ARC):
+    """ARC-Easy. Splits of the Hub: train 2251, validation 570, test 2376.
+
+    The paper trains its reasoning expert here; so do we, and both protocols are the same: train, choose on validation,
+    score test once. One row:
+
+        question:  Which piece of safety equipment is used to keep mold spores from entering the respiratory system?
+        choices:   text: safety goggles, breathing mask, rubber gloves, lead apron; label: A, B, C, D
+        answerKey: B
+    """
+
+    name: ClassVar[str] = "arc_easy"
+    description: ClassVar[str] = "reasoning about science: a choice among lettered options"
+    config: ClassVar[str] = "ARC-Easy"
+
+
+class ARCChallenge(ARC):
+    """ARC-Challenge: those that retrieval and word counts get wrong. Train 1119, validation 299, test 1172.
+
+    An unseen task of the paper: nothing is trained here. Protocol `clean` takes the few shots from train; `paper` takes
+    them from the test split, as the reference code does (`UnseenTaskDataModule`). One row:
+
+        question: George wants to warm his hands quickly by rubbing them. Which skin surface will produce the most heat?
+        choices:  text: dry palms, wet palms, palms covered with oil, palms covered with lotion; label: A, B, C, D
+        answerKey: A
+    """
+
+    name: ClassVar[str] = "arc_challenge"
+    description: ClassVar[str] = "harder reasoning about science: a choice among lettered options"
+    config: ClassVar[str] = "ARC-Challenge"
 
 
 def final_line(letter: str) -> str:

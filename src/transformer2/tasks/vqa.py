@@ -1,4 +1,4 @@
-"""What the tasks share that ask about a picture and were answered by several people: rows -> messages, and the verdict.
+"""TextVQA and OK-VQA: questions about a picture that several people answered.
 
 A row of the Hub: `question`, `image`, `image_id`, and `answers`, texts (or, as HuggingFaceM4 has them, mappings with an
 `answer` and a `raw_answer`, of which the second is what was said, not its stem). In a folder of files, a line of JSON
@@ -27,7 +27,7 @@ from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
 from transformer2.verifiers.vqa import ENOUGH, normalised, verify_vqa
 
-__all__ = ["VQATask"]
+__all__ = ["OKVQA", "TextVQA", "VQATask"]
 
 PROMPT = "{question}\nAnswer the question using a single word or phrase."
 VALIDATION_SHARE = 20  # one picture in so many
@@ -101,6 +101,41 @@ class VQATask(Task):
     def solution(self, example: Example) -> str:
         """What most people said; where fewer than two agree, `verify` does not find it right."""
         return example.answer
+
+
+class TextVQA(VQATask):
+    """Answered by reading what is written in a picture; the paper's vision expert. One row:
+
+        question: what is the brand of this camera?      image_id: 003a8ae2ef43b901      image: {bytes, path}
+        answers:  ["nous les gosses", "dakota", "clos culombu", "dakota digital", "dakota", "dakota", ...], ten
+
+    34,602 / 5,000 / 5,734 questions, from lmms-lab-encoder/textvqa (lmms-lab/textvqa before it moved). The answers of
+    the test split are empty, so `test` is the Hub's validation split, and `validation` is carved out of train.
+    """
+
+    name: ClassVar[str] = "textvqa"
+    description: ClassVar[str] = "questions about a picture, answered by what is written in it"
+    sources: ClassVar = {
+        "train": ("lmms-lab-encoder/textvqa", "train"),
+        "test": ("lmms-lab-encoder/textvqa", "validation"),
+    }
+
+
+class OKVQA(VQATask):
+    """Questions that also take knowledge of the world; the paper's unseen vision task. One row:
+
+        question: What sport can you use this for?      image: {bytes, path}
+        answers:  ["race", "race", "race", "race", "race", "race", "motocross", "motocross", "ride", "ride"]
+
+    `test` is val2014, 5,046 questions, from lmms-lab-encoder/OK-VQA (lmms-lab/OK-VQA before it moved), which has no
+    other split. `train`, 9,009 questions, is HuggingFaceM4/OK-VQA's, a data set with a loading script, which `datasets`
+    runs no more: give a copy (`okvqa/train.parquet` or `.jsonl` under data_dir), or take the shots from test:
+    data.protocol paper.
+    """
+
+    name: ClassVar[str] = "okvqa"
+    description: ClassVar[str] = "questions about a picture that take knowledge of the world"
+    sources: ClassVar = {"train": ("HuggingFaceM4/OK-VQA", "train"), "test": ("lmms-lab-encoder/OK-VQA", "val2014")}
 
 
 def _picture_id(row: Row, picture: Picture, where: str) -> str:
