@@ -12,10 +12,10 @@ verdict is a guess. "a" is an article, and so is "A" before a word.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from transformer2.types import Verdict
-from transformer2.verifiers.final import Final, final_answer, readable
+from transformer2.verifiers.final import Final, Reader, final_answer, readable
 from transformer2.verifiers.phrases import BECAUSE
 
 __all__ = ["final_choice", "verify_choice"]
@@ -72,11 +72,7 @@ def verify_choice(
     """
     if gold not in options:
         raise ValueError(f"gold answer {gold!r} is not among the options {', '.join(options)}")
-    choice = final_choice(options, completion, keys)
-    if choice.value is None:
-        return Verdict.of(False, None, choice.reason)
-    correct = choice.value == gold
-    return Verdict.of(correct, choice.value, "equal" if correct else f"expected {gold}")
+    return final_choice(options, completion, keys).verdict(gold)
 
 
 def final_choice(options: Mapping[str, str], text: str, keys: Mapping[str, str] | None = None) -> Final[str]:
@@ -84,8 +80,8 @@ def final_choice(options: Mapping[str, str], text: str, keys: Mapping[str, str] 
     return final_answer(text, _Options(options, keys or {}))
 
 
-class _Options:
-    """Reads one option in one place: its label, its text, or both; see `final.Reader`.
+class _Options(Reader[str]):
+    """Reads one option in one place: its label, its text, or both.
 
     Args:
         options: Letter -> text.
@@ -146,9 +142,6 @@ class _Options:
     def begins(self, place: str) -> bool:
         """Whether a place begins with an option's text, such as "No, because it is cold"."""
         return self._begins_with_a_text(_plain(place))
-
-    def joined(self, answers: Sequence[str]) -> None:
-        """Several options are no answer."""
 
     def _by_label(self, plain: str, kind: str) -> str | None:
         match = _LABEL.match(plain)

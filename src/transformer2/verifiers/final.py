@@ -16,10 +16,12 @@ that stands in `phrases`. Time is linear in the text: places have a longest leng
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
+from transformer2.types import Verdict
 from transformer2.verifiers import phrases
 from transformer2.verifiers.boxes import argument, closing_braces
 
@@ -50,8 +52,15 @@ class Final(Generic[T]):
     value: T | None
     reason: str = ""
 
+    def verdict(self, gold: T) -> Verdict:
+        """Right where it is the gold answer."""
+        if self.value is None:
+            return Verdict.of(False, None, self.reason)
+        correct = self.value == gold
+        return Verdict.of(correct, str(self.value), "equal" if correct else f"expected {gold}")
 
-class Reader(Protocol[T]):
+
+class Reader(ABC, Generic[T]):
     """Reads the answer in one place.
 
     Attributes:
@@ -61,27 +70,31 @@ class Reader(Protocol[T]):
         listed: Reason for a box that another answer follows.
     """
 
-    strict: bool
-    unusable: str
-    unclosed: str
-    listed: str
+    strict: ClassVar[bool] = False
+    unusable: ClassVar[str]
+    unclosed: ClassVar[str]
+    listed: ClassVar[str] = "several answers"
 
+    @abstractmethod
     def read(self, place: str, kind: str) -> Final[T]:
-        """The answer in a place: hash, boxed, said, heading, chosen, back (a second thought), listed (behind a box),
-        turned (any other answer in the sentence), closes (one at its end), judged, line, or first (line)."""
+        """The answer in a place: hash, boxed, said, heading, final, chosen, back (a second thought), listed (behind a
+        box), turned (any other answer in the sentence), closes (one at its end), concludes (a sentence without marks),
+        judged, line, or first (line)."""
 
     def begins(self, place: str) -> bool:
         """Whether a place begins with the words of an answer, which are then no words about it."""
+        return False
 
     def joined(self, answers: Sequence[T]) -> T | None:
         """The one answer that a list of several is, if it is one."""
+        return None
 
 
 @dataclass(frozen=True)
 class _Step(Generic[T]):
     start: int
     stop: int
-    role: str  # stated, withdrawn, changed, also, turned, closes, kept or denied
+    role: str  # stated, denied, withdrawn, changed, replaced, kept, or also
     kind: str
     answer: Final[T]
 
@@ -138,7 +151,7 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
             continue  # but "the answer is not 6, rather 5" says 5
         elif role == "kept":
             now = taken_back if reason == "taken back" else now
-        elif role in ("also", "turned", "closes"):
+        elif role == "also":
             if value is not None and now not in (None, value):
                 now, reason = None, "several answers"
         else:
@@ -250,7 +263,7 @@ def _thought(text: str, mark: re.Match[str], limit: int, reader: Reader[T]) -> _
     if role == "changed" and answer.value is None and not phrases.CHECKS.search(mark.group()):
         other = reader.read(phrases.FIRST_SENTENCE.split(place, 1)[0], "turned")
         if other.value is not None:
-            role, answer = "turned", other
+            role, answer = "also", other
         elif mark["turned"] is not None:
             answer = Final(None)
     return replace(step, role=role, answer=answer)
@@ -294,7 +307,7 @@ def _judgements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
     for sentence in phrases.A_SENTENCE.finditer(text) if reader.strict else ():  # "I now think it is C"
         start, stop = max(sentence.start(), sentence.end() - 200), sentence.end()
         if not phrases.STATED.search(text[start:stop]) and not phrases.SECOND_THOUGHT.search(text, start, stop):
-            yield _Step(start, stop, "closes", "judged", reader.read(text[start:stop], "closes"))
+            yield _Step(start, stop, "also", "judged", reader.read(text[start:stop], "closes"))
 
 
 def _lines(text: str, reader: Reader[T], stated: bool) -> list[_Step[T]]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from transformer2.types import Verdict
-from transformer2.verifiers.final import readable
+from transformer2.verifiers.final import Final, readable
 
 __all__ = ["find_label", "verify_label"]
 
@@ -80,7 +80,4 @@ def verify_label(gold: str, labels: Sequence[str], completion: str) -> Verdict:
     """
     if gold not in labels:
         raise ValueError(f"gold label {gold!r} is not among {', '.join(labels)}")
-    found = find_label(labels, completion)
-    if found is None:
-        return Verdict.of(False, None, "not a category")
-    return Verdict.of(found == gold, found, "equal" if found == gold else f"expected {gold}")
+    return Final(find_label(labels, completion), "not a category").verdict(gold)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
 from fractions import Fraction
 
 from transformer2.types import Verdict
-from transformer2.verifiers.final import Final, final_answer, readable
+from transformer2.verifiers.final import Final, Reader, final_answer, readable
 from transformer2.verifiers.phrases import BECAUSE
 
 __all__ = ["final_number", "parse_number", "verify_number"]
@@ -98,11 +97,7 @@ def verify_number(gold: str, completion: str) -> Verdict:
     expected = parse_number(gold)
     if expected is None:
         raise ValueError(f"gold answer {gold!r} is not a number")
-    answer = final_number(completion)
-    if answer.value is None:
-        return Verdict.of(False, None, answer.reason)
-    correct = answer.value == expected
-    return Verdict.of(correct, str(answer.value), "equal" if correct else f"expected {expected}")
+    return final_number(completion).verdict(expected)
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -118,13 +113,11 @@ def final_number(text: str) -> Final[Fraction]:
     return final_answer(re.sub(r"<<[^<>\n]*>>", "", text), _Numbers())  # the data set's calculator annotations
 
 
-class _Numbers:
-    """Reads one number in one place; see `final.Reader`."""
+class _Numbers(Reader[Fraction]):
+    """Reads one number in one place."""
 
-    strict = False
     unusable = "not a usable number"
     unclosed = "no number in the final answer"
-    listed = "several answers"
 
     def read(self, place: str, kind: str) -> Final[Fraction]:
         """The number in a place, with or without words by kind."""
@@ -147,13 +140,6 @@ class _Numbers:
         if kind in ("said", "heading", "final") and not re.search("[0-9]", place):
             return Final(None, self.unusable if _WORDS.match(place) else "")  # "I hope this answer is helpful"
         return _only_number(place)
-
-    def begins(self, place: str) -> bool:
-        """No number is a word."""
-        return False
-
-    def joined(self, answers: Sequence[Fraction]) -> None:
-        """A list of numbers is not an answer."""
 
 
 def _until_reason(place: str, end: re.Pattern[str]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from transformer2.verifiers.boxes import BOX, MAX_BOX
-from transformer2.verifiers.final import Final, final_answer
+from transformer2.verifiers.final import Final, Reader, final_answer
 from transformer2.verifiers.math.latex import normal
 from transformer2.verifiers.math.limits import unreadable
 from transformer2.verifiers.phrases import BECAUSE
@@ -55,17 +55,15 @@ class Written:
     key: str
 
 
-class _Expressions:
-    """Reads one expression in one place; see `verifiers.final.Reader`.
+class _Expressions(Reader[Written]):
+    """Reads one expression in one place.
 
     Args:
         boxed: Whether the text has a box.
     """
 
-    strict = False
     unusable = "not a usable answer"
     unclosed = f"the box is not closed within {MAX_BOX} characters"
-    listed = "several answers"
 
     def __init__(self, boxed: bool) -> None:
         self.boxed = boxed
@@ -80,10 +78,6 @@ class _Expressions:
         if marked and not self.boxed and place and not _NO_VALUE.match(place):
             return _written(place)
         return _written(place) if _is_mathematics(place, marked) else Final(None)
-
-    def begins(self, place: str) -> bool:
-        """No expression is a word."""
-        return False
 
     def joined(self, answers: Sequence[Written]) -> Written | None:
         """A list of the answers, as if one box held them."""
