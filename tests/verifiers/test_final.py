@@ -590,6 +590,11 @@ PLAINLY_D = [
     "The answer is (D). In fact, it is felt with the hand.",
     "The answer is (D). Not (C).",
 ]
+REPLACED = [  # an answer that was given before the last change of mind is not what remains
+    ("The answer is A. The answer is B. Actually, it's C. A is wrong.", "C"),
+    ("The answer is A. The answer is B. Actually, it's C. Not A.", "C"),
+    ("The answer is A. The answer is B. Actually, it's C. C is wrong.", None),
+]
 NUMBERED = [
     ("The answer is 3.", "C"),
     ("The answer is (3).", "C"),
@@ -627,6 +632,11 @@ def test_a_choice_that_is_taken_back_later_is_none(after: str, between: str) -> 
 @pytest.mark.parametrize(("text", "letter"), [*((t, None) for t in NO_CHOICE), *((t, "D") for t in PLAINLY_D)])
 def test_choices_of_others_and_choices_with_words(text: str, letter: str | None) -> None:
     assert final_choice(TEXTURE, text).value == letter
+
+
+@pytest.mark.parametrize(("text", "letter"), REPLACED)
+def test_what_was_replaced_does_not_come_back(text: str, letter: str | None) -> None:
+    assert final_choice(TOOLS, text).value == letter
 
 
 @pytest.mark.parametrize(("text", "letters"), ENDS_OF_CHOICES)
@@ -966,6 +976,8 @@ ENDS_OF_NUMBERS = [
     ("The answer is 18. Wait, let me double-check: 9 x 2 = 18.", 18),
     (r"**\boxed{18}**", 18),
     (r"\boxed{=18}", 18),
+    (r"\boxed{6} or \boxed{7}. Actually, it's 18. Not 6.", 18),
+    (r"\boxed{6} or \boxed{7}. Actually, it's 18. 6 is wrong.", 18),
 ]
 
 

@@ -116,7 +116,7 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
     steps += _lines(text, reader, any(step.role == "stated" for step in steps))
     now, taken_back, reason = None, None, "no final answer"
     given: list[T] = []  # since the last second thought; for a reader that is not strict, side by side
-    listed: list[T] = []  # what `now` was put together from
+    listed: list[T] = []  # what `now` is made of
     last: _Step[T] | None = None  # statement
     before: _Step[T] | None = None
     for step in sorted(steps, key=lambda s: s.start):
@@ -124,14 +124,12 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
         if last and before and before.kind == "joins" and not text[before.stop : step.start].strip(" $(*\\["):
             role = "also"  # "or maybe \\boxed{6}"
         before = step
-        if last and role == "stated":
-            goes_on = last.kind in ("hash", "boxed") and not reader.strict and reason != "taken back"
-            heading = step.kind == "hash" and phrases.A_HEADING.fullmatch(text[step.start + 4 : step.stop])
-            if heading or (
-                step.kind == "line" and goes_on
-            ):  # after a marked number, the text continues with something else
-                continue
         if role == "stated":
+            if last and step.kind == "hash" and phrases.A_HEADING.fullmatch(text[step.start + 4 : step.stop]):
+                continue
+            marked = last is not None and last.kind in ("hash", "boxed") and not reader.strict
+            if marked and step.kind == "line" and reason != "taken back":
+                continue  # behind a marked number the text goes on with something else
             if not reader.strict and not (last and _is_list(text[last.stop : step.start], last.kind, step.kind)):
                 given = []
             given += [value] if value is not None and value not in given else []
@@ -145,9 +143,9 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
                 taken_back, now, reason, given = None, None, "taken back", []
             elif last is None and step.kind in ("said", "heading", "final", "boxed"):
                 reason = reader.unusable
-        elif role == "replaced":
-            now, given, last = value, [value] if value is not None else [], step
-        elif last is None and not (role == "changed" and value is not None and reason == reader.unusable):
+        elif last is None and not (
+            role == "replaced" or (role == "changed" and value is not None and reason == reader.unusable)
+        ):
             continue  # but "the answer is not 6, rather 5" says 5
         elif role == "kept":
             now = taken_back if reason == "taken back" else now
@@ -159,9 +157,10 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
             if role == "withdrawn" and now is not None:
                 taken_back, now, reason = now, None, "taken back"
             if value is not None:
-                now, given = value, [value]
+                now, given, listed = value, [value], [value]
             elif step.answer.reason and now is not None:
                 now, reason = None, step.answer.reason
+            last = step if role == "replaced" else last
     return Final(now) if now is not None else Final(None, reason)
 
 
