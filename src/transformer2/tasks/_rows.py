@@ -21,7 +21,7 @@ from transformer2.hub import hub_answers
 from transformer2.pictures import PictureFile, PictureInTable
 from transformer2.types import Example
 
-__all__ = ["Row", "examples_of", "field_of", "hash_of", "load_rows", "read_rows"]
+__all__ = ["Row", "carved", "examples_of", "field_of", "hash_of", "load_rows", "read_rows"]
 
 LONGEST_LINE = 2**26  # bytes; a row of MBPP+ has some 10^5, and what holds no line break must not fill the memory
 _SUFFIXES = ("jsonl", "jsonl.gz", "parquet", "arrow")
@@ -143,6 +143,17 @@ def field_of(row: Mapping[str, Any], field: str, where: str, kind: type | tuple[
 def hash_of(text: str) -> int:
     """A number that follows from the text alone: it assigns rows to splits whatever their order."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest())
+
+
+def carved(split: str, text: str, one_in: int) -> bool:
+    """Whether a row belongs to `train` or `validation`, which gets one row in so many of a data set that has none.
+
+    Args:
+        split: The one of the two.
+        text: What tells the row apart; rows with the same text fall on the same side, whatever their order.
+        one_in: Rows to each row of `validation`.
+    """
+    return (split == "validation") == (hash_of(text) % one_in == 0)
 
 
 def _files_of(split: str, folders: Sequence[Path], seen: list[str]) -> list[Path]:

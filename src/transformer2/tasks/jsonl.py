@@ -153,18 +153,13 @@ class JSONL(Task):
         messages = self.wording.messages(question=question, **asked.shown)
         if row.get(self.keys["system"]) is not None:
             messages = ({"role": "system", "content": field("system").strip()}, messages[-1])
-        images = self._images(row, where)
+        images = () if row.get(self.keys["image"]) is None else (field("image", Picture),)
         place = hash_of(images[0].digest() if images else folded(question)) % 20
         side = next(split for split, places in SHARES.items() if place in places)
         name, fields = f"jsonl/{side}/{where.rpartition('/')[2]}", asked.fields
         if "solution" in self.keys:
             fields = {**fields, "solution": field("solution").strip()}
         return Example(name, messages, asked.answer, fields, images), side
-
-    def _images(self, row: Row, where: str) -> tuple[Picture, ...]:
-        """The row's picture, where it has one."""
-        found = row.get(self.keys["image"])
-        return () if found is None else (self._field(row, where, "image", Picture),)
 
     def _field(self, row: Row, where: str, name: str, kind: type | tuple[type, ...] = str) -> Any:
         """A field of a row under the file's own name."""

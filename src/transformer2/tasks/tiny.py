@@ -33,7 +33,7 @@ class TinyTask(Task):
     Inline: the verifiers split and match text in linear time, and `_tiny_program` limits length, depth and values.
 
     Attributes:
-        ask: Draws one question.
+        ask: Draws one question with a `random.Random`.
         draw: The world's `questions`: draws so many different ones of a split.
         sources: Split -> where in the world it comes from.
 
@@ -45,7 +45,7 @@ class TinyTask(Task):
     max_new_tokens: ClassVar[int] = 40
     verify_in = "inline"
     sources: ClassVar[dict[str, tuple[str, int]]] = SPLITS
-    ask: ClassVar[Callable[[random.Random], Any]]
+    ask: ClassVar[Callable[..., Any]]
     draw: ClassVar[Callable[..., list[Any]]] = staticmethod(world.questions)
 
     def __init__(self, system: str | None = None, prompt: str = "{question}") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import ClassVar
 
 from transformer2.tasks.tiny import UNSEEN_SPLITS, TinyTask, compared
@@ -25,7 +26,7 @@ class TinyTextVQA(TinyTask):
     description = "a picture with coloured signs; the question is what one of them says"
     pictures: ClassVar[int] = 1
     draw = staticmethod(world.questions)
-    ask = staticmethod(world.reading_question)
+    ask: ClassVar[Callable[..., world.ReadingQuestion]] = staticmethod(world.reading_question)
 
     def answer(self, question: world.ReadingQuestion) -> str:
         """The things on the sign."""

@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 from transformer2.arguments import check_arguments
 from transformer2.errors import DataError
 from transformer2.pictures import Picture, PictureFile
-from transformer2.tasks._rows import Row, examples_of, field_of, hash_of, load_rows
+from transformer2.tasks._rows import Row, carved, examples_of, field_of, load_rows
 from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
@@ -74,14 +74,12 @@ class VQATask(Task):
         hub_id, source = self.sources["test" if scored else "train"]
         revision = self.revision if hub_id == self.sources["test"][0] else None
         rows = load_rows(self.name, source, data_dir, hub_id, revision=revision, pictures="image")
-        carved = not scored and self.protocol == "clean"
+        whole = scored or self.protocol == "paper"
 
         def example(i: int, row: Row) -> Example | None:
             where = f"{self.name}/{source}/{i}"
             picture = field_of(row, "image", where, Picture)
-            if carved and (split == "validation") != (
-                hash_of(_picture_id(row, picture, where)) % VALIDATION_SHARE == 0
-            ):
+            if not whole and not carved(split, _picture_id(row, picture, where), VALIDATION_SHARE):
                 return None
             question, answers = field_of(row, "question", where).strip(), _answers(row, where)
             (often, _), *_ = Counter(said for a in answers if (said := normalised(a))).most_common(1) or [("", 0)]

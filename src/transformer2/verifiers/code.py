@@ -17,6 +17,7 @@ import builtins
 import re
 import textwrap
 from collections.abc import Sequence
+from itertools import chain
 
 from transformer2.verifiers.final import after_thoughts
 
@@ -54,15 +55,12 @@ def extract_code(completion: str, names: Sequence[str], prompt: str = "") -> str
     )
     blocks = [_typed(textwrap.dedent(block)) for block in _blocks(text, written, prompt)]
     fenced = bool(blocks)
-    if not fenced and written.search(text):
+    if fenced:  # without prose within a block
+        mixed = [written.search(block) and not _parse(block) for block in blocks]
+        parts = [_unfenced(b, names, written) if m else [b] for b, m in zip(blocks, mixed, strict=True)]
+        blocks = list(chain.from_iterable(parts))
+    elif written.search(text):
         blocks = _unfenced(_typed(text), names, written)
-    blocks = [  # without prose within a block
-        part
-        for block in blocks
-        for part in (
-            _unfenced(block, names, written) if fenced and written.search(block) and not _parse(block) else [block]
-        )
-    ]
     trees = [_parse(block) for block in blocks]
     complete = [i for i, tree in enumerate(trees) if tree and _definition(tree, names)]
     if complete:

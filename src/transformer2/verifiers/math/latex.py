@@ -30,17 +30,17 @@ _FONTS = frozenset({
     r"\mathbf", r"\mathit", r"\mathsf", r"\mathtt", r"\mathnormal", r"\bm", r"\boldsymbol", r"\pmb", r"\underline",
     r"\boxed", r"\fbox",
 })  # fmt: skip
-_RENAMED = {
-    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\mbox": r"\text", r"\mathrm": r"\text",
-    r"\textbf": r"\text", r"\textrm": r"\text", r"\textit": r"\text", r"\operatorname": r"\text", r"\hbox": r"\text",
-    r"\textsf": r"\text", r"\texttt": r"\text", r"\textnormal": r"\text", r"\emph": r"\text", r"\lor": r"\text{or}",
-    r"\vee": r"\text{or}", r"\land": r"\text{and}", r"\wedge": r"\text{and}", r"\mid": "|",
-    r"\leq": r"\le", r"\leqslant": r"\le", r"\geq": r"\ge", r"\geqslant": r"\ge", r"\neq": r"\ne",
-    r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\lparen": "(", r"\rparen": ")",
-    r"\ast": r"\cdot", "*": r"\cdot", r"\varnothing": r"\emptyset", r"\colon": ":", r"\infin": r"\infty",
-    r"\ddot": r"\dot", r"\widehat": r"\hat", r"\widetilde": r"\tilde", r"\mod": r"\pmod", r"\bmod": r"\pmod",
-    r"\%": "%", r"\lvert": "|", r"\rvert": "|", r"\vert": "|",
+_SYNONYMS = {
+    r"\frac": r"\dfrac \tfrac \cfrac", r"\cdot": r"\ast *", r"\pmod": r"\mod \bmod", r"\le": r"\leq \leqslant",
+    r"\text": (
+        r"\mbox \mathrm \textbf \textrm \textit \operatorname \hbox \textsf \texttt \textnormal \emph"
+    ),
+    r"\ge": r"\geq \geqslant", r"\ne": r"\neq", r"\text{or}": r"\lor \vee", r"\text{and}": r"\land \wedge",
+    "|": r"\mid \lvert \rvert \vert", r"\{": r"\lbrace", r"\}": r"\rbrace", "[": r"\lbrack", "]": r"\rbrack",
+    "(": r"\lparen", ")": r"\rparen", r"\emptyset": r"\varnothing", ":": r"\colon", r"\infty": r"\infin",
+    r"\dot": r"\ddot", r"\hat": r"\widehat", r"\tilde": r"\widetilde", "%": r"\%",
 }  # fmt: skip
+_RENAMED = {name: synonym for synonym, names in _SYNONYMS.items() for name in names.split()}
 _ARGUMENTS = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1, r"\overline": 1, "^": 1, "_": 1}
 _ARGUMENTS |= dict.fromkeys((r"\bar", r"\hat", r"\vec", r"\tilde", r"\dot", r"\mathcal", r"\pmod"), 1)
 _BETWEEN = {r"\over": r"\frac", r"\choose": r"\binom"}  # {1 \over 2}
