@@ -229,3 +229,12 @@ def test_unknown_splits_and_missing_rows_are_named(tmp_path: Path) -> None:
         tasks.get("mbpp").examples("dev", str(tmp_path))
     with pytest.raises(DataError, match=r"has no mbpp_pro/test\.jsonl.*evalplus/mbppplus"):
         tasks.get("mbpp_pro").examples("test", str(tmp_path))
+
+
+def test_the_sanitized_tasks_lie_in_the_folder_of_the_others() -> None:
+    """By its folders a study knows which rows a run has read."""
+    assert {name: tasks.get(name).folders for name in ("mbpp", "mbpp_sanitized", "mbpp_pro")} == {
+        "mbpp": ("mbpp",),
+        "mbpp_sanitized": ("mbpp",),
+        "mbpp_pro": ("mbpp_pro",),
+    }

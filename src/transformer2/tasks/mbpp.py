@@ -102,6 +102,11 @@ class SanitizedMBPP(MBPP):
     name: ClassVar[str] = "mbpp_sanitized"
     config: ClassVar[str] = "sanitized"
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """That of `mbpp`, in another file."""
+        return ("mbpp",)
+
 
 class MBPPPro(MBPP):
     """The paper's code task: MBPP+ (evalplus/mbppplus), checked tasks of MBPP with 35 times as many tests.
