@@ -135,8 +135,7 @@ def field_of(row: Mapping[str, Any], field: str, where: str, kind: type | tuple[
         raise DataError(f"{where}: field {field!r} is missing; the row has {has}")
     value = row[field]
     if not isinstance(value, kind) or (isinstance(value, str) and not value.strip()):
-        shown = repr(value)
-        raise DataError(f"{where}: field {field!r} is {shown[:60]}, which is not usable; correct or drop the row")
+        raise DataError(f"{where}: field {field!r} is {value!r:.60}, which is not usable; correct or drop the row")
     return value
 
 
@@ -227,7 +226,7 @@ def _numbers(info: Any, split: str, config: str | None) -> Iterator[int]:
             yield part["num_examples"]
 
 
-def _file_rows(file: Path, pictures: str | None = None) -> list[Row]:
+def _file_rows(file: Path, pictures: str | None) -> list[Row]:
     table = file.suffix in (".parquet", ".arrow")
     rows = []
     for number, value in _table_rows(file, pictures) if table else _json_rows(file):
@@ -243,7 +242,7 @@ def _file_rows(file: Path, pictures: str | None = None) -> list[Row]:
     return rows
 
 
-def _table_rows(file: Path, pictures: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _table_rows(file: Path, pictures: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         arrow, parquet = (importlib.import_module(f"pyarrow{part}") for part in ("", ".parquet"))
     except ImportError as e:

@@ -157,13 +157,14 @@ class _Options(Reader[str]):
         if separator is None:
             return None
         after = rest[separator.end() :].removeprefix("(")
+        text = self.texts.get(letter, "\n")  # a place has no line break
         for start in (after, _ARTICLE.sub("", after, count=1)):
-            text = self.texts.get(letter)
-            if text and self._case(start).startswith(text) and self._is_over(start[len(text) :], kind, letter):
-                return letter
-            told = _APPOSED.match(start[len(text) :]) if text and self._case(start).startswith(text) else None
-            if told and text and kind != "line" and self._explains(start[len(text) + told.end() :], "", letter):
-                return letter
+            if self._case(start).startswith(text):
+                beyond = start[len(text) :]
+                told = _APPOSED.match(beyond) if kind != "line" else None
+                explained = told is not None and self._explains(beyond[told.end() :], "", letter)
+                if explained or self._is_over(beyond, kind, letter):
+                    return letter
         unmarked = separator.group().isspace() and not match["inner"]  # "A plant": an article
         return letter if kind != "line" and not unmarked and self._explains(after, rest, letter) else None
 

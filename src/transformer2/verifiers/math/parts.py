@@ -59,8 +59,9 @@ def equal(gold: str, answer: str, leaf: Leaf) -> bool | None:
     if golds == answers:
         return True
     if len(answers) == 1:
-        value, claims = _claims(golds[0] if len(golds) == 1 else gold, answers[0])
-        if claims != answers or value != (golds[0] if len(golds) == 1 else gold):  # what is behind a name may be a list
+        whole = golds[0] if len(golds) == 1 else gold
+        value, claims = _claims(whole, answers[0])
+        if claims != answers or value != whole:  # what is behind a name may be a list
             return _all(equal(value, claim, leaf) for claim in claims)
     if len(golds) == 1 and len(answers) > 1 and _is_tuple(gold):  # x = 3, y = 4 for (3, 4)
         named = [_split(element, "=") for element in answers]
