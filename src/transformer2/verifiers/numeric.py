@@ -180,8 +180,8 @@ def _is_unfinished(before: str, number: re.Match[str], after: str) -> bool:
         return True  # "x + 5"
     if _BEFORE.search(tail.rstrip() + (" " if tail[-1:].isspace() else "")) or _HEDGE.search(before):
         return True
-    if re.match(r"\s*\*+\s*\Z", after):  # the end of "*5*", whose start is not part of the place
-        after = "" if after[0] == "*" else after
+    if re.match(r"\*+\s*\Z", after):  # the end of "*5*", whose start is not part of the place
+        after = ""
     if _AFTER.match(after) or _MORE.match(after) or _CHANGED.search(after):
         return True
     return any(
