@@ -1,4 +1,4 @@
-"""The registry of tasks: imported when first asked for."""
+"""The registry of tasks: `SHIPPED` names the class of each, which is imported when first asked for."""
 
 from __future__ import annotations
 

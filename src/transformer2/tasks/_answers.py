@@ -1,4 +1,4 @@
-"""Four kinds of answers that rows of one's own can have: what a row holds, what is asked, and what is right.
+"""The kinds of answers that rows of a user's file can have: what a row holds, what is asked, and what is right.
 
     exact    text       the whole answer is the row's, but for case, blanks, quotes, emphasis and a full stop at its end
     numeric  a number   the last final number of the answer equals it (`verifiers.numeric`)

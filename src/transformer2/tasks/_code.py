@@ -36,7 +36,7 @@ class CodeTask(Task):
 
     Args:
         revision: Commit of the Hub data set; None takes the pinned one.
-        allow_unsafe_code_execution: Run answers even where this system cannot wall them in. They could then read and
+        allow_unsafe_code_execution: Run answers even where this system cannot isolate them. They could then read and
             change whatever you can.
         system: System message; None sends none.
         prompt: Template of the user message; None takes the task's own.

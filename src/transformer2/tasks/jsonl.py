@@ -53,7 +53,7 @@ class JSONL(Task):
         system: System message; `auto` takes one that asks for the form that the verifier reads, None sends none.
         prompt: Template of the user message, with `{question}`, and what the verifier shows besides: `{options}` of
             choice, `{test}` of code; None takes the verifier's.
-        allow_unsafe_code_execution: Of code: run answers even where this system cannot wall them in. They could then
+        allow_unsafe_code_execution: Of code: run answers even where this system cannot isolate them. They could then
             read and change whatever you can.
     """
 

@@ -93,7 +93,7 @@ class VQATask(Task):
 
     def verify(self, example: Example, completion: str) -> Verdict:
         """Right where two of ten people say the same; the score is the VQA accuracy."""
-        said = example.fields.get("answers") or [example.answer] * (ENOUGH + 1)  # a row of one's own: all say the same
+        said = example.fields.get("answers") or [example.answer] * (ENOUGH + 1)  # a user's own row: all agree
         return verify_vqa(completion, said, self.reward == "soft")
 
     def solution(self, example: Example) -> str:

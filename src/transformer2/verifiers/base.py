@@ -24,11 +24,11 @@ class Verifier(ABC):
         verify_in: Where verdicts are made. `workers`: `verify`, in warm processes that are killed when it hangs.
             `inline`: `verify`, in the trainer's process; only where it ends within milliseconds on any text, with a
             reason in the docstring: one that hangs there holds the run up for ever. `sandbox`: what `program` finds is
-            run behind walls. A task whose options decide it sets it in its constructor.
+            run in the sandbox. A task whose options decide it sets it in its constructor.
         verify_seconds: Wall-clock seconds that `verify` may take for one answer in a worker.
-        verify_many: Machinery of its own for whole batches, `(examples, completions, deadline) -> verdicts`: called in
+        verify_many: Verifies whole batches itself, `(examples, completions, deadline) -> verdicts`: called in
             the trainer's process, wherever `verify_in` says; None for most tasks.
-        allow_unsafe_code_execution: Whether programs run even where this system cannot wall them in.
+        allow_unsafe_code_execution: Whether programs run even where this system cannot isolate them.
     """
 
     name: ClassVar[str]

@@ -216,7 +216,7 @@ class _Options(Reader[str]):
         return len(words) == len(after) or self._is_over(". " + after[len(words) :].lstrip(), "said", letter)
 
     def _begins_with_a_text(self, place: str) -> bool:
-        """Whether a place begins with an option's text , not with a longer phrase ("plant cells have walls")."""
+        """Whether a place begins with an option's text, not with a longer phrase ("plant cells have walls")."""
         place = self._case(place)
         rests = [place[len(text) :] for text in self.texts.values() if place.startswith(text)]
         return any(not rest[:1].isalnum() and not re.match(r"\s+[a-z]", rest) for rest in rests)

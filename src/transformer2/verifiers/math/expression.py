@@ -1,6 +1,6 @@
 r"""The value of an expression in normal form (`latex.normal`), to compare two of them by.
 
-A reader of its own, and a strict one: what a reward rests on must mean one thing. Parsers that make something of
+A strict reader of our own (ADR 9): what a reward rests on must mean one thing. Parsers that make something of
 everything read `4(6)` as the mixed number 10, `10'` as 10 and `1.5.2` as 3/10 (latex2sympy2_extended 1.11). Here
 
 - what stands side by side is a product, but for a whole number before a proper fraction (`3\frac{1}{2}`, `3 1/2`), a
