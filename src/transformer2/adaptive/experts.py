@@ -113,17 +113,6 @@ class LoadedExperts:
             return Selection("mix", {name: float(weight) for name, weight in use.items() if name != BASE})
         return Selection(use, {} if use == BASE else {use: 1.0})
 
-    def mixture(self, weights: Mapping[str, float]) -> tuple[Selection, Tensor]:
-        """A mixture, and its weights as `row` has them.
-
-        Raises:
-            UnknownExpertError: With the nearest name.
-            UserError: It is no mapping of experts to weights.
-        """
-        if not isinstance(weights, Mapping):
-            raise UserError(f"alpha is a mapping of experts to weights, not {shown(repr(weights), 60)}")
-        return self.selection(weights), self.row(weights)
-
     def row(self, weights: Mapping[str, float]) -> Tensor:
         """Weights (K + 1,) over the experts and the base: z' = 1 + sum_k weights[k] (z_k - 1)."""
         row = torch.tensor([*(float(weights.get(name, 0.0)) for name in self.experts), 0.0])

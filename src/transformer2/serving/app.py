@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from transformer2.adaptive.chat import Chat, PictureSource
 from transformer2.adaptive.model import SelfAdaptive
-from transformer2.adaptive.request import BASE, read_use
+from transformer2.adaptive.request import BASE
 from transformer2.errors import ExpertError, shown
 from transformer2.experts import read_expert
 from transformer2.files import inside
@@ -137,9 +137,9 @@ def _add_models(app: FastAPI) -> None:
 
     @app.get("/v1/models/{name}")
     async def one(name: str) -> dict[str, Any]:
-        model.check_use(name)
+        use = model.check_use(name)
         named = {entry["id"]: entry for entry in known()}
-        return named.get(name) or card(name, kind="mix", weights=read_use(name))
+        return named.get(name) or card(name, kind="mix", weights=use)
 
     @app.get("/v1/experts/{name}/z")
     def z(name: str) -> Response:  # in a thread: it may be millions of numbers
