@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from transformer2.adaptation.context import EvaluationContext
@@ -69,9 +70,6 @@ class Budget:
         """Refuse a search without an end."""
         if self.generations is None and self.evaluations is None:
             raise ConfigError("a search needs an end; set generations or max_evaluations")
-        for name, value in (("generations", self.generations), ("evaluations", self.evaluations)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, not {value}")
 
     def total(self, population: int) -> int:
         """Generations that it allows at most."""
@@ -171,11 +169,20 @@ class FewShotSearch(Strategy):
         make_search(search, 2, **self.search_options)
         self.settings = {"search": search, **self.search_options, **self.mixture_options, **asdict(self.budget)}
 
+    def begin(self, policy: PeftModel, experts: Sequence[str]) -> tuple[Mixture, Search]:
+        """A search from the uniform mixture of these experts, and what its numbers mean."""
+        mixture = Mixture(matrices(policy), experts, **self.mixture_options)
+        start = 1 / len(mixture.members)
+        return mixture, make_search(self.search, mixture.dim, mean=start, seed=self.seed, **self.search_options)
+
+    def found(self, entry: Mapping[str, Any]) -> list[float]:
+        """What a search that ended after this generation (see `run_search`) would have found."""
+        best: list[float] | None = entry["best"] if self.answer == "best" else None
+        return best or entry["answer"]
+
     def adapt_to_task(self, context: EvaluationContext) -> AdaptedPolicy:
         """Search, from where an interrupted run was; every generation is saved, so a signal cuts no more than one."""
-        mixture = Mixture(matrices(context.answerer.policy), [e.name for e in context.experts], **self.mixture_options)
-        start = 1 / len(mixture.members)
-        search = make_search(self.search, mixture.dim, mean=start, seed=self.seed, **self.search_options)
+        mixture, search = self.begin(context.answerer.policy, [e.name for e in context.experts])
         file = None if context.folder is None else context.folder / "search.json"
         total = self.budget.total(search.population)
         of: dict[str, Mapping[str, Any]] = {}
@@ -189,15 +196,13 @@ class FewShotSearch(Strategy):
         began = time.perf_counter()
         context.bar.reset(total=total)
         context.bar.update(search.generation)
-        for entry in run_search(search, mixture, context.sharded_scores, self.budget):
+        for entry in run_search(search, mixture, context.scores, self.budget):
             trace.append(entry)
             if file is not None and context.answerer.rank == 0:
                 _save(file, search, trace, {**of, "seconds": before + time.perf_counter() - began})
             context.bar.set_postfix(shots=f"{entry['score']:.2f}", refresh=False)
             context.bar.update()
-        policy = _SearchedPolicy(context, self, mixture, search, trace)
-        policy.seconds_before = before
-        return policy
+        return _SearchedPolicy(context, self, mixture, search, trace, before)
 
 
 class _SearchedPolicy(AdaptedPolicy):
@@ -210,12 +215,12 @@ class _SearchedPolicy(AdaptedPolicy):
         mixture: Mixture,
         search: Search,
         trace: Sequence[Mapping[str, Any]],
+        seconds_before: float,
     ) -> None:
         super().__init__(context, settings.name)
         self.settings, self.mixture, self.search, self.trace = settings, mixture, search, trace
-        best = settings.answer == "best"
-        # Where the search would have ended after each generation.
-        ends_GD = torch.tensor([entry["best"] if best and entry["best"] else entry["answer"] for entry in trace])
+        self.seconds_before = seconds_before
+        ends_GD = torch.tensor([settings.found(entry) for entry in trace])
         on_scored_rows = context.data.protocol == "paper"
         self.selection = self._select_on_scored_rows(ends_GD) if on_scored_rows else {}
         self.alpha_D = ends_GD[self.selection.get("iteration", len(ends_GD)) - 1]

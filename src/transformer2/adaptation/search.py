@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from transformer2.arguments import Count, Positive, check_arguments
-from transformer2.errors import ConfigError, UserError
+from transformer2.errors import ConfigError, UserError, nearest
 from transformer2.seeds import seed_at
 
 __all__ = ["CEM", "PRESETS", "SEARCHES", "RandomSearch", "Search", "SepCMA", "make_search"]
@@ -271,8 +270,7 @@ def make_search(kind: str, dim: int, **options: Any) -> Search:
         ConfigError: Unknown name, with the nearest one; or options that it cannot have.
     """
     if kind not in SEARCHES:
-        near = get_close_matches(kind, SEARCHES, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown search {kind!r}; did you mean {near!r}? Known: {', '.join(SEARCHES)}")
+        raise ConfigError(f"unknown search {kind!r}{nearest(kind, SEARCHES)} Known: {', '.join(SEARCHES)}")
     return SEARCHES[kind](dim, **options)
 
 
