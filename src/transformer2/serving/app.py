@@ -32,6 +32,7 @@ from transformer2.serving.schemas import AddExpert, ChatRequest, CompletionReque
 __all__ = ["create_app"]
 
 PAGE = Path(__file__).parent / "page"
+POLL = 0.5  # seconds after which a client that has gone is noticed
 PING = 15.0  # seconds without news after which a stream says that it is alive
 GRACE = 5.0  # seconds beyond the limit that a client has to read what there is
 PAGE_POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
@@ -95,10 +96,12 @@ def _add_answers(app: FastAPI, limits: Limits, source: PictureSource) -> None:
         usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         shape = kind(body.model, usage, body.n or 1)
         if body.stream:
-            events = _events(call, shape, metrics, limits.seconds)
-            return _EventStream(events, partial(engine.end, call), limits.seconds + GRACE)
+            return _EventStream(_events(call, shape, metrics), partial(engine.end, call), limits.seconds + GRACE)
         try:
-            await _finish(request, call, limits.seconds)
+            while not call.check():
+                await call.moved(POLL)
+                if await request.is_disconnected():
+                    raise Fault(499, "the client went away")
             for job in call.jobs:
                 metrics.count(job)
             return JSONResponse(shape.body(call.jobs))
@@ -177,37 +180,14 @@ def _add_health(app: FastAPI) -> None:
         return Response(app.state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def _finish(request: Request, call: Call, seconds: float) -> None:
-    """Wait until all jobs of a call are done, or nobody waits for them any more."""
-    gone = asyncio.ensure_future(request.receive())  # after the body, nothing but a disconnect comes
-    deadline = time.monotonic() + seconds
-    try:
-        while True:
-            call.check()
-            if all(job.is_done for job in call.jobs):
-                return
-            moved = asyncio.ensure_future(call.moved(deadline - time.monotonic()))
-            try:
-                await asyncio.wait({gone, moved}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                moved.cancel()
-            if gone.done():
-                raise Fault(499, "the client went away")
-            if not moved.result():
-                raise _too_slow(seconds)
-    finally:
-        gone.cancel()
-
-
-async def _events(call: Call, shape: ChatAnswer, metrics: Metrics, seconds: float) -> AsyncIterator[bytes]:
+async def _events(call: Call, shape: ChatAnswer, metrics: Metrics) -> AsyncIterator[bytes]:
     """The events of a stream."""
-    opened, sent, open_jobs = set[int](), dict.fromkeys(range(len(call.jobs)), 0), dict(enumerate(call.jobs))
-    deadline, heard = call.started + seconds, False
+    open_jobs, opened, heard = dict(enumerate(call.jobs)), set[int](), False
     try:
         while open_jobs:
             call.check()
             for i, job in list(open_jobs.items()):
-                done = job.is_done  # looked at first: it may become so meanwhile
+                done = job.answer is not None  # looked at first: it may come meanwhile
                 if i not in opened and job.choice is not None:
                     opened.add(i)
                     yield shape.opening(i, job)
@@ -215,15 +195,12 @@ async def _events(call: Call, shape: ChatAnswer, metrics: Metrics, seconds: floa
                     if not heard:
                         heard = True
                         metrics.first.observe(time.monotonic() - call.started)
-                    data, sent[i] = shape.text(i, text, job, sent[i])
-                    yield data
+                    yield shape.text(i, text, job)
                 if done:
                     metrics.count(job)
                     del open_jobs[i]
                     yield shape.ending(i, job)
-            if open_jobs and not await call.moved(min(PING, max(0.0, deadline - time.monotonic()))):
-                if time.monotonic() >= deadline:
-                    raise _too_slow(seconds)
+            if open_jobs and not await call.moved(PING):
                 yield b": still here\n\n"
         if shape.with_usage:
             yield shape.usage(call.jobs)
@@ -232,11 +209,6 @@ async def _events(call: Call, shape: ChatAnswer, metrics: Metrics, seconds: floa
         fault = as_fault(e)
         metrics.fault(fault)
         yield event(fault.body)
-
-
-def _too_slow(seconds: float) -> Fault:
-    # The openai client would ask again, and have a busy server do the same once more.
-    return Fault(504, f"no whole answer within {seconds:g} s", "timeout", headers={"x-should-retry": "false"})
 
 
 class _EventStream(StreamingResponse):

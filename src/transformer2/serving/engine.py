@@ -36,9 +36,9 @@ class Call:
         error: What befell the thread that runs the model.
     """
 
-    def __init__(self, count: int, streams: bool) -> None:
+    def __init__(self, count: int, streams: bool, seconds: float) -> None:
         self.jobs: list[Job] = []
-        self.count, self.streams = count, streams
+        self.count, self.streams, self.seconds = count, streams, seconds
         self.error: Fault | None = None
         self.started = time.monotonic()
         self._moved = asyncio.Event()
@@ -64,17 +64,30 @@ class Call:
         self._moved.set()
 
     async def moved(self, seconds: float) -> bool:
-        """Wait until something moves; False when nothing does for so long."""
+        """Wait until something moves; False when nothing does for so long.
+
+        Raises:
+            Fault: It has taken too long.
+        """
+        left = self.started + self.seconds - time.monotonic()
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(min(seconds, max(0.0, left))):
                 await self._moved.wait()
         except TimeoutError:
+            if left <= seconds:
+                # The openai client would ask again, and have a busy server do the same once more.
+                headers = {"x-should-retry": "false"}
+                raise Fault(504, f"no whole answer within {self.seconds:g} s", "timeout", headers=headers) from None
             return False
         self._moved.clear()
         return True
 
-    def check(self) -> None:
-        """Raise what went wrong with a job."""
+    def check(self) -> bool:
+        """Whether every job has its answer.
+
+        Raises:
+            Fault: What went wrong with one of them, or with the thread that runs the model.
+        """
         if self.error is not None:
             raise self.error
         for job in self.jobs:
@@ -82,6 +95,7 @@ class Call:
                 # Whatever else it is, the request was fine when it was started: it is no fault of the client's.
                 own = isinstance(job.error, UnknownExpertError | DataError)  # an expert that went; a picture
                 raise as_fault(job.error if own else RuntimeError(job.error))
+        return all(job.answer is not None for job in self.jobs)
 
 
 class Engine:
@@ -99,8 +113,6 @@ class Engine:
 
     def __init__(self, model: SelfAdaptive, limits: Limits) -> None:
         self.model, self.limits, self.draining, self.steps = model, limits, False, 0
-        self.idle = asyncio.Event()
-        self.idle.set()
         self._calls: dict[Job, Call] = {}
         self.answers = 0
         self._seconds = 1.0  # that an answer took of late
@@ -119,6 +131,10 @@ class Engine:
         self._work.set()
         self._decoders.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._thread.join)
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; from any thread or signal handler."""
+        self.draining = True
 
     async def begin(self, starts: Sequence[Callable[[], Job]], streams: bool, pictures: bool = False) -> Call:
         """Start jobs; whoever gets the call must `end` it.
@@ -150,9 +166,8 @@ class Engine:
                 "rate_limit_exceeded",
                 headers={"Retry-After": str(wait)},
             )
-        call = Call(len(starts), streams)
+        call = Call(len(starts), streams, self.limits.seconds)
         self.answers += call.count
-        self.idle.clear()
         try:
             await self._loop.run_in_executor(self._decoders if pictures else None, call.start, starts)
         except BaseException:
@@ -170,8 +185,6 @@ class Engine:
         self._work.set()  # so that what was cancelled goes
         self._seconds += 0.1 * (time.monotonic() - call.started - self._seconds)
         self.answers -= call.count
-        if not self.answers:
-            self.idle.set()
 
     async def between_steps(self, change: Callable[[], T]) -> T:
         """Run something that changes the model, in its thread."""
