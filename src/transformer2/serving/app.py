@@ -24,8 +24,7 @@ from transformer2.files import inside
 from transformer2.serving.answers import DONE, ChatAnswer, TextAnswer, event
 from transformer2.serving.engine import Call, Engine
 from transformer2.serving.faults import Fault, as_fault, handle_faults
-from transformer2.serving.guard import Guard
-from transformer2.serving.limits import Limits
+from transformer2.serving.guard import Guard, Limits
 from transformer2.serving.metrics import Metrics
 from transformer2.serving.schemas import AddExpert, ChatRequest, CompletionRequest
 

@@ -19,7 +19,7 @@ from transformer2.adaptive.model import SelfAdaptive
 from transformer2.adaptive.request import Job
 from transformer2.errors import DataError, UnknownExpertError
 from transformer2.serving.faults import Fault, as_fault
-from transformer2.serving.limits import Limits
+from transformer2.serving.guard import Limits
 
 __all__ = ["Call", "Engine"]
 
