@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,13 +59,8 @@ def create_app(
         model.usual_answer = min(model.usual_answer, limits.tokens)
     engine = Engine(model, limits)
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with engine:
-            yield
-
     # FastAPI's documentation pages load scripts from another host.
-    app = FastAPI(title="transformer2", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="transformer2", lifespan=lambda _: engine, docs_url=None, redoc_url=None)
     app.state.engine, app.state.metrics = engine, Metrics(engine)
     handle_faults(app, app.state.metrics.fault)
     _add_answers(app, limits, PictureSource(None if image_dir is None else Path(image_dir), confined=True))
@@ -150,21 +144,21 @@ def _add_models(app: FastAPI) -> None:
 
 
 def _add_experts(app: FastAPI, root: Path) -> None:
-    engine: Engine = app.state.engine
+    model: SelfAdaptive = app.state.engine.model  # its lock lets changes in between two steps
 
     @app.post("/v1/experts", status_code=201)
     async def add(body: AddExpert) -> dict[str, Any]:
-        if body.name in engine.model.experts:
+        if body.name in model.experts:
             raise Fault(409, f"there is an expert {body.name!r}; remove it first, or take another name", None, "name")
         if (folder := inside(root, body.path)) is None:
             raise ExpertError(f"{shown(repr(body.path))} is not inside --experts_dir; copy the expert there")
         expert = await asyncio.to_thread(read_expert, folder, body.name)
-        await engine.between_steps(partial(engine.model.add_expert, body.name, expert))
+        await asyncio.to_thread(model.add_expert, body.name, expert)
         return {"id": body.name, "object": "model"}
 
     @app.delete("/v1/experts/{name}")
     async def remove(name: str) -> dict[str, Any]:
-        await engine.between_steps(partial(engine.model.remove_expert, name))
+        await asyncio.to_thread(model.remove_expert, name)
         return {"id": name, "object": "model", "deleted": True}
 
 
@@ -211,7 +205,7 @@ async def _events(call: Call, shape: ChatAnswer, metrics: Metrics) -> AsyncItera
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events; however they end, `end` is called. A client that does not read is let go after `seconds`."""
+    """Server-sent events; `end` is called however they end. A client that does not read is cut off after `seconds`."""
 
     def __init__(self, events: AsyncIterator[bytes], end: Callable[[], None], seconds: float) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -228,7 +222,7 @@ class _EventStream(StreamingResponse):
 
 
 class _Page(StaticFiles):
-    """The page, which loads nothing from elsewhere and stands in nobody's frame."""
+    """The page, which loads nothing from other hosts and cannot be framed."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)

@@ -62,7 +62,7 @@ def run(app: FastAPI, bound: socket.socket, ready: Callable[[Callable[[], None]]
 
 
 class _Server(uvicorn.Server):
-    """Ends when the engine drains and nobody waits for it any more; signals are the command line's."""
+    """Ends once the engine drains and no answer is under way. The command line handles signals."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine, ready: Callable[[Callable[[], None]], None]) -> None:
         super().__init__(config)

@@ -115,7 +115,7 @@ class _Request(BaseModel, strict=True, extra="allow"):
             "max_new_tokens": self.max_tokens,
             "temperature": 1.0 if self.temperature is None else self.temperature,
             "top_p": 1.0 if self.top_p is None else self.top_p,
-            "stop": [self.stop] if isinstance(self.stop, str) else self.stop or [],
+            "stop": self.stop or [],
             "top_logprobs": top_logprobs,
         }
         return [{**common, "seed": (seed + i) % 2**63} for i in range(self.n or 1)]
