@@ -301,7 +301,7 @@ def _category(expert: Expert, labelled: Any) -> tuple[str, str]:
     """An expert's category and what it is for, from its task where that is known."""
     try:
         description = tasks.get(expert.task).description if expert.task else expert.name
-    except UserError:  # a task of somebody else's code
+    except UserError:  # a task that is not known here
         description = expert.name
     if labelled is None or expert.name in labelled.labels:
         return expert.name, description

@@ -45,9 +45,10 @@ __all__ = ["Budget", "FewShotSearch", "Scores", "run_search"]
 Alpha = Annotated[float, ">= -100", "<= 100"]
 # What the presets say beyond the search itself: the paper's z' = sum alpha_k z_k, and the code's one alpha per matrix.
 PRESET_MIXTURES: dict[str, dict[str, Any]] = {
-    "paper": {"mix": "raw", "granularity": "expert", "generations": 100},
-    "reference": {"mix": "raw", "granularity": "matrix", "generations": 50},
+    "paper": {"mix": "raw", "granularity": "expert"},
+    "reference": {"mix": "raw", "granularity": "matrix"},
 }
+PRESET_GENERATIONS = {"paper": 100, "reference": 50}
 # Scores and tie-breaks of N members, from weights (L, N, K + 1).
 Scores = Callable[[Tensor], tuple[list[float], list[float]]]
 
@@ -152,18 +153,18 @@ class FewShotSearch(Strategy):
     ) -> None:
         super().__init__(**options)
         check_arguments("adapt", FewShotSearch.__init__, locals())
-        own = {"population": population, "elite_ratio": elite_ratio, "low": low, "high": high, "std": std}
+        self.search, self.answer = search, answer
+        self.search_options: dict[str, Any] = {"population": population, "elite_ratio": elite_ratio}
+        self.search_options |= {"low": low, "high": high, "std": std}
         if search == "cem":
-            own["keep_best"] = keep_best
-        self.search, self.answer, self.search_options = search, answer, own
+            self.search_options["keep_best"] = keep_best
         self.mixture_options: dict[str, Any] = {"granularity": granularity, "mix": mix, "base_member": base_member}
         if preset is not None:
             if search != "cem":
                 raise ConfigError(f"adapt.preset {preset} with adapt.search {search}: presets are of cem; leave it out")
-            theirs = dict(PRESET_MIXTURES[preset])
-            generations = theirs.pop("generations")
-            self.search_options = {**own, **PRESETS[preset]}
-            self.mixture_options |= theirs
+            generations = PRESET_GENERATIONS[preset]
+            self.search_options |= PRESETS[preset]
+            self.mixture_options |= PRESET_MIXTURES[preset]
         self.budget = Budget(generations, max_evaluations, max_minutes)
         Mixture(["m"], ["e"], **self.mixture_options)  # refuses what does not go together
         make_search(search, 2, **self.search_options)
@@ -186,13 +187,14 @@ class FewShotSearch(Strategy):
         file = None if context.folder is None else context.folder / "search.json"
         total = self.budget.total(search.population)
         of: dict[str, Mapping[str, Any]] = {}
+        trace, before = list[Mapping[str, Any]](), 0.0
         if file is not None:
             decisive = {key: value for key, value in self.settings.items() if key not in asdict(self.budget)}
             engine = context.answerer.engine
             decisive |= {"seed": self.seed, "eos_ids": engine.eos_ids, "stop": engine.stop}
             rows = origin(context.answerer, context.data, "few_shot")
             of = {"made_from": context.made_from, "origin": rows, "settings": decisive}
-        trace, before = ([], 0.0) if file is None else _resume(file, search, of, total)
+            trace, before = _resume(file, search, of, total)
         began = time.perf_counter()
         context.bar.reset(total=total)
         context.bar.update(search.generation)
@@ -221,8 +223,7 @@ class _SearchedPolicy(AdaptedPolicy):
         self.settings, self.mixture, self.search, self.trace = settings, mixture, search, trace
         self.seconds_before = seconds_before
         ends_GD = torch.tensor([settings.found(entry) for entry in trace])
-        on_scored_rows = context.data.protocol == "paper"
-        self.selection = self._select_on_scored_rows(ends_GD) if on_scored_rows else {}
+        self.selection = self._select_on_scored_rows(ends_GD) if context.data.protocol == "paper" else {}
         self.alpha_D = ends_GD[self.selection.get("iteration", len(ends_GD)) - 1]
 
     def _select_on_scored_rows(self, ends_GD: Tensor) -> dict[str, Any]:

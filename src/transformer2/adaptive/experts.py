@@ -52,10 +52,6 @@ class LoadedExperts:
         """Adapter names of the experts, and of the base last: the axis K + 1 of weights."""
         return [*self._adapters.values(), self.base]
 
-    def has_matrices_of(self, expert: Expert) -> bool:
-        """Whether the policy has an SVF layer on each."""
-        return expert.deltas.keys() <= set(matrices(self.policy))
-
     def add(self, name: str, expert: Expert) -> None:
         """Load an expert.
 
@@ -176,6 +172,4 @@ def load_policy(
     policy = build_policy(model, {"target_modules": sorted(tuned)})
     if hasattr(model, "hf_device_map"):
         return policy
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return policy.to(device)
+    return policy.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")

@@ -1,4 +1,4 @@
-"""Few-shot adaptation to anybody's rows (paper, section 3.2 C): adaptation/few_shot.py without a task's splits."""
+"""Few-shot adaptation to a caller's own rows (paper, section 3.2 C): adaptation/few_shot.py without a task's splits."""
 
 from __future__ import annotations
 

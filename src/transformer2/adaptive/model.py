@@ -1,4 +1,4 @@
-"""A model that adapts to anybody's prompt: a first pass chooses among experts, a second pass answers.
+"""A model that adapts to any prompt: a first pass chooses among experts, a second pass answers.
 
     model = SelfAdaptive.from_pretrained("tiny")
     for answer in model.generate(["Ida has 12 pens, ...", "Code f(x): double, ..."]):
@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from transformer2 import tasks, tiny
-from transformer2.adaptation.members import add_member
+from transformer2.adaptation.members import add_member, matrices
 from transformer2.adaptive.chat import Chat, Prompt, as_prompts
 from transformer2.adaptive.experts import LoadedExperts, load_policy, read_experts
 from transformer2.adaptive.few_shot import find_mixture
@@ -185,7 +185,7 @@ class SelfAdaptive:
         """
         found = expert if isinstance(expert, Expert) else read_expert(expert, name)
         with self._lock:
-            if not self._loaded.has_matrices_of(found):
+            if not found.deltas.keys() <= set(matrices(self.policy)):
                 self._queue.finish_rows()  # rows under way have no z for matrices that are new
             self._loaded.add(name, found)
             self._forget()

@@ -257,7 +257,7 @@ def prompt_ids(chat: Chat, ids: Sequence[int] | None, tokenizer: Any) -> list[in
     return found
 
 
-def answer_budget(prompt_tokens: int, max_new_tokens: int | None, longest: int, usual: int = USUAL_ANSWER) -> int:
+def answer_budget(prompt_tokens: int, max_new_tokens: int | None, longest: int, usual: int) -> int:
     """Tokens that an answer may have: those asked for, else what the model has room for, `usual` at most.
 
     Raises:
@@ -288,7 +288,7 @@ def stop_strings(stop: Any) -> list[str | int]:
 
 
 def check_draws(max_new_tokens: Any, seed: Any, top_logprobs: Any, temperature: Any, top_p: Any) -> None:
-    """Refuse numbers that no row could be drawn with: they would come up in a step that others share.
+    """Refuse numbers that no row could be drawn with: they would fail a step that other requests share.
 
     Raises:
         UserError: The message names the argument.
