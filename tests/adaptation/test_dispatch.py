@@ -142,7 +142,7 @@ def test_the_generated_prompt_reaches_a_model_and_its_written_answer_is_followed
     asked = []
 
     def answer(self, prompts, weights_LBK, max_new_tokens):
-        asked.extend(self.tokenizer.batch_decode(prompts.input_ids_BP))
+        asked.extend(self.engine.tokenizer.batch_decode(prompts.input_ids_BP))
         return RowsSaid(("code.", "cooking", "no idea"))
 
     questions = [THREE.question(EXAMPLE)] * 3

@@ -10,7 +10,7 @@ from fake_experts import ALL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from toy_task import Broken
 
-from transformer2.adaptation.context import EvaluationContext
+from transformer2.adaptation import context as context_of
 from transformer2.adaptation.evaluate import evaluate
 from transformer2.adaptation.strategy import ActiveExpert, AdaptedPolicy, Choice, Strategy
 from transformer2.callbacks.evaluator import AdaptationEvaluator
@@ -131,7 +131,7 @@ def test_all_processes_choose_one_constant(tested, world, monkeypatch):
     data = UnseenTaskDataModule(TASK, world[0], few_shot=2, test_limit=2)
     data.setup("test")
     answerer, other = module.answerer(data.task), ([0.0, 1.0], [0.0, 0.0])  # of 0.9 and 1.2
-    monkeypatch.setattr(EvaluationContext, "scores", lambda self, weights: ([0.5] * weights.shape[-2], [0.0] * 2))
+    monkeypatch.setattr(context_of, "score_members", lambda *given: ([0.5] * len(given[-1]), [0.0] * 2))
     for rank in (0, 1):
 
         def gather(mine, rank=rank):

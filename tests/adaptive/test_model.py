@@ -245,7 +245,7 @@ def test_what_goes_while_a_first_pass_writes_stops_nobody(gone):
     model = SelfAdaptive.from_pretrained("tiny")
     beside, asking = model.start(questions()[0], use="base", **BUDGET), model.start(questions()[0], **BUDGET)
     model.step()
-    assert asking.dispatch is not None and asking.row is None
+    assert asking.row is not None and asking.choice is None
     if gone == "strategy":
         model.set_strategy(None)
     for name in model.experts if gone == "experts" else []:

@@ -22,7 +22,7 @@ def ask(client, model="auto", **options):
 
 
 def limits(**given):
-    from transformer2.serving.limits import Limits
+    from transformer2.serving.guard import Limits
 
     return Limits(**given)
 

@@ -143,7 +143,7 @@ def test_a_picture_that_turns_bad_is_a_bad_request_of_its_own(served, pictures, 
 
 
 def test_pixels_have_a_limit_of_the_whole_request(serve, seeing, pictures):
-    from transformer2.serving.limits import Limits
+    from transformer2.serving.guard import Limits
 
     large = encoded(drawn(0).convert("1").resize((6000, 5000)))
     with pytest.raises(openai.BadRequestError, match="30 million pixels, more than this server's 25 million; scale"):
@@ -179,7 +179,7 @@ def test_nobody_waits_for_the_pictures_of_others(served, monkeypatch):
 
 
 def test_the_limit_of_the_body_is_that_of_pictures(serve, seeing):
-    from transformer2.serving.limits import Limits
+    from transformer2.serving.guard import Limits
 
     served = serve(model=seeing, limits=Limits(body=20_000))
     large = base64.b64encode(bytes(20_000)).decode()

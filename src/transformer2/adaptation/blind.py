@@ -48,13 +48,12 @@ def blind_controls(
     if not answerer.total([sum(bool(e.images) for e in batch.examples)])[0]:  # all ranks must decide alike
         return [{} for _ in answers]
     examples = [without_pictures(e) for e in batch.examples]
-    tokenizer, template = answerer.engine.tokenizer, getattr(data, "template", ChatTemplate())
-    pad = tokenizer.pad_token_id or 0
-    ids = [render(tokenizer, e, template) for e in examples]
-    blind = collate(examples, ids, pad, batch.row_ids, batch.positions).to(answerer.device)
+    engine, template = answerer.engine, getattr(data, "template", ChatTemplate())
+    ids = [render(engine.tokenizer, e, template) for e in examples]
+    blind = collate(examples, ids, engine.pad_id, batch.row_ids, batch.positions).to(answerer.device)
     said = adapted.blind_answers(blind, choice)
-    seen = [bool(e.images) for e in batch.examples]
-    controls = [{WITHOUT: (s if sees else a).credit} for s, a, sees in zip(said, answers, seen, strict=True)]
+    rows = zip(batch.examples, said, answers, strict=True)
+    controls = [{WITHOUT: (unseen if e.images else seen).credit} for e, unseen, seen in rows]
     if (guess := _guess_of(data)) is not None:
         verdicts = verify_all(answerer.task, batch.examples, [guess(e) for e in batch.examples])
         for of, verdict in zip(controls, verdicts, strict=True):

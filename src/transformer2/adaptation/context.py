@@ -81,9 +81,18 @@ class EvaluationContext:
     bar: Any
 
     def scores(self, weights_LNK: Tensor) -> tuple[list[float], list[float]]:
-        """Mean credit of answers to the few-shot rows, and mean log-likelihood of the right ones, for N mixtures."""
-        task, budget = self.answerer.task, self.answerer.max_new_tokens
-        return score_members(self.scorer, self.few_shot, task, budget, weights_LNK)
+        """Mean credit of answers to the few-shot rows, and mean log-likelihood of the right ones, for N mixtures.
+
+        Each process runs every world_size-th of the mixtures, and all learn all scores.
+        """
+        answerer, size, n = self.answerer, self.answerer.world_size, weights_LNK.shape[-2]
+        mine: tuple[list[float], list[float]] = ([], [])
+        if answerer.rank < n:
+            some_LNK = weights_LNK[..., answerer.rank :: size, :]
+            mine = score_members(self.scorer, self.few_shot, answerer.task, answerer.max_new_tokens, some_LNK)
+        parts = answerer.gather(mine)
+        scores, ties = ([parts[i % size][which][i // size] for i in range(n)] for which in (0, 1))
+        return scores, ties
 
     def answers(self, batch: PromptBatch, weights_LBK: Tensor) -> list[Answer]:
         """Answers to a batch, row b under weights b; one row of weights serves all."""
@@ -108,16 +117,6 @@ class EvaluationContext:
             singles, constants = expert_rows(k), constant_rows(k, CONSTANTS)
             weights |= {f"expert {e.name}": singles[i : i + 1] for i, e in enumerate(self.experts)}
             weights["uniform mixture"] = singles.mean(0, keepdim=True)
-            shares, ties = self.sharded_scores(constants)
+            shares, ties = self.scores(constants)
             best = max(range(len(CONSTANTS)), key=lambda i: (shares[i], ties[i]))
             weights[f"constant z = {CONSTANTS[best]}"] = constants[best : best + 1]
-
-    def sharded_scores(self, weights_LNK: Tensor) -> tuple[list[float], list[float]]:
-        """As `scores`; each process runs every world_size-th of the mixtures, and all learn all scores."""
-        rank, size, n = self.answerer.rank, self.answerer.world_size, weights_LNK.shape[-2]
-        mine: tuple[list[float], list[float]] = ([], [])
-        if rank < n:
-            mine = self.scores(weights_LNK[..., rank::size, :])
-        parts = self.answerer.gather(mine)
-        scores, ties = ([parts[i % size][which][i // size] for i in range(n)] for which in (0, 1))
-        return scores, ties

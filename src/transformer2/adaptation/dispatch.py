@@ -23,7 +23,6 @@ from torch import Tensor
 
 from transformer2 import tasks, tiny
 from transformer2.adaptation.context import EvaluationContext
-from transformer2.adaptation.mixture import base_row, expert_rows
 from transformer2.adaptation.scoring import Scorer
 from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy
 from transformer2.arguments import Count, check_arguments
@@ -163,14 +162,15 @@ class PromptDispatch(Strategy):
 
     def adapt_to_task(self, context: EvaluationContext) -> AdaptedPolicy:
         """Needs no shots; measures the dispatch where there are labelled requests."""
-        return _DispatchedPolicy(context, self, context.scorer, base_row(len(context.experts)))
+        return _DispatchedPolicy(context, self)
 
 
 class ClassifierDispatch(PromptDispatch):
     """As `PromptDispatch`, with an expert for the dispatch itself (for one, `fit --config conf/tiny_dispatch.yaml`).
 
     Args:
-        classifier: Folder of the classification expert; None takes the embedded model's.
+        classifier: Folder of the classification expert; None takes the embedded model's for cls, and the base model for
+            scores.
         options: The arguments of `PromptDispatch`.
     """
 
@@ -178,6 +178,7 @@ class ClassifierDispatch(PromptDispatch):
 
     def __init__(self, classifier: str | None = None, **options: Any) -> None:
         super().__init__(**options)
+        check_arguments("adapt", ClassifierDispatch.__init__, locals())
         if classifier is not None:
             check_directory(classifier, "adapt.classifier", "train it with fit, or name its folder", ConfigError)
         self.classifier = classifier
@@ -188,56 +189,38 @@ class ClassifierDispatch(PromptDispatch):
             raise ConfigError("name the classification expert's folder: adapt.classifier (train one with fit)")
         return [read_expert(self.classifier or tiny.expert_path(tiny.CLASSIFIER))]
 
-    def adapt_to_task(self, context: EvaluationContext) -> AdaptedPolicy:
-        """The first pass runs under the classification expert's z."""
-        return _DispatchedPolicy(context, self, context.helpers, expert_rows(1))
 
-
-class ScoresDispatch(PromptDispatch):
+class ScoresDispatch(ClassifierDispatch):
     """Chooses one expert per prompt, or the base, by the likelihood of every category; or mixes them by it.
 
     Args:
-        classifier: Folder of the classification expert; None takes the embedded model's for cls, and the base model for
-            scores.
         soft: Mix the experts and the base by the probabilities of their categories instead of choosing one.
-        options: The arguments of `PromptDispatch`.
+        options: The arguments of `ClassifierDispatch`.
     """
 
     name: ClassVar[str] = "scores"
 
-    def __init__(self, classifier: str | None = None, soft: bool = False, **options: Any) -> None:
+    def __init__(self, soft: bool = False, **options: Any) -> None:
         super().__init__(**options)
         check_arguments("adapt", ScoresDispatch.__init__, locals())
-        if classifier is not None:
-            check_directory(classifier, "adapt.classifier", "train it with fit, or name its folder", ConfigError)
-        self.classifier, self.soft = classifier, soft
+        self.soft = soft
 
     def load_helpers(self, base: str) -> list[Expert]:
         """The classification expert, where there is one."""
         return [] if self.classifier is None else [read_expert(self.classifier)]
 
     def adapt_to_task(self, context: EvaluationContext) -> AdaptedPolicy:
-        """The first pass runs under the classification expert's z, or as the base model."""
-        # The helpers are the classification expert, if any, and the base.
-        weights_1K = base_row(0) if self.classifier is None else expert_rows(1)
-        return _ScoredPolicy(context, self, context.helpers, weights_1K)
+        """As `PromptDispatch`; the labelled requests are scored too."""
+        return _ScoredPolicy(context, self)
 
 
 class _DispatchedPolicy(AdaptedPolicy):
-    """One expert, or the base, per row.
+    """One expert, or the base, per row. The first pass runs under the classification expert where there is one."""
 
-    Args:
-        context: The experts.
-        settings: Of the dispatch.
-        scorer: Runs the first pass.
-        weights_1K: The z of the first pass.
-    """
-
-    def __init__(
-        self, context: EvaluationContext, settings: PromptDispatch, scorer: Scorer, weights_1K: Tensor
-    ) -> None:
+    def __init__(self, context: EvaluationContext, settings: PromptDispatch) -> None:
         super().__init__(context, settings.name)
-        self.settings, self.scorer, self.weights_1K = settings, scorer, weights_1K
+        self.settings, self.scorer = settings, context.helpers
+        self.weights_1K = torch.eye(len(self.scorer.members))[:1]  # the helper's; the base's where it is alone
         on_tiny = context.data.base == "tiny"
         labelled: Any = settings.dispatch_task or (tasks.get("tiny_dispatch") if on_tiny else None)
         self.dispatcher = Dispatcher.of(context.experts, labelled)
@@ -282,7 +265,7 @@ class _DispatchedPolicy(AdaptedPolicy):
         return Choice(self.dispatcher.weights(choices), columns)
 
     def _rendered(self, questions: Sequence[Example]) -> PromptBatch:
-        ids = [render(self.scorer.tokenizer, question, self.context.data.template) for question in questions]
+        ids = [render(self.scorer.engine.tokenizer, question, self.context.data.template) for question in questions]
         return collate(questions, ids, self.scorer.engine.pad_id).to(self.context.answerer.device)
 
 
@@ -318,7 +301,7 @@ def _category(expert: Expert, labelled: Any) -> tuple[str, str]:
     """An expert's category and what it is for, from its task where that is known."""
     try:
         description = tasks.get(expert.task).description if expert.task else expert.name
-    except UserError:  # a task of somebody else's code
+    except UserError:  # a task that is not known here
         description = expert.name
     if labelled is None or expert.name in labelled.labels:
         return expert.name, description

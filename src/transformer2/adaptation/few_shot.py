@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from transformer2.adaptation.context import EvaluationContext
@@ -44,9 +45,10 @@ __all__ = ["Budget", "FewShotSearch", "Scores", "run_search"]
 Alpha = Annotated[float, ">= -100", "<= 100"]
 # What the presets say beyond the search itself: the paper's z' = sum alpha_k z_k, and the code's one alpha per matrix.
 PRESET_MIXTURES: dict[str, dict[str, Any]] = {
-    "paper": {"mix": "raw", "granularity": "expert", "generations": 100},
-    "reference": {"mix": "raw", "granularity": "matrix", "generations": 50},
+    "paper": {"mix": "raw", "granularity": "expert"},
+    "reference": {"mix": "raw", "granularity": "matrix"},
 }
+PRESET_GENERATIONS = {"paper": 100, "reference": 50}
 # Scores and tie-breaks of N members, from weights (L, N, K + 1).
 Scores = Callable[[Tensor], tuple[list[float], list[float]]]
 
@@ -69,9 +71,6 @@ class Budget:
         """Refuse a search without an end."""
         if self.generations is None and self.evaluations is None:
             raise ConfigError("a search needs an end; set generations or max_evaluations")
-        for name, value in (("generations", self.generations), ("evaluations", self.evaluations)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, not {value}")
 
     def total(self, population: int) -> int:
         """Generations that it allows at most."""
@@ -154,50 +153,58 @@ class FewShotSearch(Strategy):
     ) -> None:
         super().__init__(**options)
         check_arguments("adapt", FewShotSearch.__init__, locals())
-        own = {"population": population, "elite_ratio": elite_ratio, "low": low, "high": high, "std": std}
+        self.search, self.answer = search, answer
+        self.search_options: dict[str, Any] = {"population": population, "elite_ratio": elite_ratio}
+        self.search_options |= {"low": low, "high": high, "std": std}
         if search == "cem":
-            own["keep_best"] = keep_best
-        self.search, self.answer, self.search_options = search, answer, own
+            self.search_options["keep_best"] = keep_best
         self.mixture_options: dict[str, Any] = {"granularity": granularity, "mix": mix, "base_member": base_member}
         if preset is not None:
             if search != "cem":
                 raise ConfigError(f"adapt.preset {preset} with adapt.search {search}: presets are of cem; leave it out")
-            theirs = dict(PRESET_MIXTURES[preset])
-            generations = theirs.pop("generations")
-            self.search_options = {**own, **PRESETS[preset]}
-            self.mixture_options |= theirs
+            generations = PRESET_GENERATIONS[preset]
+            self.search_options |= PRESETS[preset]
+            self.mixture_options |= PRESET_MIXTURES[preset]
         self.budget = Budget(generations, max_evaluations, max_minutes)
         Mixture(["m"], ["e"], **self.mixture_options)  # refuses what does not go together
         make_search(search, 2, **self.search_options)
         self.settings = {"search": search, **self.search_options, **self.mixture_options, **asdict(self.budget)}
 
+    def begin(self, policy: PeftModel, experts: Sequence[str]) -> tuple[Mixture, Search]:
+        """A search from the uniform mixture of these experts, and what its numbers mean."""
+        mixture = Mixture(matrices(policy), experts, **self.mixture_options)
+        start = 1 / len(mixture.members)
+        return mixture, make_search(self.search, mixture.dim, mean=start, seed=self.seed, **self.search_options)
+
+    def found(self, entry: Mapping[str, Any]) -> list[float]:
+        """What a search that ended after this generation (see `run_search`) would have found."""
+        best: list[float] | None = entry["best"] if self.answer == "best" else None
+        return best or entry["answer"]
+
     def adapt_to_task(self, context: EvaluationContext) -> AdaptedPolicy:
         """Search, from where an interrupted run was; every generation is saved, so a signal cuts no more than one."""
-        mixture = Mixture(matrices(context.answerer.policy), [e.name for e in context.experts], **self.mixture_options)
-        start = 1 / len(mixture.members)
-        search = make_search(self.search, mixture.dim, mean=start, seed=self.seed, **self.search_options)
+        mixture, search = self.begin(context.answerer.policy, [e.name for e in context.experts])
         file = None if context.folder is None else context.folder / "search.json"
         total = self.budget.total(search.population)
         of: dict[str, Mapping[str, Any]] = {}
+        trace, before = list[Mapping[str, Any]](), 0.0
         if file is not None:
             decisive = {key: value for key, value in self.settings.items() if key not in asdict(self.budget)}
             engine = context.answerer.engine
             decisive |= {"seed": self.seed, "eos_ids": engine.eos_ids, "stop": engine.stop}
             rows = origin(context.answerer, context.data, "few_shot")
             of = {"made_from": context.made_from, "origin": rows, "settings": decisive}
-        trace, before = ([], 0.0) if file is None else _resume(file, search, of, total)
+            trace, before = _resume(file, search, of, total)
         began = time.perf_counter()
         context.bar.reset(total=total)
         context.bar.update(search.generation)
-        for entry in run_search(search, mixture, context.sharded_scores, self.budget):
+        for entry in run_search(search, mixture, context.scores, self.budget):
             trace.append(entry)
             if file is not None and context.answerer.rank == 0:
                 _save(file, search, trace, {**of, "seconds": before + time.perf_counter() - began})
             context.bar.set_postfix(shots=f"{entry['score']:.2f}", refresh=False)
             context.bar.update()
-        policy = _SearchedPolicy(context, self, mixture, search, trace)
-        policy.seconds_before = before
-        return policy
+        return _SearchedPolicy(context, self, mixture, search, trace, before)
 
 
 class _SearchedPolicy(AdaptedPolicy):
@@ -210,14 +217,13 @@ class _SearchedPolicy(AdaptedPolicy):
         mixture: Mixture,
         search: Search,
         trace: Sequence[Mapping[str, Any]],
+        seconds_before: float,
     ) -> None:
         super().__init__(context, settings.name)
         self.settings, self.mixture, self.search, self.trace = settings, mixture, search, trace
-        best = settings.answer == "best"
-        # Where the search would have ended after each generation.
-        ends_GD = torch.tensor([entry["best"] if best and entry["best"] else entry["answer"] for entry in trace])
-        on_scored_rows = context.data.protocol == "paper"
-        self.selection = self._select_on_scored_rows(ends_GD) if on_scored_rows else {}
+        self.seconds_before = seconds_before
+        ends_GD = torch.tensor([settings.found(entry) for entry in trace])
+        self.selection = self._select_on_scored_rows(ends_GD) if context.data.protocol == "paper" else {}
         self.alpha_D = ends_GD[self.selection.get("iteration", len(ends_GD)) - 1]
 
     def _select_on_scored_rows(self, ends_GD: Tensor) -> dict[str, Any]:

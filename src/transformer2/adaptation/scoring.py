@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 
 from transformer2.halving import run_or_halve
 from transformer2.policy import completion_states
@@ -58,11 +56,6 @@ class Scorer:
         self.policy, self.members, self.head = policy, list(members), head
         self.engine = HFEngine(engine.tokenizer, engine.eos_ids, max_rows, stop=engine.stop)
 
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The policy's."""
-        return self.engine.tokenizer
-
     def answers(self, prompts: PromptBatch, weights_LMK: Tensor, max_new_tokens: int) -> list[Rollouts]:
         """Greedy answers of all prompts under each of M mixtures.
 
@@ -97,7 +90,9 @@ class Scorer:
         Returns:
             Sums of token log-probabilities fp32 (B,), and their numbers int64 (B,).
         """
-        ids_BC, mask_BC = self._encode(texts, prompts.input_ids_BP.device)
+        tokens = [torch.tensor(ids, device=prompts.input_ids_BP.device) for ids in self._tokens(texts)]
+        ids_BC = pad_sequence(tokens, batch_first=True, padding_value=self.engine.pad_id)
+        mask_BC = pad_sequence([torch.ones_like(ids) for ids in tokens], batch_first=True)
         chunk = chunk_tokens(self.policy.config.get_text_config().vocab_size)
         b = len(texts)
 
@@ -129,25 +124,16 @@ class Scorer:
         sums_R, counts_R = self.log_likelihood(repeated, texts, torch.cat([weights_LMK] * b, dim=-2))
         return (sums_R / counts_R).view(b, m).mean(0)
 
-    def _encode(self, texts: Sequence[str], device: Any) -> tuple[Tensor, Tensor]:
-        """Right-padded ids and mask (B, C), EOS included."""
-        rows = [torch.tensor(tokens, device=device) for tokens in self._tokens(texts)]
-        ids_BC = pad_sequence(rows, batch_first=True, padding_value=self.engine.pad_id)
-        return ids_BC, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, EOS included."""
-        eos = self.tokenizer.eos_token_id
+        tokenizer = self.engine.tokenizer
+        eos = tokenizer.eos_token_id
         end = [self.engine.eos_ids[0] if eos is None else eos]
-        return [list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) + end for text in texts]
+        return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) + end for text in texts]
 
 
 def score_members(
-    scorer: Scorer,
-    shots: PromptBatch,
-    task: Task,
-    max_new_tokens: int,
-    weights_LNK: Tensor,
+    scorer: Scorer, shots: PromptBatch, task: Task, max_new_tokens: int, weights_LNK: Tensor
 ) -> tuple[list[float], list[float]]:
     """Mean credit of the answers and mean log-likelihood of the right ones, for each of N mixtures.
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from transformer2.arguments import Count, Positive, check_arguments
-from transformer2.errors import ConfigError, UserError
+from transformer2.errors import ConfigError, UserError, nearest
 from transformer2.seeds import seed_at
 
 __all__ = ["CEM", "PRESETS", "SEARCHES", "RandomSearch", "Search", "SepCMA", "make_search"]
@@ -47,7 +46,7 @@ class Search(ABC):
     Args:
         dim: Length of a member.
         population: Members of a generation.
-        elite_ratio: Share of the finite members that a generation learns from; at least one.
+        elite_ratio: Share of the population that a generation learns from, the best of the finite ones; at least one.
         low: Lower bound of every entry.
         high: Upper bound.
         mean: Where to start, one number or `dim`; None is 1 / dim (with one weight per expert: the uniform mixture).
@@ -76,7 +75,8 @@ class Search(ABC):
         check_arguments("search", Search.__init__, locals())
         if low >= high:
             raise ConfigError(f"search.low must be below search.high, not {low} and {high}")
-        self.dim, self.population, self.elite_ratio, self.seed = dim, population, elite_ratio, seed
+        self.dim, self.population, self.seed = dim, population, seed
+        self.num_elites = max(1, int(elite_ratio * population))
         self.low, self.high = low, high
         start = torch.as_tensor(1 / dim if mean is None else mean, dtype=torch.float32)
         if start.ndim > 1 or start.numel() not in (1, dim) or not bool(torch.isfinite(start).all()):
@@ -121,9 +121,6 @@ class Search(ABC):
     @abstractmethod
     def _learn(self, ranked_ND: Tensor, scores: list[tuple[float, float]]) -> None:
         """Update from the finite members, best first."""
-
-    def _num_elites(self, count: int) -> int:
-        return max(1, min(count, int(self.elite_ratio * self.population)))
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(seed_at(self.seed, self.generation))
@@ -173,7 +170,7 @@ class CEM(Search):
         return members_ND
 
     def _learn(self, ranked_ND: Tensor, scores: list[tuple[float, float]]) -> None:
-        elites_ND = ranked_ND[: self._num_elites(len(ranked_ND))]
+        elites_ND = ranked_ND[: self.num_elites]
         self.mean = elites_ND.mean(0)
         self.std = elites_ND.std(0, correction=0).clamp(min=self.min_std)
 
@@ -196,7 +193,7 @@ class RandomSearch(Search):
 
     def _learn(self, ranked_ND: Tensor, scores: list[tuple[float, float]]) -> None:
         found = [*self.archive, *zip(scores, ranked_ND.tolist(), strict=True)]
-        self.archive = sorted(found, key=lambda item: item[0], reverse=True)[: self._num_elites(len(found))]
+        self.archive = sorted(found, key=lambda item: item[0], reverse=True)[: self.num_elites]
         self.mean = torch.tensor([member for _, member in self.archive]).mean(0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -271,8 +268,7 @@ def make_search(kind: str, dim: int, **options: Any) -> Search:
         ConfigError: Unknown name, with the nearest one; or options that it cannot have.
     """
     if kind not in SEARCHES:
-        near = get_close_matches(kind, SEARCHES, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown search {kind!r}; did you mean {near!r}? Known: {', '.join(SEARCHES)}")
+        raise ConfigError(f"unknown search {kind!r}{nearest(kind, SEARCHES)} Known: {', '.join(SEARCHES)}")
     return SEARCHES[kind](dim, **options)
 
 

@@ -4,8 +4,8 @@
     AdaptedPolicy   what came out of it, as long as one evaluation; `adapt_to_batch` is the first pass over a batch
     Choice          the mixing weights of the second pass
 
-A strategy of one's own is a subclass of the first two (as in dispatch.py, few_shot.py), and for use
-inside `fit` a callback of three lines (as in callbacks/prompt.py).
+To write a strategy, subclass the first two (as dispatch.py and few_shot.py do); to use it inside `fit`, add a callback
+of three lines (as callbacks/prompt.py).
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class Strategy:
 
 
 def origin(answerer: Answerer, data: Any, *splits: str) -> dict[str, str]:
-    """What a result is of: the base's fingerprint, a digest of each split, and of the module of a task of one's own."""
+    """What a result was made from: the base's fingerprint, digests of each split and of the module of a user's task."""
     rows = {split: data.digest(split) for split in splits}
     if (source := source_digest(type(data.task))) is not None:
         rows["task"] = source
@@ -183,7 +183,7 @@ def origin(answerer: Answerer, data: Any, *splits: str) -> dict[str, str]:
 
 
 def differs(saved: Mapping[str, Any], now: Mapping[str, Mapping[str, Any]]) -> str:
-    """In what respect a report or a search is not of what there is now; what it does not say is not looked at."""
+    """How a saved report or search differs from what would be made now, if it does; keys that it lacks are skipped."""
     return next((DIFFERS[key] for key, part in now.items() if saved.get(key, part) != part), "")
 
 

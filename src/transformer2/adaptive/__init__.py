@@ -1,1 +1,1 @@
-"""Answers to anybody's prompts: the model (model.py), and what is asked and answered (request.py)."""
+"""Answers to any prompt: the model (model.py), and what is asked and answered (request.py)."""

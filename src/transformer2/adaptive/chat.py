@@ -76,7 +76,7 @@ class PictureSource:
             raise DataError(f"picture {shown(path, 80)} is not inside the folder of pictures; copy it there")
         try:  # now: what a link or a name stands for may be another file later
             return PictureBytes(read_file(found, MAX_BYTES, DataError), shown(path, 80))
-        except DataError as e:  # which names the folder, and that is nobody else's affair
+        except DataError as e:  # which names the folder: callers need not learn it
             raise DataError(f"picture {shown(path, 80)} is no file that can be read; copy it there") from e
 
 
@@ -117,7 +117,11 @@ class Chat:
         for i, (role, content) in enumerate(given):
             if role not in ROLES:
                 raise UserError(f"a message has role {role!r}; use {', '.join(ROLES)}")
-            parts = _parts(role, content)
+            if isinstance(content, str):
+                content = [{"type": "text", "text": content}]
+            if not isinstance(content, list | tuple):
+                raise UserError(f"the content of a message of role {role!r} must be text, or a list of parts")
+            parts = [_part(part) for part in content]
             if images and i == len(given) - 1:
                 parts = [*({"type": "image", "image": image} for image in images), *parts]
             named = [part["image"] for part in parts if part["type"] == "image"]
@@ -150,9 +154,9 @@ class Chat:
         return sum(math.prod(picture.size()) for picture in {*self.images})
 
     def check_pictures(self) -> None:
-        """Read the pictures to their ends, once: a broken one must not come up in a step that others share.
+        """Decode the pictures, once: a broken one must not fail a step that other prompts share.
 
-        It takes seconds for large ones, so whoever has limits holds their sizes against them first.
+        It takes seconds for large ones, so check their sizes against any limit first.
 
         Raises:
             DataError: A picture is not there or cannot be used.
@@ -205,15 +209,6 @@ def check_characters(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as e:
         raise UserError("a prompt has bytes or halves of characters that are no text; write it as UTF-8") from e
-
-
-def _parts(role: str, content: Any) -> list[dict[str, Any]]:
-    """Content as parts {"type": "text", "text"} and {"type": "image", "image"}."""
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    if not isinstance(content, list | tuple):
-        raise UserError(f"the content of a message of role {role!r} must be text, or a list of parts")
-    return [_part(part) for part in content]
 
 
 def _part(part: Any) -> dict[str, Any]:

@@ -52,10 +52,6 @@ class LoadedExperts:
         """Adapter names of the experts, and of the base last: the axis K + 1 of weights."""
         return [*self._adapters.values(), self.base]
 
-    def has_matrices_of(self, expert: Expert) -> bool:
-        """Whether the policy has an SVF layer on each."""
-        return expert.deltas.keys() <= set(matrices(self.policy))
-
     def add(self, name: str, expert: Expert) -> None:
         """Load an expert.
 
@@ -112,17 +108,6 @@ class LoadedExperts:
         if isinstance(use, Mapping):
             return Selection("mix", {name: float(weight) for name, weight in use.items() if name != BASE})
         return Selection(use, {} if use == BASE else {use: 1.0})
-
-    def mixture(self, weights: Mapping[str, float]) -> tuple[Selection, Tensor]:
-        """A mixture, and its weights as `row` has them.
-
-        Raises:
-            UnknownExpertError: With the nearest name.
-            UserError: It is no mapping of experts to weights.
-        """
-        if not isinstance(weights, Mapping):
-            raise UserError(f"alpha is a mapping of experts to weights, not {shown(repr(weights), 60)}")
-        return self.selection(weights), self.row(weights)
 
     def row(self, weights: Mapping[str, float]) -> Tensor:
         """Weights (K + 1,) over the experts and the base: z' = 1 + sum_k weights[k] (z_k - 1)."""
@@ -187,6 +172,4 @@ def load_policy(
     policy = build_policy(model, {"target_modules": sorted(tuned)})
     if hasattr(model, "hf_device_map"):
         return policy
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return policy.to(device)
+    return policy.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")

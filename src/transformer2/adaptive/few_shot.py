@@ -1,9 +1,10 @@
-"""Few-shot adaptation to anybody's rows (paper, section 3.2 C): adaptation/few_shot.py without a task's splits."""
+"""Few-shot adaptation to a caller's own rows (paper, section 3.2 C): adaptation/few_shot.py without a task's splits."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,7 @@ from tqdm import tqdm
 
 from transformer2 import tasks
 from transformer2.adaptation.few_shot import FewShotSearch, run_search
-from transformer2.adaptation.members import matrices
-from transformer2.adaptation.mixture import Mixture
 from transformer2.adaptation.scoring import Scorer, score_members
-from transformer2.adaptation.search import make_search
 from transformer2.adaptive.chat import Chat, as_pictures
 from transformer2.adaptive.experts import LoadedExperts
 from transformer2.data.prompts import collate, render
@@ -62,7 +60,7 @@ def find_mixture(
     if not examples or not loaded.experts:
         raise UserError("a mixture is searched with at least one row and one expert")
     settings, policy = FewShotSearch(controls=False, **search), loaded.policy
-    mixture = Mixture(matrices(policy), list(loaded.experts), **settings.mixture_options)
+    mixture, searched = settings.begin(policy, list(loaded.experts))
     scorer = Scorer(policy, loaded.adapters, engine, lm_head(policy), engine.max_rows)
     ids = [render(engine.tokenizer, example) for example in examples]
     if verifier.max_new_tokens >= longest:
@@ -78,19 +76,13 @@ def find_mixture(
             )
     check_answers(verifier, examples, [isinstance(row, Example) for row in given])
     shots = collate(examples, ids, engine.pad_id).to(policy.device)
-    mean = 1 / len(mixture.members)
-    found = make_search(settings.search, mixture.dim, mean=mean, seed=settings.seed, **settings.search_options)
-
-    def scores(weights_LNK: Tensor) -> tuple[list[float], list[float]]:
-        return score_members(scorer, shots, verifier, verifier.max_new_tokens, weights_LNK)
-
-    generations = run_search(found, mixture, scores, settings.budget)
-    for entry in tqdm(generations, "adapt", settings.budget.total(found.population), unit="generation"):
-        answer = entry["best"] if settings.answer == "best" and entry["best"] else entry["answer"]
-    if not found.best_score > 0:
+    scores = partial(score_members, scorer, shots, verifier, verifier.max_new_tokens)
+    generations = run_search(searched, mixture, scores, settings.budget)
+    *_, last = tqdm(generations, "adapt", settings.budget.total(searched.population), unit="generation")
+    if not searched.best_score > 0:
         what = "no mixture answered a row right: only the likelihood of the right answers told them apart"
         warnings.warn(f"{what}; give rows that some expert can answer", stacklevel=3)
-    return mixture.weights(torch.tensor([answer]))[:, 0]
+    return mixture.weights(torch.tensor([settings.found(last)]))[:, 0]
 
 
 def check_answers(task: Task, examples: Sequence[Example], own: Sequence[bool]) -> None:

@@ -65,32 +65,27 @@ class FirstPass:
         Raises:
             LengthError: Says what to do instead.
         """
-        ((_, ids),) = self._questions([request])
+        ids = render(self.engine.tokenizer, self.dispatcher.question(request))
         if len(ids) + (self.dispatcher.max_new_tokens if self.writes else 0) > longest:
             raise LengthError(
                 f"the question which expert is to answer has {len(ids)} tokens, too many for the {longest} of this "
                 "model; shorten the prompt, or say what answers (`use`)"
             )
 
-    def rows(self, requests: Sequence[Example]) -> list[Row]:
-        """What the batch is to run where the first pass writes; `read` is for their texts."""
-        sampling = Sampling(0.0, max_new_tokens=self.dispatcher.max_new_tokens)
-        return [Row(ids, self._deltas, sampling, self.engine) for _, ids in self._questions(requests)]
-
-    def read(self, text: str) -> Selection:
-        """What a written first pass chooses."""
-        return self._selection(self.dispatcher.parse(text), text)
-
-    def score(self, requests: Sequence[Example]) -> list[Selection]:
-        """What the categories' probabilities choose."""
-        questions, ids = zip(*self._questions(requests), strict=True)
+    def begin(self, requests: Sequence[Example]) -> Sequence[Row | Selection]:
+        """What the categories' probabilities choose; where the first pass writes, rows to run: `read` their texts."""
+        questions = [self.dispatcher.question(request) for request in requests]
+        ids = [render(self.engine.tokenizer, question) for question in questions]
+        if self.writes:
+            sampling = Sampling(0.0, max_new_tokens=self.dispatcher.max_new_tokens)
+            return [Row(prompt, self._deltas, sampling, self.engine) for prompt in ids]
         prompts = collate(questions, ids, self.engine.pad_id).to(self.experts.policy.device)
         logprobs_BC = category_logprobs(self.dispatcher, self.scorer, prompts, torch.ones(1, 1))
         return [self._scored(probabilities) for probabilities in logprobs_BC.softmax(-1).tolist()]
 
-    def _questions(self, requests: Sequence[Example]) -> list[tuple[Example, list[int]]]:
-        questions = [self.dispatcher.question(request) for request in requests]
-        return [(question, render(self.engine.tokenizer, question)) for question in questions]
+    def read(self, text: str) -> Selection:
+        """What a written first pass chooses."""
+        return self._selection(self.dispatcher.parse(text), text)
 
     def _scored(self, probabilities: Sequence[float]) -> Selection:
         categories = self.dispatcher.categories

@@ -1,4 +1,4 @@
-"""A model that adapts to anybody's prompt: a first pass chooses among experts, a second pass answers.
+"""A model that adapts to any prompt: a first pass chooses among experts, a second pass answers.
 
     model = SelfAdaptive.from_pretrained("tiny")
     for answer in model.generate(["Ida has 12 pens, ...", "Code f(x): double, ..."]):
@@ -22,12 +22,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from transformer2 import tasks, tiny
-from transformer2.adaptation.members import add_member
+from transformer2.adaptation.members import add_member, matrices
 from transformer2.adaptive.chat import Chat, Prompt, as_prompts
 from transformer2.adaptive.experts import LoadedExperts, load_policy, read_experts
 from transformer2.adaptive.few_shot import find_mixture
 from transformer2.adaptive.first_pass import FirstPass, StrategyName, read_strategy
-from transformer2.adaptive.queue import JobQueue
+from transformer2.adaptive.queue import Decision, JobQueue
 from transformer2.adaptive.request import (
     BASE,
     USUAL_ANSWER,
@@ -42,6 +42,7 @@ from transformer2.adaptive.request import (
     read_use,
     stop_strings,
 )
+from transformer2.errors import UserError, shown
 from transformer2.experts import Expert, read_expert
 from transformer2.policy import eos_token_ids, load_tokenizer
 from transformer2.rollout.base import Sampling
@@ -104,8 +105,10 @@ class SelfAdaptive:
         self.longest = getattr(policy.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
         self._first_pass_lock = threading.Lock()  # never held while the model runs: `start` must not wait for a step
         self.set_strategy(strategy, soft)
+        if not isinstance(alpha, Mapping | None):
+            raise UserError(f"alpha is a mapping of experts to weights, not {shown(repr(alpha), 60)}")
         # What answers every prompt.
-        self._always = None if alpha is None else self._loaded.mixture(alpha)
+        self._always: Decision | None = None if alpha is None else (self._loaded.selection(alpha), None)
 
     @classmethod
     def from_pretrained(
@@ -153,11 +156,11 @@ class SelfAdaptive:
         with self._first_pass_lock:
             self._first_pass: FirstPass | None = None
 
-    def check_use(self, use: Use) -> None:
-        """Refuse what cannot answer: a name or weights; see `start`."""
+    def check_use(self, use: Use) -> Use:
+        """What `use` of `start` asks for; refuses names and weights that cannot answer."""
         use = read_use(use) if isinstance(use, str) else use
-        if use is not None:
-            self._loaded.check(use)
+        self._loaded.check(use)
+        return use
 
     # ------------------------------------------------------------------ experts
 
@@ -182,7 +185,7 @@ class SelfAdaptive:
         """
         found = expert if isinstance(expert, Expert) else read_expert(expert, name)
         with self._lock:
-            if not self._loaded.has_matrices_of(found):
+            if not found.deltas.keys() <= set(matrices(self.policy)):
                 self._queue.finish_rows()  # rows under way have no z for matrices that are new
             self._loaded.add(name, found)
             self._forget()
@@ -286,8 +289,7 @@ class SelfAdaptive:
         """
         chat = prompt if isinstance(prompt, Chat) else Chat.of(prompt)
         check_draws(max_new_tokens, seed, top_logprobs, temperature, top_p)
-        use = read_use(use) if isinstance(use, str) else use
-        self.check_use(use)
+        use = self.check_use(use)
         ids = prompt_ids(chat, ids, self.tokenizer)
         max_new_tokens = answer_budget(len(ids), max_new_tokens, self.longest, self.usual_answer)
         if use is None and self._always is None and self.strategy is not None and self.experts:
@@ -323,22 +325,20 @@ class SelfAdaptive:
         with self._lock:
             return self._queue.step()
 
-    def _decide(self, job: Job) -> tuple[Selection, Tensor] | None:
-        """What answers a request, and its weights; None where the first pass says so."""
+    def _decide(self, job: Job) -> Decision | None:
+        """What answers a request; None where the first pass says so."""
         if job.use is None and self._always is not None:
             return self._always
         if job.use is None and self.strategy is not None and self.experts:
             return None
-        choice = self._loaded.selection(job.use or (self.experts[0] if len(self.experts) == 1 else BASE))
-        return choice, self._loaded.row(choice.weights)
+        return self._loaded.selection(job.use or (self.experts[0] if len(self.experts) == 1 else BASE)), None
 
     def _choosing(self) -> FirstPass:
         """The first pass among the experts that are loaded now."""
         with self._first_pass_lock:
             if self._first_pass is None:
                 assert self.strategy is not None
-                classifier = None if self.strategy == "prompt" else self._classifier
-                adapter = classifier or self._loaded.base
+                adapter = self._loaded.base if self.strategy == "prompt" else self._classifier or self._loaded.base
                 self._first_pass = FirstPass(
                     self.strategy, self.soft, self._loaded, adapter, self._engine, self._labelled
                 )

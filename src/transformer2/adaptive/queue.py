@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor
 
 from transformer2.adaptive.experts import LoadedExperts
 from transformer2.adaptive.first_pass import FirstPass
 from transformer2.adaptive.request import Job, Selection
-from transformer2.errors import UserError
 from transformer2.rollout.continuous import ContinuousBatch, Row
 
 __all__ = ["JobQueue"]
 
-Decision = tuple[Selection, Tensor]  # what answers, and its weights
+Decision = tuple[Selection, Tensor | None]  # what answers, and its weights (L, K + 1) where those differ by matrix
 
 
 class JobQueue:
@@ -51,19 +51,27 @@ class JobQueue:
         """Draw one token for every job; those that were under way or have ended in this step."""
         new = [self._new.popleft() for _ in range(len(self._new))]
         self._jobs += new
-        try:
-            self._begin([job for job in new if not job.cancelled])
-        except Exception as e:
-            for job in new:
-                job.error = job.error if job.row or job.dispatch else job.error or e
+        asking: list[Job] = []
+        for job in new:
+            if not job.cancelled:
+                with _error_of(job):  # an expert may have been removed since the request came
+                    if (decision := self.decide(job)) is None:
+                        asking.append(job)
+                    else:
+                        self._answer(job, *decision)
+        if asking:
+            self._ask(asking)
         self.batch.step()
         met = self._jobs
         for job in met:
-            if job.row is None and job.dispatch is not None and job.dispatch.finish_reason in ("stop", "length"):
-                self._read(job, job.dispatch.text)
-            row = job.dispatch if job.row is None else job.row
-            if job.error is None and (row is None or row.finish_reason is not None):
+            row = job.row
+            if job.error is not None or (row is not None and row.finish_reason is None):
+                continue
+            if row is None or job.choice is not None or row.finish_reason not in ("stop", "length"):
                 job.finish()
+                continue
+            with _error_of(job):  # the first pass has written; the experts or the strategy may have gone meanwhile
+                self._answer(job, *(self.decide(job) or (self.first_pass().read(row.text), None)))
         self._jobs = [job for job in met if not job.is_done]
         return met
 
@@ -72,58 +80,37 @@ class JobQueue:
         while not self.batch.is_idle:
             self.batch.step()
 
-    def _begin(self, jobs: Sequence[Job]) -> None:
-        """The second pass of jobs of which it is known what answers, the first of the others."""
-        asking: list[Job] = []
-        for job in jobs:
-            try:
-                decision = self.decide(job)
-            except UserError as e:  # an expert that was removed since the request came
-                job.error = e
-                continue
-            if decision is None:
-                asking.append(job)
-            else:
-                self._second_pass(job, *decision)
-        if asking:
-            self._first_pass(asking)
-
-    def _first_pass(self, jobs: Sequence[Job]) -> None:
+    def _ask(self, jobs: Sequence[Job]) -> None:
         """The first pass of several jobs at once; where it fails, of each alone, so that none has another's error."""
-        first_pass, requests = self.first_pass(), [job.chat.request for job in jobs]
         try:
-            rows = first_pass.rows(requests) if first_pass.writes else None
-            choices = first_pass.score(requests) if rows is None else []
+            begun = self.first_pass().begin([job.chat.request for job in jobs])
         except Exception as e:
             if len(jobs) == 1:
                 jobs[0].error = e.with_traceback(None)  # whose frames hold tensors
-                return
-            for job in jobs:
-                self._first_pass([job])
+            else:
+                for job in jobs:
+                    self._ask([job])
             return
-        if rows is None:
-            for job, choice in zip(jobs, choices, strict=True):
-                self._second_pass(job, *self._weighted(choice))
-        else:
-            for job, row in zip(jobs, rows, strict=True):
-                job.dispatch = row
-                self.batch.submit(row)
+        for job, found in zip(jobs, begun, strict=True):
+            with _error_of(job):
+                if isinstance(found, Row):
+                    job.run(found)
+                    self.batch.submit(found)
+                else:
+                    self._answer(job, found)
 
-    def _read(self, job: Job, text: str) -> None:
-        """The second pass of a job whose first has written; what goes wrong is its own, or no step would end again."""
-        try:
-            # Asked anew: the experts or the strategy may have gone meanwhile.
-            decision = self.decide(job) or self._weighted(self.first_pass().read(text))
-            self._second_pass(job, *decision)
-        except Exception as e:
-            job.error = e
-
-    def _weighted(self, choice: Selection) -> Decision:
-        return choice, self.experts.row(choice.weights)
-
-    def _second_pass(self, job: Job, choice: Selection, weights: Tensor) -> None:
-        """Let what was chosen answer."""
-        deltas = self.experts.deltas(weights)
+    def _answer(self, job: Job, choice: Selection, weights: Tensor | None = None) -> None:
+        """The second pass."""
+        deltas = self.experts.deltas(self.experts.row(choice.weights) if weights is None else weights)
         row = Row(job.prompt, deltas, job.sampling, job.ending, job.seed, job.top_logprobs or 0)
-        job.choose(choice, row)
+        job.run(row, choice)
         self.batch.submit(row)
+
+
+@contextmanager
+def _error_of(job: Job) -> Iterator[None]:
+    """What goes wrong with one job is no other's, and ends no step."""
+    try:
+        yield
+    except Exception as e:
+        job.error = e.with_traceback(None)  # whose frames hold tensors

@@ -104,6 +104,8 @@ class Job:
         choice: What answers, once that is chosen.
         answer: The answer, once it is whole.
         error: What went wrong, if anything did; there is no answer then.
+        row: Its row of the batch: of the first pass, and of the answer once there is a choice.
+        cancelled: Whether nobody waits for it any more.
     """
 
     chat: Chat
@@ -116,8 +118,7 @@ class Job:
     choice: Selection | None = None
     answer: AdaptiveAnswer | None = None
     error: BaseException | None = None
-    dispatch: Row | None = field(default=None, repr=False)  # the first pass, where it is a row of the batch
-    row: Row | None = field(default=None, repr=False)  # the second pass
+    row: Row | None = field(default=None, repr=False)
     cancelled: bool = False
 
     def __post_init__(self) -> None:
@@ -140,30 +141,30 @@ class Job:
     def cancel(self) -> None:
         """End it where it is and free its row; from any thread."""
         self.cancelled = True
-        for row in (self.dispatch, self.row):
-            if row is not None:
-                row.end("cancelled")
+        if self.row is not None:
+            self.row.end("cancelled")
 
-    def choose(self, choice: Selection, row: Row) -> None:
-        """Note what answers, and the row in which it does."""
-        self.choice, self.row, self._chosen = choice, row, time.perf_counter()
+    def run(self, row: Row, choice: Selection | None = None) -> None:
+        """Note the row that is run next; with a choice it is that of the answer."""
+        self.row = row  # before the choice: other threads that see one read the answer's row
+        if choice is not None:
+            self.choice, self._chosen = choice, time.perf_counter()
         if self.cancelled:
             row.end("cancelled")
 
     def finish(self) -> None:
         """Make the answer of what has been drawn."""
-        row, now = self.row, time.perf_counter()
-        for failed in (self.dispatch, row):
-            if failed is not None and failed.error is not None:
-                self.error = failed.error
-                return
+        if self.row is not None and self.row.error is not None:
+            self.error = self.row.error
+            return
+        row = None if self.choice is None else self.row  # None: it was cancelled before anything was chosen
         self.answer = AdaptiveAnswer(
             "" if row is None else row.text,
             self.choice or Selection(BASE, {}),
             "cancelled" if row is None or row.finish_reason is None else row.finish_reason,
             len(self.prompt),
             0 if row is None else len(row.tokens),
-            {"first_pass": self._chosen - self._started, "second_pass": now - self._chosen},
+            {"first_pass": self._chosen - self._started, "second_pass": time.perf_counter() - self._chosen},
             () if self.top_logprobs is None else self.logprobs(),
         )
 
@@ -172,7 +173,7 @@ class Job:
         if self.answer is not None:
             given, self._given = self._given, self.answer.text
             return self.answer.text.removeprefix(given)
-        if self.row is None:
+        if self.choice is None or self.row is None:
             return ""
         tokens, texts = list(self.row.tokens), self.ending.texts
         before, after = texts([tokens[self._window : self._read], tokens[self._window :]])
@@ -193,7 +194,7 @@ class Job:
 
     def logprobs(self, start: int = 0) -> list[TokenLogprob]:
         """Log-probabilities of what has been drawn, from token `start` on; also while it is under way."""
-        if self.row is None:
+        if self.choice is None or self.row is None:
             return []
 
         def shown(token: int) -> str:
@@ -256,7 +257,7 @@ def prompt_ids(chat: Chat, ids: Sequence[int] | None, tokenizer: Any) -> list[in
     return found
 
 
-def answer_budget(prompt_tokens: int, max_new_tokens: int | None, longest: int, usual: int = USUAL_ANSWER) -> int:
+def answer_budget(prompt_tokens: int, max_new_tokens: int | None, longest: int, usual: int) -> int:
     """Tokens that an answer may have: those asked for, else what the model has room for, `usual` at most.
 
     Raises:
@@ -287,7 +288,7 @@ def stop_strings(stop: Any) -> list[str | int]:
 
 
 def check_draws(max_new_tokens: Any, seed: Any, top_logprobs: Any, temperature: Any, top_p: Any) -> None:
-    """Refuse numbers that no row could be drawn with: they would come up in a step that others share.
+    """Refuse numbers that no row could be drawn with: they would fail a step that other requests share.
 
     Raises:
         UserError: The message names the argument.

@@ -62,8 +62,7 @@ def serve(args: Sequence[str]) -> int:
         print(f"transformer2: whoever reaches {address(bound)} can use it; set {KEY}", file=sys.stderr)
 
     from transformer2.serving.app import create_app
-    from transformer2.serving.guard import LOOPBACK
-    from transformer2.serving.limits import Limits
+    from transformer2.serving.guard import LOOPBACK, Limits
 
     limits = Limits(**{name.removeprefix("max_"): value for name, value in asked.items() if value is not None})
     model = load(arguments, max_rows=max_rows)

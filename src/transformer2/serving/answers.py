@@ -30,7 +30,7 @@ class ChatAnswer:
 
     def __init__(self, model: str, with_usage: bool, per_prompt: int) -> None:
         self.with_usage, self.per_prompt = with_usage, per_prompt
-        self._sent = Counter[int]()  # answer -> characters of its tokens that have been sent
+        self._sent, self._offset = Counter[int](), Counter[int]()  # answer -> tokens sent, and characters of these
         self.head = {"id": f"{self.prefix}{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
 
     def body(self, jobs: Sequence[Job]) -> dict[str, Any]:
@@ -56,12 +56,15 @@ class ChatAnswer:
         """The event that says what answers."""
         return self._event(i, {"role": "assistant", "content": ""}, job)
 
-    def text(self, i: int, text: str, job: Job, start: int) -> tuple[bytes, int]:
-        """An event with a piece of text, and up to which token its log-probabilities go."""
-        tokens = [] if job.top_logprobs is None else _without_eos(job, start)
-        logprobs = None if job.top_logprobs is None else self._logprobs(tokens, self._sent[i])
-        self._sent[i] += sum(len(t.token) for t in tokens)
-        return self._event(i, {"content": text}, None, logprobs), start + len(tokens)
+    def text(self, i: int, text: str, job: Job) -> bytes:
+        """An event with a piece of text, and the log-probabilities of what has been drawn since the last one."""
+        if job.top_logprobs is None:
+            return self._event(i, {"content": text}, None)
+        tokens = _without_eos(job, self._sent[i])
+        logprobs = self._logprobs(tokens, self._offset[i])
+        self._sent[i] += len(tokens)
+        self._offset[i] += sum(len(t.token) for t in tokens)
+        return self._event(i, {"content": text}, None, logprobs)
 
     def ending(self, i: int, job: Job) -> bytes:
         """The event that says why answer i is over."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,21 @@ from starlette.types import Receive, Scope, Send
 
 from transformer2.adaptive.chat import Chat, PictureSource
 from transformer2.adaptive.model import SelfAdaptive
-from transformer2.adaptive.request import BASE, read_use
+from transformer2.adaptive.request import BASE
 from transformer2.errors import ExpertError, shown
 from transformer2.experts import read_expert
 from transformer2.files import inside
 from transformer2.serving.answers import DONE, ChatAnswer, TextAnswer, event
 from transformer2.serving.engine import Call, Engine
 from transformer2.serving.faults import Fault, as_fault, handle_faults
-from transformer2.serving.guard import Guard
-from transformer2.serving.limits import Limits
+from transformer2.serving.guard import Guard, Limits
 from transformer2.serving.metrics import Metrics
 from transformer2.serving.schemas import AddExpert, ChatRequest, CompletionRequest
 
 __all__ = ["create_app"]
 
 PAGE = Path(__file__).parent / "page"
+POLL = 0.5  # seconds after which a client that has gone is noticed
 PING = 15.0  # seconds without news after which a stream says that it is alive
 GRACE = 5.0  # seconds beyond the limit that a client has to read what there is
 PAGE_POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
@@ -60,13 +59,8 @@ def create_app(
         model.usual_answer = min(model.usual_answer, limits.tokens)
     engine = Engine(model, limits)
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with engine:
-            yield
-
     # FastAPI's documentation pages load scripts from another host.
-    app = FastAPI(title="transformer2", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="transformer2", lifespan=lambda _: engine, docs_url=None, redoc_url=None)
     app.state.engine, app.state.metrics = engine, Metrics(engine)
     handle_faults(app, app.state.metrics.fault)
     _add_answers(app, limits, PictureSource(None if image_dir is None else Path(image_dir), confined=True))
@@ -95,10 +89,12 @@ def _add_answers(app: FastAPI, limits: Limits, source: PictureSource) -> None:
         usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         shape = kind(body.model, usage, body.n or 1)
         if body.stream:
-            events = _events(call, shape, metrics, limits.seconds)
-            return _EventStream(events, partial(engine.end, call), limits.seconds + GRACE)
+            return _EventStream(_events(call, shape, metrics), partial(engine.end, call), limits.seconds + GRACE)
         try:
-            await _finish(request, call, limits.seconds)
+            while not call.check():
+                await call.moved(POLL)
+                if await request.is_disconnected():
+                    raise Fault(499, "the client went away")
             for job in call.jobs:
                 metrics.count(job)
             return JSONResponse(shape.body(call.jobs))
@@ -137,9 +133,9 @@ def _add_models(app: FastAPI) -> None:
 
     @app.get("/v1/models/{name}")
     async def one(name: str) -> dict[str, Any]:
-        model.check_use(name)
+        use = model.check_use(name)
         named = {entry["id"]: entry for entry in known()}
-        return named.get(name) or card(name, kind="mix", weights=read_use(name))
+        return named.get(name) or card(name, kind="mix", weights=use)
 
     @app.get("/v1/experts/{name}/z")
     def z(name: str) -> Response:  # in a thread: it may be millions of numbers
@@ -148,21 +144,21 @@ def _add_models(app: FastAPI) -> None:
 
 
 def _add_experts(app: FastAPI, root: Path) -> None:
-    engine: Engine = app.state.engine
+    model: SelfAdaptive = app.state.engine.model  # its lock lets changes in between two steps
 
     @app.post("/v1/experts", status_code=201)
     async def add(body: AddExpert) -> dict[str, Any]:
-        if body.name in engine.model.experts:
+        if body.name in model.experts:
             raise Fault(409, f"there is an expert {body.name!r}; remove it first, or take another name", None, "name")
         if (folder := inside(root, body.path)) is None:
             raise ExpertError(f"{shown(repr(body.path))} is not inside --experts_dir; copy the expert there")
         expert = await asyncio.to_thread(read_expert, folder, body.name)
-        await engine.between_steps(partial(engine.model.add_expert, body.name, expert))
+        await asyncio.to_thread(model.add_expert, body.name, expert)
         return {"id": body.name, "object": "model"}
 
     @app.delete("/v1/experts/{name}")
     async def remove(name: str) -> dict[str, Any]:
-        await engine.between_steps(partial(engine.model.remove_expert, name))
+        await asyncio.to_thread(model.remove_expert, name)
         return {"id": name, "object": "model", "deleted": True}
 
 
@@ -177,37 +173,14 @@ def _add_health(app: FastAPI) -> None:
         return Response(app.state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def _finish(request: Request, call: Call, seconds: float) -> None:
-    """Wait until all jobs of a call are done, or nobody waits for them any more."""
-    gone = asyncio.ensure_future(request.receive())  # after the body, nothing but a disconnect comes
-    deadline = time.monotonic() + seconds
-    try:
-        while True:
-            call.check()
-            if all(job.is_done for job in call.jobs):
-                return
-            moved = asyncio.ensure_future(call.moved(deadline - time.monotonic()))
-            try:
-                await asyncio.wait({gone, moved}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                moved.cancel()
-            if gone.done():
-                raise Fault(499, "the client went away")
-            if not moved.result():
-                raise _too_slow(seconds)
-    finally:
-        gone.cancel()
-
-
-async def _events(call: Call, shape: ChatAnswer, metrics: Metrics, seconds: float) -> AsyncIterator[bytes]:
+async def _events(call: Call, shape: ChatAnswer, metrics: Metrics) -> AsyncIterator[bytes]:
     """The events of a stream."""
-    opened, sent, open_jobs = set[int](), dict.fromkeys(range(len(call.jobs)), 0), dict(enumerate(call.jobs))
-    deadline, heard = call.started + seconds, False
+    open_jobs, opened, heard = dict(enumerate(call.jobs)), set[int](), False
     try:
         while open_jobs:
             call.check()
             for i, job in list(open_jobs.items()):
-                done = job.is_done  # looked at first: it may become so meanwhile
+                done = job.answer is not None  # looked at first: it may come meanwhile
                 if i not in opened and job.choice is not None:
                     opened.add(i)
                     yield shape.opening(i, job)
@@ -215,15 +188,12 @@ async def _events(call: Call, shape: ChatAnswer, metrics: Metrics, seconds: floa
                     if not heard:
                         heard = True
                         metrics.first.observe(time.monotonic() - call.started)
-                    data, sent[i] = shape.text(i, text, job, sent[i])
-                    yield data
+                    yield shape.text(i, text, job)
                 if done:
                     metrics.count(job)
                     del open_jobs[i]
                     yield shape.ending(i, job)
-            if open_jobs and not await call.moved(min(PING, max(0.0, deadline - time.monotonic()))):
-                if time.monotonic() >= deadline:
-                    raise _too_slow(seconds)
+            if open_jobs and not await call.moved(PING):
                 yield b": still here\n\n"
         if shape.with_usage:
             yield shape.usage(call.jobs)
@@ -234,13 +204,8 @@ async def _events(call: Call, shape: ChatAnswer, metrics: Metrics, seconds: floa
         yield event(fault.body)
 
 
-def _too_slow(seconds: float) -> Fault:
-    # The openai client would ask again, and have a busy server do the same once more.
-    return Fault(504, f"no whole answer within {seconds:g} s", "timeout", headers={"x-should-retry": "false"})
-
-
 class _EventStream(StreamingResponse):
-    """Server-sent events; however they end, `end` is called. A client that does not read is let go after `seconds`."""
+    """Server-sent events; `end` is called however they end. A client that does not read is cut off after `seconds`."""
 
     def __init__(self, events: AsyncIterator[bytes], end: Callable[[], None], seconds: float) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -257,7 +222,7 @@ class _EventStream(StreamingResponse):
 
 
 class _Page(StaticFiles):
-    """The page, which loads nothing from elsewhere and stands in nobody's frame."""
+    """The page, which loads nothing from other hosts and cannot be framed."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)

@@ -1,7 +1,7 @@
 """One thread runs the model; requests wait for it in the event loop.
 
-The thread draws one token for everybody, tells the event loop whose requests moved, and goes on. Nobody but this thread
-calls `step`; requests are started in worker threads, where tokenising a long prompt holds up no one.
+The thread draws one token for every request, wakes those who wait in the event loop, and goes on. It alone calls
+`step`; requests are started in worker threads, where tokenising a long prompt holds up no one.
 """
 
 from __future__ import annotations
@@ -10,20 +10,17 @@ import asyncio
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from concurrent.futures import ThreadPoolExecutor
 
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.adaptive.request import Job
 from transformer2.errors import DataError, UnknownExpertError
 from transformer2.serving.faults import Fault, as_fault
-from transformer2.serving.limits import Limits
+from transformer2.serving.guard import Limits
 
 __all__ = ["Call", "Engine"]
 
-T = TypeVar("T")
 DECODERS = 2  # threads that decode pictures, seconds and hundreds of MB for a large one; other requests do not wait
 
 
@@ -33,12 +30,12 @@ class Call:
     Attributes:
         jobs: In the order of the answers.
         streams: Whether every token is waited for, or only the ends.
-        error: What befell the thread that runs the model.
+        error: What went wrong in the thread that runs the model.
     """
 
-    def __init__(self, count: int, streams: bool) -> None:
+    def __init__(self, count: int, streams: bool, seconds: float) -> None:
         self.jobs: list[Job] = []
-        self.count, self.streams = count, streams
+        self.count, self.streams, self.seconds = count, streams, seconds
         self.error: Fault | None = None
         self.started = time.monotonic()
         self._moved = asyncio.Event()
@@ -64,17 +61,30 @@ class Call:
         self._moved.set()
 
     async def moved(self, seconds: float) -> bool:
-        """Wait until something moves; False when nothing does for so long."""
+        """Wait until something moves; False when nothing does for so long.
+
+        Raises:
+            Fault: It has taken too long.
+        """
+        left = self.started + self.seconds - time.monotonic()
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(min(seconds, max(0.0, left))):
                 await self._moved.wait()
         except TimeoutError:
+            if left <= seconds:
+                # The openai client would ask again, and have a busy server do the same once more.
+                headers = {"x-should-retry": "false"}
+                raise Fault(504, f"no whole answer within {self.seconds:g} s", "timeout", headers=headers) from None
             return False
         self._moved.clear()
         return True
 
-    def check(self) -> None:
-        """Raise what went wrong with a job."""
+    def check(self) -> bool:
+        """Whether every job has its answer.
+
+        Raises:
+            Fault: What went wrong with one of them, or with the thread that runs the model.
+        """
         if self.error is not None:
             raise self.error
         for job in self.jobs:
@@ -82,6 +92,7 @@ class Call:
                 # Whatever else it is, the request was fine when it was started: it is no fault of the client's.
                 own = isinstance(job.error, UnknownExpertError | DataError)  # an expert that went; a picture
                 raise as_fault(job.error if own else RuntimeError(job.error))
+        return all(job.answer is not None for job in self.jobs)
 
 
 class Engine:
@@ -99,20 +110,16 @@ class Engine:
 
     def __init__(self, model: SelfAdaptive, limits: Limits) -> None:
         self.model, self.limits, self.draining, self.steps = model, limits, False, 0
-        self.idle = asyncio.Event()
-        self.idle.set()
-        self._calls: dict[Job, Call] = {}
+        self._calls: set[Call] = set()
         self.answers = 0
-        self._seconds = 1.0  # that an answer took of late
-        self._changes: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._seconds = 1.0  # that an answer takes, a moving average
         self._decoders = ThreadPoolExecutor(DECODERS, "pictures")
         self._work, self._closed = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    async def __aenter__(self) -> Engine:
+    async def __aenter__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
-        return self
 
     async def __aexit__(self, *error: object) -> None:
         self._closed = True
@@ -120,8 +127,12 @@ class Engine:
         self._decoders.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._thread.join)
 
+    def drain(self) -> None:
+        """Refuse new requests from now on; from any thread or signal handler."""
+        self.draining = True
+
     async def begin(self, starts: Sequence[Callable[[], Job]], streams: bool, pictures: bool = False) -> Call:
-        """Start jobs; whoever gets the call must `end` it.
+        """Start jobs; the caller must `end` the call.
 
         Args:
             starts: Start one each.
@@ -150,69 +161,40 @@ class Engine:
                 "rate_limit_exceeded",
                 headers={"Retry-After": str(wait)},
             )
-        call = Call(len(starts), streams)
+        call = Call(len(starts), streams, self.limits.seconds)
         self.answers += call.count
-        self.idle.clear()
         try:
             await self._loop.run_in_executor(self._decoders if pictures else None, call.start, starts)
         except BaseException:
             self.end(call)
             raise
-        self._calls.update(dict.fromkeys(call.jobs, call))
+        self._calls.add(call)
         self._work.set()
         return call
 
     def end(self, call: Call) -> None:
         """Let a call go, whether or not it is finished."""
         call.leave()
-        for job in call.jobs:
-            self._calls.pop(job, None)
+        self._calls.discard(call)
         self._work.set()  # so that what was cancelled goes
         self._seconds += 0.1 * (time.monotonic() - call.started - self._seconds)
         self.answers -= call.count
-        if not self.answers:
-            self.idle.set()
-
-    async def between_steps(self, change: Callable[[], T]) -> T:
-        """Run something that changes the model, in its thread."""
-        done: Future[T] = Future()
-        self._changes.append((change, done))
-        self._work.set()
-        return await asyncio.wrap_future(done)
 
     def _run(self) -> None:
         while not self._closed:
             self._work.wait()
             self._work.clear()
-            while self._changes or not (self._closed or self.model.is_idle):
-                self._make_changes()
+            while not (self._closed or self.model.is_idle):
                 try:
-                    moved = self.model.step()
+                    self.model.step()
                 except Exception as e:
-                    self._loop.call_soon_threadsafe(self._fail, as_fault(e))
+                    self._loop.call_soon_threadsafe(self._wake, as_fault(e))
                     time.sleep(0.1)  # whatever it is, it may be so at the next step too
                     continue
                 self.steps += 1
-                if moved:
-                    self._loop.call_soon_threadsafe(self._wake, moved)
-                del moved  # with its pictures, until the next request otherwise
+                self._loop.call_soon_threadsafe(self._wake)
 
-    def _make_changes(self) -> None:
-        while self._changes:
-            change, done = self._changes.popleft()
-            if not done.set_running_or_notify_cancel():
-                continue
-            try:
-                done.set_result(change())
-            except Exception as e:
-                done.set_exception(e)
-
-    def _wake(self, moved: Sequence[Job]) -> None:
-        for job in moved:
-            call = self._calls.get(job)
-            if call is not None and (call.streams or job.is_done):
-                call.wake()
-
-    def _fail(self, fault: Fault) -> None:
-        for call in set(self._calls.values()):
-            call.wake(fault)
+    def _wake(self, fault: Fault | None = None) -> None:
+        for call in self._calls:
+            if fault or call.streams or all(job.is_done for job in call.jobs):
+                call.wake(fault)

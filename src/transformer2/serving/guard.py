@@ -1,9 +1,10 @@
-"""Who may ask, and how much: the key, the bytes, and no web page that reaches for its reader's own machine."""
+"""Who may ask, and how much: the key, the limits, and no pages of other sites in a browser on this machine."""
 
 from __future__ import annotations
 
 import hmac
 from collections.abc import Collection
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException
@@ -12,10 +13,31 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from transformer2.serving.faults import Fault
 
-__all__ = ["LOOPBACK", "Guard"]
+__all__ = ["LOOPBACK", "Guard", "Limits"]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 GUARDED = ("/v1", "/metrics", "/openapi.json")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes on; what is more is refused.
+
+    Attributes:
+        body: Bytes of a request.
+        tokens: Budget of an answer; None is what the model has room for.
+        queue: Answers that wait for a row of the running batch.
+        seconds: From a request to the end of its answer.
+        answers: Answers to one request (`n` x prompts).
+        pixels: Of the different pictures of one request together; decoding takes seconds and memory for each million.
+    """
+
+    body: int = 4 << 20
+    tokens: int | None = None
+    queue: int = 256
+    seconds: float = 600.0
+    answers: int = 128
+    pixels: int = 25_000_000
 
 
 class Guard:

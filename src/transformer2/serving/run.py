@@ -54,38 +54,28 @@ def run(app: FastAPI, bound: socket.socket, ready: Callable[[Callable[[], None]]
         bound: From `bind`.
         ready: Called once requests are taken, with what stops the server, from any thread or signal handler.
     """
-    asyncio.run(_serve(app, bound, ready))
-
-
-async def _serve(app: FastAPI, bound: socket.socket, ready: Callable[[Callable[[], None]], None]) -> None:
-    loop, engine = asyncio.get_running_loop(), app.state.engine
     # No access log: it would grow, and /metrics counts.
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=FLUSH
     )
-    server = _Server(config)
-    draining: list[asyncio.Task[None]] = []  # a task that nothing refers to may be collected
-    serving = asyncio.create_task(server.serve(sockets=[bound]))
-    while not server.started and not serving.done():
-        await asyncio.sleep(0.01)
-    if not serving.done():
-
-        def stop() -> None:
-            loop.call_soon_threadsafe(lambda: draining.append(loop.create_task(_drain(server, engine))))
-
-        ready(stop)
-    await serving
-
-
-async def _drain(server: uvicorn.Server, engine: Engine) -> None:
-    engine.draining = True
-    await engine.idle.wait()
-    server.should_exit = True  # the socket is closed, and responses that are being sent are sent
+    asyncio.run(_Server(config, app.state.engine, ready).serve([bound]))
 
 
 class _Server(uvicorn.Server):
-    """Signals are the command line's."""
+    """Ends once the engine drains and no answer is under way. The command line handles signals."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, ready: Callable[[Callable[[], None]], None]) -> None:
+        super().__init__(config)
+        self.engine, self.ready = engine, ready
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready(self.engine.drain)
+
+    async def on_tick(self, counter: int) -> bool:
+        # Then the socket is closed, and responses that are being sent are sent.
+        return await super().on_tick(counter) or (self.engine.draining and not self.engine.answers)

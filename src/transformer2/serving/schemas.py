@@ -9,14 +9,14 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from transformer2.adaptive.chat import Chat, PictureSource, check_characters
 from transformer2.data.prompts import plain_ids
 from transformer2.errors import nearest
 from transformer2.serving.faults import Fault
-from transformer2.serving.limits import Limits
+from transformer2.serving.guard import Limits
 
 __all__ = ["AddExpert", "ChatRequest", "CompletionRequest"]
 
@@ -45,15 +45,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class _Open(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-
-
-class Message(_Open):
+class Message(BaseModel, strict=True, extra="allow"):
     """One message of a chat. Fields that are empty (as in answers that are sent back) are fine."""
 
     role: str
@@ -68,19 +60,15 @@ class Message(_Open):
             raise ValueError(f"the content of a message of role {self.role!r} must be text, or a list of parts")
         return self
 
-    def plain(self) -> dict[str, Any]:
-        """As the model takes it."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
-
-class StreamOptions(_Strict):
+class StreamOptions(BaseModel, strict=True, extra="forbid"):
     """Options of a stream."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None  # padding against eavesdroppers; there is none
 
 
-class _Request(_Open):
+class _Request(BaseModel, strict=True, extra="allow"):
     """What chats and completions have in common."""
 
     model: str = Field(max_length=10_000)
@@ -111,28 +99,23 @@ class _Request(_Open):
         """How many are asked for."""
         return self.n or 1
 
-    def budget(self, limits: Limits) -> int | None:
-        """Tokens of an answer.
+    def options(self, limits: Limits, top_logprobs: int | None) -> list[dict[str, Any]]:
+        """Arguments of `SelfAdaptive.start` for each of the n answers.
 
         Raises:
-            Fault: More than the server allows.
+            Fault: They may be longer than the server allows.
         """
-        asked = self.max_tokens
-        if limits.tokens is not None and (asked or 0) > limits.tokens:
-            message = f"max_tokens {asked} is more than this server's {limits.tokens}; lower it"
+        if limits.tokens is not None and (self.max_tokens or 0) > limits.tokens:
+            message = f"max_tokens {self.max_tokens} is more than this server's {limits.tokens}; lower it"
             raise Fault(400, message, "invalid_value", "max_tokens")
-        return asked
-
-    def options(self, limits: Limits, top_logprobs: int | None) -> list[dict[str, Any]]:
-        """Arguments of `SelfAdaptive.start` for each of the n answers."""
         # Drawn here where none is given: two requests of one prompt are two draws.
         seed = secrets.randbits(63) if self.seed is None else self.seed
         common = {
             "use": self.model,
-            "max_new_tokens": self.budget(limits),
+            "max_new_tokens": self.max_tokens,
             "temperature": 1.0 if self.temperature is None else self.temperature,
             "top_p": 1.0 if self.top_p is None else self.top_p,
-            "stop": [self.stop] if isinstance(self.stop, str) else self.stop or [],
+            "stop": self.stop or [],
             "top_logprobs": top_logprobs,
         }
         return [{**common, "seed": (seed + i) % 2**63} for i in range(self.n or 1)]
@@ -158,7 +141,9 @@ class ChatRequest(_Request):
 
     def starts(self, tokenizer: PreTrainedTokenizerBase, limits: Limits, source: PictureSource) -> list[dict[str, Any]]:
         """Arguments of `SelfAdaptive.start` for every answer."""
-        chat = Chat.of([message.plain() for message in self.messages], source)
+        roles = {"developer": "system"}
+        messages = [{"role": roles.get(m.role, m.role), "content": m.content} for m in self.messages]
+        chat = Chat.of(messages, source)
         if (pixels := chat.pixels) > limits.pixels:
             raise Fault(
                 400,
@@ -179,44 +164,36 @@ class CompletionRequest(_Request):
 
     @field_validator("prompt")
     @classmethod
-    def _is_something(cls, prompt: Any) -> Any:
-        if not all(prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]):
+    def _as_list(cls, prompt: Any) -> Any:
+        prompts = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
+        if not all(prompts):
             raise ValueError("an empty prompt cannot be completed; give it some text")
-        return prompt
-
-    @property
-    def prompts(self) -> list[Any]:
-        """Each of them, text or ids."""
-        many = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
-        return list(self.prompt) if many else [self.prompt]
+        return prompts
 
     @property
     def answers(self) -> int:
         """n to a prompt."""
-        return len(self.prompts) * (self.n or 1)
+        return len(self.prompt) * (self.n or 1)
 
     def starts(self, tokenizer: PreTrainedTokenizerBase, limits: Limits, source: PictureSource) -> list[dict[str, Any]]:
         """Arguments of `SelfAdaptive.start` for every answer, n to a prompt."""
         found = []
-        for prompt in self.prompts:
-            ids = _ids(prompt, tokenizer)
-            text = prompt if isinstance(prompt, str) else tokenizer.decode(ids)
+        prompts: list[Any] = list(self.prompt)
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                check_characters(prompt)
+                text, ids = prompt, plain_ids(tokenizer, prompt)
+            elif max(prompt) < len(tokenizer):
+                text, ids = tokenizer.decode(prompt), prompt
+            else:
+                message = f"there is no token {max(prompt)}; ids are 0 to {len(tokenizer) - 1}"
+                raise Fault(400, message, "invalid_value", "prompt")
             found += [{"prompt": text, "ids": ids, **options} for options in self.options(limits, self.logprobs)]
         return found
 
 
-class AddExpert(_Strict):
+class AddExpert(BaseModel, strict=True, extra="forbid"):
     """Body of POST /v1/experts."""
 
     name: str
     path: str = Field(min_length=1, max_length=1000)
-
-
-def _ids(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    if isinstance(prompt, str):
-        check_characters(prompt)
-    ids = plain_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
-    if max(ids, default=0) >= len(tokenizer):
-        message = f"there is no token {max(ids)}; ids are 0 to {len(tokenizer) - 1}"
-        raise Fault(400, message, "invalid_value", "prompt")
-    return ids
