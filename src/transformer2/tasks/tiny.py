@@ -197,7 +197,7 @@ class TinyReasoning(TinyTask):
 
     name = "tiny_reasoning"
     description = "a choice among lettered things; the answer is a letter"
-    ask = staticmethod(world.reasoning_question)
+    ask: ClassVar[Callable[..., Any]] = staticmethod(world.reasoning_question)
 
     def answer(self, question: world.Question) -> str:
         """The letter."""
