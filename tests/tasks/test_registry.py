@@ -14,6 +14,20 @@ from transformer2.tasks import Task
 NEEDED = {"jsonl": {"path": "mine.jsonl"}}  # options without which a task cannot be
 
 
+def test_the_table_names_every_task_there_is():
+    for module in {where.partition(".")[0] for where in tasks.SHIPPED.values()}:
+        importlib.import_module(f"transformer2.tasks.{module}")
+    named = {(cls.name, cls.__name__) for cls in subclasses(Task) if cls.__module__.startswith("transformer2.")}
+    there = {(name, where.rpartition(".")[2]) for name, where in tasks.SHIPPED.items()}
+    assert {pair for pair in named if pair[0]} == there
+    assert tasks.names() == sorted(tasks.SHIPPED)
+
+
+def subclasses(cls):
+    found = {c for sub in cls.__subclasses__() for c in [sub, *subclasses(sub)]}
+    return {c for c in found if isinstance(getattr(c, "name", None), str)}
+
+
 @pytest.mark.parametrize("name", tasks.names())
 def test_every_shipped_task_says_what_it_is(name):
     task = tasks.get(name, **NEEDED.get(name, {}))
