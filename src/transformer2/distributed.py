@@ -235,4 +235,9 @@ def gather_objects(mine: Any) -> list[Any]:
 
 def sum_over_ranks(counts: Sequence[int]) -> list[int]:
     """Sums of the counts of all ranks."""
-    return [sum(of_ranks) for of_ranks in zip(*gather_objects(counts), strict=True)]
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(counts)
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(counts, device=device)
+    dist.all_reduce(total)
+    return [int(n) for n in total.tolist()]
