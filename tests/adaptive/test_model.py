@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 import transformer2
 from transformer2 import tasks, tiny
+from transformer2.adaptation.few_shot import PRESET_GENERATIONS
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.errors import ConfigError, ExpertError, UserError
 from transformer2.experts import load_experts, mix_experts, save_expert
@@ -271,3 +273,122 @@ def test_an_expert_needs_a_name_that_can_be_asked_for(model):
     (expert,) = load_experts([tiny.expert_path("math")])
     with pytest.raises(ExpertError, match="rename it"):
         model.add_expert("a=1,b", expert)
+
+
+@pytest.mark.parametrize("strategy", ["cls", "scores", "prompt"])
+def test_an_expert_without_a_category_of_its_own_is_chosen_by_name_alone(model, strategy):
+    few, added = {"max_new_tokens": 4}, {"mine": None, "sums": "tiny_math", "Math": None, "other": None}
+    model.set_strategy(strategy)
+    before = model.generate(questions(1), **few)
+    try:
+        for name, task in added.items():
+            with pytest.warns(UserWarning, match=f"no strategy chooses expert '{name}' .*; ask for it by name"):
+                model.add_expert(name, replace(model.expert("math"), task=task))
+        assert model.choosable == list(tiny.EXPERTS) and model.experts == [*tiny.EXPERTS, *added]
+        after = model.generate(questions(1), **few)
+        assert [(a.text, a.choice) for a in after] == [(b.text, b.choice) for b in before]
+        assert len({model.generate(questions()[0], use=use, **few)[0].text for use in ("math", *added)}) == 1
+    finally:
+        for name in [name for name in added if name in model.experts]:
+            model.remove_expert(name)
+        model.set_strategy("auto")
+
+
+def test_an_expert_takes_the_category_that_another_one_leaves():
+    model = SelfAdaptive.from_pretrained("tiny")
+    with pytest.warns(UserWarning, match="no strategy chooses expert 'sums'"):
+        model.add_expert("sums", tiny.expert_path("math"))
+    model.remove_expert("math")
+    assert model.choosable == ["code", "reasoning", "sums"]
+    assert model.generate(questions()[0], **BUDGET)[0].choice.name == "sums"
+    mine = replace(model.expert("sums"), task=None)
+    for name in model.experts:
+        model.remove_expert(name)
+    with pytest.warns(UserWarning, match="fits none of the labels"):
+        model.add_expert("mine", mine)
+    assert model.generate(questions()[0], **BUDGET)[0].choice.name == "base"
+
+
+def test_without_labels_an_experts_category_is_the_name_it_is_loaded_under():
+    model = SelfAdaptive.from_pretrained("tiny", experts=[tiny.expert_path("math")])
+    model.add_expert("sums", model.expert("math"))
+    with pytest.warns(UserWarning, match="'Sums'"):
+        model.add_expert("Sums", model.expert("math"))
+    assert model.choosable == ["math", "sums"] and model.expert("Sums").name == "Sums"
+    probabilities = model.generate(questions()[0], **BUDGET)[0].choice.probabilities
+    assert set(probabilities) == {"math", "sums", "other"}
+
+
+def test_what_answers_every_prompt_does_so_until_it_is_told_otherwise(recwarn):
+    alpha, rows = {"math": 0.6, "code": 0.9}, tasks.get("tiny_math").examples("validation")[:2]
+    model = SelfAdaptive.from_pretrained("tiny", alpha=alpha, strategy=None)
+
+    def answering():
+        choice = model.generate(questions()[5], **BUDGET)[0].choice
+        return choice.weights if choice.name == "mix" else choice.name
+
+    assert answering() == alpha
+    model.add_expert("more", tiny.expert_path("reasoning"))
+    assert answering() == alpha
+    model.remove_expert("more")
+    model.remove_expert("reasoning")
+    assert answering() == alpha
+    with pytest.raises(UserError, match=r"alpha.*'math'; set_strategy first"):
+        model.remove_expert("math")
+    assert answering() == alpha and not [w for w in recwarn.list if "adapt" in str(w.message)]
+    model.set_strategy("cls")
+    assert answering() == "code"
+    found = model.adapt(rows, "tiny_math", generations=1, population=2)
+    assert answering() == found
+    model.set_strategy("scores")
+    assert answering() == "code"
+    model.adapt(rows, "tiny_math", generations=1, population=2)
+    with pytest.warns(UserWarning, match="what adapt found is forgotten"):
+        model.remove_expert("math")
+    assert answering() == "code"
+
+
+SEARCHES = [
+    {"preset": "paper"},
+    {"mix": "raw", "base_member": True},
+    {"mix": "normalised"},
+    {"mix": "normalised", "base_member": True},
+    {"granularity": "kind"},
+    {"granularity": "matrix", "mix": "raw"},
+    {},
+]
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=str)
+def test_the_weights_of_a_search_are_what_answers_or_say_that_they_are_means(model, search, monkeypatch):
+    monkeypatch.setitem(PRESET_GENERATIONS, "paper", 1)
+    rows, one = tasks.get("tiny_math").examples("validation")[:1], {"max_new_tokens": 8, "top_logprobs": 0}
+    alpha = model.adapt(rows, "tiny_math", **{"generations": 1, "population": 2, "seed": 3, **search})
+    try:
+        (adapted,) = model.generate(questions()[0], **one)
+        (same,) = model.generate(questions()[0], use=alpha, **one)
+    finally:
+        model.set_strategy("auto")
+    assert adapted.choice.weights == same.choice.weights == alpha
+    likely = [sum(token.logprob for token in answer.logprobs) for answer in (adapted, same)]
+    is_alike = likely[0] == pytest.approx(likely[1], abs=1e-4)
+    assert is_alike == ("granularity" not in search) == (not adapted.choice.averaged) and not same.choice.averaged
+    assert ("base" in alpha) == (search.get("mix") == "raw" or "preset" in search)
+
+
+def test_weights_may_name_the_base(model):
+    base, *others = (
+        model.generate(questions()[0], use=use, top_logprobs=0, max_new_tokens=4)[0]
+        for use in (
+            "base",
+            "mix:base=1",
+            {"base": 1.0},
+            {"math": 0.6},
+            {"math": 0.6, "base": 0.4},
+            {"math": 0, "base": 2},
+        )
+    )
+    assert [answer.choice.name for answer in others] == ["base", "base", "mix", "mix", "mix"]
+    assert base.logprobs == others[0].logprobs == others[1].logprobs
+    assert others[2].choice == others[3].choice and others[2].logprobs == others[3].logprobs
+    assert others[4].choice.weights == {"math": 0, "base": 2} and others[4].logprobs != base.logprobs

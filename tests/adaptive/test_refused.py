@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,9 +88,36 @@ def test_a_row_that_leaves_no_room_for_its_answer_is_too_long(model) -> None:
         model.adapt([row], task, **SMALL)
 
 
-@pytest.mark.parametrize("answer", [23, 23.0, "23"])
+@pytest.mark.parametrize("answer", [23, 23.0, "23", np.int64(23), np.int8(23), np.float32(23)], ids=repr)
 def test_a_number_is_taken_as_its_text(answer) -> None:
     check_answers(tasks.get("gsm8k"), [_example({"question": QUESTION, "answer": answer}, 0)], [False])
+
+
+def test_a_budget_of_ones_own_makes_room_for_a_row(model, tmp_path) -> None:
+    task = tasks.get("jsonl", path=str(tmp_path / "mine.jsonl"), verifier="numeric")
+    rows = [{"question": QUESTION, "answer": 23}]
+    said = refused(model.adapt, rows, task, **SMALL)
+    assert "512 tokens" in said and "max_new_tokens" in said
+    alpha = model.adapt(rows, task, max_new_tokens=np.int64(32), **SMALL)
+    assert set(alpha) == set(tiny.EXPERTS)
+    for budget in (0, -1, 2.5, "x", True):
+        assert "max_new_tokens" in refused(model.adapt, rows, task, max_new_tokens=budget, **SMALL)
+
+
+IGNORED = {"experts": ["math"], "controls": True, "generation": 3, "few_shot": 4, "options": {}}
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_an_argument_that_a_search_would_ignore_is_named(model, name) -> None:
+    said = refused(model.adapt, [{"question": QUESTION, "answer": "23"}], "tiny_math", **{name: IGNORED[name]}, **SMALL)
+    assert repr(name) in said and "generations" in said
+
+
+def test_a_search_takes_what_is_said_of_it(model) -> None:
+    rows = [{"question": QUESTION, "answer": "23"}]
+    found = [model.adapt(rows, "tiny_math", seed=1, max_rows=rows_at_once, **SMALL) for rows_at_once in (None, 1)]
+    assert found[0] == pytest.approx(found[1])
+    assert "max_rows" in refused(model.adapt, rows, "tiny_math", max_rows=0, **SMALL)
 
 
 def test_a_search_that_no_row_told_anything_says_so(model) -> None:
@@ -171,6 +199,19 @@ def test_an_option_that_cannot_be_used_is_refused(model, options) -> None:
         said = refused(ask, QUESTION, **{"max_new_tokens": 2, **options})
         assert name in said or name in ("use", "ids", "stop")
     assert model.is_idle
+
+
+def test_numbers_may_be_numpys(model) -> None:
+    plain = {"max_new_tokens": 3, "seed": 2**40, "top_logprobs": 1, "temperature": 0.5, "top_p": 0.5, "stop": [5]}
+    kinds = {"temperature": np.float32, "top_p": np.float64, "stop": lambda ids: [np.int64(i) for i in ids]}
+    same = {name: kinds.get(name, np.int64)(value) for name, value in plain.items()}
+    one, two = (
+        model.generate(QUESTION, use={"math": kind(1)}, **of)[0] for kind, of in ((int, plain), (np.int32, same))
+    )
+    assert one.text == two.text and one.logprobs == two.logprobs and type(two.completion_tokens) is int
+    for name in ("max_new_tokens", "seed", "top_logprobs"):
+        assert name in refused(model.start, QUESTION, **{name: np.float32(3)})
+        assert name in refused(model.start, QUESTION, **{name: np.bool_(True)})
 
 
 def test_a_string_to_stop_at_is_one_and_ids_may_be_a_tensor(model) -> None:

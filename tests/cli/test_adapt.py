@@ -171,10 +171,12 @@ def test_what_a_resumed_run_cannot_go_on_with_is_made_again(run, tmp_path, file,
         ["--adapt.preset", "reference", "--adapt.max_evaluations", "32", "--data.protocol", "paper"],
     ],
 )
-def test_settings(adapt, tmp_path, more):
+def test_settings(adapt, tmp_path, more, capsys):
     assert adapt(tmp_path / "run", *more, "--adapt.controls", "false") == 0
     report = report_of(tmp_path / "run")
     assert report["controls"] == {}
+    mix = next((name for name in ("raw", "normalised") if name in more), "raw" if "reference" in more else None)
+    assert f", alpha {'' if mix is None else f'({mix}) '}" in capsys.readouterr().out
     if "reference" in more:
         assert report["protocol"] == "paper" and report["n"] == 12 and report["evaluations"] == 32
         assert len(report["alpha"]) == 14

@@ -154,6 +154,22 @@ def test_experts_come_and_go_while_it_answers(serve, copies):
     assert served.model.experts == ["math", "code", "reasoning"]
 
 
+def test_an_added_expert_leaves_auto_to_the_others_as_it_was(serve, copies):
+    served = serve(experts_dir=copies)
+    client = served.client()
+    before = ask(client).transformer2
+    added = client.post("/experts", cast_to=object, body={"name": "sums", "path": "runs/sums"})
+    try:
+        assert added == {"id": "sums", "object": "model", "transformer2": {"auto": False}}
+        facts = {m.id: m.transformer2 for m in client.models.list()}
+        assert [facts[name]["auto"] for name in ("math", "code", "reasoning", "sums")] == [True, True, True, False]
+        after = ask(client).transformer2
+        assert {**after, "seconds": None} == {**before, "seconds": None} and after["choice"] == "math"
+        assert ask(client, "sums").transformer2["choice"] == "sums"
+    finally:
+        client.delete("/experts/sums", cast_to=object)
+
+
 def test_experts_do_not_change_unless_allowed(served, client):
     with pytest.raises(openai.APIStatusError) as refused:
         client.post("/experts", cast_to=object, body={"name": "new", "path": "x"})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ class LoadedExperts:
             raise ExpertError(f"the name {name!r} is taken; give the expert another one")
         warn_of_another_base({name: (expert.base_fingerprint, expert.base_quantisation)}, self.policy)
         self._adapters[name] = add_member(self.policy, expert.deltas)
-        self.experts[name] = expert
+        self.experts[name] = replace(expert, name=name)  # its category, too
         self._mixed.clear()
 
     def remove(self, name: str) -> None:
@@ -106,13 +108,16 @@ class LoadedExperts:
         """What answers, from a name or weights."""
         self.check(use)
         if isinstance(use, Mapping):
-            return Selection("mix", {name: float(weight) for name, weight in use.items() if name != BASE})
+            weights = {name: float(weight) for name, weight in use.items()}
+            if math.isclose(sum(weights.values()), 1):  # what is the base's says nothing new
+                weights.pop(BASE, None)
+            return Selection("mix" if weights else BASE, weights)
         return Selection(use, {} if use == BASE else {use: 1.0})
 
     def row(self, weights: Mapping[str, float]) -> Tensor:
-        """Weights (K + 1,) over the experts and the base: z' = 1 + sum_k weights[k] (z_k - 1)."""
+        """Weights (K + 1,) over the experts and the base; see `Selection`."""
         row = torch.tensor([*(float(weights.get(name, 0.0)) for name in self.experts), 0.0])
-        row[-1] = 1 - row.sum()
+        row[-1] = weights.get(BASE, 1 - row.sum())
         return row
 
     def deltas(self, weights: Tensor) -> dict[nn.Module, Tensor]:

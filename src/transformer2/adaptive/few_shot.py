@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from transformer2.adaptation.few_shot import FewShotSearch, run_search
 from transformer2.adaptation.scoring import Scorer, score_members
 from transformer2.adaptive.chat import Chat, as_pictures
 from transformer2.adaptive.experts import LoadedExperts
+from transformer2.adaptive.request import BASE, Selection
+from transformer2.arguments import Count, expected, fits, written
 from transformer2.data.prompts import collate, render
 from transformer2.errors import DataError, LengthError, UserError, shown
 from transformer2.policy import lm_head
@@ -24,18 +28,23 @@ from transformer2.tasks import Task
 from transformer2.types import Example
 from transformer2.verifiers import verify_all
 
-__all__ = ["check_answers", "find_mixture"]
+__all__ = ["Rows", "check_answers", "find_mixture"]
+
+Rows = Iterable[Example | Mapping[str, Any]]
+# Of `Strategy` only these: what it loads and what a report compares with are no part of a search.
+SEARCH = (*[name for name in inspect.signature(FewShotSearch).parameters if name != "options"], "seed", "max_rows")
 
 
 def find_mixture(
     loaded: LoadedExperts,
     engine: HFEngine,
-    rows: Iterable[Example | Mapping[str, Any]],
+    rows: Rows,
     task: Task | str,
     longest: int,
+    max_new_tokens: int | None = None,
     **search: Any,
-) -> Tensor:
-    """Weights (L, K + 1) under which the model answers `rows` best.
+) -> tuple[Selection, Tensor]:
+    """The mixture under which the model answers `rows` best, and its weights (L, K + 1).
 
     Args:
         loaded: The experts.
@@ -43,12 +52,20 @@ def find_mixture(
         rows: Examples, or mappings with `question`, `answer` and, where there are pictures, `image`.
         task: What verifies answers: a task, or its name.
         longest: Tokens that the model reads.
+        max_new_tokens: Budget of an answer; None takes the task's.
         search: The arguments of `FewShotSearch`.
 
     Raises:
         UserError: No task, rows or experts; a row without question and answer, or whose answer the task cannot judge.
         LengthError: A row that is, with its answer, longer than the model reads.
     """
+    for name in search:
+        if name not in SEARCH:
+            raise UserError(
+                f"adapt has no argument {name!r}; it mixes the experts that are loaded, and takes {', '.join(SEARCH)}"
+            )
+    if not fits(Count | None, max_new_tokens):
+        raise UserError(f"max_new_tokens must be {expected(Count)}, not {written(max_new_tokens)}")
     verifier = tasks.get(task) if isinstance(task, str) else task
     if not isinstance(verifier, Task):
         raise UserError(f"{shown(repr(task), 60)} is no task; give one, or its name")
@@ -61,28 +78,32 @@ def find_mixture(
         raise UserError("a mixture is searched with at least one row and one expert")
     settings, policy = FewShotSearch(controls=False, **search), loaded.policy
     mixture, searched = settings.begin(policy, list(loaded.experts))
-    scorer = Scorer(policy, loaded.adapters, engine, lm_head(policy), engine.max_rows)
+    scorer = Scorer(policy, loaded.adapters, engine, lm_head(policy), settings.max_rows or engine.max_rows)
+    budget = max_new_tokens or verifier.max_new_tokens
     ids = [render(engine.tokenizer, example) for example in examples]
-    if verifier.max_new_tokens >= longest:
+    if budget >= longest:
         raise LengthError(
-            f"an answer of task {verifier.name} may have {verifier.max_new_tokens} tokens, and this model reads "
-            f"{longest}; choose another task, or a model with a longer context"
+            f"an answer of task {verifier.name} may have {budget} tokens, and this model reads {longest}; give adapt a "
+            "lower max_new_tokens, choose another task, or a model with a longer context"
         )
     for example, prompt in zip(examples, ids, strict=True):
-        if len(prompt) + verifier.max_new_tokens > longest:
+        if len(prompt) + budget > longest:
             raise LengthError(
-                f"{example.id} has {len(prompt)} tokens and its answer may have {verifier.max_new_tokens}, more than "
-                f"the {longest} of this model; shorten it or leave it out"
+                f"{example.id} has {len(prompt)} tokens and its answer may have {budget}, more than the {longest} of "
+                "this model; shorten it, leave it out, or give adapt a lower max_new_tokens"
             )
     check_answers(verifier, examples, [isinstance(row, Example) for row in given])
     shots = collate(examples, ids, engine.pad_id).to(policy.device)
-    scores = partial(score_members, scorer, shots, verifier, verifier.max_new_tokens)
+    scores = partial(score_members, scorer, shots, verifier, budget)
     generations = run_search(searched, mixture, scores, settings.budget)
     *_, last = tqdm(generations, "adapt", settings.budget.total(searched.population), unit="generation")
     if not searched.best_score > 0:
         what = "no mixture answered a row right: only the likelihood of the right answers told them apart"
         warnings.warn(f"{what}; give rows that some expert can answer", stacklevel=3)
-    return mixture.weights(torch.tensor([settings.found(last)]))[:, 0]
+    weights_LK = mixture.weights(torch.tensor([settings.found(last)]))[:, 0]
+    members = [*loaded.experts, BASE] if mixture.mix == "raw" else loaded.experts
+    alpha = dict(zip(members, weights_LK.mean(0).tolist(), strict=False))
+    return Selection("mix", alpha, averaged=len(mixture.groups) > 1 or None), weights_LK
 
 
 def check_answers(task: Task, examples: Sequence[Example], own: Sequence[bool]) -> None:
@@ -124,7 +145,7 @@ def _example(row: Mapping[str, Any], number: int) -> Example:
     name = f"row {number + 1}"
     try:
         question, answer, images = row["question"], row["answer"], as_pictures(row.get("image"))
-        if isinstance(answer, int | float) and not isinstance(answer, bool):
+        if isinstance(answer, Real) and not isinstance(answer, bool):
             answer = str(answer)
         if not isinstance(answer, str) or not answer.strip():
             raise TypeError

@@ -5,6 +5,7 @@ It is asked about the last message, and is shown the pictures of that.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -17,6 +18,7 @@ from transformer2.adaptive.experts import LoadedExperts
 from transformer2.adaptive.request import BASE, Selection
 from transformer2.data.prompts import collate, render
 from transformer2.errors import ConfigError, LengthError, nearest, shown
+from transformer2.experts import Expert
 from transformer2.policy import lm_head
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.continuous import Row
@@ -35,10 +37,14 @@ class FirstPass:
     Args:
         strategy: See `SelfAdaptive`.
         soft: See `SelfAdaptive`.
-        experts: What to choose from.
+        experts: What to choose from. Those that share a category with an earlier one, or have none, are left out, with
+            a warning: they would make a wrong choice of every other.
         adapter: Under which the first pass runs: the base's or the classification expert's.
         engine: Whose tokenizer and EOS ids are used.
         labelled: The dispatch task whose words are taken; None makes them of the experts' names and tasks.
+
+    Attributes:
+        names: The experts that it chooses among.
     """
 
     def __init__(
@@ -51,7 +57,7 @@ class FirstPass:
         labelled: Any = None,
     ) -> None:
         self.writes, self.soft, self.experts, self.engine = strategy != "scores", soft, experts, engine
-        self.dispatcher = Dispatcher.of(list(experts.experts.values()), labelled)
+        self.names, self.dispatcher = _told_apart(experts.experts, labelled)
         self.scorer = Scorer(experts.policy, [adapter], engine, lm_head(experts.policy), engine.max_rows)
         self.adapter = adapter
 
@@ -92,7 +98,7 @@ class FirstPass:
         named = dict(zip(categories, probabilities, strict=True))
         likeliest = max(range(len(categories)), key=probabilities.__getitem__)
         if self.soft:
-            weights = dict(zip(self.experts.experts, probabilities, strict=False))
+            weights = dict(zip(self.names, probabilities, strict=False))
             return Selection("mix", weights, named, categories[likeliest])
         return self._selection(likeliest, categories[likeliest], named)
 
@@ -100,9 +106,22 @@ class FirstPass:
         self, category: int | None, text: str, probabilities: Mapping[str, float] | None = None
     ) -> Selection:
         """The expert of a category; the base for "other" and for none."""
-        names = [*self.experts.experts, BASE]
-        name = BASE if category is None else names[category]
+        name = BASE if category is None else [*self.names, BASE][category]
         return Selection(name, {} if name == BASE else {name: 1.0}, probabilities, text)
+
+
+def _told_apart(experts: Mapping[str, Expert], labelled: Any) -> tuple[list[str], Dispatcher]:
+    """The experts with a category of their own, in the order of loading, and the dispatcher among them."""
+    names: list[str] = []
+    dispatcher = Dispatcher((), ())
+    for name in experts:
+        try:
+            dispatcher = Dispatcher.of([experts[other] for other in (*names, name)], labelled)
+            names.append(name)
+        except ConfigError as e:
+            why = str(e).partition(";")[0]
+            warnings.warn(f"no strategy chooses expert {name!r} ({why}); ask for it by name", stacklevel=4)
+    return names, dispatcher
 
 
 def read_strategy(strategy: Any, has_classifier: bool, soft: bool) -> StrategyName | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,25 +24,13 @@ from transformers import PreTrainedTokenizerBase
 
 from transformer2 import tasks, tiny
 from transformer2.adaptation.members import add_member, matrices
+from transformer2.adaptive import request
 from transformer2.adaptive.chat import Chat, Prompt, as_prompts
 from transformer2.adaptive.experts import LoadedExperts, load_policy, read_experts
-from transformer2.adaptive.few_shot import find_mixture
+from transformer2.adaptive.few_shot import Rows, find_mixture
 from transformer2.adaptive.first_pass import FirstPass, StrategyName, read_strategy
 from transformer2.adaptive.queue import Decision, JobQueue
-from transformer2.adaptive.request import (
-    BASE,
-    USUAL_ANSWER,
-    AdaptiveAnswer,
-    Job,
-    Piece,
-    Selection,
-    Use,
-    answer_budget,
-    check_draws,
-    prompt_ids,
-    read_use,
-    stop_strings,
-)
+from transformer2.adaptive.request import BASE, USUAL_ANSWER, AdaptiveAnswer, Job, Piece, Use, read_use
 from transformer2.errors import UserError, shown
 from transformer2.experts import Expert, read_expert
 from transformer2.policy import eos_token_ids, load_tokenizer
@@ -50,7 +39,6 @@ from transformer2.rollout.continuous import ContinuousBatch
 from transformer2.rollout.ending import Ending
 from transformer2.rollout.hf import HFEngine
 from transformer2.tasks import Task
-from transformer2.types import Example
 
 __all__ = ["SelfAdaptive"]
 
@@ -64,8 +52,9 @@ class SelfAdaptive:
         experts: Name -> expert.
         strategy: How one is chosen: `cls` (a classification expert writes the category), `scores` (the likeliest one;
             nothing to parse), `prompt` (the base writes it); `auto` is `cls` with a classification expert, else
-            `scores`. None chooses nothing: `use` or `alpha` say what answers, and a single expert does by itself.
-        alpha: A mixture that answers every prompt, expert -> weight, in place of a strategy.
+            `scores`. None chooses nothing: `use` or `alpha` say what answers, else the only expert or, of several, the
+            base.
+        alpha: A mixture that answers every prompt, expert -> weight, in place of a strategy (until `set_strategy`).
         classifier: The classification expert, under which the first pass of `cls` and `scores` runs.
         soft: scores: mix the experts by the probabilities of their categories instead of taking the likeliest.
         labelled: The dispatch task whose words the first pass takes; None makes them of the experts' names and tasks.
@@ -151,10 +140,11 @@ class SelfAdaptive:
         return cls(policy, tokenizer, found, strategy, alpha, helper, soft, labelled, **options)
 
     def set_strategy(self, strategy: StrategyName | None, soft: bool = False) -> None:
-        """Choose in another way from now on; see the class."""
+        """Choose in another way from now on, in place of `alpha` and what `adapt` found, too; see the class."""
         self.strategy, self.soft = read_strategy(strategy, self._classifier is not None, soft), soft
         with self._first_pass_lock:
             self._first_pass: FirstPass | None = None
+            self._always = None
 
     def check_use(self, use: Use) -> Use:
         """What `use` of `start` asks for; refuses names and weights that cannot answer."""
@@ -162,12 +152,15 @@ class SelfAdaptive:
         self._loaded.check(use)
         return use
 
-    # ------------------------------------------------------------------ experts
-
     @property
     def experts(self) -> list[str]:
         """Names of the experts."""
         return list(self._loaded.experts)
+
+    @property
+    def choosable(self) -> list[str]:
+        """Names of the experts that the strategy can choose; the others answer where `use` names them."""
+        return [] if self.strategy is None else list(self._choosing().names)
 
     def expert(self, name: str) -> Expert:
         """An expert and where it came from."""
@@ -178,7 +171,9 @@ class SelfAdaptive:
         return {matrix: 1 + delta_R for matrix, delta_R in self.expert(name).deltas.items()}
 
     def add_expert(self, name: str, expert: Expert | str | Path) -> None:
-        """Load one more expert, while others answer; a mixture that was searched is forgotten.
+        """Load one more expert, while others answer; a mixture that was searched is forgotten, with a warning.
+
+        The strategy chooses it, too, if it has a category that no other expert has; else a warning says so.
 
         Raises:
             ExpertError: It cannot be read, its name is taken, or it does not fit the base.
@@ -189,36 +184,42 @@ class SelfAdaptive:
                 self._queue.finish_rows()  # rows under way have no z for matrices that are new
             self._loaded.add(name, found)
             self._forget()
+            _ = self.choosable  # whose warning belongs here
 
     def remove_expert(self, name: str) -> None:
-        """Unload an expert; what is under way goes on under the z that it began with."""
+        """Unload an expert; what is under way goes on under the z that it began with.
+
+        Raises:
+            UserError: There is none of that name, or `alpha` needs it.
+        """
         with self._lock:
             self._loaded.expert(name)
+            if self._always is not None and self._always[1] is None and name in self._always[0].weights:
+                raise UserError(f"alpha, which answers every prompt, has a weight for {name!r}; set_strategy first")
             self._loaded.remove(name)
             self._forget()
 
-    def adapt(self, rows: Iterable[Example | Mapping[str, Any]], task: str | Task, **search: Any) -> dict[str, float]:
+    def adapt(self, rows: Rows, task: str | Task, max_new_tokens: int | None = None, **search: Any) -> dict[str, float]:
         """Search the mixture that answers a few rows best (paper, section 3.2 C); it answers from now on.
 
         Args:
             rows: Examples, or mappings with `question`, `answer` and, where there are pictures, `image`: a path, a
                 `Picture`, or several.
             task: What verifies answers: a task, or its name.
+            max_new_tokens: Budget of an answer, EOS included; None takes the task's.
             search: The arguments of `FewShotSearch` (`generations`, `population`, `seed`, ...).
 
         Returns:
-            Expert -> weight, the mean over the matrices where they differ.
+            Expert -> weight, and the base's of a raw mixture: `use=` them answers as from now on. Where the weights
+            differ by matrix (`granularity`), their means, which do not; `choice.averaged` of answers says so.
 
         Raises:
             UserError: Rows that cannot be used, or whose own answers the task does not find right; see `find_mixture`.
         """
         with self._lock:
-            weights_LK = find_mixture(self._loaded, self._engine, rows, task, self.longest, **search)
-            alpha = dict(zip(self.experts, weights_LK.mean(0).tolist(), strict=False))
-            self._always = Selection("mix", alpha), weights_LK
-        return alpha
-
-    # ------------------------------------------------------------------ answers
+            found = find_mixture(self._loaded, self._engine, rows, task, self.longest, max_new_tokens, **search)
+            self._always = found
+        return dict(found[0].weights)
 
     def generate(self, prompts: Prompt | Chat | Iterable[Prompt | Chat], **options: Any) -> list[AdaptiveAnswer]:
         """Answer prompts, all in one running batch.
@@ -288,16 +289,15 @@ class SelfAdaptive:
             UserError: A prompt or sampling that cannot be used.
         """
         chat = prompt if isinstance(prompt, Chat) else Chat.of(prompt)
-        check_draws(max_new_tokens, seed, top_logprobs, temperature, top_p)
+        max_new_tokens, seed, top_logprobs = request.check_draws(max_new_tokens, seed, top_logprobs, temperature, top_p)
         use = self.check_use(use)
-        ids = prompt_ids(chat, ids, self.tokenizer)
-        max_new_tokens = answer_budget(len(ids), max_new_tokens, self.longest, self.usual_answer)
-        if use is None and self._always is None and self.strategy is not None and self.experts:
+        ids = request.prompt_ids(chat, ids, self.tokenizer)
+        budget = request.answer_budget(len(ids), max_new_tokens, self.longest, self.usual_answer)
+        if use is None and self._always is None and self.choosable:
             self._choosing().check_length(chat.request, self.longest)
         chat.check_pictures()  # last: their tokens are counted by now
-        sampling = Sampling(temperature, top_p, max_new_tokens)
-        ending = Ending(self.tokenizer, self._engine.eos_ids, stop_strings(stop)) if stop else self._engine
-        job = Job(chat, ids, use, sampling, ending, seed, top_logprobs)
+        ending = Ending(self.tokenizer, self._engine.eos_ids, request.stop_strings(stop)) if stop else self._engine
+        job = Job(chat, ids, use, Sampling(temperature, top_p, budget), ending, seed, top_logprobs)
         self._queue.add(job)
         return job
 
@@ -317,11 +317,7 @@ class SelfAdaptive:
         return sum(row.finish_reason is None for row in self._queue.batch.rows)
 
     def step(self) -> list[Job]:
-        """Draw one token for every prompt under way.
-
-        Returns:
-            The prompts that are under way, and those that this step has ended.
-        """
+        """Draw one token for every prompt under way; what is under way, and what this step has ended, is returned."""
         with self._lock:
             return self._queue.step()
 
@@ -329,9 +325,10 @@ class SelfAdaptive:
         """What answers a request; None where the first pass says so."""
         if job.use is None and self._always is not None:
             return self._always
-        if job.use is None and self.strategy is not None and self.experts:
+        if job.use is None and self.choosable:
             return None
-        return self._loaded.selection(job.use or (self.experts[0] if len(self.experts) == 1 else BASE)), None
+        alone = self.experts if self.strategy is None and len(self.experts) == 1 else []
+        return self._loaded.selection(job.use or (*alone, BASE)[0]), None
 
     def _choosing(self) -> FirstPass:
         """The first pass among the experts that are loaded now."""
@@ -347,4 +344,7 @@ class SelfAdaptive:
     def _forget(self) -> None:
         """What was made of experts that have changed."""
         with self._first_pass_lock:
-            self._first_pass = self._always = None
+            self._first_pass = None
+            if self._always is not None and self._always[1] is not None:
+                warnings.warn("the experts changed: what adapt found is forgotten; adapt again", stacklevel=3)
+                self._always = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from transformer2.adaptive.chat import Chat
@@ -38,15 +39,18 @@ class Selection:
 
     Attributes:
         name: An expert's, "base", or "mix".
-        weights: Expert -> mixing weight, z' = 1 + sum_k weights[k] (z_k - 1); none is the base.
+        weights: Expert -> mixing weight, z' = 1 + sum_k weights[k] (z_k - 1); none is the base. Where `base` has a
+            weight too, z' = weights[base] + sum_k weights[k] z_k: the paper's raw mixtures.
         probabilities: Category -> probability, of a first pass that scores categories; None for others.
         first_pass: What the first pass wrote, or the category that it found likeliest; None without a first pass.
+        averaged: True where the weights are means of others, which differ by matrix: as `use` they answer otherwise.
     """
 
     name: str
     weights: Mapping[str, float]
     probabilities: Mapping[str, float] | None = None
     first_pass: str | None = None
+    averaged: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -280,19 +284,20 @@ def stop_strings(stop: Any) -> list[str | int]:
         UserError: It is neither a string nor a list of strings, or an empty one.
     """
     found = [stop] if isinstance(stop, str) else stop
-    if not isinstance(found, list | tuple | set) or not all(
-        type(s) is int or (isinstance(s, str) and s) for s in found
-    ):
+    if not isinstance(found, list | tuple | set) or not all(fits(int, s) or (isinstance(s, str) and s) for s in found):
         raise UserError(f"stop must be a string that is not empty, or a list of them, not {shown(repr(stop), 60)}")
-    return [*found]
+    return [s if isinstance(s, str) else int(s) for s in found]
 
 
-def check_draws(max_new_tokens: Any, seed: Any, top_logprobs: Any, temperature: Any, top_p: Any) -> None:
-    """Refuse numbers that no row could be drawn with: they would fail a step that other requests share.
+def check_draws(
+    max_new_tokens: Any, seed: Any, top_logprobs: Any, temperature: Any, top_p: Any
+) -> tuple[int | None, int, int | None]:
+    """The first three as integers; refuse numbers that no row could be drawn with and fail a step that others share.
 
     Raises:
         UserError: The message names the argument.
     """
+    max_new_tokens, seed, top_logprobs = map(_plain, (max_new_tokens, seed, top_logprobs))
     for name, value, high in (("max_new_tokens", max_new_tokens, 2**31), ("top_logprobs", top_logprobs, 1000)):
         if value is not None and (type(value) is not int or not 0 <= value <= high):
             raise UserError(f"{name} must be a whole number from 0 to {high}, not {value!r}")
@@ -301,3 +306,8 @@ def check_draws(max_new_tokens: Any, seed: Any, top_logprobs: Any, temperature: 
             raise UserError(f"{name} must be a number, not {shown(repr(value), 60)}")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")
+    return max_new_tokens, seed, top_logprobs
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value

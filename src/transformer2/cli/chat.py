@@ -31,7 +31,7 @@ which knows a small world of its own; try
 
 In the chat:
   /expert NAME            what answers from now on: auto, base, an expert's name, or mix:math=0.6,code=0.9
-  /strategy NAME          how an expert is chosen: prompt, cls, scores, soft (scores, mixed by probability)
+  /strategy NAME          how an expert is chosen from now on: prompt, cls, scores, soft (scores, mixed by probability)
   /image FILE             show a picture with the next message, where the base takes pictures; may be repeated
   /compare                switch the base's answer beside the adapted one on and off
   /experts                the experts that are loaded
@@ -168,7 +168,9 @@ class Conversation:
     def _strategy(self, name: str) -> None:
         if name:
             self.model.set_strategy("scores" if name == "soft" else name, soft=name == "soft")  # type: ignore[arg-type]
-        print(f"  strategy: {self.model.strategy}{', soft' if self.model.soft else ''}")
+            self.use = "auto"
+        by_hand = "" if self.use in (None, "auto") else f"; {self.use} answers until /expert auto"
+        print(f"  strategy: {self.model.strategy}{', soft' if self.model.soft else ''}{by_hand}")
 
     def _image(self, path: str) -> None:
         if not path:

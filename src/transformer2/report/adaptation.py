@@ -63,7 +63,8 @@ def _facts(report: Report) -> list[str]:
     if report.alpha:
         parts = [f"{name} {_number(value)}" for name, value in report.alpha.items()]
         more = f", ... ({len(parts)} groups)" if len(parts) > 8 else ""
-        search.append("alpha " + ", ".join(parts[:8]) + more)
+        mix = report.details.get("settings", {}).get("mix", "delta")
+        search.append(f"alpha {'' if mix == 'delta' else f'({mix}) '}" + ", ".join(parts[:8]) + more)
     found = [", ".join(search)] if search else []
     if report.details.get("best_on_shots") == 0:
         found.append("no mixture answered a shot right: only the likelihood of the right answers told them apart")

@@ -144,6 +144,7 @@ def choice_of(job: Job) -> dict[str, Any] | None:
         "weights": dict(job.choice.weights),
         "probabilities": None if job.choice.probabilities is None else dict(job.choice.probabilities),
         "first_pass": job.choice.first_pass,
+        **({"averaged": True} if job.choice.averaged else {}),
         "seconds": seconds,
     }
 

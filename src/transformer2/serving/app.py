@@ -123,7 +123,8 @@ def _add_models(app: FastAPI) -> None:
         ]
         for name in model.experts:
             expert = model.expert(name)
-            facts = {key: getattr(expert, key) for key in ("task", "step", "score", "base", "base_fingerprint")}
+            facts: dict[str, Any] = {"auto": name in model.choosable}
+            facts |= {key: getattr(expert, key) for key in ("task", "step", "score", "base", "base_fingerprint")}
             found.append(card(name, kind="expert", matrices=len(expert.deltas), **facts))
         return found
 
@@ -154,7 +155,7 @@ def _add_experts(app: FastAPI, root: Path) -> None:
             raise ExpertError(f"{shown(repr(body.path))} is not inside --experts_dir; copy the expert there")
         expert = await asyncio.to_thread(read_expert, folder, body.name)
         await asyncio.to_thread(model.add_expert, body.name, expert)
-        return {"id": body.name, "object": "model"}
+        return {"id": body.name, "object": "model", "transformer2": {"auto": body.name in model.choosable}}
 
     @app.delete("/v1/experts/{name}")
     async def remove(name: str) -> dict[str, Any]:

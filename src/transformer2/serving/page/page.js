@@ -250,14 +250,15 @@ function showDispatch({ choice, weights, probabilities, first_pass }) {
 
 // ---------------------------------------------------------------- z
 
-// Of the mixture in force, matrix by matrix: z' = 1 + sum of weight (z - 1).
-async function mixedZ(weights) {
+// Of the mixture in force, matrix by matrix: z' = 1 + sum of weight (z - 1), or with a weight of the base's, base + sum of weight z.
+async function mixedZ({ base, ...weights }) {
   const mixed = {};
+  const rest = base ?? Object.values(weights).reduce((left, weight) => left - weight, 1);
   for (const [name, weight] of Object.entries(weights)) {
     const { matrices } = await (await call(`v1/experts/${encodeURIComponent(name)}/z`)).json();
     for (const [matrix, z] of Object.entries(matrices)) {
-      mixed[matrix] ??= z.map(() => 1);
-      z.forEach((value, i) => (mixed[matrix][i] += weight * (value - 1)));
+      mixed[matrix] ??= z.map(() => rest);
+      z.forEach((value, i) => (mixed[matrix][i] += weight * value));
     }
   }
   return mixed;
