@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 
@@ -60,6 +61,31 @@ def test_a_stream_is_the_answer_in_pieces(client):
     assert chunks[-1].transformer2["seconds"] and chunks[-2].transformer2["choice"] == whole.transformer2["choice"]
     (last,) = list(ask(client, stream=True))[-1:]
     assert last.transformer2["choice"] == whole.transformer2["choice"] and last.choices[0].finish_reason == "stop"
+
+
+def test_a_stream_that_waits_says_that_it_is_alive_while_others_are_answered(model, served, monkeypatch):
+    from transformer2.serving import app
+    from transformer2.serving.answers import ChatAnswer
+    from transformer2.serving.engine import Call
+
+    monkeypatch.setattr(app, "PING", 0.0)
+    call, steps = Call(1, True, 600.0), []
+
+    async def others_moved(seconds):
+        steps.append(seconds)
+        if len(steps) > 3:
+            model.step()
+        return True
+
+    monkeypatch.setattr(call, "moved", others_moved)
+    call.start([lambda: model.start(QUESTIONS[0], use="math", temperature=0.0, max_new_tokens=4)])
+
+    async def read():
+        return [piece async for piece in app._events(call, ChatAnswer("math", False, 1), served.app.state.metrics)]
+
+    pieces = asyncio.run(read())
+    assert pieces[:3] == [b": still here\n\n"] * 3 and b"assistant" in b"".join(pieces) and b"[DONE]" in pieces[-1]
+    assert not any(seconds > 0 for seconds in steps)
 
 
 def test_two_samples_follow_the_seed(client):

@@ -31,7 +31,7 @@ __all__ = ["create_app"]
 
 PAGE = Path(__file__).parent / "page"
 POLL = 0.5  # seconds after which a client that has gone is noticed
-PING = 15.0  # seconds without news after which a stream says that it is alive
+PING = 15.0  # seconds since its last event after which a stream says that it is alive; others' tokens are no news
 GRACE = 5.0  # seconds beyond the limit that a client has to read what there is
 PAGE_POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 
@@ -176,26 +176,33 @@ def _add_health(app: FastAPI) -> None:
 
 async def _events(call: Call, shape: ChatAnswer, metrics: Metrics) -> AsyncIterator[bytes]:
     """The events of a stream."""
-    open_jobs, opened, heard = dict(enumerate(call.jobs)), set[int](), False
+    open_jobs, opened, heard, spoke = dict(enumerate(call.jobs)), set[int](), False, time.monotonic()
     try:
         while open_jobs:
             call.check()
             for i, job in list(open_jobs.items()):
                 done = job.answer is not None  # looked at first: it may come meanwhile
+                said: list[bytes] = []
                 if i not in opened and job.choice is not None:
                     opened.add(i)
-                    yield shape.opening(i, job)
+                    said.append(shape.opening(i, job))
                 if text := job.take():
                     if not heard:
                         heard = True
                         metrics.first.observe(time.monotonic() - call.started)
-                    yield shape.text(i, text, job)
+                    said.append(shape.text(i, text, job))
                 if done:
                     metrics.count(job)
                     del open_jobs[i]
-                    yield shape.ending(i, job)
-            if open_jobs and not await call.moved(PING):
-                yield b": still here\n\n"
+                    said.append(shape.ending(i, job))
+                if said:
+                    yield b"".join(said)
+                    spoke = time.monotonic()
+            if open_jobs:
+                if time.monotonic() - spoke >= PING:
+                    yield b": still here\n\n"
+                    spoke = time.monotonic()
+                await call.moved(spoke + PING - time.monotonic())
         if shape.with_usage:
             yield shape.usage(call.jobs)
         yield DONE
