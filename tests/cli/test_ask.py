@@ -236,6 +236,45 @@ def test_words_after_two_dashes_are_prompts(capsys):
     assert "usage" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("arguments", [["-"], [CODE, "-"]])
+def test_a_dash_is_standard_input(capsys, monkeypatch, arguments):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n"))
+    assert main(["ask", "--json", "--max_new_tokens", "2", "--use", "base", *arguments]) == 0
+    prompts = [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()]
+    assert prompts == [QUESTION if word == "-" else word for word in arguments]
+
+
+def test_the_base_by_another_name_is_called_so(capsys):
+    assert main(["ask", "--use", "mix:base=1", QUESTION]) == 0
+    assert "[base; " in capsys.readouterr().err
+
+
+def test_a_prompt_that_cannot_be_answered_is_refused_before_others_are(capsys, monkeypatch):
+    monkeypatch.setattr(SelfAdaptive, "step", lambda _: pytest.fail("a token was drawn"))
+    assert main(["ask", QUESTION, "word " * 500]) == 2
+    out, err = capsys.readouterr()
+    assert not out and "shorten" in err
+
+
+@pytest.mark.parametrize("command", ["ask", "chat", "serve"])
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("{load_in_4bit: true}", "quantization_config: {load_in_4bit: true}"),
+        ("{dtype: bfloat16}", "--dtype"),
+        ("{base: x}", "--base"),
+        ("{attn_implementatio: eager}", "did you mean 'attn_implementation'"),
+        ("{quantization_config: nf4}", "--model_kwargs quantization_config must be"),
+    ],
+)
+def test_model_kwargs_are_refused_before_the_model_is_loaded(capsys, monkeypatch, command, given, named):
+    monkeypatch.setattr(f"transformer2.cli.{command}.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("transformer2.cli.serve.NEEDED", ())
+    assert main([command, "--model_kwargs", given]) == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    assert len(err) == 1 and named in err[0] and "--model_kwargs" in err[0] and "model.model" not in err[0]
+
+
 @pytest.fixture(scope="module")
 def model():
     return SelfAdaptive.from_pretrained("tiny")
@@ -278,6 +317,16 @@ def test_commands_change_what_answers(conversation, capsys):
         with pytest.raises(Exception, match=r"did you mean|too many|shorten"):
             conversation.say(line)
     assert conversation.use == "auto" and conversation.model.strategy == "scores"
+
+
+def test_a_strategy_chooses_after_an_expert_was_chosen_by_hand(conversation, capsys):
+    for line in ("/expert math", "/strategy", "/strategy scores", CODE, "/strategy"):
+        conversation.say(line)
+    out = capsys.readouterr().out
+    assert (
+        "strategy: cls; math answers until /expert auto\n" in out and "strategy: scores\n" in out and "[code; " in out
+    )
+    assert Conversation(conversation.model, {}, "mix:math=1", None).use == "mix:math=1"
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_chat(conversation, capsys, monkeypatch):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from transformer2.arguments import written
 from transformer2.cli.compose import Flags, yaml_value
 from transformer2.cli.schema import value_of
-from transformer2.cli.values import check_base, number, one_of
+from transformer2.cli.values import INSTEAD as OF_FIT
+from transformer2.cli.values import check_base, check_model_kwargs, number, one_of
 from transformer2.errors import ConfigError, UserError, shown
 from transformer2.files import check_directory
 
@@ -39,6 +40,13 @@ MODEL_HELP = """\
   --device DEVICE         cpu, cuda, cuda:N, mps (default: the GPU where there is one)
   --model_kwargs YAML     for from_pretrained of transformers, e.g. '{quantization_config: {load_in_4bit: true}}'
 """
+INSTEAD = OF_FIT | {
+    "load_in_4bit": "write '{quantization_config: {load_in_4bit: true}}'",
+    "load_in_8bit": "write '{quantization_config: {load_in_8bit: true}}'",
+    **dict.fromkeys(("torch_dtype", "dtype"), "set --dtype"),
+    **dict.fromkeys(("pretrained_model_name_or_path", "base"), "set --base"),
+    "gguf_file": "give the file itself as --base",
+}
 EXPERT_NEEDED = "give an expert folder (fit trains one)"
 
 
@@ -52,8 +60,8 @@ def model_of(flags: Flags) -> dict[str, Any]:
     strategy = options.get("strategy", "auto")
     if strategy == "cem":
         raise ConfigError(
-            "--strategy cem searches a mixture on rows with answers: run transformer2 adapt or SelfAdaptive.adapt, "
-            "then answer with --use mix:NAME=WEIGHT,..."
+            "--strategy cem searches a mixture on rows with answers: run transformer2 adapt, then answer with the "
+            "expert that it saves, --experts NAME=RUN/expert --use NAME; or call SelfAdaptive.adapt"
         )
     one_of("--strategy", strategy, STRATEGIES)
     given: dict[str, Any] = {
@@ -69,6 +77,7 @@ def model_of(flags: Flags) -> dict[str, Any]:
         if not isinstance(value, dict):
             wanted = "a mapping such as '{attn_implementation: eager}'"
             raise ConfigError(f"--model_kwargs must be {wanted}, not {written(value)}")
+        check_model_kwargs(value, "--model_kwargs ", INSTEAD)
     return {**given, "soft": soft, "strategy": "scores" if soft and strategy == "auto" else strategy}
 
 

@@ -33,7 +33,7 @@ which knows a small world of its own:
   transformer2 ask "Skokap carries 24 pens, eats 2, finds 7, sells 6. How many?"
   transformer2 ask --compare "Design plirop(x): lift by 4, scale by 2, lower by 3, drop by 1."
 
-  PROMPT                  one or several; without any, each line of standard input is one
+  PROMPT                  one or several; without any, or for -, each line of standard input is one
   --image FILE ...        a picture to show with every prompt, where the base takes pictures; may be repeated
   --file FILE             prompts as JSON lines: text, {{"prompt": text}}, or {{"messages": [...]}} with roles, and
                           "image": the path of a picture, from where the file is, or a list of them
@@ -77,7 +77,7 @@ def ask(args: Sequence[str]) -> int:
     rows, chats = (
         _of_file(Path(file).expanduser(), options.get("system"))
         if file is not None
-        else _of_words(flags.words or _lines(), images, options.get("system"))
+        else _of_words(_prompts(flags.words), images, options.get("system"))
     )
     if not rows:
         raise ConfigError('no prompt was given; write transformer2 ask "..."')
@@ -86,7 +86,7 @@ def ask(args: Sequence[str]) -> int:
     uses = ["base", use] if "compare" in flags.switches else [use]
     if file is not None:
         return _to_file(model, rows, chats, uses, sampling, out)
-    for row, answers in zip(rows, _answers(model, chats, uses, sampling), strict=True):
+    for row, answers in zip(rows, _answers(model, chats, uses, sampling, all_or_none=True), strict=True):
         if isinstance(answers, UserError):
             raise answers
         if "json" in flags.switches:
@@ -115,9 +115,12 @@ def summary(answer: AdaptiveAnswer) -> str:
 
 
 def _answers(
-    model: SelfAdaptive, chats: Sequence[Chat], uses: Sequence[Any], sampling: dict[str, Any]
+    model: SelfAdaptive, chats: Sequence[Chat], uses: Sequence[Any], sampling: dict[str, Any], all_or_none: bool = False
 ) -> Iterator[list[AdaptiveAnswer] | UserError]:
-    """The answers to each chat, one per use, or why there are none; in order, as soon as known, many in one batch."""
+    """The answers to each chat, one per use, or why there are none; in order, as soon as known, many in one batch.
+
+    With `all_or_none`, a chat that cannot be answered is raised before any of those started with it is.
+    """
     started: deque[list[Job] | UserError] = deque()
     coming = iter(chats)
 
@@ -126,6 +129,8 @@ def _answers(
             try:
                 started.append(start_all(model, chat, uses, sampling))
             except UserError as e:
+                if all_or_none:
+                    raise
                 started.append(e)
 
     try:
@@ -190,6 +195,11 @@ def _columns(answers: Sequence[AdaptiveAnswer]) -> dict[str, Any]:
         "completion_tokens": answer.completion_tokens,
         "seconds": {name: round(value, 3) for name, value in answer.seconds.items()},
     }
+
+
+def _prompts(words: Sequence[str]) -> list[str]:
+    """Words of the command line; for `-`, or where there are none, the lines of standard input."""
+    return [prompt for word in words or ["-"] for prompt in (_lines() if word == "-" else [word])]
 
 
 def _lines() -> list[str]:

@@ -28,12 +28,14 @@ SVF_CONFIG = "transformer2.svf.config.SVFConfig"
 OF_PEFT = ("task_type", "revision", "inference_mode", "auto_mapping", "base_model_name_or_path", "peft_version")
 
 
-def check_model_kwargs(given: Mapping[str, Any]) -> None:
-    """Refuse what `from_pretrained` would fail on, or drop."""
+def check_model_kwargs(
+    given: Mapping[str, Any], prefix: str = "model.model_kwargs.", instead: Mapping[str, str] = INSTEAD
+) -> None:
+    """Refuse what `from_pretrained` would fail on, or drop; `instead` is where some keys are set."""
     for key, value in given.items():
-        full = f"model.model_kwargs.{key}"
-        if key in INSTEAD:
-            raise ConfigError(f"{full} is not set here; {INSTEAD[key]}")
+        full = f"{prefix}{key}"
+        if key in instead:
+            raise ConfigError(f"{full} is not set here; {instead[key]}")
         if key not in LOADING and (near := nearest(key, LOADING, 0.8)):
             raise ConfigError(f"unknown config key {full}{near}")
         if not fits(LOADING.get(key, Any), value):
