@@ -16,6 +16,7 @@ from transformer2.types import Example, Verdict
 
 QUESTION = "Skokap carries 24 pens, eats 2, finds 7, sells 6. How many?"
 SMALL = {"population": 2, "generations": 1}
+NUMBERS = {**SMALL, "seed": 1, "max_rows": 3, "max_evaluations": 2}
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +99,8 @@ def test_a_budget_of_ones_own_makes_room_for_a_row(model, tmp_path) -> None:
     rows = [{"question": QUESTION, "answer": 23}]
     said = refused(model.adapt, rows, task, **SMALL)
     assert "512 tokens" in said and "max_new_tokens" in said
-    alpha = model.adapt(rows, task, max_new_tokens=np.int64(32), **SMALL)
-    assert set(alpha) == set(tiny.EXPERTS)
+    alpha = model.adapt(rows, task, max_new_tokens=np.int64(32), **{name: np.int64(n) for name, n in NUMBERS.items()})
+    assert alpha == model.adapt(rows, task, max_new_tokens=32, **NUMBERS) and set(alpha) == set(tiny.EXPERTS)
     for budget in (0, -1, 2.5, "x", True):
         assert "max_new_tokens" in refused(model.adapt, rows, task, max_new_tokens=budget, **SMALL)
 

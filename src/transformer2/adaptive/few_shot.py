@@ -18,7 +18,7 @@ from transformer2.adaptation.few_shot import FewShotSearch, run_search
 from transformer2.adaptation.scoring import Scorer, score_members
 from transformer2.adaptive.chat import Chat, as_pictures
 from transformer2.adaptive.experts import LoadedExperts
-from transformer2.adaptive.request import BASE, Selection
+from transformer2.adaptive.request import BASE, Selection, plain
 from transformer2.arguments import Count, expected, fits, written
 from transformer2.data.prompts import collate, render
 from transformer2.errors import DataError, LengthError, UserError, shown
@@ -76,10 +76,13 @@ def find_mixture(
     examples = [row if isinstance(row, Example) else _example(row, i) for i, row in enumerate(given)]
     if not examples or not loaded.experts:
         raise UserError("a mixture is searched with at least one row and one expert")
-    settings, policy = FewShotSearch(controls=False, **search), loaded.policy
+    settings, policy = (
+        FewShotSearch(controls=False, **{name: plain(value) for name, value in search.items()}),
+        loaded.policy,
+    )
     mixture, searched = settings.begin(policy, list(loaded.experts))
     scorer = Scorer(policy, loaded.adapters, engine, lm_head(policy), settings.max_rows or engine.max_rows)
-    budget = max_new_tokens or verifier.max_new_tokens
+    budget = plain(max_new_tokens) or verifier.max_new_tokens
     ids = [render(engine.tokenizer, example) for example in examples]
     if budget >= longest:
         raise LengthError(

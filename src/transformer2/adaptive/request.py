@@ -297,7 +297,7 @@ def check_draws(
     Raises:
         UserError: The message names the argument.
     """
-    max_new_tokens, seed, top_logprobs = map(_plain, (max_new_tokens, seed, top_logprobs))
+    max_new_tokens, seed, top_logprobs = map(plain, (max_new_tokens, seed, top_logprobs))
     for name, value, high in (("max_new_tokens", max_new_tokens, 2**31), ("top_logprobs", top_logprobs, 1000)):
         if value is not None and (type(value) is not int or not 0 <= value <= high):
             raise UserError(f"{name} must be a whole number from 0 to {high}, not {value!r}")
@@ -309,5 +309,6 @@ def check_draws(
     return max_new_tokens, seed, top_logprobs
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """An integer of numpy's as Python's; anything else as it is."""
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value

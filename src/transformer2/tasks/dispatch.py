@@ -70,7 +70,9 @@ def check_categories(names: Sequence[str]) -> None:
         ConfigError: Two are equal but for case, or one is "other".
     """
     if len({name.lower() for name in (*names, OTHER)}) != len(names) + 1:
-        raise ConfigError(f"categories {', '.join(names)} must differ from each other and from {OTHER!r}")
+        raise ConfigError(
+            f"categories {', '.join(names)} must differ from each other and from {OTHER!r}; rename one, or leave it out"
+        )
 
 
 class _Request(NamedTuple):
