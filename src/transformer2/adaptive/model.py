@@ -346,5 +346,5 @@ class SelfAdaptive:
         with self._first_pass_lock:
             self._first_pass = None
             if self._always is not None and self._always[1] is not None:
-                warnings.warn("the experts changed: what adapt found is forgotten; adapt again", stacklevel=3)
                 self._always = None
+                warnings.warn("the experts changed: what adapt found is forgotten; adapt again", stacklevel=3)
