@@ -11,7 +11,9 @@ from rows import own_rows
 from transformer2 import tasks
 from transformer2.cli import main
 from transformer2.errors import ConfigError, DataError
+from transformer2.tasks._answers import KINDS
 from transformer2.tasks.jsonl import SHARES
+from transformer2.types import Example
 from transformer2.verifiers import verify_all
 
 CODE = {"answer": "def net(x):\n    return x / 2", "tests": ["assert net(4) == 2", "assert net(6) == 3"]}
@@ -114,6 +116,30 @@ def test_files_as_people_have_them(form, tmp_path):
     assert sum(len(task.examples(split)) for split in task.splits) == 60
     assert not task.examples("train")[0].question.startswith("\ufeff")
     assert all(task.verify(e, e.answer).correct for e in task.examples("test"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "wrong"),
+    [
+        ("10²", ["10²", "**10²**", '"10²".'], ["102", "10", "10₂", "10^2"]),
+        ("x²", ["X²"], ["x2", "x₂"]),
+        ("①", ["`①`"], ["1"]),
+        ("H₂O", ["h₂o"], ["H2O"]),
+        ("ℝ", [], ["R"]),
+        ("Yes", ["yes.", "“Yes.”", "*Yes*", "'yes'."], ["Yes!", "Yes?"]),
+        ("n!", ["N!"], ["n"]),
+        ("A*", ["`A*`", "a*."], ["A", "*A*"]),
+        ("5'", ["5’"], ['5"', "5"]),
+        ("New York", ["New\u00a0York", "Ｎｅｗ\u3000Ｙｏｒｋ", "new\n york。"], ["NewYork"]),
+        ("Fu\u0308ße", ["FÜSSE", "füße"], ["Fuße"]),
+        ("ﬁve ガ…", ["five ｶﾞ..."], ["five カ"]),
+        ("10-12", ["10–12", "10\u201112"], ["1012"]),
+    ],
+)
+def test_an_exact_answer_is_told_from_what_only_looks_like_it(answer, right, wrong):
+    example = Example("", ({"role": "user", "content": "?"},), answer)
+    verdicts = [KINDS["exact"].verify(example, text).correct for text in [answer, *right, *wrong]]
+    assert verdicts == [True] * (1 + len(right)) + [False] * len(wrong)
 
 
 GOOD = {"question": "How many?", "answer": "3"}

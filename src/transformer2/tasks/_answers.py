@@ -1,6 +1,6 @@
 """The kinds of answers that rows of a user's file can have: what a row holds, what is asked, and what is right.
 
-    exact    text       the whole answer is the row's, but for case, blanks, quotes, emphasis and a full stop at its end
+    exact    text       the whole answer is the row's, but for case, blanks, quotes and emphasis around it and a full stop
     numeric  a number   the last final number of the answer equals it (`verifiers.numeric`)
     choice   an option  the one option that the answer ends on is it (`verifiers.choice`)
     code     a program  the program in the answer passes the row's tests, in the sandbox
@@ -25,7 +25,7 @@ from transformer2.verifiers.choice import verify_choice
 from transformer2.verifiers.final import readable
 from transformer2.verifiers.numeric import parse_number, verify_number
 
-__all__ = ["KINDS", "Asked", "Kind", "folded"]
+__all__ = ["KINDS", "Asked", "Kind"]
 
 Read = Callable[..., Any]  # (name, kind) -> that field of a row, refused where it is of another type
 
@@ -78,13 +78,25 @@ class Kind:
         raise NotImplementedError
 
 
-def folded(text: str) -> str:
-    """A text without what does not count: case, kinds of blanks, compatibility forms."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
 def _bare(text: str) -> str:
-    return folded(readable(text)).strip("*`\"' ").rstrip(".! ").strip("*`\"' ")
+    """An answer without what does not count."""
+    spelt = "".join(_as_usual(c) for c in readable(text))
+    plain = unicodedata.normalize("NFC", " ".join(spelt.casefold().split()))
+    return _unquoted(_unquoted(plain).rstrip(". "))
+
+
+def _as_usual(c: str) -> str:
+    """A half-width letter as a whole one, a ligature as its letters; but 10² is not 102, and ① not 1."""
+    spelt_alike = unicodedata.decomposition(c).startswith(("<narrow>", "<wide>", "<compat>"))
+    return unicodedata.normalize("NFKC", c) if spelt_alike else c
+
+
+def _unquoted(text: str) -> str:
+    """A text without the quotes and emphasis around it: those of one side are its own, as in A* and 5'."""
+    text, n = text.strip(), 0
+    while 2 * n + 1 < len(text) and text[n] == text[-1 - n] and text[n] in "*`\"' ":
+        n += 1
+    return text[n : len(text) - n].strip()
 
 
 class Exact(Kind):
