@@ -11,7 +11,7 @@ import io
 import stat
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,12 +24,13 @@ from transformer2.errors import DataError, one_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Picture", "PictureBytes", "PictureFile", "PictureInTable"]
+__all__ = ["Picture", "PictureBytes", "PictureFile", "PictureInTable", "check_names"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # others lose or invert values as RGB
 MIN_SIDE, MAX_SIDE, MAX_PIXELS, MAX_RATIO = 4, 16_384, 89_478_485, 100  # Pillow warns of a bomb beyond so many pixels
 MAX_BYTES = 128 * 2**20
+MISNAMED = ("images", "image_url", "picture", "pictures")
 ORIENTATION = 0x0112  # of EXIF, 1 to 8
 _TURNS = {
     **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"},
@@ -214,12 +215,28 @@ class PictureInTable(Picture):
                 cell = _cell(self.file, self.row, self.column)
         except Exception as e:  # Arrow's errors share no class with each other
             raise DataError(f"picture {self.name} cannot be read ({' '.join(str(e).split())[:80]})") from e
+        if isinstance(cell, list) and len(cell) > 1:
+            raise DataError(
+                f"picture {self.name} is {len(cell)} pictures, and a row has one; keep one, or drop the row"
+            )
+        cell = next(iter(cell), None) if isinstance(cell, list) else cell
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if content is None and isinstance(cell, dict) and cell.get("path"):
             return PictureFile(str(Path(self.file).parent / cell["path"])).data()
         if not isinstance(content, bytes) or not content:
             raise DataError(f"picture {self.name} is not there; drop the row")
         return content
+
+
+def check_names(row: Mapping[str, Any], remedy: str = "name it 'image', which takes a path or a list") -> None:
+    """Refuse a row whose pictures stand where nobody looks: an answer without what they show would look right.
+
+    Raises:
+        DataError: It has such a column, which is named, with the remedy.
+    """
+    for name in MISNAMED:
+        if row.get(name):
+            raise DataError(f"{name!r} is not read; {remedy}")
 
 
 def _cell(file: str, row: int, column: str) -> Any:

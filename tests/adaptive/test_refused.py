@@ -121,6 +121,20 @@ def test_a_search_takes_what_is_said_of_it(model) -> None:
     assert "max_rows" in refused(model.adapt, rows, "tiny_math", max_rows=0, **SMALL)
 
 
+@pytest.mark.parametrize("name", ["images", "image_url", "picture", "pictures"])
+def test_pictures_under_a_name_that_is_not_read_are_refused(model, name) -> None:
+    row = {"question": QUESTION, "answer": "23", name: ["a.png"]}
+    assert f"row 1 to adapt with: {name!r} is not read; name it 'image'" in refused(model.adapt, [row], "gsm8k")
+
+
+def test_a_row_may_have_a_system_message() -> None:
+    row = {"question": QUESTION, "answer": "23"}
+    asked = {"role": "user", "content": QUESTION}
+    assert _example({**row, "system": None}, 0).messages == (asked,)
+    assert _example({**row, "system": "Be brief."}, 0).messages == ({"role": "system", "content": "Be brief."}, asked)
+    assert "row 1" in refused(_example, {**row, "system": 5}, 0)
+
+
 def test_a_search_that_no_row_told_anything_says_so(model) -> None:
     with pytest.warns(UserWarning, match="no mixture answered a row right"):
         model.adapt([{"question": QUESTION, "answer": "24000"}], "tiny_math", **SMALL)

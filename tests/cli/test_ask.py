@@ -11,6 +11,7 @@ from vision_bases import drawn, make_vision
 from transformer2 import tiny
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.cli import main
+from transformer2.cli.ask import _of_file
 from transformer2.cli.chat import Conversation
 from transformer2.errors import DataError, UserError
 from transformer2.pictures import PictureFile
@@ -33,6 +34,15 @@ def test_lines_of_standard_input_beside_the_base(capsys, monkeypatch):
     assert (one["prompt"], two["prompt"]) == (QUESTION, CODE)
     assert (one["choice"]["name"], two["choice"]["name"]) == ("math", "code")
     assert one["base_answer"] != one["answer"] and two["base_answer"] and "seconds" in two
+
+
+def test_a_row_has_a_system_message_of_its_own_in_place_of_the_flags(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(
+        "\n".join(map(json.dumps, [{"prompt": "x", "system": "Be brief."}, {"prompt": "x", "system": None}]))
+    )
+    _, chats = _of_file(file, "Be kind.")
+    assert [chat.messages[0]["content"] for chat in chats] == ["Be brief.", "Be kind."]
 
 
 def test_a_file_of_prompts(tmp_path, capsys):
@@ -168,6 +178,7 @@ def test_rows_name_their_pictures_from_where_the_file_is(seeing, capsys):
             ({"prompt": "x", key: "1.png"}, f"line 1: '{key}' is not read; name it 'image'")
             for key in ("images", "image_url", "picture", "pictures")
         ),
+        ({"prompt": "x", "system": 5}, "line 1: the content of a message of role 'system' must be text"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "line 1: a message has role 'robot'"),
     ],
 )

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from rows import own_rows
+from vqa_rows import drawn
 
 from transformer2 import tasks
 from transformer2.cli import main
@@ -142,6 +143,30 @@ def test_an_exact_answer_is_told_from_what_only_looks_like_it(answer, right, wro
     assert verdicts == [True] * (1 + len(right)) + [False] * len(wrong)
 
 
+@pytest.mark.parametrize("form", ["path", "list", "table", "table of lists"])
+def test_a_picture_is_read_under_the_files_own_name(form, tmp_path):
+    rows = [{**row, "images": f"{i}.png"} for i, row in enumerate(own_rows(60))]
+    for i, row in enumerate(rows):
+        (tmp_path / row["images"]).write_bytes(drawn(i))
+    if form.startswith("table"):
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        cells = [{"bytes": drawn(i), "path": None} for i in range(60)]
+        rows = [{**row, "images": [cell] if "lists" in form else cell} for row, cell in zip(rows, cells, strict=True)]
+        path = str(tmp_path / "a.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        rows = [{**row, "images": [row["images"]]} if form == "list" else row for row in rows]
+        path = write(tmp_path / "a.jsonl", [*rows, {**own_rows(61)[60], "images": [] if form == "list" else None}])
+    with pytest.raises(DataError, match=r"'images' is not read; .* keys: \{image: ITS_NAME\} .*(line 1|row 0)"):
+        tasks.get("jsonl", path=path).check_rows()
+    task = tasks.get("jsonl", path=path, keys={"image": "images"})
+    examples = [e for split in task.splits for e in task.examples(split)]
+    shown = {e.id.rpartition("/")[2]: [picture.data() for picture in e.images] for e in examples}
+    assert len(examples) >= 60 and all(shown[str(i)] == [drawn(i)] for i in range(60)) and not shown.get("60")
+
+
 GOOD = {"question": "How many?", "answer": "3"}
 BAD = {  # name -> (options, the second line, what is said besides file and line)
     "no JSON": ({}, "{'question': 1}", "is not JSON"),
@@ -162,6 +187,12 @@ BAD = {  # name -> (options, the second line, what is said besides file and line
     "only dots": ({}, {**GOOD, "answer": "..."}, "holds no word"),
     "a list as answer": ({}, {**GOOD, "answer": ["3"]}, "field 'answer' is ['3']"),
     "system": ({}, {**GOOD, "system": 5}, "field 'system' is 5"),
+    **{
+        name: ({}, {**GOOD, name: value}, f"{name!r} is not read; name it 'image'")
+        for name, value in {"images": ["a"], "image_url": "a", "picture": {"path": "a"}, "pictures": "a"}.items()
+    },
+    "two pictures": ({}, {**GOOD, "image": ["a.png", "b.png"]}, "there are 2 pictures"),
+    "a picture in a list that is not there": ({}, {**GOOD, "image": ["a.png"]}, "a.png is not there"),
     "unread choices": ({}, {**GOOD, "choices": ["3", "4"]}, "set verifier: choice"),
     "unread tests": ({}, {**GOOD, "tests": ["assert f()"]}, "set verifier: code"),
     "contradiction": ({}, {"question": "Q0?", "answer": "other"}, "another answer to the same question stands at"),

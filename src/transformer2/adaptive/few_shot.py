@@ -22,6 +22,7 @@ from transformer2.adaptive.request import BASE, Selection, plain
 from transformer2.arguments import Count, expected, fits, written
 from transformer2.data.prompts import collate, render
 from transformer2.errors import DataError, LengthError, UserError, shown
+from transformer2.pictures import check_names
 from transformer2.policy import lm_head
 from transformer2.rollout.hf import HFEngine
 from transformer2.tasks import Task
@@ -49,7 +50,7 @@ def find_mixture(
     Args:
         loaded: The experts.
         engine: Draws the answers.
-        rows: Examples, or mappings with `question`, `answer` and, where there are pictures, `image`.
+        rows: Examples, or mappings with `question`, `answer` and, where there are, `image` and `system`.
         task: What verifies answers: a task, or its name.
         longest: Tokens that the model reads.
         max_new_tokens: Budget of an answer; None takes the task's.
@@ -147,12 +148,14 @@ def _unjudged(task: Task, example: Example, why: str) -> UserError:
 def _example(row: Mapping[str, Any], number: int) -> Example:
     name = f"row {number + 1}"
     try:
+        check_names(row)
         question, answer, images = row["question"], row["answer"], as_pictures(row.get("image"))
         if isinstance(answer, Real) and not isinstance(answer, bool):
             answer = str(answer)
         if not isinstance(answer, str) or not answer.strip():
             raise TypeError
-        chat = Chat.of([{"role": "user", "content": question}], images=images)
+        system = [] if row.get("system") is None else [{"role": "system", "content": row["system"]}]
+        chat = Chat.of([*system, {"role": "user", "content": question}], images=images)
     except UserError as e:
         raise type(e)(f"{name} to adapt with: {e}") from e
     except (TypeError, LookupError, AttributeError) as e:

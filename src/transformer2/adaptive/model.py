@@ -203,8 +203,8 @@ class SelfAdaptive:
         """Search the mixture that answers a few rows best (paper, section 3.2 C); it answers from now on.
 
         Args:
-            rows: Examples, or mappings with `question`, `answer` and, where there are pictures, `image`: a path, a
-                `Picture`, or several.
+            rows: Examples, or mappings with `question`, `answer` and, where there are, `system` (a message) and
+                `image`: a path, a `Picture`, or several.
             task: What verifies answers: a task, or its name.
             max_new_tokens: Budget of an answer, EOS included; None takes the task's.
             search: The arguments of `FewShotSearch` (`generations`, `population`, `seed`, ...).

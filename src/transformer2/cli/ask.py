@@ -36,7 +36,8 @@ which knows a small world of its own:
   PROMPT                  one or several; without any, or for -, each line of standard input is one
   --image FILE ...        a picture to show with every prompt, where the base takes pictures; may be repeated
   --file FILE             prompts as JSON lines: text, {{"prompt": text}}, or {{"messages": [...]}} with roles, and
-                          "image": the path of a picture, from where the file is, or a list of them
+                          "image": the path of a picture, from where the file is, or a list of them, and a "system"
+                          message of its own
   --out FILE              where their answers go (default answers.jsonl); a file that exists is not overwritten
   --compare               the base's answer beside the adapted one
   --json                  print answers as JSON lines, with what was chosen, probabilities and seconds
@@ -45,7 +46,6 @@ which knows a small world of its own:
   --max_rows N            prompts under way at a time (default 64)
 
 {MODEL_HELP}"""
-NOT_IMAGE = ("images", "image_url", "picture", "pictures")  # answers without what they show would look right
 LARGEST_FILE = 1 << 30  # bytes
 COLUMNS = {
     "answer", "base_answer", "choice", "completion_tokens", "error", "finish_reason", "prompt_tokens", "seconds",
@@ -233,7 +233,7 @@ def _of_file(path: Path, system: str | None) -> tuple[list[Any], list[Chat]]:
         DataError: The file or a line cannot be read, or a picture is missing; the message names it.
     """
     from transformer2.adaptive.chat import PictureSource, as_pictures
-    from transformer2.pictures import PictureFile
+    from transformer2.pictures import PictureFile, check_names
 
     source = PictureSource(path.parent)
     try:
@@ -261,13 +261,11 @@ def _of_file(path: Path, system: str | None) -> tuple[list[Any], list[Chat]]:
             raise DataError(f'{shown(path)}, line {count} must be text, {{"prompt": text}} or {{"messages": [...]}}')
         if taken := sorted(row.keys() & COLUMNS):
             raise DataError(f"{shown(path)}, line {count}: {taken[0]!r} is a name of ours in the output; rename it")
-        if other := [name for name in NOT_IMAGE if row.get(name)]:
-            raise DataError(
-                f"{shown(path)}, line {count}: {other[0]!r} is not read; name it 'image', which takes a path or a list"
-            )
         try:
-            asked = row.get("messages", row.get("prompt"))
-            chats.append(_chat(asked, system, source, as_pictures(row.get("image"), source)))
+            check_names(row)
+            asked, own = row.get("messages", row.get("prompt")), row.get("system")
+            pictures = as_pictures(row.get("image"), source)
+            chats.append(_chat(asked, system if own is None else own, source, pictures))
             for picture in chats[-1].images:
                 if isinstance(picture, PictureFile) and not os.path.isfile(picture.path):
                     raise DataError(f"picture {shown(picture.path)} is not there; correct its path")

@@ -1,6 +1,6 @@
 """The kinds of answers that rows of a user's file can have: what a row holds, what is asked, and what is right.
 
-    exact    text       the whole answer is the row's, but for case, blanks, quotes and emphasis around it and a full stop
+    exact    text       the whole answer is the row's, but for case, blanks, quotes and emphasis, and a full stop
     numeric  a number   the last final number of the answer equals it (`verifiers.numeric`)
     choice   an option  the one option that the answer ends on is it (`verifiers.choice`)
     code     a program  the program in the answer passes the row's tests, in the sandbox

@@ -24,7 +24,7 @@ from transformer2.types import Example
 __all__ = ["Row", "carved", "examples_of", "field_of", "hash_of", "load_rows", "read_rows"]
 
 LONGEST_LINE = 2**26  # bytes; a row of MBPP+ has some 10^5, and what holds no line break must not fill the memory
-_SUFFIXES = ("jsonl", "jsonl.gz", "parquet", "arrow")
+_SUFFIXES, _TABLES = ("jsonl", "jsonl.gz", "parquet", "arrow"), (".parquet", ".arrow")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.")
 # What comes of a stranger's row: nested too deep, a number too long, a list where text should be, code that is none.
 _ODD = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError)
@@ -56,7 +56,7 @@ def load_rows(
         config: Configuration of the Hub data set.
         revision: Commit or tag of the Hub data set; None takes the newest.
         pictures: Column whose cells are pictures: rows hold a `Picture` there, a reference, never pixels. In JSON it
-            is a path, relative to the file.
+            is a path, relative to the file, or a list with one.
 
     Raises:
         DataError: Nothing there, not all of it there, unreadable, or the Hub is out of reach; the message names the
@@ -227,19 +227,29 @@ def _numbers(info: Any, split: str, config: str | None) -> Iterator[int]:
 
 
 def _file_rows(file: Path, pictures: str | None) -> list[Row]:
-    table = file.suffix in (".parquet", ".arrow")
     rows = []
-    for number, value in _table_rows(file, pictures) if table else _json_rows(file):
+    for number, value in _table_rows(file, pictures) if file.suffix in _TABLES else _json_rows(file):
         rows.append(Row(value))
         rows[-1].source = f"{file}, {number}"
-        if pictures is not None and isinstance(path := value.get(pictures), str) and path.strip():
-            picture = file.parent / os.path.expanduser(path)
-            if not os.path.isfile(picture):
-                raise DataError(f"{file}, {number}: the picture {shown(str(picture))} is not there; put it there")
-            rows[-1][pictures] = PictureFile(str(picture))
+        if pictures is not None and pictures in value:
+            rows[-1][pictures] = _picture(value[pictures], file, f"{file}, {number}")
     if not rows:
         raise DataError(f"{file}: no rows; copy it again, or give a file that has some")
     return rows
+
+
+def _picture(named: Any, file: Path, where: str) -> Any:
+    """The picture that a path names, or a list with one; anything else is left to whoever wants it."""
+    if isinstance(named, list):
+        if len(named) > 1:
+            raise DataError(f"{where}: there are {len(named)} pictures, and a row has one; keep one, or drop the row")
+        named = next(iter(named), None)
+    if not isinstance(named, str) or not named.strip():
+        return named
+    picture = file.parent / os.path.expanduser(named)
+    if not os.path.isfile(picture):
+        raise DataError(f"{where}: the picture {shown(str(picture))} is not there; put it there")
+    return PictureFile(str(picture))
 
 
 def _table_rows(file: Path, pictures: str | None) -> Iterator[tuple[str, dict[str, Any]]]:

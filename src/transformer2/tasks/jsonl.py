@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from transformer2.errors import ConfigError, DataError, nearest, shown
-from transformer2.pictures import Picture
+from transformer2.pictures import Picture, check_names
 from transformer2.sandbox import Program
 from transformer2.tasks._answers import KINDS
 from transformer2.tasks._code import program_of
@@ -150,6 +150,10 @@ class JSONL(Task):
             if row.get(self.keys[name]) is not None and name not in self.kind.needs:
                 wanted = next(verifier for verifier, kind in KINDS.items() if name in kind.needs)
                 raise DataError(f"{where}: the row has {self.keys[name]!r}; set verifier: {wanted}, or drop the field")
+        check_names(
+            {name: value for name, value in row.items() if name not in self.keys.values()},
+            "name it 'image', the path of one picture, or say keys: {image: ITS_NAME}",
+        )
         asked = self.kind.read(field, where)
         messages = self.wording.messages(question=question, **asked.shown)
         if row.get(self.keys["system"]) is not None:
