@@ -167,6 +167,25 @@ def test_a_picture_is_read_under_the_files_own_name(form, tmp_path):
     assert len(examples) >= 60 and all(shown[str(i)] == [drawn(i)] for i in range(60)) and not shown.get("60")
 
 
+def test_columns_that_are_not_read_are_named_once(tmp_path, recwarn):
+    rows = [{**row, "context": "c", "id": i, "system": None, "note": None} for i, row in enumerate(own_rows(60))]
+    path = write(tmp_path / "a.jsonl", rows)
+    for task in (tasks.get("jsonl", path=path), tasks.get("jsonl", path=path)):
+        task.check_rows()
+        assert [len(task.examples(split)) > 0 for split in task.splits] == [True] * 3
+    (said,) = [str(warning.message) for warning in recwarn]
+    assert "a.jsonl: nothing is read of 'context', 'id';" in said and "\n" not in said
+    tasks.get("jsonl", path=write(tmp_path / "b.jsonl", own_rows(60))).check_rows()
+    assert len(recwarn) == 1
+
+
+@pytest.mark.parametrize("field", ["image", "system", "solution"])
+def test_a_name_in_keys_that_no_row_has_is_refused(field, tmp_path):
+    path = write(tmp_path / "a.jsonl", [{**row, "photo": "a.png"} for row in own_rows(60)])
+    with pytest.raises(DataError, match=rf"keys say \{{{field}: photos\}}, and no row has it; there is .*'photo'"):
+        tasks.get("jsonl", path=path, keys={field: "photos"}).check_rows()
+
+
 GOOD = {"question": "How many?", "answer": "3"}
 BAD = {  # name -> (options, the second line, what is said besides file and line)
     "no JSON": ({}, "{'question': 1}", "is not JSON"),

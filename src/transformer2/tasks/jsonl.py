@@ -20,8 +20,9 @@ answer alone, in the form that the verifier reads, is the solution.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
-from functools import partial
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import Any, ClassVar
 
 from transformer2.errors import ConfigError, DataError, nearest, shown
@@ -83,7 +84,8 @@ class JSONL(Task):
                     f"task 'jsonl': keys has the unknown field {field!r:.60}{nearest(str(field), FIELDS)}"
                 )
         self.path, self.kind = path, KINDS[verifier]
-        self.keys = {field: field for field in FIELDS if field != "solution"} | dict(keys or {})
+        self.named = dict(keys or {})
+        self.keys = {field: field for field in FIELDS if field != "solution"} | self.named
         self.verify_in = self.kind.verify_in
         self.allow_unsafe_code_execution = allow_unsafe_code_execution
         system = self.kind.system if system == "auto" else system
@@ -116,6 +118,7 @@ class JSONL(Task):
     def _read(self) -> dict[str, list[Example]]:
         """The examples of every split. A bad row is refused whichever split it is in."""
         rows = read_rows(self.path, pictures=self.keys["image"])
+        unread = self._unread(rows)
         splits: dict[str, list[Example]] = {split: [] for split in SHARES}
         asked: dict[Any, tuple[Example, Row]] = {}
 
@@ -141,7 +144,25 @@ class JSONL(Task):
                 f"{shown(self.path)} has {questions} different questions ({sizes} by the hash of the question); "
                 f"give at least {MIN_ROWS}, with some in every split"
             )
+        if unread:
+            named = ", ".join(repr(name)[:40] for name in unread[:8]) + (", ..." if unread[8:] else "")
+            _warn_once(
+                f"{shown(self.path)}: nothing is read of {named}; put what a question needs of it into the question"
+            )
         return splits
+
+    def _unread(self, rows: Sequence[Row]) -> list[str]:
+        """Columns that nothing is read of.
+
+        Raises:
+            DataError: No row has a column that `keys` names.
+        """
+        columns = {name: None for row in rows for name, value in row.items() if value is not None}
+        for field, name in self.named.items():
+            if name not in columns:
+                has = ", ".join(repr(column)[:40] for column in list(columns)[:8]) or "no fields"
+                raise DataError(f"{shown(self.path)}: keys say {{{field}: {name}}}, and no row has it; there is {has}")
+        return [name for name in columns if name not in self.keys.values()]
 
     def _example(self, row: Row, where: str) -> tuple[Example, str]:
         field = partial(self._field, row, where)
@@ -174,6 +195,11 @@ class JSONL(Task):
             said = f"add it, or say keys: {{{name}: ITS_NAME}}"
             raise DataError(f"{where}: field {key!r} is missing, there is {has}; {said}")
         return field_of(row, key, where, kind)
+
+
+@cache  # a run opens the file for each of its splits
+def _warn_once(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
 
 
 def _same(question: str) -> str:
