@@ -2,7 +2,8 @@ r"""Numeric answers: is the one number that a completion ends on equal to the go
 
 Where the final answer stands, `final` says; this module reads a number there. One number, with its unit: a choice of
 numbers is refused, whichever of them is right, and so is a sum or a guess that nobody worked out ("5 + 5", "5!",
-"> 18", "maybe 18", "A18"). Values are compared exactly, as fractions.
+"> 18", "maybe 18", "A18"). "1.5e-5" and "1.5 x 10^-5" are numbers, "10^5" and "1/2e3" are none. Values are compared
+exactly, as fractions.
 """
 
 from __future__ import annotations
@@ -27,10 +28,16 @@ _THOUSANDS = {"hundred": 100, "thousand": 10**3, "k": 10**3, "million": 10**6, "
 _UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _NUMBER = re.compile(
     rf"(?P<sign>(?<![0-9A-Za-z)])[-+]\s*)?(?:(?P<whole>[0-9]+)\s+(?=[0-9]+\s*/))?(?P<top>{_UNSIGNED})"
-    rf"(?:\s*/\s*(?P<bottom>{_UNSIGNED}))?"
-    r"(?P<scale>[kK]\b|\s*(?:hundred|thousand|million|billion|trillion)\b)?",
+    r"(?:e(?P<power>[-+]?[0-9]{1,3})(?!\.?[0-9])"
+    rf"|(?:\s*/\s*(?P<bottom>{_UNSIGNED}))?"
+    r"(?P<scale>k\b|\s*(?:hundred|thousand|million|billion|trillion)\b)?)",
     re.IGNORECASE,
 )
+_TIMES_A_POWER = re.compile(  # 1.5 x 10^-5, 1.5 \times 10^{-5}, 3 · 10⁸
+    r"(?<=[0-9])\s?(?:[x×*·⋅]|\\times|\\cdot)\s?10\s?(?:\^\s?(?:(?P<bare>[-+]?[0-9]{1,3})|[{(]\s?(?P<closed>[-+]?[0-9]{1,3})\s?[)}])"
+    r"|(?P<raised>[⁻⁺]?[⁰¹²³⁴-⁹]{1,3}))(?![0-9⁰¹²³⁴-⁹])"
+)
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _GROUPING = re.compile(r"(?<=[0-9])(?:\{,\}|\\,|[\u00a0\u2009\u202f])(?=[0-9]{3}(?![0-9]))")
 _DECORATION = re.compile(r"(?:\*\*|__|\\[()\[\]$%!,;: ]|[{}$€£¥₹`]|\\left\b|\\right\b|\\q?quad\b)+")
 _DOLLARS = re.compile(r"\b(?:US|CA|AU|NZ|HK|[ACS])\s?\\?\$")
@@ -101,7 +108,7 @@ def verify_number(gold: str, completion: str) -> Verdict:
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The one number in a short text ("$1,234.50", "−3 apples", "3 1/2", "40%", "2 million"), or None.
+    """The one number in a short text ("$1,234.50", "−3 apples", "3 1/2", "40%", "2 million", "1.5e-5"), or None.
 
     A percent sign is a unit: "40%" is 40.
     """
@@ -198,6 +205,7 @@ def _plain(text: str) -> str:
         text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r" \1 ", text)
         text = re.sub(r"\\times|\\cdot|\\div", "*", text)
         text = _DEGREES.sub(" ", text)
+    text = _TIMES_A_POWER.sub(lambda m: f"e{(m['bare'] or m['closed'] or m['raised']).translate(_RAISED)}", text)
     text = _GROUPING.sub(",", text)
     text = _DOLLARS.sub(" ", text)
     text = _DECORATION.sub(_undecorated, text)
@@ -214,7 +222,7 @@ def _undecorated(match: re.Match[str]) -> str:
 def _value(match: re.Match[str]) -> Fraction | None:
     if sum(c.isdigit() for c in match.group()) > _MAX_DIGITS:
         return None
-    value = Fraction(match["top"].replace(",", ""))
+    value = Fraction(match["top"].replace(",", "")) * Fraction(10) ** int(match["power"] or 0)
     if match["bottom"]:
         bottom = Fraction(match["bottom"].replace(",", ""))
         if bottom == 0:
