@@ -308,8 +308,18 @@ def test_fit_test_and_adapt_on_a_file_of_numbers(tmp_path, monkeypatch, capsys):
     task = tasks.get("jsonl", path="my.jsonl", verifier="numeric")
     sizes = ", ".join(f"{len(task.examples(split))} {split}" for split in task.splits)
     assert f"jsonl   questions: {sizes}\n" in out and f"test split, n = {len(task.examples('test'))}," in out
-    more = ["--data.task=jsonl", "--data.task_options.system=null", "--model.sampling.max_new_tokens=40"]
-    assert main(["test", "--expert=runs/jsonl/expert", *more, *rows]) == 0
+    more = ["--data.task_options.system=null", "--model.sampling.max_new_tokens=40"]
+    for command in ("test", "validate"):  # the expert says its task
+        assert main([command, "--expert=runs/jsonl/expert", *more, *rows]) == 0
+    for options, said in (
+        ([], "give it in task_options, as --data.task_options.path"),
+        (["--data.task_options.pth=x"], "task 'jsonl' has no option 'pth'; did you mean 'path'?"),
+        (["--data.task_options=3"], "data.task_options must be"),
+    ):
+        capsys.readouterr()
+        assert main(["test", "--expert=runs/jsonl/expert", *options]) == 2
+        assert said in capsys.readouterr().err
+    more.append("--data.task=jsonl")
     search = ["--adapt.population=2", "--adapt.generations=1", "--data.few_shot=4", "--data.test_limit=8"]
     assert main(["adapt", *more, *rows, *search, "--run_dir=adapted"]) == 0
     assert "jsonl   n = 8" in capsys.readouterr().out

@@ -115,9 +115,12 @@ def take_from_expert(config: dict[str, Any], command: str, expert: Path, folders
     The rest of its adapter is read when the model is built, and held against what the user's config says of it.
     """
     check_directory(expert, "--expert", "give an expert's folder, such as runs/tiny_math/expert", ConfigError)
-    # What is wrong with the user's own is said first; the adapter's keys are those of the expert's method.
-    given = config.get("model")
+    # What is wrong with the user's own is said first; the adapter's keys are those of the expert's method, and the
+    # options those of its task.
+    given, data = config.get("model"), config.get("data")
     adapter = given.pop("adapter", None) if isinstance(given, dict) else None
+    scores = command in ("test", "validate")
+    options = data.pop("task_options", None) if scores and isinstance(data, dict) and "task" not in data else None
     check(config, command, folders)
     from transformer2.experts import read_config
 
@@ -133,8 +136,10 @@ def take_from_expert(config: dict[str, Any], command: str, expert: Path, folders
         model.setdefault("base", str(own))
         if model["base"] == own and (revision := saved.get("revision")):
             model["model_kwargs"] = {"revision": str(revision), **(model.get("model_kwargs") or {})}
-    if command in ("test", "validate") and saved.get("task"):
+    if scores and saved.get("task"):
         config["data"].setdefault("task", str(saved["task"]))
+    if options is not None:
+        config["data"]["task_options"] = options
 
 
 @contextmanager
