@@ -71,6 +71,15 @@ def test_questions_that_are_one_are_on_one_side(tmp_path):
         ("numeric", {"answer": "1.5e-5"}, ["0.000015", r"\boxed{1.5 \times 10^{-5}}"], ["1.5"]),
         ("choice", {"choices": ["a leaf", "a root"], "answer": "B"}, ["The answer is (B)", "a root"], ["A", "A or B"]),
         ("choice", {"choices": ["a leaf", "a root"], "answer": "a root"}, ["B"], ["(A)"]),
+        (
+            "choice",
+            {"choices": {"text": ["a leaf", "a root"], "label": ["A", "B"]}, "answer": "B"},
+            ["The answer is (B)", "a root"],
+            ["A", "A or B"],
+        ),
+        ("choice", {"choices": {"text": ["a leaf", "a root"], "label": ["1", "2"]}, "answer": "2"}, ["B"], ["(A)"]),
+        ("choice", {"choices": {"label": ["B", "A"], "text": ["a leaf", "a root"]}, "answer": "A"}, ["B"], ["(A)"]),
+        ("choice", {"choices": {"label": ["1", "2"], "text": ["a leaf", "a root"]}, "answer": "a leaf"}, ["A"], ["B"]),
         ("code", CODE, ["```python\ndef net(y):\n    return 0.5 * y\n```"], ["def net(x): return x", "no program"]),
     ],
 )
@@ -226,6 +235,28 @@ BAD = {  # name -> (options, the second line, what is said besides file and line
     "same choices": ({"verifier": "choice"}, {**GOOD, "choices": ["3", "3 "]}, "that differ are needed"),
     "not chosen": ({"verifier": "choice"}, {**GOOD, "choices": ["4", "5"]}, "names none of the choices"),
     "two chosen": ({"verifier": "choice"}, {"question": "Q", "answer": "A", "choices": ["B", "A"]}, "more than one"),
+    **{
+        f"an index, {answer}": ({"verifier": "choice"}, {**GOOD, "answer": answer, "choices": choices}, said)
+        for answer, choices in [(0, ["3", "4"]), (4, ["3", "4"]), (1.0, {"text": ["3", "4"], "label": ["1", "2"]})]
+        for said in ["is a number, which may count from 0 or from 1; give the option's letter or its text"]
+    },
+    **{
+        f"choices {choices}": ({"verifier": "choice"}, {**GOOD, "choices": choices}, said)
+        for choices, said in [
+            ({"A": "3", "B": "4"}, "give a list of texts, or {text: [...], label: [...]}"),
+            ("3|4", "give a list of texts, or {text: [...], label: [...]}"),
+            (None, "give a list of texts, or {text: [...], label: [...]}"),
+            ({"text": ["3", "4"], "label": ["A"]}, "has labels A for 2 texts"),
+            ({"text": ["3", "4"], "label": ["A", "A"]}, "has labels A, A for 2 texts"),
+            ({"text": ["3", "3"], "label": ["A", "B"]}, "that differ are needed"),
+            ({"text": ["3", 4], "label": ["A", "B"]}, "blank or not text"),
+        ]
+    },
+    "a label that is another's text": (
+        {"verifier": "choice"},
+        {**GOOD, "answer": "2", "choices": {"text": ["2", "1"], "label": ["1", "2"]}},
+        "more than one",
+    ),
     "no tests": ({"verifier": "code"}, {**GOOD, "tests": []}, "the tests hold none"),
     "no Python": ({"verifier": "code"}, {**GOOD, "answer": "def f(:", "tests": ["f()"]}, "are no Python"),
     "tests of nothing": ({"verifier": "code"}, {**GOOD, "answer": "x = 1", "tests": ["f()"]}, "use nothing that"),

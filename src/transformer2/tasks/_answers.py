@@ -155,15 +155,28 @@ class Choice(Kind):
         return arc.final_line(example.answer)
 
     def read(self, field: Read, where: str) -> Asked:
-        """The answer is an option's letter or its text; the model sees letters, in the order of the row."""
-        texts, answer = field("choices", list), field("answer", str).strip()
+        """The answer is an option's letter, its text or, where it has one, its label; the model sees letters.
+
+        They follow the order of the row, whose choices are a list of texts, or texts and labels as in ARC.
+        """
+        choices, labels = field("choices", object), [*arc.LETTERS]
+        if isinstance(choices, Mapping) and {"text", "label"} <= choices.keys():
+            labels, choices = arc.labels_and_texts(choices, where)
+        if not isinstance(choices, list):
+            forms = "a list of texts, or {text: [...], label: [...]}"
+            raise DataError(f"{where}: the choices are {choices!r:.60}; give {forms}")
+        if isinstance(value := field("answer", object), int | float) and not isinstance(value, bool):
+            unsure = "is a number, which may count from 0 or from 1"
+            raise DataError(f"{where}: the answer {value} {unsure}; give the option's letter or its text")
+        texts, answer = choices, field("answer", str).strip()
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise DataError(f"{where}: the choices hold one that is no text or blank; correct or drop the row")
         texts = [text.strip() for text in texts]
         if not 2 <= len(texts) <= len(arc.LETTERS) or len(set(texts)) < len(texts):
             raise DataError(f"{where}: there are {len(texts)} choices; 2 to {len(arc.LETTERS)} that differ are needed")
         options = dict(zip(arc.LETTERS, texts, strict=False))
-        gold = {letter for letter, text in options.items() if answer in (letter, text)}
+        named = zip(options, labels, texts, strict=False)
+        gold = {letter for letter, label, text in named if answer in (label, text)}
         if len(gold) != 1:
             said = "none" if not gold else "more than one"
             raise DataError(f"{where}: the answer {answer!r:.60} names {said} of the choices; give a letter or a text")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformer2.errors import DataError
 from transformer2.tasks._rows import Row, examples_of, field_of, load_rows
@@ -61,7 +61,7 @@ class ARC(Task):
 
     def _example(self, row: Row, where: str) -> Example:
         question = field_of(row, "question", where).strip()
-        labels, texts = _choices(row, where)
+        labels, texts = labels_and_texts(field_of(row, "choices", where, Mapping), where)
         letters = LETTERS[: len(labels)]
         gold = field_of(row, "answerKey", where).strip()
         if gold not in labels:
@@ -116,9 +116,8 @@ def lettered(options: Mapping[str, str]) -> str:
     return "\n".join(f"({letter}) {text}" for letter, text in options.items())
 
 
-def _choices(row: Row, where: str) -> tuple[list[str], list[str]]:
+def labels_and_texts(choices: Mapping[str, Any], where: str) -> tuple[list[str], list[str]]:
     """Labels and texts of a row's options."""
-    choices = field_of(row, "choices", where, Mapping)
     labels, texts = (field_of(choices, key, f"{where}, choices", (list, tuple)) for key in ("label", "text"))
     if any(not isinstance(value, str) or not value.strip() for value in (*labels, *texts)):
         raise DataError(f"{where}: field 'choices' holds an option that is blank or not text; correct or drop the row")
