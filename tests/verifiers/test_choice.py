@@ -137,6 +137,33 @@ def test_case_tells_options_apart_where_only_case_does() -> None:
     assert [final_choice(genes, f"The answer is {g}").value for g in ("RR", "Rr", "rr", "rR")] == ["A", "B", "C", None]
 
 
+@pytest.mark.parametrize(("one", "other"), [("Yes", "Yes!"), ("n!", "n"), ("5'", '5"'), ("{1}", "1")])
+def test_options_that_read_alike_are_named_by_their_letters_alone(one: str, other: str) -> None:
+    options = {"A": one, "B": other, "C": "none"}
+    for text in (one, other, f"The answer is {one}", f"The answer is {other}."):
+        assert final_choice(options, text).value is None, text
+    for text in ("The answer is (B)", f"(B) {other}", f"The answer is B. {other}"):
+        assert final_choice(options, text).value == "B", text
+    assert final_choice(options, "The answer is none.").value == "C"
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("C is wrong. The answer is B.", "B"),
+        ("It can't be C. So the answer is B.", "B"),
+        ("The answer is not C. The answer is B.", "B"),
+        ("B is wrong. The answer is C.", "C"),
+        ("C is wrong.", None),
+        ("C is wrong. The answer is D.", None),
+        ("B is wrong. The answer is B.", None),
+        ("D is wrong. The answer is B.", None),
+    ],
+)
+def test_of_two_options_the_one_that_is_denied_no_longer_counts(text: str, letter: str | None) -> None:
+    assert final_choice(OPTIONS, f"The answer is B. The answer is C. {text}").value == letter
+
+
 def test_a_gold_that_is_no_option_is_an_error_not_a_reward() -> None:
     with pytest.raises(ValueError, match="gold answer 'E'"):
         verify_choice("E", OPTIONS, "E")

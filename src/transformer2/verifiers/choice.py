@@ -12,6 +12,7 @@ verdict is a guess. "a" is an article, and so is "A" before a word.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 from transformer2.types import Verdict
@@ -97,6 +98,8 @@ class _Options(Reader[str]):
         # Case matters only where it tells two options apart: "Rr" and "rr".
         self.fold = len({text.lower() for text in texts.values()}) == len(texts)
         self.texts = {letter: self._case(text) for letter, text in texts.items()}
+        told = Counter(self.texts.values())
+        self.alike = {letter for letter, text in self.texts.items() if told[text] > 1}  # "n" and "n!": neither is named
         names = "|".join(map(re.escape, self.letters))
         # Another label within an explanation: "(B)", "B) ", "or B"
         self.label = re.compile(
@@ -175,6 +178,8 @@ class _Options(Reader[str]):
             label = _LABEL.match(rest.lstrip())
             if label and label["inner"] and self.letters.get(label["inner"].upper()) == letter:
                 rest = rest.lstrip()[label.end() :]
+            elif letter in self.alike:
+                continue
             if self._is_over(rest, kind, letter):
                 return letter
         return None

@@ -136,6 +136,7 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
             now = value if len(given) == 1 or value is None else reader.joined(given)
             reason, last, listed = step.answer.reason or "several answers", step, given.copy()
         elif role == "denied":
+            given = [other for other in given if other != value]  # for what is stated later
             if now is not None and value in listed and len(listed) > 1:
                 listed.remove(value)
                 now = listed[0] if len(listed) == 1 else reader.joined(listed)
