@@ -15,7 +15,9 @@ import pytest
 import yaml
 
 from transformer2.cli import main
+from transformer2.cli.compose import PACKAGED
 from transformer2.cli.study import Plan
+from transformer2.cli.study_run import composed
 from transformer2.study.results import read_study
 
 RUNNER = f"{sys.executable} {Path(__file__).parents[1] / 'helpers' / 'study_runner.py'}"
@@ -198,6 +200,24 @@ def test_a_config_that_is_edited_while_the_study_runs_is_not_mixed_in(run, tmp_p
     assert "mine s1   is not run: a file that it is given was edited while the study ran" in capsys.readouterr().err
     assert run(runs, seeds=(0, 1)) == 1  # in this process it has been read
     assert len(calls()) == 1
+
+
+def test_an_adapt_without_a_config_is_another_run_where_the_users_file_is_another(run, tmp_path):
+    (tmp_path / "conf").mkdir()
+    mine = tmp_path / "conf" / "adapt_tiny.yaml"
+    runs = {"adapt": {"command": "adapt", "set": {"data.task": "math", "data.data_dir": "/"}}}
+    for content, made in (
+        ("", 1),
+        ((PACKAGED / "conf" / "adapt_tiny.yaml").read_text(), 1),
+        ("adapt: {generations: 3}\n", 2),
+        ("adapt: {experts: [mine/expert]}\n", 3),
+    ):
+        if content:
+            mine.write_text(content)
+        composed.cache_clear()
+        assert run(runs) == 0 and len(calls()) == made, content
+    (job,) = Plan("s.yaml", tmp_path, set(), {}).jobs()[0]
+    assert job.experts == (Path("mine/expert"),)  # whose weights the report is held against
 
 
 def test_the_name_of_a_config_makes_no_other_run(run, tmp_path):

@@ -17,7 +17,7 @@ import yaml
 
 from transformer2.arguments import written
 from transformer2.cli.check import ADAPT_KEYS, STRATEGIES, check, keys_help, sections, suggestion
-from transformer2.cli.compose import compose, flags_of
+from transformer2.cli.compose import ADAPT_DEFAULT, compose, flags_of
 from transformer2.cli.folder import check_writable, holds_run, run_folder
 from transformer2.cli.values import one_of, run_name
 from transformer2.errors import ConfigError, DataError
@@ -88,7 +88,7 @@ def adapt(args: Sequence[str]) -> int:
                 f"--resume {resumed} holds a run of fit, validate or test, not of adapt; a fit goes on with "
                 f"fit --ckpt_path {resumed}/checkpoints/last.ckpt"
             )
-    config = compose([*begun, *flags.configs] or ["conf/adapt_tiny.yaml"], flags.overrides, ADAPT_KEYS)
+    config = compose([*begun, *flags.configs] or [ADAPT_DEFAULT], flags.overrides, ADAPT_KEYS)
     check(config, "adapt", folders="print_config" not in flags.switches)
     if resumed is not None and (flags.overrides or flags.configs):
         check(old, "adapt", folders=False)

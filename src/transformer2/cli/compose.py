@@ -24,6 +24,7 @@ from transformer2.cli.optimizers import HOMES, class_and_arguments, on_top
 from transformer2.errors import ConfigError, nearest, one_line, shown
 
 PACKAGED = Path(__file__).parent.parent  # holds conf/ in an installed package
+ADAPT_DEFAULT = "conf/adapt_tiny.yaml"  # what `adapt` without a config is given
 UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
 MAX_BYTES = 1_000_000  # of one config file; OmegaConf itself refuses keys given twice and aliases that explode
 KINDS = {"seq": "a list", "int": "a number", "float": "a number", "bool": "true or false", "null": "nothing"}
