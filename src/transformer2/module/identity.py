@@ -62,7 +62,8 @@ def identity(module: SVFReinforceModule) -> dict[str, Any]:
 
 def validation(module: SVFReinforceModule) -> dict[str, Any] | None:
     """What a fit's validations are made of: questions, task, what ends an answer; None for data of another kind."""
-    data, trainer = getattr(module.trainer, "datamodule", None), module.trainer
+    trainer = module.trainer
+    data: Any = getattr(trainer, "datamodule", None)
     if trainer.state.fn != "fit" or not hasattr(data, "digest"):
         return None
     loader = data.val_dataloader()

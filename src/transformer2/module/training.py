@@ -307,7 +307,8 @@ class SVFReinforceModule(StepModule):
                 "are forgotten, and the curve begins anew"
             )
             self.curve.begin_anew()
-            for callback in self.trainer.callbacks:  # Lightning loads their states after this
+            callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it at run time
+            for callback in callbacks:  # their states are loaded after this
                 if str(getattr(callback, "monitor", "")).startswith("val/"):
                     checkpoint.get("callbacks", {}).pop(callback.state_key, None)
 
