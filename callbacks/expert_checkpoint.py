@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from transformer2.callbacks.protocols import HasPolicy
 from transformer2.experts import seal_adapter
-from transformer2.files import replace_folder
-from transformer2.module.identity import KEY
+from transformer2.files import fresh_folder
 
 
 class ExpertCheckpoint(L.Callback):
@@ -32,7 +30,6 @@ class ExpertCheckpoint(L.Callback):
         self.best_score: float | None = None
         self.best_step = 0
         self.finished = False
-        self.comparable = True
         self.best_weights: dict[str, torch.Tensor] = {}  # of what is trained: a few KB, so a resumed run has them too
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -81,27 +78,16 @@ class ExpertCheckpoint(L.Callback):
         for key, value in metadata.items():
             if hasattr(config, key):
                 setattr(config, key, value)
-        target = Path(self.dirpath or Path(trainer.default_root_dir) / "expert")
-        fresh = target.with_name(f".{target.name}.{os.getpid()}")
-        module.policy.save_pretrained(fresh, save_embedding_layers=False)  # they are never tuned
-        seal_adapter(fresh)
-        replace_folder(fresh, target)
+        with fresh_folder(Path(self.dirpath or Path(trainer.default_root_dir) / "expert")) as fresh:
+            module.policy.save_pretrained(fresh, save_embedding_layers=False)  # they are never tuned
+            seal_adapter(fresh)
 
     def state_dict(self) -> dict[str, Any]:
         """The best expert so far, for resume."""
         return {"best_score": self.best_score, "best_step": self.best_step, "best_weights": self.best_weights}
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Whether the best score so far is one on this run's questions; Lightning loads the state after this."""
-        data: Any = getattr(trainer, "datamodule", None)
-        if trainer.state.fn == "fit" and hasattr(data, "digest"):
-            theirs = checkpoint.get(KEY, {}).get("settings", {}).get("data.validation")
-            self.comparable = theirs == data.digest("validation")
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint; a best score on other questions is forgotten, with its expert."""
-        if not self.comparable:
-            return
+        """Go on from a checkpoint. (Where its scores do not compare with this run's, the module has taken them out.)"""
         self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
         self.best_weights = state_dict["best_weights"]
 

@@ -79,7 +79,8 @@ class PeerWatchdog(L.Callback):
         ours = isinstance(exception, UserError) or not isinstance(exception, RuntimeError)
         if self.connections and not ours and self.peer_lost.wait(timeout=2):
             last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-            raise UserError(f"{ENDED}; resolve what ended it, and resume with --ckpt_path {last}") from exception
+            again = f", and resume with --ckpt_path {last}" if last.exists() else ""
+            raise UserError(f"{ENDED}; resolve what ended it{again}") from exception
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Tell the others that this process is done. Lightning does not call it after an error."""

@@ -1,15 +1,19 @@
 """Checkpoints: each state that is kept resumes to the uncut run, damage is found, nobody's code runs."""
 
+import importlib
 import os
 import pickle
 import random
 import resource
+import sys
+import warnings
 from functools import partial
 
 import lightning as L
 import pytest
 import torch
 from fakes import grouped, make_llama
+from lightning.pytorch.callbacks import EarlyStopping
 
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.callbacks.last_checkpoint import LastCheckpoint
@@ -203,15 +207,91 @@ def test_a_checkpoint_of_something_else_is_refused(start, states, verb, wrote, r
     assert "\n" not in str(e.value)
 
 
-def test_a_score_on_other_questions_is_forgotten_with_its_expert(start):
-    first, module, data, (_, keeper, last) = start(max_steps=3, every=1)
+OWN_TASK = """
+from toy_task import FirstLetter
+from transformer2.types import Verdict
+
+class Mine(FirstLetter):
+    name = "mine"
+
+    def verify(self, example, completion):
+        return Verdict.of({right}, completion, "")
+"""
+
+
+@pytest.fixture
+def own_task(tmp_path, monkeypatch):
+    """A task of the user's, whose file says when an answer is right."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(right):
+        (tmp_path / "edited_task.py").write_text(OWN_TASK.format(right=right))
+        sys.modules.pop("edited_task", None)
+        importlib.invalidate_caches()
+        return "edited_task.Mine"
+
+    return write
+
+
+FEW = {"trainer": {"limit_val_batches": 1}, "eval_batch_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "words"),
+    [
+        ({}, {"task_options": {"letter": "b"}}, "rows"),  # what an answer is worth has changed
+        ({"right": "True"}, {"right": "completion == '?'"}, "task_source"),
+        (FEW, {}, "questions 2 -> 16"),
+        ({"trainer": {"limit_val_batches": 0.5}, "eval_batch_size": 4}, {"stop": ["a"]}, "stop"),
+    ],
+    ids=str,
+)
+def test_a_score_that_does_not_compare_is_forgotten_with_its_expert(start, own_task, then, now, words):
+    def run(folder, max_steps, *, trainer=None, right="True", **given):
+        data_options = {key: given.pop(key) for key in ("task_options", "eval_batch_size") if key in given}
+        task = own_task(right) if "right" in {**then, **now} else "toy_task.FirstLetter"
+        made = start(folder, max_steps=max_steps, every=1, task=task, trainer=trainer, **given)
+        for key, value in data_options.items():
+            setattr(made[2], key, value)
+        return made
+
+    first, module, data, (_, keeper, last) = run("run", 1, **then)
+    stopping = EarlyStopping("val/accuracy", mode="max", patience=9)
+    first.callbacks.append(stopping)
     first.fit(module, data)
-    assert keeper.best_score is not None
-    again, module, data, (_, best, _) = start("again", max_steps=4, every=100)
-    data.task_options = {"letter": "b"}  # what an answer is worth has changed
-    with pytest.warns(UserWarning, match=r"data.task_options|data.validation \w+ -> \w+"):
+    assert keeper.best_score is not None and len(module.curve.points) == 1
+    state = read_checkpoint(last.path)
+    state["callbacks"][keeper.state_key]["best_score"] = 1.0  # of luck, never to be beaten
+    write_checkpoint(pack(state), last.path)
+    again, module, data, (_, best, _) = run("again", 2, **now)
+    watch = EarlyStopping("val/accuracy", mode="max", patience=9)
+    again.callbacks.append(watch)
+    with pytest.warns(UserWarning) as warned:
         again.fit(module, data, ckpt_path=last.path)
-    assert best.best_score is None and best.best_step == 4
+    (said,) = [str(w.message) for w in warned if "do not compare" in str(w.message)]
+    assert words in said and "\n" not in said
+    assert best.best_step == 2 and watch.best_score == best.best_score
+    assert [point["step"] for point in module.facts()["curve"]] == [2]
+    assert [point["step"] for point in module.facts()["curve_before"]] == [1]
+
+
+def test_a_score_that_compares_is_kept(start, own_task):
+    """Another batch size asks the same questions; a checkpoint of an older version does not say what was asked."""
+    first, module, data, (_, keeper, last) = start(max_steps=1, every=1, task=own_task("len(completion) > 1"))
+    first.fit(module, data)
+    state = read_checkpoint(last.path)
+    state["callbacks"][keeper.state_key]["best_score"] = 1.0
+    del state[KEY]["validation"], state[KEY]["settings"]["data.task_source"]
+    write_checkpoint(pack(state), last.path.with_name("old.ckpt"))
+    for path in last.path, last.path.with_name("old.ckpt"):
+        again, module, data, (_, best, _) = start("again", max_steps=2, every=1, task=own_task("len(completion) > 1"))
+        data.eval_batch_size = 3
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            again.fit(module, data, ckpt_path=path)
+        assert not [w for w in warned if "compare" in str(w.message) or "task_source" in str(w.message)]
+        assert best.best_score == (1.0 if path.name == "old.ckpt" else keeper.best_score) and best.best_step == 1
+        assert [point["step"] for point in module.facts()["curve"]] == [1, 2]
 
 
 def test_an_expert_and_a_checkpoint_do_not_contradict_each_other(start, tmp_path):

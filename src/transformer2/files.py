@@ -8,6 +8,7 @@ import inspect
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -75,12 +76,38 @@ def file_digest(path: str | Path, samples: bool = False) -> str | None:
 
 
 def source_digest(cls: type) -> str | None:
-    """SHA-256 of the module that defines a class of the user's; None for this package's, and for one without a file."""
+    """SHA-256 of the module that defines a class of the user's, and of those beside it that it imports.
+
+    None for a class of this package, and for one without a file.
+    """
     if cls.__module__.startswith("transformer2."):
         return None
     with contextlib.suppress(TypeError, OSError):
-        return file_digest(inspect.getsourcefile(cls) or "")
+        own = inspect.getsourcefile(cls) or ""
+        first = file_digest(own)
+        others = sorted(digest for file in _imported(cls.__module__, own) if (digest := file_digest(file)) is not None)
+        if first is None or not others:
+            return first
+        return hashlib.sha256("\n".join([first, *others]).encode()).hexdigest()
     return None
+
+
+def _imported(name: str, file: str) -> set[str]:
+    """Files of the modules of the same package, or of the same folder where there is none, that a module uses."""
+    package, folder = name.partition(".")[0], os.path.dirname(file)
+    found, left = {file}, [name] if name in sys.modules else []
+    while left:
+        for value in list(vars(sys.modules[module := left.pop()]).values()):
+            used = value if inspect.ismodule(value) else sys.modules.get(str(getattr(value, "__module__", "")))
+            # A package holds whatever is imported of it, whoever did so, by and by.
+            if used is None or (value is used and used.__name__.startswith(f"{module}.")):
+                continue
+            path = str(getattr(used, "__file__", None) or "")
+            beside = os.path.dirname(path) == folder if package == name else used.__name__.startswith(f"{package}.")
+            if beside and path.endswith(".py") and path not in found:
+                found.add(path)
+                left.append(used.__name__)
+    return found - {file}
 
 
 @cache

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from transformer2.cli import main
-from transformer2.cli.folder import run_folder
+from transformer2.cli.folder import config_name, run_folder
 from transformer2.errors import ConfigError
 
 FIT = [
@@ -122,3 +122,19 @@ def test_no_room_for_anything_is_one_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("kept", "config", "name"),
+    [
+        ("report.json", "runs/math/config.yaml", "math"),  # the run that wrote it, not `config`
+        ("expert", "config.yaml", "project"),
+        ("notes.txt", "runs/math/config.yaml", "config"),
+        ("report.json", "runs/math/mine.yaml", "mine"),
+    ],
+)
+def test_a_runs_own_config_keeps_its_name(tmp_path, monkeypatch, kept, config, name):
+    (tmp_path / "project" / "runs" / "math").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project")
+    (Path(config).parent / kept).touch()
+    assert config_name(config) == name

@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from studies import adapted, fitted, make_study, report
+from studies import score as study_score
 
 from transformer2.cli.compose import merge
 from transformer2.errors import ConfigError
@@ -61,6 +62,71 @@ def test_every_builder_takes_every_kind_of_run(tmp_path, name, labels) -> None:
             continue  # pictures, which link no run
         linked = "".join(output.markdown() for output in outputs)
         assert [run.folder for run in study.runs if run.state != "missing" and f"({run.folder})" not in linked] == []
+
+
+def a_run(kind: str, score: float) -> dict[str, object]:
+    """A report whose numbers all say which run it is of."""
+    if kind == "spectrum":
+        one = reports()["drift"]
+        tenths = {key: [score] * 10 for key in ("mean_abs", "change", "weight")}
+        matrices = [matrix for matrix in one["spectrum"] if score > 0.5 or "up" in matrix["module"]]
+        return {**one, "spectrum": matrices, "drift": {"expert": "svf", "kinds": {"all": tenths}}}
+    if kind == "fit":
+        return fitted(score, base=score / 2)
+    counts = {"math": {"math": round(100 * score), "other": 1}}
+    more = {
+        "details": {"confusion": counts},
+        "alpha": {"svf": score},
+        "controls": {"uniform mixture": study_score(score)},
+    }
+    seconds = {"first_pass": 100 * score, "second_pass": 1.0}
+    whole = adapted("tiny_math_hard", dict.fromkeys(("prompt", "cls", "scores", "cem"), score), base=score / 2)
+    for strategy, found in whole["strategies"].items():
+        found |= {**more, "seconds": seconds, "details": {**more["details"], "strategy": strategy}}
+    return whole if kind == "all" else {**whole["strategies"]["cem"], "details": {**more["details"], "strategy": kind}}
+
+
+@pytest.mark.parametrize("extra", ["labels", "names"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((f"table{n}", "fit") for n in (1, 4, 5, 7, 8, 9, 10)),
+        *((f"table{n}", kind) for n in (2, 3) for kind in ("cem", "all")),
+        *((name, "fit") for name in ("figure4", "figure9", "steps")),
+        *(
+            (name, kind)
+            for name, kind in (("figure6", "cls"), ("figure6", "all"), ("figure7", "cem"), ("figure7", "all"))
+        ),
+        *((name, "spectrum") for name in ("drift", "figure10", "figure11")),
+    ],
+)
+def test_runs_that_the_builder_has_one_name_for_are_told_apart(tmp_path, name, kind, extra) -> None:
+    """By a label that it has no row or column for, or by a run's name that it does not show."""
+    scores = {"cem": 0.25, "cem_again": 0.75} if extra == "names" else {"cem-x": 0.25, "cem-y": 0.75}
+    labels = {run: {**LABELS, **({"kind": run[-1]} if extra == "labels" else {})} for run in scores}
+    values = "-".join(LABELS.values())
+    named = {run: f"{run.partition('-')[0]}-{values}{run[3:] if extra == 'labels' else ''}" for run in scores}
+    runs = {named[run]: [a_run(kind, score)] * 2 for run, score in scores.items()}
+    outputs = build(make_study(tmp_path, name, runs, {named[run]: labels[run] for run in scores}))
+    tables = [output for output in outputs if isinstance(output, Table)]
+    for table in tables:
+        keys = [row[: 2 if name.startswith("table") else 1] for row in table.rows]
+        if name in ("figure6", "figure10", "table4"):
+            keys = [row[:4] for row in table.rows]
+        if name in ("table8", "table10", "steps"):
+            keys = [row[:3] for row in table.rows]
+        assert len({*map(tuple, keys)}) == len(keys), keys
+        for row in table.rows:
+            seeds = [cell for cell in row if "](" in cell]
+            assert all(len(re.findall(r"\]\(", cell)) <= 2 for cell in seeds), "two seeds of one run"
+        linked = table.markdown().partition("also run")[0]
+        assert all(f"../{run}-s{seed}-abc" in linked for run in runs for seed in (0, 1)) or name == "figure6"
+    for output in outputs:
+        if not isinstance(output, Table) and len(outputs) - len(tables) == 1:
+            drawn = output.draw()
+            words = " ".join(text.get_text() for text in drawn.findobj(lambda a: hasattr(a, "get_text")))
+            told = ("kind x", "kind y") if extra == "labels" else ("cem", "cem_again")
+            assert all(re.search(rf"\b{word}\b", words) for word in told), words
 
 
 @pytest.mark.parametrize("name", ["table1", "table4", "table5", "table7"])

@@ -253,6 +253,11 @@ class Experiment:
         if self.stopped:
             kept = "" if step is None else f"; the expert is of step {step}"
             notes.append(f"stopped early, after {self.trainer.global_step} steps{kept}")
+        if keeper is not None and (before := self.module.curve.before):
+            notes.append(
+                f"validations up to step {before[-1]['step']} were of other questions or judged by another task: they "
+                "are not in the curve and chose no expert"
+            )
         details = {**self.details, **label_confusion(records, task)}
         if keeper is not None:
             best = {"best_step": keeper.best_step, "best_validation": keeper.best_score}

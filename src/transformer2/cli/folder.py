@@ -14,6 +14,7 @@ from pathlib import Path
 from transformer2.errors import ConfigError, shown
 
 RUN_DIR_VARIABLE = "TRANSFORMER2_RUN_DIR"
+KEPT = ("report.json", "checkpoints", "expert")  # what tells a run folder from another that has a config.yaml
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # the first that is set counts, as in Lightning
 
 
@@ -97,6 +98,13 @@ def check_ranks() -> None:
             raise ConfigError(
                 f"the environment variable {name} must be a number, not {shown(repr(text), 60)}; unset it"
             )
+
+
+def config_name(config: str) -> str:
+    """What a run of a config file is called: as the file is, or as the run that wrote it, whose folder it is in."""
+    path = Path(config)
+    ran = path.name == "config.yaml" and any((path.parent / kept).exists() for kept in KEPT)
+    return path.absolute().parent.name if ran else path.stem
 
 
 def holds_run(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 from transformer2.arguments import LARGEST_SEED
 from transformer2.cli.check import KEYS, check, keys_help
 from transformer2.cli.compose import PACKAGED, compose, flags_of
-from transformer2.cli.folder import check_writable, run_folder
+from transformer2.cli.folder import check_writable, config_name, run_folder
 from transformer2.cli.values import number, run_name
 from transformer2.errors import ConfigError, shown
 from transformer2.files import check_directory, file_digest
@@ -78,7 +78,7 @@ def run(command: str, args: Sequence[str]) -> int:
         take_from_expert(config, command, expert, folders=kept)
     check(config, command, folders=kept)
     _check_checkpoint(flags.options.get("ckpt_path"), config["trainer"].get("strategy"))
-    name = run_name(config.pop("name", None) or (Path(flags.configs[-1]).stem if flags.configs else command))
+    name = run_name(config.pop("name", None) or (config_name(flags.configs[-1]) if flags.configs else command))
     if kept:
         check_writable(flags.options.get("run_dir") or "runs")
     start = time.perf_counter()

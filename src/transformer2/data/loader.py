@@ -60,6 +60,10 @@ class PromptLoader:
             return n // b
         return max(1, n // b + (n % b >= self.world_size))  # every rank has a row of every batch: see __iter__
 
+    def prompts_in(self, batches: int) -> int:
+        """How many prompts the first batches of an epoch hold."""
+        return len(self.examples) if batches >= len(self) else batches * self.batch_size
+
     def __iter__(self) -> Iterator[PromptBatch]:
         first = self.batches_seen % len(self) if self.shuffle_seed is not None else 0
         for i in range(first, len(self)):

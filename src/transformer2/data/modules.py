@@ -8,6 +8,7 @@ import os
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal
 
 import lightning as L
@@ -20,6 +21,7 @@ from transformer2.data.loader import PromptLoader
 from transformer2.data.pictures import check_pictures
 from transformer2.data.prompts import DATE, ChatTemplate, render, solution_ids
 from transformer2.errors import ConfigError, DataError
+from transformer2.files import source_digest
 from transformer2.policy import load_config, load_tokenizer
 from transformer2.types import Example, PromptBatch
 from transformer2.verifiers import warm_up
@@ -82,6 +84,8 @@ class ExpertDataModule(L.LightningDataModule):
         if chat_template == "none" and chat_template_kwargs:
             raise ConfigError("data.chat_template_kwargs are for a chat template, and data.chat_template is none")
         self.task, self.task_options = tasks.get(task, **(task_options or {})), task_options or {}
+        source = source_digest(type(self.task))  # now: an edit from here on is not what runs
+        self.task_source = source and source[:16]
         self.base, self.seed, self.objective = base, seed, objective
         self.data_dir = None if data_dir is None else os.path.expanduser(data_dir)
         self.model_kwargs = model_kwargs
@@ -102,7 +106,7 @@ class ExpertDataModule(L.LightningDataModule):
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._rows: dict[str, tuple[list[Example], list[array[int]]]] = {}
         self._solutions: list[array[int]] = []  # of the rows to train on
-        self._digests: dict[str, str] = {}
+        self._digests: dict[tuple[str, int | None], str] = {}
         self.sizes: dict[str, int] = {}  # questions of the splits that were read
 
     def setup(self, stage: str) -> None:
@@ -234,17 +238,22 @@ class ExpertDataModule(L.LightningDataModule):
         texts = [as_image_ids(ids[mask.bool()].tolist(), image_id, once=True) for ids, mask in rows]
         return [self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in texts]
 
-    def digest(self, split: str) -> str:
-        """Of what a split asks and how it is judged: the same model scores otherwise only where this is another one."""
-        if split not in self._digests:
+    def digest(self, split: str, first: int | None = None) -> str:
+        """Of what a split asks and how it is judged: the same model scores otherwise only where this is another one.
+
+        Args:
+            split: The split.
+            first: So many of its rows alone.
+        """
+        if (split, first) not in self._digests:
             words = [json.dumps([self.task.name, self.task_options, self.max_new_tokens], default=str)]
-            for e, ids in zip(*self._rows[split], strict=True):
+            for e, ids in islice(zip(*self._rows[split], strict=True), first):
                 pictures = [picture.digest() for picture in e.images]
                 tokens = as_image_ids(ids, -1)  # those of pictures have other numbers in other processes
                 fields = json.dumps(dict(e.fields), default=str) if e.fields else ""
                 words.append(f"{[*map(dict, e.messages)]} {e.answer} {tokens}{pictures or ''}{fields}")
-            self._digests[split] = hashlib.sha256("\n".join(words).encode(errors="replace")).hexdigest()[:16]
-        return self._digests[split]
+            self._digests[split, first] = hashlib.sha256("\n".join(words).encode(errors="replace")).hexdigest()[:16]
+        return self._digests[split, first]
 
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt of the splits that are open."""

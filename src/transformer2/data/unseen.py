@@ -137,6 +137,6 @@ class FewShotDataModule(UnseenTaskDataModule):
         """Nothing."""
         return []
 
-    def digest(self, split: str) -> str:
+    def digest(self, split: str, first: int | None = None) -> str:
         """See `ExpertDataModule`; of validation, nothing."""
-        return "" if split == "validation" else super().digest(split)
+        return "" if split == "validation" else super().digest(split, first)

@@ -1,7 +1,8 @@
 """Who a checkpoint is: it is scored or resumed with the policy and the task that wrote it, or refused.
 
 The policy (method, options of the adapter, base, task, names of the weights) must be the run's. Settings may change on
-resume (a longer run, another rate): they are named, and hold from there on.
+resume (a longer run, another rate): they are named, and hold from there on. Validation scores compare with those that
+follow as long as they are of the same questions, judged by the same task; else they are forgotten, with one warning.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from transformer2.data.loader import PromptLoader, batches_within
 from transformer2.errors import BasisError, CheckpointError
 from transformer2.module.options import GROUPS
 from transformer2.svf.fingerprint import fingerprint
@@ -45,17 +47,46 @@ def identity(module: SVFReinforceModule) -> dict[str, Any]:
         **{f"adapter.{key}": value for key, value in adapter.items() if key not in NOT_TRAINED},
     }
     h.pop("adapter")
-    names = ("batch_size", "seed", "data_dir", "limits", "chat_template", "max_new_tokens", "few_shot", "protocol")
+    names = ("task_source", "batch_size", "seed", "data_dir", "limits", "chat_template", "max_new_tokens", "few_shot")
     settings = dict(module.rate)
     for key, value in h.items():
         inner = {f".{name}": own for name, own in value.items()} if key in GROUPS else {"": value}
         settings |= {f"model.{key}{name}": own for name, own in inner.items()}
-    settings |= {f"data.{name}": getattr(data, name) for name in names if hasattr(data, name)}
+    settings |= {f"data.{name}": getattr(data, name) for name in (*names, "protocol") if hasattr(data, name)}
     if trainer.state.fn == "fit" and data is not None and hasattr(data, "digest"):
         settings |= {f"data.{split}": data.digest(split) for split in ("train", "validation")}
     settings |= {"trainer.max_steps": trainer.max_steps}
-    whole = {"policy": policy, "settings": settings, "began_with": module.began_with}
+    whole = {"policy": policy, "settings": settings, "began_with": module.began_with, "validation": validation(module)}
     return json.loads(json.dumps(whole, default=_plain))
+
+
+def validation(module: SVFReinforceModule) -> dict[str, Any] | None:
+    """What a fit's validations are made of: questions, task, what ends an answer; None for data of another kind."""
+    trainer = module.trainer
+    data: Any = getattr(trainer, "datamodule", None)
+    if trainer.state.fn != "fit" or not hasattr(data, "digest"):
+        return None
+    loader = data.val_dataloader()
+    ours = isinstance(loader, PromptLoader)
+    asked = loader.prompts_in(batches_within(loader, trainer.limit_val_batches)) if ours else None
+    return {
+        "questions": asked,
+        "rows": data.digest("validation", asked),
+        "task_source": getattr(data, "task_source", None),
+        "max_new_tokens": module.sampling.max_new_tokens or data.task.max_new_tokens,
+        "stop": sorted(map(str, module.sampling.stop or ())),
+    }
+
+
+def other_validation(module: SVFReinforceModule, checkpoint: dict[str, Any]) -> str:
+    """What the checkpoint's validations were made of that this run's are not, in words; empty where they compare."""
+    saved, ours = checkpoint[KEY], validation(module)
+    if ours is None:
+        return ""
+    then = saved.get("validation")
+    if then is None:  # of an older version, which kept the digest of the whole split alone
+        then, ours = ({"rows": s["settings"].get("data.validation")} for s in (saved, identity(module)))
+    return ", ".join(f"{key} {then.get(key)} -> {now}" for key, now in ours.items() if then.get(key) != now)
 
 
 def check_identity(module: SVFReinforceModule, checkpoint: dict[str, Any]) -> set[str]:
@@ -97,7 +128,13 @@ def check_identity(module: SVFReinforceModule, checkpoint: dict[str, Any]) -> se
         raise CheckpointError(
             f"--ckpt_path does not fit: only the {'checkpoint' if name in state else 'run'} has {name}"
         )
-    old, new = {"model.objective": "reinforce", **checkpoint[KEY]["settings"]}, whole["settings"]
+    new = whole["settings"]
+    # What older checkpoints do not say.
+    old = {
+        "model.objective": "reinforce",
+        "data.task_source": new.get("data.task_source"),
+        **checkpoint[KEY]["settings"],
+    }
     if fitting and "model.optimizer" not in old:
         raise CheckpointError(
             "--ckpt_path was written by a transformer2 whose settings had other names and is not resumed; `test "

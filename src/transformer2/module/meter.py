@@ -50,11 +50,13 @@ class LearningCurve:
         seconds: Wall-clock seconds of all steps so far, of this process.
         cpu_seconds: CPU seconds of them, of all its threads.
         points: `step`, `accuracy`, `se`, `seconds` and `cpu_seconds` of each validation, that before step 1 too.
+        before: The same of validations that do not compare with those: of other questions, or judged otherwise.
     """
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     points: list[dict[str, float]] = field(default_factory=list)
+    before: list[dict[str, float]] = field(default_factory=list)
 
     def start(self) -> None:
         """A step begins."""
@@ -69,6 +71,10 @@ class LearningCurve:
         """A validation after `step` steps."""
         spent = {"seconds": round(self.seconds, 2), "cpu_seconds": round(self.cpu_seconds, 2)}
         self.points.append({"step": step, "accuracy": round(accuracy, 6), "se": round(se, 6), **spent})
+
+    def begin_anew(self) -> None:
+        """What follows does not compare with the validations so far."""
+        self.before, self.points = self.before + self.points, []
 
 
 def verdict_sums(verdicts: Sequence[Verdict]) -> tuple[float, float]:

@@ -32,6 +32,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -43,7 +44,7 @@ from transformer2.data.prompts import turn_end
 from transformer2.distributed import check_packed
 from transformer2.errors import ConfigError
 from transformer2.module.alarms import Alarms
-from transformer2.module.identity import KEY, check_identity, identity
+from transformer2.module.identity import KEY, check_identity, identity, other_validation
 from transformer2.module.loading import begin_with, check_trained_whole, has_no_template, load_policy, make_engines
 from transformer2.module.meter import LearningCurve
 from transformer2.module.natural import NaturalGradient
@@ -273,6 +274,7 @@ class SVFReinforceModule(StepModule):
             "seconds": round(self.curve.seconds, 2),
             "cpu_seconds": round(self.curve.cpu_seconds, 2),
             "curve": self.curve.points,
+            **({"curve_before": self.curve.before} if self.curve.before else {}),
         }
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -299,6 +301,16 @@ class SVFReinforceModule(StepModule):
         self.changed = check_identity(self, checkpoint)
         self.alarms = Alarms.resumed(checkpoint.get(ALARMS, {}))
         self.curve = LearningCurve(**checkpoint.get(CURVE, {}))  # older checkpoints hold none
+        if words := other_validation(self, checkpoint):
+            rank_zero_warn(
+                f"validations so far do not compare with those from here on ({words}): the best score and its expert "
+                "are forgotten, and the curve begins anew"
+            )
+            self.curve.begin_anew()
+            callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it at run time
+            for callback in callbacks:  # their states are loaded after this
+                if str(getattr(callback, "monitor", "")).startswith("val/"):
+                    checkpoint.get("callbacks", {}).pop(callback.state_key, None)
 
     def on_train_start(self) -> None:
         """A resumed run continues with its next batch, and at its own rate, not at the one in the optimizer's state."""

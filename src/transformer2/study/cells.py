@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from transformer2.errors import ConfigError, shown
 from transformer2.report.table import MCNEMAR
@@ -14,6 +14,7 @@ from transformer2.study.output import Table
 from transformer2.study.results import Group, Run, Study
 from transformer2.study.statistics import CONFIDENCE, Estimate, difference, estimate
 
+T = TypeVar("T")
 Report = Mapping[str, Any]
 Scores = Mapping[int, Mapping[str, Any]]  # seed -> accuracy, se, n
 
@@ -43,10 +44,18 @@ def display(name: str) -> str:
     return NAMES.get(name, name)
 
 
-def expert_name(study: Study, name: str) -> str:
-    """An expert that a report names by its run folder (another one for each seed), by its skill or its run."""
-    runs = {Path(run.folder).name: run for run in study.runs}
-    return runs[name].labels.get("skill", runs[name].name) if name in runs else name
+def expert_names(study: Study, names: Iterable[str]) -> dict[str, str]:
+    """Experts that a report names by their run folders (others for each seed), by their skills or their runs."""
+    runs = {Path(run.folder).name: run.name for run in study.runs}
+    groups = {name: study.groups[runs[name]] if name in runs else None for name in names}
+    known = [group for group in groups.values() if group is not None]
+    more = apart(known, skill_or_name)
+    return {name: name if g is None else skill_or_name(g) + more[g.name] for name, g in groups.items()}
+
+
+def skill_or_name(group: Group) -> str:
+    """Whose expert it is: the label `skill`, or the run's name."""
+    return group.labels.get("skill", group.name)
 
 
 def number(group: Group, label: str, high: float = math.inf) -> float:
@@ -108,6 +117,52 @@ def score_cells(runs: Sequence[Run], reports: Mapping[int, Report]) -> list[str]
     return [str(found), "–" if gain is None else str(gain), p, str(found.n), seeds_cell(runs)]
 
 
+def suffixes(groups: Sequence[Group]) -> list[str]:
+    """What tells runs apart that have one name in a table: `, lr 0.1`, or `, run svf`; of a run alone, nothing."""
+    stems = {group.stem for group in groups}
+    labels = dict.fromkeys(label for group in groups for label in group.labels)
+    several = [label for label in labels if len({group.labels.get(label) for group in groups}) > 1]
+
+    def parts(group: Group) -> list[str]:
+        own = [f"{label} {group.labels[label]}" for label in several if label in group.labels]
+        return [f"run {group.stem}", *own] if len(stems) > 1 else own
+
+    return ["".join(f", {part}" for part in parts(group)) for group in groups]
+
+
+def apart(groups: Iterable[Group], name: Callable[[Group], Hashable]) -> dict[str, str]:
+    """Group -> what its row has to say besides its name, so that no other run has the same (`suffixes`)."""
+    named: dict[Hashable, list[Group]] = {}
+    for group in groups:
+        named.setdefault(name(group), []).append(group)
+    return {g.name: more for of in named.values() for g, more in zip(of, suffixes(of), strict=True)}
+
+
+def alike(readings: Iterable[tuple[Group, Mapping[int, T]]]) -> list[tuple[str, list[Group], dict[int, T]]]:
+    """Runs that read the same under every seed that they share, as one; with what tells them from the others.
+
+    Args:
+        readings: Runs, and what each says by seed.
+    """
+    found: list[tuple[list[Group], dict[int, T]]] = []
+    for group, reading in readings:
+        for groups, known in found:
+            if all(known.get(seed, value) == value for seed, value in reading.items()):
+                groups.append(group)
+                known |= {seed: value for seed, value in reading.items() if seed not in known}
+                break
+        else:
+            found.append(([group], dict(reading)))
+    names = suffixes([groups[0] for groups, _ in found])
+    return [(more, groups, known) for more, (groups, known) in zip(names, found, strict=True)]
+
+
+def base_rows(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
+    """The base on the questions of some runs, or each of the bases: its name, and the cells of `SCORE_COLUMNS`."""
+    readings = [(group, {seed: _base(report) for seed, report in group.reports.items()}) for group in groups]
+    return [(f"base{more}", base_cells(of)) for more, of, _ in alike(readings)]
+
+
 def base_cells(groups: Sequence[Group]) -> list[str]:
     """The cells of `SCORE_COLUMNS` of the base on the questions of some runs, by the first report of each seed.
 
@@ -119,12 +174,17 @@ def base_cells(groups: Sequence[Group]) -> list[str]:
     for run in runs:
         if run.report is not None and run.seed not in said:
             said[run.seed] = run
-            scores.append(next(iter(run.report.get("strategies", {"": run.report}).values()))["base"])
+            scores.append(_base(run.report))
     scored = [score for score in scores if score["n"]]
     if not scored:
         return [absent(runs), "–", "–", "–", "–"]
     mean, se, n = fmean(s["accuracy"] for s in scored), fmean(s["se"] for s in scored), min(s["n"] for s in scored)
     return [str(Estimate(100 * mean, 100 * se, n, 1)), "", "", str(n), seeds_cell([*said.values()])]
+
+
+def _base(report: Report) -> Mapping[str, Any]:
+    score: Mapping[str, Any] = next(iter(report.get("strategies", {"": report}).values()))["base"]
+    return score
 
 
 def training_cells(group: Group) -> list[str]:

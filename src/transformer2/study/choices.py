@@ -1,8 +1,8 @@
 """What self-adaptation chose: figures 6 (confusion of the dispatch) and 7 (mixing weights of the few-shot search).
 
 Both read `adapt` runs, of one strategy or of `--strategy all`. Figure 6 takes `details.confusion` of prompt and cls:
-labelled requests, the same whatever the task, so of each seed those of its first task count; figure 7 takes `alpha`
-of cem, the label `task` says of which task.
+labelled requests, the same whatever the task, so runs that say the same are one; figure 7 takes `alpha` of cem, the
+label `task` says of which task.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from transformer2.report.figures import bar_style, bare_figure
-from transformer2.study.cells import Report, display, expert_name, nothing, on_runs, seeds_cell
+from transformer2.study.cells import Report, alike, apart, display, expert_names, nothing, on_runs, seeds_cell
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Group, Study
 from transformer2.study.unseen import task_of
@@ -23,14 +23,19 @@ DISPATCHED = ("prompt", "cls", "scores")
 
 def figure6(study: Study) -> list[Table | Figure]:
     """True category against the predicted one, with a column for none of them ("others"); counts of all seeds."""
+    found: dict[str, dict[str, dict[int, Any]]] = {}  # strategy -> runs -> seed -> confusion
+    for group, strategy, seed, report in _adapted(study):
+        if strategy in DISPATCHED and (confusion := report.get("details", {}).get("confusion")):
+            found.setdefault(strategy, {}).setdefault(group.name, {})[seed] = confusion
     counts: dict[str, dict[str, Counter[str]]] = {}  # strategy -> true category -> predicted ones
     seeds: dict[str, list[int]] = {}
-    for _, strategy, seed, report in _adapted(study):
-        confusion = report.get("details", {}).get("confusion")
-        if strategy in DISPATCHED and confusion and seed not in seeds.setdefault(strategy, []):
-            seeds[strategy].append(seed)
-            for label, predicted in confusion.items():
-                counts.setdefault(strategy, {}).setdefault(label, Counter()).update(predicted)
+    for strategy, of_runs in found.items():
+        for more, _, by_seed in alike([(study.groups[name], of_seeds) for name, of_seeds in of_runs.items()]):
+            name = display(strategy) + more
+            counts[name], seeds[name] = {}, [*by_seed]
+            for confusion in by_seed.values():
+                for label, predicted in confusion.items():
+                    counts[name].setdefault(label, Counter()).update(predicted)
     if not counts:
         return [nothing(study, "Confusion of the dispatch")]
     labels = list(dict.fromkeys(label for of in counts.values() for label in of))
@@ -53,7 +58,7 @@ def figure6(study: Study) -> list[Table | Figure]:
                     axes.text(x, y, f"{share:.0f}", ha="center", va="center", color="white" if share > 55 else "black")
             axes.set(
                 xlabel="predicted category",
-                title=display(strategy),
+                title=strategy,
                 xticks=range(len(columns)),
                 yticks=range(len(labels)),
             )
@@ -63,13 +68,13 @@ def figure6(study: Study) -> list[Table | Figure]:
         return figure
 
     rows = [
-        [display(strategy), label, *map(str, row)]
+        [strategy, label, *map(str, row)]
         for strategy, numbers in table.items()
         for label, row in zip(labels, numbers, strict=True)
     ]
     notes = [
         "% of the requests of a category; others: named as none of the experts', or no category was named",
-        "seeds: " + "; ".join(f"{display(strategy)} {', '.join(map(str, of))}" for strategy, of in seeds.items()),
+        "seeds: " + "; ".join(f"{strategy} {', '.join(map(str, of))}" for strategy, of in seeds.items()),
     ]
     heads = ["strategy", "true category", *columns]
     return [
@@ -80,14 +85,17 @@ def figure6(study: Study) -> list[Table | Figure]:
 
 def figure7(study: Study) -> list[Table | Figure]:
     """Alpha of each expert by task: mean over seeds, and the seeds as points; means over groups where there are any."""
+    mixed = [of for of in _adapted(study) if of[1] == "cem" and of[3].get("alpha")]
+    tasks = {group.name: task_of(group) or str(report["task"]) for group, _, _, report in mixed}
+    more = apart([study.groups[name] for name in tasks], lambda group: tasks[group.name])
     found: dict[str, dict[int, dict[str, float]]] = {}
-    where: dict[str, dict[str, Group]] = {}
-    for group, strategy, seed, report in _adapted(study):
-        if strategy == "cem" and report.get("alpha"):
-            task = task_of(group) or str(report["task"])
-            named = {expert_name(study, expert): value for expert, value in _alpha(report["alpha"]).items()}
-            found.setdefault(task, {})[seed] = named
-            where.setdefault(task, {})[group.name] = group
+    where: dict[str, Group] = {}
+    for group, _, seed, report in mixed:
+        task = tasks[group.name] + more[group.name]
+        alpha = _alpha(report["alpha"])
+        names = expert_names(study, alpha)
+        found.setdefault(task, {})[seed] = {names[expert]: value for expert, value in alpha.items()}
+        where[task] = group
     if not found:
         return [nothing(study, "Mixing weights")]
     experts = list(dict.fromkeys(expert for seeds in found.values() for alpha in seeds.values() for expert in alpha))
@@ -114,10 +122,9 @@ def figure7(study: Study) -> list[Table | Figure]:
 
     rows = []
     for task, seeds in found.items():
-        runs = [run for group in where[task].values() for run in group.runs]
         means = [[alpha[expert] for alpha in seeds.values() if expert in alpha] for expert in experts]
-        rows.append([task, *(f"{fmean(of):.2f}" if of else "–" for of in means), seeds_cell(runs)])
-    below = ["means over seeds", *on_runs(study, [group for groups in where.values() for group in groups.values()])]
+        rows.append([task, *(f"{fmean(of):.2f}" if of else "–" for of in means), seeds_cell(where[task].runs)])
+    below = ["means over seeds", *on_runs(study, where.values())]
     notes = ["bars: mean over seeds; points: seeds; z' = 1 + sum of alpha (z - 1), so 0 leaves an expert out"]
     return [
         Figure(study.name, "Mixing weights by expert and task", draw, notes),

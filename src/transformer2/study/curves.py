@@ -17,6 +17,7 @@ from transformer2.report.figures import bare_figure, style
 from transformer2.study.cells import (
     absent,
     accuracies,
+    apart,
     display,
     nothing,
     number,
@@ -35,9 +36,10 @@ Curves = Mapping[int, Mapping[str, Any]]  # seed -> details.training
 def figure4(study: Study) -> list[Table | Figure]:
     """Validation accuracy over steps: mean over seeds, its standard error, and each seed's chosen checkpoint."""
     panels: dict[str, dict[str, Curves]] = {}
-    for group in study.groups.values():
-        if found := trainings(group.reports):
-            panels.setdefault(group.labels.get("skill", ""), {})[display(group.stem)] = found
+    curves = [(group, found) for group in study.groups.values() if (found := trainings(group.reports))]
+    more = apart([group for group, _ in curves], lambda group: (group.labels.get("skill", ""), group.stem))
+    for group, found in curves:
+        panels.setdefault(group.labels.get("skill", ""), {})[display(group.stem) + more[group.name]] = found
     if not panels:
         return [nothing(study, "Learning curves")]
 
@@ -70,7 +72,9 @@ def figure9(study: Study) -> list[Table | Figure]:
     swept = sorted((g for g in study.groups.values() if "lr" in g.labels), key=lambda group: number(group, "lr"))
     rates = [(group, trainings(group.reports)) for group in swept]
     rates = [(group, found) for group, found in rates if found or not group.reports]
-    drawn = [(f"{number(group, 'lr'):g}", found) for group, found in rates if found]
+    more = apart([group for group, _ in rates], lambda group: number(group, "lr"))
+    names = {group.name: f"{number(group, 'lr'):g}{more[group.name]}" for group, _ in rates}
+    drawn = [(names[group.name], found) for group, found in rates if found]
     if not drawn:
         return [nothing(study, "Learning rates")]
 
@@ -94,7 +98,7 @@ def figure9(study: Study) -> list[Table | Figure]:
             falls = [high - end for high, end in zip(best, last, strict=True)]
             collapsed = sum(fall > COLLAPSE for fall in falls)
             cells = [*(f"{fmean(of):.1f}" for of in (best, last, falls)), f"{collapsed} of {len(falls)}"]
-        rows.append([f"{number(group, 'lr'):g}", *cells, seeds_cell(group.runs)])
+        rows.append([names[group.name], *cells, seeds_cell(group.runs)])
     columns = ["learning rate", "best validation, %", "last validation, %", "fall, points", "collapsed", "seeds"]
     notes = [f"means over seeds; collapsed: the last validation is more than {COLLAPSE:g} points below the best"]
     notes += on_runs(study, [group for group, _ in rates])
@@ -111,12 +115,15 @@ def steps(study: Study) -> list[Table | Figure]:
     Raises:
         ConfigError: A target that is no percentage.
     """
-    rows, shown = [], []
-    for group in study.groups.values():
+    rows = []
+    shown = [
+        group
+        for group in study.groups.values()
+        if {"skill", "target"} <= group.labels.keys() and trainings(group.reports).keys() == group.reports.keys()
+    ]
+    more = apart(shown, lambda group: (group.labels["skill"], number(group, "target", 100), group.stem))
+    for group in shown:
         labels, reports, found = group.labels, group.reports, trainings(group.reports)
-        if not {"skill", "target"} <= labels.keys() or found.keys() != reports.keys():
-            continue
-        shown.append(group)
         target = number(group, "target", 100)
         reached = [
             next((point for point in training["curve"] if point["accuracy"] >= target / 100), None)
@@ -126,7 +133,7 @@ def steps(study: Study) -> list[Table | Figure]:
         rows.append(
             [
                 f"{labels['skill']}, {target:g} %",
-                display(group.stem),
+                display(group.stem) + more[group.name],
                 ", ".join("–" if at is None else f"{at['step']}" for at in reached) or absent(group.runs),
                 _mean_of(reached, "step"),
                 _mean_of(reached, "cpu_seconds"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,7 +105,7 @@ def write_outputs(outputs: Sequence[Table | Figure], folder: Path) -> list[Path]
                 write_text(files[-1], text)
         else:
             files.append(folder / f"{output.name}.png")
-            write_file(files[-1], output.png(), files[-1].with_name(f".{output.name}.{os.getpid()}"))
+            write_file(files[-1], output.png())
     return files
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 
-from transformer2.study.cells import Report, accuracies, points, trainings
+from transformer2.study.cells import Report, accuracies, apart, points, trainings
 from transformer2.study.results import Study
 from transformer2.study.tables import method, modules, objective, skill_of
 from transformer2.study.unseen import rows_of, tasks
@@ -40,7 +40,8 @@ def fall(reports: Mapping[int, Report]) -> Points:
 def by_skill(study: Study, name: str, reading: Reading) -> dict[str, Points]:
     """A method on each of its skills."""
     groups = [group for group in study.scored if "skill" in group.labels and group.stem == name]
-    return {skill_of(group): reading(group.reports) for group in groups}
+    more = apart(groups, skill_of)
+    return {skill_of(group) + more[group.name]: reading(group.reports) for group in groups}
 
 
 def by_label(study: Study, name: str) -> dict[str, Points]:
@@ -52,7 +53,8 @@ def by_modules(study: Study, name: str, goal: str, reading: Reading = result) ->
     """A method under an objective, for each set of modules that the study names; {} where no run is done."""
     groups = [group for group in study.scored if (method(group), objective(group)) == (name, goal)]
     several = len(set(map(skill_of, groups))) > 1
-    return {modules(g) + (f", {skill_of(g)}" if several else ""): reading(g.reports) for g in groups}
+    more = apart(groups, lambda group: (modules(group), skill_of(group)))
+    return {modules(g) + (f", {skill_of(g)}" if several else "") + more[g.name]: reading(g.reports) for g in groups}
 
 
 def strategy(study: Study, name: str) -> dict[str, Points]:

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from transformer2.report.spectrum import LORA, NAMES, by_kind, drift_figure, layers_figure, share_figure, share_of_top
-from transformer2.study.cells import nothing, on_runs, seeds_cell
+from transformer2.study.cells import apart, nothing, on_runs, seeds_cell, skill_or_name
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Group, Study
 
@@ -22,17 +22,18 @@ Draw = Callable[[Sequence[Mapping[str, Any]], str], Any]
 def figure10(study: Study) -> list[Table | Figure]:
     """Share of the spectrum in the top r, by kind of matrix, with the numbers below."""
     rows = []
-    for group, report in _spectra(study):
+    spectra = _spectra(study)
+    for group, base, report in spectra:
         for kind, matrices in by_kind(report["spectrum"]).items():
             shares = [f"{100 * fmean(share_of_top(m, what, LORA) for m in matrices):.1f}" for what in NAMES]
             ranks = [f"{fmean(m[f'rank_of_{what}']['90'] for m in matrices):.0f}" for what in NAMES]
             full = f"{fmean(m['rank'] for m in matrices):.0f}"
             row = [shares[0], ranks[0], shares[1], ranks[1]]
-            rows.append([report["base_model"], kind, full, *row, seeds_cell(group.runs)])
+            rows.append([base, kind, full, *row, seeds_cell(group.runs)])
     columns = ["base", "matrices", "rank", f"sum, top {LORA}, %", "rank for 90 % of it"]
     columns += [f"squares, top {LORA}, %", "rank for 90 % of it", "run"]
     notes = ["means over layers; squares: the share of ||W||² that the best approximation of that rank keeps"]
-    notes += on_runs(study, [group for group, _ in _spectra(study)])
+    notes += on_runs(study, [group for group, *_ in spectra])
     table = Table(f"{study.name}_ranks", f"Share of the top {LORA}, and the rank for 90 %", columns, rows, notes)
     title = "Share of the spectrum in the top r, by module"
     figures = _figures(
@@ -55,7 +56,9 @@ def drift(study: Study) -> list[Table | Figure]:
     if not found:
         return [nothing(study, "Drift of z")]
     title = "Drift of z over the spectrum"
-    draw = partial(drift_figure, {group.labels.get("skill", group.name): drifts for group, drifts in found}, title)
+    more = apart([group for group, _ in found], skill_or_name)
+    names = {group.name: skill_or_name(group) + more[group.name] for group, _ in found}
+    draw = partial(drift_figure, {names[group.name]: drifts for group, drifts in found}, title)
     rows = []
     for group, drifts in found:
         cells = []
@@ -63,7 +66,7 @@ def drift(study: Study) -> list[Table | Figure]:
             for tenth in (0, 4, 9):
                 values = [drift[key][tenth] for drift in drifts if drift[key][tenth] is not None]
                 cells.append(form.format(scale * fmean(values)) if values else "–")
-        rows.append([group.labels.get("skill", group.name), *cells, seeds_cell(group.runs)])
+        rows.append([names[group.name], *cells, seeds_cell(group.runs)])
     heads = [
         f"{what}, {tenth} tenth" for what in ("|z - 1|", "change, %", "weight, %") for tenth in ("1st", "5th", "10th")
     ]
@@ -79,15 +82,16 @@ def drift(study: Study) -> list[Table | Figure]:
     ]
 
 
-def _spectra(study: Study) -> list[tuple[Group, Mapping[str, Any]]]:
-    """The first runs with a spectrum of each base, and that report."""
-    found: list[tuple[Group, Mapping[str, Any]]] = []
+def _spectra(study: Study) -> list[tuple[Group, str, Mapping[str, Any]]]:
+    """The first runs with a spectrum of each base and set of matrices, what to call it, and that report."""
+    found: dict[Any, tuple[Group, Mapping[str, Any]]] = {}
     for group in study.groups.values():
-        for report in group.reports.values():
-            if "spectrum" in report and all(report["fingerprint"] != other["fingerprint"] for _, other in found):
-                found.append((group, report))
-                break
-    return found
+        if report := next((report for report in group.reports.values() if "spectrum" in report), None):
+            matrices = tuple(matrix["module"] for matrix in report["spectrum"])
+            found.setdefault((report["fingerprint"], matrices), (group, report))
+    bases = {group.name: report["base_model"] for group, report in found.values()}
+    more = apart([group for group, _ in found.values()], lambda group: bases[group.name])
+    return [(group, bases[group.name] + more[group.name], report) for group, report in found.values()]
 
 
 def _figures(study: Study, title: str, draw: Draw, note: str) -> list[Table | Figure]:
@@ -95,8 +99,8 @@ def _figures(study: Study, title: str, draw: Draw, note: str) -> list[Table | Fi
     if not found:
         return [nothing(study, title)]
     figures: list[Table | Figure] = []
-    for group, report in found:
-        whole = f"{title}: {report['base_model']}"
+    for group, base, report in found:
+        whole = f"{title}: {base}"
         file = study.name if len(found) == 1 else f"{study.name}_{group.name}"
         figures.append(Figure(file, whole, partial(draw, report["spectrum"], whole), [note]))
     return figures

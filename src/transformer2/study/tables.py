@@ -15,7 +15,8 @@ from transformer2.study import published
 from transformer2.study.cells import (
     NOTES,
     SCORE_COLUMNS,
-    base_cells,
+    apart,
+    base_rows,
     display,
     on_runs,
     score_cells,
@@ -90,7 +91,7 @@ def _fits(
     heads: Sequence[str],
     paper: Callable[..., list[float | None]],
 ) -> Table:
-    """A row for each run, below the base of its skill.
+    """A row for each run, below the base of its skill; runs that the leads do not tell apart say what else does.
 
     Args:
         study: Its runs.
@@ -102,17 +103,20 @@ def _fits(
     # What has no skill beside runs that have one is a helper, such as a classification expert.
     shown = [group for group in study.scored if "skill" in group.labels] or study.scored
     rows = []
+    more = apart(shown, lambda group: (skill_of(group), *[lead(group) for lead in leads.values()]))
 
-    def add(skill: str, lead: list[str], cells: list[str]) -> None:
+    def add(skill: str, lead: list[str], name: str, cells: list[str]) -> None:
         task = published.SKILLS.get(skill, "")
         theirs = map(published.shown, paper(task, *lead))
-        rows.append([published.named(skill, task), *map(display, lead), *cells, *theirs])
+        rows.append([published.named(skill, task), name, *map(display, lead[1:]), *cells, *theirs])
 
     for skill in dict.fromkeys(map(skill_of, shown)):
         groups = [group for group in shown if skill_of(group) == skill]
-        add(skill, ["base", *[""] * (len(leads) - 1)], [*base_cells(groups), "0", "–"])
+        for name, cells in base_rows(groups):
+            add(skill, ["base", *[""] * (len(leads) - 1)], name, [*cells, "0", "–"])
         for group in groups:
             cells = score_cells(group.runs, group.reports) + training_cells(group)
-            add(skill, [lead(group) for lead in leads.values()], cells)
+            said = [lead(group) for lead in leads.values()]
+            add(skill, said, display(said[0]) + more[group.name], cells)
     columns = ["skill", *leads, *SCORE_COLUMNS, "trainable", "training, s", *heads]
     return Table(study.name, title, columns, rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)])

@@ -22,7 +22,7 @@ label `task` as well.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from transformer2.study import published
@@ -31,12 +31,15 @@ from transformer2.study.cells import (
     SCORE_COLUMNS,
     Report,
     absent,
-    base_cells,
+    alike,
+    apart,
+    base_rows,
     display,
-    expert_name,
+    expert_names,
     on_runs,
     score_cells,
     seeds_cell,
+    suffixes,
     training_cells,
 )
 from transformer2.study.output import Figure, Table
@@ -59,11 +62,13 @@ def table2(study: Study) -> list[Table | Figure]:
     rows = []
     for task in tasks(study):
         what, theirs = _what(task), published.UNSEEN.get(task, "")
-        rows.append([what, "base", *base_cells(groups_on(study, task)), "0", _table2("base", theirs)])
-        for name, row in rows_of(study, task).items():
+        for name, cells in base_rows(groups_on(study, task)):
+            rows.append([what, name, *cells, "0", _table2("base", theirs)])
+        for row in rows_of(study, task).values():
             spent = [report["evaluations"] for report in row.reports.values() if report.get("evaluations")]
             tried = f"{fmean(spent):.0f}" if spent else "0" if row.reports else "–"
-            rows.append([what, display(name), *score_cells(row.runs, row.reports), tried, _table2(name, theirs)])
+            cells = score_cells(row.runs, row.reports)
+            rows.append([what, row.title, *cells, tried, _table2(row.name, theirs)])
     columns = ["task", "strategy", *SCORE_COLUMNS, "mixtures tried", f"paper: {published.MODEL}"]
     shown = [group for group in study.groups.values() if task_of(group)]
     notes = [*NOTES, "expert, uniform mixture, constant z: controls", OTHER_MODELS, *on_runs(study, shown)]
@@ -74,17 +79,17 @@ def table3(study: Study) -> list[Table | Figure]:
     """Seconds of the first and of the second pass."""
     rows, shown = [], []
     for task in tasks(study):
-        for name, row in rows_of(study, task, controls=False).items():
+        for row in rows_of(study, task, controls=False).values():
             spent = [report["seconds"] for report in row.reports.values() if "first_pass" in report["seconds"]]
             if row.reports and not spent:
                 continue  # answered in one pass, by a `test`
             shown += [study.groups[run.name] for run in row.runs]
-            theirs = published.TABLE3.get(published.UNSEEN.get(task, "")) if name == "prompt" else None
+            theirs = published.TABLE3.get(published.UNSEEN.get(task, "")) if row.name == "prompt" else None
             ours = [absent(row.runs), "–", "–"]
             if spent:
                 ours = _passes(fmean(s["first_pass"] for s in spent), fmean(s["second_pass"] for s in spent))
             paper = _passes(*theirs) if theirs else ["–"] * 3
-            rows.append([_what(task), display(name), *ours, seeds_cell(row.runs), *paper])
+            rows.append([_what(task), row.title, *ours, seeds_cell(row.runs), *paper])
     heads = ["first pass, s", "second pass, s", "first / second"]
     columns = ["task", "strategy", *heads, "seeds", *(f"paper: {published.MODEL}, {head}" for head in heads)]
     notes = ["mean over seeds, wall clock, of all questions of the task", OTHER_MODELS, *on_runs(study, shown)]
@@ -98,12 +103,14 @@ def table5(study: Study) -> list[Table | Figure]:
         return published.shown(published.TABLE5.get(how) if theirs == "ARC-Challenge" else None)
 
     rows, shown = [], [group for group in study.scored if task_of(group)]
+    more = apart(shown, lambda group: (task_of(group), group.stem))
     for task in dict.fromkeys(map(task_of, shown)):
         theirs = (published.UNSEEN if study.build == "table5" else published.SKILLS).get(task)
         what = published.named(task, theirs)
-        rows.append([what, "the other model itself", *base_cells(groups_on(study, task)), paper("base")])
+        for name, cells in base_rows(groups_on(study, task)):
+            rows.append([what, name.replace("base", "the other model itself", 1), *cells, paper("base")])
         for group in (group for group in shown if task_of(group) == task):
-            how = HOW.get(group.stem, group.stem)
+            how = HOW.get(group.stem, group.stem) + more[group.name]
             rows.append([what, how, *score_cells(group.runs, group.reports), paper(group.stem)])
     notes = [*NOTES, "entry i of z scales the i-th largest singular value of the other model's matrix", OTHER_MODELS]
     columns = ["task", "z", *SCORE_COLUMNS, "paper: Llama's z on Mistral"]
@@ -114,12 +121,13 @@ def table8(study: Study) -> list[Table | Figure]:
     """Shots: the search for a mixture against a few steps of IA3 on the same rows."""
     rows = []
     shown = [group for group in study.scored if "shots" in group.labels]
+    more = apart(shown, lambda group: (task_of(group), group.labels["shots"], _kind(group)))
     for group in sorted(shown, key=lambda group: (task_of(group), _number(group.labels["shots"]))):
         shots, task = group.labels["shots"], task_of(group)
-        kind = "_".join([group.stem, *([group.labels["steps"]] if "steps" in group.labels else [])])  # ia3_100
+        kind = _kind(group)
         cells = score_cells(group.runs, group.reports) + training_cells(group)
         theirs = published.TABLE8.get(kind, {}).get(shots) if _is_arc(task) else None
-        rows.append([_what(task), shots, display(kind), *cells, published.shown(theirs)])
+        rows.append([_what(task), shots, display(kind) + more[group.name], *cells, published.shown(theirs)])
     columns = ["task", "shots", "method", *SCORE_COLUMNS, "trainable", "training, s"]
     columns += [f"paper: {published.MODEL}, ARC-Challenge"]
     return [Table(study.name, "Shots: CEM and IA3", columns, rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)])]
@@ -129,6 +137,7 @@ def table10(study: Study) -> list[Table | Figure]:
     """Budgets of the search, with the mixtures that were tried beside the accuracy."""
     rows = []
     shown = [group for group in study.scored if "budget" in group.labels]
+    more = apart(shown, lambda group: (task_of(group), group.labels["budget"]))
     for group in shown:
         budget, task, reports = group.labels["budget"], task_of(group), group.reports.values()
         shots = sorted({len(report.get("details", {}).get("few_shot", ())) for report in reports})
@@ -137,7 +146,7 @@ def table10(study: Study) -> list[Table | Figure]:
         means = [f"{fmean(values):.0f}" if values else "–" for values in (spent, seconds)]
         search = [", ".join(map(str, shots)) or "–", *means]
         theirs = published.shown(published.TABLE10.get(budget) if _is_arc(task) else None)
-        rows.append([_what(task), budget, *search, *score_cells(group.runs, group.reports), theirs])
+        rows.append([_what(task), budget + more[group.name], *search, *score_cells(group.runs, group.reports), theirs])
     columns = ["task", "budget", "shots", "mixtures tried", "search, s", *SCORE_COLUMNS]
     columns += [f"paper: {published.MODEL}, ARC-Challenge"]
     return [Table(study.name, "Budgets of CEM", columns, rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)])]
@@ -148,12 +157,21 @@ class Row:
     """A row of table 2.
 
     Attributes:
+        name: A strategy, an expert or a control.
         runs: Where it is from.
         reports: Seed -> a strategy's report; of a control, its score as `result`, and the `base` of the same run.
+        more: What tells it from another row of that name.
     """
 
-    runs: list[Run] = field(default_factory=list)
+    name: str
+    runs: list[Run]
     reports: dict[int, Report] = field(default_factory=dict)
+    more: str = ""
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return display(self.name) + self.more
 
 
 def task_of(group: Group) -> str:
@@ -175,23 +193,42 @@ def groups_on(study: Study, task: str) -> list[Group]:
 
 
 def rows_of(study: Study, task: str, controls: bool = True) -> dict[str, Row]:
-    """Strategies, other experts and controls on a task; of a run that is not done, the rows that it would have."""
-    rows: dict[str, Row] = {}
-    compared: dict[str, Row] = {}
+    """Strategies, other experts and controls on a task; of a run that is not done, the rows that it would have.
+
+    Runs of one strategy have a row each; a control that says the same in several runs has one.
+    """
+    strategies: dict[str, dict[str, Row]] = {}  # by the runs that they are from
+    compared: dict[str, dict[str, Row]] = {}
     for group in groups_on(study, task):
         own = group.stem.removesuffix(ON_UNSEEN).removesuffix("_on")
-        for row in STRATEGIES if own == ALL else (own,):
-            rows.setdefault(row, Row()).runs += group.runs
+        for name in STRATEGIES if own == ALL else (own,):
+            strategies.setdefault(name, {})[group.name] = Row(name, [*group.runs])
         for seed, whole in group.reports.items():
-            for row, report in whole.get("strategies", {own: whole}).items():
-                rows.setdefault(row, Row([*group.runs])).reports[seed] = report
+            for name, report in whole.get("strategies", {own: whole}).items():
+                row = strategies.setdefault(name, {}).setdefault(group.name, Row(name, [*group.runs]))
+                row.reports[seed] = report
+                alone = [control.removeprefix("expert ") for control in report["controls"]]
+                names = expert_names(study, alone)
                 for control, score in report["controls"].items():
                     kind, _, expert = control.partition(" ")
-                    shown = f"expert {expert_name(study, expert)}" if kind == "expert" else control
+                    shown = f"expert {names[expert]}" if kind == "expert" else control
                     shown = CONSTANT if control.startswith("constant z") else shown
                     of_control = {"result": score, "base": report["base"]}
-                    compared.setdefault(shown, Row([*group.runs])).reports.setdefault(seed, of_control)
-    return {**rows, **compared} if controls else rows
+                    row = compared.setdefault(shown, {}).setdefault(group.name, Row(shown, [*group.runs]))
+                    row.reports.setdefault(seed, of_control)
+    rows = []
+    for of_runs in strategies.values():
+        more = suffixes([study.groups[name] for name in of_runs])
+        rows += [replace(row, more=own) for row, own in zip(of_runs.values(), more, strict=True)]
+    for shown, of_runs in compared.items() if controls else ():
+        readings = [(study.groups[name], row.reports) for name, row in of_runs.items()]
+        rows += [Row(shown, [*of[0].runs], reports, own) for own, of, reports in alike(readings)]
+    return {row.name + row.more: row for row in rows}
+
+
+def _kind(group: Group) -> str:
+    """A method of table 8, with its steps: ia3_100."""
+    return "_".join([group.stem, *([group.labels["steps"]] if "steps" in group.labels else [])])
 
 
 def _what(task: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer2.errors import ConfigError, UserError
-from transformer2.files import replace_folder
+from transformer2.files import fresh_folder, write_text
 from transformer2.tiny import CLASSIFIER, EXPERTS, VISION_EXPERTS, model_path, vision_model_path
 
 NAMES = (*EXPERTS, CLASSIFIER)
@@ -72,9 +72,9 @@ def train(out: Path, names: Sequence[str], seed: int, vision: bool) -> dict[str,
             scores = {key: round(report[key]["accuracy"], 4) for key in ("base", "result")}
             facts["experts"][name] = {"task": report["task"], "step": step, **scores, "n": report["n"]}
         for name in names:
-            fresh = shutil.copytree(Path(scratch) / name / "expert", out / f".{name}.new", dirs_exist_ok=True)
-            replace_folder(fresh, out / name)
-    (out / "EXPERTS.json").write_text(json.dumps(facts, indent=2) + "\n")
+            with fresh_folder(out / name) as fresh:
+                shutil.copytree(Path(scratch) / name / "expert", fresh, dirs_exist_ok=True)
+    write_text(out / "EXPERTS.json", json.dumps(facts, indent=2) + "\n")
     return facts
 
 
