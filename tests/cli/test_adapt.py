@@ -202,6 +202,16 @@ def test_protocol_paper_chooses_the_iteration_on_the_scored_rows_and_says_so(ada
     assert "was chosen on the scored rows" in capsys.readouterr().out
 
 
+def test_protocol_paper_chooses_on_the_rows_that_are_scored_alone(adapt, tmp_path):
+    more = ["--trainer.limit_test_batches", "1", "--data.eval_batch_size", "3"]
+    more += ["--adapt.std", "0.6", "--adapt.controls", "false"]
+    assert adapt(tmp_path / "paper", "--data.protocol", "paper", *more) == 0
+    report = report_of(tmp_path / "paper")
+    scores = report["details"]["selected_on_scored_rows"]["scores"]
+    assert report["n"] == 3 and report["result"]["accuracy"] == max(scores)
+    assert all(round(score * report["n"], 6).is_integer() for score in scores)
+
+
 def test_the_clean_protocol_ends_where_the_search_ends(run):
     trace = json.loads((run / "search.json").read_text())["trace"]
     assert list(report_of(run)["alpha"].values()) == [round(a, 4) for a in trace[-1]["answer"]]

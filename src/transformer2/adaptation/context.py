@@ -6,8 +6,9 @@ reaches as well is not due to the choice of alpha.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,6 +68,7 @@ class EvaluationContext:
         known: What answers are compared with.
         folder: Where a run of its own keeps its files; None inside `fit`.
         bar: A tqdm bar.
+        max_batches: Score no more than the first ones.
     """
 
     answerer: Answerer
@@ -79,6 +81,12 @@ class EvaluationContext:
     known: Known
     folder: Path | None
     bar: Any
+    max_batches: int | None = None
+
+    def scored_batches(self) -> Iterator[PromptBatch]:
+        """The rows that the report is of."""
+        for batch in islice(self.data.test_dataloader(), self.max_batches):
+            yield batch.to(self.answerer.device)
 
     def scores(self, weights_LNK: Tensor) -> tuple[list[float], list[float]]:
         """Mean credit of answers to the few-shot rows, and mean log-likelihood of the right ones, for N mixtures.

@@ -251,9 +251,9 @@ class _SearchedPolicy(AdaptedPolicy):
         The score that is reported is then the largest of G noisy ones; `clean` takes the last iteration unseen.
         """
         credits: list[list[float]] = [[] for _ in ends_GD]
-        for batch in self.context.data.test_dataloader():
+        for batch in self.context.scored_batches():
             for g, weights_L1K in enumerate(self.mixture.weights(ends_GD).split(1, dim=1)):
-                answers = self.context.answers(batch.to(self.context.answerer.device), weights_L1K)
+                answers = self.context.answers(batch, weights_L1K)
                 credits[g] += [a.credit for a in answers if a.credit is not None]
         ranks = self.context.answerer.gather([(sum(of), len(of)) for of in credits])
         totals = [map(sum, zip(*counts, strict=True)) for counts in zip(*ranks, strict=True)]
