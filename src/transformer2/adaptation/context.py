@@ -17,9 +17,9 @@ from torch import Tensor
 
 from transformer2.adaptation.answerer import Answerer
 from transformer2.adaptation.mixture import base_row, constant_rows, expert_rows
-from transformer2.adaptation.scoring import Scorer, score_members
+from transformer2.adaptation.scoring import Scorer, judge_members, mean_credits
 from transformer2.experts import Expert
-from transformer2.types import Answer, PromptBatch
+from transformer2.types import Answer, PromptBatch, Verdict
 
 if TYPE_CHECKING:
     from transformer2.data import UnseenTaskDataModule
@@ -91,16 +91,19 @@ class EvaluationContext:
     def scores(self, weights_LNK: Tensor) -> tuple[list[float], list[float]]:
         """Mean credit of answers to the few-shot rows, and mean log-likelihood of the right ones, for N mixtures.
 
-        Each process runs every world_size-th of the mixtures, and all learn all scores.
+        Each process runs every world_size-th of the mixtures, and all learn all verdicts.
+
+        Raises:
+            UserError: See `mean_credits`; in all processes alike.
         """
         answerer, size, n = self.answerer, self.answerer.world_size, weights_LNK.shape[-2]
-        mine: tuple[list[float], list[float]] = ([], [])
+        mine: tuple[list[list[Verdict]], list[float]] = ([], [])
         if answerer.rank < n:
             some_LNK = weights_LNK[..., answerer.rank :: size, :]
-            mine = score_members(self.scorer, self.few_shot, answerer.task, answerer.max_new_tokens, some_LNK)
+            mine = judge_members(self.scorer, self.few_shot, answerer.task, answerer.max_new_tokens, some_LNK)
         parts = answerer.gather(mine)
-        scores, ties = ([parts[i % size][which][i // size] for i in range(n)] for which in (0, 1))
-        return scores, ties
+        verdicts, ties = zip(*(tuple(of[i // size] for of in parts[i % size]) for i in range(n)), strict=True)
+        return mean_credits(verdicts), list(ties)
 
     def answers(self, batch: PromptBatch, weights_LBK: Tensor) -> list[Answer]:
         """Answers to a batch, row b under weights b; one row of weights serves all."""

@@ -254,7 +254,7 @@ class _SearchedPolicy(AdaptedPolicy):
         for batch in self.context.scored_batches():
             for g, weights_L1K in enumerate(self.mixture.weights(ends_GD).split(1, dim=1)):
                 answers = self.context.answers(batch, weights_L1K)
-                credits[g] += [a.credit for a in answers if a.credit is not None]
+                credits[g] += [a.credit or 0.0 for a in answers]  # of the same rows, as `mean_credits`
         ranks = self.context.answerer.gather([(sum(of), len(of)) for of in credits])
         totals = [map(sum, zip(*counts, strict=True)) for counts in zip(*ranks, strict=True)]
         scores = [credit / max(1, scored) for credit, scored in totals]
