@@ -17,6 +17,7 @@ from transformer2.callbacks.evaluator import AdaptationEvaluator
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule
 from transformer2.errors import ConfigError, UserError
 from transformer2.module import SVFReinforceModule
+from transformer2.types import Verdict
 
 TASK = "toy_task.FirstLetter"
 
@@ -130,16 +131,21 @@ def test_all_processes_choose_one_constant(tested, world, monkeypatch):
     module, _ = tested
     data = UnseenTaskDataModule(TASK, world[0], few_shot=2, test_limit=2)
     data.setup("test")
-    answerer, other = module.answerer(data.task), ([0.0, 1.0], [0.0, 0.0])  # of 0.9 and 1.2
-    monkeypatch.setattr(context_of, "score_members", lambda *given: ([0.5] * len(given[-1]), [0.0] * 2))
-    for rank in (0, 1):
+    yes, no, failed = Verdict.of(True, None, ""), Verdict.of(False, None, ""), Verdict.failed("1 / 0")
+    half = [[yes, no], [yes, no]], [0.0, 0.0]  # of 0.8 and 1.1
+    monkeypatch.setattr(context_of, "judge_members", lambda *given: half)
 
-        def gather(mine, rank=rank):
-            return [mine, other] if rank == 0 else [([0.5, 0.5], [0.0, 0.0]), other]
-
-        process = dataclasses.replace(answerer, rank=rank, world_size=2, gather=gather)
+    def chosen(rank, other):  # what the second process found, of 0.9 and 1.2
+        process = dataclasses.replace(
+            module.answerer(data.task), rank=rank, world_size=2, gather=lambda mine: [half, other]
+        )
         with Strategy(experts=world[1]).prepared(process, data, {}, None, None) as context:
-            assert list(context.known.weights)[-1] == "constant z = 1.2"
+            return list(context.known.weights)[-1]
+
+    for rank in (0, 1):
+        assert chosen(rank, ([[no, no], [yes, yes]], [0.0, 0.0])) == "constant z = 1.2"
+        with pytest.raises(UserError, match=r"^1 of 8 answers could not be verified \(1 / 0\)"):
+            chosen(rank, ([[no, failed], [yes, yes]], [0.0, 0.0]))
 
 
 def test_too_many_failures_anywhere_stop_every_rank(tested, monkeypatch):

@@ -12,10 +12,10 @@ from transformer2 import tasks, tiny
 from transformer2.adaptation.few_shot import Budget, run_search
 from transformer2.adaptation.members import matrices, members
 from transformer2.adaptation.mixture import Mixture, base_row, constant_rows, expert_rows
-from transformer2.adaptation.scoring import Scorer, score_members
+from transformer2.adaptation.scoring import Scorer, mean_credits, score_members
 from transformer2.adaptation.search import CEM
 from transformer2.data import collate, render
-from transformer2.errors import ConfigError
+from transformer2.errors import ConfigError, UserError
 from transformer2.experts import load_experts, save_expert
 from transformer2.export import export_merged
 from transformer2.module import SVFReinforceModule
@@ -24,6 +24,7 @@ from transformer2.rollout.base import Sampling
 from transformer2.svf.layer import svf_layers
 from transformer2.svf.modes import factored_for_choice
 from transformer2.tiny import words
+from transformer2.types import Verdict
 
 TASK = FirstLetter()
 GREEDY = Sampling(temperature=0.0, max_new_tokens=8)
@@ -208,6 +209,33 @@ def test_search_rejects_members_without_finite_weights(scorer, prompts):
     trace = list(run_search(search, mixture, scores, Budget(generations=2)))
     assert len(trace) == 2 and search.evaluations == 24 and search.rejected >= 1
     assert torch.isfinite(search.mean).all() and 0 <= search.best_score <= 1
+
+
+class Picky(FirstLetter):
+    """Its verifier does as it is told with every wrong answer."""
+
+    verify_in = "inline"
+
+    def __init__(self, wrong):
+        self.wrong = wrong
+
+    def verify(self, example, completion):
+        verdict = super().verify(example, completion)
+        return verdict if verdict.correct else self.wrong()
+
+
+def test_an_answer_without_a_verdict_earns_nothing_and_a_broken_verifier_stops_the_search(scorer, prompts):
+    def scores(task):
+        return score_members(scorer, prompts, task, 4, expert_rows(3))
+
+    right, ties = scores(TASK)
+    assert 0 < sum(right) < 3  # else it says nothing
+    assert scores(Picky(lambda: Verdict.abstain("cannot tell"))) == (right, ties)
+    for broken in (lambda: 1 / 0, lambda: None):
+        with pytest.raises(UserError, match=r"of 15 answers could not be verified"):
+            scores(Picky(broken))
+    yes, no, failed = Verdict.of(True, None, ""), Verdict.of(False, None, ""), Verdict.failed("")
+    assert mean_credits([[yes, *[Verdict.abstain("")] * 9], [*[yes] * 9, no], [no] * 9 + [failed]]) == [0.1, 0.9, 0]
 
 
 def test_budgets():

@@ -10,7 +10,6 @@ import torch
 
 import transformer2
 from transformer2 import tasks, tiny
-from transformer2.adaptation.few_shot import PRESET_GENERATIONS
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.errors import ConfigError, ExpertError, UserError
 from transformer2.experts import load_experts, mix_experts, save_expert
@@ -360,8 +359,7 @@ SEARCHES = [
 
 
 @pytest.mark.parametrize("search", SEARCHES, ids=str)
-def test_the_weights_of_a_search_are_what_answers_or_say_that_they_are_means(model, search, monkeypatch):
-    monkeypatch.setitem(PRESET_GENERATIONS, "paper", 1)
+def test_the_weights_of_a_search_are_what_answers_or_say_that_they_are_means(model, search):
     rows, one = tasks.get("tiny_math").examples("validation")[:1], {"max_new_tokens": 8, "top_logprobs": 0}
     alpha = model.adapt(rows, "tiny_math", **{"generations": 1, "population": 2, "seed": 3, **search})
     try:

@@ -168,7 +168,7 @@ def test_what_a_resumed_run_cannot_go_on_with_is_made_again(run, tmp_path, file,
             "--adapt.max_evaluations",
             "6",
         ],
-        ["--adapt.preset", "reference", "--adapt.max_evaluations", "32", "--data.protocol", "paper"],
+        ["--adapt.preset", "reference", "--adapt.max_evaluations", "12", "--data.protocol", "paper"],
     ],
 )
 def test_settings(adapt, tmp_path, more, capsys):
@@ -178,8 +178,10 @@ def test_settings(adapt, tmp_path, more, capsys):
     mix = next((name for name in ("raw", "normalised") if name in more), "raw" if "reference" in more else None)
     assert f", alpha {'' if mix is None else f'({mix}) '}" in capsys.readouterr().out
     if "reference" in more:
-        assert report["protocol"] == "paper" and report["n"] == 12 and report["evaluations"] == 32
-        assert len(report["alpha"]) == 14
+        assert report["protocol"] == "paper" and report["n"] == 12 and len(report["alpha"]) == 14
+        settings = report["details"]["settings"]
+        assert report["evaluations"] == 12 and (settings["population"], settings["generations"]) == (6, 3)  # the flags'
+        assert (settings["high"], settings["keep_best"]) == (1.0, True)
     if "kind" in more:
         assert set(report["alpha"]) >= {"mlp.up_proj"} and "base" in report["alpha"]["mlp.up_proj"]
 
@@ -198,6 +200,16 @@ def test_protocol_paper_chooses_the_iteration_on_the_scored_rows_and_says_so(ada
     ends = trace[chosen["iteration"] - 1]["answer"]
     assert list(report["alpha"].values()) == [round(a, 4) for a in ends]
     assert "was chosen on the scored rows" in capsys.readouterr().out
+
+
+def test_protocol_paper_chooses_on_the_rows_that_are_scored_alone(adapt, tmp_path):
+    more = ["--trainer.limit_test_batches", "1", "--data.eval_batch_size", "3"]
+    more += ["--adapt.std", "0.6", "--adapt.controls", "false"]
+    assert adapt(tmp_path / "paper", "--data.protocol", "paper", *more) == 0
+    report = report_of(tmp_path / "paper")
+    scores = report["details"]["selected_on_scored_rows"]["scores"]
+    assert report["n"] == 3 and report["result"]["accuracy"] == max(scores)
+    assert all(round(score * report["n"], 6).is_integer() for score in scores)
 
 
 def test_the_clean_protocol_ends_where_the_search_ends(run):

@@ -114,6 +114,10 @@ def test_every_key_but_those_of_speed_and_length_must_be_the_same():
     limited = old | {"trainer": {"limit_test_batches": 2}}
     with pytest.raises(ConfigError, match=r"data\.eval_batch_size null, not 2"):  # a limit counts batches
         _check_same("run", limited, limited | {"data": {"eval_batch_size": 2}})
+    preset = old | {"adapt": {"preset": "paper"}}
+    _check_same("run", preset, old | {"adapt": {"preset": "paper", "generations": 3}})
+    with pytest.raises(ConfigError, match=r"adapt\.population 'auto', not 16"):
+        _check_same("run", preset, old | {"adapt": {"preset": "paper", "population": 16}})
     assert _flat({"a": {"b": {"c": 1}}, "d": [2]}) == {"a.b.c": 1, "d": [2]}
 
 

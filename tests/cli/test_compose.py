@@ -3,7 +3,9 @@
 import pytest
 import yaml
 
+from transformer2.cli.check import ELSEWHERE, OURS, sections
 from transformer2.cli.compose import compose, find_config, flags_of, parse_flags
+from transformer2.cli.optimizers import HOMES
 from transformer2.errors import ConfigError
 
 KEYS = ("seed_everything", "model", "data", "trainer")
@@ -69,6 +71,20 @@ def test_lists_and_mappings_are_replaced_by_flags_and_merged_by_files(write):
 def test_bad_flags(args, message):
     with pytest.raises(ConfigError, match=message):
         parse_flags(args, ("run_dir",), ("quiet",), KEYS)
+
+
+@pytest.mark.parametrize("known", [KEYS, (*KEYS, "adapt")], ids=["fit", "adapt"])
+def test_a_key_without_its_section_is_told_it(known, write):
+    others = {*known, *HOMES, *OURS, *(name.rpartition(".")[2] for name in ELSEWHERE)}
+    for own in sections("adapt" in known).values():
+        for key in own.keys() - others:
+            said = rf"did you mean (--)?\w+\.{key}\?"
+            with pytest.raises(ConfigError, match=f"unknown flag --{key}; {said}"):
+                parse_flags([f"--{key}", "x"], ("run_dir", "expert"), ("print_config",), known)
+            with pytest.raises(ConfigError, match=f"unknown config key '{key}'; {said}"):
+                compose([write("a.yaml", **{key: 1})], [], known)
+    with pytest.raises(ConfigError, match=r"did you mean --data\.data_dir\?"):
+        parse_flags(["--data_dir", "x"], ("run_dir",), (), known)
 
 
 def test_flags_taken_apart():

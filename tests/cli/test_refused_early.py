@@ -89,7 +89,7 @@ EARLY = [  # words, what the line says
     ([*FIT, "--model.base", "a b c"], "nor a Hub id"),
     (["adapt", "--adapt.experts", "[]"], "adapt.experts is empty"),
     (["adapt", "--strategy", "cls", "--adapt.classifier", "nosuch"], "adapt.classifier 'nosuch' does not exist"),
-    (["adapt", "--adapt.population", "1"], "adapt.population must be an integer >= 2, not 1"),
+    (["adapt", "--adapt.population", "1"], "adapt.population must be an integer >= 2 or auto, not 1"),
     # What had a second spelling names the one that is left.
     ([*FIT, "--rollout", "vllm"], "unknown flag --rollout; did you mean --config conf/rollout/ENGINE.yaml?"),
     ([*PLAN, "--rollout=vllm"], "unknown flag --rollout; did you mean --config conf/rollout/ENGINE.yaml?"),

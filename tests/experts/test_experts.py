@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import transformer2
 from transformer2 import tiny
+from transformer2.adaptation.mixture import Mixture
 from transformer2.adapters import expert_adapter
 from transformer2.cli import main
 from transformer2.errors import ExpertError, UserError
@@ -543,6 +544,42 @@ def test_mix_folders_writes_an_expert(tmp_path: Path) -> None:
     both = read_expert(tmp_path / "both")
     assert both.base_fingerprint == "aaaa:bbbb" and both.task is None
     assert torch.equal(both.deltas[UP], mix_experts(load_experts(paths), [0.7, 0.7]).deltas[UP])
+
+
+@pytest.mark.parametrize("way", ["experts mix", "adapt", "add_weighted_adapter"])
+@pytest.mark.parametrize(
+    ("fact", "values", "expected", "said"),
+    [
+        ("base_quantisation", ("nf4", "nf4"), "nf4", None),
+        ("base_quantisation", (None, "nf4"), "nf4 and unquantised", None),
+        ("base_quantisation", ("nf4 and unquantised", "int8"), "int8 and nf4 and unquantised", None),
+        ("revision", ("v1", "v1"), "v1", None),
+        ("revision", ("v1", "v2"), "v1", "several revisions of a base (v1, v2) names the first"),
+        ("shuffled", (0, 0), 0, None),
+        ("shuffled", (None, 3), 3, "marked as shuffled (seed 3)"),
+        ("base_fingerprint", ("aaaa:bbbb", "aaaa:bbbb"), "aaaa:bbbb", None),
+        ("base_fingerprint", ("aaaa:bbbb", "aaaa:dddd"), None, None),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*(different weights of|trained )")
+def test_a_mixture_says_where_it_comes_from(way, fact, values, expected, said, base_folder, tmp_path) -> None:
+    deltas = {UP: torch.zeros(32)}
+    parts = [expert(name, **{"deltas": deltas, fact: value}) for name, value in zip("ab", values, strict=True)]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        if way == "experts mix":
+            mix_folders([save_expert(e, tmp_path / e.name) for e in parts], [0.7, 0.7], tmp_path / "both")
+            mixed = getattr(read_expert(tmp_path / "both"), fact)
+        elif way == "adapt":
+            mixed = getattr(Mixture([UP], ["a", "b"]).expert(torch.tensor([0.4, 0.9]), parts, "both"), fact)
+        else:
+            a, b = (save_expert(e, tmp_path / e.name) for e in parts)
+            policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), a, "a")
+            policy.load_adapter(b, "b")
+            policy.base_model.add_weighted_adapter(["a", "b"], [0.7, 0.7], "both")
+            mixed = getattr(policy.peft_config["both"], fact)
+    notes = [str(w.message) for w in warned if "a mixture" in str(w.message)]
+    assert mixed == expected and len(notes) == (said is not None) and all(said in note for note in notes)
 
 
 def test_comparison_figures() -> None:

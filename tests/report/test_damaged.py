@@ -68,9 +68,11 @@ def test_a_whole_report_is_printed(tmp_path, capsys, monkeypatch, kind) -> None:
     assert main(["report", str(tmp_path)]) == 0 and capsys.readouterr().out
 
 
-def test_a_strategys_own_report_is_named(tmp_path, capsys) -> None:
+def test_a_table_of_several_strategies_is_drawn_from_their_one_report(tmp_path, capsys) -> None:
     content = of_kind("adapt")
-    (tmp_path / "cem").mkdir()
-    (tmp_path / "report.json").write_text(json.dumps({"strategies": {"cem": content}}))
-    (tmp_path / "cem" / "report.json").write_text(json.dumps(damaged(content, ("result", "accuracy"), "high")))
-    assert main(["report", str(tmp_path)]) == 2 and "'high'" in capsys.readouterr().err
+    for part, status in ((content, 0), (damaged(content, ("result", "accuracy"), "high"), 2)):
+        (tmp_path / "report.json").write_text(json.dumps({"strategies": {"first": content, "second": part}}))
+        assert main(["report", str(tmp_path)]) == status
+    said = capsys.readouterr()
+    assert "'high'" in said.err and str(tmp_path / "report.json") in said.err
+    assert "\n  first: " in said.out and "\n  second: " in said.out

@@ -6,8 +6,9 @@ reaches as well is not due to the choice of alpha.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from transformer2.adaptation.answerer import Answerer
 from transformer2.adaptation.mixture import base_row, constant_rows, expert_rows
-from transformer2.adaptation.scoring import Scorer, score_members
+from transformer2.adaptation.scoring import Scorer, judge_members, mean_credits
 from transformer2.experts import Expert
-from transformer2.types import Answer, PromptBatch
+from transformer2.types import Answer, PromptBatch, Verdict
 
 if TYPE_CHECKING:
     from transformer2.data import UnseenTaskDataModule
@@ -67,6 +68,7 @@ class EvaluationContext:
         known: What answers are compared with.
         folder: Where a run of its own keeps its files; None inside `fit`.
         bar: A tqdm bar.
+        max_batches: Score no more than the first ones.
     """
 
     answerer: Answerer
@@ -79,20 +81,29 @@ class EvaluationContext:
     known: Known
     folder: Path | None
     bar: Any
+    max_batches: int | None = None
+
+    def scored_batches(self) -> Iterator[PromptBatch]:
+        """The rows that the report is of."""
+        for batch in islice(self.data.test_dataloader(), self.max_batches):
+            yield batch.to(self.answerer.device)
 
     def scores(self, weights_LNK: Tensor) -> tuple[list[float], list[float]]:
         """Mean credit of answers to the few-shot rows, and mean log-likelihood of the right ones, for N mixtures.
 
-        Each process runs every world_size-th of the mixtures, and all learn all scores.
+        Each process runs every world_size-th of the mixtures, and all learn all verdicts.
+
+        Raises:
+            UserError: See `mean_credits`; in all processes alike.
         """
         answerer, size, n = self.answerer, self.answerer.world_size, weights_LNK.shape[-2]
-        mine: tuple[list[float], list[float]] = ([], [])
+        mine: tuple[list[list[Verdict]], list[float]] = ([], [])
         if answerer.rank < n:
             some_LNK = weights_LNK[..., answerer.rank :: size, :]
-            mine = score_members(self.scorer, self.few_shot, answerer.task, answerer.max_new_tokens, some_LNK)
+            mine = judge_members(self.scorer, self.few_shot, answerer.task, answerer.max_new_tokens, some_LNK)
         parts = answerer.gather(mine)
-        scores, ties = ([parts[i % size][which][i // size] for i in range(n)] for which in (0, 1))
-        return scores, ties
+        verdicts, ties = zip(*(tuple(of[i // size] for of in parts[i % size]) for i in range(n)), strict=True)
+        return mean_credits(verdicts), list(ties)
 
     def answers(self, batch: PromptBatch, weights_LBK: Tensor) -> list[Answer]:
         """Answers to a batch, row b under weights b; one row of weights serves all."""

@@ -86,7 +86,7 @@ def evaluate(
     bar = tqdm(desc=f"adapt {strategy.name}", disable=not (progress and answerer.rank == 0), unit="step")
     with bar, ExitStack() as stack:
         with _timed(seconds, "controls"):
-            context = strategy.prepared(answerer, data, {} if cache is None else cache, folder, bar)
+            context = strategy.prepared(answerer, data, {} if cache is None else cache, folder, bar, max_batches)
             prepared = stack.enter_context(context)
         with _timed(seconds, "first_pass"):
             adapted = strategy.adapt_to_task(prepared)

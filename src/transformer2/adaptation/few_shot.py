@@ -43,12 +43,24 @@ from transformer2.types import PromptBatch, Record
 __all__ = ["Budget", "FewShotSearch", "Scores", "run_search"]
 
 Alpha = Annotated[float, ">= -100", "<= 100"]
-# What the presets say beyond the search itself: the paper's z' = sum alpha_k z_k, and the code's one alpha per matrix.
-PRESET_MIXTURES: dict[str, dict[str, Any]] = {
-    "paper": {"mix": "raw", "granularity": "expert"},
-    "reference": {"mix": "raw", "granularity": "matrix"},
+Auto = Literal["auto"]
+# What `auto` stands for.
+DEFAULTS = {
+    "population": 16,
+    "elite_ratio": 0.25,
+    "low": 0.0,
+    "high": 1.5,
+    "std": 0.5,
+    "keep_best": False,
+    "granularity": "expert",
+    "mix": "delta",
+    "generations": 8,
 }
-PRESET_GENERATIONS = {"paper": 100, "reference": 50}
+# And under a preset: the paper's z' = sum alpha_k z_k, and the code's one alpha per matrix.
+OF_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {**PRESETS["paper"], "granularity": "expert", "mix": "raw", "generations": 100},
+    "reference": {**PRESETS["reference"], "granularity": "matrix", "mix": "raw", "generations": 50},
+}
 # Scores and tie-breaks of N members, from weights (L, N, K + 1).
 Scores = Callable[[Tensor], tuple[list[float], list[float]]]
 
@@ -73,8 +85,17 @@ class Budget:
             raise ConfigError("a search needs an end; set generations or max_evaluations")
 
     def total(self, population: int) -> int:
-        """Generations that it allows at most."""
-        by_evaluations = math.inf if self.evaluations is None else max(1, self.evaluations // population)
+        """Generations that it allows at most.
+
+        Raises:
+            ConfigError: Not one.
+        """
+        if self.evaluations is not None and self.evaluations < population:
+            raise ConfigError(
+                f"adapt.max_evaluations {self.evaluations} is below adapt.population {population}, the members of one "
+                "generation; raise the one or lower the other"
+            )
+        by_evaluations = math.inf if self.evaluations is None else self.evaluations // population
         return int(min(by_evaluations, math.inf if self.generations is None else self.generations))
 
 
@@ -112,19 +133,19 @@ class FewShotSearch(Strategy):
 
     Args:
         search: `cem`, `random` or `sep_cma`.
-        preset: `paper` or `reference`: their settings in place of the defaults below.
-        granularity: One alpha per `expert`, and also per module `kind`, `layer` or `matrix`.
-        mix: `delta`, `normalised` or `raw` (adaptation/mixture.py).
+        preset: `paper` or `reference`: what is left at `auto` below is theirs.
+        granularity: One alpha per `expert` (auto), and also per module `kind`, `layer` or `matrix`.
+        mix: `delta` (auto), `normalised` or `raw` (adaptation/mixture.py).
         base_member: The base has an alpha of its own (mix normalised or raw).
-        population: Members of a generation.
-        elite_ratio: Share that a generation learns from.
-        low: Smallest alpha.
-        high: Largest alpha.
-        std: Standard deviation of the first generation; its mean is 1 / members.
-        generations: Limit; None for no limit.
-        max_evaluations: Limit on members tried.
+        population: Members of a generation; auto is 16.
+        elite_ratio: Share that a generation learns from; auto is 0.25.
+        low: Smallest alpha; auto is 0.
+        high: Largest alpha; auto is 1.5.
+        std: Standard deviation of the first generation, whose mean is 1 / members; auto is 0.5.
+        generations: Limit; None for no limit, auto is 8.
+        max_evaluations: Limit on members tried; at least one generation.
         max_minutes: Limit on wall-clock time.
-        keep_best: cem: slot 0 of a generation holds the best member so far.
+        keep_best: cem: slot 0 of a generation holds the best member so far; auto is false.
         answer: `mean` (the search's final mean) or `best` (the best member seen).
         options: The arguments of `Strategy`.
     """
@@ -136,36 +157,34 @@ class FewShotSearch(Strategy):
         self,
         search: Literal["cem", "random", "sep_cma"] = "cem",
         preset: Literal["paper", "reference"] | None = None,
-        granularity: Granularity = "expert",
-        mix: Mix = "delta",
+        granularity: Literal[Granularity, "auto"] = "auto",
+        mix: Literal[Mix, "auto"] = "auto",
         base_member: bool = False,
-        population: Annotated[int, ">= 2"] = 16,
-        elite_ratio: Annotated[float, "> 0", "<= 1"] = 0.25,
-        low: Alpha = 0.0,
-        high: Alpha = 1.5,
-        std: Annotated[float, "> 0", "<= 100"] = 0.5,
-        generations: Count | None = 8,
+        population: Annotated[int, ">= 2"] | Auto = "auto",
+        elite_ratio: Annotated[float, "> 0", "<= 1"] | Auto = "auto",
+        low: Alpha | Auto = "auto",
+        high: Alpha | Auto = "auto",
+        std: Annotated[float, "> 0", "<= 100"] | Auto = "auto",
+        generations: Count | Auto | None = "auto",
         max_evaluations: Count | None = None,
         max_minutes: Positive | None = None,
-        keep_best: bool = False,
+        keep_best: bool | Auto = "auto",
         answer: Literal["mean", "best"] = "mean",
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        check_arguments("adapt", FewShotSearch.__init__, locals())
+        given = locals()
+        check_arguments("adapt", FewShotSearch.__init__, given)
+        if preset is not None and search != "cem":
+            raise ConfigError(f"adapt.preset {preset} with adapt.search {search}: presets are of cem; leave it out")
+        auto = DEFAULTS if preset is None else OF_PRESETS[preset]
+        chosen: dict[str, Any] = {name: auto[name] if given[name] == "auto" else given[name] for name in DEFAULTS}
         self.search, self.answer = search, answer
-        self.search_options: dict[str, Any] = {"population": population, "elite_ratio": elite_ratio}
-        self.search_options |= {"low": low, "high": high, "std": std}
-        if search == "cem":
-            self.search_options["keep_best"] = keep_best
-        self.mixture_options: dict[str, Any] = {"granularity": granularity, "mix": mix, "base_member": base_member}
-        if preset is not None:
-            if search != "cem":
-                raise ConfigError(f"adapt.preset {preset} with adapt.search {search}: presets are of cem; leave it out")
-            generations = PRESET_GENERATIONS[preset]
-            self.search_options |= PRESETS[preset]
-            self.mixture_options |= PRESET_MIXTURES[preset]
-        self.budget = Budget(generations, max_evaluations, max_minutes)
+        names = ("population", "elite_ratio", "low", "high", "std", *(("keep_best",) if search == "cem" else ()))
+        self.search_options = {name: chosen[name] for name in names}
+        self.mixture_options = {name: chosen[name] for name in ("granularity", "mix")} | {"base_member": base_member}
+        self.budget = Budget(chosen["generations"], max_evaluations, max_minutes)
+        self.budget.total(chosen["population"])
         Mixture(["m"], ["e"], **self.mixture_options)  # refuses what does not go together
         make_search(search, 2, **self.search_options)
         self.settings = {"search": search, **self.search_options, **self.mixture_options, **asdict(self.budget)}
@@ -232,10 +251,10 @@ class _SearchedPolicy(AdaptedPolicy):
         The score that is reported is then the largest of G noisy ones; `clean` takes the last iteration unseen.
         """
         credits: list[list[float]] = [[] for _ in ends_GD]
-        for batch in self.context.data.test_dataloader():
+        for batch in self.context.scored_batches():
             for g, weights_L1K in enumerate(self.mixture.weights(ends_GD).split(1, dim=1)):
-                answers = self.context.answers(batch.to(self.context.answerer.device), weights_L1K)
-                credits[g] += [a.credit for a in answers if a.credit is not None]
+                answers = self.context.answers(batch, weights_L1K)
+                credits[g] += [a.credit or 0.0 for a in answers]  # of the same rows, as `mean_credits`
         ranks = self.context.answerer.gather([(sum(of), len(of)) for of in credits])
         totals = [map(sum, zip(*counts, strict=True)) for counts in zip(*ranks, strict=True)]
         scores = [credit / max(1, scored) for credit, scored in totals]

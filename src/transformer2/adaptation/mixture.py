@@ -89,9 +89,8 @@ class Mixture:
             task: What it was adapted to.
         """
         weights_LK = self.weights(alpha_D[None])[:, 0].double()
-        base = Expert("base", None, None, None, None, experts[0].base, experts[0].base_fingerprint, {})
         weights = dict(zip(self.matrices, weights_LK, strict=True))
-        return mixture([*experts, base], weights, "raw", name, task)
+        return mixture([*experts, Expert("base")], weights, "raw", name, task)
 
 
 def group_name(matrix: str, granularity: Granularity) -> str:

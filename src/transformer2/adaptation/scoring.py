@@ -10,7 +10,6 @@ other. Here a micro-batch holds at most `max_rows` rows, halved where memory run
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -28,10 +27,10 @@ from transformer2.rollout.hf import HFEngine
 from transformer2.svf.modes import factored_for_choice
 from transformer2.svf.rows import batch_rows, z_rows
 from transformer2.tasks import Task
-from transformer2.types import Example, PromptBatch, Rollouts
-from transformer2.verifiers import verify_all
+from transformer2.types import Example, PromptBatch, Rollouts, Verdict
+from transformer2.verifiers import stop_if_unverified, verify_all
 
-__all__ = ["Scorer", "right_answer", "score_members"]
+__all__ = ["Scorer", "judge_members", "mean_credits", "right_answer", "score_members"]
 
 
 def right_answer(task: Task, example: Example) -> str:
@@ -140,15 +139,32 @@ def score_members(
     Args:
         scorer: Runs mixtures.
         shots: The few-shot rows.
-        task: Judges the answers; those it could not judge are left out.
+        task: Judges the answers.
         max_new_tokens: Completion budget.
         weights_LNK: (L, N, K + 1), or (N, K + 1).
+
+    Raises:
+        UserError: See `mean_credits`.
     """
+    verdicts, ties = judge_members(scorer, shots, task, max_new_tokens, weights_LNK)
+    return mean_credits(verdicts), ties
+
+
+def judge_members(
+    scorer: Scorer, shots: PromptBatch, task: Task, max_new_tokens: int, weights_LNK: Tensor
+) -> tuple[list[list[Verdict]], list[float]]:
+    """The verdicts that `score_members` takes the mean of, for each of N mixtures, and the log-likelihoods."""
     with factored_for_choice(scorer.policy):
         answers = scorer.answers(shots, weights_LNK, max_new_tokens)
         ties = scorer.mean_log_likelihood(shots, task, weights_LNK).tolist()
-    shares = []
-    for rollouts in answers:
-        judged = [v for v in verify_all(task, rollouts.examples, rollouts.completions) if v.reward is not None]
-        shares.append(sum(v.credit for v in judged) / len(judged) if judged else math.nan)
-    return shares, ties
+    return [verify_all(task, rollouts.examples, rollouts.completions) for rollouts in answers], ties
+
+
+def mean_credits(verdicts: Sequence[Sequence[Verdict]]) -> list[float]:
+    """What mixtures are compared by: mean credits on the same rows, of which one without a verdict earns nothing.
+
+    Raises:
+        UserError: Over 5 % of all answers could not be verified.
+    """
+    stop_if_unverified([verdict for own in verdicts for verdict in own])
+    return [sum(v.credit for v in own if v.reward is not None) / len(own) for own in verdicts]

@@ -148,7 +148,15 @@ class Strategy:
         return _made_from(self.load(base), self.load_helpers(base))
 
     @contextmanager
-    def prepared(self, answerer: Answerer, data: Any, cache: Cache, folder: Path | None, bar: Any) -> Iterator[Any]:
+    def prepared(
+        self,
+        answerer: Answerer,
+        data: Any,
+        cache: Cache,
+        folder: Path | None,
+        bar: Any,
+        max_batches: int | None = None,
+    ) -> Iterator[Any]:
         """What `adapt_to_task` works with; the experts are in the policy inside, and gone after any exit."""
         check_whole(answerer.engine.in_lockstep)
         experts, others = self.load(data.base), self.load_helpers(data.base)
@@ -160,7 +168,8 @@ class Strategy:
                 for part in ([*names[: len(experts)], names[-1]], names[len(experts) :])
             )
             shots, known = data.shots().to(answerer.device), cache.get(key, Known())
-            context = EvaluationContext(answerer, data, shots, experts, made_from, scorer, helpers, known, folder, bar)
+            parts = answerer, data, shots, experts, made_from, scorer, helpers, known, folder, bar, max_batches
+            context = EvaluationContext(*parts)
             if key not in cache:  # here, where all processes are
                 context.choose_controls(self.controls)
                 cache[key] = known

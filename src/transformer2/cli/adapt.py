@@ -19,6 +19,7 @@ from transformer2.arguments import written
 from transformer2.cli.check import ADAPT_KEYS, STRATEGIES, check, keys_help, sections, suggestion
 from transformer2.cli.compose import ADAPT_DEFAULT, compose, flags_of
 from transformer2.cli.folder import check_writable, holds_run, run_folder
+from transformer2.cli.schema import value_of
 from transformer2.cli.values import one_of, run_name
 from transformer2.errors import ConfigError, DataError
 from transformer2.files import check_directory, source_digest, write_text
@@ -269,7 +270,12 @@ def _check_same(folder: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
         ConfigError: Something that decides its numbers is another than what it was begun with.
     """
     defaults = {key: literal_eval(a.default or "None") for key, a in sections(True)["adapt"].items()}
-    was, asked = (_flat({**config, "adapt": {**defaults, **config["adapt"]}}) for config in (old, new))
+    if not any(config["adapt"].get("preset") for config in (old, new)):
+        defaults |= value_of("transformer2.adaptation.few_shot.DEFAULTS")
+    was, asked = (
+        _flat({**config, "adapt": defaults | {key: value for key, value in config["adapt"].items() if value != "auto"}})
+        for config in (old, new)
+    )
     for flat in (was, asked):
         experts = flat.get("adapt.experts")
         flat["adapt.experts"] = [name_of(path) for path in experts] if isinstance(experts, list) else experts

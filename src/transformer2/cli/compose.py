@@ -172,7 +172,7 @@ def compose(
     assert isinstance(plain, dict)
     for key in plain:
         if key not in keys:
-            near = f"; did you mean model.{key}?" if key in HOMES else nearest(str(key)[:60], keys)
+            near = _without_section(str(key), keys) or nearest(str(key)[:60], keys)
             raise ConfigError(f"unknown config key {written(key)}{near}")
     composed: dict[str, Any] = home(plain)
     return composed
@@ -282,13 +282,21 @@ def _one_line(error: Exception) -> str:
 
 
 def _flag_like(wrong: str, flags: Sequence[str], keys: Sequence[str]) -> str:
-    """What an unknown flag may stand for: another flag, a section misspelt, or a key."""
+    """What an unknown flag may stand for: a key without its section, another flag, a section misspelt, or a key."""
     head, _, tail = wrong.partition(".")
-    by_spelling = wrong.rpartition(".")[2] not in OURS and get_close_matches(head, [*flags, *keys])
-    if by_spelling or not {"model", "data"} <= set(keys):
+    meant = _without_section(wrong, keys)
+    if not meant and (get_close_matches(head, [*flags, *keys]) or not {"model", "data"} <= set(keys)):
         near = get_close_matches(wrong, [*flags, *(f"{key}.{tail}".rstrip(".") for key in keys)], n=1, cutoff=0.0)
         return f"; did you mean --{near[0]}?" if near else ""
-    return suggestion(wrong, sections("adapt" in keys)).replace("mean ", "mean --").replace("----", "--")
+    meant = meant or suggestion(wrong, sections("adapt" in keys))
+    return meant.replace("mean ", "mean --").replace("----", "--")
+
+
+def _without_section(wrong: str, keys: Sequence[str]) -> str:
+    """`; did you mean data.data_dir?` for the exact name of a key, ours or others' word for it; else nothing."""
+    known = sections("adapt" in keys) if {"model", "data"} <= set(keys) else {}
+    is_key = wrong.rpartition(".")[2] in OURS or any(wrong in own for own in known.values())
+    return suggestion(wrong, known) if known and is_key else ""
 
 
 def yaml_value(flag: str, text: str) -> Any:

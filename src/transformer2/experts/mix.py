@@ -13,7 +13,7 @@ from torch import Tensor
 
 from transformer2.errors import ExpertError
 from transformer2.experts.folder import Expert, read_expert, save_expert
-from transformer2.svf.format import plain_name
+from transformer2.svf.format import mixture_facts, plain_name
 from transformer2.svf.mixing import Mix, mix_deltas, mixing_weights
 
 __all__ = [
@@ -110,9 +110,8 @@ def mixture(
         if like is not None:
             whole = [torch.zeros_like(like) if delta_R is None else delta_R for delta_R in given]
             deltas[matrix] = mix_deltas(weights_K, [delta_R.double() for delta_R in whole], mix).float()
-    fingerprints = {e.base_fingerprint for e in experts}
-    shared = fingerprints.pop() if len(fingerprints) == 1 else None
-    return Expert(name, task=task, base=experts[0].base, base_fingerprint=shared, deltas=deltas)
+    tuned = [e for e in experts if e.deltas] or experts
+    return Expert(name, task=task, base=experts[0].base, deltas=deltas, **mixture_facts(tuned))
 
 
 def mix_folders(paths: Sequence[str | Path], weights: Sequence[float], out: str | Path, mix: Mix = "delta") -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from transformer2.report.blind import WITHOUT
 from transformer2.report.figures import bare_figure
 from transformer2.report.spectrum import spectrum_table
-from transformer2.report.table import MCNEMAR, dispatch_lines, read_report
+from transformer2.report.table import MCNEMAR, dispatch_lines, report_of
 from transformer2.types import Report
 
 __all__ = ["adaptation_table", "alpha_figure", "confusion_figure", "table_of_run"]
@@ -18,8 +18,9 @@ __all__ = ["adaptation_table", "alpha_figure", "confusion_figure", "table_of_run
 
 def table_of_run(run: Path) -> str:
     """The table of a finished `adapt` or `spectrum` run; empty for another run or an unfinished one."""
+    file = run / "report.json"
     try:
-        content = json.loads((run / "report.json").read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
     if not isinstance(content, dict):
@@ -27,10 +28,10 @@ def table_of_run(run: Path) -> str:
     if "spectrum" in content:
         return spectrum_table(content)
     if isinstance(strategies := content.get("strategies"), dict) and strategies:
-        return adaptation_table({name: read_report(run / name) for name in strategies})
+        return adaptation_table({name: report_of(part, file) for name, part in strategies.items()})
     details = content.get("details")
     strategy = details.get("strategy") if isinstance(details, dict) else None
-    return adaptation_table({strategy: read_report(run)}) if strategy else ""
+    return adaptation_table({strategy: report_of(content, file)}) if strategy else ""
 
 
 def adaptation_table(reports: Mapping[str, Report]) -> str:

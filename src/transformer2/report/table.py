@@ -71,16 +71,33 @@ def read_report(folder: Path) -> Report:
     Raises:
         DataError: It cannot be read.
     """
+    file = folder / "report.json"
     try:
-        content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise DataError(f"{file} is not there; run the command again") from e
+    except (OSError, ValueError) as e:
+        raise _damaged(file, e) from e
+    return report_of(content, file)
+
+
+def report_of(content: Mapping[str, Any], file: Path) -> Report:
+    """The report in a file, or a strategy's among several.
+
+    Raises:
+        DataError: It is none.
+    """
+    try:
         scores = {key: _score(content[key]) for key in ("base", "result")}
         controls = {name: _score(score) for name, score in content["controls"].items()}
         _check(content, task=str, protocol=str, n=int, seeds=list[int], seconds=dict, details=dict)
         return Report(**{**content, **scores, "controls": controls, "seeds": tuple(content["seeds"])})
-    except FileNotFoundError as e:
-        raise DataError(f"{folder / 'report.json'} is not there; run the command again") from e
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise DataError(f"{folder / 'report.json'} is damaged ({type(e).__name__}: {e}); run the command again") from e
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise _damaged(file, e) from e
+
+
+def _damaged(file: Path, error: Exception) -> DataError:
+    return DataError(f"{file} is damaged ({type(error).__name__}: {error}); run the command again")
 
 
 def _score(plain: Mapping[str, Any]) -> Score:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 __all__ = [
     "BASE", "CONFIG", "FORMAT_VERSION", "LARGEST_ADAPTER", "LARGEST_CONFIG", "LARGEST_EXPERT", "OLD_FIELDS",
     "OLD_FORMS", "ROLES", "WEIGHTS",
-    "checksums", "config_sha256", "delta_key", "layer_of", "module_kind", "module_of", "module_path", "name_of",
-    "path_in_layer", "peft_type", "plain_name",
+    "checksums", "config_sha256", "delta_key", "layer_of", "mixture_facts", "module_kind", "module_of", "module_path",
+    "name_of", "path_in_layer", "peft_type", "plain_name",
 ]  # fmt: skip
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -86,3 +87,31 @@ def config_sha256(config: Mapping[str, Any]) -> str:
     """The checksum of an adapter_config.json, and through its `sha256` of the weights: over all fields but itself."""
     rest = {key: value for key, value in config.items() if key != "config_sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def mixture_facts(parts: Sequence[Any]) -> dict[str, Any]:
+    """What a mixture says of its base and its order: what all its parts, experts or configs, say.
+
+    Where they differ it has no fingerprint, was trained at the precisions of all, and is as shuffled as one of them;
+    the revision is the first part's, as is the name of the base.
+    """
+    names = ("base_fingerprint", "base_quantisation", "revision", "shuffled")
+    said = {name: list(dict.fromkeys(getattr(part, name) for part in parts)) for name in names}
+    facts = {name: values[0] for name, values in said.items()}
+    if len(said["base_fingerprint"]) > 1:
+        facts["base_fingerprint"] = None
+    if len(said["base_quantisation"]) > 1:
+        precisions = (precision or "unquantised" for precision in said["base_quantisation"])
+        facts["base_quantisation"] = " and ".join(sorted({one for of in precisions for one in of.split(" and ")}))
+    if len(said["revision"]) > 1:
+        revisions = ", ".join(str(revision or "none") for revision in said["revision"])
+        warnings.warn(
+            f"a mixture of experts of several revisions of a base ({revisions}) names the first", stacklevel=3
+        )
+    if len(said["shuffled"]) > 1:
+        facts["shuffled"] = next(seed for seed in said["shuffled"] if seed is not None)
+        warnings.warn(
+            f"a mixture that a shuffled control is part of is marked as shuffled (seed {facts['shuffled']})",
+            stacklevel=3,
+        )
+    return facts

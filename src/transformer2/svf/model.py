@@ -32,7 +32,7 @@ from transformer2.errors import BasisError, ConfigError, ExpertError, UserError
 from transformer2.svf.bases import Bases
 from transformer2.svf.config import SVFConfig, tensors_sha256
 from transformer2.svf.fingerprint import fingerprint, warn_of_another_base
-from transformer2.svf.format import BASE, CONFIG, WEIGHTS, delta_key, module_path
+from transformer2.svf.format import BASE, CONFIG, WEIGHTS, delta_key, mixture_facts, module_path
 from transformer2.svf.layer import SVFLayer, svf_layers
 from transformer2.svf.mixing import Mix, mix_deltas, mixing_weights
 from transformer2.svf.quantised import keep_differentiable, quantisation_name
@@ -268,6 +268,7 @@ class SVFModel(BaseTuner):
             configs[0],
             **({} if same else {**dict.fromkeys(_NARROWING), "target_modules": sorted(targets)}),
             parametrization="direct",
+            **mixture_facts(configs),
             **dict.fromkeys(("task", "step", "score", "sha256", "config_sha256", "trained_parametrization")),
         )
         self.inject_adapter(self.model, adapter_name)
