@@ -325,7 +325,8 @@ def suggestion(wrong: str, known: Mapping[str, Mapping[str, Any]]) -> str:
         f"{n}.{k}": a.hint for n, own in known.items() for k, a in own.items() if isinstance(a.hint, dict)
     }
     inner |= {"model.optimizer": OPTIMIZER_RANGES, "model.lr_scheduler": ("warmup_steps",)} if "model" in known else {}
-    keys = [f"{n}.{k}" for n, own in {**known, **inner}.items() for k in own if f"{n}.{k}" not in ELSEWHERE]
+    both = [*known.items(), *inner.items()]  # of an optimizer by name, both hold keys
+    keys = [f"{n}.{k}" for n, own in both for k in own if f"{n}.{k}" not in ELSEWHERE]
     ours = OURS.get(key) or next((k for k in keys if k.endswith(f".{key}")), None)
     if ours is None:
         names = {k.rpartition(".")[2]: k for k in keys if k.startswith(f"{section}.")} or {k: k for k in keys}
