@@ -70,6 +70,17 @@ def test_every_spelling(words, kind, lr, schedule, tmp_path):
         assert optimizer.defaults["momentum"] == 0.9  # and the config's lr is kept, as jsonargparse does
 
 
+def test_a_scheduler_of_the_users_own_may_have_no_warm_up(tmp_path, monkeypatch):
+    (tmp_path / "no_warm_up.py").write_text(
+        "import torch\n\n\nclass Flat(torch.optim.lr_scheduler.LambdaLR):\n"
+        "    def __init__(self, optimizer, warmup_steps: int | None = None):\n"
+        "        super().__init__(optimizer, lambda step: 1.0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    _, scheduler = built(["--lr_scheduler", "no_warm_up.Flat", "--lr_scheduler.warmup_steps", "null"], tmp_path)
+    assert type(scheduler).__name__ == "Flat"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -103,7 +103,7 @@ def check_together(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Non
         model.get("max_grad_norm"),
     )
     warm = (model.get("lr_scheduler") or {}).get("init_args", {}).get("warmup_steps", 0)
-    if 0 < trainer["max_steps"] <= warm:
+    if isinstance(warm, int) and 0 < trainer["max_steps"] <= warm:  # a scheduler of the user's own may take others
         raise ConfigError(
             f"model.lr_scheduler.warmup_steps {warm} leaves no step of trainer.max_steps {trainer['max_steps']} at the "
             "full learning rate; give fewer"
