@@ -18,7 +18,7 @@ from transformer2.errors import ConfigError
 GENERATIONS = 3
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def adapt(world):
     base, experts = world
 
@@ -41,10 +41,16 @@ def adapt(world):
     return adapt
 
 
+@pytest.fixture(scope="module")
+def made(adapt, tmp_path_factory):
+    run = tmp_path_factory.mktemp("made") / "run"
+    assert adapt(run) == 0
+    return run
+
+
 @pytest.fixture
-def finished(adapt, tmp_path):
-    assert adapt(tmp_path / "run") == 0
-    return tmp_path / "run"
+def finished(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "run")
 
 
 @pytest.fixture
