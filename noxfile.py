@@ -170,8 +170,9 @@ def vllm(session: nox.Session) -> None:
         # Built for other torches; vLLM does without them.
         unwanted = ("torchvision", "torchaudio", "torchcodec")
         session.run(python, "-m", "pip", "uninstall", "-q", "-y", *unwanted, external=True)
-        # Its models that take pictures import torchvision; without a build for this torch their tests are skipped.
-        vision = ("torchvision==0.28.0", "--no-deps", "--index-url", "https://download.pytorch.org/whl/cpu")
+        # Its models that take pictures import torchvision; without a build for this torch, +cpu, their tests are skipped.
+        # PyPI's, which is for CUDA and which an index of the user's own may offer as well, stops vLLM altogether.
+        vision = ("torchvision==0.28.0+cpu", "--no-deps", "--index-url", "https://download.pytorch.org/whl/cpu")
         session.run(python, "-m", "pip", "install", "-q", *vision, external=True, success_codes=[0, 1])
     env = {**ENV, "TRANSFORMER2_VLLM_PYTHON": python}
     session.run("pytest", "-m", "vllm", "-rsP", "tests/rollout/on_server", *session.posargs, env=env)
