@@ -12,6 +12,7 @@ from toy_task import Broken
 
 from transformer2.adaptation import context as context_of
 from transformer2.adaptation.evaluate import evaluate
+from transformer2.adaptation.scoring import mean_credits
 from transformer2.adaptation.strategy import ActiveExpert, AdaptedPolicy, Choice, Strategy
 from transformer2.callbacks.evaluator import AdaptationEvaluator
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule
@@ -132,20 +133,24 @@ def test_all_processes_choose_one_constant(tested, world, monkeypatch):
     data = UnseenTaskDataModule(TASK, world[0], few_shot=2, test_limit=2)
     data.setup("test")
     yes, no, failed = Verdict.of(True, None, ""), Verdict.of(False, None, ""), Verdict.failed("1 / 0")
-    half = [[yes, no], [yes, no]], [0.0, 0.0]  # of 0.8 and 1.1
-    monkeypatch.setattr(context_of, "judge_members", lambda *given: half)
+    half, best, broken = [[yes, no], [yes, no]], [[no, no], [yes, yes]], [[no, failed], [yes, yes]]
 
-    def chosen(rank, other):  # what the second process found, of 0.9 and 1.2
+    def chosen(rank, *found):  # what the processes found: the first of z = 0.8 and 1.1, the second of 0.9 and 1.2
+        monkeypatch.setattr(context_of, "judge_members", lambda *given: (found[rank], [0.0, 0.0]))
         process = dataclasses.replace(
-            module.answerer(data.task), rank=rank, world_size=2, gather=lambda mine: [half, other]
+            module.answerer(data.task),
+            rank=rank,
+            world_size=2,
+            gather=lambda mine: [[(c, 0.0) for c in mean_credits(of)] for of in found],
+            total=lambda mine: [sum(v.is_failure for own in found for of in own for v in of), 8],
         )
         with Strategy(experts=world[1]).prepared(process, data, {}, None, None) as context:
             return list(context.known.weights)[-1]
 
-    for rank in (0, 1):
-        assert chosen(rank, ([[no, no], [yes, yes]], [0.0, 0.0])) == "constant z = 1.2"
-        with pytest.raises(UserError, match=r"^1 of 8 answers could not be verified \(1 / 0\)"):
-            chosen(rank, ([[no, failed], [yes, yes]], [0.0, 0.0]))
+    for rank, why in enumerate(["another process says why", "1 / 0"]):
+        assert chosen(rank, half, best) == "constant z = 1.2"
+        with pytest.raises(UserError, match=rf"^1 of 8 answers could not be verified \({why}\)"):
+            chosen(rank, half, broken)
 
 
 def test_too_many_failures_anywhere_stop_every_rank(tested, monkeypatch):

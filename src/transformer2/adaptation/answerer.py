@@ -65,10 +65,12 @@ class Answerer:
             UserError: Over 5 % of the completions of all ranks could not be verified.
         """
         verdicts = verify_all(self.task, rollouts.examples, rollouts.completions)
-        # Over all ranks, which must decide alike.
-        failed, count = self.total([sum(v.is_failure for v in verdicts), len(verdicts)])
-        stop_if_unverified(verdicts, failed, count)
+        self.stop_if_unverified(verdicts)
         return verdicts
+
+    def stop_if_unverified(self, verdicts: list[Verdict]) -> None:
+        """Count failures over all ranks, which must decide alike; see `verifiers.stop_if_unverified`."""
+        stop_if_unverified(verdicts, *self.total([sum(v.is_failure for v in verdicts), len(verdicts)]))
 
     def judge(self, rollouts: Rollouts) -> list[Answer]:
         """The completions with their verdicts."""

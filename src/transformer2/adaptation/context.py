@@ -91,19 +91,21 @@ class EvaluationContext:
     def scores(self, weights_LNK: Tensor) -> tuple[list[float], list[float]]:
         """Mean credit of answers to the few-shot rows, and mean log-likelihood of the right ones, for N mixtures.
 
-        Each process runs every world_size-th of the mixtures, and all learn all verdicts.
+        Each process runs every world_size-th of the mixtures, and all learn all scores.
 
         Raises:
-            UserError: See `mean_credits`; in all processes alike.
+            UserError: Over 5 % of the answers in all processes could not be verified.
         """
         answerer, size, n = self.answerer, self.answerer.world_size, weights_LNK.shape[-2]
-        mine: tuple[list[list[Verdict]], list[float]] = ([], [])
+        verdicts: list[list[Verdict]] = []
+        ties: list[float] = []
         if answerer.rank < n:
             some_LNK = weights_LNK[..., answerer.rank :: size, :]
-            mine = judge_members(self.scorer, self.few_shot, answerer.task, answerer.max_new_tokens, some_LNK)
-        parts = answerer.gather(mine)
-        verdicts, ties = zip(*(tuple(of[i // size] for of in parts[i % size]) for i in range(n)), strict=True)
-        return mean_credits(verdicts), list(ties)
+            verdicts, ties = judge_members(self.scorer, self.few_shot, answerer.task, answerer.max_new_tokens, some_LNK)
+        answerer.stop_if_unverified([verdict for own in verdicts for verdict in own])
+        parts = answerer.gather(list(zip(mean_credits(verdicts), ties, strict=True)))
+        credits, likelihoods = zip(*(parts[i % size][i // size] for i in range(n)), strict=True)
+        return list(credits), list(likelihoods)
 
     def answers(self, batch: PromptBatch, weights_LBK: Tensor) -> list[Answer]:
         """Answers to a batch, row b under weights b; one row of weights serves all."""

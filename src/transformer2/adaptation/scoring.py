@@ -144,9 +144,10 @@ def score_members(
         weights_LNK: (L, N, K + 1), or (N, K + 1).
 
     Raises:
-        UserError: See `mean_credits`.
+        UserError: Over 5 % of all answers could not be verified.
     """
     verdicts, ties = judge_members(scorer, shots, task, max_new_tokens, weights_LNK)
+    stop_if_unverified([verdict for own in verdicts for verdict in own])
     return mean_credits(verdicts), ties
 
 
@@ -161,10 +162,5 @@ def judge_members(
 
 
 def mean_credits(verdicts: Sequence[Sequence[Verdict]]) -> list[float]:
-    """What mixtures are compared by: mean credits on the same rows, of which one without a verdict earns nothing.
-
-    Raises:
-        UserError: Over 5 % of all answers could not be verified.
-    """
-    stop_if_unverified([verdict for own in verdicts for verdict in own])
+    """What mixtures are compared by: mean credits on the same rows, of which one without a verdict earns nothing."""
     return [sum(v.credit for v in own if v.reward is not None) / len(own) for own in verdicts]
