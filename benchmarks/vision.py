@@ -24,7 +24,7 @@ from transformer2.rl.loss import reinforce_loss
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
 from transformer2.types import PromptBatch
-from transformer2.vision import FIRST, sight_of
+from transformer2.vision import FIRST, pictures_of
 
 ROWS, BUDGET = 64, 16
 
@@ -33,8 +33,8 @@ def measure(toy: bool = False) -> list[Row]:
     rows = 8 if toy else ROWS
     tokenizer = load_tokenizer("tiny_vision")
     policy = build_policy(load_base("tiny_vision", "float32"), {"peft_type": "SVF", "target_modules": "all-linear"})
-    engine, head, sight = HFEngine(tokenizer, eos_token_ids(policy, tokenizer)), lm_head(policy), sight_of(policy)
-    assert sight is not None
+    engine, head, inputs = HFEngine(tokenizer, eos_token_ids(policy, tokenizer)), lm_head(policy), pictures_of(policy)
+    assert inputs is not None
     examples = tasks.get("tiny_textvqa").examples("train")[:rows]
     ids = [render(tokenizer, e) for e in examples]
     seen = collate(examples, ids, tokenizer.pad_token_id)
@@ -48,7 +48,7 @@ def measure(toy: bool = False) -> list[Row]:
         reinforce_loss(logprobs_N, kl_N, mask_BC, advantages_B, kl_coef=0.1, num_rows=len(batch)).backward()
 
     def new() -> None:
-        sight.forget()
+        inputs.forget()
         step(seen)
 
     forms: dict[str, Callable[[], Any]] = {"text": lambda: step(text), "new": new, "seen": lambda: step(seen)}

@@ -30,7 +30,7 @@ from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import warn_of_another_base
 from transformer2.svf.format import CONFIG, OLD_FIELDS, peft_type
 from transformer2.svf.targets import find_targets, language_model, tower_refused
-from transformer2.vision import sight_of
+from transformer2.vision import pictures_of
 
 __all__ = ["adapter_config", "check_towers_frozen", "expert_adapter", "load_expert"]
 
@@ -130,7 +130,9 @@ def check_towers_frozen(policy: PeftModel) -> None:
         ConfigError: It does; names the layer and the remedy.
     """
     base, kind = policy.get_base_model(), policy.peft_config["default"].peft_type.value
-    if sight_of(base) is not None and not isinstance(base.get_input_embeddings(), nn.Embedding | ModulesToSaveWrapper):
+    if pictures_of(base) is not None and not isinstance(
+        base.get_input_embeddings(), nn.Embedding | ModulesToSaveWrapper
+    ):
         raise ConfigError(
             f"this {kind} adapter wraps the input embedding, where pictures enter; leave embed_tokens out of "
             "target_modules, and trainable_token_indices"

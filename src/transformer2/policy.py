@@ -38,7 +38,7 @@ from transformer2.svf.base_folder import base_folder, check_options, for_readers
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.dtype import auto_dtype, cpu_dtype, why
 from transformer2.svf.quantised import keep_differentiable
-from transformer2.vision import family_class, let_see, load_family, positions, sight_of
+from transformer2.vision import attach_pictures, family_class, load_family, pictures_of, positions
 
 __all__ = [
     "adapter_config", "base_dtype", "build_policy", "check_halves", "checkpointed", "completion_states",
@@ -62,9 +62,9 @@ def load_config(base: str, model_kwargs: Mapping[str, Any] | None = None) -> Pre
 def load_tokenizer(base: str, model_kwargs: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, padding on the left.
 
-    Its attribute `family` is how the base sees pictures; None where it sees none. A tokenizer without a pad token pads
-    with its EOS token; masks, made from lengths, tell the two apart. Arguments and errors as of `load_base`; a base
-    without a tokenizer is a DataError, too.
+    Its attribute `family` is how the base takes pictures, None where it takes none. A tokenizer without a pad token
+    pads with its EOS token; masks, made from lengths, tell the two apart. Arguments and errors as of `load_base`; a
+    base without a tokenizer is a DataError, too.
     """
     with _readable(base):
         folder = base_folder(base, model_kwargs, weights=False)
@@ -107,8 +107,8 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
     if dtype == "auto" and (chosen := cpu_dtype(config)) is not None:
         loaded_in = chosen
         _log.info("base %s runs in %s, %s (model.dtype: auto)", base, str(chosen).removeprefix("torch."), why(chosen))
-    sees = family_class(config) is not None
-    auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    takes_pictures = family_class(config) is not None
+    auto = AutoModelForImageTextToText if takes_pictures else AutoModelForCausalLM
     with _readable(base):
         try:
             model = auto.from_pretrained(str(base_folder(base, kwargs)), dtype=loaded_in, **options)
@@ -130,8 +130,8 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
             "leave device_map out, and where it does not fit use conf/quantisation/ or conf/strategy/zero3_offload.yaml"
         )
     keep_differentiable(model)
-    if sees:
-        let_see(model, load_tokenizer(base, kwargs).family)
+    if takes_pictures:
+        attach_pictures(model, load_tokenizer(base, kwargs).family)
     return model.eval()
 
 
@@ -315,8 +315,8 @@ def check_halves(policy: PeftModel, head: Callable[[Tensor], Tensor]) -> None:
     Raises:
         ConfigError: The halves do not give the model's logits.
     """
-    if (sight := sight_of(policy)) is not None:
-        sight.check()
+    if (inputs := pictures_of(policy)) is not None:
+        inputs.check()
     with torch.no_grad():
         p = probe(policy, policy.device)
         halves_BPV = head(hidden_states(policy, p.ids_BP, p.mask_BP))

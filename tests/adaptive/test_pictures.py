@@ -14,7 +14,7 @@ from vision_bases import TurnsBad, drawn, encoded, make_vision
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.errors import DataError, LengthError, UserError
 from transformer2.pictures import PictureBytes, PictureFile
-from transformer2.vision import sight_of
+from transformer2.vision import pictures_of
 from transformer2.vision.tokens import _blocks
 
 BUDGET = {"max_new_tokens": 6, "top_logprobs": 0}
@@ -102,14 +102,14 @@ def test_rows_with_pictures_are_adapted_to(seeing: Seeing) -> None:
     rows += [{"question": "How many?", "answer": "4", "image": [seeing.files[0], files[2]]}]
     model = SelfAdaptive.from_pretrained(seeing.base, seeing.experts, strategy="scores")
     alpha = model.adapt(rows, task="tiny_math", generations=1, population=2)
-    sight: Any = sight_of(model.policy)
-    assert set(alpha) == {"math", "code"} and len(sight._features) == 3
+    inputs: Any = pictures_of(model.policy)
+    assert set(alpha) == {"math", "code"} and len(inputs._features) == 3
     with pytest.raises(DataError, match=r"picture nowhere\.png cannot be read"):
         model.adapt([{"question": "?", "answer": "1", "image": "nowhere.png"}], task="tiny_math", generations=1)
 
 
 def test_nothing_is_kept_of_pictures_that_have_been_answered(seeing: Seeing) -> None:
-    sight: Any = sight_of(seeing.model.policy)
+    inputs: Any = pictures_of(seeing.model.policy)
     for i in range(6):
         drawn(10 + i, (48, 48)).save(seeing.folder / "sent.png")
         seeing.model.generate([asked(seeing.folder / "sent.png")], use="base", max_new_tokens=1)
@@ -117,8 +117,8 @@ def test_nothing_is_kept_of_pictures_that_have_been_answered(seeing: Seeing) -> 
     assert not [b for b in _blocks.values() if b.picture.name.endswith("sent.png")]
     alive = PictureFile(seeing.files[0])
     seeing.model.generate([asked(alive)], use="base", max_new_tokens=1)
-    assert len(sight._features) == 1, "those of the one picture that is alive"
-    assert sight._bytes == sum(f.nbytes for f in sight._features.values())
+    assert len(inputs._features) == 1, "those of the one picture that is alive"
+    assert inputs._bytes == sum(f.nbytes for f in inputs._features.values())
 
 
 def test_raw_ids_hold_no_pictures(seeing: Seeing) -> None:

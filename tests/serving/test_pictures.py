@@ -161,8 +161,8 @@ def test_pixels_have_a_limit_of_the_whole_request(serve, seeing, pictures):
 def test_nobody_waits_for_the_pictures_of_others(served, monkeypatch):
     from transformer2.pictures import PictureBytes
 
-    decode, go_on = PictureBytes.check, threading.Event()
-    monkeypatch.setattr(PictureBytes, "check", lambda picture: go_on.wait(60) and decode(picture))
+    decode, release = PictureBytes.check, threading.Event()
+    monkeypatch.setattr(PictureBytes, "check", lambda picture: release.wait(60) and decode(picture))
 
     async def go():
         async with served.client(kind="async") as client:
@@ -172,7 +172,7 @@ def test_nobody_waits_for_the_pictures_of_others(served, monkeypatch):
             message = {"role": "user", "content": "How many?"}
             assert (await client.chat.completions.create(model="base", messages=[message], **GREEDY)).choices
             assert not slow.done()
-            go_on.set()
+            release.set()
             assert all(answer.choices for answer in await slow)
 
     asyncio.run(go())
@@ -190,10 +190,10 @@ def test_the_limit_of_the_body_is_that_of_pictures(serve, seeing):
 
 
 def test_hundreds_of_pictures_leave_nothing_behind(served, seeing):
-    from transformer2.vision import sight_of
+    from transformer2.vision import pictures_of
     from transformer2.vision.tokens import _blocks
 
-    sight = sight_of(seeing.policy)
+    inputs = pictures_of(seeing.policy)
 
     async def go(start):
         async with served.client(kind="async") as client:
@@ -220,8 +220,8 @@ def test_hundreds_of_pictures_leave_nothing_behind(served, seeing):
         if not _blocks:
             break
         served.get("/health")
-    assert not _blocks and len(sight._features) <= 8
-    assert sight._bytes == sum(f.nbytes for f in sight._features.values())
+    assert not _blocks and len(inputs._features) <= 8
+    assert inputs._bytes == sum(f.nbytes for f in inputs._features.values())
 
 
 def test_a_body_that_is_no_chat_is_named(served):

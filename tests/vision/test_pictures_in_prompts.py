@@ -25,7 +25,7 @@ from transformer2.rollout.continuous import ContinuousBatch, Row
 from transformer2.rollout.hf import HFEngine
 from transformer2.rollout.probe import can_share
 from transformer2.types import Example, PromptBatch
-from transformer2.vision import FIRST, as_image_ids, family_class, picture_tokens, sight_of
+from transformer2.vision import FIRST, as_image_ids, family_class, picture_tokens, pictures_of
 from transformer2.vision.tokens import _blocks
 
 EOS = [1]
@@ -96,7 +96,7 @@ def test_prompt_and_logits_are_those_of_the_models_own_processor_and_forward(wor
     with torch.no_grad():
         expected = plain(**raw).logits
     known = torch.ones(expected.shape[-1], dtype=torch.bool)
-    known[sight_of(world.policy).banned] = False
+    known[pictures_of(world.policy).banned] = False
     assert (world.logits(batch) - expected)[..., known].abs().max() < 1e-5
     check_halves(world.policy, world.head)
 
@@ -298,10 +298,10 @@ def test_ids_follow_content_and_die_with_their_picture(world: World) -> None:
 
 def test_features_are_forgotten_within_their_budget(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     before = world.logits(world.mixed())
-    sight = sight_of(world.policy)
-    kept = sight._bytes
+    inputs = pictures_of(world.policy)
+    kept = inputs._bytes
     monkeypatch.setattr("transformer2.vision.embedding.CACHE_BYTES", kept // 2)
     assert torch.equal(world.logits(world.mixed()), before)
-    assert 0 < sight._bytes <= kept // 2 + 4096
-    assert sight._bytes == sum(f.nbytes for f in sight._features.values())
+    assert 0 < inputs._bytes <= kept // 2 + 4096
+    assert inputs._bytes == sum(f.nbytes for f in inputs._features.values())
     assert torch.equal(world.logits(world.mixed()), before)

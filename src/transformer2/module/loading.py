@@ -30,7 +30,7 @@ from transformer2.rollout.paged import PagedEngine
 from transformer2.rollout.vllm import VLLMEngine
 from transformer2.svf.base_folder import base_folder
 from transformer2.svf.config import SVFConfig
-from transformer2.vision import sight_of
+from transformer2.vision import pictures_of
 
 if TYPE_CHECKING:
     from transformer2.module.training import SVFReinforceModule
@@ -71,8 +71,8 @@ def make_engines(
         module.memory.merge_rollouts,
         module.sampling.stop or (),
     )
-    if lockstep is not None and (sight := sight_of(module.policy)) is not None:
-        sight.go_on = lockstep
+    if lockstep is not None and (inputs := pictures_of(module.policy)) is not None:
+        inputs.on_any_rank = lockstep
     if not has_no_template(module) and (end := open_turn_end(tokenizer, engine.eos_ids, engine.stop)) is not None:
         rank_zero_warn(
             f"the chat template of {module.base!r} ends an answer with {end!r}, which is not an EOS of the model: "

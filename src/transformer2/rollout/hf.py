@@ -63,7 +63,7 @@ class HFEngine(RolloutEngine):
     ) -> None:
         super().__init__(tokenizer, eos_ids, stop)
         self.max_rows, self.merge = max_rows, merge
-        self.in_lockstep, self.go_on = lockstep is not None, lockstep or bool
+        self.in_lockstep, self.on_any_rank = lockstep is not None, lockstep or bool
 
     def check(self, policy: nn.Module, device: torch.device) -> None:
         """Try the policy's cache and masks, once per model (see probe.py); `generate` does so too.
@@ -100,7 +100,7 @@ class HFEngine(RolloutEngine):
         share = _shares[policy] and not has_rows(policy)
         weights = merged_for_rollout(policy, self._tokens(prompts, sampling, share)) if self.merge else nullcontext()
         with weights, batch_rows(policy, b) as select:
-            while self.go_on(len(longest_first) > 0):
+            while self.on_any_rank(len(longest_first) > 0):
                 rows, longest_first = longest_first.tensor_split([self.max_rows or b])
                 if self.in_lockstep:
                     draw(rows if len(rows) else anyone, idle=not len(rows))
@@ -148,7 +148,7 @@ class HFEngine(RolloutEngine):
             if self.stop:
                 done = done | self.stopped(ids_BC[rows, : t + 1])
             live = int((~done).sum())
-            if not self.go_on(live > 0) or t + 1 == sampling.max_new_tokens:
+            if not self.on_any_rank(live > 0) or t + 1 == sampling.max_new_tokens:
                 return
             position_B1 = position_B1 + 1
             if live < COMPACT_BELOW * len(rows):

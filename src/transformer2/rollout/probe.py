@@ -18,7 +18,7 @@ from transformer2.errors import ConfigError, UserError, one_line
 from transformer2.rollout.prefill import next_logits, prefill
 from transformer2.rollout.shared import shareable
 from transformer2.svf.quantised import base_model, quantisation_name
-from transformer2.vision import BANNED, sight_of
+from transformer2.vision import BANNED, pictures_of
 
 __all__ = ["Probe", "can_share", "check_decoding", "probe"]
 
@@ -81,8 +81,8 @@ def probe(policy: nn.Module, device: torch.device | str) -> Probe:
     ids_BT = torch.randint(
         min(3, vocabulary - 1), min(vocabulary, 1000), (len(LENGTHS), width + STEPS), generator=generator
     )
-    if (sight := sight_of(policy)) is not None:
-        ids_BT[torch.isin(ids_BT, torch.tensor(sight.banned))] = 3
+    if (inputs := pictures_of(policy)) is not None:
+        ids_BT[torch.isin(ids_BT, torch.tensor(inputs.banned))] = 3
     ids_BT = ids_BT.to(device)
     output = policy(input_ids=ids_BT, use_cache=False)
     packed = quantisation_name(policy) is not None

@@ -40,7 +40,7 @@ from transformer2.seeds import seed_at
 from transformer2.svf.layer import tuned_layers
 from transformer2.svf.quantised import quantisation_name
 from transformer2.types import PromptBatch, Rollouts
-from transformer2.vision import as_image_ids, pictures_in, sight_of
+from transformer2.vision import as_image_ids, pictures_in, pictures_of
 
 VERSION = 2  # of on_server/transformer2_worker.py
 MEMORY_BACKED = Path("/dev/shm")
@@ -85,8 +85,8 @@ class VLLMEngine(RolloutEngine):
         self.server = None
         if options.url is None and self.is_sender:
             dtype = str(policy.dtype).removeprefix("torch.")
-            sees = sight_of(policy) is not None
-            self.server = Server(options, base, dtype, on_gpu=torch.cuda.is_available(), pictures=sees)
+            takes_pictures = pictures_of(policy) is not None
+            self.server = Server(options, base, dtype, on_gpu=torch.cuda.is_available(), pictures=takes_pictures)
             weakref.finalize(self, self.server.stop)
         url = self.server.url if self.server else options.url
         self.client = Client(str(share(url)[0]), options.timeout_minutes)
@@ -122,8 +122,8 @@ class VLLMEngine(RolloutEngine):
             "stop": self.stop,
             "logprobs": 0,  # of the sampled token alone
         }
-        if (sight := sight_of(policy)) is not None:
-            common["logit_bias"] = {str(i): -100.0 for i in sight.banned}  # the most that vLLM takes
+        if (inputs := pictures_of(policy)) is not None:
+            common["logit_bias"] = {str(i): -100.0 for i in inputs.banned}  # the most that vLLM takes
         # A request for each row: rows of one request would share their random numbers.
         requests = [
             (ids, {**common, "seed": seed_at(seed, row) % 2**63})

@@ -5,7 +5,7 @@ tokens.py     token ids that stand for one particular picture, and where they st
 embedding.py  hooks on a model: features in the places of those ids; the image id is never sampled nor scored
 """
 
-from transformer2.vision.embedding import BANNED, let_see, sight_of
+from transformer2.vision.embedding import BANNED, attach_pictures, pictures_of
 from transformer2.vision.families import Family, family_class, load_family
 from transformer2.vision.tokens import FIRST, as_image_ids, picture_tokens, pictures_in, positions
 
@@ -14,11 +14,11 @@ __all__ = [
     "FIRST",
     "Family",
     "as_image_ids",
+    "attach_pictures",
     "family_class",
-    "let_see",
     "load_family",
     "picture_tokens",
     "pictures_in",
+    "pictures_of",
     "positions",
-    "sight_of",
 ]

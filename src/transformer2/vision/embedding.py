@@ -19,40 +19,40 @@ from transformer2.errors import ConfigError, DataError, UserError
 from transformer2.vision.families import Family
 from transformer2.vision.tokens import FIRST, PLACES, Block, block_of
 
-__all__ = ["BANNED", "CACHE_BYTES", "Sight", "let_see", "sight_of"]
+__all__ = ["BANNED", "CACHE_BYTES", "PictureInputs", "attach_pictures", "pictures_of"]
 
 CACHE_BYTES = 4 * 2**30
 BANNED = -3e4  # finite in 16 bits: minus infinity would make a full KL NaN
 _READERS, _AHEAD = 8, 32  # threads that decode pictures (Pillow lets others run meanwhile); pictures they are ahead
 
 
-def let_see(model: Any, family: Family) -> None:
-    """Attach a `Sight` to a model of a family, as `model.sight`; once."""
-    if sight_of(model) is None:
-        model.sight, model.position_axes = Sight(model, family), family.axes
+def attach_pictures(model: Any, family: Family) -> None:
+    """Attach a `PictureInputs` to a model of a family, as `model.picture_inputs`; once."""
+    if pictures_of(model) is None:
+        model.picture_inputs, model.position_axes = PictureInputs(model, family), family.axes
 
 
-def sight_of(policy: Any) -> Sight | None:
-    """The `Sight` of a model, with or without PEFT's wrapper; None for a base of text alone."""
-    return getattr(policy.get_base_model() if hasattr(policy, "get_base_model") else policy, "sight", None)
+def pictures_of(policy: Any) -> PictureInputs | None:
+    """The `PictureInputs` of a model, with or without PEFT's wrapper; None for a base of text alone."""
+    return getattr(policy.get_base_model() if hasattr(policy, "get_base_model") else policy, "picture_inputs", None)
 
 
-class Sight:
-    """The input embedding and the output head of a model that sees, and the features of what it has seen.
+class PictureInputs:
+    """The input embedding and the output head of a model that takes pictures, and the features of pictures.
 
     Args:
         model: A transformers model of the family.
-        family: How it sees.
+        family: How it takes pictures.
 
     Attributes:
-        go_on: Whether a condition holds on any rank, where ranks must run equally many passes through the tower; all
-            ranks call it together. By default this rank alone counts.
+        on_any_rank: Whether a condition holds on any rank, where ranks must run equally many passes through the tower;
+            all ranks call it together. By default this rank alone counts.
     """
 
     def __init__(self, model: nn.Module, family: Family) -> None:
         self.model, self.family = model, family
         self.banned = family.banned
-        self.go_on: Callable[[bool], bool] = bool
+        self.on_any_rank: Callable[[bool], bool] = bool
         self._features: WeakKeyDictionary[Block, Tensor] = WeakKeyDictionary()  # those used last at its end
         embedding, head = cast(Any, model).get_input_embeddings(), cast(Any, model).get_output_embeddings()
         self._lookup, self._predict = embedding.forward, head.forward
@@ -75,7 +75,7 @@ class Sight:
             raise UserError(
                 f"a prompt holds {self.family.image_token!r} and no picture for it; give the Example its images"
             )
-        if not self.go_on(seen):
+        if not self.on_any_rank(seen):
             return self._lookup(ids_BT)
         embedded_BTD = self._lookup(ids_BT.masked_fill(seen_BT, 0))
         ids_N = ids_BT[seen_BT] - FIRST
@@ -104,9 +104,9 @@ class Sight:
             for start in range(0, len(missing), _AHEAD):
                 some = missing[start : start + _AHEAD]
                 for block, pixels in zip(some, readers.map(self._pixels, some), strict=True):
-                    self.go_on(True)
+                    self.on_any_rank(True)
                     fresh[block] = self._encode(pixels)
-        while self.go_on(False):  # other ranks are not done, and the tower's weights may be in shards
+        while self.on_any_rank(False):  # other ranks are not done, and the tower's weights may be in shards
             self._encode(self.family.pixels(Image.new("RGB", (64, 64))))
         found = [fresh[block] if block in fresh else self._features.pop(block) for block in blocks]
         self._features.update(zip(blocks, found, strict=True))

@@ -24,7 +24,7 @@ from transformer2.rollout.server import PYTHON_VARIABLE
 from transformer2.rollout.vllm import VLLMEngine, VLLMOptions
 from transformer2.svf.layer import svf_layers
 from transformer2.types import Example, PromptBatch
-from transformer2.vision import FIRST, sight_of
+from transformer2.vision import FIRST, pictures_of
 
 pytestmark = pytest.mark.vllm
 GREEDY, FREE = Sampling(0.0, max_new_tokens=8), Sampling(1.0, max_new_tokens=8)
@@ -91,8 +91,8 @@ def test_its_logprobs_are_the_scorers_and_no_image_id_is_drawn(seeing: Seeing) -
     with torch.no_grad():
         ours_N = score(seeing.policy, lm_head(seeing.policy), rollouts, None).logprobs_N
     assert (ours_N - rollouts.logprobs_BC[mask_BC]).abs().max() < 0.05  # torchvision resizes otherwise than Pillow
-    sight: Any = sight_of(seeing.policy)
-    assert not torch.isin(rollouts.completion_ids_BC, torch.tensor(sight.banned)).any()
+    inputs: Any = pictures_of(seeing.policy)
+    assert not torch.isin(rollouts.completion_ids_BC, torch.tensor(inputs.banned)).any()
 
 
 def test_other_tokens_of_a_picture_are_refused(seeing: Seeing) -> None:
