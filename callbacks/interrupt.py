@@ -49,7 +49,7 @@ class Listener:
         self._stopping = False
         self._hint: str | None = "what there was to save could not be saved in time"
         self._raised = False
-        self._spared: set[int] = set()
+        self._not_handled: set[int] = set()
         self._saved = threading.Event()
         self._reported = threading.Lock()
         self._reader, self._writer = socket.socketpair()
@@ -62,9 +62,9 @@ class Listener:
                 if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays in force
                     signal.signal(number, self._raise)
 
-    def spare(self, number: int) -> None:
+    def stop_handling(self, number: int) -> None:
         """Leave a signal to the command, which handles it by itself from now on."""
-        self._spared.add(number)
+        self._not_handled.add(number)
 
     def deliver(self, number: int) -> None:
         """Act on another rank's signal, unless one has come here too."""
@@ -105,7 +105,7 @@ class Listener:
     def _next(self) -> int | None:
         """The next of our signals; None once the command is over."""
         while received := self._reader.recv(1):
-            if received[0] in SIGNALS and received[0] not in self._spared:
+            if received[0] in SIGNALS and received[0] not in self._not_handled:
                 return received[0]
         return None
 

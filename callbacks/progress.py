@@ -72,7 +72,7 @@ class TrainingBar(ProgressBar):
         metrics = trainer.callback_metrics
         first = {} if "train/reward" in metrics else {"train/loss": "loss"}  # where nothing is sampled
         shown = {label: f"{float(metrics[k]):.3g}" for k, label in {**first, **SHOWN}.items() if k in metrics}
-        if signs := cast(HasPolicy, pl_module).alarms.collapse.standing:
+        if signs := cast(HasPolicy, pl_module).alarms.collapse.current_signs:
             shown = {"COLLAPSED": "+".join(signs), **shown}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()

@@ -21,7 +21,7 @@ def test_a_hub_that_hangs_up_is_asked_once(tmp_path: Path, code: str, says: str)
     calls = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def hang_up() -> None:
+        def accept_and_close() -> None:
             while True:
                 try:
                     line, _ = server.accept()
@@ -30,7 +30,7 @@ def test_a_hub_that_hangs_up_is_asked_once(tmp_path: Path, code: str, says: str)
                 calls.append(line)
                 line.close()
 
-        threading.Thread(target=hang_up, daemon=True).start()
+        threading.Thread(target=accept_and_close, daemon=True).start()
         variables = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
         variables |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.getsockname()[1]}", "HF_HOME": str(tmp_path)}
         done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)

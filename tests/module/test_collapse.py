@@ -16,7 +16,7 @@ def watched(*steps):
     """What is said over steps, each a change of the first."""
     collapse, said = Collapse(), []
     for step, change in enumerate(({}, *steps), 1):
-        said.append(collapse.look(step, {**LEARNS, **{f"train/{name}": value for name, value in change.items()}}))
+        said.append(collapse.update(step, {**LEARNS, **{f"train/{name}": value for name, value in change.items()}}))
     return collapse, said
 
 
@@ -35,11 +35,11 @@ LONG = {"finished": 0.4, "completion_length": 64.0}
 def test_each_sign_is_named_once_and_stands_until_it_is_over(steps, sign, words):
     collapse, said = watched(*steps, *steps)
     assert [bool(lines) for lines in said].count(True) == 1 and words in said[len(steps)][0]
-    assert [*collapse.standing] == [sign]
+    assert [*collapse.current_signs] == [sign]
     assert words in collapse.note(7) and "the expert is of step 7" in collapse.note(7)
     assert "no longer" not in collapse.note()
     over, _ = watched(*steps, {"kl": 0.1})
-    assert not over.standing and "(no longer at the end)" in over.note() and words in over.note()
+    assert not over.current_signs and "(no longer at the end)" in over.note() and words in over.note()
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_each_sign_is_named_once_and_stands_until_it_is_over(steps, sign, words)
 )
 def test_learning_and_noise_are_no_collapse(steps):
     collapse, said = watched(*steps)
-    assert not any(said) and not collapse.standing and collapse.note() is None
+    assert not any(said) and not collapse.current_signs and collapse.note() is None
 
 
 def test_a_budget_that_was_too_small_from_the_start_is_no_collapse():
     collapse = Collapse()
     for step in range(5):
-        assert not collapse.look(step, {**LEARNS, "train/finished": 0.2})
+        assert not collapse.update(step, {**LEARNS, "train/finished": 0.2})
     assert not collapse.ended_at_first
 
 
@@ -74,5 +74,5 @@ def test_a_resumed_run_says_the_same():
         again = Collapse(**json.loads(json.dumps(asdict(first))))
         for step in range(min(cut, 3) + 2, 6):
             change = {"train/kl": 2.0} if step == 5 else {f"train/{k}": v for k, v in CERTAIN.items()}
-            again.look(step, {**LEARNS, **change})
-        assert (again.note(), again.standing) == (whole.note(), whole.standing)
+            again.update(step, {**LEARNS, **change})
+        assert (again.note(), again.current_signs) == (whole.note(), whole.current_signs)

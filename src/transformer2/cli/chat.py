@@ -56,7 +56,7 @@ def chat(args: Sequence[str]) -> int:
         import readline  # noqa: F401  # arrow keys and history in `input`
     listener = current()
     if listener is not None:
-        listener.spare(signal.SIGINT)
+        listener.stop_handling(signal.SIGINT)
     while True:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:

@@ -19,7 +19,7 @@ MISMATCH_TO_WARN_OF = 0.1  # nats a token; bf16 kernels of other libraries diffe
 
 @dataclass
 class Alarms:
-    """Looks at every step. The fields are plain values: its state in a checkpoint (`asdict`).
+    """Checks every step. The fields are plain values: its state in a checkpoint (`asdict`).
 
     Attributes:
         steps: Steps seen.
@@ -40,7 +40,7 @@ class Alarms:
         """Those of a checkpoint, so that a resumed run reports as the uncut one; older checkpoints hold none."""
         return cls(**{**state, "collapse": Collapse(**state["collapse"])}) if state else cls()
 
-    def look(self, step: int, metrics: Mapping[str, float], grouped: bool, verdicts: Sequence[Verdict]) -> None:
+    def check(self, step: int, metrics: Mapping[str, float], grouped: bool, verdicts: Sequence[Verdict]) -> None:
         """Warn of what is wrong with a step.
 
         Args:
@@ -55,7 +55,7 @@ class Alarms:
         self.flat_in_a_row = self.flat_in_a_row + 1 if flat else 0
         if self.flat_in_a_row == FLAT_STEPS_TO_WARN_OF:
             self._once("flat", step, _without_signal(metrics["train/reward"], verdicts))
-        for words in self.collapse.look(step, metrics):
+        for words in self.collapse.update(step, metrics):
             rank_zero_warn(f"step {step}: {words}")
         if (cut := 1 - metrics["train/finished"]) >= MOST and not self.collapse.ended_at_first:
             self._once("cut", step, f"{cut:.0%} of the completions were cut off; {CUT_REMEDY}")

@@ -50,13 +50,13 @@ class Collapse:
     last: list[dict[str, float]] = field(default_factory=list)
     kl: float = math.nan
 
-    def look(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+    def update(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Take in a step; returns a line for each sign that was never seen before."""
         now = {name: float(metrics[name]) for name in WATCHED}
         self.first = self.first or now
         self.last = [*self.last[1 - STEPS :], now]
         self.kl = float(metrics.get("train/kl", self.kl))
-        new = {sign: words for sign, words in self.standing.items() if sign not in self.since}
+        new = {sign: words for sign, words in self.current_signs.items() if sign not in self.since}
         self.since |= dict.fromkeys(new, step)
         self.words |= new
         return [f"{words}; {_remedy([sign])}" for sign, words in new.items()]
@@ -67,7 +67,7 @@ class Collapse:
         return self.first.get("train/finished", 0.0) >= 1 - CUT_AT_FIRST
 
     @property
-    def standing(self) -> dict[str, str]:
+    def current_signs(self) -> dict[str, str]:
         """Sign -> what is wrong now; comparisons with what was not measured (NaN) are false."""
         if not self.last:
             return {}
@@ -103,9 +103,9 @@ class Collapse:
         """
         if not self.since:
             return None
-        standing = self.standing
+        current = self.current_signs
         what = [
-            f"at step {step} {self.words[sign]}{'' if sign in standing else ' (no longer at the end)'}"
+            f"at step {step} {self.words[sign]}{'' if sign in current else ' (no longer at the end)'}"
             for sign, step in self.since.items()
         ]
         kept = "" if expert_step is None else f"; the expert is of step {expert_step}"

@@ -189,6 +189,6 @@ class StepModule(PolicyModule):
         metrics = step_metrics(step, rewards_B, self.sampling.num_completions) | self.meter.read()
         metrics |= {"train/grad_norm": norm, "train/lr": lr, "train/skipped": float(not finite)}
         if rewards_B is not None:
-            self.alarms.look(self.global_step, metrics, self.loss.baseline in GROUPED, self.last_verdicts)
-        metrics["train/collapsed"] = float(len(self.alarms.collapse.standing))
+            self.alarms.check(self.global_step, metrics, self.loss.baseline in GROUPED, self.last_verdicts)
+        metrics["train/collapsed"] = float(len(self.alarms.collapse.current_signs))
         self.log_dict(metrics, batch_size=int(step.rows))

@@ -41,7 +41,7 @@ def weights_and_bases(policy: Any, layers: Mapping[str, SVFLayer], wanted: bool)
     """
     for parent, parameters in _neighbours(policy, layers):
         bases = {
-            f"{name}.svf_{_hand(layer)}": layer.svf_basis for name, layer in layers.items() if _parent(name) == parent
+            f"{name}.svf_{_side(layer)}": layer.svf_basis for name, layer in layers.items() if _parent(name) == parent
         }
         with _gathered([*parameters.values(), *bases.values()]):
             if wanted:
@@ -71,7 +71,7 @@ def _neighbours(policy: Any, modules: Iterable[str]) -> Iterator[tuple[str, dict
         yield parent, {name: p for name, p in own if _parent(_parent(name)) == parent}
 
 
-def _hand(layer: SVFLayer) -> Literal["right", "left"]:
+def _side(layer: SVFLayer) -> Literal["right", "left"]:
     return "right" if (layer.side == "in") != isinstance(layer.base_layer, Conv1D) else "left"
 
 

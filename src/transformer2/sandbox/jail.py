@@ -151,7 +151,7 @@ def confine(keep: Iterable[int], limits: Limits) -> dict[str, str]:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     layer("descriptors", lambda: _close_all_but(set(keep)))  # before their number is limited
     layer("rlimits", lambda: _limit(limits))
-    layer("user", _become_nobody)
+    layer("user", _become_unprivileged)
     if not _LINUX:
         return missing | dict.fromkeys(("seccomp", "landlock", "no_new_privs"), f"{sys.platform} has none")
     # After the change of user, which would undo them.
@@ -193,7 +193,7 @@ def _close_all_but(keep: set[int]) -> None:
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
 
 
-def _become_nobody() -> None:
+def _become_unprivileged() -> None:
     """As root: another user, who owns nothing and whose threads are those of one judge."""
     if os.geteuid() != 0:
         return

@@ -122,7 +122,7 @@ class WorkerPool:
             except BaseException:  # an interrupt too: nobody waits for these answers any more
                 waiting.clear()
                 for worker in self._workers:
-                    worker.hang_up()
+                    worker.disconnect()
                 threads.shutdown()
                 _kill_all(self._workers)
                 raise
@@ -210,7 +210,7 @@ class _Worker:
         self._start()
         return lost
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """End the wait of the thread that uses it; the worker ends, or is replaced at its next use."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)

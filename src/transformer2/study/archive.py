@@ -58,7 +58,7 @@ def copy_results(root: Path, results: Path) -> None:
                 raise DataError(f"{root / name / FILE} names a run outside of {root}: {shown(folder)}")
             copies[results / RUNS / run.name / "report.json"] = _checked(run / "report.json", study.base)
         copies[results / name / FILE] = study_json(_moved(study))
-        _refuse_paths(json.loads(copies[results / name / FILE]), root / name / FILE)
+        _check_no_paths(json.loads(copies[results / name / FILE]), root / name / FILE)
     for file, text in copies.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, text)
@@ -91,11 +91,11 @@ def _checked(report: Path, base: str) -> str:
         content = json.loads(text)
     except (OSError, ValueError) as e:
         raise DataError(f"{report} cannot be read ({type(e).__name__}); run `transformer2 study` again") from e
-    _refuse_paths(content, report)
+    _check_no_paths(content, report)
     return text
 
 
-def _refuse_paths(content: Any, file: Path) -> None:
+def _check_no_paths(content: Any, file: Path) -> None:
     for value in _strings(content):
         if found := _MACHINE.search(value):
             raise DataError(

@@ -51,7 +51,7 @@ def figure4(study: Study) -> list[Table | Figure]:
         for axes, (skill, lines) in zip(grid.flat, panels.items(), strict=False):
             for i, (label, found) in enumerate(lines.items()):
                 _line(axes, found, i, label)
-            _dress(axes, skill or study.title)
+            _label_axes(axes, skill or study.title)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_axis_off()
         for axes in grid[:, 0]:
@@ -85,7 +85,7 @@ def figure9(study: Study) -> list[Table | Figure]:
             for training in found.values():
                 axes.plot(_steps(training), accuracies(training), color=style(i)["color"], alpha=0.45, linewidth=1)
             _line(axes, found, i, "")
-            _dress(axes, f"learning rate {rate}")
+            _label_axes(axes, f"learning rate {rate}")
         panels[0].set_ylabel("validation accuracy, %")
         return figure
 
@@ -181,7 +181,7 @@ def _line(axes: Any, found: Curves, index: int, label: str) -> None:
         )  # fmt: skip
 
 
-def _dress(axes: Any, title: str) -> None:
+def _label_axes(axes: Any, title: str) -> None:
     axes.set(xlabel="optimizer steps", title=title, ylim=(0, 100))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)

@@ -19,7 +19,7 @@ import textwrap
 from collections.abc import Sequence
 from itertools import chain
 
-from transformer2.verifiers.final import after_thoughts
+from transformer2.verifiers.final import without_reasoning
 
 __all__ = ["extract_code"]
 
@@ -48,7 +48,7 @@ def extract_code(completion: str, names: Sequence[str], prompt: str = "") -> str
     """
     if len(completion) > MAX_CHARACTERS:
         return None
-    text = _GLUED.sub(r"\n\1", after_thoughts(completion).replace("\r\n", "\n"))
+    text = _GLUED.sub(r"\n\1", without_reasoning(completion).replace("\r\n", "\n"))
     either = "|".join(map(re.escape, names))
     written = re.compile(
         rf"^(?:[ \t]*(?:>>> )?(?:async\s+def|def|class)\s+(?:{either})\b|(?:{either})\s*=\s*lambda\b)", re.MULTILINE

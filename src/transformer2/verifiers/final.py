@@ -25,7 +25,7 @@ from transformer2.types import Verdict
 from transformer2.verifiers import phrases
 from transformer2.verifiers.boxes import argument, closing_braces
 
-__all__ = ["Final", "Reader", "after_thoughts", "final_answer", "readable"]
+__all__ = ["Final", "Reader", "final_answer", "readable", "without_reasoning"]
 
 T = TypeVar("T", bound=Hashable)
 
@@ -99,14 +99,14 @@ class _Step(Generic[T]):
     answer: Final[T]
 
 
-def after_thoughts(text: str) -> str:
-    """A text without what was thought before (`<think>`)."""
+def without_reasoning(text: str) -> str:
+    """A text without the reasoning (`<think>`) that precedes its answer."""
     return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def readable(text: str) -> str:
-    """A text without thoughts, and with full-width and typographic characters in their plain forms."""
-    return after_thoughts(text).translate(_READABLE)
+    """A text without its reasoning, and with full-width and typographic characters in their plain forms."""
+    return without_reasoning(text).translate(_READABLE)
 
 
 def final_answer(text: str, reader: Reader[T]) -> Final[T]:
