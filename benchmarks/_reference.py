@@ -1,4 +1,4 @@
-"""The algorithm that SVF is compared with: what the paper's code does, written anew from its description.
+"""The algorithm that SVF is compared with: what the paper's code does, rewritten from its description.
 
 Every tuned W is kept as U, sigma, V. Before each optimizer step W' = U diag(sigma z) V^T is composed as a dense
 weight; samples go through one at a time and add up a dense gradient of W'; then that gradient is pulled back to z

@@ -1,7 +1,7 @@
 """The golden reward curve: eight steps of conf/tiny_math.yaml under AdamW, bit for bit.
 
     python tests/golden.py             run twice in fresh processes: both equal, and equal to the committed curve
-    python tests/golden.py --update    write the committed curve anew
+    python tests/golden.py --update    write the committed curve again
 
 Floating-point sums depend on the processor and on torch's build, so the committed curve names both. On the machine it
 names it must be met bit for bit; elsewhere the two runs must still equal each other, and the rewards must be near.

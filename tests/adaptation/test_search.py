@@ -102,7 +102,7 @@ def test_best_is_the_best_ever_and_mean_starts_where_it_is_told():
         (lambda: CEM(2, mean=[1.0, 2.0, 3.0]), "one finite number or 2"),
         (lambda: CEM(2).tell([1.0]), "population of 32"),
         (lambda: SepCMA(1), "dim >= 2"),
-        (lambda: CEM(2).load_state_dict(CEM(3).state_dict()), "start it anew"),
+        (lambda: CEM(2).load_state_dict(CEM(3).state_dict()), "start it again"),
     ],
 )
 def test_user_errors(make, message):

@@ -123,9 +123,9 @@ def test_a_search_does_not_go_on_with_experts_that_were_trained_anew(world, adap
     monkeypatch.setattr(few_shot, "_save", save_and_stop)
     assert adapt(tmp_path / "cut", *given) == 143
     monkeypatch.setattr(few_shot, "_save", save)
-    anew = read_expert(experts[0])
-    save_expert(replace(anew, deltas={m: 2 * d for m, d in anew.deltas.items()}), experts[0], overwrite=True)
-    with pytest.warns(UserWarning, match="it begins anew"):
+    trained = read_expert(experts[0])
+    save_expert(replace(trained, deltas={m: 2 * d for m, d in trained.deltas.items()}), experts[0], overwrite=True)
+    with pytest.warns(UserWarning, match="it begins again"):
         assert main(["adapt", "--resume", str(tmp_path / "cut"), "--quiet"]) == 0
     assert adapt(tmp_path / "uncut", *given) == 0
     cut, uncut = report_of(tmp_path / "cut"), report_of(tmp_path / "uncut")
@@ -137,8 +137,8 @@ def test_a_search_does_not_go_on_with_experts_that_were_trained_anew(world, adap
     ("file", "old", "new", "said"),
     [
         ("report.json", '"task"', "", "is damaged .*; it is made again"),
-        ("report.json", '"code": "', '"code": "0', "of experts that were trained anew since; it is made again"),
-        ("search.json", '"trace"', "", "cannot be read; it begins anew"),
+        ("report.json", '"code": "', '"code": "0', "of experts that were retrained since; it is made again"),
+        ("search.json", '"trace"', "", "cannot be read; it begins again"),
     ],
 )
 def test_what_a_resumed_run_cannot_go_on_with_is_made_again(run, tmp_path, file, old, new, said):

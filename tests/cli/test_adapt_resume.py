@@ -93,7 +93,7 @@ def test_other_settings_are_refused_and_nothing_is_changed(finished, tmp_path, c
     ]:
         assert resume(finished, *flags) == 2
         said = (
-            f"--resume {finished} was begun with {was}, not {asked}; leave it out, or begin anew in another --run_dir"
+            f"--resume {finished} was begun with {was}, not {asked}; leave it out, or begin again in another --run_dir"
         )
         assert capfd.readouterr().err == f"transformer2: {said}\n"
     assert resume(finished, "--run_dir", str(tmp_path / "b")) == 2 and "leave --run_dir out" in capfd.readouterr().err
@@ -137,7 +137,7 @@ def test_what_decides_no_number_may_change_and_a_finished_run_keeps_its_config(f
 @pytest.mark.parametrize("count", [GENERATIONS + 2, GENERATIONS - 1])
 def test_another_number_of_generations_is_that_of_an_uncut_run(finished, adapt, tmp_path, count):
     said = ["run is of other settings; it is made again"]
-    said += ["has gone further than 2 generations; it begins anew"] if count < GENERATIONS else []
+    said += ["has gone further than 2 generations; it begins again"] if count < GENERATIONS else []
     with pytest.warns(UserWarning) as warned:
         assert resume(finished, "--adapt.generations", str(count)) == 0
     assert all(any(words in str(w.message) for w in warned) for words in said)
@@ -167,7 +167,7 @@ def test_a_search_does_not_go_on_under_what_would_decide_it_otherwise(cut, edit)
     for section, values in edit.items():
         config[section] |= values
     (cut / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.warns(UserWarning, match=r"search.json is of .*; it begins anew"):
+    with pytest.warns(UserWarning, match=r"search.json is of .*; it begins again"):
         assert resume(cut) == 0
     assert report_of(cut)["evaluations"] == GENERATIONS * config["adapt"]["population"]
 

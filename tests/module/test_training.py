@@ -78,7 +78,7 @@ def test_micro_batches_give_the_gradient_of_the_batch(make):
 
 
 def test_every_rollout_was_sampled_after_the_last_optimizer_step(make):
-    """The z that a micro-batch is scored under is the z that sampled it, and every step samples anew."""
+    """The z that a micro-batch is scored under is the z that sampled it, and every step samples again."""
 
     trainer, module, data = make(max_steps=3)
     seen = []

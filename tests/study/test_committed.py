@@ -23,7 +23,7 @@ AGAIN = {
 def test_committed_results_are_of_this_code(tmp_path):
     """To the last digit on the kind of machine that they were made on; near elsewhere, where sums round otherwise.
 
-    Where this fails and the change is meant: remove runs/studies, make docs/ anew (`nox -s paper`), and set MADE_ON.
+    Where this fails and the change is meant: remove runs/studies, make docs/ again (`nox -s paper`), and set MADE_ON.
     """
     shutil.copytree(ROOT / "docs" / "results" / "runs", tmp_path / "runs")
     committed = {}

@@ -147,7 +147,7 @@ def test_9_importing_transformer2_is_cheap():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, because importing torch anew for each order takes long")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, because importing torch again for each order takes long")
 @pytest.mark.parametrize(
     "first",
     [

@@ -309,7 +309,7 @@ def _resume(file: Path, search: Search, of: Mapping[str, Mapping[str, Any]], tot
     except (ValueError, AttributeError, KeyError, TypeError):
         what = "cannot be read"
     if what:
-        warnings.warn(f"the search in {file} {what}; it begins anew", stacklevel=2)
+        warnings.warn(f"the search in {file} {what}; it begins again", stacklevel=2)
         return [], 0.0
     search.load_state_dict(state["search"])
     return list(state["trace"]), float(state.get("seconds", 0.0))

@@ -139,7 +139,7 @@ class Search(ABC):
             UserError: It belongs to a search of another size.
         """
         if len(state["mean"]) != self.dim:
-            raise UserError(f"the saved search has {len(state['mean'])} numbers, this one {self.dim}; start it anew")
+            raise UserError(f"the saved search has {len(state['mean'])} numbers, this one {self.dim}; start it again")
         self.mean, self.std = torch.tensor(state["mean"]), torch.tensor(state["std"])
         self.best = None if state["best"] is None else torch.tensor(state["best"])
         self.best_score, self.best_tie = state.get("best_score", -math.inf), state.get("best_tie", -math.inf)

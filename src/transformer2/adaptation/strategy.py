@@ -38,7 +38,7 @@ from transformer2.types import Answer, PromptBatch, Record
 __all__ = ["ActiveExpert", "AdaptedPolicy", "Choice", "Strategy", "check_whole", "differs", "origin"]
 
 DIFFERS = {
-    "made_from": "is of experts that were trained anew since",
+    "made_from": "is of experts that were retrained since",
     "origin": "is of another base, other rows or an edited task",
     "settings": "is of other settings",
 }

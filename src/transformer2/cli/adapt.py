@@ -285,7 +285,7 @@ def _check_same(folder: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
         if was.get(key) != asked.get(key) and (key in fixed or not key.startswith(FREE)):
             raise ConfigError(
                 f"--resume {folder} was begun with {key} {written(was.get(key))}, not {written(asked.get(key))}; leave "
-                "it out, or begin anew in another --run_dir"
+                "it out, or begin again in another --run_dir"
             )
 
 

@@ -72,7 +72,7 @@ class LearningCurve:
         spent = {"seconds": round(self.seconds, 2), "cpu_seconds": round(self.cpu_seconds, 2)}
         self.points.append({"step": step, "accuracy": round(accuracy, 6), "se": round(se, 6), **spent})
 
-    def begin_anew(self) -> None:
+    def restart(self) -> None:
         """What follows does not compare with the validations so far."""
         self.before, self.points = self.before + self.points, []
 

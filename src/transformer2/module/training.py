@@ -304,9 +304,9 @@ class SVFReinforceModule(StepModule):
         if words := other_validation(self, checkpoint):
             rank_zero_warn(
                 f"validations so far do not compare with those from here on ({words}): the best score and its expert "
-                "are forgotten, and the curve begins anew"
+                "are forgotten, and the curve begins again"
             )
-            self.curve.begin_anew()
+            self.curve.restart()
             callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it at run time
             for callback in callbacks:  # their states are loaded after this
                 if str(getattr(callback, "monitor", "")).startswith("val/"):
