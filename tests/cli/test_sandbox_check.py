@@ -35,4 +35,4 @@ def test_without_landlock_it_says_what_is_missing_and_fails() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 2, done.stderr
     assert done.stdout.startswith("sandbox: unsafe") and "landlock      MISSING" in done.stdout
-    assert "attacks failed" not in done.stdout  # nothing hostile was tried without the wall
+    assert "attacks failed" not in done.stdout  # nothing hostile was tried without that layer

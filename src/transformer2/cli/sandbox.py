@@ -10,8 +10,8 @@ from transformer2.errors import ConfigError, shown
 HELP = """\
 usage: transformer2 sandbox check
 
-Start the sandbox of the code tasks (humaneval, mbpp_pro, ...), try its walls, and print the level reached and what is
-missing.
+Start the sandbox of the code tasks (humaneval, mbpp_pro, ...), test its isolation layers, and print the level reached
+and what is missing.
 Exit code 0: programs are run here; 2: they are refused.
 """
 LAYERS = {

@@ -48,7 +48,7 @@ usage: transformer2 experts show DIR [DIR ...]
   mix     write one expert from several: delta z' = 1 + sum w (z - 1); normalised divides w by its sum; raw z' = sum w z
   shuffle write a control: the same values of z in another order within each matrix (seed 0 by default); to score one
           without keeping it: transformer2 test --expert DIR --shuffle_expert N
-  stamp   accept an expert as it is: its checksums are written again, after its adapter_config.json was edited on purpose
+  stamp   accept an expert as it is: its checksums are rewritten, after its adapter_config.json was edited on purpose
 """
 
 REPORT_HELP = """\

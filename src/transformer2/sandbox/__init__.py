@@ -3,8 +3,8 @@
     Sandbox().run([Program(code, tests, names)]) -> [Outcome]
 
 How it is built, from the outside in: a pool (`pool.py`) of warm judges (`judge.py`), each with a zygote that forks
-candidates (`zygote.py`) behind walls (`jail.py`, `seccomp.py`, `landlock.py`); a candidate (`candidate.py`) answers
-questions in plain data (`values.py`) that a checker (`checker.py`), in another process, asks on behalf of the tests.
+candidates (`zygote.py`) behind isolation layers (`jail.py`, `seccomp.py`, `landlock.py`); a candidate (`candidate.py`)
+answers questions in plain data (`values.py`) that a checker (`checker.py`), in another process, asks for the tests.
 What a judge tries before it takes work is in `selftest.py`.
 
 Linux with seccomp filters and Landlock (5.13 or newer), x86-64 or aarch64. Elsewhere it refuses, unless told otherwise.

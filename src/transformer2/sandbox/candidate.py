@@ -1,7 +1,7 @@
 """The untrusted side: runs a candidate's code and answers questions about what it defined. Nothing here is a safeguard.
 
-The candidate shares this interpreter and can rewrite every line of it; all it can gain is to send other data. The walls
-are the process's (`jail.py`), and the verdict is made elsewhere (`checker.py`).
+The candidate shares this interpreter and can rewrite every line of it; all it can gain is to send other data. Isolation
+is the process's (`jail.py`), and the verdict is made elsewhere (`checker.py`).
 
     -> {"layers": {layer: why missing}}                    sent before anything is read
     <- {"do": "run", "arguments": [source], ...}           -> {"ok": value} or {"error": type, "text": ...}

@@ -3,7 +3,7 @@
 The tests, and with them the expected values, live in this process and never enter the candidate's. A proxy sends
 arguments over and gets plain data back (`values.py`), so no exit code, printed marker, patched builtin or object with
 an equality of its own says anything about the verdict. The tests come from a data set, not from us, so this process has
-the same walls and limits around it (`jail.confine`).
+the same isolation layers and limits (`jail.confine`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The walls around one process, by ctypes alone: no container engine, no service, no dependency.
+"""The isolation layers around one process, by ctypes alone: no container engine, no service, no dependency.
 
     separate   once, in the process that forks candidates: own network, ipc, host-name and mount namespaces, and a file
                system that holds nothing but the standard library (root, or a user namespace where that is allowed)

@@ -3,8 +3,8 @@
     judge ── zygote ── supervisor ── candidate       never sees a test
       └───── checker                                 runs the tests; asks the candidate over a socket
 
-The judge itself runs nothing that it is given. It starts by trying its own walls (`selftest.py`): honest programs must
-pass and attacks must fail, or it takes no work.
+The judge itself runs nothing that it is given. It starts by testing its own isolation (`selftest.py`): honest programs
+must pass and attacks must fail, or it takes no work.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Judge:
         """What this judge can do: level, missing layers, and the outcome of the self-test."""
         self.run(CONTROLS[0])
         level = level_of(self.missing)
-        # Without walls nothing hostile is tried, and where nothing will be run, nothing is.
+        # Without isolation nothing hostile is tried, and where nothing will be run, nothing is.
         failed = [] if level == "unsafe" and not self.allow_unsafe else self_test(self.run, level)
         level = "unsafe" if failed else level
         return {
@@ -161,7 +161,7 @@ def _what_ended(end: dict[str, Any]) -> Outcome:
 
 
 def main(allow_unsafe: bool) -> None:
-    """Test the walls, then judge until the owner is gone; an empty request asks what the test found."""
+    """Test the isolation, then judge until the owner is gone; an empty request asks what the test found."""
     judge = Judge(allow_unsafe)
     found = judge.test()
 

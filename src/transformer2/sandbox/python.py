@@ -31,7 +31,7 @@ def isolated_python(module: str, argument: object, *options: str) -> list[str]:
     """Command of a Python that runs `main(argument)` of a module next to this one.
 
     The package is found by its file: a folder of this machine that came before the standard library on the import path
-    could replace any of its modules, in a process that has no walls around it.
+    could replace any of its modules, in a process that is not isolated.
     """
     code = BOOT.format(package=PACKAGE, module=module, argument=argument)
     return [sys.executable, "-P", "-s", *options, "-c", code]
