@@ -41,7 +41,7 @@ def test_threads_of_the_command_sleep_unless_told_otherwise(monkeypatch):
     assert fresh(code).splitlines()[-1] == "active False"
 
 
-def test_no_circle_between_rooms_even_of_types_alone():
+def test_no_import_cycle_between_packages_even_of_types_alone():
     """The contracts of pyproject.toml look at what runs; this one at imports under TYPE_CHECKING as well."""
     graph = grimp.build_graph("transformer2", cache_dir=None)
     assert graph.nominate_cycle_breakers("transformer2") == set()
@@ -62,9 +62,9 @@ import torch, transformers, transformer2
 
 root = Path(transformer2.__file__).parent
 assert "peft" not in sys.modules
-for room in ("svf", "plan", "rollout", "experts", "adaptation"):
-    for path in sorted((root / room).glob("*.py")):
-        name = f"transformer2.{room}.{path.stem}"
+for package in ("svf", "plan", "rollout", "experts", "adaptation"):
+    for path in sorted((root / package).glob("*.py")):
+        name = f"transformer2.{package}.{path.stem}"
         child = os.fork()  # torch and transformers, which cost seconds, are imported once
         if not child:
             importlib.import_module(name)

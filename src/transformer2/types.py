@@ -1,4 +1,4 @@
-"""Every noun that crosses a module boundary, and the axis legend.
+"""Every value that crosses a module boundary, and the axis legend.
 
 Axes, used as name suffixes throughout the package:
 
