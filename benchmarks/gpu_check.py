@@ -6,7 +6,7 @@
 
 Nothing is downloaded, and nothing but the core packages is needed. Parts run in order of importance in a process of
 their own. A part that outlasts its share of the time is ended, one that fails says so in one line, and in both cases
-the others go on in a fresh process, whose GPU memory is empty and whose CUDA is sound. Time that a part does not use
+the others run in a fresh process, whose GPU memory is empty and whose CUDA is sound. Time that a part does not use
 is the next one's. Figures are kept as they come, so that whatever ends this loses none.
 """
 

@@ -160,7 +160,7 @@ class LastCheckpoint(Checkpoint):
             _settle(checkpoint["loops"]["fit_loop"], self._where)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A run that its EarlyStopping ended is over; without that callback it goes on."""
+        """A run that its EarlyStopping ended is over; without that callback it resumes."""
         states = checkpoint.get("callbacks", {})
         early = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
         if trainer.state.fn == "fit" and any(states.get(c.state_key, {}).get("stopping_reason") for c in early):

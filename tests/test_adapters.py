@@ -140,7 +140,7 @@ def test_it_reloads_as_itself(name: str, folder: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(again, logits, rtol=1e-4, atol=1e-4)
         else:
             assert torch.equal(again, logits)
-        assert any(p.requires_grad for p in module.policy.parameters()), "fit --expert goes on from it"
+        assert any(p.requires_grad for p in module.policy.parameters()), "fit --expert continues from it"
     module.policy.save_pretrained(tmp_path / "again", save_embedding_layers=False)
     saved = load_file(tmp_path / "expert" / "adapter_model.safetensors")
     assert load_file(tmp_path / "again" / "adapter_model.safetensors").keys() == saved.keys()

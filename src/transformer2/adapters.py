@@ -70,7 +70,7 @@ def adapter_config(adapter: Mapping[str, Any] | PeftConfig) -> PeftConfig:
 
 
 def expert_adapter(folder: str | Path, given: Mapping[str, Any], base: nn.Module) -> PeftConfig:
-    """The config that an expert was trained with, to go on training or to be scored.
+    """The config that an expert was trained with, to be trained further or scored.
 
     Args:
         folder: The expert folder, of any of PEFT's methods.

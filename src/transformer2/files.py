@@ -145,7 +145,7 @@ def inside(root: str | Path, path: str) -> Path | None:
     """Where an untrusted path in a folder really leads; None where that is outside of it, or where it is no path."""
     try:
         folder, found = Path(root).resolve(), (Path(root) / path).resolve()
-    except (OSError, ValueError, RuntimeError):  # a null byte, a circle of links
+    except (OSError, ValueError, RuntimeError):  # a null byte, a cycle of links
         return None
     return found if found.is_relative_to(folder) else None
 

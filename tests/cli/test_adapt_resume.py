@@ -255,5 +255,5 @@ def test_the_folder_of_a_fit_is_named_as_that(tmp_path, capfd):
     assert main(["fit", "--config", "conf/tiny.yaml", "--print_config"]) == 0
     (tmp_path / "config.yaml").write_text(capfd.readouterr().out)
     assert resume(tmp_path) == 2
-    said = f"holds a run of fit, validate or test, not of adapt; a fit goes on with fit --ckpt_path {tmp_path}/"
+    said = f"holds a run of fit, validate or test, not of adapt; a fit is resumed with fit --ckpt_path {tmp_path}/"
     assert said in capfd.readouterr().err

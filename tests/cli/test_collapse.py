@@ -1,4 +1,4 @@
-"""Runs of the embedded model that collapse, that stop early, that go on: from the command to the table."""
+"""Runs of the embedded model that collapse, that stop early, that resume: from the command to the table."""
 
 import json
 import warnings
@@ -87,7 +87,7 @@ def test_a_run_cut_before_the_stop_stops_at_the_same_step(stopped, tmp_path):
     fit(tmp_path / "cut", *FLAT, "--trainer.max_steps", "7")
     again, _, end = fit(tmp_path / "again", *FLAT, "--ckpt_path", str(tmp_path / "cut" / "checkpoints" / "last.ckpt"))
     assert end == steps and again["result"] == report["result"]
-    # A run that was stopped and is asked to go on has nothing to do but the test.
+    # A run that was stopped and is resumed has nothing to do but the test.
     over, said, end = fit(tmp_path / "over", *FLAT, "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"))
     assert end is None and over["result"] == report["result"]
     assert any("leave EarlyStopping out of trainer.callbacks" in words for words in said)

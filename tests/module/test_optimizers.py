@@ -1,4 +1,4 @@
-"""Optimizers and schedules: what a config and Python may give, what is refused, and what a resumed run goes on with."""
+"""Optimizers and schedules: what a config and Python may give, what is refused, and what a resumed run keeps."""
 
 from functools import partial
 
@@ -172,7 +172,7 @@ def test_settings_are_plain_and_say_what_differs():
 
 
 def test_settings_that_a_scheduler_keeps_in_the_optimizer_are_settings():
-    """Else a resumed run would go on with another `max_lr` than its own, and say nothing."""
+    """Else a resumed run would continue with another `max_lr` than its own, and say nothing."""
     one, other = (
         settings(torch.optim.AdamW, partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=rate, total_steps=9))
         for rate in (0.1, 0.01)

@@ -58,8 +58,8 @@ def test_references_name_the_folder_of_another_run():
         ({"t": {"command": "test", "expert": "@svf-math/expert"}}, "@svf-math"),
         ({"svf": FIT, "t": {"command": "test", "expert": "@svf-maths/expert"}}, "svf-math"),
         ({"svf": FIT, "svf-math": {"command": "fit"}}, "svf-math"),
-        ({"a": {"command": "test", "expert": "@a/expert"}}, "circle: a -> a"),
-        ({"a": {"command": "test", "expert": "@b/expert"}, "b": {"command": "fit", "expert": "@a/expert"}}, "circle"),
+        ({"a": {"command": "test", "expert": "@a/expert"}}, "cycle: a -> a"),
+        ({"a": {"command": "test", "expert": "@b/expert"}, "b": {"command": "fit", "expert": "@a/expert"}}, "cycle"),
     ],
 )
 def test_what_is_wrong_is_named(runs, named):

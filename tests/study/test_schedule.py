@@ -394,12 +394,12 @@ def test_killed_in_the_middle_and_started_again_it_repeats_no_finished_run(run):
     assert len(calls()) == 3 and set(states().values()) == {"done"}
 
 
-def test_a_signal_ends_what_runs_and_says_how_to_go_on(run):
+def test_a_signal_ends_what_runs_and_says_how_to_resume(run):
     process = run({"slow": of_task("arc_easy")}, wait=False)
     wait_for("runs/studies/waiting", process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 143 and b"the same command goes on" in err
+    assert process.returncode == 143 and b"the same command resumes them" in err
     Path("runs/studies/go").touch()
     assert run({"slow": of_task("arc_easy")}) == 0 and len(calls()) == 2
 

@@ -187,7 +187,7 @@ class SelfAdaptive:
             _ = self.choosable  # whose warning belongs here
 
     def remove_expert(self, name: str) -> None:
-        """Unload an expert; what is under way goes on under the z that it began with.
+        """Unload an expert; what is under way continues under the z that it began with.
 
         Raises:
             UserError: There is none of that name, or `alpha` needs it.
@@ -280,7 +280,7 @@ class SelfAdaptive:
             use: What answers: `base`, an expert's name, `mix:math=0.6,code=0.9` or a mapping of weights; None or
                 `auto` leaves it to the strategy.
             top_logprobs: Note log-probabilities, and of so many of the likeliest tokens at each step.
-            ids: Token ids to go on from, in place of the prompt in the chat template; the first pass is asked about
+            ids: Token ids to continue, in place of the prompt in the chat template; the first pass is asked about
                 the prompt all the same.
 
         Raises:

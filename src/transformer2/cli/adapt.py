@@ -83,10 +83,10 @@ def adapt(args: Sequence[str]) -> int:
         if not Path(begun[0]).is_file():
             raise ConfigError(f"--resume {resumed} holds no run; give the folder of an interrupted adapt")
         if "run_dir" in flags.options:
-            raise ConfigError(f"--resume {resumed} goes on in that folder; leave --run_dir out")
+            raise ConfigError(f"--resume {resumed} resumes in that folder; leave --run_dir out")
         if "strategy" not in (old := compose(begun, [], ADAPT_KEYS)):
             raise ConfigError(
-                f"--resume {resumed} holds a run of fit, validate or test, not of adapt; a fit goes on with "
+                f"--resume {resumed} holds a run of fit, validate or test, not of adapt; a fit is resumed with "
                 f"fit --ckpt_path {resumed}/checkpoints/last.ckpt"
             )
     config = compose([*begun, *flags.configs] or [ADAPT_DEFAULT], flags.overrides, ADAPT_KEYS)

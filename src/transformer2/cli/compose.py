@@ -220,7 +220,7 @@ def find_config(name: str) -> Path:
 def _load(path: Path, seen: tuple[Path, ...]) -> DictConfig:
     path = path.resolve()
     if path in seen:
-        raise ConfigError(f"{path.name} is its own _base_; break the circle")
+        raise ConfigError(f"{path.name} is its own _base_; break the cycle")
     if path.stat().st_size > MAX_BYTES:
         raise ConfigError(f"{path} is too large to be a config; give one of at most {MAX_BYTES} bytes")
     try:

@@ -31,7 +31,7 @@ usage: transformer2 study FILE [FILE ...] [--base BASE] [--seeds 0,1,2] [--jobs 
 
 Run the missing runs of a study, then build its tables and figures. A study file names a grid of ordinary runs (fit,
 test, adapt); runs that are there are reused, by this study and by others, a failed one stops nothing else, and an
-interrupted study goes on where it was. Shipped: {shipped}.
+interrupted study resumes where it was cut. Shipped: {shipped}.
 
   --base BASE          the base model (default tiny: the embedded one); real tasks come with any base but the embedded
   --other_base BASE    a second base, for the studies that move an expert to another model
@@ -126,7 +126,7 @@ def _run(plans: Sequence[Plan], failed: set[Path], at_once: int, launcher: Seque
     from transformer2.callbacks import interrupt
 
     if (listener := interrupt.current()) is not None:
-        listener.on_signal = lambda number: "finished runs are kept; the same command goes on"
+        listener.on_signal = lambda number: "finished runs are kept; the same command resumes them"
         listener.grace = 30.0
 
     def known() -> tuple[list[Job], int]:

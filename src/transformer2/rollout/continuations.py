@@ -54,7 +54,7 @@ def continuation_logprobs(
         logits_bV, cache, _, position_b1 = prefill(policy, ids_bP, mask_bP, lambda part: select(rows[part]))
         check_finite(logits_bV, rows, prompts)
         sums_bN = logits_bV.log_softmax(-1)[:, ids_NC[:, 0]]
-        # R rows of (prompt, continuation), and the row of the cache that each goes on from.
+        # R rows of (prompt, continuation), and the row of the cache that each continues.
         prompt_R, of_R = torch.cartesian_prod(torch.arange(len(rows)), torch.arange(n)).to(device).T
         cached_R = prompt_R
         for t in range(1, ids_NC.shape[1]):

@@ -150,7 +150,7 @@ class ContinuousBatch:
             return
         try:
             prefilled, deltas = _prefill(self.policy, joining)
-        except Exception as e:  # too long for the memory that is left, say: those under way go on
+        except Exception as e:  # too long for the memory that is left, say: those under way continue
             self._fail_those_at_fault(joining, e)
             return
         try:

@@ -1,6 +1,6 @@
 """One thread runs the model; requests wait for it in the event loop.
 
-The thread draws one token for every request, wakes those who wait in the event loop, and goes on. It alone calls
+The thread draws one token for every request, wakes those who wait in the event loop, and repeats. It alone calls
 `step`; requests are started in worker threads, where tokenising a long prompt holds up no one.
 """
 

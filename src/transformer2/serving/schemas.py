@@ -157,7 +157,7 @@ class ChatRequest(_Request):
 
 
 class CompletionRequest(_Request):
-    """Body of POST /v1/completions: text to go on with, without a chat template."""
+    """Body of POST /v1/completions: text to continue, without a chat template."""
 
     prompt: str | Ids | Annotated[list[str], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)]
     logprobs: int | None = Field(None, ge=0, le=20)

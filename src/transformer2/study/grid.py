@@ -87,7 +87,7 @@ def cells(study: DictConfig) -> list[Cell]:
     try:
         TopologicalSorter({cell.name: cell.needs() for cell in found}).prepare()
     except CycleError as e:
-        raise ConfigError(f"runs of the study need each other in a circle: {' -> '.join(e.args[1])}; break it") from e
+        raise ConfigError(f"runs of the study need each other in a cycle: {' -> '.join(e.args[1])}; break it") from e
     if "build" in study:
         check_rows(str(study.build), found)
     return found

@@ -1,4 +1,4 @@
-"""Runs a study's jobs in subprocesses: what is there is kept, what was cut goes on, what fails stops nothing else.
+"""Runs a study's jobs in subprocesses: what is there is kept, what was cut resumes, what fails stops nothing else.
 
 Several commands, on one machine or on many with a common disk, may work on the same runs: each takes those that no
 other has. A run is claimed by a lock that its own process holds too, so that it stays claimed when we are killed.
@@ -87,7 +87,7 @@ class Job:
 
     @property
     def cut(self) -> Path:
-        """The folder of a run that was cut, to go on from."""
+        """The folder of a run that was cut, to resume from."""
         return self.folder.with_name(f".{self.folder.name}.cut")
 
     @property
@@ -131,7 +131,7 @@ class Job:
         shutil.rmtree(self.cut, ignore_errors=True)
 
     def forget_checkpoint(self) -> None:
-        """Give up the checkpoint that a run could not go on from; next time the one before it, or none, is taken."""
+        """Give up the checkpoint that a run could not resume from; next time the one before it, or none, is taken."""
         for name in ("last.ckpt", "previous.ckpt"):
             path = self.cut / "checkpoints" / name
             if path.exists():

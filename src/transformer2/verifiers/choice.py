@@ -190,7 +190,7 @@ class _Options(Reader[str]):
             return True
         if kind == "chosen" and re.match(r"\s+over\s", rest):
             return True
-        if BECAUSE.match(rest):  # "(B) because ..." and "(B), i.e. ..." may go on with the text of another
+        if BECAUSE.match(rest):  # "(B) because ..." and "(B), i.e. ..." may continue with the text of another
             told = _THAT_IS.sub("", rest)
             own = told != rest and self._case(told).startswith(self.texts.get(letter, "\n"))
             return own or not self._begins_with_a_text(told.lstrip(" ,;("))

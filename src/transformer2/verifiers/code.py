@@ -1,6 +1,6 @@
 """From a completion to the program in it.
 
-Instruct models write prose around Markdown blocks, base models go on where the prompt stops. In this order:
+Instruct models write prose around Markdown blocks, base models continue where the prompt stops. In this order:
 
 1. the last complete block, fenced or not, that defines one of the wanted names (earlier ones are drafts, later ones
    examples of use), with what it needs of the other blocks: imports, helpers, constants;

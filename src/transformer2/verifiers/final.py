@@ -129,7 +129,7 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
                 continue
             marked = last is not None and last.kind in ("hash", "boxed") and not reader.strict
             if marked and step.kind == "line" and reason != "taken back":
-                continue  # behind a marked number the text goes on with something else
+                continue  # behind a marked number the text continues with something else
             if not reader.strict and not (last and _is_list(text[last.stop : step.start], last.kind, step.kind)):
                 given = []
             given += [value] if value is not None and value not in given else []
