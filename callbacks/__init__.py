@@ -1,1 +1,1 @@
-"""Callbacks: what watches or judges a run without being part of it. Importable as `transformer2.callbacks`."""
+"""Callbacks: what watches or evaluates a run without being part of it. Importable as `transformer2.callbacks`."""

@@ -136,7 +136,7 @@ def test_all_processes_choose_one_constant(tested, world, monkeypatch):
     half, best, broken = [[yes, no], [yes, no]], [[no, no], [yes, yes]], [[no, failed], [yes, yes]]
 
     def chosen(rank, *found):  # what the processes found: the first of z = 0.8 and 1.1, the second of 0.9 and 1.2
-        monkeypatch.setattr(context_of, "judge_members", lambda *given: (found[rank], [0.0, 0.0]))
+        monkeypatch.setattr(context_of, "verify_members", lambda *given: (found[rank], [0.0, 0.0]))
         process = dataclasses.replace(
             module.answerer(data.task),
             rank=rank,

@@ -1,4 +1,4 @@
-"""What answers prompts and judges the answers: in training, validation, test and every adaptation alike."""
+"""What answers prompts and verifies the answers: in training, validation, test and every adaptation alike."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Answerer:
         """Count failures over all ranks, which must decide alike; see `verifiers.stop_if_unverified`."""
         stop_if_unverified(verdicts, *self.total([sum(v.is_failure for v in verdicts), len(verdicts)]))
 
-    def judge(self, rollouts: Rollouts) -> list[Answer]:
+    def verified(self, rollouts: Rollouts) -> list[Answer]:
         """The completions with their verdicts."""
         verdicts = self.verify(rollouts)
         rows = zip(rollouts.completions, rollouts.finished_B.tolist(), verdicts, strict=True)
@@ -80,7 +80,7 @@ class Answerer:
 
     def answer(self, prompts: PromptBatch) -> list[Answer]:
         """Greedy answers under whatever is active, with their verdicts: what every accuracy is of."""
-        return self.judge(self.sample(prompts))
+        return self.verified(self.sample(prompts))
 
     def count_samples(self, prompts: PromptBatch, count: int, temperature: float, seed: int) -> list[tuple[int, int]]:
         """Of `count` samples of each prompt, how many are right and how many have a verdict."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from transformer2.adaptation.answerer import Answerer
 from transformer2.adaptation.mixture import base_row, constant_rows, expert_rows
-from transformer2.adaptation.scoring import Scorer, judge_members, mean_credits
+from transformer2.adaptation.scoring import Scorer, mean_credits, verify_members
 from transformer2.experts import Expert
 from transformer2.types import Answer, PromptBatch, Verdict
 
@@ -58,7 +58,7 @@ class EvaluationContext:
     """What a strategy has to work with.
 
     Attributes:
-        answerer: Judges answers; says which process this is.
+        answerer: Verifies answers; says which process this is.
         data: The unseen task.
         few_shot: The rows to adapt with.
         experts: The K experts to choose from.
@@ -101,7 +101,9 @@ class EvaluationContext:
         ties: list[float] = []
         if answerer.rank < n:
             some_LNK = weights_LNK[..., answerer.rank :: size, :]
-            verdicts, ties = judge_members(self.scorer, self.few_shot, answerer.task, answerer.max_new_tokens, some_LNK)
+            verdicts, ties = verify_members(
+                self.scorer, self.few_shot, answerer.task, answerer.max_new_tokens, some_LNK
+            )
         answerer.stop_if_unverified([verdict for own in verdicts for verdict in own])
         parts = answerer.gather(list(zip(mean_credits(verdicts), ties, strict=True)))
         credits, likelihoods = zip(*(parts[i % size][i // size] for i in range(n)), strict=True)
@@ -109,14 +111,14 @@ class EvaluationContext:
 
     def answers(self, batch: PromptBatch, weights_LBK: Tensor) -> list[Answer]:
         """Answers to a batch, row b under weights b; one row of weights serves all."""
-        return self.answerer.judge(self.scorer.rows(batch, weights_LBK, self.answerer.max_new_tokens))
+        return self.answerer.verified(self.scorer.rows(batch, weights_LBK, self.answerer.max_new_tokens))
 
     def baselines(self, batch: PromptBatch) -> list[Baseline]:
         """Base and controls on the rows of a batch, all in one."""
         known, weights = self.known.baselines, self.known.weights
         if not all(row in known for row in batch.positions):
             rollouts = self.scorer.answers(batch, torch.cat(list(weights.values())), self.answerer.max_new_tokens)
-            answers = dict(zip(weights, map(self.answerer.judge, rollouts), strict=True))
+            answers = dict(zip(weights, map(self.answerer.verified, rollouts), strict=True))
             base = answers.pop("base")
             for b, row in enumerate(batch.positions):
                 known[row] = Baseline(base[b], {name: of[b].credit for name, of in answers.items()})

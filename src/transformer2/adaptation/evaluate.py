@@ -73,7 +73,7 @@ def evaluate(
     """Adapt to a task, answer its scored rows, and report; the policy is afterwards what it was before.
 
     Args:
-        answerer: The policy, and what judges its answers.
+        answerer: The policy, and what verifies its answers.
         data: The task, with its `test` rows open.
         strategy: How answers are chosen.
         cache: Baselines of earlier evaluations, which are not answered again; those of this one are added.
@@ -110,7 +110,7 @@ def evaluate_batch(
     index: int,
     seconds: dict[str, float] | None = None,
 ) -> list[Record]:
-    """Answer and judge one batch, the `index`-th of the task, and its baselines; adds to `seconds` by part."""
+    """Answer and verify one batch, the `index`-th of the task, and its baselines; adds to `seconds` by part."""
     seconds = {} if seconds is None else seconds
     with _timed(seconds, "first_pass"):
         choice = adapted.adapt_to_batch(batch)

@@ -30,7 +30,7 @@ from transformer2.tasks import Task
 from transformer2.types import Example, PromptBatch, Rollouts, Verdict
 from transformer2.verifiers import stop_if_unverified, verify_all
 
-__all__ = ["Scorer", "judge_members", "mean_credits", "right_answer", "score_members"]
+__all__ = ["Scorer", "mean_credits", "right_answer", "score_members", "verify_members"]
 
 
 def right_answer(task: Task, example: Example) -> str:
@@ -139,19 +139,19 @@ def score_members(
     Args:
         scorer: Runs mixtures.
         shots: The few-shot rows.
-        task: Judges the answers.
+        task: Verifies the answers.
         max_new_tokens: Completion budget.
         weights_LNK: (L, N, K + 1), or (N, K + 1).
 
     Raises:
         UserError: Over 5 % of all answers could not be verified.
     """
-    verdicts, ties = judge_members(scorer, shots, task, max_new_tokens, weights_LNK)
+    verdicts, ties = verify_members(scorer, shots, task, max_new_tokens, weights_LNK)
     stop_if_unverified([verdict for own in verdicts for verdict in own])
     return mean_credits(verdicts), ties
 
 
-def judge_members(
+def verify_members(
     scorer: Scorer, shots: PromptBatch, task: Task, max_new_tokens: int, weights_LNK: Tensor
 ) -> tuple[list[list[Verdict]], list[float]]:
     """The verdicts that `score_members` takes the mean of, for each of N mixtures, and the log-likelihoods."""

@@ -114,7 +114,7 @@ def check_answers(task: Task, examples: Sequence[Example], own: Sequence[bool]) 
     """Refuse rows on which every mixture would be wrong: their right answers are verified themselves.
 
     Args:
-        task: Whose verifier judges.
+        task: Whose verifier runs.
         examples: The rows.
         own: Which of them came as examples; a task's own may have an answer that it does not find right (OKVQA's may).
 

@@ -45,7 +45,7 @@ from transformer2.study.unseen import rows_of, tasks
 FEWER = 0.2  # "far fewer numbers": at most this share
 MISSED = 10.0  # "misses the spectrum": more than so many % of ||W||^2
 Studies = Mapping[str, Study]  # builder -> study, all of one base
-Judge = Callable[[Difference | None], Verdict]
+Rule = Callable[[Difference | None], Verdict]
 
 
 @dataclass(frozen=True)
@@ -99,21 +99,21 @@ def verdict(effects: Sequence[Effect]) -> str:
     return f"not decided ({seeds} seed{'' if seeds == 1 else 's'})"
 
 
-def _compared(what: str, first: Points, second: Points, judge: Judge, counts: bool = True) -> Effect:
+def _compared(what: str, first: Points, second: Points, rule: Rule, counts: bool = True) -> Effect:
     found = difference(first, second)
-    return Effect(what, found, judge(found), counts)
+    return Effect(what, found, rule(found), counts)
 
 
-def _with_mean(what: str, first: Mapping[str, Points], second: Mapping[str, Points], judge: Judge) -> list[Effect]:
+def _with_mean(what: str, first: Mapping[str, Points], second: Mapping[str, Points], rule: Rule) -> list[Effect]:
     """The mean over tasks, which counts, and each task beside it; a task of one side alone leaves no common seed."""
     names = list(dict.fromkeys([*first, *second]))
     sides = [[of.get(name, {}) for name in names] for of in (first, second)]
     seeds = common([side for both in sides for side in both])
     a, b = ({seed: fmean(of[seed] for of in side) for seed in seeds} for side in sides)
-    whole = _compared(what if len(names) < 2 else f"{what}, mean of {', '.join(names)}", a, b, judge)
+    whole = _compared(what if len(names) < 2 else f"{what}, mean of {', '.join(names)}", a, b, rule)
     if len(names) < 2:
         return [whole]
-    return [whole, *(_compared(f"{what}, {n}", first.get(n, {}), second.get(n, {}), judge, False) for n in names)]
+    return [whole, *(_compared(f"{what}, {n}", first.get(n, {}), second.get(n, {}), rule, False) for n in names)]
 
 
 def _named_in_both(

@@ -54,7 +54,7 @@ def verify_all(
     left out of the update and counted. A failure is never a reward.
 
     Args:
-        task: Whose verifier judges.
+        task: Whose verifier runs.
         examples: The questions.
         completions: The answers, one for each question.
         deadline: Seconds for the whole batch; None takes one that fits its size.

@@ -17,7 +17,7 @@ Where = Literal["inline", "workers", "sandbox"]
 
 
 class Verifier(ABC):
-    """The half of a task that judges; `verifiers.verify_all` runs it.
+    """The half of a task that verifies; `verifiers.verify_all` runs it.
 
     Attributes:
         name: The name in configs, example ids and messages.
