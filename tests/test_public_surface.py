@@ -3,9 +3,14 @@
 import os
 import subprocess
 import sys
+from typing import get_args
 
 import grimp
 import pytest
+
+from transformer2.adaptive.first_pass import StrategyName
+from transformer2.cli import check
+from transformer2.study import unseen
 
 
 def fresh(code: str) -> str:
@@ -91,3 +96,9 @@ def test_a_command_that_needs_peft_knows_svf():
     assert "SVF, 2688 z" in fresh(
         "from transformer2.cli import main; main(['plan', '--config', 'conf/tiny_math.yaml'])"
     )
+
+
+def test_every_list_of_strategies_names_the_same():
+    """Command line, tables and requests each have a list of their own: no layer may import another's."""
+    assert set(check.STRATEGIES) == set(unseen.STRATEGIES)
+    assert get_args(StrategyName) == ("auto", *unseen.DISPATCHED)

@@ -14,7 +14,7 @@ from transformer2.data import ExpertDataModule
 from transformer2.errors import ConfigError, UserError
 from transformer2.module import SVFReinforceModule
 from transformer2.plan.advice import advise, changes
-from transformer2.plan.job import STRATEGIES, Job, Strategy, job_of, strategy_of
+from transformer2.plan.job import TRAINER_STRATEGIES, Job, Strategy, job_of, strategy_of
 from transformer2.plan.memory import memory
 from transformer2.plan.seconds import DEVICES, decomposition, step_seconds, wire
 from transformer2.plan.shape import KNOWN, model_shape
@@ -166,7 +166,7 @@ def test_the_config_s_strategy_is_recognised(trainer: dict[str, Any], strategy: 
     assert strategy_of(trainer) == strategy
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+@pytest.mark.parametrize("strategy", TRAINER_STRATEGIES[1:])
 def test_every_shipped_strategy_is_planned_as_what_it_is(strategy: Strategy) -> None:
     assert strategy_of(compose([f"conf/strategy/{strategy}.yaml"], [], ["trainer"])["trainer"]) == strategy
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from transformer2.plan.job import KEYS, STRATEGIES, Job
+from transformer2.plan.job import KEYS, TRAINER_STRATEGIES, Job
 from transformer2.plan.memory import Memory, memory
 from transformer2.plan.seconds import Device, step_seconds
 from transformer2.plan.terms import Term
@@ -85,7 +85,7 @@ def _ladder(job: Job) -> Iterator[Job]:
     if not job.sharded:  # bitsandbytes packs what ZeRO-3 would shard
         yield from (job.with_(quantisation=KINDS[kind]) for kind in ("int8", "nf4"))
     if job.gpus * job.nodes > 1:
-        later = STRATEGIES[STRATEGIES.index(job.strategy) + 1 :]
+        later = TRAINER_STRATEGIES[TRAINER_STRATEGIES.index(job.strategy) + 1 :]
         yield from (job.with_(strategy=stage, form="delta") for stage in later if stage in ("zero3", "zero3_offload"))
 
 

@@ -12,10 +12,10 @@ from transformer2.plan.shape import ModelShape, model_shape
 from transformer2.quantisation import Quantisation, quantisation_of
 from transformer2.svf.format import peft_type
 
-__all__ = ["KEYS", "STRATEGIES", "Job", "Strategy", "job_of", "strategy_of"]
+__all__ = ["KEYS", "TRAINER_STRATEGIES", "Job", "Strategy", "job_of", "strategy_of"]
 
 Strategy = Literal["single", "ddp", "zero2", "zero3", "zero3_offload"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+TRAINER_STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 STAGES = {  # of DeepSpeed, where the config does not say, by the name of a strategy or of its class
     **{"ZeRO": 3, "DeepSpeedStrategy": 2, "deepspeed": 2, "deepspeed_stage_2": 2},
     **{"deepspeed_stage_3": 3, "deepspeed_stage_3_offload": 3},

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from transformer2.errors import ConfigError, nearest, shown
-from transformer2.study.choices import DISPATCHED, figure6, figure7
+from transformer2.study.choices import figure6, figure7
 from transformer2.study.curves import figure4, figure9, steps
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Run, Study
 from transformer2.study.spectra import drift, figure10, figure11
 from transformer2.study.tables import table1, table4, table7
-from transformer2.study.unseen import table2, table3, table5, table8, table10
+from transformer2.study.unseen import DISPATCHED, table2, table3, table5, table8, table10
 
 if TYPE_CHECKING:
     from transformer2.study.grid import Cell
@@ -64,7 +64,7 @@ BUILDERS: Mapping[str, Builder] = {
     "table9": Builder(table5, _one_result, f"{ONE}, with the label task"),
     "table10": Builder(table10, _one_result, f"{ONE}, with the label budget"),
     "figure4": Builder(figure4, _is("fit"), "a fit"),
-    "figure6": Builder(figure6, _is("all", *DISPATCHED), "an adapt by prompt, cls, scores or all"),
+    "figure6": Builder(figure6, _is("all", *DISPATCHED), f"an adapt by {', '.join(DISPATCHED)} or all"),
     "figure7": Builder(figure7, _is("all", "cem"), "an adapt by cem or all"),
     "figure9": Builder(figure9, lambda cell: _kind(cell) == "fit" and "lr" in cell.labels, "a fit with the label lr"),
     "figure10": Builder(figure10, _is("spectrum"), "a spectrum"),

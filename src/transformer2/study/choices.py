@@ -16,9 +16,7 @@ from transformer2.report.figures import bar_style, bare_figure
 from transformer2.study.cells import Report, alike, apart, display, expert_names, nothing, on_runs, seeds_cell
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Group, Study
-from transformer2.study.unseen import task_of
-
-DISPATCHED = ("prompt", "cls", "scores")
+from transformer2.study.unseen import DISPATCHED, task_of
 
 
 def figure6(study: Study) -> list[Table | Figure]:

@@ -48,7 +48,8 @@ from transformer2.study.tables import OTHER_MODELS
 
 ON_UNSEEN = "_unseen"
 ALL = "adapt"  # the name of runs of every strategy
-STRATEGIES = ("prompt", "cls", "scores", "cem")
+DISPATCHED = ("prompt", "cls", "scores")
+STRATEGIES = (*DISPATCHED, "cem")
 CONSTANT = "best constant z"
 HOW = {
     "ordered": "z of the first model, in order",
