@@ -32,6 +32,12 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with weights large enough that a scale of singular values changes what the model says."""
+    return make_llama(tmp_path_factory.mktemp("llama"), init=0.25)
+
+
+@pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
     """A small Llama that answers at random, and folders of experts for it."""
     folder = tmp_path_factory.mktemp("world")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import byte_tokenizer, make_llama
+from fakes import byte_tokenizer, ids, make_llama
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -92,10 +92,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Qwen2ForCausalLM(config).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
-
-
-def ids() -> torch.Tensor:
-    return torch.arange(5, 25).view(2, 10)
 
 
 def trained(folder: Path, adapter: dict[str, Any], out: Path, std: float = 0.1) -> tuple[Any, torch.Tensor]:

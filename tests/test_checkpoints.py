@@ -28,11 +28,6 @@ TINYLORA = {"peft_type": "TINYLORA", "target_modules": "all-linear", "r": 4, "u"
 CONTENT = {"state_dict": {"z": torch.arange(64.0)}, "loops": {"step": 3, "rate": 1e-3, "names": ["a", None]}}
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return make_llama(tmp_path_factory.mktemp("llama"), init=0.25)
-
-
 class Every(LastCheckpoint):
     """Keeps the bytes of every state."""
 

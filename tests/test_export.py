@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from fake_experts import make_experts
-from fakes import make_llama
+from fakes import ids
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from vision_bases import FAMILIES, drawn, inputs, make_vision
 
@@ -17,11 +17,6 @@ from transformer2.policy import build_policy, load_base, load_tokenizer
 SVF = {"target_modules": "all-linear"}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_llama(tmp_path_factory.mktemp("llama"), init=0.25)
-
-
 def randomized(policy):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -29,10 +24,6 @@ def randomized(policy):
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return policy
-
-
-def ids():
-    return torch.arange(5, 25).view(2, 10)
 
 
 @pytest.mark.parametrize(
@@ -46,15 +37,15 @@ def ids():
     ],
     ids=["svf", "factored", "renorm", "modules_to_save", "lora"],
 )
-def test_the_export_says_what_the_policy_says(folder, tmp_path, adapter):
-    policy = randomized(build_policy(load_base(str(folder)), adapter))
+def test_the_export_says_what_the_policy_says(llama, tmp_path, adapter):
+    policy = randomized(build_policy(load_base(str(llama)), adapter))
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     expected = policy(ids()).logits
-    out = export_merged(policy, load_tokenizer(str(folder)), tmp_path / "new" / "merged")
+    out = export_merged(policy, load_tokenizer(str(llama)), tmp_path / "new" / "merged")
     plain, notes = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not notes["missing_keys"] and not notes["unexpected_keys"]
     torch.testing.assert_close(plain(ids()).logits, expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(expected, AutoModelForCausalLM.from_pretrained(folder)(ids()).logits, atol=0.1)
+    assert not torch.allclose(expected, AutoModelForCausalLM.from_pretrained(llama)(ids()).logits, atol=0.1)
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template and tokenizer("say 1")["input_ids"]
     assert plain.generation_config.eos_token_id == [1, 4]
@@ -63,31 +54,31 @@ def test_the_export_says_what_the_policy_says(folder, tmp_path, adapter):
         assert torch.equal(parameter, before[name]) if exact else torch.allclose(parameter, before[name], atol=1e-5)
 
 
-def test_tied_weights_stay_tied_and_bf16_stays_bf16(folder, tmp_path):
+def test_tied_weights_stay_tied_and_bf16_stays_bf16(llama, tmp_path):
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     base = LlamaForCausalLM(LlamaConfig(vocab_size=300, tie_word_embeddings=True, **shape)).bfloat16()
     policy = randomized(build_policy(base.eval(), SVF))
-    out = export_merged(policy, load_tokenizer(str(folder)), tmp_path / "merged")
+    out = export_merged(policy, load_tokenizer(str(llama)), tmp_path / "merged")
     plain = AutoModelForCausalLM.from_pretrained(out)
     assert plain.dtype == torch.bfloat16 and plain.lm_head.weight is plain.model.embed_tokens.weight
     merged = policy.merge_and_unload().state_dict()
     assert all(torch.equal(value, merged[name]) for name, value in plain.state_dict().items())
 
 
-def test_a_folder_with_files_is_refused(folder, tmp_path):
+def test_a_folder_with_files_is_refused(llama, tmp_path):
     (tmp_path / "keep").write_text("x")
     with pytest.raises(UserError, match="empty"):
-        export_merged(build_policy(load_base(str(folder)), SVF), load_tokenizer(str(folder)), tmp_path)
+        export_merged(build_policy(load_base(str(llama)), SVF), load_tokenizer(str(llama)), tmp_path)
 
 
-def test_a_damaged_adapter_is_refused_and_nothing_is_written(folder, tmp_path):
-    policy = build_policy(load_base(str(folder)), SVF)
+def test_a_damaged_adapter_is_refused_and_nothing_is_written(llama, tmp_path):
+    policy = build_policy(load_base(str(llama)), SVF)
     before = {name: p.detach().clone() for name, p in policy.named_parameters() if ".svf_" not in name}
     with torch.no_grad():
         next(p for p in policy.parameters() if p.requires_grad)[0] = torch.nan
     with pytest.raises(UserError, match="non-finite"):
-        export_merged(policy, load_tokenizer(str(folder)), tmp_path / "merged")
+        export_merged(policy, load_tokenizer(str(llama)), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     assert all(torch.equal(p, before[n]) for n, p in policy.named_parameters() if n in before)
 

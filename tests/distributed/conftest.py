@@ -8,15 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fakes import make_llama
 from safetensors.torch import load_file
 
 SECONDS = 240  # then the whole process group is killed: a rank that waits for another ignores SIGTERM
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    return make_llama(tmp_path_factory.mktemp("llama"), init=0.25)
 
 
 class Runs:
@@ -93,8 +87,8 @@ class Runs:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory, base):
-    return Runs(tmp_path_factory.mktemp("runs"), base)
+def runs(tmp_path_factory, llama):
+    return Runs(tmp_path_factory.mktemp("runs"), llama)
 
 
 @pytest.fixture(scope="session")

@@ -36,9 +36,9 @@ def test_the_natural_gradient_is_that_of_one_process(runs, natural, name):
     runs.same(one, run)
 
 
-def test_the_expert_loads_on_one_device(runs, base, trained):
+def test_the_expert_loads_on_one_device(runs, llama, trained):
     folder = runs.folder / trained / "expert"
-    policy = build_policy(load_base(str(base), "float32"), {"target_modules": "all-linear"})
+    policy = build_policy(load_base(str(llama), "float32"), {"target_modules": "all-linear"})
     load_expert(policy, folder)
     loaded = {name: p for name, p in policy.named_parameters() if name.endswith("svf_z.default.delta")}
     saved = load_file(folder / "adapter_model.safetensors")

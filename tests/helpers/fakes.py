@@ -70,3 +70,14 @@ def make_llama(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def completion_ids(rollouts: Any) -> list[list[int]]:
+    """The tokens of every completion, without padding."""
+    counts = rollouts.completion_mask_BC.sum(-1).tolist()
+    return [row[:n] for row, n in zip(rollouts.completion_ids_BC.tolist(), counts, strict=True)]
+
+
+def ids() -> torch.Tensor:
+    """Two rows of ten tokens."""
+    return torch.arange(5, 25).view(2, 10)

@@ -1,5 +1,8 @@
 """One row of every task that reads a data set, in the schema of the Hub."""
 
+import json
+from pathlib import Path
+
 MBPP = {"code": "def f():\n    return 1", "test_list": ["assert f() == 1"]}
 ROWS = {  # task -> name of its file, a row of it
     "gsm8k": ("test", {"question": "How many?", "answer": "It is 1+2=3.\n#### 3"}),
@@ -30,3 +33,10 @@ SPLITS = {"mbpp_pro": "train"}  # whose split of one row is train
 def own_rows(count):
     """Rows as people write them for the task jsonl."""
     return [{"question": f"What is number {i} called?", "answer": f"name {i}"} for i in range(count)]
+
+
+def write_rows(folder: Path, name: str, *rows: object) -> str:
+    """A file of rows as JSON lines; gives back its folder, as a config names it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)

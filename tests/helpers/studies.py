@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformer2.study.output import Table, without_links
 from transformer2.study.results import FILE, Run, State, Study, Tuning, read_study, study_json
 
 
@@ -81,3 +82,9 @@ def make_study(
     folder.mkdir(parents=True)
     (folder / FILE).write_text(study_json(study))
     return read_study(folder)
+
+
+def table_rows(table: Table) -> list[dict[str, str]]:
+    """Column -> cell of every row, links as their text."""
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    return [dict(zip(table.columns, map(without_links, row), strict=True)) for row in table.rows]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fakes import make_llama
+from fakes import ids
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
@@ -14,16 +14,11 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_llama(tmp_path_factory.mktemp("llama"), init=0.25)
-
-
-@pytest.fixture(scope="module")
-def expert(folder, tmp_path_factory):
+def expert(llama, tmp_path_factory):
     """The expert folder of a real run of three steps."""
     run = tmp_path_factory.mktemp("runs") / "first_letter"
     command = [
-        *("fit", "--config", "conf/tiny.yaml", "--model.base", str(folder), "--data.task", "toy_task.FirstLetter"),
+        *("fit", "--config", "conf/tiny.yaml", "--model.base", str(llama), "--data.task", "toy_task.FirstLetter"),
         *("--optimizer", "AdamW", "--optimizer.lr", "0.1", "--data.batch_size", "32", "--data.validation_limit", "16"),
         *("--trainer.max_steps", "3", "--trainer.val_check_interval", "3", "--run_dir", str(run), "--quiet"),
     ]
@@ -31,17 +26,13 @@ def expert(folder, tmp_path_factory):
     return run / "expert"
 
 
-def ids():
-    return torch.arange(5, 25).view(2, 10)
-
-
 @pytest.fixture(scope="module")
-def policy(folder, expert):
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), expert).eval()
+def policy(llama, expert):
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), expert).eval()
 
 
-def test_load_adapter_reads_an_expert_as_peft_does(folder, expert, policy):
-    plain = AutoModelForCausalLM.from_pretrained(folder)
+def test_load_adapter_reads_an_expert_as_peft_does(llama, expert, policy):
+    plain = AutoModelForCausalLM.from_pretrained(llama)
     base = plain(ids()).logits
     plain.load_adapter(str(expert))
     expected = policy(ids()).logits
@@ -52,8 +43,8 @@ def test_load_adapter_reads_an_expert_as_peft_does(folder, expert, policy):
     assert torch.equal(plain(ids()).logits, expected)
 
 
-def test_two_experts_under_two_names(folder, expert, policy):
-    plain = AutoModelForCausalLM.from_pretrained(folder)
+def test_two_experts_under_two_names(llama, expert, policy):
+    plain = AutoModelForCausalLM.from_pretrained(llama)
     for name in ("one", "two"):
         plain.load_adapter(str(expert), adapter_name=name)
     plain.set_adapter("one")
@@ -66,20 +57,20 @@ def test_from_pretrained_on_the_expert_folder_finds_its_base(expert, policy):
     assert torch.equal(model(ids()).logits, policy(ids()).logits)
 
 
-def test_an_adapter_saved_by_transformers_is_an_expert(folder, expert, policy, tmp_path):
-    plain = AutoModelForCausalLM.from_pretrained(folder)
+def test_an_adapter_saved_by_transformers_is_an_expert(llama, expert, policy, tmp_path):
+    plain = AutoModelForCausalLM.from_pretrained(llama)
     plain.load_adapter(str(expert))
     plain.save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path)
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), tmp_path)
     assert torch.equal(again(ids()).logits, policy(ids()).logits)
 
 
-def test_a_pipeline_speaks_with_the_merged_export(folder, policy, tmp_path):
-    out = export_merged(policy, load_tokenizer(str(folder)), tmp_path / "merged")
+def test_a_pipeline_speaks_with_the_merged_export(llama, policy, tmp_path):
+    out = export_merged(policy, load_tokenizer(str(llama)), tmp_path / "merged")
     generate = pipeline("text-generation", model=str(out), tokenizer=str(out), device="cpu")
     messages = [{"role": "user", "content": "say 3"}]
     answer = generate(messages, max_new_tokens=12, do_sample=False, return_full_text=False)[0]["generated_text"]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(llama)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt")
     with torch.no_grad():

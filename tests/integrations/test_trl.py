@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fakes import make_llama
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -36,14 +35,8 @@ def trl():
     return pytest.importorskip("trl")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Weights large enough that a scale of singular values changes what the model says."""
-    return make_llama(tmp_path_factory.mktemp("llama"), init=0.25)
-
-
-def base(folder, **kwargs):
-    return AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+def base(llama, **kwargs):
+    return AutoModelForCausalLM.from_pretrained(llama, **kwargs)
 
 
 def grpo(model, tokenizer_folder, out, peft_config=None, reward=early_letter, prompts=None, **options):
@@ -88,11 +81,11 @@ def randomize(model, scale=0.3, adapter="default"):
 
 
 @pytest.fixture(scope="module")
-def trained(folder, tmp_path_factory):
+def trained(llama, tmp_path_factory):
     """A run of 30 steps, saved by the trainer."""
     out = tmp_path_factory.mktemp("grpo")
     config = transformer2.SVFConfig(**ALL)
-    trainer = grpo(base(folder), folder, out, config, max_steps=30, save_strategy="steps", save_steps=15)
+    trainer = grpo(base(llama), llama, out, config, max_steps=30, save_strategy="steps", save_steps=15)
     trainer.train()
     trainer.save_model(str(out / "expert"))
     return trainer, out
@@ -101,12 +94,12 @@ def trained(folder, tmp_path_factory):
 # ---------------------------------------------------------------- it learns, and what it saves is an expert
 
 
-def test_grpo_improves_the_reward_and_changes_z_alone(trained, folder):
+def test_grpo_improves_the_reward_and_changes_z_alone(trained, llama):
     trainer, _ = trained
     rewards = logged(trainer, "reward")
     # Seeds 0-5 went from 0.41-0.55 to at least 0.92.
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.25
-    before = dict(base(folder).named_parameters())
+    before = dict(base(llama).named_parameters())
     for name, parameter in trainer.model.get_base_model().named_parameters():
         if ".svf_" in name:
             assert parameter.requires_grad == (".delta" in name)
@@ -115,12 +108,12 @@ def test_grpo_improves_the_reward_and_changes_z_alone(trained, folder):
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_2_what_the_trainer_saves_loads_with_peft(trained, folder, low_cpu_mem_usage):
+def test_2_what_the_trainer_saves_loads_with_peft(trained, llama, low_cpu_mem_usage):
     trainer, out = trained
     expected = trainer.model(ids()).logits
-    loaded = PeftModel.from_pretrained(base(folder), out / "expert", low_cpu_mem_usage=low_cpu_mem_usage)
+    loaded = PeftModel.from_pretrained(base(llama), out / "expert", low_cpu_mem_usage=low_cpu_mem_usage)
     assert torch.equal(loaded(ids()).logits, expected)
-    assert not torch.allclose(base(folder)(ids()).logits, expected, atol=0.1)
+    assert not torch.allclose(base(llama)(ids()).logits, expected, atol=0.1)
     assert torch.equal(AutoPeftModelForCausalLM.from_pretrained(out / "expert")(ids()).logits, expected)
 
 
@@ -140,9 +133,9 @@ def test_5_the_expert_folder_holds_z_alone_and_is_read_as_an_expert(trained):
         assert "SVF" in (saved / "README.md").read_text()
 
 
-def test_a_run_goes_on_from_the_trainers_checkpoint(trained, folder, tmp_path):
+def test_a_run_resumes_from_the_trainers_checkpoint(trained, llama, tmp_path):
     _, out = trained
-    again = grpo(base(folder), folder, tmp_path, transformer2.SVFConfig(**ALL), max_steps=16)
+    again = grpo(base(llama), llama, tmp_path, transformer2.SVFConfig(**ALL), max_steps=16)
     seen = {}
 
     class Look(TrainerCallback):
@@ -170,19 +163,19 @@ def test_grpo_runs_on_the_embedded_model(tmp_path):
 # ---------------------------------------------------------------- 1: the reference
 
 
-def test_1_the_kl_of_a_fresh_adapter_starts_at_zero(folder, tmp_path):
-    trainer = grpo(base(folder), folder, tmp_path, transformer2.SVFConfig(**ALL), beta=0.1)
+def test_1_the_kl_of_a_fresh_adapter_starts_at_zero(llama, tmp_path):
+    trainer = grpo(base(llama), llama, tmp_path, transformer2.SVFConfig(**ALL), beta=0.1)
     trainer.train()
     kl = logged(trainer, "kl")
     assert kl[0] == 0.0 and kl[-1] > 1e-4
 
 
-def test_1_the_reference_of_a_trained_adapter_is_its_copy(folder, tmp_path, trl):
+def test_1_the_reference_of_a_trained_adapter_is_its_copy(llama, tmp_path, trl):
     """TRL copies by parameter name; a name it does not find silently leaves the copy at z = 1."""
-    policy = get_peft_model(base(folder), transformer2.SVFConfig(**ALL))
+    policy = get_peft_model(base(llama), transformer2.SVFConfig(**ALL))
     randomize(policy)
     at_start = policy(ids()).logits.detach()
-    trainer = grpo(policy, folder, tmp_path, beta=0.1)
+    trainer = grpo(policy, llama, tmp_path, beta=0.1)
     trainer.train()
     kl = logged(trainer, "kl")
     assert kl[0] == 0.0 and kl[-1] > 1e-4
@@ -190,21 +183,21 @@ def test_1_the_reference_of_a_trained_adapter_is_its_copy(folder, tmp_path, trl)
     with trl.trainer.grpo_trainer.use_adapter(policy, "ref"):
         assert torch.equal(policy(ids()).logits, at_start)
     with trl.trainer.grpo_trainer.use_adapter(policy, None):
-        assert torch.equal(policy(ids()).logits, base(folder)(ids()).logits)
+        assert torch.equal(policy(ids()).logits, base(llama)(ids()).logits)
     # The copy neither trains nor stays active, and the adapter saved at the top is the trained one.
     assert {n.split(".")[-2] for n, p in policy.named_parameters() if p.requires_grad} == {"default"}
     trainer.save_model(str(tmp_path / "expert"))
-    loaded = PeftModel.from_pretrained(base(folder), tmp_path / "expert")
+    loaded = PeftModel.from_pretrained(base(llama), tmp_path / "expert")
     assert torch.equal(loaded(ids()).logits, policy(ids()).logits)
 
 
 # ---------------------------------------------------------------- 3, 6: dtypes
 
 
-def test_3_a_bf16_base_under_trls_own_settings(folder, tmp_path):
+def test_3_a_bf16_base_under_trls_own_settings(llama, tmp_path):
     """bf16 and gradient checkpointing are what TRL runs with when nobody says otherwise."""
     trainer = grpo(
-        base(folder, dtype=torch.bfloat16), folder, tmp_path, transformer2.SVFConfig(**ALL), beta=0.1,
+        base(llama, dtype=torch.bfloat16), llama, tmp_path, transformer2.SVFConfig(**ALL), beta=0.1,
         bf16=True, activation_checkpointing=True,
     )  # fmt: skip
     trainer.train()
@@ -213,10 +206,10 @@ def test_3_a_bf16_base_under_trls_own_settings(folder, tmp_path):
     assert logged(trainer, "kl")[0] == 0.0
 
 
-def test_6_trainables_cast_to_bf16_as_on_a_quantised_base(folder, tmp_path):
-    model = base(folder)
+def test_6_trainables_cast_to_bf16_as_on_a_quantised_base(llama, tmp_path):
+    model = base(llama)
     model.is_loaded_in_8bit = True  # what TRL asks before it casts
-    trainer = grpo(model, folder, tmp_path, transformer2.SVFConfig(**ALL), learning_rate=1e-3)
+    trainer = grpo(model, llama, tmp_path, transformer2.SVFConfig(**ALL), learning_rate=1e-3)
     model.is_loaded_in_8bit = False
     z = [p for p in trainer.model.parameters() if p.requires_grad]
     assert all(p.dtype == torch.bfloat16 for p in z)
@@ -231,10 +224,10 @@ def test_6_trainables_cast_to_bf16_as_on_a_quantised_base(folder, tmp_path):
 # ---------------------------------------------------------------- 4, 5: the way to vLLM
 
 
-def test_4_and_5_weights_streamed_to_vllm_are_the_merged_model(folder, tmp_path):
+def test_4_and_5_weights_streamed_to_vllm_are_the_merged_model(llama, tmp_path):
     """TRL's own walk over the parameters, into a fresh model in place of vLLM."""
     generation = pytest.importorskip("trl.generation.vllm_generation")
-    policy = get_peft_model(base(folder), transformer2.SVFConfig(form="factored", **ALL))
+    policy = get_peft_model(base(llama), transformer2.SVFConfig(form="factored", **ALL))
     randomize(policy)
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     expected = policy(ids()).logits
@@ -244,7 +237,7 @@ def test_4_and_5_weights_streamed_to_vllm_are_the_merged_model(folder, tmp_path)
     sender._fix_param_name_to_vllm = generation.VLLMGeneration._fix_param_name_to_vllm.__get__(sender)
     for _ in range(2):  # TRL walks once for the metadata and once for the weights
         streamed = {n: p.clone() for n, p in generation.VLLMGeneration._iter_named_params(sender)}
-    engine = base(folder)
+    engine = base(llama)
     assert streamed.keys() == dict(engine.named_parameters()).keys()
     engine.load_state_dict(streamed, strict=False)
     torch.testing.assert_close(engine(ids()).logits, expected, rtol=1e-4, atol=1e-4)
@@ -257,19 +250,19 @@ def test_4_and_5_weights_streamed_to_vllm_are_the_merged_model(folder, tmp_path)
 @pytest.mark.parametrize(
     "targets", ["mlp", ["attention"], {"up_proj", "down_proj"}, r".*layers\.1\.self_attn\.q_proj"], ids=str
 )
-def test_7_every_way_to_name_modules_trains(folder, tmp_path, targets):
-    trainer = grpo(base(folder), folder, tmp_path, transformer2.SVFConfig(target_modules=targets), max_steps=1)
+def test_7_every_way_to_name_modules_trains(llama, tmp_path, targets):
+    trainer = grpo(base(llama), llama, tmp_path, transformer2.SVFConfig(target_modules=targets), max_steps=1)
     trainer.train()
     z = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert z and all(p.abs().max() > 0 for p in z.values())
     trainer.save_model(str(tmp_path / "expert"))
-    loaded = PeftModel.from_pretrained(base(folder), tmp_path / "expert")
+    loaded = PeftModel.from_pretrained(base(llama), tmp_path / "expert")
     assert torch.equal(loaded(ids()).logits, trainer.model(ids()).logits)
 
 
-def test_8_lm_head_is_refused_before_training(folder, tmp_path):
+def test_8_lm_head_is_refused_before_training(llama, tmp_path):
     with pytest.raises(UserError, match="lm_head"):
-        grpo(base(folder), folder, tmp_path, transformer2.SVFConfig(target_modules=["lm_head"]))
+        grpo(base(llama), llama, tmp_path, transformer2.SVFConfig(target_modules=["lm_head"]))
 
 
 def test_10_trls_command_line_knows_lora_only(trl):

@@ -2,7 +2,7 @@
 
 import lightning as L
 import pytest
-from fakes import grouped, make_llama
+from fakes import grouped
 from step_log import Metrics
 
 from transformer2.data import ExpertDataModule
@@ -11,14 +11,8 @@ from transformer2.module import SVFReinforceModule
 ALL = {"peft_type": "SVF", "target_modules": "all-linear"}
 
 
-@pytest.fixture(scope="module")
-def llama_folder(tmp_path_factory):
-    """Weights large enough that a scale of singular values changes what the model says."""
-    return make_llama(tmp_path_factory.mktemp("llama"), init=0.25)
-
-
 @pytest.fixture
-def make(llama_folder, tmp_path):
+def make(llama, tmp_path):
     def make(task="toy_task.FirstLetter", callbacks=(), max_steps=3, val_check_interval=100, **module):
         L.seed_everything(0, verbose=False)
         options = {"adapter": ALL, "lr": 0.05, "dtype": "float32", **module}
@@ -38,7 +32,7 @@ def make(llama_folder, tmp_path):
             callbacks=[Metrics(), *callbacks],
         )
         objective = options.get("objective", "reinforce")
-        data = ExpertDataModule(task, str(llama_folder), batch_size=32, seed=0, objective=objective)
-        return trainer, SVFReinforceModule(str(llama_folder), **grouped(**options)), data
+        data = ExpertDataModule(task, str(llama), batch_size=32, seed=0, objective=objective)
+        return trainer, SVFReinforceModule(str(llama), **grouped(**options)), data
 
     return make

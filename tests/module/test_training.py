@@ -52,11 +52,11 @@ def test_it_learns(make, options):
     assert sum(curve[-4:]) / 4 > sum(curve[:4]) / 4 + 0.15, curve
 
 
-def test_the_base_is_untouched_and_the_reference_exact(make, llama_folder):
+def test_the_base_is_untouched_and_the_reference_exact(make, llama):
     trainer, module, data = make(max_steps=3)
     trainer.fit(module, data)
     ids = torch.tensor([[5, 9, 30, 31]])
-    fresh = load_base(str(llama_folder), "float32")
+    fresh = load_base(str(llama), "float32")
     with torch.no_grad(), reference(module.policy):
         assert torch.equal(module.policy(ids).logits, fresh(ids).logits)
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_logprobs_are_those_of_the_whole_model(make):
     assert torch.allclose(mine_B, sum_by_row(whole_BC[sampled_BC], sampled_BC), atol=1e-4)
 
 
-def test_halves_give_the_whole(make, llama_folder):
+def test_halves_give_the_whole(make, llama):
     _, module, _ = make(max_steps=1)
     module.configure_model()
     ids = torch.tensor([[5, 6, 7, 8]])

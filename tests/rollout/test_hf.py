@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from fakes import byte_tokenizer
+from fakes import byte_tokenizer, completion_ids
 from peft import get_peft_model
 
 from transformer2 import SVFConfig, z_rows
@@ -45,20 +45,15 @@ def prompts(tokenizer):
     return collate(examples, [render(tokenizer, e) for e in examples], tokenizer.pad_token_id)
 
 
-def completions(rollouts):
-    counts = rollouts.completion_mask_BC.sum(-1).tolist()
-    return [ids[:n] for ids, n in zip(rollouts.completion_ids_BC.tolist(), counts, strict=True)]
-
-
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=40)
 
 
 def test_a_row_does_not_depend_on_its_batch(model, tokenizer, prompts):
-    whole = completions(HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=3))
-    split = completions(HFEngine(tokenizer, EOS, max_rows=3).generate(model, prompts, SAMPLING, seed=3))
+    whole = completion_ids(HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=3))
+    split = completion_ids(HFEngine(tokenizer, EOS, max_rows=3).generate(model, prompts, SAMPLING, seed=3))
     assert whole == split
     assert len({len(c) for c in whole}) > 3, "rows must finish at different times for this test to mean anything"
-    assert completions(HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=4)) != whole
+    assert completion_ids(HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=4)) != whole
 
 
 class SmallMemory:
@@ -77,17 +72,17 @@ class SmallMemory:
 
 
 def test_out_of_memory_halves_the_rows_and_draws_the_same(model, tokenizer, prompts):
-    whole = completions(HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=3))
+    whole = completion_ids(HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=3))
     engine, memory = HFEngine(tokenizer, EOS), SmallMemory(model, 4)
     try:
         with pytest.warns(UserWarning, match="continuing with 4 at a time"):
-            assert completions(engine.generate(model, prompts, SAMPLING, seed=3)) == whole
+            assert completion_ids(engine.generate(model, prompts, SAMPLING, seed=3)) == whole
         assert engine.max_rows == 4 and len(memory.refused) == 1
-        assert completions(engine.generate(model, prompts, SAMPLING, seed=3)) == whole
+        assert completion_ids(engine.generate(model, prompts, SAMPLING, seed=3)) == whole
         assert len(memory.refused) == 1, "the smaller number holds for the rest of the run"
         memory.rows = 1
         with pytest.warns(UserWarning, match="continuing with 1 at a time"):
-            assert completions(engine.generate(model, prompts, SAMPLING, seed=3)) == whole
+            assert completion_ids(engine.generate(model, prompts, SAMPLING, seed=3)) == whole
         assert engine.max_rows == 1
         memory.rows = 0
         with pytest.raises(UserError, match=r"model\.memory\.max_rollout_rows"):
@@ -108,12 +103,12 @@ def test_the_head_is_not_multiplied_row_by_row(model, tokenizer, prompts, dtype)
 
 
 def test_two_ranks_sample_what_one_process_does(model, tokenizer, prompts):
-    whole = completions(HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=3))
+    whole = completion_ids(HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=3))
     for rank in (0, 1):
         rows = range(rank, len(prompts), 2)
         ids = [prompts.input_ids_BP[b][prompts.attention_mask_BP[b] == 1].tolist() for b in rows]
         mine = collate([prompts.examples[b] for b in rows], ids, tokenizer.pad_token_id, rows)
-        assert completions(HFEngine(tokenizer, EOS).generate(model, mine, SAMPLING, seed=3)) == whole[rank::2]
+        assert completion_ids(HFEngine(tokenizer, EOS).generate(model, mine, SAMPLING, seed=3)) == whole[rank::2]
 
 
 @pytest.mark.parametrize("max_rows", [None, 2])
@@ -142,7 +137,7 @@ def test_ranks_in_lockstep_run_equally_many_forward_passes(model, tokenizer, pro
             return either
 
         engine = HFEngine(tokenizer, EOS, max_rows, any_rank if lockstep else None)
-        return completions(engine.generate(policy, mine, SAMPLING, seed=3))
+        return completion_ids(engine.generate(policy, mine, SAMPLING, seed=3))
 
     alone = [generate(rank, lockstep=False) for rank in (0, 1)]
     assert forwards[0] != forwards[1], "the work must be unequal for this test to mean anything"
@@ -155,7 +150,7 @@ def test_ranks_in_lockstep_run_equally_many_forward_passes(model, tokenizer, pro
 
 def test_masks_cover_exactly_what_was_sampled_eos_included(model, tokenizer, prompts):
     rollouts = HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=0)
-    for ids, finished in zip(completions(rollouts), rollouts.finished_B.tolist(), strict=True):
+    for ids, finished in zip(completion_ids(rollouts), rollouts.finished_B.tolist(), strict=True):
         assert (ids[-1] in EOS) == finished
         assert not set(ids[:-1]) & set(EOS)
         assert finished or len(ids) == SAMPLING.max_new_tokens
@@ -175,15 +170,15 @@ def test_every_row_keeps_its_own_z_while_rows_leave(model, tokenizer, prompts, m
     weights = torch.tensor([[0.0, 0.0], [1, 0], [0, 1], [0.5, 0.5], [0, 0], [0, 1], [1, 0], [1, 1]])
     engine, names = HFEngine(tokenizer, EOS, max_rows), ["default", "other"]
     with z_rows(policy, weights, names):
-        mixed = completions(engine.generate(policy, prompts, SAMPLING, seed=3))
-        twice = completions(engine.generate(policy, prompts.repeat(2), Sampling(0, max_new_tokens=20), seed=3))
+        mixed = completion_ids(engine.generate(policy, prompts, SAMPLING, seed=3))
+        twice = completion_ids(engine.generate(policy, prompts.repeat(2), Sampling(0, max_new_tokens=20), seed=3))
     assert len({len(c) for c in mixed}) > 3
     for row, expected in enumerate(mixed):
         with z_rows(policy, weights[row].expand(8, -1), names):
-            assert completions(engine.generate(policy, prompts, SAMPLING, seed=3))[row] == expected
+            assert completion_ids(engine.generate(policy, prompts, SAMPLING, seed=3))[row] == expected
     assert twice[::2] == twice[1::2]
     with z_rows(policy, weights, names):
-        greedy = completions(engine.generate(policy, prompts, Sampling(0, max_new_tokens=20), seed=0))
+        greedy = completion_ids(engine.generate(policy, prompts, Sampling(0, max_new_tokens=20), seed=0))
     assert greedy == twice[::2]
 
 
@@ -197,7 +192,7 @@ def test_greedy_equals_transformers_generate(model, tokenizer, prompts):
         eos_token_id=EOS,
         pad_token_id=tokenizer.pad_token_id,
     )[:, prompts.input_ids_BP.shape[1] :]
-    for ours, row in zip(completions(greedy), theirs.tolist(), strict=True):
+    for ours, row in zip(completion_ids(greedy), theirs.tolist(), strict=True):
         assert row[: len(ours)] == ours
 
 
@@ -245,8 +240,8 @@ def test_rows_trims_to_what_is_there(model, tokenizer, prompts):
     rollouts = HFEngine(tokenizer, EOS).generate(model, prompts, SAMPLING, seed=0)
     part = rollouts.rows([4, 0])
     assert part.examples == (rollouts.examples[4], rollouts.examples[0])
-    assert completions(part) == [completions(rollouts)[4], completions(rollouts)[0]]
-    assert part.completion_ids_BC.shape[1] == max(map(len, completions(part)))
+    assert completion_ids(part) == [completion_ids(rollouts)[4], completion_ids(rollouts)[0]]
+    assert part.completion_ids_BC.shape[1] == max(map(len, completion_ids(part)))
     assert part.prompt_mask_BP.any(0).all()
 
 

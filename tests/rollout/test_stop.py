@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from fakes import byte_tokenizer
+from fakes import byte_tokenizer, completion_ids
 
 from transformer2 import tasks
 from transformer2.data.prompts import collate, open_turn_end, render
@@ -23,11 +23,6 @@ SAMPLING = Sampling(1.0, max_new_tokens=24)
 def prompts():
     examples = [e for name in ("tiny_math", "tiny_code") for e in tasks.get(name).examples("validation")[:6]]
     return collate(examples, [render(TINY, e) for e in examples], 0)
-
-
-def sampled(rollouts):
-    counts = rollouts.completion_mask_BC.sum(-1).tolist()
-    return [ids[:n] for ids, n in zip(rollouts.completion_ids_BC.tolist(), counts, strict=True)]
 
 
 def cut(ids, stop):
@@ -52,26 +47,27 @@ def test_a_completion_ends_with_the_token_that_completes_a_stop_string(prompts, 
     model = load_base("tiny")
     whole = engine(TINY, [EOS]).generate(model, prompts, SAMPLING, seed=1)
     stopped = engine(TINY, [EOS], stop=stop).generate(model, prompts, SAMPLING, seed=1)
-    expected = [cut(ids, stop) for ids in sampled(whole)]
-    assert sampled(stopped) == [ids for ids, _ in expected]
+    expected = [cut(ids, stop) for ids in completion_ids(whole)]
+    assert completion_ids(stopped) == [ids for ids, _ in expected]
     assert list(stopped.completions) == [text for _, text in expected]
     ended = [
-        ids != before or done for (ids, _), before, done in zip(expected, sampled(whole), whole.finished_B, strict=True)
+        ids != before or done
+        for (ids, _), before, done in zip(expected, completion_ids(whole), whole.finished_B, strict=True)
     ]
     assert stopped.finished_B.tolist() == [bool(e) for e in ended]
     gone_BC = stopped.completion_mask_BC == 0
     assert stopped.completion_ids_BC[gone_BC].eq(TINY.pad_token_id).all() and stopped.logprobs_BC[gone_BC].eq(0).all()
     if stop != ["no such text"]:
-        assert sampled(stopped) != sampled(whole) or stop == ["7"]
+        assert completion_ids(stopped) != completion_ids(whole) or stop == ["7"]
 
 
 @pytest.mark.parametrize(("stop", "token"), [([15], 15), (["<|answer|>"], 4), (["<unk>", 20], 20)], ids=str)
 def test_ids_and_names_of_special_tokens_are_further_eos(prompts, stop, token):
     engine = HFEngine(TINY, [EOS], stop=stop)
     assert engine.stop == [] and {EOS, token} <= set(engine.eos_ids)
-    whole = sampled(HFEngine(TINY, [EOS]).generate(load_base("tiny"), prompts, SAMPLING, seed=1))
+    whole = completion_ids(HFEngine(TINY, [EOS]).generate(load_base("tiny"), prompts, SAMPLING, seed=1))
     stopped = engine.generate(load_base("tiny"), prompts, SAMPLING, seed=1)
-    assert sampled(stopped) == [ids[: ids.index(token) + 1] if token in ids else ids for ids in whole]
+    assert completion_ids(stopped) == [ids[: ids.index(token) + 1] if token in ids else ids for ids in whole]
 
 
 def test_the_default_engine_stops_drawing_at_a_stop_string(prompts):

@@ -5,20 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from studies import adapted, fitted, make_study, report
+from studies import adapted, fitted, make_study, report, table_rows
 
 from transformer2.study.builders import build
-from transformer2.study.output import Figure, Table, without_links
+from transformer2.study.output import Figure, Table
 
 
 def texts(drawn: Any) -> str:
     """Everything written in a figure."""
     return " ".join(t.get_text() for t in drawn.findobj(lambda a: hasattr(a, "get_text")))
-
-
-def rows(table: Table) -> list[dict[str, str]]:
-    assert all(len(row) == len(table.columns) for row in table.rows)
-    return [dict(zip(table.columns, map(without_links, row), strict=True)) for row in table.rows]
 
 
 SKILLED = {f"{m}-{s}": {"skill": s} for m in ("svf", "lora") for s in ("math", "code")}
@@ -43,7 +38,7 @@ def test_figure9_says_which_rates_collapse(tmp_path) -> None:
     runs = {"lora-0.03": [fitted(0.8, last=0.1), fitted(0.8, last=0.79)], "lora-0.001": [fitted(0.6), "missing"]}
     figure, table = build(make_study(tmp_path, "figure9", runs, labels))
     assert [axes.get_title() for axes in figure.draw().axes] == ["learning rate 0.001", "learning rate 0.03"]
-    low, high = rows(table)
+    low, high = table_rows(table)
     assert low["learning rate"] == "0.001" and low["collapsed"] == "0 of 1" and low["seeds"] == "0, 1 not run"
     assert high["fall, points"] == "35.5" and high["collapsed"] == "1 of 2" and high["last validation, %"] == "44.5"
 
@@ -63,7 +58,7 @@ def test_figure6_counts_what_is_no_expert_as_others(tmp_path) -> None:
     prompt, cls = figure.draw().axes
     assert (prompt.get_title(), cls.get_title()) == ("prompt", "cls")
     assert [t.get_text() for t in prompt.get_xticklabels()] == ["math", "code", "others"]
-    first = [row for row in rows(table) if row["strategy"] == "prompt"]
+    first = [row for row in table_rows(table) if row["strategy"] == "prompt"]
     # two seeds, and of each the requests once, whatever the number of tasks
     assert [[row[c] for c in ("math", "code", "others")] for row in first] == [
         ["16", "4", "0"],
@@ -87,7 +82,7 @@ def test_figure7_calls_experts_by_their_skill_and_shows_every_seed(tmp_path) -> 
     axes = figure.draw().axes[0]
     assert [t.get_text() for t in axes.figure.legends[0].get_texts()] == ["math", "code"]
     assert sorted(p.get_height() for p in axes.patches) == pytest.approx([0.1, 0.75, 0.85])
-    first, second = rows(table)
+    first, second = table_rows(table)
     assert (first["math"], first["code"]) == ("0.85", "0.10") and (second["math"], second["code"]) == ("0.75", "–")
 
 
@@ -111,7 +106,7 @@ def test_figures_10_and_11_show_each_base_once(tmp_path) -> None:
     first, second, table = build(make_study(tmp_path, "figure10", runs, {}))
     assert (first.name, second.name) == ("figure10_spectrum", "figure10_other")
     assert "share of the spectrum in the top r, %" in texts(first.draw()) and "tiny_b" in texts(second.draw())
-    assert [row["sum, top 16, %"] for row in rows(table)] == ["30.0", "30.0", "40.0", "40.0"]
+    assert [row["sum, top 16, %"] for row in table_rows(table)] == ["30.0", "30.0", "40.0", "40.0"]
     one, _ = build(make_study(tmp_path / "layers", "figure11", runs, {}))
     assert "decoder layer" in texts(one.draw()) and one.png()
 
@@ -121,7 +116,7 @@ def test_drift_has_a_line_an_expert_and_the_weights_beside_the_change(tmp_path) 
     figure, table = build(make_study(tmp_path, "drift", runs, {f"drift-{s}": {"skill": s} for s in ("math", "code")}))
     words = texts(figure.draw())
     assert "mean |z − 1|" in words and "change, math" in words and "the weights themselves" in words
-    assert rows(table)[0]["change, %, 1st tenth"] == "30.0" and rows(table)[0]["seeds"] == "0, 1"
+    assert table_rows(table)[0]["change, %, 1st tenth"] == "30.0" and table_rows(table)[0]["seeds"] == "0, 1"
 
 
 def test_table5_has_the_other_models_score_and_the_papers(tmp_path) -> None:
@@ -132,13 +127,13 @@ def test_table5_has_the_other_models_score_and_the_papers(tmp_path) -> None:
     }
     runs = {f"{how}-reasoning": of for how, of in kinds.items()}
     table = build(make_study(tmp_path, "table5", runs, {name: {"task": "reasoning"} for name in runs}))[0]
-    base, ordered, shuffled, cross = rows(table)
+    base, ordered, shuffled, cross = table_rows(table)
     assert base["accuracy, %"].startswith("40.0") and base["paper: Llama's z on Mistral"] == "71.76"
     assert ordered["accuracy, %"] == "47.5 ± 2.5" and ordered["paper: Llama's z on Mistral"] == "72.01"
     assert "shuffled" in shuffled["z"] and shuffled["on base, points [95 %]"].startswith("-9.5")
     assert cross["accuracy, %"] == "failed" and cross["seeds"] == "0 failed, 1 not run"
     other = build(make_study(tmp_path / "nine", "table9", runs, {name: {"task": "reasoning"} for name in runs}))[0]
-    assert rows(other)[1]["paper: Llama's z on Mistral"] == "–"
+    assert table_rows(other)[1]["paper: Llama's z on Mistral"] == "–"
 
 
 @pytest.mark.parametrize("name", ["figure4", "figure6", "figure7", "figure9", "figure10", "figure11", "drift"])

@@ -1,15 +1,10 @@
 import pytest
-from studies import adapted, fitted, make_study, report, score
+from studies import adapted, fitted, make_study, report, score, table_rows
 
 from transformer2.errors import ConfigError
 from transformer2.study.builders import BUILDERS, build
 from transformer2.study.output import Table, without_links
 from transformer2.study.results import Tuning
-
-
-def rows(table: Table) -> list[dict[str, str]]:
-    assert all(len(row) == len(table.columns) for row in table.rows)
-    return [dict(zip(table.columns, map(without_links, row), strict=True)) for row in table.rows]
 
 
 def first(outputs) -> Table:
@@ -24,7 +19,7 @@ def test_table1_has_numbers_of_seeds_and_the_papers_beside_them(tmp_path) -> Non
     svf = [fitted(a, trainable=672) for a in (0.7, 0.8, 0.9)]
     lora = [fitted(0.6, trainable=6144), "failed", "missing"]
     table = first(build(make_study(tmp_path, "table1", {"svf-math": svf, "lora-math": lora}, SKILL)))
-    base, ours, failed = rows(table)
+    base, ours, failed = table_rows(table)
     assert (
         base["seeds"] == "0, 1, 2"
         and base["skill"] == "math (GSM8K)"
@@ -44,7 +39,7 @@ def test_table1_has_numbers_of_seeds_and_the_papers_beside_them(tmp_path) -> Non
 @pytest.mark.parametrize(("state", "shown"), [("failed", "failed"), ("missing", "not run")])
 def test_a_run_without_a_report_keeps_its_row(tmp_path, state, shown) -> None:
     table = first(build(make_study(tmp_path, "table1", {"svf-math": [state], "dispatch": [report(0.9)]}, SKILL)))
-    base, ours = rows(table)
+    base, ours = table_rows(table)
     assert base["accuracy, %"] == ours["accuracy, %"] == shown and ours["trainable"] == "–"
     assert any(without_links(note) == "also run: dispatch (0)" for note in table.notes)
 
@@ -58,14 +53,14 @@ def test_answers_that_were_cut_off_are_told_of(tmp_path) -> None:
 def test_nothing_scored_is_no_zero(tmp_path) -> None:
     nothing = {"accuracy": None, "se": None, "n": 0}
     empty = {**fitted(0.5), "n": 0, "result": nothing, "base": nothing, "paired_p": None}
-    _, ours = rows(first(build(make_study(tmp_path, "table1", {"svf-math": [empty]}, SKILL))))
+    _, ours = table_rows(first(build(make_study(tmp_path, "table1", {"svf-math": [empty]}, SKILL))))
     assert ours["accuracy, %"] == "not scored" and ours["n"] == "–"
 
 
 def test_soft_scores_name_their_test(tmp_path) -> None:
     soft = fitted(0.55)
     soft["details"]["paired_test"] = "sign-flip permutation"
-    _, ours = rows(first(build(make_study(tmp_path, "table1", {"svf-math": [soft]}, SKILL))))
+    _, ours = table_rows(first(build(make_study(tmp_path, "table1", {"svf-math": [soft]}, SKILL))))
     assert ours["p"] == "0.01 (sign-flip permutation)"
 
 
@@ -74,7 +69,7 @@ def test_table4_reads_method_objective_and_modules(tmp_path) -> None:
     labels = {name: {"skill": "math"} for name in names}
     labels[names[2]] = {"modules": "attention", "skill": "math"}
     table = first(build(make_study(tmp_path, "table4", {name: [fitted(0.6)] for name in names}, labels)))
-    found = [(r["method"], r["objective"], r["modules"], table.rows[i][-1]) for i, r in enumerate(rows(table))]
+    found = [(r["method"], r["objective"], r["modules"], table.rows[i][-1]) for i, r in enumerate(table_rows(table))]
     assert found == [
         ("base", "", "", "75.89"),
         ("SVF", "policy gradient", "both", "79.23"),
@@ -88,7 +83,7 @@ def test_table4_reads_method_objective_and_modules(tmp_path) -> None:
 def test_table7_names_other_methods(tmp_path) -> None:
     runs = {f"{m}-code": [fitted(0.5)] for m in ("svf", "ia3", "dora", "tinylora")}
     table = first(build(make_study(tmp_path, "table7", runs, {name: {"skill": "code"} for name in runs})))
-    assert [row["method"] for row in rows(table)] == ["base", "SVF", "IA3", "DoRA", "TinyLoRA"]
+    assert [row["method"] for row in table_rows(table)] == ["base", "SVF", "IA3", "DoRA", "TinyLoRA"]
     assert {row[-1] for row in table.rows} == {"–"}  # the paper has GSM8K alone
 
 
@@ -110,7 +105,7 @@ def unseen(tmp_path, build_name, **more):
 
 def test_table2_has_strategies_controls_and_what_is_missing(tmp_path) -> None:
     table = unseen(tmp_path, "table2")
-    found = rows(table)
+    found = table_rows(table)
     math = {r["strategy"]: r for r in found if r["task"] == "math (MATH)"}
     assert [*math] == [
         *("base", "prompt", "cls", "scores", "few-shot (cem)", "scores, soft", "LoRA"),
@@ -126,7 +121,7 @@ def test_table2_has_strategies_controls_and_what_is_missing(tmp_path) -> None:
 
 
 def test_table3_has_both_passes_and_their_share(tmp_path) -> None:
-    math = {r["strategy"]: r for r in rows(unseen(tmp_path, "table3")) if r["task"] == "math (MATH)"}
+    math = {r["strategy"]: r for r in table_rows(unseen(tmp_path, "table3")) if r["task"] == "math (MATH)"}
     assert [*math] == ["prompt", "cls", "scores", "few-shot (cem)"]  # the others have one pass
     prompt = math["prompt"]
     assert (prompt["first pass, s"], prompt["second pass, s"], prompt["first / second"]) == ("3.00", "1.00", "300 %")
@@ -138,12 +133,12 @@ def test_table8_orders_shots_and_table10_shows_evaluations(tmp_path) -> None:
     runs = {"cem-10": [searched], "cem-3": [searched], "ia3_100-3": [fitted(0.5)]}
     labels = {name: {"shots": name.rpartition("-")[2]} for name in runs}
     table = first(build(make_study(tmp_path / "8", "table8", runs, labels)))
-    assert [(r["shots"], r["method"], table.rows[i][-1]) for i, r in enumerate(rows(table))] == [
+    assert [(r["shots"], r["method"], table.rows[i][-1]) for i, r in enumerate(table_rows(table))] == [
         ("3", "few-shot (cem)", "82.18"), ("3", "IA3, 100 steps", "81.83"), ("10", "few-shot (cem)", "82.61")
     ]  # fmt: skip
     runs = {"cem-light": [searched], "cem-3_shots": ["failed"]}
     labels = {name: {"budget": name.partition("-")[2]} for name in runs}
-    light, failed = rows(first(build(make_study(tmp_path / "10", "table10", runs, labels))))
+    light, failed = table_rows(first(build(make_study(tmp_path / "10", "table10", runs, labels))))
     assert (light["mixtures tried"], light["shots"], light["search, s"]) == ("128", "3", "30")
     assert failed["accuracy, %"] == "failed" and failed["mixtures tried"] == "–"
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from rows import write_rows
 
 from transformer2 import tasks
 from transformer2.errors import DataError
@@ -124,14 +124,11 @@ def test_rows_become_lettered_questions(name: str, split: str, real_data: Path) 
         assert all(f"\n({o}) {t}" in user["content"] for o, t in example.fields["options"].items())
 
 
-def write(folder: Path, *rows: object) -> str:
-    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(folder)
-
-
 def test_numbered_and_five_options(tmp_path: Path) -> None:
     five = {"text": list("vwxyz"), "label": list("12345")}
-    (example,) = CHALLENGE.examples("test", write(tmp_path, {**ROW, "choices": five, "answerKey": "5"}))
+    (example,) = CHALLENGE.examples(
+        "test", write_rows(tmp_path, "test.jsonl", {**ROW, "choices": five, "answerKey": "5"})
+    )
     assert example.answer == "E" and dict(example.fields["keys"])["5"] == "E"
     assert [CHALLENGE.verify(example, t).correct for t in ("The answer is (E)", "5", "z", "(F)", "6")] == [
         1,
@@ -160,7 +157,7 @@ def test_numbered_and_five_options(tmp_path: Path) -> None:
 )
 def test_odd_rows_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
     with pytest.raises(DataError) as e:
-        EASY.examples("test", write(tmp_path, ROW, {**ROW, **change}))
+        EASY.examples("test", write_rows(tmp_path, "test.jsonl", ROW, {**ROW, **change}))
     assert message in str(e.value) and "\n" not in str(e.value)
 
 

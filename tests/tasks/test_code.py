@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from rows import write_rows
 
 from transformer2 import tasks
 from transformer2.errors import DataError
@@ -140,12 +140,6 @@ MBPP_PLUS_ROW = {
 MBPP_ROW = {"task_id": 11, "text": "Square.", "code": "def f(x):\n    return x * x", "test_list": ["assert f(2) == 4"]}
 
 
-def write(folder: Path, name: str, *rows: object) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(folder)
-
-
 def verdict(task: tasks.Task, example: Example, code: str) -> tuple[bool, str]:
     v = task.verify(example, BLOCK.format(code))
     return v.correct, v.reason
@@ -154,7 +148,7 @@ def verdict(task: tasks.Task, example: Example, code: str) -> tuple[bool, str]:
 def test_helpers_of_the_prompt_and_a_bare_function(tmp_path: Path) -> None:
     for name in ("humaneval", "humanevalplus"):
         task = tasks.get(name)
-        (example,) = task.examples("test", write(tmp_path / name, "test.jsonl", HUMANEVAL_ROW))
+        (example,) = task.examples("test", write_rows(tmp_path / name, "test.jsonl", HUMANEVAL_ROW))
         assert "Half of the root" in example.messages[-1]["content"] and example.id == f"{name}/test/0"
         assert verdict(task, example, solution(example)) == (True, "1 of 1 tests")
         assert verdict(task, example, "def f(x):\n    return half(math.sqrt(x))\n")[0]
@@ -166,7 +160,7 @@ def test_helpers_of_the_prompt_and_a_bare_function(tmp_path: Path) -> None:
 
 def test_mbpp_pro_reads_the_rows_of_mbpp_plus(tmp_path: Path) -> None:
     rows = [{**MBPP_PLUS_ROW, "task_id": n} for n in range(2, 602)]
-    data = write(tmp_path / "mbpp_pro", "test.jsonl", *rows)
+    data = write_rows(tmp_path / "mbpp_pro", "test.jsonl", *rows)
     task = tasks.get("mbpp_pro")
     splits = {s: task.examples(s, data) for s in task.splits}
     ids = {s: {e.id.rpartition("/")[2] for e in examples} for s, examples in splits.items()}
@@ -216,7 +210,7 @@ def test_mbpp_keeps_the_data_sets_splits(real_data: Path) -> None:
     ],
 )
 def test_odd_rows_are_named(tmp_path: Path, name: str, file: str, row: object, message: str) -> None:
-    data = write(tmp_path / name, f"{file}.jsonl", row)
+    data = write_rows(tmp_path / name, f"{file}.jsonl", row)
     with pytest.raises(DataError) as e:
         tasks.get(name).examples("test", data)
     assert message in str(e.value) and "\n" not in str(e.value)

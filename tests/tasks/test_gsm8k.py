@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from rows import write_rows
 
 from transformer2 import tasks
 from transformer2.errors import DataError
@@ -20,12 +21,6 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_rows = pytest.mark.skipif(not (DATA / "gsm8k").is_dir(), reason=f"no real rows at {DATA}/gsm8k")
 GSM8K = tasks.get("gsm8k")
 ROW = {"question": "How many?", "answer": "It is 1+2=<<1+2=3>>3.\n#### 3"}
-
-
-def write(folder: Path, name: str, *rows: object) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
 
 
 def real(split: str) -> dict[str, tuple[Example, str]]:
@@ -100,7 +95,7 @@ def test_validation_is_carved_out_of_train() -> None:
 
 
 def test_rows_are_found_in_the_folder_its_parent_and_every_format(tmp_path: Path) -> None:
-    write(tmp_path / "a" / "gsm8k", "test.jsonl", ROW)
+    write_rows(tmp_path / "a" / "gsm8k", "test.jsonl", ROW)
     packed = tmp_path / "b"
     packed.mkdir()
     with gzip.open(packed / "test.jsonl.gz", "wt") as f:
@@ -122,7 +117,7 @@ def test_rows_are_found_in_the_folder_its_parent_and_every_format(tmp_path: Path
     ],
 )
 def test_odd_rows_are_named(tmp_path: Path, row: object, message: str) -> None:
-    write(tmp_path, "test.jsonl", ROW, row)
+    write_rows(tmp_path, "test.jsonl", ROW, row)
     with pytest.raises(DataError) as e:
         GSM8K.examples("test", str(tmp_path))
     assert message in str(e.value) and "\n" not in str(e.value)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import types
 from collections import Counter
 
 import pytest
+from rows import write_rows
 
 from transformer2 import tasks
 from transformer2.errors import DataError
@@ -142,16 +142,10 @@ def test_every_altered_gold_is_refused(real, step):
     }
 
 
-def write(folder, name, *rows):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(folder)
-
-
 def test_splits_and_prompts(tmp_path):
     rows = [{**ROW, "problem": f"How many of {i}?"} for i in range(300)]
-    folder = write(tmp_path, "train.jsonl", *rows)
-    write(tmp_path, "test.jsonl", ROW)
+    folder = write_rows(tmp_path, "train.jsonl", *rows)
+    write_rows(tmp_path, "test.jsonl", ROW)
     splits = {s: TASK.examples(s, folder) for s in TASK.splits}
     sizes = {s: len(e) for s, e in splits.items()}
     assert sizes["test"] == 1 and sizes["train"] + sizes["validation"] == 300 and 10 <= sizes["validation"] <= 30
@@ -166,13 +160,13 @@ def test_splits_and_prompts(tmp_path):
 def test_answers_boxed_one_by_one_are_all_wanted(tmp_path):
     wanted = "Find all x. Enter all the solutions, separated by commas."
     solution = r"So $x = \boxed{1}$ and then $x = \boxed{2}$."
-    folder = write(
+    folder = write_rows(
         tmp_path, "test.jsonl", {**ROW, "solution": solution}, {**ROW, "problem": wanted, "solution": solution}
     )
     last, listed = TASK.examples("test", folder)
     assert (last.answer, listed.answer) == ("2", "1, 2")
     (row,) = TASK.examples(
-        "test", write(tmp_path, "test.jsonl", {**ROW, "problem": wanted, "solution": r"\boxed{70,110}"})
+        "test", write_rows(tmp_path, "test.jsonl", {**ROW, "problem": wanted, "solution": r"\boxed{70,110}"})
     )
     assert TASK.verify(row, r"\boxed{110, 70}").correct and not TASK.verify(row, r"\boxed{70110}").correct
 
@@ -189,14 +183,14 @@ def test_answers_boxed_one_by_one_are_all_wanted(tmp_path):
 )
 def test_odd_rows_are_named(tmp_path, row, message):
     with pytest.raises(DataError) as e:
-        TASK.examples("test", write(tmp_path, "test.jsonl", row))
+        TASK.examples("test", write_rows(tmp_path, "test.jsonl", row))
     assert message in str(e.value) and "\n" not in str(e.value)
 
 
 def test_sources_are_named(tmp_path):
     with pytest.raises(DataError, match="no split 'dev'"):
         TASK.examples("dev", str(tmp_path))
-    write(tmp_path, "test.jsonl", ROW)
+    write_rows(tmp_path, "test.jsonl", ROW)
     with pytest.raises(DataError, match=r"no math/train\.jsonl.*copy of DigitalLearningGmbH/MATH-lighteval"):
         TASK.examples("train", str(tmp_path))
 
