@@ -125,7 +125,7 @@ def test_every_state_resumes_to_the_uncut_run(start, tmp_path, run):
             assert again.current_epoch == uncut.current_epoch, at
 
 
-def test_the_last_state_goes_on_in_a_longer_run(start, tmp_path):
+def test_the_last_state_resumes_in_a_longer_run(start, tmp_path):
     uncut, module, data, (curve, *_) = start(max_steps=9, lr_schedule="constant")
     uncut.fit(module, data)
     expected = [p.detach().clone() for p in module.trained()]

@@ -150,7 +150,7 @@ def test_a_fixed_mixture_answers_every_prompt():
     assert model.generate(questions()[5], **BUDGET)[0].choice.weights == {"math": 0.5}
 
 
-def test_a_chat_goes_on(model):
+def test_a_chat_continues(model):
     chat = [
         {"role": "user", "content": questions()[0]},
         {"role": "assistant", "content": "14"},

@@ -111,7 +111,7 @@ def test_an_interrupted_search_resumes_to_the_same_result(run, adapt, tmp_path, 
     assert read_expert(folder / "expert").sha256 == read_expert(run / "expert").sha256
 
 
-def test_a_search_does_not_go_on_with_experts_that_were_trained_anew(world, adapt, tmp_path, monkeypatch):
+def test_a_search_does_not_resume_with_experts_that_were_retrained(world, adapt, tmp_path, monkeypatch):
     experts = [str(shutil.copytree(folder, tmp_path / Path(folder).name)) for folder in world[1]]
     given = ["--adapt.experts", json.dumps(experts)]
 
@@ -141,7 +141,7 @@ def test_a_search_does_not_go_on_with_experts_that_were_trained_anew(world, adap
         ("search.json", '"trace"', "", "cannot be read; it begins again"),
     ],
 )
-def test_what_a_resumed_run_cannot_go_on_with_is_made_again(run, tmp_path, file, old, new, said):
+def test_what_a_resumed_run_cannot_use_is_made_again(run, tmp_path, file, old, new, said):
     cut = shutil.copytree(run, tmp_path / "cut")
     content = (cut / file).read_text()
     assert old in content

@@ -162,7 +162,7 @@ def test_another_number_of_generations_is_that_of_an_uncut_run(finished, adapt, 
     ],
     ids=str,
 )
-def test_a_search_does_not_go_on_under_what_would_decide_it_otherwise(cut, edit):
+def test_a_search_does_not_resume_under_what_would_decide_it_otherwise(cut, edit):
     config = yaml.safe_load((cut / "config.yaml").read_text())
     for section, values in edit.items():
         config[section] |= values

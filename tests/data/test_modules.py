@@ -54,7 +54,7 @@ def drawn(batches):
     return [e.id for batch in batches for e in batch.examples]
 
 
-def test_epochs_shuffle_anew_and_repeat_with_the_seed():
+def test_epochs_shuffle_again_and_repeat_with_the_seed():
     a, b = loader(), loader()
     first, second = drawn(a), drawn(a)
     assert len(first) == 9 == len(set(first))
@@ -63,7 +63,7 @@ def test_epochs_shuffle_anew_and_repeat_with_the_seed():
     assert drawn(loader(seed=1)) != first
 
 
-def test_a_loader_goes_on_where_it_was():
+def test_a_loader_resumes_where_it_was():
     uncut = loader()
     expected = drawn(uncut) + drawn(uncut)
     cut = loader()

@@ -98,7 +98,7 @@ def test_a_resumed_run_equals_the_uncut_one(fit, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(expected.trained(), module.trained(), strict=True))
 
 
-def test_a_run_does_not_go_on_under_another_objective(fit, make, tmp_path):
+def test_a_run_does_not_resume_under_another_objective(fit, make, tmp_path):
     """Its report would name the second alone."""
     first, _, _ = fit(max_steps=1)
     first.save_checkpoint(tmp_path / "cut.ckpt")

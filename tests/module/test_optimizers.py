@@ -145,7 +145,7 @@ def test_python_gives_callables_and_groups():
 
 
 @pytest.mark.parametrize("schedule", [WarmupCosine, Warmup, partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9)])
-def test_a_run_at_another_rate_goes_on_as_if_it_had_been_its_own(schedule):
+def test_a_run_at_another_rate_continues_as_if_it_had_been_its_own(schedule):
     def after(lr, steps):
         parameter = torch.nn.Parameter(torch.ones(1))
         optimizer, scheduler = build(partial(torch.optim.AdamW, lr=lr), schedule, [parameter], 10)

@@ -62,7 +62,7 @@ def test_states_and_gradients_are_those_of_each_row_alone(policy, begins, reques
 
 @torch.no_grad()
 @pytest.mark.parametrize("policy", FAMILIES, indirect=True)
-def test_a_prefill_of_shared_prompts_goes_on_like_one_of_rows(policy):
+def test_a_prefill_of_shared_prompts_continues_like_one_of_rows(policy):
     ids, mask = prompts()
     found = []
     for share in (True, False):

@@ -138,7 +138,7 @@ def test_log_probabilities_are_the_models_own(client):
         assert not same or same[0] == pytest.approx(token.logprob, abs=1e-4)
 
 
-def test_a_completion_goes_on_from_raw_text(client, served):
+def test_a_completion_continues_raw_text(client, served):
     tokenizer = served.model.tokenizer
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTIONS[0]}], tokenize=False, add_generation_prompt=True

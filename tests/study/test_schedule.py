@@ -93,7 +93,7 @@ def test_a_failed_run_stops_nothing_but_what_needs_it(run, capsys):
     assert len(calls()) == 4  # it is tried again, as whatever was wrong may have been put right
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint(run):
+def test_a_killed_run_resumes_from_its_checkpoint(run):
     killed = {"k": of_task("mbpp")}
     assert run(killed) == 1
     assert run(killed) == 0
@@ -279,7 +279,7 @@ NESTED = {"command": "adapt", "set": {"data.task": "math", "adapt": {"experts": 
 
 
 @pytest.mark.parametrize("scored", [SCORED, ADAPT, NESTED])
-def test_what_was_made_from_an_expert_is_made_again_when_that_was_trained_anew(run, capsys, scored):
+def test_what_was_made_from_an_expert_is_made_again_when_that_was_retrained(run, capsys, scored):
     runs = {"svf": FIT, "scored": scored}
     for _ in range(2):
         assert run(runs) == 0
@@ -299,14 +299,14 @@ def test_what_was_made_from_an_expert_is_made_again_when_that_was_trained_anew(r
 MIXED = {"svf": FIT, "all": ADAPT, "scored": {"command": "test", "expert": "@all/cem/expert"}}
 
 
-def train_anew():
+def retrain():
     (fit,) = Path("runs/studies/runs").glob("fit-*/")
     shutil.rmtree(fit)
 
 
 def test_what_was_made_from_a_mixture_is_made_again_too(run):
     assert run(MIXED) == 0
-    train_anew()
+    retrain()
     assert run(MIXED) == 0
     assert [words[0] for words in calls()] == ["fit", "adapt", "test"] * 2
     assert run(MIXED) == 0 and len(calls()) == 6
@@ -338,7 +338,7 @@ def test_what_is_used_of_a_run_besides_its_expert_makes_nothing_stale(run):
 @pytest.mark.parametrize("broken", ["adapt", "test"])
 def test_a_run_that_cannot_be_made_again_is_failed_and_its_old_result_is_kept(run, broken):
     assert run(MIXED) == 0
-    train_anew()
+    retrain()
     Path("runs/studies/broken").write_text(broken)
     assert run(MIXED) == 1
     assert states()[("scored", 0)] == "failed"

@@ -64,7 +64,7 @@ def test_dtype_layers_and_attention_select_other_entries(llama: Path, tmp_path: 
     }
 
 
-def test_an_interrupted_run_goes_on_where_it_was(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_resumes_where_it_was(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = module.LocalCheckpoint.matrix, []
 
     def matrix(self: Any, module: str) -> torch.Tensor:
