@@ -170,7 +170,7 @@ def vllm(session: nox.Session) -> None:
         # Built for other torches; vLLM does without them.
         unwanted = ("torchvision", "torchaudio", "torchcodec")
         session.run(python, "-m", "pip", "uninstall", "-q", "-y", *unwanted, external=True)
-        # Its models that take pictures import torchvision; without a build for this torch, +cpu, their tests are skipped.
+        # Its models that take pictures import torchvision; without a +cpu build of this torch, their tests skip.
         # PyPI's, which is for CUDA and which an index of the user's own may offer as well, stops vLLM altogether.
         vision = ("torchvision==0.28.0+cpu", "--no-deps", "--index-url", "https://download.pytorch.org/whl/cpu")
         session.run(python, "-m", "pip", "install", "-q", *vision, external=True, success_codes=[0, 1])
