@@ -13,6 +13,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
+from importlib import import_module
 from numbers import Integral, Real
 from os import PathLike
 from types import NoneType, UnionType
@@ -36,6 +37,7 @@ __all__ = [
     "check_samples",
     "expected",
     "fits",
+    "is_natural",
     "written",
 ]
 
@@ -55,6 +57,7 @@ OPTIMIZER_RANGES: Mapping[str, Any] = {
     "weight_decay": Annotated[float, ">= 0", "<= 100"],
     "damping": Annotated[float, ">= 0.001", "<= 1000"],  # of NaturalGradient
 }
+NATURAL = "transformer2.module.natural.NaturalGradient"
 
 LARGEST = 2**53  # integers beyond are no counts, and no doubles
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -143,6 +146,18 @@ def check_objective(objective: str, sampling: Mapping[str, Any], loss: Mapping[s
             )
 
 
+def is_natural(path: Any) -> bool:
+    """Whether a class path is that of NaturalGradient or a subclass; a third party's class is imported to tell."""
+    if path == NATURAL or not isinstance(path, str) or path.startswith("torch."):
+        return path == NATURAL
+    module, _, name = path.rpartition(".")
+    try:
+        kinds = getattr(import_module(module), name).__mro__
+    except Exception:  # whatever a user's module may raise: it is said when the optimizer is built
+        return False
+    return any(f"{kind.__module__}.{kind.__qualname__}" == NATURAL for kind in kinds)
+
+
 def check_natural(
     optimizer: str,
     lr: Any,
@@ -154,7 +169,7 @@ def check_natural(
     """Refuse NaturalGradient where a row has no z of its own to differentiate by, and at another optimizer's rate.
 
     Args:
-        optimizer: Name of the class, or its path.
+        optimizer: Name of the class (it, or a subclass), or its path.
         lr: Its learning rate.
         adapter: What is trained, as in a config.
         recomputes: Whether activations are checkpointed.
@@ -162,8 +177,6 @@ def check_natural(
         max_grad_norm: Clips the gradient before it is divided: the step would shrink with it, and nothing be bounded.
     """
     name, kind = optimizer.rpartition(".")[2], str(adapter.get("peft_type", "SVF")).upper()
-    if name != "NaturalGradient":
-        return
     beside_z = adapter.get("parametrization", "direct") != "direct" or adapter.get("modules_to_save")
     refused = {
         f"takes an lr of 0.05 to 10 (1 is a whole step), not {written(lr)}": isinstance(lr, int | float) and lr < 0.05,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from transformer2.cli.check import ADAPT_KEYS, KEYS
+from transformer2.cli.check import ADAPT_KEYS, KEYS, check
 from transformer2.cli.compose import PACKAGED, compose
 from transformer2.cli.experiment import Experiment
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule
@@ -53,3 +53,21 @@ def test_the_issue_s_configs_are_there() -> None:
         "qwen3b_gsm8k.yaml",
         "qwen7b_gsm8k.yaml",
     }
+
+
+@pytest.mark.parametrize(
+    ("own", "taken"),
+    [
+        ("own_classes.ModelCheckpoint", None),
+        ("own_classes.Monitoring", None),
+        ("own_classes.BestExpert", "ExpertCheckpoint"),
+        ("TQDMProgressBar", "TrainingBar"),
+    ],
+)
+def test_ours_make_room_for_a_class_not_for_a_name(own: str, taken: str | None, tmp_path: Path) -> None:
+    config = compose(["conf/tiny_math.yaml"], [("trainer.callbacks", f"[{{class_path: {own}}}]")], KEYS)
+    check(config, "fit")
+    mine, *ours = Experiment(config, tmp_path).trainer.callbacks  # type: ignore[attr-defined]
+    assert type(mine).__name__ == own.rpartition(".")[2]
+    names = {"ExpertCheckpoint", "Monitoring", "PeerWatchdog", "LastCheckpoint", "TrainingBar"}
+    assert {type(c).__name__ for c in ours} == names - {taken}

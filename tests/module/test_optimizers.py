@@ -70,6 +70,24 @@ def test_every_spelling(words, kind, lr, schedule, tmp_path):
         assert optimizer.defaults["momentum"] == 0.9  # and the config's lr is kept, as jsonargparse does
 
 
+@pytest.mark.parametrize(
+    ("name", "damping"), [("NaturalGradient", None), ("NotNaturalGradient", None), ("DampedNatural", 0.5)]
+)
+def test_what_is_a_natural_gradient_is_a_matter_of_class_not_of_name(name, damping, tmp_path, capsys):
+    words = [*TINY, "--optimizer", f"own_classes.{name}", "--optimizer.lr", "1.0"]
+    flags = parse_flags(words, (), (), KEYS)
+    config = compose(flags.configs, flags.overrides, KEYS)
+    check(config, "fit")
+    module = Experiment(config, tmp_path, quiet=True).module
+    assert module.damping == damping and module.rate["model.optimizer"] == f"own_classes.{name}"
+    code = main(["fit", *words, "--model.max_grad_norm", "1e-3", "--print_config"])
+    refused = "of DampedNatural, which damping bounds" in capsys.readouterr().err
+    assert refused is (code == 2) is (damping is not None)
+    flags = parse_flags([*words, "--optimizer", "AdamW"], (), (), KEYS)
+    below = compose(flags.configs, flags.overrides, KEYS)["model"]["optimizer"]["init_args"]
+    assert ("lr" in below) == (damping is None)  # a share of a step is no length
+
+
 def test_a_scheduler_of_the_users_own_may_have_no_warm_up(tmp_path, monkeypatch):
     (tmp_path / "no_warm_up.py").write_text(
         "import torch\n\n\nclass Flat(torch.optim.lr_scheduler.LambdaLR):\n"

@@ -113,8 +113,11 @@ def test_the_first_change_that_fits_comes_in_order() -> None:
 
 def test_advice_is_none_that_the_optimizer_refuses() -> None:
     """NaturalGradient takes the rows' own gradients, which recomputed activations do not give."""
-    asked = job(max_rollout_rows=16, micro_batch_tokens=768, optimizer={"class_path": "a.b.NaturalGradient"})
+    natural = {"class_path": "transformer2.module.natural.NaturalGradient"}
+    asked = job(max_rollout_rows=16, micro_batch_tokens=768, optimizer=natural)
     assert asked.row_gradients and not job().row_gradients
+    for name, row_gradients in {"DampedNatural": True, "NaturalGradient": False, "NotNaturalGradient": False}.items():
+        assert job(optimizer={"class_path": f"own_classes.{name}"}).row_gradients is row_gradients
     advised = advise(asked, 24e9)
     assert advised is not None and not advised.checkpointing and memory(advised).peak <= 24e9
 

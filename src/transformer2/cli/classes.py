@@ -25,35 +25,40 @@ def check_classes(trainer: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: A class that is not there or of another kind, or an argument that it does not take.
     """
-    for key, (kind, home) in KINDS.items():
+    for key in KINDS:
         given = trainer.get(key)
         for entry in given if isinstance(given, list) else [given]:
             path = entry.get("class_path") if isinstance(entry, dict) else entry
             if isinstance(path, str):
-                _check(f"trainer.{key}", path, (isinstance(entry, dict) and entry.get("init_args")) or {}, kind, home)
+                _check(key, path, (isinstance(entry, dict) and entry.get("init_args")) or {})
 
 
-def _check(key: str, path: str, given: Mapping[str, Any], kind: type, home: Any) -> None:
+def class_of(entry: Any, key: str = "callbacks") -> Any:
+    """The class, or the function that makes one, of an entry of a checked config: a path, or a `class_path`."""
+    path, (kind, home) = entry["class_path"] if isinstance(entry, Mapping) else entry, KINDS[key]
     module, _, name = path.rpartition(".")
+    if module or hasattr(home, name):
+        return getattr(importlib.import_module(module) if module else home, name)
+    return {c.__name__: c for c in _subclasses(kind)}[name]
+
+
+def _check(key: str, path: str, given: Mapping[str, Any]) -> None:
+    kind = KINDS[key][0]
     try:
-        cls = getattr(importlib.import_module(module) if module else home, name)
-    except (ImportError, AttributeError, ValueError) as e:
-        known = {c.__name__ for c in _subclasses(kind)}
-        if not module and name in known:
-            return
-        raise ConfigError(
-            f"{key}: there is no class {written(path)}{nearest(name, known, 0.6) or '; give module.Class'}"
-        ) from e
+        cls = class_of(path, key)
+    except (ImportError, AttributeError, LookupError, ValueError) as e:
+        near = nearest(path.rpartition(".")[2], {c.__name__ for c in _subclasses(kind)}, 0.6)
+        raise ConfigError(f"trainer.{key}: there is no class {written(path)}{near or '; give module.Class'}") from e
     if not (isinstance(cls, type) and issubclass(cls, kind)):
         makes_one = inspect.isfunction(cls) and "return" in inspect.get_annotations(cls)
         if makes_one:  # which jsonargparse calls
             return
-        raise ConfigError(f"{key}: {written(path)} is not a {kind.__name__.lower()}")
+        raise ConfigError(f"trainer.{key}: {written(path)} is not a {kind.__name__.lower()}")
     parameters = inspect.signature(cls).parameters
     for argument in given:
         if argument not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
             hint = nearest(argument, parameters, 0.6) or f"; it takes {', '.join(parameters) or 'none'}"
-            raise ConfigError(f"{key}: {cls.__name__} takes no {argument}{hint}")
+            raise ConfigError(f"trainer.{key}: {cls.__name__} takes no {argument}{hint}")
 
 
 def _subclasses(kind: type) -> set[type]:

@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -27,7 +27,7 @@ from transformer2.callbacks.peer_watchdog import PeerWatchdog
 from transformer2.callbacks.progress import TrainingBar
 from transformer2.checkpoints import read_checkpoint
 from transformer2.cli.check import LINKED, TRAINER_DEFAULTS
-from transformer2.cli.classes import check_classes
+from transformer2.cli.classes import check_classes, class_of
 from transformer2.cli.plan import available_bytes
 from transformer2.data import ExpertDataModule, FewShotDataModule
 from transformer2.distributed import check_strategy
@@ -339,10 +339,12 @@ def _with_defaults(given: list[Any], trainer: Mapping[str, Any], quiet: bool) ->
         ours.append(LastCheckpoint)
     if not quiet and trainer.get("enable_progress_bar", True):
         ours.append(TrainingBar)
-    named = [c.get("class_path", "") if isinstance(c, Mapping) else str(c) for c in given]
-    for entry, name in zip(given, named, strict=True):
-        if isinstance(entry, dict) and name.rpartition(".")[2] == "ModelCheckpoint":
+    named = [class_of(entry) for entry in given]
+    for entry, cls in zip(given, named, strict=True):
+        if isinstance(entry, dict) and cls is ModelCheckpoint:
             # The folder is this run's alone: a second last.ckpt next to ours would be called last-v1.ckpt.
             entry.setdefault("init_args", {}).setdefault("enable_version_counter", False)
-    missing = [kind for kind in ours if not any(n.rpartition(".")[2] == kind.__name__ for n in named)]
+    kinds = [cls for cls in named if isinstance(cls, type)]
+    instead = {TrainingBar: ProgressBar}  # a trainer has one
+    missing = [kind for kind in ours if not any(issubclass(cls, instead.get(kind, kind)) for cls in kinds)]
     return [*given, *({"class_path": f"{k.__module__}.{k.__qualname__}"} for k in missing)]

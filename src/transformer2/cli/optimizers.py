@@ -9,11 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from transformer2.arguments import written
+from transformer2.arguments import is_natural, written
 from transformer2.cli.schema import arguments, classes
 from transformer2.errors import ConfigError, nearest
 
-NATURAL = "transformer2.module.natural.NaturalGradient"  # its lr is a share of a step, not a length
 MODEL = "transformer2.module.training.SVFReinforceModule"
 # Where a name without a module is looked up.
 HOMES = {
@@ -43,7 +42,8 @@ def on_top(key: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict
     path = above.get("class_path", below.get("class_path"))
     if path is not None and path != below.get("class_path", default_class(key)):
         try:
-            other_scale = ("lr",) if NATURAL in (path, below.get("class_path")) else ()
+            # The lr of NaturalGradient is a share of a step, not a length.
+            other_scale = ("lr",) if is_natural(path) or is_natural(below.get("class_path")) else ()
             kept = {k: value for k, value in kept.items() if k in arguments(path) and k not in other_scale}
         except LookupError:  # a third party's
             kept = {}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, get_origin
 
-from transformer2.arguments import check_natural, check_objective, check_samples, expected, fits, written
+from transformer2.arguments import check_natural, check_objective, check_samples, expected, fits, is_natural, written
 from transformer2.cli.schema import arguments, members
 from transformer2.errors import ConfigError, DataError, nearest
 from transformer2.svf.base_folder import LOADING, NAMES
@@ -93,15 +93,9 @@ def check_together(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Non
     check_objective(objective, model.get("sampling") or {}, model.get("loss") or {})
     recomputes = bool((model.get("memory") or {}).get("activation_checkpointing"))
     optimizer = model.get("optimizer") or {}
-    rate = (optimizer.get("init_args") or {}).get("lr")
-    check_natural(
-        optimizer.get("class_path", ""),
-        rate,
-        model.get("adapter") or {},
-        recomputes,
-        objective,
-        model.get("max_grad_norm"),
-    )
+    rate, kind = (optimizer.get("init_args") or {}).get("lr"), optimizer.get("class_path")
+    if is_natural(kind):
+        check_natural(kind, rate, model.get("adapter") or {}, recomputes, objective, model.get("max_grad_norm"))
     warm = (model.get("lr_scheduler") or {}).get("init_args", {}).get("warmup_steps", 0)
     if isinstance(warm, int) and 0 < trainer["max_steps"] <= warm:  # a scheduler of the user's own may take others
         raise ConfigError(

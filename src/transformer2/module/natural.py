@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from transformer2.svf.layer import svf_layers
 
-__all__ = ["NaturalGradient", "rows_of_z"]
+__all__ = ["NaturalGradient", "damping_of", "rows_of_z"]
 
 
 class NaturalGradient(torch.optim.SGD):
@@ -30,6 +31,12 @@ class NaturalGradient(torch.optim.SGD):
         self.defaults["damping"] = damping
         for group in self.param_groups:
             group.setdefault("damping", damping)
+
+
+def damping_of(optimizer: OptimizerCallable) -> float | None:
+    """The damping of the NaturalGradient that is built; None where another optimizer is."""
+    built = optimizer([torch.nn.Parameter(torch.zeros(1))])
+    return built.defaults["damping"] if isinstance(built, NaturalGradient) else None
 
 
 def rows_of_z(policy: torch.nn.Module, rows: int) -> dict[Any, Tensor]:

@@ -102,11 +102,18 @@ def settings(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable) ->
     of_groups = {k: v for k, v in built.param_groups[0].items() if k not in ("params", "initial_lr", *built.defaults)}
     of_scheduler = {k: v for k, v in vars(scheduler).items() if k not in POSITION and not k.startswith("_")} | of_groups
     plain = bool | int | float | str | list | tuple | None
-    found: dict[str, Any] = {"model.optimizer": type(built).__name__, "model.lr_scheduler": type(scheduler).__name__}
+    found: dict[str, Any] = {"model.optimizer": _name(built), "model.lr_scheduler": _name(scheduler)}
     found |= {f"model.optimizer.{k}": v for k, v in built.defaults.items() if isinstance(v, plain)}
     return found | {
         f"model.lr_scheduler.{k}": v for k, v in of_scheduler.items() if isinstance(v, plain) and k != "lr_lambdas"
     }
+
+
+def _name(built: Optimizer | LRScheduler) -> str:
+    """The name of its class; the whole path of a third party's, which may have the name of another."""
+    kind = type(built)
+    ours = kind.__module__.startswith(("torch.", "transformer2."))
+    return kind.__name__ if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def build(

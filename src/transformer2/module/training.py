@@ -47,7 +47,7 @@ from transformer2.module.alarms import Alarms
 from transformer2.module.identity import KEY, check_identity, identity, other_validation
 from transformer2.module.loading import begin_with, check_trained_whole, has_no_template, load_policy, make_engines
 from transformer2.module.meter import LearningCurve
-from transformer2.module.natural import NaturalGradient
+from transformer2.module.natural import damping_of
 from transformer2.module.optimizers import WarmupCosine, build, restart, settings
 from transformer2.module.options import GROUPS, LossOptions, MemoryOptions, SamplingOptions, TestOptions, group
 from transformer2.module.step import StepModule
@@ -125,10 +125,10 @@ class SVFReinforceModule(StepModule):
         self.optimizer, self.lr_scheduler, self.max_grad_norm = optimizer, lr_scheduler, max_grad_norm
         self.engine_name, self.seed, self.objective = rollout, seed, objective
         self.rate = settings(optimizer, lr_scheduler)
-        natural = self.rate["model.optimizer"] == NaturalGradient.__name__
-        self.damping = self.rate["model.optimizer.damping"] if natural else None
-        lr, recomputes = self.rate.get("model.optimizer.lr"), self.memory.activation_checkpointing
-        check_natural(self.rate["model.optimizer"], lr, self.adapter, recomputes, objective, max_grad_norm)
+        self.damping = damping_of(optimizer)
+        if self.damping is not None:
+            lr, recomputes = self.rate.get("model.optimizer.lr"), self.memory.activation_checkpointing
+            check_natural(self.rate["model.optimizer"], lr, self.adapter, recomputes, objective, max_grad_norm)
         plain = {
             "base": base,
             "adapter": adapter,
@@ -252,7 +252,8 @@ class SVFReinforceModule(StepModule):
         check_trained_whole(config := self.policy.peft_config["default"])
         # With --expert the method is that of its folder, whatever the settings say.
         method = {"peft_type": self.method, "parametrization": getattr(config, "parametrization", "direct")}
-        check_natural(self.rate["model.optimizer"], None, method, False, self.objective)
+        if self.damping is not None:
+            check_natural(self.rate["model.optimizer"], None, method, False, self.objective)
         # Shared tokens need a cache, which recomputed activations do not keep. Ranks would differ in their passes, and
         # the gradients of rows, which the natural gradient needs apart, would be added up.
         alone = self.damping is None and not (self.in_lockstep or self.memory.activation_checkpointing)

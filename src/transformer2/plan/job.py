@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from transformer2 import tasks
+from transformer2.arguments import is_natural
 from transformer2.errors import ConfigError
 from transformer2.plan.shape import ModelShape, model_shape
 from transformer2.quantisation import Quantisation, quantisation_of
@@ -180,7 +181,7 @@ def job_of(
         elsewhere=model["rollout"] == "vllm",
         checkpointing=bool(model["memory"]["activation_checkpointing"]),
         sampled=model["objective"] == "reinforce",
-        row_gradients=isinstance(optimizer, Mapping) and "NaturalGradient" in str(optimizer.get("class_path")),
+        row_gradients=isinstance(optimizer, Mapping) and is_natural(optimizer.get("class_path")),
     ).with_()
 
 
