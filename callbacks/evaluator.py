@@ -19,7 +19,7 @@ from transformer2.adaptation.context import Cache
 from transformer2.adaptation.evaluate import Evaluation, evaluate
 from transformer2.adaptation.strategy import Strategy
 from transformer2.arguments import Count, check_arguments
-from transformer2.callbacks.protocols import HasPolicy
+from transformer2.callbacks.protocols import HasPolicy, check_policy
 from transformer2.data import UnseenTaskDataModule
 from transformer2.errors import ConfigError
 from transformer2.types import Report
@@ -67,6 +67,7 @@ class AdaptationEvaluator(L.Callback, Strategy):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Open the unseen task: what is wrong with it must not be found hours later."""
         if self.own_task is not None and stage == "fit" and self.own_data is None:
+            check_policy(self, pl_module, stage)
             # Prompts are built as the run's.
             prompting = getattr(getattr(trainer, "datamodule", None), "prompting", None)
             if prompting is None:
@@ -115,7 +116,7 @@ class AdaptationEvaluator(L.Callback, Strategy):
 
 
 def log_evaluation(loggers: Sequence[Logger], found: Evaluation, step: int, group: str, picture: str) -> None:
-    """Scores, seconds and the figure of an evaluation, to every logger.
+    """Scores and seconds of an evaluation, to every logger; its figure, to those of TensorBoard.
 
     Args:
         loggers: Of the trainer.

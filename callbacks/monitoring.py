@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from transformer2.arguments import NotNegativeInt, check_arguments
-from transformer2.callbacks.protocols import HasPolicy
+from transformer2.callbacks.protocols import HasPolicy, check_policy
 from transformer2.svf.layer import svf_layers
 from transformer2.types import Answer, Example
 
@@ -26,6 +26,10 @@ class Monitoring(L.Callback):
     def __init__(self, num_samples: NotNegativeInt = 4) -> None:
         check_arguments("Monitoring", Monitoring.__init__, locals())
         self.num_samples = num_samples
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a module without a policy."""
+        check_policy(self, pl_module, stage)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write histograms and samples."""

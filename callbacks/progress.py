@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from tqdm import tqdm
 
 from transformer2.arguments import Positive, check_arguments
-from transformer2.callbacks.protocols import HasPolicy
+from transformer2.callbacks.protocols import HasPolicy, check_policy
 
 LOG_INTERVAL = 10.0  # seconds between lines where the output is a file rather than a terminal
 SHOWN = {
@@ -40,6 +40,11 @@ class TrainingBar(ProgressBar):
     def enable(self) -> None:
         """Draw again."""
         self.enabled = True
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a module without a policy."""
+        super().setup(trainer, pl_module, stage)
+        check_policy(self, pl_module, stage)
 
     def _open(self, total: int | None, label: str, done: int = 0) -> None:
         self.close()

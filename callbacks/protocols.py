@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+import lightning as L
 
 from transformer2.adaptation.answerer import Answerer
-from transformer2.module.alarms import Alarms
+from transformer2.errors import ConfigError
 from transformer2.tasks import Task
 from transformer2.types import Answer, Example
 
 
+@runtime_checkable
 class HasPolicy(Protocol):
     """A LightningModule around a PEFT model that answers the prompts of a task.
 
     Attributes:
         policy: The model with its adapters; the one that is trained is called `default`.
-        alarms: What is wrong with the training.
+        alarms: What is wrong with the training; `alarms.collapse.standing` names the signs of a collapse.
         validated: Questions and answers of the last validation.
     """
 
     policy: Any
-    alarms: Alarms
+    alarms: Any
     validated: Sequence[tuple[Example, Answer]]
 
     @property
@@ -32,3 +35,16 @@ class HasPolicy(Protocol):
     def answerer(self, task: Task | None = None) -> Answerer:
         """The policy as what answers a task's prompts; None takes the module's own task."""
         ...
+
+
+def check_policy(callback: L.Callback, module: L.LightningModule, stage: str) -> None:
+    """Refuse, in a callback's `setup`, a module that it would fail on in the middle of a run.
+
+    Raises:
+        ConfigError: The module is no `HasPolicy`.
+    """
+    if stage == "fit" and not isinstance(module, HasPolicy):
+        raise ConfigError(
+            f"{type(callback).__name__} needs a module with a policy and a task, such as SVFReinforceModule with an "
+            f"ExpertDataModule, not {type(module).__name__}; leave the callback out"
+        )

@@ -5,6 +5,7 @@ import pytest
 import torch
 from fake_experts import ALL
 from fakes import grouped
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from lightning.pytorch.loggers import TensorBoardLogger
 from step_log import Metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -13,6 +14,8 @@ from transformer2.callbacks.cls_expert import ClassifierEvaluator
 from transformer2.callbacks.evaluator import AdaptationEvaluator
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.callbacks.few_shot import FewShotEvaluator
+from transformer2.callbacks.monitoring import Monitoring
+from transformer2.callbacks.progress import TrainingBar
 from transformer2.callbacks.prompt import PromptEvaluator
 from transformer2.callbacks.scores import ScoresEvaluator
 from transformer2.cli import main
@@ -130,3 +133,15 @@ def test_shots_and_scored_rows_are_disjoint():
 def test_odd_arguments_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [PromptEvaluator(task=TASK), ExpertCheckpoint(), Monitoring(), TrainingBar()],
+    ids=lambda c: type(c).__name__,
+)
+def test_a_module_without_a_policy_is_refused_before_the_first_step(callback, tmp_path):
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[callback])
+    said = f"{type(callback).__name__} needs a module with a policy"
+    with pytest.raises(ConfigError, match=said):
+        trainer.fit(BoringModel(), BoringDataModule())
