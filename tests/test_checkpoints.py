@@ -1,5 +1,6 @@
 """Checkpoints: each state that is kept resumes to the uncut run, damage is found, nobody's code runs."""
 
+import hashlib
 import importlib
 import os
 import pickle
@@ -382,6 +383,10 @@ def test_a_strangers_file_runs_nothing(tmp_path):
     assert not (tmp_path / "ran").exists()
     with pytest.raises(CheckpointError, match=r"more than tensors.*mkdir"):
         read_checkpoint(tmp_path / "sealed.ckpt")
+    body = b"x" * 1000  # no code, whole by its seal
+    (tmp_path / "noise.ckpt").write_bytes(body + b"transformer2 sha256 " + hashlib.sha256(body).hexdigest().encode())
+    with pytest.raises(CheckpointError, match=r"noise.ckpt is damaged: torch cannot read it"):
+        read_checkpoint(tmp_path / "noise.ckpt")
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path):

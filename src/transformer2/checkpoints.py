@@ -13,15 +13,15 @@ import contextlib
 import hashlib
 import io
 import os
-import re
 import stat
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from transformer2.errors import CheckpointError
+from transformer2.errors import CheckpointError, shown
 from transformer2.files import MANIFEST, fsync, manifest, read_file, whole_folder, write_file
 
 __all__ = ["pack", "read_checkpoint", "seal_folder", "write_checkpoint"]
@@ -94,8 +94,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"--ckpt_path {folder} is damaged: its files are not those of its {MANIFEST}")
     content: dict[str, Any] = {}
     for file in sorted(folder.rglob("*.pt")):
-        with torch.serialization.safe_globals(_deepspeed_classes()):
-            found = _load(file, file.read_bytes())
+        found = _load(file, file.read_bytes(), _deepspeed_classes())
         content = found if "loops" in found else content
     return content
 
@@ -150,19 +149,30 @@ def _is_whole(data: bytes) -> bool:
     return data[-SEAL:] == MARK + hashlib.sha256(data[:-SEAL]).hexdigest().encode()
 
 
-def _load(path: Path, data: bytes) -> dict[str, Any]:
+def _load(path: Path, data: bytes, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([*allowed]):
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as e:  # torch has half a dozen types for this, and a page of advice in each
-        found = re.search(r"GLOBAL (\S+)", str(e))
-        named = found[1] if found else type(e).__name__
+        if not (unsafe := _unsafe(data)):
+            raise CheckpointError(
+                f"--ckpt_path {path} is damaged: torch cannot read it; {_good_one_beside(path)}"
+            ) from e
         raise CheckpointError(
-            f"--ckpt_path {path} holds more than tensors and plain values, and loading that could run code ({named}); "
-            "it is refused, whoever wrote it"
+            f"--ckpt_path {path} holds more than tensors and plain values, and loading that could run code "
+            f"({shown(', '.join(unsafe))}); it is refused, whoever wrote it"
         ) from e
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a Lightning checkpoint; {_KEPT}")
     return content
+
+
+def _unsafe(data: bytes) -> list[str]:
+    """The classes and functions that a checkpoint would have torch import, beyond tensors' own."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)))
+    except Exception:  # it is no file of torch.save
+        return []
 
 
 def _good_one_beside(path: Path) -> str:

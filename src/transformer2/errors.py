@@ -5,7 +5,19 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Bad input or an impossible request. The command line prints it as one line and exits with code 2."""
+    """Bad input or an impossible request. The command line prints it as one line and exits with code 2.
+
+    Args:
+        problem: What is wrong; the whole message, where nobody does anything else about it.
+        remedy: What to do; it follows the problem in the message.
+
+    Attributes:
+        problem: For who has another remedy.
+    """
+
+    def __init__(self, problem: object = "", remedy: str = "") -> None:
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+        self.problem = str(problem)
 
 
 class ConfigError(UserError, ValueError):

@@ -308,5 +308,5 @@ def _category(expert: Expert, labelled: Any) -> tuple[str, str]:
     label = labelled.label_of(expert.task)
     if label is None:
         known = ", ".join(labelled.labels)
-        raise ConfigError(f"expert {expert.name!r} fits none of the labels of {labelled.name} ({known}); rename it")
+        raise ConfigError(f"expert {expert.name!r} fits none of the labels of {labelled.name} ({known})", "rename it")
     return label, description

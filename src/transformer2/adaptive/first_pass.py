@@ -119,8 +119,7 @@ def _told_apart(experts: Mapping[str, Expert], labelled: Any) -> tuple[list[str]
             dispatcher = Dispatcher.of([experts[other] for other in (*names, name)], labelled)
             names.append(name)
         except ConfigError as e:
-            why = str(e).partition(";")[0]
-            warnings.warn(f"no strategy chooses expert {name!r} ({why}); ask for it by name", stacklevel=4)
+            warnings.warn(f"no strategy chooses expert {name!r} ({e.problem}); ask for it by name", stacklevel=4)
     return names, dispatcher
 
 

@@ -127,6 +127,7 @@ def adapt(args: Sequence[str]) -> int:
 
 def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool, start: float) -> int:
     from transformer2.adaptation.strategy import Strategy, check_whole
+    from transformer2.cli.classes import class_of
     from transformer2.cli.experiment import Experiment, explained
     from transformer2.data import UnseenTaskDataModule
     from transformer2.distributed import in_lockstep
@@ -147,10 +148,10 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
     text = yaml.safe_dump(whole, sort_keys=False)
     # A user's strategy comes as a callback without a task; its arguments in the config and its module are its settings.
     own = [c for c in experiment.callbacks_of(Strategy) if c.own_task is None]
-    named = [entry for entry in experiment.callbacks or [] if isinstance(entry, Mapping)]
+    named = [(class_of(entry), entry) for entry in experiment.callbacks or [] if isinstance(entry, Mapping)]
     for strategy in own:
         cls = type(strategy)
-        given = [e.get("init_args") for e in named if str(e.get("class_path")).rpartition(".")[2] == cls.__name__]
+        given = [entry.get("init_args") for kind, entry in named if kind is cls]
         strategy.settings = {**strategy.settings, "init_args": given, "source": source_digest(cls)}
     kept, again = f"resume with transformer2 adapt --resume {folder}", "nothing was saved yet; run the command again"
     experiment.hint = lambda: kept if holds_run(folder) else again
@@ -212,7 +213,7 @@ def _earlier(folder: Path, now: Mapping[str, Mapping[str, Any]]) -> Report | Non
     try:
         report = read_report(folder)
     except DataError as e:
-        warnings.warn(f"{e.args[0].rpartition(';')[0]}; it is made again", stacklevel=2)
+        warnings.warn(f"{e.problem}; it is made again", stacklevel=2)
         return None
     if what := differs(report.details, now):
         warnings.warn(f"{folder} {what}; it is made again", stacklevel=2)

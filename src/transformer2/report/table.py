@@ -75,7 +75,7 @@ def read_report(folder: Path) -> Report:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
-        raise DataError(f"{file} is not there; run the command again") from e
+        raise DataError(f"{file} is not there", "run the command again") from e
     except (OSError, ValueError) as e:
         raise _damaged(file, e) from e
     return report_of(content, file)
@@ -97,7 +97,7 @@ def report_of(content: Mapping[str, Any], file: Path) -> Report:
 
 
 def _damaged(file: Path, error: Exception) -> DataError:
-    return DataError(f"{file} is damaged ({type(error).__name__}: {error}); run the command again")
+    return DataError(f"{file} is damaged ({type(error).__name__}: {error})", "run the command again")
 
 
 def _score(plain: Mapping[str, Any]) -> Score:

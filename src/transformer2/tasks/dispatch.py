@@ -71,7 +71,8 @@ def check_categories(names: Sequence[str]) -> None:
     """
     if len({name.lower() for name in (*names, OTHER)}) != len(names) + 1:
         raise ConfigError(
-            f"categories {', '.join(names)} must differ from each other and from {OTHER!r}; rename one, or leave it out"
+            f"categories {', '.join(names)} must differ from each other and from {OTHER!r}",
+            "rename one, or leave it out",
         )
 
 
