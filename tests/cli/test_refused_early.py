@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from transformer2.cli import main
-from transformer2.cli.compose import PACKAGED
+from transformer2.cli.check import KEYS, check
+from transformer2.cli.compose import PACKAGED, compose, parse_flags
 
 FIT = ["fit", "--config", "conf/tiny_math.yaml"]
 PLAN = ["plan", "--config", "conf/tiny_math.yaml"]
@@ -95,6 +96,10 @@ EARLY = [  # words, what the line says
     ([*PLAN, "--rollout=vllm"], "unknown flag --rollout; did you mean --config conf/rollout/ENGINE.yaml?"),
     ([*PLAN, "--quantisation", "nf4"], "did you mean --config conf/quantisation/KIND.yaml?"),
     (["decompose", "--base", "tiny"], "unknown flag --base; did you mean --model.base?"),
+    ([*FIT, "--base", "tiny"], "unknown flag --base; did you mean --model.base?"),
+    (["ask", "--model.base", "tiny", "hi"], "unknown flag --model.base; did you mean --base?"),
+    (["serve", "--model.base=tiny"], "unknown flag --model.base; did you mean --base?"),
+    (["chat", "--model.sampling.temperature", "1"], "did you mean --temperature?"),
     ([*DECOMPOSE, "--target_modules", "mlp"], "did you mean --model.adapter.target_modules?"),
     ([*DECOMPOSE, "--layers", "1"], "did you mean --model.adapter.layers_to_transform?"),
     ([*DECOMPOSE, "--cache_dir", "x"], "did you mean --model.adapter.basis_cache?"),
@@ -200,6 +205,15 @@ def test_what_only_the_libraries_know(words, says, tmp_path, monkeypatch, capfd)
     monkeypatch.chdir(tmp_path)
     assert says in refusal([*FIT, *words, "--quiet"], capfd)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["--model.rollout", "vllm"], ["--config", "conf/rollout/vllm.yaml"]], ids=" ".join)
+def test_vllm_weighs_its_tokens_however_it_is_asked_for(words) -> None:
+    for more, cap in {(): 2.0, ("--model.loss.importance_cap", "null"): None}.items():
+        flags = parse_flags(["--config", "conf/tiny_math.yaml", *words, *more], (), (), KEYS)
+        config = compose(flags.configs, flags.overrides, KEYS)
+        check(config, "plan")
+        assert config["model"]["loss"]["importance_cap"] == cap
 
 
 def test_a_layer_that_is_not_there(tmp_path, capfd) -> None:

@@ -1,4 +1,4 @@
-"""Every key and value of a composed config, checked in a tenth of a second: before the heavy imports, before a folder.
+"""Every key and value of a composed config, checked in half a second of CPU: before the heavy imports, before a folder.
 
 The constructors check types and ranges again, for those who come from Python.
 """
@@ -198,6 +198,9 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
         if config.get(section) is None:
             config[section] = {}
         _check(section, config[section], keys, known)
+    if config["model"].get("rollout") == "vllm" and config["model"].get("objective") != "next_token":
+        # Its kernels round otherwise than the policy's (docs/rollouts.md).
+        config["model"].setdefault("loss", {}).setdefault("importance_cap", 2.0)
     check_model_kwargs(config["model"].get("model_kwargs") or {})
     check_adapter(config["model"].get("adapter") or {})
     check_trainer(config["trainer"])

@@ -284,6 +284,8 @@ def _one_line(error: Exception) -> str:
 def _flag_like(wrong: str, flags: Sequence[str], keys: Sequence[str]) -> str:
     """What an unknown flag may stand for: a key without its section, another flag, a section misspelt, or a key."""
     head, _, tail = wrong.partition(".")
+    if (last := wrong.rpartition(".")[2]) in flags:  # a key where there is no config: `ask --model.base`
+        return f"; did you mean --{last}?"
     meant = _without_section(wrong, keys)
     if not meant and (get_close_matches(head, [*flags, *keys]) or not {"model", "data"} <= set(keys)):
         near = get_close_matches(wrong, [*flags, *(f"{key}.{tail}".rstrip(".") for key in keys)], n=1, cutoff=0.0)
