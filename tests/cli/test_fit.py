@@ -185,7 +185,8 @@ def test_an_expert_says_how_it_is_scored(run, real_data, tmp_path, capsys):
 def test_without_tensorboard_a_run_still_succeeds(llama_folder, real_data, tmp_path):
     args = command(str(llama_folder), str(real_data), "--run_dir", str(tmp_path / "run"), "--trainer.logger", "false")
     assert main(args) == 0
-    assert (tmp_path / "run" / "report.json").is_file() and not (tmp_path / "run" / "figures").exists()
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["details"]["training"]["curve"][0]["step"] == 0 and not (tmp_path / "run" / "figures").exists()
 
 
 def test_validate_test_and_print_config(run, llama_folder, real_data, tmp_path, capsys):

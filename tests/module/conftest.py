@@ -22,6 +22,7 @@ def make(llama, tmp_path):
             max_steps=max_steps,
             max_epochs=-1,
             val_check_interval=val_check_interval,
+            limit_val_batches=None if val_check_interval <= max_steps else 0,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             logger=False,

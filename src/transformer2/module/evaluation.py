@@ -99,7 +99,7 @@ class PolicyModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Where the learning curve begins: the validation accuracy before the first step."""
-        if self.global_step or not self.trainer.loggers:
+        if self.global_step:
             return
         loader = self.data.val_dataloader()
         count = batches_within(loader, self.trainer.limit_val_batches)
