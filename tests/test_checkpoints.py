@@ -255,7 +255,7 @@ def test_a_score_that_does_not_compare_is_forgotten_with_its_expert(start, own_t
     stopping = EarlyStopping("val/accuracy", mode="max", patience=9)
     first.callbacks.append(stopping)
     first.fit(module, data)
-    assert keeper.best_score is not None and len(module.curve.points) == 1
+    assert keeper.best_score is not None and len(module.curve.points) == 2
     state = read_checkpoint(last.path)
     state["callbacks"][keeper.state_key]["best_score"] = 1.0  # of luck, never to be beaten
     write_checkpoint(pack(state), last.path)
@@ -268,7 +268,7 @@ def test_a_score_that_does_not_compare_is_forgotten_with_its_expert(start, own_t
     assert words in said and "\n" not in said
     assert best.best_step == 2 and watch.best_score == best.best_score
     assert [point["step"] for point in module.facts()["curve"]] == [2]
-    assert [point["step"] for point in module.facts()["curve_before"]] == [1]
+    assert [point["step"] for point in module.facts()["curve_before"]] == [0, 1]
 
 
 def test_a_score_that_compares_is_kept(start, own_task):
@@ -287,7 +287,7 @@ def test_a_score_that_compares_is_kept(start, own_task):
             again.fit(module, data, ckpt_path=path)
         assert not [w for w in warned if "compare" in str(w.message) or "task_source" in str(w.message)]
         assert best.best_score == (1.0 if path.name == "old.ckpt" else keeper.best_score) and best.best_step == 1
-        assert [point["step"] for point in module.facts()["curve"]] == [1, 2]
+        assert [point["step"] for point in module.facts()["curve"]] == [0, 1, 2]
 
 
 def test_an_expert_and_a_checkpoint_do_not_contradict_each_other(start, tmp_path):
