@@ -19,7 +19,7 @@ class HasPolicy(Protocol):
 
     Attributes:
         policy: The model with its adapters; the one that is trained is called `default`.
-        alarms: What is wrong with the training; `alarms.collapse.standing` names the signs of a collapse.
+        alarms: What is wrong with the training; `alarms.collapse.current_signs` names the signs of a collapse.
         validated: Questions and answers of the last validation.
     """
 
