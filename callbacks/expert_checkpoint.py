@@ -16,17 +16,15 @@ from transformer2.files import fresh_folder
 
 
 class ExpertCheckpoint(L.Callback):
-    """Writes `<dirpath>/` whenever validation improves, and puts the best expert back at the end of `fit`.
+    """Writes `expert/` in the run folder whenever validation improves, and puts the best expert back at the end of `fit`.
 
     The base model itself (z = 1) is not a candidate: an expert that never beats it is a result to be seen, not hidden.
-
-    Args:
-        dirpath: The expert folder; None means `expert/` in the run folder.
-        monitor: Metric to maximise. Ties go to the earlier step: past the plateau more steps only add noise.
+    Ties go to the earlier step: past the plateau more steps only add noise.
     """
 
-    def __init__(self, dirpath: str | None = None, monitor: str = "val/accuracy") -> None:
-        self.dirpath, self.monitor = dirpath, monitor
+    monitor = "val/accuracy"
+
+    def __init__(self) -> None:
         self.best_score: float | None = None
         self.best_step = 0
         self.finished = False
@@ -82,7 +80,7 @@ class ExpertCheckpoint(L.Callback):
         for key, value in metadata.items():
             if hasattr(config, key):
                 setattr(config, key, value)
-        with fresh_folder(Path(self.dirpath or Path(trainer.default_root_dir) / "expert")) as fresh:
+        with fresh_folder(Path(trainer.default_root_dir) / "expert") as fresh:
             module.policy.save_pretrained(fresh, save_embedding_layers=False)  # they are never tuned
             seal_adapter(fresh)
 

@@ -61,16 +61,12 @@ class SealedFiles(CheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt`, and the one before it as `previous.ckpt`.
+    """Keeps `checkpoints/last.ckpt` in the run folder, and the one before it as `previous.ckpt`.
 
     Under ZeRO, whose checkpoints take all ranks, nothing is held in memory: a signal leaves what was written last.
-
-    Args:
-        dirpath: Its folder; None means `checkpoints/` in the run folder.
     """
 
-    def __init__(self, dirpath: str | None = None) -> None:
-        self.dirpath = dirpath
+    def __init__(self) -> None:
         self.path: Path | None = None  # once there is a checkpoint, on the disk or held
         self._held: bytes | None = None  # not written yet
         self._where = ""
@@ -114,7 +110,7 @@ class LastCheckpoint(Checkpoint):
     # ------------------------------------------------------------------ how
 
     def _take(self, trainer: L.Trainer, where: str) -> None:
-        path = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+        path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
         self._where = where
         if not isinstance(trainer.strategy, ZeRO):
             trainer.save_checkpoint(path, storage_options=self._hold)

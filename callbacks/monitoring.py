@@ -10,22 +10,16 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from transformer2.arguments import NotNegativeInt, check_arguments
 from transformer2.callbacks.protocols import HasPolicy, check_policy
 from transformer2.svf.layer import svf_layers
 from transformer2.types import Answer, Example
 
 
+NUM_SAMPLES = 4  # answers shown
+
+
 class Monitoring(L.Callback):
-    """Logs `z/<layer>` histograms and `samples` at every validation.
-
-    Args:
-        num_samples: Answers shown.
-    """
-
-    def __init__(self, num_samples: NotNegativeInt = 4) -> None:
-        check_arguments("Monitoring", Monitoring.__init__, locals())
-        self.num_samples = num_samples
+    """Logs `z/<layer>` histograms and `samples` at every validation."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a module without a policy."""
@@ -41,7 +35,7 @@ class Monitoring(L.Callback):
                 for name, delta in z_by_layer(module.policy).items():
                     logger.experiment.add_histogram(f"z/{name}", 1 + delta, step)
                 if module.validated:
-                    logger.experiment.add_text("samples", samples_table(module.validated, self.num_samples), step)
+                    logger.experiment.add_text("samples", samples_table(module.validated), step)
 
 
 def z_by_layer(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -50,10 +44,10 @@ def z_by_layer(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name.removeprefix("base_model.model."): d.detach() for name, d in deltas if d is not None}
 
 
-def samples_table(answered: Iterable[tuple[Example, Answer]], count: int) -> str:
+def samples_table(answered: Iterable[tuple[Example, Answer]]) -> str:
     """A Markdown table of the first answers."""
     rows: list[Any] = ["| question | answer | gold | verdict |", "|---|---|---|---|"]
-    for example, answer in islice(answered, count):
+    for example, answer in islice(answered, NUM_SAMPLES):
         cells = (example.question, answer.completion, example.answer, answer.verdict.reason)
         rows.append("| " + " | ".join(str(c).replace("|", "\\|").replace("\n", "<br>") for c in cells) + " |")
     return "\n".join(rows)

@@ -22,26 +22,20 @@ from typing import cast
 
 import lightning as L
 
-from transformer2.arguments import Positive, check_arguments
 from transformer2.callbacks import interrupt
 from transformer2.errors import UserError
 
 ENDED = "another process of this run has ended"
 CONNECT_SECONDS = 60
+GRACE = 10.0  # seconds that this process has to end by itself (it may have its own error to report)
 FINISHED = b"\xff"  # any other byte is the number of a signal
 TOKEN_BYTES = 16  # whoever connects must know it: a port scanner that hangs up is not a rank that died
 
 
 class PeerWatchdog(L.Callback):
-    """Watches the other processes while a trainer runs; does nothing in a run of one process.
+    """Watches the other processes while a trainer runs; does nothing in a run of one process."""
 
-    Args:
-        grace: Seconds that this process has to end by itself (it may have its own error to report).
-    """
-
-    def __init__(self, grace: Positive = 10.0) -> None:
-        check_arguments("PeerWatchdog", PeerWatchdog.__init__, locals())
-        self.grace = grace
+    def __init__(self) -> None:
         self.connections: list[socket.socket] = []
         self.is_first = True
         self.peer_lost = threading.Event()
@@ -103,7 +97,7 @@ class PeerWatchdog(L.Callback):
                         selector.unregister(key.fileobj)
                     elif not message:
                         self.peer_lost.set()
-                        time.sleep(self.grace)
+                        time.sleep(GRACE)
                         print(f"transformer2: {ENDED}", file=sys.stderr)
                         os._exit(1)
                     elif (listener := interrupt.current()) is not None:

@@ -9,10 +9,9 @@ import lightning as L
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from tqdm import tqdm
 
-from transformer2.arguments import Positive, check_arguments
 from transformer2.callbacks.protocols import HasPolicy, check_policy
 
-LOG_INTERVAL = 10.0  # seconds between lines where the output is a file rather than a terminal
+DRAW_INTERVAL, LOG_INTERVAL = 0.2, 10.0  # seconds between redraws on a terminal, and between lines of a file
 SHOWN = {
     "train/reward": "reward", "val/accuracy": "val acc", "train/kl": "KL", "train/entropy": "entropy",
     "train/completion_length": "length",
@@ -20,16 +19,10 @@ SHOWN = {
 
 
 class TrainingBar(ProgressBar):
-    """Steps done and to do; the latest reward, validation accuracy, KL, entropy and length; signs of a collapse.
+    """Steps done and to do; the latest reward, validation accuracy, KL, entropy and length; signs of a collapse."""
 
-    Args:
-        min_interval: Seconds between redraws.
-    """
-
-    def __init__(self, min_interval: Positive = 0.2) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        check_arguments("TrainingBar", TrainingBar.__init__, locals())
-        self.min_interval = min_interval
         self.bar: Any = None
         self.enabled = True
 
@@ -55,7 +48,7 @@ class TrainingBar(ProgressBar):
             unit="step" if label == "fit" else "batch",
             disable=not self.enabled,
             dynamic_ncols=True,
-            mininterval=self.min_interval if sys.stderr.isatty() else max(self.min_interval, LOG_INTERVAL),
+            mininterval=DRAW_INTERVAL if sys.stderr.isatty() else LOG_INTERVAL,
             file=sys.stderr,
         )
 

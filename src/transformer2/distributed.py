@@ -21,7 +21,6 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -33,7 +32,7 @@ from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
-from transformer2.arguments import NotNegativeInt, Positive, check_arguments
+from transformer2.arguments import NotNegativeInt, check_arguments
 from transformer2.checkpoints import read_checkpoint, seal_folder
 from transformer2.errors import ConfigError
 from transformer2.files import replace_folder, whole_folder
@@ -58,7 +57,6 @@ class ZeRO(DeepSpeedStrategy):
         stage: 2 or 3.
         offload: Keep the shards of stage 3 in host memory.
         whole_below: Parameters with at most this many numbers stay whole on every process.
-        timeout_minutes: How long a process waits for the others before it gives up.
     """
 
     def __init__(
@@ -66,7 +64,6 @@ class ZeRO(DeepSpeedStrategy):
         stage: Literal[2, 3] = 3,
         offload: bool = False,
         whole_below: NotNegativeInt = 100_000,
-        timeout_minutes: Positive = 30,
     ) -> None:
         check_arguments("ZeRO", ZeRO.__init__, locals())
         if offload and stage != 3:
@@ -81,7 +78,7 @@ class ZeRO(DeepSpeedStrategy):
             }
         config = {"zero_optimization": zero, "zero_allow_untested_optimizer": True}
         try:
-            super().__init__(config=config, exclude_frozen_parameters=True, timeout=timedelta(minutes=timeout_minutes))
+            super().__init__(config=config, exclude_frozen_parameters=True)
         except ImportError as e:
             raise ConfigError(
                 "ZeRO needs DeepSpeed, which comes with transformer2 on Linux: pip install deepspeed"

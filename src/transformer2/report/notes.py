@@ -80,6 +80,6 @@ def _on_verdicts(records: Sequence[Record], name: str) -> list[str]:
     return lines
 
 
-def most_common(reasons: Iterable[str], count: int = 3) -> str:
+def most_common(reasons: Iterable[str]) -> str:
     """The most common reasons of verdicts with their numbers, as one line."""
-    return ", ".join(f"{reason!r} {number}" for reason, number in Counter(reasons).most_common(count))
+    return ", ".join(f"{reason!r} {number}" for reason, number in Counter(reasons).most_common(3))
