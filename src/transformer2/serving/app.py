@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def create_app(
     engine = Engine(model, limits)
 
     # FastAPI's documentation pages load scripts from another host.
-    app = FastAPI(title="transformer2", lifespan=lambda _: engine, docs_url=None, redoc_url=None)
+    app = FastAPI(title="transformer2", lifespan=lambda _: engine.running(), docs_url=None, redoc_url=None)
     app.state.engine, app.state.metrics = engine, Metrics(engine)
     handle_faults(app, app.state.metrics.fault)
     _add_answers(app, limits, PictureSource(None if image_dir is None else Path(image_dir), confined=True))
@@ -85,12 +86,12 @@ def _add_answers(app: FastAPI, limits: Limits, source: PictureSource) -> None:
         options = await asyncio.to_thread(body.starts, engine.model.tokenizer, limits, source)
         starts = [partial(engine.model.start, **given) for given in options]
         pictures = isinstance(chat := options[0]["prompt"], Chat) and bool(chat.images)
-        call = await engine.begin(starts, bool(body.stream), pictures)
         usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         shape = kind(body.model, usage, body.n or 1)
-        if body.stream:
-            return _EventStream(_events(call, shape, metrics), partial(engine.end, call), limits.seconds + GRACE)
-        try:
+        async with AsyncExitStack() as stack:
+            call = await stack.enter_async_context(engine.call(starts, bool(body.stream), pictures))
+            if body.stream:
+                return _EventStream(_events(call, shape, metrics), stack.pop_all().aclose, limits.seconds + GRACE)
             while not call.check():
                 await call.moved(POLL)
                 if await request.is_disconnected():
@@ -98,8 +99,6 @@ def _add_answers(app: FastAPI, limits: Limits, source: PictureSource) -> None:
             for job in call.jobs:
                 metrics.count(job)
             return JSONResponse(shape.body(call.jobs))
-        finally:
-            engine.end(call)
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:
@@ -215,7 +214,7 @@ async def _events(call: Call, shape: ChatAnswer, metrics: Metrics) -> AsyncItera
 class _EventStream(StreamingResponse):
     """Server-sent events; `end` is called however they end. A client that does not read is cut off after `seconds`."""
 
-    def __init__(self, events: AsyncIterator[bytes], end: Callable[[], None], seconds: float) -> None:
+    def __init__(self, events: AsyncIterator[bytes], end: Callable[[], Awaitable[None]], seconds: float) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         self.end, self.seconds = end, seconds
 
@@ -226,7 +225,7 @@ class _EventStream(StreamingResponse):
         except TimeoutError:
             pass
         finally:
-            self.end()
+            await self.end()
 
 
 class _Page(StaticFiles):

@@ -10,8 +10,9 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.adaptive.request import Job
@@ -96,7 +97,7 @@ class Call:
 
 
 class Engine:
-    """The thread that runs the model, and who waits for it. A context manager of the event loop it is used in.
+    """The thread that runs the model, and who waits for it.
 
     Args:
         model: The model.
@@ -115,24 +116,29 @@ class Engine:
         self._seconds = 1.0  # that an answer takes, a moving average
         self._decoders = ThreadPoolExecutor(DECODERS, "pictures")
         self._work, self._closed = threading.Event(), False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    async def __aenter__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
-
-    async def __aexit__(self, *error: object) -> None:
-        self._closed = True
-        self._work.set()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self._thread.join)
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The thread runs inside; waited for in the event loop that enters."""
+        thread = threading.Thread(target=self._run, args=[asyncio.get_running_loop()], name="engine", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._closed = True
+            self._work.set()
+            self._decoders.shutdown(wait=False, cancel_futures=True)
+            await asyncio.to_thread(thread.join)
 
     def drain(self) -> None:
         """Refuse new requests from now on; from any thread or signal handler."""
         self.draining = True
 
-    async def begin(self, starts: Sequence[Callable[[], Job]], streams: bool, pictures: bool = False) -> Call:
-        """Start jobs; the caller must `end` the call.
+    @asynccontextmanager
+    async def call(
+        self, starts: Sequence[Callable[[], Job]], streams: bool, pictures: bool = False
+    ) -> AsyncIterator[Call]:
+        """Start jobs, which may finish inside; what is left of them then is cancelled.
 
         Args:
             starts: Start one each.
@@ -164,23 +170,19 @@ class Engine:
         call = Call(len(starts), streams, self.limits.seconds)
         self.answers += call.count
         try:
-            await self._loop.run_in_executor(self._decoders if pictures else None, call.start, starts)
-        except BaseException:
-            self.end(call)
-            raise
-        self._calls.add(call)
-        self._work.set()
-        return call
+            executor = self._decoders if pictures else None
+            await asyncio.get_running_loop().run_in_executor(executor, call.start, starts)
+            self._calls.add(call)
+            self._work.set()
+            yield call
+        finally:
+            call.leave()
+            self._calls.discard(call)
+            self._work.set()  # so that what was cancelled goes
+            self._seconds += 0.1 * (time.monotonic() - call.started - self._seconds)
+            self.answers -= call.count
 
-    def end(self, call: Call) -> None:
-        """Let a call go, whether or not it is finished."""
-        call.leave()
-        self._calls.discard(call)
-        self._work.set()  # so that what was cancelled goes
-        self._seconds += 0.1 * (time.monotonic() - call.started - self._seconds)
-        self.answers -= call.count
-
-    def _run(self) -> None:
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         while not self._closed:
             self._work.wait()
             self._work.clear()
@@ -188,11 +190,11 @@ class Engine:
                 try:
                     self.model.step()
                 except Exception as e:
-                    self._loop.call_soon_threadsafe(self._wake, as_fault(e))
+                    loop.call_soon_threadsafe(self._wake, as_fault(e))
                     time.sleep(0.1)  # whatever it is, it may be so at the next step too
                     continue
                 self.steps += 1
-                self._loop.call_soon_threadsafe(self._wake)
+                loop.call_soon_threadsafe(self._wake)
 
     def _wake(self, fault: Fault | None = None) -> None:
         for call in self._calls:
