@@ -29,7 +29,6 @@ from transformer2.svf.targets import role_of
         ({"layers_to_transform": -1}, "layers_to_transform=-1"),
         ({"layers_to_transform": []}, r"layers_to_transform=\[\]"),
         ({"layers_pattern": "layers"}, "no effect without layers_to_transform"),
-        ({"expert_format_version": 99}, "expert_format_version=99.*upgrade"),
     ],
 )
 def test_bad_values_are_named_in_one_line(options, message):

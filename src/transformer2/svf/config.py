@@ -112,11 +112,6 @@ class SVFConfig(PeftConfig):
         check_form(self.form)
         if self.parametrization not in PARAMETRIZATIONS:
             raise ConfigError(f"parametrization={self.parametrization!r} is not one of {', '.join(PARAMETRIZATIONS)}")
-        if not isinstance(self.expert_format_version, int) or self.expert_format_version > FORMAT_VERSION:
-            raise ConfigError(
-                f"expert_format_version={self.expert_format_version!r}, this version reads up to {FORMAT_VERSION}; "
-                "upgrade transformer2"
-            )
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain values; sets become sorted lists, so that a saved file is reproducible."""
