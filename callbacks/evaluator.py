@@ -6,17 +6,14 @@ evaluation (adaptation/evaluate.py) outside.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import takewhile
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from transformer2 import tasks
 from transformer2.adaptation.context import Cache
-from transformer2.adaptation.evaluate import Evaluation, evaluate
+from transformer2.adaptation.evaluate import evaluate
 from transformer2.adaptation.strategy import Strategy
 from transformer2.arguments import Count, check_arguments
 from transformer2.callbacks.protocols import HasPolicy, check_policy
@@ -24,7 +21,7 @@ from transformer2.data import UnseenTaskDataModule
 from transformer2.errors import ConfigError
 from transformer2.types import Report
 
-__all__ = ["AdaptationEvaluator", "log_evaluation"]
+__all__ = ["AdaptationEvaluator"]
 
 
 class AdaptationEvaluator(L.Callback, Strategy):
@@ -92,12 +89,12 @@ class AdaptationEvaluator(L.Callback, Strategy):
         self.report = found.report
         if trainer.is_global_zero:
             tags = (self._tag(trainer, tag) for tag in (f"adapt/{self.name}", self.picture))
-            log_evaluation(trainer.loggers, found, trainer.global_step, *tags)
+            found.log(trainer.loggers, trainer.global_step, *tags)
 
     def _tag(self, trainer: L.Trainer, tag: str) -> str:
         """The tag, with strategy and task at its end where an evaluator before this one in the run has it already."""
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it at run time
-        before = [c for c in takewhile(lambda c: c is not self, callbacks) if isinstance(c, AdaptationEvaluator)]
+        before = [c for c in callbacks[: callbacks.index(self)] if isinstance(c, AdaptationEvaluator)]
         taken = {t for c in before for t in (f"adapt/{c.name}", c.picture)}
         return f"{tag}_{self.name}_{self.own_data.task.name}" if tag in taken and self.own_data else tag
 
@@ -113,21 +110,3 @@ class AdaptationEvaluator(L.Callback, Strategy):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Restore the count from a checkpoint."""
         self.validations = state_dict["validations"]
-
-
-def log_evaluation(loggers: Sequence[Logger], found: Evaluation, step: int, group: str, picture: str) -> None:
-    """Scores and seconds of an evaluation, to every logger; its figure, to those of TensorBoard.
-
-    Args:
-        loggers: Of the trainer.
-        found: The evaluation.
-        step: Optimizer steps so far.
-        group: What the tags of the scores begin with.
-        picture: Tag of the figure.
-    """
-    result = found.report.result
-    scores = {"accuracy": result.accuracy, "accuracy_se": result.se, **found.report.seconds}
-    for logger in loggers:
-        logger.log_metrics({f"{group}/{name}": float(value) for name, value in scores.items()}, step=step)
-        if found.figure is not None and isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(picture, found.figure, step)

@@ -12,7 +12,7 @@ batch of different choices is one batch with one z per row.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -51,6 +51,22 @@ class Evaluation:
     records: Sequence[Record] = ()
     figure: Any = None
     expert: Expert | None = None
+
+    def log(self, loggers: Iterable[Any], step: int, group: str, picture: str) -> None:
+        """Scores, seconds and, where a logger takes it, the figure to Lightning's loggers.
+
+        Args:
+            loggers: Of the trainer.
+            step: Optimizer steps so far.
+            group: What the tags of the scores begin with.
+            picture: Tag of the figure.
+        """
+        result = self.report.result
+        scores = {"accuracy": result.accuracy, "accuracy_se": result.se, **self.report.seconds}
+        for logger in loggers:
+            logger.log_metrics({f"{group}/{name}": float(value) for name, value in scores.items()}, step=step)
+            if self.figure is not None and hasattr(logger.experiment, "add_figure"):  # TensorBoard's
+                logger.experiment.add_figure(picture, self.figure, step)
 
 
 @contextmanager

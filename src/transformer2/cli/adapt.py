@@ -223,7 +223,6 @@ def _earlier(folder: Path, now: Mapping[str, Mapping[str, Any]]) -> Report | Non
 
 def _write(folder: Path, strategy: Strategy, found: Evaluation, loggers: Sequence[Logger]) -> None:
     """Everything that one strategy leaves behind; report.json, which says that it is done, last."""
-    from transformer2.callbacks.evaluator import log_evaluation
     from transformer2.experts import save_expert
     from transformer2.report.figures import save_figure
     from transformer2.report.table import write_report
@@ -232,7 +231,7 @@ def _write(folder: Path, strategy: Strategy, found: Evaluation, loggers: Sequenc
         save_figure(found.figure, folder / "figures" / f"{strategy.picture.rpartition('/')[2]}.png")
     if found.expert is not None:
         save_expert(found.expert, folder / "expert", overwrite=True)
-    log_evaluation(loggers, found, 0, f"adapt/{strategy.name}", strategy.picture)
+    found.log(loggers, 0, f"adapt/{strategy.name}", strategy.picture)
     for logger in loggers:
         logger.finalize("success")
     write_report(folder, found.report, found.records)
