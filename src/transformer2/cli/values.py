@@ -11,7 +11,7 @@ from typing import Any, ClassVar, get_origin
 from transformer2.arguments import check_natural, check_objective, check_samples, expected, fits, is_natural, written
 from transformer2.cli.schema import arguments, members
 from transformer2.errors import ConfigError, DataError, nearest
-from transformer2.svf.base_folder import LOADING, NAMES
+from transformer2.svf.base_folder import LOADING, NAMES, looks_like_a_path
 from transformer2.svf.format import peft_type
 from transformer2.svf.gguf_base import gguf_file, names_gguf
 
@@ -121,7 +121,7 @@ def check_base(base: str, on_disk: bool, planned: bool = False) -> None:
         return
     if not too_long and os.path.isdir(base):
         return
-    if too_long or base.startswith((".", "/")) or base.count("/") > 1:
+    if too_long or looks_like_a_path(base):
         if too_long or (on_disk and not planned):
             raise DataError(
                 f"base {written(base)} is not a directory; give model.base `tiny`, a folder, a GGUF file, or a Hub id"

@@ -13,7 +13,8 @@ from transformer2.hub import hub_answers
 from transformer2.svf.gguf_base import SMOLLM2, names_gguf, unpacked
 
 __all__ = [
-    "EMBEDDED", "LOADING", "NAMES", "base_folder", "check_options", "for_readers", "for_weights", "is_local", "on_disk",
+    "EMBEDDED", "LOADING", "NAMES", "base_folder", "check_options", "for_readers", "for_weights", "is_local",
+    "looks_like_a_path", "on_disk",
 ]  # fmt: skip
 
 EMBEDDED = {"tiny": tiny.model_path, "tiny_b": tiny.model_b_path, "tiny_vision": tiny.vision_model_path}
@@ -70,7 +71,7 @@ def base_folder(base: str | Path, model_kwargs: Mapping[str, Any] | None = None,
     inside = str(options.get("subfolder") or "")
     folder = EMBEDDED[str(base)]() if str(base) in EMBEDDED else Path(base).expanduser()
     if not folder.is_dir():
-        if folder.exists() or _looks_like_a_path(str(base)):
+        if folder.exists() or looks_like_a_path(str(base)):
             raise DataError(
                 f"base {str(base)!r} is not a model folder; give `tiny`, a folder, a GGUF file, or a Hub id"
             )
@@ -107,7 +108,7 @@ def on_disk(base: str) -> Path | None:
     folder = Path(base).expanduser()
     if base and (folder / "config.json").is_file():
         return folder
-    if _looks_like_a_path(base) or "/" not in base:
+    if looks_like_a_path(base) or "/" not in base:
         return None
     from huggingface_hub import snapshot_download
 
@@ -119,10 +120,10 @@ def on_disk(base: str) -> Path | None:
 
 def is_local(base: str) -> bool:
     """Whether a config's base is a folder or file of some machine, rather than one of `NAMES` or a Hub id."""
-    return base not in NAMES and (_looks_like_a_path(base) or Path(base).is_dir() or names_gguf(base))
+    return base not in NAMES and (looks_like_a_path(base) or Path(base).is_dir() or names_gguf(base))
 
 
-def _looks_like_a_path(base: str) -> bool:
+def looks_like_a_path(base: str) -> bool:
     """Whether this can be no Hub id."""
     return base.startswith((".", "/", "~")) or base.count("/") > 1 or "\\" in base
 
