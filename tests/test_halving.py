@@ -21,7 +21,7 @@ class Worker:
 
 
 def test_enough_memory_runs_once():
-    assert run_or_halve(Worker(8), [1, 2, 3], "") == ([[1, 2, 3]], 3)
+    assert run_or_halve(Worker(8), [1, 2, 3], "") == ([[1, 2, 3]], None)
 
 
 @pytest.mark.parametrize(("rows", "limit", "size"), [(5, 3, 3), (16, 2, 2), (16, 1, 1), (7, 1, 1)])

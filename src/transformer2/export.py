@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from transformer2.errors import UserError, one_line
 from transformer2.files import fresh_folder
+from transformer2.halving import is_out_of_memory
 from transformer2.svf.base_folder import on_disk
 from transformer2.svf.targets import language_model
 
@@ -57,7 +58,7 @@ def export_merged(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder:
     try:
         policy.merge_adapter(safe_merge=True)  # checked before it is written over the base's weights
     except (RuntimeError, ValueError, NotImplementedError, AttributeError) as e:
-        if isinstance(e, UserError | torch.OutOfMemoryError):
+        if isinstance(e, UserError) or is_out_of_memory(e):
             raise
         raise UserError(f"this {kind} adapter cannot be merged: {one_line(e)}") from e
     try:

@@ -27,7 +27,7 @@ _WORDS = re.compile(r"out.of.(\w+.)?memory|ALLOC_FAILED|allocate.memory", re.IGN
 
 def run_or_halve(
     run: Callable[[Rows], Result], rows: Rows, remedy: str, at_once: int | None = None
-) -> tuple[list[Result], int]:
+) -> tuple[list[Result], int | None]:
     """Run on all rows or, where memory does not suffice, on as many at a time as fit.
 
     Args:
@@ -37,13 +37,12 @@ def run_or_halve(
         at_once: Rows to begin with; None tries all.
 
     Returns:
-        The results of the parts in order, and the rows of a part: those to begin with, or the half, quarter, ... that
-        fits.
+        The results of the parts in order, and the rows that fit, where those to begin with did not.
 
     Raises:
         UserError: One row does not fit.
     """
-    size, done, results = min(at_once or len(rows), len(rows)), 0, []
+    size, fitting, done, results = at_once or len(rows), None, 0, []
     while done < len(rows):
         part = rows[done : done + size]
         if result := _attempt(run, part):
@@ -52,12 +51,12 @@ def run_or_halve(
             continue
         if len(part) == 1:
             raise UserError(f"out of memory with 1 row at a time; {remedy} (`transformer2 plan` says what fits)")
-        size = -(-len(part) // 2)
+        size = fitting = -(-len(part) // 2)
         warnings.warn(
             f"out of memory with {len(part)} rows: continuing with {size} at a time; to begin with less, {remedy}",
             stacklevel=2,
         )
-    return results, size
+    return results, fitting
 
 
 def is_out_of_memory(error: BaseException) -> bool:

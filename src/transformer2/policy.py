@@ -31,6 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from transformer2.adapters import adapter_config, check_towers_frozen, expert_adapter, load_expert
 from transformer2.errors import ConfigError, DataError, UserError, one_line
+from transformer2.halving import is_out_of_memory
 from transformer2.quantisation import quantization_config
 from transformer2.rollout.prefill import position_ids
 from transformer2.rollout.probe import probe
@@ -118,7 +119,7 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
                 f"base {base!r} cannot be loaded with these model.model_kwargs ({given}): {one_line(e)}"
             ) from e
         except RuntimeError as e:
-            if not quantised or isinstance(e, torch.OutOfMemoryError):
+            if not quantised or is_out_of_memory(e):
                 raise
             raise ConfigError(f"base {base!r} cannot be quantised so: the report above says why") from e
     places = sorted({str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()})

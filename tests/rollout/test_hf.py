@@ -3,6 +3,7 @@
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from transformer2.errors import ConfigError, UserError
 from transformer2.policy import load_base, load_tokenizer
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine, _nucleus, choose_tokens
+from transformer2.rollout.probe import check_decoding
 from transformer2.types import Example
 
 EOS = [1, 4]
@@ -89,6 +91,13 @@ def test_out_of_memory_halves_the_rows_and_draws_the_same(model, tokenizer, prom
             engine.generate(model, prompts, SAMPLING, seed=3)
     finally:
         memory.hook.remove()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("CUDA error: out of memory"), MemoryError()])
+def test_a_probe_without_memory_says_nothing_of_the_model(model, monkeypatch, error):
+    monkeypatch.setattr("transformer2.rollout.probe.prefill", Mock(side_effect=error))
+    with pytest.raises(type(error)):
+        check_decoding(model, "cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

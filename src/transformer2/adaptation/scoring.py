@@ -105,9 +105,8 @@ class Scorer:
 
         with z_rows(self.policy, weights_LBK, self.members, mix="raw"), batch_rows(self.policy, b) as select:
             rows = torch.arange(b, device=ids_BC.device)
-            pieces, size = run_or_halve(score, rows, "lower adapt.max_rows", at_once=self.engine.max_rows)
-        if size < min(b, self.engine.max_rows or b):
-            self.engine.max_rows = size
+            pieces, fitting = run_or_halve(score, rows, "lower adapt.max_rows", at_once=self.engine.max_rows)
+        self.engine.max_rows = fitting or self.engine.max_rows
         return torch.cat(pieces), mask_BC.sum(-1)
 
     def log_likelihoods(self, prompts: PromptBatch, texts: Sequence[str], weights_LBK: Tensor) -> Tensor:

@@ -96,9 +96,9 @@ class StepModule(PolicyModule):
 
         if self.in_lockstep:  # no rank may run forward passes of its own
             return part_of(rows)
-        parts, size = run_or_halve(part_of, rows, "lower model.memory.micro_batch_tokens")
-        if size < len(rows):
-            self.micro_batch_tokens = max(1, self.micro_batch_tokens * size // len(rows))
+        parts, fitting = run_or_halve(part_of, rows, "lower model.memory.micro_batch_tokens")
+        if fitting is not None:
+            self.micro_batch_tokens = max(1, self.micro_batch_tokens * fitting // len(rows))
         return reduce(add, parts)
 
     def forward_backward(self, rollouts: Rollouts, advantages_B: Tensor, rank_rows: int) -> Step:

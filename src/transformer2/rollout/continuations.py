@@ -72,7 +72,7 @@ def continuation_logprobs(
 
     at_once = b if engine.max_rows is None else max(1, engine.max_rows // n)
     with batch_rows(policy, b) as select:
-        pieces, size = run_or_halve(score, torch.arange(b, device=device), "lower adapt.max_rows", at_once=at_once)
-    if size < min(b, at_once):
-        engine.max_rows = size * n
+        pieces, fitting = run_or_halve(score, torch.arange(b, device=device), "lower adapt.max_rows", at_once=at_once)
+    if fitting is not None:
+        engine.max_rows = fitting * n
     return torch.cat(pieces)

@@ -105,9 +105,8 @@ class HFEngine(RolloutEngine):
                 if self.in_lockstep:
                     draw(rows if len(rows) else anyone, idle=not len(rows))
                 else:
-                    _, size = run_or_halve(draw, rows, "lower model.memory.max_rollout_rows, or adapt.max_rows")
-                    if size < len(rows):
-                        self.max_rows = size
+                    _, fitting = run_or_halve(draw, rows, "lower model.memory.max_rollout_rows, or adapt.max_rows")
+                    self.max_rows = fitting or self.max_rows
         return self._rollouts(prompts, ids_BC, count_B, logprobs_BC)
 
     def _tokens(self, prompts: PromptBatch, sampling: Sampling, share: bool) -> int:

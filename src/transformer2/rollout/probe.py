@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from transformer2.errors import ConfigError, UserError, one_line
+from transformer2.halving import is_out_of_memory
 from transformer2.rollout.prefill import next_logits, prefill
 from transformer2.rollout.shared import shareable
 from transformer2.svf.quantised import base_model, quantisation_name
@@ -130,9 +131,9 @@ def check_decoding(policy: nn.Module, device: torch.device | str, whole: bool = 
             mask, position = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1), position + 1
             logits = next_logits(policy, p.next_BS[keep, step, None], mask, position, cache)
             wrong |= p.differs(logits[:, None], p.next_logits_BSV[keep, step, None], p.tolerance)
-    except (UserError, torch.OutOfMemoryError):
-        raise
     except Exception as e:  # whatever a model raises that does not know our cache or our arguments
+        if isinstance(e, UserError) or is_out_of_memory(e):
+            raise
         raise ConfigError(
             f"{p.name} cannot be decoded with transformers' DynamicCache ({type(e).__name__}: {one_line(e)}); use "
             "another base, or model.rollout: vllm"

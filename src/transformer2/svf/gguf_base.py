@@ -117,6 +117,8 @@ def _unpack(file: Path, name: str, folder: Path, weights: bool) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    from transformer2.halving import is_out_of_memory  # it imports torch
+
     try:
         reader = GGUFReader(file)
         tensors = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
@@ -137,7 +139,7 @@ def _unpack(file: Path, name: str, folder: Path, weights: bool) -> None:
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError, RuntimeError, ImportError) as e:
-        if isinstance(e, torch.OutOfMemoryError):
+        if is_out_of_memory(e):
             raise
         raise DataError(
             f"base {name}: transformers cannot read this GGUF file ({one_line(e)}); give the folder of the model it "
