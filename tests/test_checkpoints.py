@@ -9,6 +9,7 @@ import resource
 import sys
 import warnings
 from functools import partial
+from inspect import signature
 
 import lightning as L
 import pytest
@@ -276,6 +277,9 @@ def test_a_score_that_compares_is_kept(start, own_task):
     first, module, data, (_, keeper, last) = start(max_steps=1, every=1, task=own_task("len(completion) > 1"))
     first.fit(module, data)
     state = read_checkpoint(last.path)
+    named = {key.split(".")[1] for key in state[KEY]["settings"] if key.startswith("model.")}
+    arguments = signature(SVFReinforceModule.__init__).parameters.keys() - {"self"}
+    assert named == arguments - {"base", "adapter", "vllm"}, "another one would change on resume without a word"
     state["callbacks"][keeper.state_key]["best_score"] = 1.0
     del state[KEY]["validation"], state[KEY]["settings"]["data.task_source"]
     write_checkpoint(pack(state), last.path.with_name("old.ckpt"))

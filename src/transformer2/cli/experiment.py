@@ -38,7 +38,7 @@ from transformer2.plan.advice import advise, changes
 from transformer2.plan.job import job_of, strategy_of
 from transformer2.plan.memory import memory
 from transformer2.policy import base_dtype
-from transformer2.report.build import Facts, build_report, label_confusion
+from transformer2.report.build import Facts, build_report
 from transformer2.report.curve import draw_curve
 from transformer2.report.notes import on_answers
 from transformer2.report.table import text_table, write_report
@@ -258,7 +258,7 @@ class Experiment:
                 f"validations up to step {before[-1]['step']} were of other questions or judged by another task: they "
                 "are not in the curve and chose no expert"
             )
-        details = {**self.details, **label_confusion(records, task)}
+        details = {**self.details, **self.module.tested.facts(records).details}
         if keeper is not None:
             best = {"best_step": keeper.best_step, "best_validation": keeper.best_score}
             details["training"] = {**self.module.facts(), **best}

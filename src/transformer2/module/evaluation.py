@@ -10,7 +10,7 @@ from torch import Tensor
 
 from transformer2.adaptation.answerer import Answerer
 from transformer2.adaptation.evaluate import evaluate_batch, in_order
-from transformer2.adaptation.strategy import ActiveExpert
+from transformer2.adaptation.strategy import ActiveExpert, AdaptedPolicy
 from transformer2.data.loader import batches_within
 from transformer2.distributed import gather_objects, sum_over_ranks
 from transformer2.metrics import Accuracy
@@ -37,7 +37,8 @@ class PolicyModule(L.LightningModule):
         head: Hidden states -> logits.
         curve: The learning curve of the run.
         validated: Questions of this rank and their answers in the last validation.
-        records: One for each question of the last test.
+        tested: What the last test answered with.
+        records: One for each question of it.
     """
 
     sampling: SamplingOptions
@@ -48,6 +49,7 @@ class PolicyModule(L.LightningModule):
     engine: HFEngine
     sampler: RolloutEngine
     head: Head
+    tested: AdaptedPolicy
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,12 +137,13 @@ class PolicyModule(L.LightningModule):
 
     def on_test_start(self) -> None:
         """Start a fresh set of records."""
-        self.records = []
+        strategy = ActiveExpert(self.test.samples, self.test.temperature, self.seed)
+        with strategy.prepared(self.answerer()) as context:
+            self.tested, self.records = strategy.adapt_to_task(context), []
 
     def test_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Answer one batch with the base and with the expert."""
-        strategy = ActiveExpert(self.test.samples, self.test.temperature, self.seed)
-        self.records += evaluate_batch(strategy.adapt_to_task(self.answerer()), self.data, prompts, batch_idx)
+        self.records += evaluate_batch(self.tested, self.data, prompts, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         """The records of all ranks, in the order of the questions."""

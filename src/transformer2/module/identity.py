@@ -8,13 +8,13 @@ follow as long as they are of the same questions, judged by the same task; else 
 from __future__ import annotations
 
 import json
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from transformer2.data.loader import PromptLoader, batches_within
 from transformer2.errors import BasisError, CheckpointError
-from transformer2.module.options import GROUPS
 from transformer2.svf.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ NOT_TRAINED = {
 
 def identity(module: SVFReinforceModule) -> dict[str, Any]:
     """The policy, and the settings it is trained with, as plain values."""
-    h, data, trainer = dict(module.hparams), getattr(module.trainer, "datamodule", None), module.trainer
+    data, trainer = getattr(module.trainer, "datamodule", None), module.trainer
     if module.base_fingerprint is None:
         try:
             module.base_fingerprint = fingerprint(module.policy)
@@ -41,17 +41,18 @@ def identity(module: SVFReinforceModule) -> dict[str, Any]:
     adapter = module.policy.peft_config["default"].to_dict()
     policy = {
         "task": data.task.name if data is not None else None,
-        "base": h.pop("base"),
+        "base": module.base,
         "fingerprint": module.base_fingerprint,
         "dtype": str(next(p.dtype for p in module.policy.parameters() if not p.requires_grad)),
         **{f"adapter.{key}": value for key, value in adapter.items() if key not in NOT_TRAINED},
     }
-    h.pop("adapter")
     names = ("task_source", "batch_size", "seed", "data_dir", "limits", "chat_template", "max_new_tokens", "few_shot")
     settings = dict(module.rate)
-    for key, value in h.items():
-        inner = {f".{name}": own for name, own in value.items()} if key in GROUPS else {"": value}
-        settings |= {f"model.{key}{name}": own for name, own in inner.items()}
+    for key, value in module.settings.items():
+        if is_dataclass(value):
+            settings |= {f"model.{key}.{name}": own for name, own in vars(value).items()}
+        else:
+            settings[f"model.{key}"] = None if value == {} else value  # as earlier checkpoints say it
     settings |= {f"data.{name}": getattr(data, name) for name in (*names, "protocol") if hasattr(data, name)}
     if trainer.state.fn == "fit" and data is not None and hasattr(data, "digest"):
         settings |= {f"data.{split}": data.digest(split) for split in ("train", "validation")}

@@ -58,14 +58,13 @@ class LearningCurve:
     points: list[dict[str, float]] = field(default_factory=list)
     before: list[dict[str, float]] = field(default_factory=list)
 
-    def start(self) -> None:
-        """A step begins."""
-        self._started = time.perf_counter(), time.process_time()
-
-    def stop(self) -> None:
-        """A step has ended."""
-        self.seconds += time.perf_counter() - self._started[0]
-        self.cpu_seconds += time.process_time() - self._started[1]
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the seconds of a step."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.seconds += time.perf_counter() - wall
+        self.cpu_seconds += time.process_time() - cpu
 
     def add(self, step: int, accuracy: float, se: float) -> None:
         """A validation after `step` steps."""

@@ -111,9 +111,6 @@ class TestOptions(_Options):
         check_samples(self.samples, self.temperature)
 
 
-GROUPS = ("sampling", "loss", "memory", "test")
-
-
 def group(kind: type[Group], given: Group | Mapping[str, Any]) -> Group:
     """A group that may have been given as a dict."""
     return given if isinstance(given, kind) else kind(**given)  # type: ignore[arg-type]  # a mapping otherwise

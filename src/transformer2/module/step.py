@@ -8,6 +8,7 @@ Out of memory, a micro-batch is run in halves; a non-finite loss or gradient ski
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from operator import add
@@ -52,7 +53,6 @@ class StepModule(PolicyModule):
         shares: Whether prompts' common tokens may be run once.
         meter: Seconds of the parts of a step.
         alarms: What a run says when it learns nothing.
-        last_verdicts: Of this rank's rollouts.
         skipped_in_a_row: Steps whose loss or gradient was not finite.
     """
 
@@ -66,7 +66,6 @@ class StepModule(PolicyModule):
         self.shares = False
         self.meter = StepMeter()
         self.alarms = Alarms()
-        self.last_verdicts: list[Verdict] = []
         self.skipped_in_a_row = 0
 
     @property
@@ -149,22 +148,25 @@ class StepModule(PolicyModule):
             scores_BZ=scores_BZ,
         )
 
-    def step_of(self, rollouts: Rollouts, kept: Rollouts, advantages_B: Tensor) -> Step:
+    def step_of(
+        self, rollouts: Rollouts, kept: Rollouts, advantages_B: Tensor, verdicts: Sequence[Verdict] = ()
+    ) -> Step:
         """The step of all ranks.
 
         Args:
             rollouts: This rank's, as sampled.
             kept: The same without the tokens that the loss leaves out.
             advantages_B: Of the same rows.
+            verdicts: On the same rows, where they were sampled.
         """
         parts = (self.part_of_step(kept, advantages_B, rows) for rows in self.micro_batches(kept))
-        sampled, (abstained, credit) = float(rollouts.completion_mask_BC.sum()), verdict_sums(self.last_verdicts)
+        sampled, (abstained, credit) = float(rollouts.completion_mask_BC.sum()), verdict_sums(verdicts)
         step = replace(reduce(add, parts), sampled=sampled, abstained=abstained, credit=credit)
         with self.meter.timed("sync"):
             strategy = self.trainer.strategy
             return step.over_ranks(partial(strategy.reduce, reduce_op="sum"), strategy.all_gather)
 
-    def update(self, step: Step, rewards_B: Tensor | None = None) -> None:
+    def update(self, step: Step, rewards_B: Tensor | None = None, verdicts: Sequence[Verdict] = ()) -> None:
         """Clip, step, decay the learning rate, log. A non-finite loss or gradient skips the step."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         scheduler = cast(LRScheduler, self.lr_schedulers())
@@ -189,6 +191,6 @@ class StepModule(PolicyModule):
         metrics = step_metrics(step, rewards_B, self.sampling.num_completions) | self.meter.read()
         metrics |= {"train/grad_norm": norm, "train/lr": lr, "train/skipped": float(not finite)}
         if rewards_B is not None:
-            self.alarms.check(self.global_step, metrics, self.loss.baseline in GROUPED, self.last_verdicts)
+            self.alarms.check(self.global_step, metrics, self.loss.baseline in GROUPED, verdicts)
         metrics["train/collapsed"] = float(len(self.alarms.collapse.current_signs))
         self.log_dict(metrics, batch_size=int(step.rows))

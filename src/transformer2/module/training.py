@@ -24,7 +24,9 @@ docs/adr/0001-manual-optimisation.md).
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -49,7 +51,7 @@ from transformer2.module.loading import begin_with, check_trained_whole, has_no_
 from transformer2.module.meter import LearningCurve
 from transformer2.module.natural import damping_of
 from transformer2.module.optimizers import WarmupCosine, build, restart, settings
-from transformer2.module.options import GROUPS, LossOptions, MemoryOptions, SamplingOptions, TestOptions, group
+from transformer2.module.options import LossOptions, MemoryOptions, SamplingOptions, TestOptions, group
 from transformer2.module.step import StepModule
 from transformer2.policy import DType, adapter_config, check_halves, lm_head
 from transformer2.rl.advantages import GROUPED, advantages
@@ -58,7 +60,7 @@ from transformer2.rollout.probe import can_share
 from transformer2.rollout.server import VLLMOptions
 from transformer2.seeds import rollout_seed
 from transformer2.svf.quantised import check_gradient
-from transformer2.types import PromptBatch, Rollouts
+from transformer2.types import PromptBatch, Rollouts, Verdict
 
 ALARMS = "transformer2_alarms"  # key of their state in a checkpoint
 CURVE = "transformer2_curve"
@@ -90,6 +92,8 @@ class SVFReinforceModule(StepModule):
         seed: Seed of sampling (linked to `seed_everything`).
         objective: `reinforce` learns from rewards of sampled completions, `next_token` from the task's solutions.
     """
+
+    turn_end: int  # the id that ends a solution; like `engine` there once the policy is
 
     def __init__(
         self,
@@ -129,17 +133,6 @@ class SVFReinforceModule(StepModule):
         if self.damping is not None:
             lr, recomputes = self.rate.get("model.optimizer.lr"), self.memory.activation_checkpointing
             check_natural(self.rate["model.optimizer"], lr, self.adapter, recomputes, objective, max_grad_norm)
-        plain = {
-            "base": base,
-            "adapter": adapter,
-            "dtype": dtype,
-            "model_kwargs": model_kwargs,
-            "objective": objective,
-            "max_grad_norm": max_grad_norm,
-            "rollout": rollout,
-            "seed": seed,
-        }
-        self.save_hyperparameters(plain | {name: asdict(getattr(self, name)) for name in GROUPS}, logger=False)
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not the base
         self.micro_batch_tokens = self.memory.micro_batch_tokens  # halved when memory does not suffice
@@ -168,15 +161,17 @@ class SVFReinforceModule(StepModule):
 
     def training_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """One step on one global batch."""
-        {"reinforce": self.reinforce, "next_token": self.next_token}[self.objective](prompts)
+        with self.curve.timed():
+            {"reinforce": self.reinforce, "next_token": self.next_token}[self.objective](prompts)
 
     def reinforce(self, prompts: PromptBatch) -> None:
         """One step of REINFORCE."""
         rollouts = self.rollout(prompts)
-        rewards_B = self.rewards(rollouts)
+        verdicts = self.verdicts(rollouts)
+        rewards_B = self.rewards(verdicts)
         advantages_B = self.advantages(rewards_B)
-        step = self.step_of(rollouts, self.kept(rollouts, rewards_B), advantages_B)
-        self.update(step, rewards_B)
+        step = self.step_of(rollouts, self.kept(rollouts, rewards_B), advantages_B, verdicts)
+        self.update(step, rewards_B, verdicts)
 
     def next_token(self, prompts: PromptBatch) -> None:
         """One step of maximum likelihood: REINFORCE's on solutions, with B / T as the advantage of all."""
@@ -205,10 +200,13 @@ class SVFReinforceModule(StepModule):
             seed = rollout_seed(self.seed, self.global_step)
             return self.answerer().sample(prompts, self.sampling.temperature, seed)
 
-    def rewards(self, rollouts: Rollouts) -> Tensor:
-        """Rewards of the whole batch, of all ranks; NaN where there is none: the verifier failed, or abstained."""
+    def verdicts(self, rollouts: Rollouts) -> list[Verdict]:
+        """Verdicts on this rank's rollouts."""
         with self.meter.timed("verify"):
-            verdicts = self.last_verdicts = self.answerer().verify(rollouts)
+            return self.answerer().verify(rollouts)
+
+    def rewards(self, verdicts: Sequence[Verdict]) -> Tensor:
+        """Rewards of the whole batch, of all ranks; NaN where there is none: the verifier failed, or abstained."""
         mine = torch.tensor([math.nan if v.reward is None else v.reward for v in verdicts], device=self.device)
         # Prompt p of rank r is prompt p * world_size + r of the batch (data/loader.py); its completions are neighbours.
         all_B = self.trainer.strategy.all_gather(mine)
@@ -230,19 +228,19 @@ class SVFReinforceModule(StepModule):
         return replace(rollouts, completion_mask_BC=rollouts.completion_mask_BC * kept_B[:, None])
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments by name, but for the policy's, what is in `rate`, and how a server is reached."""
+        others = {"self", "base", "adapter", "optimizer", "lr_scheduler", "vllm"}
+        own = {"dtype": self.base_dtype, "rollout": self.engine_name}  # whose names are taken by Lightning and a method
+        names = [name for name in inspect.signature(SVFReinforceModule.__init__).parameters if name not in others]
+        return {name: own[name] if name in own else getattr(self, name) for name in names}
+
+    @property
     def method(self) -> str:
         """PEFT's name of what is trained."""
         return str(getattr(self.policy.peft_config["default"].peft_type, "value", ""))
 
     # ------------------------------------------------------------------ Lightning's hooks
-
-    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
-        """The clock of the learning curve runs during steps only."""
-        self.curve.start()
-
-    def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
-        """See `on_train_batch_start`."""
-        self.curve.stop()
 
     def on_fit_start(self) -> None:
         """A model in shards can be run from here on; a quantised one must let gradients through."""
