@@ -48,7 +48,7 @@ def measure(toy: bool = False) -> list[Row]:
         reinforce_loss(logprobs_N, kl_N, mask_BC, advantages_B, kl_coef=0.1, num_rows=len(batch)).backward()
 
     def new() -> None:
-        inputs.forget()
+        inputs._features.clear()
         step(seen)
 
     forms: dict[str, Callable[[], Any]] = {"text": lambda: step(text), "new": new, "seen": lambda: step(seen)}

@@ -16,7 +16,7 @@ from transformer2.files import fresh_folder
 
 
 class ExpertCheckpoint(L.Callback):
-    """Writes `expert/` in the run folder whenever validation improves, and puts the best expert back at the end of `fit`.
+    """Writes `expert/` in the run folder whenever validation improves; puts the best expert back at the end of `fit`.
 
     The base model itself (z = 1) is not a candidate: an expert that never beats it is a result to be seen, not hidden.
     Ties go to the earlier step: past the plateau more steps only add noise.

@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from transformer2.callbacks.protocols import HasPolicy, check_policy
+from transformer2.svf.format import module_path
 from transformer2.svf.layer import svf_layers
 from transformer2.types import Answer, Example
-
 
 NUM_SAMPLES = 4  # answers shown
 
@@ -41,7 +41,7 @@ class Monitoring(L.Callback):
 def z_by_layer(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Effective z - 1 of the trained adapter by module path; empty for adapters other than SVF."""
     deltas = ((name, layer.delta(["default"])) for name, layer in svf_layers(policy))
-    return {name.removeprefix("base_model.model."): d.detach() for name, d in deltas if d is not None}
+    return {module_path(name): d.detach() for name, d in deltas if d is not None}
 
 
 def samples_table(answered: Iterable[tuple[Example, Answer]]) -> str:

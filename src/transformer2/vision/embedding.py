@@ -59,10 +59,6 @@ class PictureInputs:
         # Not hooks of torch's: Lightning takes those away between two uses of DeepSpeed.
         embedding.forward, head.forward = self._embed, self._logits
 
-    def forget(self) -> None:
-        """Drop the features of all pictures; they are encoded again when they are seen again."""
-        self._features.clear()
-
     @property
     def _bytes(self) -> int:
         return sum(features.nbytes for features in self._features.values())
