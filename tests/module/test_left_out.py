@@ -109,8 +109,10 @@ def test_masked_completions_weigh_nothing_and_the_others_as_before(make):
     for masked in (True, False):
         trainer, module, data = make(max_steps=2, baseline="none", mask_truncated=masked, **LONG)
         if not masked:
-            rewards = module.rewards
-            module.rewards = lambda r, rewards=rewards: rewards(r).where(r.finished_B, math.nan)
+            verdicts = module.verdicts
+            module.verdicts = lambda r, verdicts=verdicts: [
+                v if finished else ABSTAINED for v, finished in zip(verdicts(r), r.finished_B, strict=True)
+            ]
         trainer.fit(module, data)
         results[masked] = trainer.callbacks[0].steps, [p.detach().clone() for p in module.trained()]
     (steps, z), (_, expected) = results[True], results[False]

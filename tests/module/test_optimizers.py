@@ -151,7 +151,7 @@ def test_python_gives_callables_and_groups():
         lr_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=5),
         loss={"kl_coef": 0.3},
     )
-    assert module.loss.kl_coef == module.settings["loss"].kl_coef == 0.3
+    assert module.loss.kl_coef == module.arguments["loss"].kl_coef == 0.3
     assert {"model.optimizer.momentum": 0.9, "model.lr_scheduler.step_size": 5}.items() <= module.rate.items()
     for bad in (
         {"optimizer": lambda params: torch.optim.AdamW(params, lr=100)},

@@ -48,7 +48,7 @@ def identity(module: SVFReinforceModule) -> dict[str, Any]:
     }
     names = ("task_source", "batch_size", "seed", "data_dir", "limits", "chat_template", "max_new_tokens", "few_shot")
     settings = dict(module.rate)
-    for key, value in module.settings.items():
+    for key, value in module.arguments.items():
         if is_dataclass(value):
             settings |= {f"model.{key}.{name}": own for name, own in vars(value).items()}
         else:

@@ -228,7 +228,7 @@ class SVFReinforceModule(StepModule):
         return replace(rollouts, completion_mask_BC=rollouts.completion_mask_BC * kept_B[:, None])
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """The constructor's arguments by name, but for the policy's, what is in `rate`, and how a server is reached."""
         others = {"self", "base", "adapter", "optimizer", "lr_scheduler", "vllm"}
         own = {"dtype": self.base_dtype, "rollout": self.engine_name}  # whose names are taken by Lightning and a method
