@@ -21,7 +21,7 @@ from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.callbacks.last_checkpoint import LastCheckpoint
 from transformer2.checkpoints import pack, read_checkpoint, seal_folder, write_checkpoint
 from transformer2.data import ExpertDataModule
-from transformer2.errors import CheckpointError
+from transformer2.errors import CheckpointError, ConfigError
 from transformer2.module import SVFReinforceModule
 from transformer2.module.identity import KEY
 
@@ -329,6 +329,11 @@ def states(start):
 def test_speed_and_form_may_differ(start, states):
     trainer, module, data, _ = start("reads", adapter={**SVF, "form": "factored"}, micro_batch_tokens=512)
     trainer.validate(module, data, ckpt_path=states({}), verbose=False)
+
+
+def test_lightning_s_own_way_to_load_one_says_what_to_do_instead(states):
+    with pytest.raises(ConfigError, match="give it to the trainer"):
+        SVFReinforceModule.load_from_checkpoint(states({}))
 
 
 # ---------------------------------------------------------------------- files

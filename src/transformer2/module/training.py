@@ -296,7 +296,12 @@ class SVFReinforceModule(StepModule):
         checkpoint[CURVE] = asdict(self.curve)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another policy or task (module/identity.py)."""
+        """Refuse a checkpoint of another policy or task (module/identity.py), and one outside of a trainer."""
+        if self._trainer is None:
+            raise ConfigError(
+                "load_from_checkpoint does not know the base and data of a checkpoint; give it to the trainer "
+                "(fit, validate or test with ckpt_path=...), or use the expert folder of its run"
+            )
         self.changed = check_identity(self, checkpoint)
         self.alarms = Alarms.resumed(checkpoint.get(ALARMS, {}))
         self.curve = LearningCurve(**checkpoint.get(CURVE, {}))  # older checkpoints hold none
