@@ -66,6 +66,7 @@ def test_a_whole_report_is_printed(tmp_path, capsys, monkeypatch, kind) -> None:
     monkeypatch.setattr("transformer2.report.curve.draw_curve", lambda run, out: out)
     (tmp_path / "report.json").write_text(json.dumps(of_kind(kind)))
     assert main(["report", str(tmp_path)]) == 0 and capsys.readouterr().out
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "c.png")]) == (0 if kind == "test" else 2)
 
 
 def test_a_table_of_several_strategies_is_drawn_from_their_one_report(tmp_path, capsys) -> None:

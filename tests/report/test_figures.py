@@ -1,5 +1,6 @@
 """Figures say what they show: axes, units, steps."""
 
+from transformer2.cli import main
 from transformer2.report.adaptation import alpha_figure, confusion_figure
 from transformer2.report.curve import draw_curve
 
@@ -19,7 +20,7 @@ def test_weights_of_a_search_are_named():
     assert {text.get_text() for text in left.get_legend().get_texts()} == {"math", "code"} and right.get_title()
 
 
-def test_the_learning_curve_has_whole_steps_and_percent(tmp_path, monkeypatch):
+def test_the_learning_curve_has_whole_steps_and_percent(tmp_path, monkeypatch, capsys):
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
@@ -35,3 +36,5 @@ def test_the_learning_curve_has_whole_steps_and_percent(tmp_path, monkeypatch):
     assert {text.get_text() for text in left.get_yticklabels()} >= {"0 %", "100 %"}
     assert all(float(tick).is_integer() for axes in (left, right) for tick in axes.get_xticks())
     assert right.get_ylabel() == "nats per token"
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "c.svg")]) == 0  # of validate, which has no report
+    assert "last validation, step 2: 20.0 ± 20.0 %" in capsys.readouterr().out and (tmp_path / "c.svg").exists()

@@ -44,3 +44,14 @@ def test_what_was_not_run_is_named():
     missing = Run("svf-math-75", 0, {"skill": "math", "target": "75"}, "", "failed")
     (row,) = table(missing).rows
     assert row[2] == "failed" and row[5] == "–"
+
+
+def test_a_seed_that_was_not_run_is_marked_beside_those_that_were():
+    labels = {"skill": "math", "target": "75"}
+    gone = (Run("svf-math-75", 0, labels, "", "failed"), Run("svf-math-75", 2, labels, "", "missing"))
+    runs = (gone[0], fit(1, [(0, 0.3), (8, 0.76)]), gone[1])
+    (row,) = table(*runs).rows
+    assert row[2:5] == ["failed, 8, not run", "8.0 (1 of 3)", "4.0 (1 of 3)"]
+    lora = Run("lora-math-75", 0, labels, "", "missing")
+    (curves,) = build(Study("figure4", "", "", "", "figure4", (0, 1, 2), (*runs, lora)))
+    assert curves.notes[-1] == "not drawn: svf-math-75 (0 failed, 2 not run); lora-math-75 (0 not run)"

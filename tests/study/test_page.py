@@ -53,6 +53,16 @@ def test_a_skill_without_its_seeds_leaves_the_claim_open(tmp_path) -> None:
     assert verdict(effects(1, table1=study)) == "not decided (0 seeds)"
 
 
+def test_the_page_says_what_holm_leaves_and_whose_study_it_is(tmp_path) -> None:
+    table1(tmp_path / "results", lora=0.05)
+    own = make_study(tmp_path / "results", "table4", {"x": [fitted(0.6)] * 5}, {}, name="mine")
+    text = (tmp_path / "results" / "mine" / "study.json").read_text()
+    (tmp_path / "results" / "mine" / "study.json").write_text(text.replace('"paper": "Table"', '"paper": ""'))
+    page = pages(tmp_path)["claims.md"]
+    assert own.build == "table4" and "**Tested on table4 (not run)**" in page  # it says of no place in the paper
+    assert "Holm's procedure at 5 % over those of a base would leave decided 1, 2 on the embedded model." in page
+
+
 def test_no_worse_than_lora_has_a_margin_and_counts_numbers(tmp_path) -> None:
     close = effects(2, table1=table1(tmp_path / "a", lora=0.01))  # LoRA better by 1 to 1.4 points
     assert verdict(close) == "holds" and close[-1].fact == "672 / 6,144 = 0.11, to be at most 0.2"
@@ -245,4 +255,5 @@ def test_the_committed_pages_are_what_the_committed_reports_say() -> None:
         assert text == (DOCS / name).read_text(), f"docs/{name} is not what `transformer2 study --docs docs` writes"
     for folder, study in read_studies(DOCS / "results").items():
         for table in (output for output in build(study) if isinstance(output, Table)):
-            assert table.csv() == (DOCS / "results" / folder / f"{table.name}.csv").read_text()
+            for ending, text in (("csv", table.csv()), ("md", table.markdown())):
+                assert text == (DOCS / "results" / folder / f"{table.name}.{ending}").read_text()

@@ -16,9 +16,9 @@ import yaml
 
 from transformer2.cli import main
 from transformer2.cli.compose import PACKAGED
-from transformer2.cli.study import Plan
+from transformer2.cli.study import Plan, _doubts
 from transformer2.cli.study_run import composed
-from transformer2.study.results import read_study
+from transformer2.study.results import Run, Study, read_study
 
 RUNNER = f"{sys.executable} {Path(__file__).parents[1] / 'helpers' / 'study_runner.py'}"
 
@@ -28,6 +28,8 @@ def of_task(task):
 
 
 FIT = of_task("gsm8k")
+TINY = {"config": ["conf/tiny_math.yaml"], "set": {}}
+SVF = {"model.adapter": {"peft_type": "SVF"}}
 ADAPT = {"command": "adapt", "set": {"data.task": "math", "adapt.experts": ["@svf/expert"]}}
 
 
@@ -229,7 +231,8 @@ def test_the_name_of_a_config_makes_no_other_run(run, tmp_path):
 
 def test_spectra_read_no_rows(run, tmp_path):
     (tmp_path / "gsm8k").mkdir()
-    runs = {"fit": FIT, "spectrum": {"command": "spectrum", "set": {"model.base": "tiny"}}}
+    fit = {**FIT, "set": {"data.task": "gsm8k"}}
+    runs = {"fit": fit, "spectrum": {"command": "spectrum", "set": {"model.base": "tiny"}}}
     for content in ("1", "2"):
         (tmp_path / "gsm8k" / "train.jsonl").write_text(content)
         assert run(runs, "--data.data_dir", str(tmp_path), "--dry_run") == 0
@@ -250,12 +253,9 @@ def test_a_base_that_is_not_there_is_named_once_before_anything_runs(run, capsys
     assert len(calls()) == 1
 
 
-def test_a_flag_of_one_strategy_is_for_its_runs_alone(run, capsys):
+def test_a_flag_of_one_strategy_is_for_its_runs_alone(run):
     strategies = {name: {**ADAPT, "set": {"data.task": "math", "strategy": name}} for name in ("cem", "scores")}
     assert run(strategies, "--adapt.population", "4", "--trainer.max_steps", "5") == 0
-    assert "no run of it takes" not in capsys.readouterr().out
-    assert run({"fit": FIT}, "--adapt.population", "4") == 0
-    assert "no run of it takes --adapt.population" in capsys.readouterr().out
     adapted = [words for words in calls() if words[0] == "adapt"]
     assert {("scores" in words, "--adapt.population" in words) for words in adapted} == {(True, False), (False, True)}
 
@@ -427,6 +427,21 @@ def test_a_dry_run_prints_command_lines_and_makes_nothing(run, capsys):
         ({"config": []}, (), "config"),
         ({"tune": {"model.optimizer.lr": [0.1, 0.2]}}, ("--model.optimizer.lr", "3"), "chooses model.optimizer.lr"),
         ({"tune": {"model.optimizer.lr": [0.1, 0.2]}}, ("--model.optimizer", "SGD"), "chooses model.optimizer.lr"),
+        ({"tune": {"model.optimizer.lr": [0.1]}}, ("--optimizer.init_args.lr", "3"), "chooses model.optimizer.lr"),
+        ({}, ("--model.base", "tiny_b"), "write --base"),
+        ({}, ("--model", "{base: tiny_b}"), "write --base"),
+        ({}, ("--data.task", "math"), "runs.svf sets data.task by itself"),
+        ({}, ("--data", "{task: math}"), "runs.svf sets data.data_dir by itself"),
+        ({**TINY, "matrix": {"skill": ["math"]}}, ("--data.task", "tiny_code"), "the label skill says which task"),
+        ({**TINY, "set": SVF}, ("--model.adapter", "{peft_type: LORA}"), "sets model.adapter.peft_type by itself"),
+        ({**TINY, "set": SVF}, ("--model.adapter.peft_type", "LORA"), "sets model.adapter.peft_type by itself"),
+        ({**TINY, "set": {"model.optimizer": "AdamW"}}, ("--optimizer", "SGD"), "sets model.optimizer.class_path"),
+        ({}, ("--adapt.population", "4"), "no run of s takes --adapt.population"),
+        ({}, ("--other_base", "nosuch"), "no run of s takes --other_base"),
+        ({}, ("--docs", "docs", "--dry_run"), "leave --docs out"),
+        ({}, ("./s.yaml",), "would both be kept in runs/studies/s"),
+        ({}, ("--seed", "0"), "did you mean --seeds?"),
+        ({}, ("--seeds", "0,00"), "seeds"),
         ({"set": {**FIT["set"], "seed_everything": 3}}, (), "seed_everything"),
         ({"seeds": [0, 0]}, (), "seeds"),
         ({}, ("--jobs", "0"), "jobs"),
@@ -443,9 +458,29 @@ def test_refused_before_anything_runs(run, capsys, change, more, named):
     assert not calls()
 
 
+def test_what_a_flag_of_the_command_stands_above(tmp_path, monkeypatch, capsys):
+    """Seeds of a run's own, and the base of a world file; a detail of what a run sets is none of these."""
+    monkeypatch.chdir(tmp_path)
+    svf = {**FIT, **TINY, "set": SVF, "seeds": [7]}
+    Path("s.yaml").write_text(yaml.safe_dump({"build": "table1", "seeds": [0], "runs": {"svf": svf, "fit": FIT}}))
+    assert main(["study", "--seeds", "3,4", "--model.adapter.basis_cache", "bases", "s.yaml", "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    assert "svf s3" in printed and "svf s7" not in printed and "4 runs" in printed
+    real = Plan("s.yaml", tmp_path, set(), {"world": "conf/paper/world/real.yaml"})
+    assert real.study.base.startswith("meta-llama/") and real.folder.name != "s"
+
+
+def test_several_versions_or_numbers_of_questions_are_told_of_runs_of_all_strategies():
+    wholes = [{"strategies": {"cem": {"n": n, "versions": {"torch": v}}}} for n, v in ((64, "2.8"), (512, "2.9"))]
+    runs = tuple(Run("adapt", seed, {}, "", "done", whole) for seed, whole in enumerate(wholes))
+    asked, made = _doubts(Study("t", "", "", "tiny", "table2", (0, 1), runs))
+    assert "64 and 512 questions" in asked and "torch 2.8 and 2.9" in made
+
+
 def test_the_command_is_kept_without_folders_of_the_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("s.yaml").write_text(yaml.safe_dump({"title": "t", "build": "table1", "runs": {"svf": FIT}}))
+    fit = {**FIT, "set": {"data.task": "gsm8k"}}
+    Path("s.yaml").write_text(yaml.safe_dump({"title": "t", "build": "table1", "runs": {"svf": fit}}))
     options = {"base": "/models/mine/llama", "seeds": "0,1"}
     more = [("data.data_dir", "/data/of/mine"), ("trainer.max_steps", "3")]
     plan = Plan(str(tmp_path / "s.yaml"), Path("runs"), set(), options, more)

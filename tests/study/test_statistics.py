@@ -4,12 +4,14 @@ import pytest
 from studies import score
 
 from transformer2.study.statistics import (
+    MARGIN,
     all_of,
-    at_least,
     difference,
     estimate,
-    greater,
+    holm,
+    judged,
     mean_difference,
+    p_against,
     t_p_value,
     t_quantile,
 )
@@ -45,12 +47,24 @@ def test_differences_are_paired_by_seed() -> None:
 def test_verdicts() -> None:
     above, across, below = ([m + d for d in (-1, -0.5, 0, 0.5, 1)] for m in (3, 0.5, -4))
     for values, strict, margin in ((above, "holds", "holds"), (below, "does not hold", "does not hold")):
-        assert (greater(mean_difference(values)), at_least(mean_difference(values))) == (strict, margin)
-    assert greater(mean_difference(across)) == "not decided"
-    assert at_least(mean_difference(across)) == "holds"  # its lower end is above -2
-    assert at_least(mean_difference([v - 2.5 for v in across])) == "not decided"
-    assert greater(mean_difference(above[:4])) == "not decided"  # too few seeds
-    assert greater(mean_difference([3.0] * 5)) == "not decided"  # seeds that change nothing
-    assert greater(None) == "not decided"
+        assert (judged(mean_difference(values), 0), judged(mean_difference(values), -MARGIN)) == (strict, margin)
+    assert judged(mean_difference(across), 0) == "not decided"
+    assert judged(mean_difference(across), -MARGIN) == "holds"  # its lower end is above -2
+    assert judged(mean_difference([v - 2.5 for v in across]), -MARGIN) == "not decided"
+    assert judged(mean_difference(above[:4]), 0) == "not decided"  # too few seeds
+    assert judged(mean_difference([3.0] * 5), 0) == "not decided"  # seeds that change nothing
+    assert judged(None, 0) == "not decided"
     assert all_of(["holds", "not decided"]) == all_of([]) == "not decided"
     assert all_of(["holds", "does not hold", "not decided"]) == "does not hold" and all_of(["holds"]) == "holds"
+
+
+def test_an_end_that_rounds_to_the_bound_has_a_digit_more() -> None:
+    found = mean_difference([-3.6985 + d for d in (-1.72, -0.86, 0, 0.86, 1.72)])
+    assert found.beside(0) == "-3.7 [-5.4, -2.0]" and found.beside(-MARGIN) == "-3.70 [-5.39, -2.01]"
+
+
+def test_p_and_the_interval_agree_and_holm_stops_at_the_first_that_fails() -> None:
+    found = mean_difference([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert p_against(found, 0) == pytest.approx(found.p) and p_against(found, found.low) == pytest.approx(0.05)
+    assert holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]  # 0.03 > 0.05 / 2, though 0.04 < 0.05
+    assert holm([]) == []

@@ -29,7 +29,7 @@ def test_table1_has_numbers_of_seeds_and_the_papers_beside_them(tmp_path) -> Non
     # mean 80, s = 10, s.e. 5.77; gain 40 ± 4.303 * 5.77
     assert ours["accuracy, %"] == "80.0 ± 5.8" and ours["on base, points [95 %]"] == "+40.0 [+15.2, +64.8]"
     assert ours["p"] == "0.02" and ours["n"] == "100" and ours["seeds"] == "0, 1, 2"
-    assert ours["trainable"] == "672" and ours["training, s"] == "20"
+    assert ours["trainable"] == "672" and ours["training, CPU-s"] == "20"
     assert ours["paper: Llama-3-8B-Instruct"] == "79.15" and ours["paper: Mistral-7B-Instruct-v0.3"] == "49.74"
     assert failed["accuracy, %"] == "60.0 ± 4.9 (of questions)" and failed["p"] == "0.01 (exact McNemar)"
     assert failed["seeds"] == "0, 1 failed, 2 not run"

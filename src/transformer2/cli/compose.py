@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import KeyValidationError, OmegaConfBaseException
 
 from transformer2.arguments import written
-from transformer2.cli.check import OURS, sections, suggestion
+from transformer2.cli.check import KEYS, OURS, sections, suggestion
 from transformer2.cli.optimizers import HOMES, class_and_arguments, on_top
 from transformer2.errors import ConfigError, nearest, one_line, shown
 
@@ -296,8 +296,10 @@ def _flag_like(wrong: str, flags: Sequence[str], keys: Sequence[str]) -> str:
 
 def _without_section(wrong: str, keys: Sequence[str]) -> str:
     """`; did you mean data.data_dir?` for the exact name of a key, ours or others' word for it; else nothing."""
-    known = sections("adapt" in keys) if {"model", "data"} <= set(keys) else {}
-    is_key = wrong.rpartition(".")[2] in OURS or any(wrong in own for own in known.values())
+    ours = OURS.get(wrong.rpartition(".")[2])
+    taken = {"model", "data"} <= set(keys) and (ours in keys or ours not in KEYS)  # a study takes no seed_everything
+    known = sections("adapt" in keys) if taken else {}
+    is_key = ours is not None or any(wrong in own for own in known.values())
     return suggestion(wrong, known) if known and is_key else ""
 
 

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import combinations
 from pathlib import Path
 
 from transformer2.cli.compose import find_config, parse_flags
@@ -35,12 +35,12 @@ interrupted study resumes where it was cut. Shipped: {shipped}.
 
   --base BASE          the base model (default tiny: the embedded one); real tasks come with any base but the embedded
   --other_base BASE    a second base, for the studies that move an expert to another model
-  --seeds 0,1,2        the seeds of every run (default: the study file's)
+  --seeds 0,1,2        the seeds of every run, of those with seeds of their own too (default: the study file's)
   --jobs N             runs at a time (default 1)
   --dry_run            print the command lines and what is there already, and stop
   --world FILE         the tasks and settings behind the names in a study file (default by base: conf/paper/world/)
-  --SECTION.KEY VALUE  on top of every run, e.g. --data.data_dir FOLDER --trainer.max_steps 50; SECTION is one of
-                       model, data, trainer, adapt
+  --SECTION.KEY VALUE  on top of every run, e.g. --data.data_dir FOLDER --data.test_limit 64; SECTION is one of model,
+                       data, trainer, adapt; not what a run of the study file sets by itself
   --launcher COMMAND   what starts a run (default: this Python, -m transformer2), e.g.
                        "torchrun --nproc_per_node 4 -m transformer2"
   --run_dir DIR        where studies and their runs are kept (default runs/studies)
@@ -55,8 +55,8 @@ The same command started several times, here or on other machines with the same 
 
 def study(args: Sequence[str]) -> int:
     """Run, then build."""
-    files = list(takewhile(lambda word: not word.startswith("-"), args))
-    flags = parse_flags(args[len(files) :], OPTIONS, SWITCHES, SECTIONS)
+    flags = parse_flags(args, OPTIONS, SWITCHES, SECTIONS, takes_words=True)
+    files = flags.words
     if "help" in flags.switches:
         shipped = sorted(
             str(p.relative_to(p.parents[2])) for p in find_config("conf/base.yaml").parent.glob("paper/*.yaml")
@@ -68,12 +68,25 @@ def study(args: Sequence[str]) -> int:
     docs = flags.options.get("docs")
     if not files and docs is None:
         raise ConfigError("study needs a study file, such as conf/paper/table1.yaml (`study --help` names them)")
+    of_runs = [key for key in (*flags.options, *dict(flags.overrides)) if key not in ("docs", "run_dir")]
+    if not files and of_runs:
+        raise ConfigError(f"--{of_runs[0]} is for the runs of a study file; name the file, or leave the flag out")
+    if docs is not None and "dry_run" in flags.switches:
+        raise ConfigError("--dry_run writes nothing; leave --docs out")
     jobs = flags.options.get("jobs", "1")
     if not jobs.isdecimal() or not 0 < int(jobs) <= 1024:
         raise ConfigError(f"--jobs must be a whole number from 1 to 1024, not {shown(jobs)}")
     root = Path(flags.options.get("run_dir") or Path("runs") / "studies")
     failed: set[Path] = set()
     plans = [Plan(file, root, failed, flags.options, flags.overrides) for file in files]
+    for first, second in combinations(plans, 2):
+        if first.folder == second.folder:
+            raise ConfigError(
+                f"{first.file} and {second.file} would both be kept in {first.folder}; rename one, or run it alone "
+                "with another --run_dir"
+            )
+    for key in sorted(set.intersection(*(plan.unused for plan in plans))) if plans else ():
+        raise ConfigError(f"no run of {' and '.join(plan.name for plan in plans)} takes --{key}; leave it out")
     launcher = shlex.split(flags.options.get("launcher", "")) or [sys.executable, "-m", "transformer2"]
     if shutil.which(launcher[0]) is None:
         raise ConfigError(f"--launcher {shown(launcher[0])} is no command; give what starts a run")
@@ -155,8 +168,6 @@ def _finish(plan: Plan) -> bool:
             "  reports that do not say which experts they are of, as an earlier transformer2 wrote them: "
             f"{untraceable}; remove the runs whose experts were retrained since"
         )
-    for key in plan.unused():
-        print(f"  no run of it takes --{key}")
     for tuned in study.tuning:
         if tuned.chosen is None:
             print(f"  {tuned.name} was not run: none of its tuning runs ended with a validation score")
@@ -173,11 +184,12 @@ def _doubts(study: Study) -> list[str]:
     made: dict[str, set[str]] = {}
     asked: dict[str, set[int]] = {}
     for run in study.runs:
-        report = run.report or {}
-        for library, version in (report.get("versions") or {}).items():
-            made.setdefault(library, set()).add(version)
-        if n := report.get("n"):
-            asked.setdefault(run.name, set()).add(n)
+        whole = run.report or {}
+        for report in whole.get("strategies", {"": whole}).values():  # of `adapt --strategy all`, one each
+            for library, version in (report.get("versions") or {}).items():
+                made.setdefault(library, set()).add(version)
+            if n := report.get("n"):
+                asked.setdefault(run.name, set()).add(n)
     return [
         f"its runs of {name} are of {' and '.join(map(str, sorted(numbers)))} questions"
         for name, numbers in asked.items()

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from transformer2.cli.check import STRATEGIES, sections
 from transformer2.cli.compose import merge
+from transformer2.cli.optimizers import HOMES
 from transformer2.cli.study_run import checked, composed, folder_name
 from transformer2.errors import ConfigError, UserError, shown
 from transformer2.study.archive import portable
@@ -25,6 +27,7 @@ from transformer2.study.schedule import Job
 from transformer2.svf.base_folder import NAMES
 
 WORLDS = {"tiny": "tiny", "tiny_b": "tiny", "smollm2": "smollm2"}  # those of other bases: real
+BASES = {"base", "other_base"}
 STUDY_KEYS = ("title", "paper", "build", "seeds", "tuning_seed", "base", "other_base", "common", "runs", "note")
 
 
@@ -50,11 +53,13 @@ class Plan:
         options: Mapping[str, str],
         overrides: Sequence[tuple[str, str]] = (),
     ) -> None:
-        self.name, self.root, self.failed, self.overrides = Path(file).stem, root, failed, list(overrides)
+        self.file, self.name, self.root, self.failed = file, Path(file).stem, root, failed
+        self.overrides = list(overrides)
         own = merge([file])
         if "runs" not in own or "build" not in own:
             raise ConfigError(f"{file} is no study file: it needs `runs` and `build`; see conf/paper/table1.yaml")
-        base = options.get("base") or own.get("base") or "tiny"
+        of_world = merge([options["world"]]).get("base") if "world" in options else None
+        base = options.get("base") or own.get("base") or of_world or "tiny"
         world = options.get("world") or f"conf/paper/world/{WORLDS.get(str(base), 'real')}.yaml"
         for key in own:
             if key not in STUDY_KEYS and (near := get_close_matches(str(key), STUDY_KEYS, n=1, cutoff=0.8)):
@@ -71,7 +76,13 @@ class Plan:
         given = [(key, options[key]) for key in ("base", "other_base", "world", "seeds") if key in options]
         words = [word for key, text in [*given, *self.overrides] for word in (f"--{key}", portable(text))]
         self.command = shlex.join(["transformer2", "study", portable(file), *words])
-        self.cells = {cell.name: cell for cell in cells(self.study)}
+        found = cells(self.study)
+        # A base that changes no run would stand over results that are not its own.
+        others = {key: OmegaConf.merge(self.study, {key: f"{options[key]}, or another"}) for key in BASES & {*options}}
+        self.unused = {key for key, other in others.items() if cells(other) == found}
+        self.cells = {cell.name: replace(cell, seeds=() if "seeds" in options else cell.seeds) for cell in found}
+        taken = {key for cell in self.cells.values() for key, _ in self._overrides(cell)}
+        self.unused |= {key for key, _ in self.overrides} - taken
         self._jobs: dict[tuple[Any, ...], Job] = {}
         for cell in self.cells.values():
             self._check(cell)
@@ -125,11 +136,6 @@ class Plan:
             command=self.command,
             note=str(s.get("note", "")),
         )
-
-    def unused(self) -> list[str]:
-        """Flags that were given on top of every run and that no run takes."""
-        taken = {key for cell in self.cells.values() for key, _ in self._overrides(cell)}
-        return [key for key, _ in self.overrides if key not in taken]
 
     # ------------------------------------------------------------------ one run
 
@@ -200,10 +206,19 @@ class Plan:
         """Refuse, before anything is run, what a run would be refused for."""
         if cell.command == "fit" and not cell.configs:
             raise ConfigError(f"{self.name}, runs.{cell.name}: a fit needs `config`, a list of config files")
-        for tuned in cell.tune:
-            if twice := next((key for key, _ in self.overrides if tuned == key or tuned.startswith(f"{key}.")), None):
+        for flag, _ in self._overrides(cell):
+            key = flag.replace(".init_args", "")
+            if _sets(key, ["model.base"]):
+                raise ConfigError(f"--{flag}: the runs of a study have the study's base; write --base")
+            if tuned := _sets(key, cell.tune):
                 raise ConfigError(
-                    f"--{twice}: runs.{cell.name} chooses {tuned} by itself; leave the flag out, or `tune`"
+                    f"--{flag}: runs.{cell.name} chooses {tuned} by itself; leave the flag out, or `tune`"
+                )
+            if label := _sets(key, ["data.task"]) and next((x for x in ("skill", "task") if x in cell.labels), ""):
+                raise ConfigError(f"--{flag}: the label {label} says which task runs.{cell.name} is of; leave it out")
+            if own := _sets(key, _leaves({name: cell.flags[name] for name in cell.own})):
+                raise ConfigError(
+                    f"--{flag}: runs.{cell.name} sets {own} by itself; leave the flag out, or edit the study file"
                 )
         for name in cell.needs():
             theirs = self.cells[name].seeds or self.seeds
@@ -231,6 +246,20 @@ def _validation(job: Job) -> float | None:
     return score
 
 
+def _leaves(flags: Mapping[str, Any]) -> list[str]:
+    """The keys that flags set, those in mappings too; of an optimizer by its name, its class."""
+    found = []
+    for key, value in flags.items():
+        inner = {"class_path": 0} if key.removeprefix("model.") in HOMES and isinstance(value, str) else value
+        found += [f"{key}.{name}" for name in inner] if isinstance(inner, Mapping) and inner else [key]
+    return found
+
+
+def _sets(flag: str, keys: Iterable[str]) -> str:
+    """The first of some keys that a flag replaces, alone or with all that is around it; else nothing."""
+    return next((key for key in keys if key == flag or key.startswith(f"{flag}.") or flag.startswith(f"{key}.")), "")
+
+
 def _keys(adapt: bool, strategies: Sequence[str] = tuple(STRATEGIES)) -> set[str]:
     """`section.key` of everything that `adapt`, or the commands around `fit`, can be given."""
     return {f"{section}.{key}" for section, keys in sections(adapt, strategies).items() for key in keys}
@@ -238,7 +267,8 @@ def _keys(adapt: bool, strategies: Sequence[str] = tuple(STRATEGIES)) -> set[str
 
 def _seeds(name: str, given: Any) -> tuple[int, ...]:
     parts = [str(part).strip() for part in given] if isinstance(given, list | ListConfig) else []
-    if not parts or not all(p.isdecimal() and int(p) < 2**32 for p in parts) or len(set(parts)) < len(parts):
+    whole = all(p.isdecimal() and int(p) < 2**32 for p in parts)
+    if not parts or not whole or len({*map(int, parts)}) < len(parts):
         raise ConfigError(
             f"{name} must be different whole numbers, such as 0,1,2, not {shown(','.join(parts) or str(given), 60)}"
         )

@@ -54,7 +54,8 @@ usage: transformer2 experts show DIR [DIR ...]
 REPORT_HELP = """\
 usage: transformer2 report RUN_DIR [RUN_DIR ...] [--out FILE.png]
 
-Print the table of a finished run again and, after fit, draw its learning curve (figures/curve.png in the run folder).
+Print the table of a finished run again and, after fit, draw its learning curve (figures/curve.png in the run folder, or
+FILE.png for one run). Of a run without a table, as of validate, the last validation is printed.
 """
 
 
@@ -209,9 +210,11 @@ def report(args: Sequence[str]) -> int:
     words = _Words("report RUN_DIR ... [--out FILE.png]", "a run's")
     words.add_argument("--out", type=home)
     given = words.folders_and_flags(args)
+    if given.out:
+        _check_picture(given.out, len(given.folders))
 
     from transformer2.report.adaptation import table_of_run
-    from transformer2.report.curve import draw_curve
+    from transformer2.report.curve import draw_curve, last_validation
     from transformer2.report.table import read_report, text_table
 
     for run in map(Path, given.folders):
@@ -222,11 +225,23 @@ def report(args: Sequence[str]) -> int:
             raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:  # whatever a field holds
             raise DataError(f"the report of {run} is damaged ({type(e).__name__}: {e}); run the command again") from e
+        if tables and given.out:
+            raise ConfigError(f"{run} is no run of fit, test or validate, and has no curve; leave --out out")
         if tables:
             print(tables)
             continue
         picture = draw_curve(run, Path(given.out) if given.out else run / "figures" / "curve.png")
-        if table is not None:
-            print(table)
+        print(last_validation(run) if table is None else table)
         print(f"  curve in {picture}")
     return 0
+
+
+def _check_picture(out: str, runs: int) -> None:
+    """Refuse a file that the curve of these runs cannot be drawn into."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if runs > 1:
+        raise ConfigError(f"--out is one picture, and there are {runs} runs; call report for each")
+    if Path(out).suffix[1:] not in FigureCanvasBase.filetypes:
+        raise ConfigError(f"--out must end in .png (or .pdf, .svg), not {shown(repr(out))}")
+    check_writable(Path(out).parent, "--out")

@@ -33,6 +33,15 @@ def read_scalars(run: Path, tags: Sequence[str] = TAGS) -> dict[str, Series]:
     return {tag: sorted(values.items()) for tag, values in found.items()}
 
 
+def last_validation(run: Path) -> str:
+    """The last validation of a run without a report, such as one of `validate`, in a line."""
+    scalars = read_scalars(run, ("val/accuracy", "val/accuracy_se"))
+    if not scalars["val/accuracy"]:
+        return f"{run.name}   no report, and no validation yet"
+    (step, accuracy), (_, se) = (of[-1] for of in scalars.values())
+    return f"{run.name}   no report; last validation, step {step}: {100 * accuracy:.1f} ± {100 * se:.1f} %"
+
+
 def draw_curve(run: Path, out: Path) -> Path:
     """Draw training and validation accuracy, the test scores and the KL; returns the picture's path."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter

@@ -81,7 +81,7 @@ def build(study: Study) -> list[Table | Figure]:
         ConfigError: No builder has that name.
     """
     outputs = [*_builder(study.build).make(study)]
-    if study.note and isinstance(outputs[0], Table):
+    if study.note:
         outputs[0] = replace(outputs[0], notes=[study.note, *outputs[0].notes])
     return [*outputs, _tuning_table(study)] if study.tuning else outputs
 

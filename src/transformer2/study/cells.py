@@ -188,13 +188,14 @@ def _base(report: Report) -> Mapping[str, Any]:
 
 
 def training_cells(group: Group) -> list[str]:
-    """Cells: trainable parameters, and seconds of training (mean over seeds)."""
+    """Cells: trainable parameters, and CPU seconds of training (mean over seeds), which other load does not change."""
     facts = [fact for report in group.reports.values() if (fact := report.get("details", {}).get("training"))]
     if not facts:
         return ["–", "–"]
     sizes = sorted({fact["trainable"] for fact in facts})
     shown = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-    return [shown, f"{fmean(fact['seconds'] for fact in facts):.0f}"]
+    spent = [fact["cpu_seconds"] for fact in facts if "cpu_seconds" in fact]
+    return [shown, f"{fmean(spent):.0f}" if spent else "–"]
 
 
 def trainings(reports: Mapping[int, Report]) -> dict[int, Mapping[str, Any]]:
@@ -206,6 +207,13 @@ def trainings(reports: Mapping[int, Report]) -> dict[int, Mapping[str, Any]]:
 def accuracies(training: Mapping[str, Any]) -> list[float]:
     """Validation accuracies in points; the first is the base's."""
     return [100 * point["accuracy"] for point in training["curve"]]
+
+
+def not_drawn(study: Study, drawn: Mapping[str, Iterable[int]]) -> list[str]:
+    """A note on the seeds of runs that a picture does not show; `drawn`: those that it does, by run."""
+    rest = {n: [run for run in g.runs if run.seed not in drawn.get(n, ())] for n, g in study.groups.items()}
+    listed = "; ".join(f"{name} ({seeds_cell(runs)})" for name, runs in rest.items() if runs)
+    return [f"not drawn: {listed}"] if listed else []
 
 
 def on_runs(study: Study, shown: Iterable[Group]) -> list[str]:

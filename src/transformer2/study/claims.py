@@ -35,17 +35,17 @@ from transformer2.study.statistics import (
     Difference,
     Verdict,
     all_of,
-    at_least,
     difference,
-    greater,
+    judged,
     mean_difference,
+    p_against,
 )
 from transformer2.study.unseen import rows_of, tasks
 
 FEWER = 0.2  # "far fewer numbers": at most this share
+ABOVE, NO_WORSE = 0.0, -MARGIN  # bounds
 MISSED = 10.0  # "misses the spectrum": more than so many % of ||W||^2
 Studies = Mapping[str, Study]  # builder -> study, all of one base
-Rule = Callable[[Difference | None], Verdict]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Effect:
         found: The paired difference over seeds; None where no seed has both.
         verdict: Of this comparison.
         counts: Whether the claim's verdict depends on it; else it is shown beside.
-        fact: What else there is to say.
+        fact: What there is to say instead of a difference over seeds.
+        bound: That the difference is to be above.
     """
 
     what: str
@@ -65,6 +66,14 @@ class Effect:
     verdict: Verdict
     counts: bool = True
     fact: str = ""
+    bound: float = ABOVE
+
+    @property
+    def p(self) -> float:
+        """Two-sided, against the bound; what is counted, not tested, is certain."""
+        if self.verdict == "not decided":
+            return 1.0
+        return p_against(self.found, self.bound) if self.found else 0.0
 
 
 @dataclass(frozen=True)
@@ -95,25 +104,34 @@ def verdict(effects: Sequence[Effect]) -> str:
     if found != "not decided":
         return found
     open_ones = [effect for effect in counted if effect.verdict == found]
-    seeds = min((effect.found.seeds if effect.found else 0 for effect in open_ones), default=0)
+    seeds = min((effect.found.seeds if effect.found and not effect.fact else 0 for effect in open_ones), default=0)
     return f"not decided ({seeds} seed{'' if seeds == 1 else 's'})"
 
 
-def _compared(what: str, first: Points, second: Points, rule: Rule, counts: bool = True) -> Effect:
+def p_value(effects: Sequence[Effect]) -> float:
+    """Of a verdict: of `holds` the largest of its parts; one part of several is enough not to hold (Bonferroni)."""
+    counted = [effect for effect in effects if effect.counts]
+    found = all_of([effect.verdict for effect in counted])
+    if found == "does not hold":
+        return min(1.0, len(counted) * min(effect.p for effect in counted if effect.verdict == found))
+    return max((effect.p for effect in counted), default=1.0)
+
+
+def _compared(what: str, first: Points, second: Points, bound: float, counts: bool = True) -> Effect:
     found = difference(first, second)
-    return Effect(what, found, rule(found), counts)
+    return Effect(what, found, judged(found, bound), counts, bound=bound)
 
 
-def _with_mean(what: str, first: Mapping[str, Points], second: Mapping[str, Points], rule: Rule) -> list[Effect]:
+def _with_mean(what: str, first: Mapping[str, Points], second: Mapping[str, Points], bound: float) -> list[Effect]:
     """The mean over tasks, which counts, and each task beside it; a task of one side alone leaves no common seed."""
     names = list(dict.fromkeys([*first, *second]))
     sides = [[of.get(name, {}) for name in names] for of in (first, second)]
     seeds = common([side for both in sides for side in both])
     a, b = ({seed: fmean(of[seed] for of in side) for seed in seeds} for side in sides)
-    whole = _compared(what if len(names) < 2 else f"{what}, mean of {', '.join(names)}", a, b, rule)
+    whole = _compared(what if len(names) < 2 else f"{what}, mean of {', '.join(names)}", a, b, bound)
     if len(names) < 2:
         return [whole]
-    return [whole, *(_compared(f"{what}, {n}", first.get(n, {}), second.get(n, {}), rule, False) for n in names)]
+    return [whole, *(_compared(f"{what}, {n}", first.get(n, {}), second.get(n, {}), bound, False) for n in names)]
 
 
 def _named_in_both(
@@ -126,7 +144,7 @@ def _named_in_both(
 
 def _svf_beats_base(table1: Study) -> list[Effect]:
     gains = by_skill(table1, "svf", gain)
-    return _with_mean("SVF - base", gains, {skill: dict.fromkeys(of, 0.0) for skill, of in gains.items()}, greater)
+    return _with_mean("SVF - base", gains, {skill: dict.fromkeys(of, 0.0) for skill, of in gains.items()}, ABOVE)
 
 
 def _svf_and_lora(table1: Study) -> list[Effect]:
@@ -136,33 +154,33 @@ def _svf_and_lora(table1: Study) -> list[Effect]:
     if ours and theirs:
         fact = f"{ours:,.0f} / {theirs:,.0f} = {ours / theirs:.2f}, to be at most {FEWER:g}"
         numbers = replace(numbers, verdict="holds" if ours / theirs <= FEWER else "does not hold", fact=fact)
-    return [*_with_mean("SVF - LoRA", svf, lora, at_least), numbers]
+    return [*_with_mean("SVF - LoRA", svf, lora, NO_WORSE), numbers]
 
 
 def _modules_in_order(table4: Study) -> list[Effect]:
     of = by_modules(table4, "svf", "policy gradient")
     pairs = (("both", "mlp"), ("mlp", "attention"))
-    return [_compared(f"SVF, {a} - {b}", of.get(a, {}), of.get(b, {}), at_least) for a, b in pairs]
+    return [_compared(f"SVF, {a} - {b}", of.get(a, {}), of.get(b, {}), NO_WORSE) for a, b in pairs]
 
 
 def _policy_gradient_beats_next_token(table4: Study) -> list[Effect]:
     sides = (by_modules(table4, "svf", goal) for goal in ("policy gradient", "next token"))
-    return _with_mean("SVF, policy gradient - next token", *_named_in_both(*sides), greater)
+    return _with_mean("SVF, policy gradient - next token", *_named_in_both(*sides), ABOVE)
 
 
 def _lora_is_unstable(table4: Study, figure9: Study) -> list[Effect]:
     sides = (by_modules(table4, name, "policy gradient", fall) for name in ("lora", "svf"))
-    effects = _with_mean("fall after the best validation, LoRA - SVF", *_named_in_both(*sides), greater)
+    effects = _with_mean("fall after the best validation, LoRA - SVF", *_named_in_both(*sides), ABOVE)
     for name, group in figure9.groups.items():
         curves = {seed: accuracies(training) for seed, training in trainings(group.reports).items()}
         first, last = ({seed: curve[end] for seed, curve in curves.items()} for end in (0, -1))
         rate = group.labels.get("lr", name)
-        effects.append(_compared(f"LoRA at rate {rate}, validation: start - end", first, last, greater, counts=False))
+        effects.append(_compared(f"LoRA at rate {rate}, validation: start - end", first, last, ABOVE, counts=False))
     return effects
 
 
 def _cls_and_prompt(table2: Study) -> list[Effect]:
-    return _with_mean("cls - prompt", strategy(table2, "cls"), strategy(table2, "prompt"), at_least)
+    return _with_mean("cls - prompt", strategy(table2, "cls"), strategy(table2, "prompt"), NO_WORSE)
 
 
 def _few_shot_and_single(table2: Study) -> list[Effect]:
@@ -170,18 +188,18 @@ def _few_shot_and_single(table2: Study) -> list[Effect]:
     for task in tasks(table2):
         singles = [result(row.reports) for name, row in rows_of(table2, task).items() if name.startswith("expert ")]
         best[task] = {seed: max(of[seed] for of in singles) for seed in common(singles)}
-    return _with_mean("few-shot - best single expert", strategy(table2, "cem"), best, at_least)
+    return _with_mean("few-shot - best single expert", strategy(table2, "cem"), best, NO_WORSE)
 
 
 def _ordered_and_shuffled(table5: Study) -> list[Effect]:
-    return _with_mean("ordered - shuffled", by_label(table5, "ordered"), by_label(table5, "shuffled"), greater)
+    return _with_mean("ordered - shuffled", by_label(table5, "ordered"), by_label(table5, "shuffled"), ABOVE)
 
 
 def _more_is_no_worse(table8: Study, table10: Study) -> list[Effect]:
     shots = ends(table8, "shots", lambda report, label: float(label) if label.isdecimal() else math.nan)
     budgets = ends(table10, "budget", lambda report, label: cost(report))
-    effects = _with_mean("most shots - fewest", *shots, at_least)
-    return [*effects, *_with_mean("largest budget - smallest", *budgets, at_least)]
+    effects = _with_mean("most shots - fewest", *shots, NO_WORSE)
+    return [*effects, *_with_mean("largest budget - smallest", *budgets, NO_WORSE)]
 
 
 def _low_rank_misses(figure10: Study) -> list[Effect]:
@@ -195,7 +213,7 @@ def _low_rank_misses(figure10: Study) -> list[Effect]:
     fact = (
         f"{found.mean:.1f} % [{found.low:.1f}, {found.high:.1f}] over {len(missed)} matrices, to be above {MISSED:g} %"
     )
-    return [Effect(what, None, greater(beyond), fact=fact)]
+    return [Effect(what, beyond, judged(beyond, ABOVE), fact=fact)]
 
 
 CLAIMS: tuple[Claim, ...] = (

@@ -19,6 +19,7 @@ from transformer2.study.cells import (
     accuracies,
     apart,
     display,
+    not_drawn,
     nothing,
     number,
     on_runs,
@@ -60,6 +61,7 @@ def figure4(study: Study) -> list[Table | Figure]:
         return figure
 
     notes = ["line: mean over seeds; band: ± its standard error; open markers: what each seed's validation chose"]
+    notes += not_drawn(study, {group.name: found for group, found in curves})
     return [Figure(study.name, "Learning curves", draw, notes)]
 
 
@@ -125,16 +127,19 @@ def steps(study: Study) -> list[Table | Figure]:
     for group in shown:
         labels, reports, found = group.labels, group.reports, trainings(group.reports)
         target = number(group, "target", 100)
-        reached = [
-            next((point for point in training["curve"] if point["accuracy"] >= target / 100), None)
-            for training in found.values()
-        ]
+        at_target = {
+            seed: next((point for point in training["curve"] if point["accuracy"] >= target / 100), None)
+            for seed, training in found.items()
+        }
+        reached = [at_target.get(run.seed) for run in group.runs]
+        first = ["–" if at is None else f"{at['step']}" for at in reached]
+        steps_of = [at if run.seed in found else absent([run]) for at, run in zip(first, group.runs, strict=True)]
         tested = estimate(report["result"] for report in reports.values())
         rows.append(
             [
                 f"{labels['skill']}, {target:g} %",
                 display(group.stem) + more[group.name],
-                ", ".join("–" if at is None else f"{at['step']}" for at in reached) or absent(group.runs),
+                ", ".join(steps_of),
                 _mean_of(reached, "step"),
                 _mean_of(reached, "cpu_seconds"),
                 "–" if tested is None else str(tested),

@@ -42,6 +42,7 @@ class Cell:
         tune: Dotted key -> the values to choose from on validation; at most one key.
         expert: `--expert`, mostly `@NAME/expert`.
         seeds: Seeds of its own; empty: the study's.
+        own: Those of `flags` that are in its `set`, not only in what is `common`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Cell:
     tune: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     expert: str | None = None
     seeds: tuple[int, ...] = ()
+    own: tuple[str, ...] = ()
 
     @property
     def tried(self) -> list[dict[str, Any]]:
@@ -136,6 +138,7 @@ def _cells_of(study: DictConfig, name: str) -> Iterator[Cell]:
             tune,
             run["expert"] or None,
             tuple(run["seeds"]),
+            tuple(run["set"]),
         )
 
 

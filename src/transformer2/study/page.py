@@ -10,16 +10,16 @@ import posixpath
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformer2.files import write_text
 from transformer2.study.archive import copy_results, read_studies
 from transformer2.study.builders import build
-from transformer2.study.claims import CLAIMS, Claim, Effect, Studies, verdict
+from transformer2.study.claims import CLAIMS, Claim, Effect, Studies, p_value, verdict
 from transformer2.study.output import Table, with_links, write_outputs
 from transformer2.study.results import State, Study
-from transformer2.study.statistics import CONFIDENCE, ENOUGH, MARGIN
+from transformer2.study.statistics import CONFIDENCE, ENOUGH, MARGIN, holm
 
 RESULTS = "results"
 WORLDS = {"tiny": "the embedded model", "smollm2": "SmolLM2"}
@@ -123,7 +123,8 @@ def _claims(studies: Mapping[str, Study]) -> str:
     """The page of verdicts, one column a base; the embedded model has one even where nothing was run."""
     worlds: dict[str, dict[str, Study]] = {"tiny": {}}
     for study in sorted(studies.values(), key=lambda study: study.name != study.build):  # first that of the paper
-        worlds.setdefault(study.base, {}).setdefault(study.build, study)
+        if study.paper:  # one's own study of the same builder is no test of the paper's claim
+            worlds.setdefault(study.base, {}).setdefault(study.build, study)
     found = [{base: claim.effects(of) for base, of in worlds.items()} for claim in CLAIMS]
     titles = [f"{i}. {claim.title}" for i, claim in enumerate(CLAIMS, 1)]
     columns = ["", "claim", *map(_world, worlds)]
@@ -131,11 +132,14 @@ def _claims(studies: Mapping[str, Study]) -> str:
         [f"[{i}](#{_anchor(titles[i - 1])})", claim.title, *map(verdict, found[i - 1].values())]
         for i, claim in enumerate(CLAIMS, 1)
     ]
+    kept = [f"{_after_holm([of[base] for of in found])} on {_world(base)}" for base in worlds]
     how = (
         f"Every verdict is computed. A > B holds if the {100 * CONFIDENCE:.0f} % t interval of the difference, "
         f"paired by seed, lies above 0; A >= B if it lies above -{MARGIN:g} points. Neither holds if it lies below "
         f"that bound. With fewer than {ENOUGH} seeds, runs missing, all seeds equal to the last digit, or an interval "
-        "across the bound, it is not decided. Intervals are over seeds: all seeds answer the same test questions."
+        "across the bound, it is not decided. Intervals are over seeds: all seeds answer the same test questions. "
+        f"Nothing is corrected for testing {len(CLAIMS)} claims at once: Holm's procedure at "
+        f"{100 - 100 * CONFIDENCE:.0f} % over those of a base would leave decided {'; '.join(kept)}."
     )
     parts = [f"# Ten claims of the paper, tested\n\n{MADE} Tables: [paper.md](paper.md).\n\n{how}"]
     noted = dict.fromkeys((base, study.note) for base, of in worlds.items() for study in of.values() if study.note)
@@ -145,15 +149,22 @@ def _claims(studies: Mapping[str, Study]) -> str:
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
+def _after_holm(found: Sequence[Sequence[Effect]]) -> str:
+    """Numbers of the claims whose verdict stands when those on one base are corrected for."""
+    kept = [f"{i}" for i, passes in enumerate(holm([*map(p_value, found)]), 1) if passes]
+    return ", ".join(kept) or "none"
+
+
 def _section(title: str, claim: Claim, effects: Mapping[str, list[Effect]], worlds: Mapping[str, Studies]) -> str:
     rows = []
     for base, found in effects.items():
         for effect in found:
-            interval = "–" if effect.found is None else f"{effect.found} points"
-            seeds = str(effect.found.seeds) if effect.found else "–" if effect.fact else "0"
+            interval = "–" if effect.found is None else f"{effect.found.beside(effect.bound)} points"
+            seeds = "–" if effect.fact else str(effect.found.seeds) if effect.found else "0"
             said = effect.verdict if effect.counts else f"({effect.verdict})"
             rows.append([_world(base), effect.what, effect.fact or interval, seeds, said])
-    places = {of[name].paper or name for of in worlds.values() for name in claim.studies if name in of}
+    used = [of[name] for of in worlds.values() for name in claim.studies if name in of]
+    places = {s.paper + (f" (study {s.name})" if s.name != s.build else "") for s in used}
     lacking = [name for name in claim.studies if not any(name in of for of in worlds.values())]
     where = [*sorted(places), *(f"{name} (not run)" for name in lacking)]
     beside = any(not effect.counts for found in effects.values() for effect in found)

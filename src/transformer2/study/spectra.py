@@ -72,7 +72,7 @@ def drift(study: Study) -> list[Table | Figure]:
     ]
     notes = [
         "means over seeds; change: share of ||W' - W||², weight: share of ||W||², of the largest, middle and smallest",
-        "arXiv 2511.08567: policy gradients move off the principal directions: change below weight in the 1st tenth",
+        "off the principal directions, as arXiv 2511.08567 has it, would be change below weight in the 1st tenth",
         *on_runs(study, [group for group, _ in found]),
     ]
     bands = "line: mean over seeds; band: from the least to the most of a seed; bars: means"

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from statistics import fmean, stdev
 from typing import Any, Literal
 
@@ -80,7 +81,13 @@ class Difference:
     seeds: int
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1f}" + ("" if self.seeds == 1 else f" [{self.low:+.1f}, {self.high:+.1f}]")
+        return self.beside(math.nan)
+
+    def beside(self, bound: float) -> str:
+        """With a digit more for each that would round an end of the interval to the bound that it is judged by."""
+        digits = next(d for d in range(1, 9) if d == 8 or bound not in (round(self.low, d), round(self.high, d)))
+        mean, low, high = (f"{value:+.{digits}f}" for value in (self.mean, self.low, self.high))
+        return mean + ("" if self.seeds == 1 else f" [{low}, {high}]")
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
@@ -109,14 +116,26 @@ def mean_difference(values: Sequence[float]) -> Difference:
     return Difference(mean, mean - reach, mean + reach, t_p_value(mean / se, k - 1), k)
 
 
-def greater(found: Difference | None) -> Verdict:
-    """Verdict on "the difference is above 0"."""
-    return _verdict(found, 0.0)
+def judged(found: Difference | None, bound: float) -> Verdict:
+    """Verdict on "the difference is above the bound": 0, or for "at least as good" -`MARGIN` (non-inferiority)."""
+    # Without spread the seeds changed nothing, and an interval of no width would decide everything.
+    if found is None or found.seeds < ENOUGH or found.low == found.high:
+        return "not decided"
+    return "holds" if found.low > bound else "does not hold" if found.high < bound else "not decided"
 
 
-def at_least(found: Difference | None) -> Verdict:
-    """Verdict on "no more than the margin below 0" (non-inferiority)."""
-    return _verdict(found, -MARGIN)
+def p_against(found: Difference, bound: float) -> float:
+    """Two-sided p of a difference that is judged, against the bound: below 1 - `CONFIDENCE` where it is decided."""
+    se = (found.high - found.low) / 2 / t_quantile(CONFIDENCE, found.seeds - 1)
+    return t_p_value((found.mean - bound) / se, found.seeds - 1)
+
+
+def holm(ps: Sequence[float], level: float = 1 - CONFIDENCE) -> list[bool]:
+    """Which of several hypotheses are rejected with that probability of a single false rejection (Holm, 1979)."""
+    order = sorted(range(len(ps)), key=ps.__getitem__)
+    passed = takewhile(lambda at: ps[order[at]] <= level / (len(ps) - at), range(len(ps)))
+    rejected = {order[at] for at in passed}
+    return [i in rejected for i in range(len(ps))]
 
 
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:
@@ -124,13 +143,6 @@ def all_of(verdicts: Sequence[Verdict]) -> Verdict:
     if "does not hold" in verdicts:
         return "does not hold"
     return "holds" if verdicts and all(verdict == "holds" for verdict in verdicts) else "not decided"
-
-
-def _verdict(found: Difference | None, bound: float) -> Verdict:
-    # Without spread the seeds changed nothing, and an interval of no width would decide everything.
-    if found is None or found.seeds < ENOUGH or found.low == found.high:
-        return "not decided"
-    return "holds" if found.low > bound else "does not hold" if found.high < bound else "not decided"
 
 
 @lru_cache

@@ -118,5 +118,5 @@ def _fits(
             cells = score_cells(group.runs, group.reports) + training_cells(group)
             said = [lead(group) for lead in leads.values()]
             add(skill, said, display(said[0]) + more[group.name], cells)
-    columns = ["skill", *leads, *SCORE_COLUMNS, "trainable", "training, s", *heads]
+    columns = ["skill", *leads, *SCORE_COLUMNS, "trainable", "training, CPU-s", *heads]
     return Table(study.name, title, columns, rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)])

@@ -129,7 +129,7 @@ def table8(study: Study) -> list[Table | Figure]:
         cells = score_cells(group.runs, group.reports) + training_cells(group)
         theirs = published.TABLE8.get(kind, {}).get(shots) if _is_arc(task) else None
         rows.append([_what(task), shots, display(kind) + more[group.name], *cells, published.shown(theirs)])
-    columns = ["task", "shots", "method", *SCORE_COLUMNS, "trainable", "training, s"]
+    columns = ["task", "shots", "method", *SCORE_COLUMNS, "trainable", "training, CPU-s"]
     columns += [f"paper: {published.MODEL}, ARC-Challenge"]
     return [Table(study.name, "Shots: CEM and IA3", columns, rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)])]
 
