@@ -345,6 +345,6 @@ def _with_defaults(given: list[Any], trainer: Mapping[str, Any], quiet: bool) ->
             # The folder is this run's alone: a second last.ckpt next to ours would be called last-v1.ckpt.
             entry.setdefault("init_args", {}).setdefault("enable_version_counter", False)
     kinds = [cls for cls in named if isinstance(cls, type)]
-    instead = {TrainingBar: ProgressBar}  # a trainer has one
+    instead: dict[type, type] = {TrainingBar: ProgressBar}  # a trainer has one
     missing = [kind for kind in ours if not any(issubclass(cls, instead.get(kind, kind)) for cls in kinds)]
     return [*given, *({"class_path": f"{k.__module__}.{k.__qualname__}"} for k in missing)]

@@ -78,8 +78,11 @@ class Plan:
         self.command = shlex.join(["transformer2", "study", portable(file), *words])
         found = cells(self.study)
         # A base that changes no run would stand over results that are not its own.
-        others = {key: OmegaConf.merge(self.study, {key: f"{options[key]}, or another"}) for key in BASES & {*options}}
-        self.unused = {key for key, other in others.items() if cells(other) == found}
+        self.unused = set()
+        for key in BASES & {*options}:
+            other = self.study.copy()
+            other[key] = f"{options[key]}, or another"
+            self.unused |= {key} if cells(other) == found else set()
         self.cells = {cell.name: replace(cell, seeds=() if "seeds" in options else cell.seeds) for cell in found}
         taken = {key for cell in self.cells.values() for key, _ in self._overrides(cell)}
         self.unused |= {key for key, _ in self.overrides} - taken

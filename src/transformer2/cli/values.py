@@ -93,7 +93,7 @@ def check_together(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Non
     check_objective(objective, model.get("sampling") or {}, model.get("loss") or {})
     recomputes = bool((model.get("memory") or {}).get("activation_checkpointing"))
     optimizer = model.get("optimizer") or {}
-    rate, kind = (optimizer.get("init_args") or {}).get("lr"), optimizer.get("class_path")
+    rate, kind = (optimizer.get("init_args") or {}).get("lr"), optimizer.get("class_path", "")
     if is_natural(kind):
         check_natural(kind, rate, model.get("adapter") or {}, recomputes, objective, model.get("max_grad_norm"))
     warm = (model.get("lr_scheduler") or {}).get("init_args", {}).get("warmup_steps", 0)
