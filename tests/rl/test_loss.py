@@ -97,9 +97,17 @@ def test_a_row_whose_companions_failed_gives_no_signal():
     assert advantages(torch.tensor([1.0, NAN]), "rloo", 2).tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("baseline", ["batch_mean", "group_norm"])
-def test_equal_rewards_give_no_gradient(baseline):
-    assert advantages(torch.full((4,), -1.0), baseline, 2).eq(0).all()
+@pytest.mark.parametrize("baseline", ["batch_mean", "rloo", "group_norm"])
+@pytest.mark.parametrize("reward", [-1.0, 0.1, 0.7, 1 / 3])
+def test_equal_rewards_give_no_gradient(baseline, reward):
+    """The mean of equal numbers is not always that number, and optimizers make steps of whatever is left."""
+    for size in range(2, 17):
+        rewards_B = torch.full((2 * size,), reward)
+        rewards_B[0] = NAN
+        assert advantages(rewards_B, baseline, size).eq(0).all(), size
+        if baseline != "batch_mean":  # beside a group whose rewards differ
+            rewards_B[1] = 2.0
+            assert advantages(rewards_B, baseline, size)[size:].eq(0).all(), size
 
 
 def test_wrong_group_sizes_are_named():

@@ -46,16 +46,18 @@ def advantages(rewards_B: Tensor, baseline: Baseline = "batch_mean", group_size:
     if baseline == "none":
         return filled_B
     if baseline == "batch_mean":
-        return (filled_B - filled_B.sum() / valid_B.sum().clamp(min=1)) * valid_B
+        differ_B = valid_B & ~_are_equal(rewards_B)
+        return (filled_B - filled_B.sum() / valid_B.sum().clamp(min=1)) * differ_B
     if baseline not in GROUPED:
         raise ValueError(f"unknown baseline {baseline!r}; use none, batch_mean, rloo or group_norm")
     filled_GN, valid_GN = filled_B.view(-1, group_size), valid_B.view(-1, group_size)
+    differ_GN = valid_GN & ~_are_equal(rewards_B.view(-1, group_size))[:, None]  # a mean of equal numbers is rounded
     sum_G1, count_G1 = filled_GN.sum(-1, keepdim=True), valid_GN.sum(-1, keepdim=True)
     if baseline == "rloo":
         others_GN = (sum_G1 - filled_GN) / (count_G1 - 1).clamp(min=1)
         # A row whose companions all failed has nothing to be compared with: no signal rather than a wrong one.
-        return ((filled_GN - others_GN) * (valid_GN & (count_G1 > 1))).flatten()
-    centred_GN = (filled_GN - sum_G1 / count_G1.clamp(min=1)) * valid_GN
+        return ((filled_GN - others_GN) * (differ_GN & (count_G1 > 1))).flatten()
+    centred_GN = (filled_GN - sum_G1 / count_G1.clamp(min=1)) * differ_GN
     std_G1 = (centred_GN.square().sum(-1, keepdim=True) / (count_G1 - 1).clamp(min=1)).sqrt()
     return (centred_GN / (std_G1 + EPS)).flatten()
 
@@ -67,6 +69,9 @@ def equal_groups(rewards_B: Tensor, group_size: int) -> float:
         rewards_B: fp32 (B,); NaN marks a row without a reward, which is not compared.
         group_size: Completions per prompt; B compares the whole batch.
     """
-    rewards_GN = rewards_B.view(-1, group_size)
-    highest_G, lowest_G = rewards_GN.nan_to_num(-math.inf).amax(-1), rewards_GN.nan_to_num(math.inf).amin(-1)
-    return float((highest_G <= lowest_G).float().mean())
+    return float(_are_equal(rewards_B.view(-1, group_size)).float().mean())
+
+
+def _are_equal(rewards_GN: Tensor) -> Tensor:
+    """Whether a group's rewards are all the same, bool (G,)."""
+    return rewards_GN.nan_to_num(-math.inf).amax(-1) <= rewards_GN.nan_to_num(math.inf).amin(-1)
