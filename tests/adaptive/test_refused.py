@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fakes import longrope, make_llama
 
 from transformer2 import tasks, tiny
 from transformer2.adaptive.few_shot import _example, check_answers
@@ -87,6 +88,15 @@ def test_a_row_that_leaves_no_room_for_its_answer_is_too_long(model) -> None:
     task.max_new_tokens = 120
     with pytest.raises(LengthError, match=r"row 1 has \d+ tokens and its answer may have 120"):
         model.adapt([row], task, **SMALL)
+
+
+def test_a_request_stays_within_the_frequencies_that_longrope_begins_with(tmp_path) -> None:
+    """Beyond them the answers of all that are under way change."""
+    base = make_llama(tmp_path, layers=1, context=4096, rope=longrope(128))
+    model = SelfAdaptive.from_pretrained(str(base), experts=[], strategy=None)
+    assert model.start("x", ids=[5] * 100, max_new_tokens=28).sampling.max_new_tokens == 28
+    with pytest.raises(LengthError, match="more than the 128 of this model"):
+        model.start("x", ids=[5] * 100, max_new_tokens=29)
 
 
 @pytest.mark.parametrize("answer", [23, 23.0, "23", np.int64(23), np.int8(23), np.float32(23)], ids=repr)

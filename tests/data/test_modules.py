@@ -1,13 +1,12 @@
 """Prompts as the model reads them, batches as the trainer asks for them."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from fakes import make_llama
+from fakes import longrope, make_llama
 from toy_task import SameIds
 
 from transformer2 import tasks
@@ -27,12 +26,7 @@ def test_the_budget_of_the_run_decides_what_fits(tmp_path, real_data):
 
 def test_a_row_stays_within_the_frequencies_that_longrope_begins_with(tmp_path):
     """Beyond them a row has other numbers in a batch with a longer row than alone."""
-    base = make_llama(tmp_path / "long", context=4096)
-    config = json.loads((base / "config.json").read_text())
-    factors = {"long_factor": [4.0] * 6, "short_factor": [1.0] * 6}
-    config["rope_parameters"] = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
-    config["rope_parameters"]["original_max_position_embeddings"] = 128
-    (base / "config.json").write_text(json.dumps(config))
+    base = make_llama(tmp_path / "long", context=4096, rope=longrope(128))
     task = {"task": "toy_task.FirstLetter", "base": str(base)}
     ExpertDataModule(**task, max_new_tokens=8).setup("validate")
     with pytest.raises(DataError, match="no room for 100 new tokens in a context of 128"):

@@ -47,8 +47,14 @@ def grouped(**options: Any) -> dict[str, Any]:
     return {**given, **options}
 
 
+def longrope(short_context: int) -> dict[str, Any]:
+    """RoPE parameters of a base whose frequencies are others in a batch that holds a longer row."""
+    factors = {"long_factor": [4.0] * 6, "short_factor": [1.0] * 6, "factor": 8.0}
+    return {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": short_context, **factors}
+
+
 def make_llama(
-    folder: Path, seed: int = 0, hidden: int = 48, layers: int = 2, context: int = 2048, init: float = 0.02
+    folder: Path, seed: int = 0, hidden: int = 48, layers: int = 2, context: int = 2048, init: float = 0.02, rope=None
 ) -> Path:
     """A folder that loads like a downloaded Llama: config, weights, tokenizer, generation config with two EOS ids."""
     tokenizer = byte_tokenizer()
@@ -61,6 +67,7 @@ def make_llama(
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=context,
+        rope_parameters=rope,
         initializer_range=init,
         bos_token_id=0,
         eos_token_id=[1, 4],

@@ -10,7 +10,6 @@ All prompts under way share every forward pass, whatever answers them: the base,
 
 from __future__ import annotations
 
-import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ from transformer2.rollout.base import Sampling
 from transformer2.rollout.continuous import ContinuousBatch
 from transformer2.rollout.ending import Ending
 from transformer2.rollout.hf import HFEngine
+from transformer2.rollout.prefill import context_of
 from transformer2.tasks import Task
 
 __all__ = ["SelfAdaptive"]
@@ -91,7 +91,7 @@ class SelfAdaptive:
         for name, expert in experts.items():
             self._loaded.add(name, expert)
         self._classifier = None if classifier is None else add_member(policy, classifier.deltas)
-        self.longest = getattr(policy.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        self.longest = context_of(policy.config)
         self._first_pass_lock = threading.Lock()  # never held while the model runs: `start` must not wait for a step
         self.set_strategy(strategy, soft)
         if not isinstance(alpha, Mapping | None):

@@ -23,6 +23,7 @@ from transformer2.data.prompts import DATE, ChatTemplate, render, solution_ids
 from transformer2.errors import ConfigError, DataError
 from transformer2.files import source_digest
 from transformer2.policy import load_config, load_tokenizer
+from transformer2.rollout.prefill import context_of
 from transformer2.types import Example, PromptBatch
 from transformer2.verifiers import warm_up
 from transformer2.vision import as_image_ids
@@ -166,12 +167,8 @@ class ExpertDataModule(L.LightningDataModule):
         ids = [array("q", render(self.tokenizer, e, self.template)) for e in examples]  # a picture has thousands
         if examples:
             self._warn_of_unread_variables(examples[0])
-        config = load_config(self.base, self.model_kwargs).get_text_config()
-        context = getattr(config, "max_position_embeddings", None)
-        if (rope := getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope":
-            # Beyond this its frequencies are others, for all rows of a batch that holds one such row.
-            context = rope.get("original_max_position_embeddings") or context
-        room = (context or 10**9) - self.max_new_tokens
+        context = context_of(load_config(self.base, self.model_kwargs))
+        room = context - self.max_new_tokens
         long = [e.id for e, prompt in zip(examples, ids, strict=True) if len(prompt) > room]
         if long and not self.prompting["drop_long_prompts"]:
             raise DataError(

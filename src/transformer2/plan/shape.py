@@ -17,6 +17,7 @@ import torch
 
 from transformer2.errors import ConfigError, DataError, UserError, nearest
 from transformer2.plan.pictures import PictureShape, picture_shape
+from transformer2.rollout.prefill import context_of
 from transformer2.svf.checkpoint import LocalCheckpoint, auto_class
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.format import peft_type
@@ -187,7 +188,7 @@ def model_shape(
             K=(getattr(text, "num_key_value_heads", None) or heads) * head_dim,
             heads=heads,
             layers=text.num_hidden_layers,
-            context=getattr(text, "max_position_embeddings", None) or 10**9,
+            context=context_of(text),
             dtype_bytes=getattr(torch, stored).itemsize,
             tuned=tuple(Matrix(name, *linear[name]) for name in find_targets(skeleton, targets)),
             pictures=picture_shape(config, folder),

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from transformer2.rollout.shared import Shared, select_rows, shared_part
 from transformer2.svf.quantised import base_model
 from transformer2.vision import positions
 
-__all__ = ["Prefilled", "can_join", "next_logits", "position_ids", "prefill", "rows_at_a_time"]
+__all__ = ["Prefilled", "can_join", "context_of", "next_logits", "position_ids", "prefill", "rows_at_a_time"]
 
 PREFILL_TOKENS = 2048
 
@@ -43,6 +43,16 @@ class Prefilled(NamedTuple):
     cache: DynamicCache
     mask_BP: Tensor
     position_B1: Tensor
+
+
+def context_of(config: PretrainedConfig) -> int:
+    """Tokens of the longest row, prompt and completion, of a model with this config; 10**9 where it names no limit."""
+    text = config.get_text_config()
+    context = getattr(text, "max_position_embeddings", None)
+    if (rope := getattr(text, "rope_parameters", None) or {}).get("rope_type") == "longrope":
+        # Beyond this its frequencies are others, for all rows of a batch that holds one such row.
+        context = rope.get("original_max_position_embeddings") or context
+    return context or 10**9
 
 
 def rows_at_a_time(width: int) -> int:
