@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import math
 import os
 import pickle
 import random
@@ -141,16 +142,33 @@ def test_the_last_state_resumes_in_a_longer_run(start, tmp_path):
         assert resumed.points.items() <= curve.points.items(), steps
 
 
-def test_another_rate_or_seed_is_named_and_holds(start):
-    first, module, data, (_, _, last) = start(max_steps=3)
+def epochs(count):
+    """A run of so many epochs of three steps."""
+    trainer = {"max_epochs": count, "limit_train_batches": 3, "check_val_every_n_epoch": 1}
+    return {"max_steps": -1, "every": 1.0, "trainer": trainer}
+
+
+def rates(curve):
+    return [value for (name, _), value in sorted(curve.points.items()) if name == "train/lr"]
+
+
+def test_another_rate_or_more_epochs_are_named_and_hold(start, tmp_path):
+    first, module, data, (_, _, last) = start(**epochs(1))
     first.fit(module, data)
     second, module, data, (curve, *_) = start("second", max_steps=6, lr=0.01, lr_schedule="constant")
     with pytest.warns(
         UserWarning,
-        match=r"model.lr_scheduler WarmupCosine -> Warmup, model.optimizer.lr 0.05 -> 0.01, trainer.max_steps",
+        match=r"model.lr_scheduler WarmupCosine -> Warmup, model.optimizer.lr 0.05 -> 0.01, trainer.max_steps 3 -> 6",
     ):
         second.fit(module, data, ckpt_path=last.path)
-    assert {round(value, 6) for (name, _), value in curve.points.items() if name == "train/lr"} == {0.01}
+    assert rates(curve) == pytest.approx([0.01] * 3)
+    content = read_checkpoint(last.path)
+    content[KEY]["settings"]["trainer.max_steps"] = -1  # what was asked for, as earlier checkpoints have it
+    write_checkpoint(pack(content), old := tmp_path / "old.ckpt")
+    third, module, data, (curve, *_) = start("third", **epochs(2))
+    with pytest.warns(UserWarning, match="trainer.max_steps -1 -> 6"):
+        third.fit(module, data, ckpt_path=old)
+    assert rates(curve) == pytest.approx([0.025 * (1 + math.cos(math.pi * step / 6)) for step in (3, 4, 5)])
 
 
 def test_a_checkpoint_of_before_the_groups_is_scored_and_not_resumed(start, tmp_path):

@@ -56,7 +56,7 @@ def identity(module: SVFReinforceModule) -> dict[str, Any]:
     settings |= {f"data.{name}": getattr(data, name) for name in (*names, "protocol") if hasattr(data, name)}
     if trainer.state.fn == "fit" and data is not None and hasattr(data, "digest"):
         settings |= {f"data.{split}": data.digest(split) for split in ("train", "validation")}
-    settings |= {"trainer.max_steps": trainer.max_steps}
+    settings |= {"trainer.max_steps": module.total_steps if trainer.state.fn == "fit" else trainer.max_steps}
     whole = {"policy": policy, "settings": settings, "began_with": module.began_with, "validation": validation(module)}
     return json.loads(json.dumps(whole, default=_plain))
 

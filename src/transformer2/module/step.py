@@ -186,8 +186,8 @@ class StepModule(PolicyModule):
             rank_zero_warn(f"step {self.global_step}: non-finite loss or gradient, step skipped")
         optimizer.step()  # without gradients it changes nothing, and steps are still counted
         optimizer.zero_grad()
-        scheduler.step()
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        scheduler.step()
         metrics = step_metrics(step, rewards_B, self.sampling.num_completions) | self.meter.read()
         metrics |= {"train/grad_norm": norm, "train/lr": lr, "train/skipped": float(not finite)}
         if rewards_B is not None:

@@ -282,9 +282,13 @@ class SVFReinforceModule(StepModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def _built(self, parameters: list[torch.nn.Parameter]) -> tuple[Optimizer, LRScheduler]:
+        return build(self.optimizer, self.lr_scheduler, parameters, self.total_steps)
+
+    @property
+    def total_steps(self) -> float:
+        """Steps that the schedule is built for: of `max_steps`, or else of all epochs."""
         limit = self.trainer.max_steps
-        steps = limit if limit > 0 else self.trainer.estimated_stepping_batches
-        return build(self.optimizer, self.lr_scheduler, parameters, steps)
+        return limit if limit > 0 else self.trainer.estimated_stepping_batches
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained: the base and its basis are found again by name."""
