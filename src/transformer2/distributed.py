@@ -90,8 +90,7 @@ class ZeRO(DeepSpeedStrategy):
 
     def setup_environment(self) -> None:
         """Join the other processes."""
-        if self.precision_plugin.precision != "32-true":
-            raise ConfigError("under ZeRO set model.dtype rather than trainer.precision: z must stay fp32")
+        check_precision(self.precision_plugin.precision)
         self.precision_plugin = _AsLoaded("32-true")
         if isinstance(self.accelerator, CUDAAccelerator):
             super().setup_environment()
@@ -193,6 +192,16 @@ def check_strategy(strategy: Strategy) -> None:
             f"fit does not run under this {type(strategy).__name__}; use trainer.strategy: ddp, or add one of "
             "--config conf/strategy/{ddp,zero2,zero3,zero3_offload}.yaml"
         )
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a trainer that casts: the base is kept as loaded, and z in fp32.
+
+    Raises:
+        ConfigError: With what to set instead.
+    """
+    if precision != "32-true":
+        raise ConfigError(f"trainer.precision {precision} would cast z, which is trained in fp32; set model.dtype")
 
 
 def check_packed(strategy: Strategy, model_kwargs: Mapping[str, Any] | None) -> None:

@@ -296,6 +296,15 @@ def test_tokens_weigh_what_the_policy_says_over_what_the_sampler_said(make):
     assert gradients[1.0] == pytest.approx(gradients[None], rel=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true", "bf16-mixed"])
+def test_a_trainer_that_casts_is_refused_in_one_line(make, precision):
+    _, module, data = make()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(accelerator="cpu", devices=1, precision=precision, **quiet)
+    with pytest.raises(ConfigError, match=f"^trainer.precision {precision} .* set model.dtype$"):
+        trainer.validate(module, data)
+
+
 @pytest.mark.parametrize(
     "places",
     [

@@ -43,7 +43,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformer2.arguments import Objective, Positive, Seed, check_arguments, check_natural, check_objective
 from transformer2.data.loader import PromptLoader
 from transformer2.data.prompts import turn_end
-from transformer2.distributed import check_packed
+from transformer2.distributed import check_packed, check_precision
 from transformer2.errors import ConfigError
 from transformer2.module.alarms import Alarms
 from transformer2.module.identity import KEY, check_identity, identity, other_validation
@@ -146,6 +146,7 @@ class SVFReinforceModule(StepModule):
         if self.policy is not None:
             return
         if self._trainer is not None:
+            check_precision(self.trainer.precision)
             check_packed(self.trainer.strategy, self.model_kwargs)
         tokenizer, self.policy = load_policy(self)
         self.head = lm_head(self.policy)
