@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import warnings
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from svf_families import build, build_int8, oracle, prompt, randomize, svd_weight
 
 from transformer2 import SVFConfig, set_form
-from transformer2.errors import ConfigError, ExpertError, UserError
+from transformer2.errors import BasisError, ConfigError, ExpertError, UserError
 from transformer2.svf.fingerprint import fingerprint
 from transformer2.svf.format import config_sha256
 from transformer2.svf.layer import RenormScale, SVFLayer, probe_weight, svf_layers
@@ -77,9 +78,34 @@ def test_disabling_leaves_requires_grad_as_it_was(model):
 
 @pytest.mark.parametrize("name", ["half", "a.b", "type"])
 def test_impossible_adapter_names(model, name):
-    with pytest.raises(ConfigError, match="choose another one"):
-        model.add_adapter(name, copy.deepcopy(ALL))
-    assert name not in model.peft_config
+    for add in (
+        lambda: model.add_adapter(name, copy.deepcopy(ALL)),
+        lambda: model.add_weighted_adapter(["default"], [1.0], name),
+    ):
+        with pytest.raises(ConfigError, match="choose another one"):
+            add()
+        assert list(model.peft_config) == ["default"]
+
+
+def test_an_injection_that_fails_leaves_nothing(model, monkeypatch):
+    def names():
+        return [name for name, _ in model.named_modules()]
+
+    model.add_weighted_adapter(["default"], [0.5], "half_mlp")
+    before, first = names(), logits(model)
+    base, plain = build("gpt2"), [name for name, _ in build("gpt2").named_modules()]
+    made = SVFLayer.update_layer
+    for inject in (
+        lambda: model.add_weighted_adapter(["default"], [1.0], "b"),
+        lambda: model.add_adapter("b", copy.deepcopy(ALL)),
+        lambda: get_peft_model(base, copy.deepcopy(ALL)),
+    ):
+        fail = Mock(side_effect=[None, None, BasisError("the third")])
+        monkeypatch.setattr(SVFLayer, "update_layer", lambda *args, fail=fail: (fail(), made(*args)))
+        with pytest.raises(BasisError):
+            inject()
+        assert list(model.peft_config) == ["default", "half_mlp"] and names() == before
+    assert torch.equal(logits(model), first) and [name for name, _ in base.named_modules()] == plain
 
 
 @pytest.mark.parametrize("mix", ["delta", "normalised", "raw"])
@@ -156,6 +182,18 @@ def test_bf16_merge_and_unmerge_keep_every_bit():
     assert all(p.dtype == weights[name].dtype for name, p in model.named_parameters())
     model.unmerge_adapter()
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_a_merged_model_that_is_cast_is_unmerged_in_the_new_dtype(family):
+    model = get_peft_model(build(family), copy.deepcopy(ALL))
+    randomize(model)
+    expected = {name: p.bfloat16() for name, p in model.named_parameters()}
+    model.merge_adapter()
+    model.bfloat16()
+    assert all(layer.weight_mn().dtype == torch.bfloat16 for _, layer in svf_layers(model))
+    model.unmerge_adapter()
+    assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters())
 
 
 def test_merging_two_adapters_one_after_the_other(model):
@@ -324,6 +362,8 @@ def test_the_fingerprint_is_that_of_the_base_it_was_trained_on(model, tmp_path):
     ]
     assert stamps[0] == stamps[1] == fingerprint(build("qwen2"))
     assert stamps[2] == fingerprint(build("qwen2", seed=1)) != stamps[0]
+    model.merge_adapter()
+    assert fingerprint(model) == stamps[0]
     with pytest.warns(UserWarning, match="another architecture"), pytest.raises(ExpertError, match="missing"):
         PeftModel.from_pretrained(build("phi3"), tmp_path / "a")
 

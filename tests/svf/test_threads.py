@@ -11,6 +11,7 @@ from svf_families import build, prompt, randomize
 
 from transformer2 import SVFConfig, z_rows
 from transformer2.errors import ConfigError, UserError
+from transformer2.rollout.continuous import ContinuousBatch
 
 GREEDY = dict(max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
 
@@ -202,3 +203,24 @@ def test_modules_trained_whole_follow_the_row_as_lora_s_do():
         heads["b"].weight.mul_(2)
         results.append(model(input_ids=prompt(), adapter_names=["b", "__base__", "a"]).logits)
     torch.testing.assert_close(*results)
+
+
+def test_modules_trained_whole_are_not_mixed():
+    """All rows would run through those of the active adapter, and a mixture would lose them."""
+    model = get_peft_model(build("llama"), SVFConfig(modules_to_save=["lm_head"]), adapter_name="whole")
+    model.add_adapter("z", SVFConfig())
+    model.add_weighted_adapter(["z"], [0.5], "mixed")
+    for mix in (
+        lambda: model.add_weighted_adapter(["z", "whole"], [0.5, 0.5], "x"),
+        lambda: z_rows(model, [[0.0]], ["z"]).__enter__(),
+        lambda: ContinuousBatch(model),
+    ):
+        with pytest.raises(UserError, match=r"'whole' has modules trained whole \(lm_head\)"):
+            mix()
+    model.set_adapter("z")
+    with model.disable_adapter():
+        base = model(prompt()).logits
+    with z_rows(model, [[0.0]], ["z"]):
+        assert torch.equal(model(prompt()).logits, base)
+    with pytest.raises(UserError, match="'whole'"), z_rows(model, [[0.0]], ["whole"]):
+        pass

@@ -31,6 +31,7 @@ from transformer2.rollout.ending import Ending
 from transformer2.rollout.hf import COMPACT_BELOW, choose_tokens
 from transformer2.rollout.prefill import PREFILL_TOKENS, Prefilled, can_join, next_logits, prefill
 from transformer2.svf.open_rows import Rows
+from transformer2.svf.rows import check_only_z
 
 __all__ = ["ContinuousBatch", "Row"]
 
@@ -111,12 +112,14 @@ class ContinuousBatch:
 
     Raises:
         ConfigError: A limit that is no whole number of at least 1.
+        UserError: The active adapter has `modules_to_save`, under which all rows would run.
     """
 
     def __init__(self, policy: nn.Module, max_rows: int = 64, max_tokens: int = 65536) -> None:
         for name, value in (("max_rows", max_rows), ("max_tokens", max_tokens)):
             if not fits(Count, value):
                 raise ConfigError(f"{name} must be {expected(Count)}, not {written(value)}")
+        check_only_z(policy)
         self.policy, self.max_rows, self.max_tokens = policy, max_rows, max_tokens
         self.waiting: deque[Row] = deque()
         self.rows: list[Row] = []  # in the order of the cache; some may have ended

@@ -9,8 +9,8 @@
 A model that was quantised as it was loaded has the fingerprint of the model it was made from, read from its files: the
 same experts and bases belong to both. One that exists only quantised has its packed weights' own.
 
-Adapters do not count: their own parameters are skipped, and wrapped layers are read through. A *merged* adapter has
-changed the base weights themselves, so take the fingerprint before merging.
+Adapters do not count: their own parameters are skipped, wrapped layers are read through, and where SVF is merged W
+itself is read. Another method's *merged* adapter has changed the base weights: take the fingerprint before merging.
 """
 
 from __future__ import annotations
@@ -127,15 +127,19 @@ def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor | None, tup
     """
     seen: set[int] = set()
 
-    def walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor | None, tuple[int, ...]]]:
+    def walk(
+        module: nn.Module, prefix: str, unmerged: Tensor | None = None
+    ) -> Iterator[tuple[str, Tensor | None, tuple[int, ...]]]:
         # PEFT wraps a layer as `base_layer` and a fully trained one as `original_module`; everything else in it is the
         # adapter's.
         for inner in ("base_layer", "original_module"):
             wrapped = getattr(module, inner, None)
             if isinstance(wrapped, nn.Module):
-                yield from walk(wrapped, prefix)
+                yield from walk(wrapped, prefix, getattr(module, "unmerged_weight", None))
                 return
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        if unmerged is not None:
+            own["weight"] = unmerged  # type: ignore[assignment]
         features = (getattr(module, "out_features", None), getattr(module, "in_features", None))
         linear = all(isinstance(f, int) for f in features)
         for name, parameter in own.items():

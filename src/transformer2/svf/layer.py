@@ -175,9 +175,16 @@ class SVFLayer(nn.Module, BaseTunerLayer):
                 f"{type(self.base_layer).__name__} is quantised, sharded or opaque: its weight cannot be factored "
                 "or merged; use form='delta', or load the base model unquantised"
             )
-        if self._unmerged_weight is not None:
-            return self._unmerged_weight.T if isinstance(self.base_layer, Conv1D) else self._unmerged_weight
+        if (unmerged := self.unmerged_weight) is not None:
+            return unmerged.T if isinstance(self.base_layer, Conv1D) else unmerged
         return weight
+
+    @property
+    def unmerged_weight(self) -> nn.Parameter | None:
+        """W while adapters are merged into the base layer, where the model is by now and in its dtype; else None."""
+        if self._unmerged_weight is not None:
+            self._unmerged_weight.data = self._unmerged_weight.data.to(cast(nn.Parameter, self.base_layer.weight))
+        return self._unmerged_weight
 
     @property
     def weight(self) -> Tensor:
@@ -241,12 +248,9 @@ class SVFLayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Put back the parameter that `merge` replaced."""
         self.__dict__.pop("forward", None)
-        if self._unmerged_weight is None:
+        if (unmerged := self.unmerged_weight) is None:
             return
-        stored, device = self._unmerged_weight, cast(nn.Parameter, self.base_layer.weight).device
-        if stored.device != device:  # the model was moved in the meantime
-            stored.data = stored.data.to(device)
-        self.base_layer.weight = stored
+        self.base_layer.weight = unmerged
         self._unmerged_weight = None
         self.merged_adapters.clear()
 

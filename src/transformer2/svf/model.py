@@ -36,7 +36,7 @@ from transformer2.svf.format import BASE, CONFIG, WEIGHTS, delta_key, mixture_fa
 from transformer2.svf.layer import SVFLayer, svf_layers
 from transformer2.svf.mixing import Mix, mix_deltas, mixing_weights
 from transformer2.svf.quantised import keep_differentiable, quantisation_name
-from transformer2.svf.rows import rows_by_name
+from transformer2.svf.rows import check_only_z, rows_by_name
 from transformer2.svf.scales import DirectScale, RenormScale, renorm_decode, renorm_encode
 from transformer2.svf.targets import find_targets, is_excluded
 
@@ -57,14 +57,29 @@ class SVFModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's injection; "all-linear" stays "all-linear" in the config."""
-        if "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
-            raise ConfigError(f"adapter name {adapter_name!r} has a dot or is a name of torch's; choose another one")
         config = self.peft_config[adapter_name]
         requested = config.target_modules
         try:
+            if "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
+                raise ConfigError(
+                    f"adapter name {adapter_name!r} has a dot or is a name of torch's; choose another one"
+                )
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except BaseException:
+            self._take_out(model, adapter_name)
+            raise
         finally:
             config.target_modules = requested
+
+    def _take_out(self, model: nn.Module, adapter_name: str) -> None:
+        """Leave nothing of an adapter whose injection failed."""
+        self.peft_config.pop(adapter_name, None)
+        for name, layer in svf_layers(model):
+            if adapter_name in layer.svf_z:
+                del layer.svf_z[adapter_name]
+            if not layer.svf_z:
+                parent, _, leaf = name.rpartition(".")
+                self._replace_module(model.get_submodule(parent), leaf, layer.base_layer, layer)
 
     def _prepare_model(self, peft_config: SVFConfig, model: nn.Module) -> None:
         # The first hook that sees both: everything that can be refused is refused here, before a module is touched.
@@ -168,7 +183,7 @@ class SVFModel(BaseTuner):
         layers = [layer for _, layer in svf_layers(model)]
         trained = any(p.requires_grad for layer in layers for p in layer.parameters_of(adapter_name))
         stamped = getattr(config, "_svf_stamped", False)
-        if any(layer.merged for layer in layers) or (config.base_fingerprint and (stamped or not trained)):
+        if config.base_fingerprint and (stamped or not trained):
             return
         try:
             config.base_fingerprint, config.base_quantisation = fingerprint(model), quantisation_name(model)
@@ -262,6 +277,7 @@ class SVFModel(BaseTuner):
             raise UserError(f"{problem}; adapters here: {', '.join(self.peft_config)}")
         mixing_K = mixing_weights(weights, len(adapters), mix)
         configs = [self.peft_config[name] for name in adapters]
+        check_only_z(self, adapters, active=False)
         targets = frozenset().union(*(config._svf_targets for config in configs))
         same = all(config._svf_targets == targets for config in configs)
         self.peft_config[adapter_name] = replace(

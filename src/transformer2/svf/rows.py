@@ -25,7 +25,7 @@ from transformer2.svf.mixing import mix_deltas
 from transformer2.svf.open_rows import Rows
 from transformer2.svf.register import register_after
 
-__all__ = ["batch_rows", "has_rows", "rows_by_name", "z_rows"]
+__all__ = ["batch_rows", "check_only_z", "has_rows", "rows_by_name", "z_rows"]
 
 
 @contextmanager
@@ -50,20 +50,51 @@ def z_rows(
         mix: See svf/mixing.py.
 
     Raises:
-        UserError: Unknown expert or mix, weights of another shape or non-finite, adapters merged into the weights;
-            inside, a batch whose size is not a multiple of B; at the end, another `z_rows` that is still open inside.
+        UserError: Unknown expert or mix, weights of another shape or non-finite, adapters merged into the weights, or
+            with `modules_to_save`; inside, a batch whose size is not a multiple of B; at the end, another `z_rows` that
+            is still open inside.
     """
+    check_only_z(model, experts)
+    with _rows(model, weights_BK, experts, mix):
+        yield
+
+
+def _rows(
+    model: nn.Module,
+    weights_BK: Tensor | Sequence[Sequence[float]],
+    experts: Sequence[str],
+    mix: Literal["delta", "raw"] = "delta",
+) -> Rows:
     layers = [layer for _, layer in svf_layers(model)]
     weights = torch.as_tensor(weights_BK, dtype=torch.float32)
     _check(layers, weights, experts, mix)
     per_layer = weights if weights.ndim == 3 else weights.expand(len(layers), *weights.shape)
-    with Rows(
+    return Rows(
         {
             layer: mix_deltas(weights_BK, [layer.detached_delta([name]) for name in experts], mix)
             for layer, weights_BK in zip(layers, per_layer, strict=True)
         }
-    ):
-        yield
+    )
+
+
+def check_only_z(model: nn.Module, experts: Sequence[str] = (), active: bool = True) -> None:
+    """Refuse to mix adapters that trained modules whole, or rows beside them: all rows would run through those modules.
+
+    Args:
+        model: A model with SVF adapters.
+        experts: Names of adapters.
+        active: The active adapters, too.
+
+    Raises:
+        UserError: With the adapter and its modules.
+    """
+    beside = {name for _, layer in svf_layers(model) for name in layer.active_adapters} if active else ()
+    for name in sorted({*experts, *beside}):
+        if whole := getattr(getattr(model, "peft_config", {}).get(name), "modules_to_save", None):
+            raise UserError(
+                f"adapter {name!r} has modules trained whole ({', '.join(whole)}), which cannot be mixed; train it "
+                "without modules_to_save, or run it alone (set_adapter; adapter_names for one adapter per row)"
+            )
 
 
 def has_rows(model: nn.Module) -> bool:
@@ -141,7 +172,7 @@ def rows_by_name(
                 stack.callback(module.register_forward_pre_hook(pass_on, with_kwargs=True).remove)
         weights = [[float(name == expert) for expert in experts] for name in names]
         if weights:
-            stack.enter_context(z_rows(tuner.model, weights, experts))
+            stack.enter_context(_rows(tuner.model, weights, experts))
         yield
 
 
