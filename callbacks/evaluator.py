@@ -72,6 +72,8 @@ class AdaptationEvaluator(L.Callback, Strategy):
                     f"{type(self).__name__} builds prompts as the run does; train with an ExpertDataModule"
                 )
             self.own_data = UnseenTaskDataModule(self.own_task, **prompting, **self.data_options)
+            for expert in (*self.load(self.own_data.base), *self.load_helpers(self.own_data.base)):
+                self.own_data.leave_out({"shots": expert.shots, "protocol": expert.protocol})
             self.own_data.setup("fit")
             self.own_data.trainer = trainer
             self.own_data.test_dataloader()

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from transformer2.callbacks.protocols import HasPolicy, check_policy
+from transformer2.data import ExpertDataModule
 from transformer2.experts import seal_adapter
 from transformer2.files import fresh_folder
 
@@ -76,13 +77,15 @@ class ExpertCheckpoint(L.Callback):
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = cast(HasPolicy, pl_module)
         config = module.policy.peft_config["default"]
-        metadata = {"task": module.task.name, "step": self.best_step, "score": self.best_score}
+        data = getattr(trainer, "datamodule", None)
+        rows = data.provenance() if isinstance(data, ExpertDataModule) else {}
+        metadata = {"task": module.task.name, "step": self.best_step, "score": self.best_score, **rows}
         for key, value in metadata.items():
             if hasattr(config, key):
                 setattr(config, key, value)
         with fresh_folder(Path(trainer.default_root_dir) / "expert") as fresh:
             module.policy.save_pretrained(fresh, save_embedding_layers=False)  # they are never tuned
-            seal_adapter(fresh)
+            seal_adapter(fresh, rows)
 
     def state_dict(self) -> dict[str, Any]:
         """The best expert so far, for resume."""

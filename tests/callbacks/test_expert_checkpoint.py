@@ -12,7 +12,7 @@ def test_a_save_that_fails_leaves_the_expert_before_and_nothing_beside_it(tmp_pa
     def save_pretrained(folder, **options):
         (folder / "adapter_model.safetensors").write_text("new")
 
-    def no_room(folder):
+    def no_room(folder, rows):
         raise OSError(28, "No space left on device")
 
     policy = SimpleNamespace(peft_config={"default": object()}, save_pretrained=save_pretrained)

@@ -114,7 +114,7 @@ def evaluate(
             bar.update()
     records = in_order(answerer, records)
     seeds = (strategy.seed,) if data.seed == strategy.seed else (strategy.seed, data.seed)
-    facts, protocol = adapted.facts(records), getattr(data, "protocol", data.task.protocol)
+    facts, protocol = adapted.facts(records), getattr(data, "reported", data.task.protocol)
     report = build_report(records, data.task, protocol, seconds, seeds, strategy.name, facts)
     return Evaluation(report, records, adapted.figure(records), adapted.expert())
 

@@ -19,7 +19,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -283,7 +283,9 @@ class _SearchedPolicy(AdaptedPolicy):
 
     def expert(self) -> Expert:
         """The mixture as an expert."""
-        return self.mixture.expert(self.alpha_D, self.context.experts, "expert", task=self.context.data.task.name)
+        data = self.context.data
+        found = self.mixture.expert(self.alpha_D, self.context.experts, "expert", task=data.task.name)
+        return replace(found, **data.provenance())
 
     def _alpha(self) -> dict[str, Any]:
         """Member -> alpha, or group -> member -> alpha."""

@@ -142,7 +142,6 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
         strategies.append(getattr(import_module(module), kind)(**{k: v for k, v in settings.items() if k in taken}))
     experiment = Experiment(config, folder, quiet, data_class=UnseenTaskDataModule)
     check_whole(in_lockstep(experiment.trainer.strategy))
-    experiment.data.setup("test")  # rows that cannot be read are found before there is a folder
     # The whole config as YAML that runs again, and that --resume reads.
     whole = yaml.safe_load(experiment.yaml()) | {"strategy": names[0] if len(names) == 1 else "all", "adapt": settings}
     text = yaml.safe_dump(whole, sort_keys=False)
@@ -153,6 +152,10 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
         cls = type(strategy)
         given = [entry.get("init_args") for kind, entry in named if kind is cls]
         strategy.settings = {**strategy.settings, "init_args": given, "source": source_digest(cls)}
+    base = experiment.data.base
+    for expert in [e for s in (*own, *strategies) for e in (*s.load(base), *s.load_helpers(base))]:
+        experiment.data.leave_out({"shots": expert.shots, "protocol": expert.protocol})
+    experiment.data.setup("test")  # rows that cannot be read are found before there is a folder
     kept, again = f"resume with transformer2 adapt --resume {folder}", "nothing was saved yet; run the command again"
     experiment.hint = lambda: kept if holds_run(folder) else again
     with explained():

@@ -262,14 +262,13 @@ class Experiment:
         if keeper is not None:
             best = {"best_step": keeper.best_step, "best_validation": keeper.best_score}
             details["training"] = {**self.module.facts(), **best}
-        protocol = task.protocol
         if isinstance(self.data, FewShotDataModule):
-            protocol, details["few_shot"] = self.data.protocol, [e.id for e in self.data.shots().examples]
+            details["few_shot"] = [e.id for e in self.data.shots().examples]
             if keeper is not None:
                 count = len(details["few_shot"])
                 notes.append(f"trained on {count} shots, without a validation: the expert is of the last step, {step}")
         facts = Facts(details=details, notes=notes)
-        report = build_report(records, task, protocol, seconds, (self.seed,), facts=facts)
+        report = build_report(records, task, self.data.reported, seconds, (self.seed,), facts=facts)
         if self.trainer.is_global_zero:
             write_report(self.folder, report, records)
             print(text_table(report))

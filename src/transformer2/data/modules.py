@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
@@ -36,6 +36,12 @@ def hash_of(ids: array[int]) -> bytes:
     return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
 
 
+def mark_of(example: Example) -> str:
+    """What a row asks, whatever base and task it is asked of: a digest of its text and pictures."""
+    asked = "\n".join([example.question, *(picture.digest() for picture in example.images)])
+    return hashlib.sha256(asked.encode(errors="replace")).hexdigest()[:16]
+
+
 class ExpertDataModule(L.LightningDataModule):
     """Prompts of one expert task. The test split is read by `test` alone and cannot be reached during `fit`.
 
@@ -58,6 +64,9 @@ class ExpertDataModule(L.LightningDataModule):
         seed: Seed of the order of prompts (linked to `seed_everything`).
         model_kwargs: Which files of the base, e.g. `{revision: v1}` (linked to `model.model_kwargs`).
         objective: With `next_token`, batches to train on hold the rows' solutions (linked to `model.objective`).
+
+    Attributes:
+        reported: The protocol that a report on its rows names: `paper` where the data, the task, or an expert is of it.
     """
 
     def __init__(
@@ -109,6 +118,31 @@ class ExpertDataModule(L.LightningDataModule):
         self._solutions: list[array[int]] = []  # of the rows to train on
         self._digests: dict[tuple[str, int | None], str] = {}
         self.sizes: dict[str, int] = {}  # questions of the splits that were read
+        self.reported = self.task.protocol
+        self._shots: set[str] = set()  # marks of rows that experts were made with
+
+    def leave_out(self, made_with: Mapping[str, Any]) -> None:
+        """Score none of the rows that an expert was made with: its `shots` and `protocol`. Before `setup`."""
+        self._shots |= {*map(str, made_with.get("shots") or ())}
+        self.reported = "paper" if made_with.get("protocol") == "paper" else self.reported
+
+    def provenance(self) -> dict[str, Any]:
+        """What an expert that is made with these rows keeps of them: `shots` and `protocol`."""
+        return {"shots": sorted(self._shots) or None, "protocol": self.reported}
+
+    def _unseen(self, split: str, examples: list[Example]) -> list[Example]:
+        """Rows that no expert was made with.
+
+        Raises:
+            DataError: There is none.
+        """
+        kept = [e for e in examples if mark_of(e) not in self._shots] if self._shots else examples
+        if len(kept) < len(examples):
+            what = f"{len(examples) - len(kept)} of {len(examples)} rows of {self.task.name}/{split}"
+            if not kept:
+                raise DataError(f"{what} were shots of the expert, and none is left to score; choose another task")
+            rank_zero_warn(f"{what} were shots of the expert; they are not scored")
+        return kept
 
     def setup(self, stage: str) -> None:
         """Read and render the splits that the stage may see.
@@ -153,9 +187,11 @@ class ExpertDataModule(L.LightningDataModule):
                 f"task {self.task.name} has no {split} split, only {', '.join(self.task.splits)}; choose another task"
             )
         try:
-            examples = self.task.examples(split, self.data_dir)[: self.limits.get(split)]
+            examples = self.task.examples(split, self.data_dir)
         except (OSError, UnicodeError) as e:  # of a task of the user's own
             raise DataError(f"{self.task.name}/{split} cannot be read ({e}); check data.data_dir") from e
+        # (What an unseen task scores is chosen after its shots.)
+        examples = self._unseen(split, examples)[: self.limits[split]] if split in self.limits else examples
         self._warn_of_repeated_ids(split, examples)
         self.tokenizer = self.tokenizer or load_tokenizer(self.base, self.model_kwargs)
         if self.tokenizer.chat_template is None and self.template is not None:
@@ -165,6 +201,10 @@ class ExpertDataModule(L.LightningDataModule):
             )
         check_pictures(examples)
         ids = [array("q", render(self.tokenizer, e, self.template)) for e in examples]  # a picture has thousands
+        if again := len(ids) - len({hash_of(prompt) for prompt in ids}):
+            rank_zero_warn(
+                f"{again} of {len(ids)} questions of {self.task.name}/{split} repeat an earlier one; each counts"
+            )
         if examples:
             self._warn_of_unread_variables(examples[0])
         context = context_of(load_config(self.base, self.model_kwargs))

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from transformer2.arguments import Count, check_arguments
 from transformer2.data.loader import PromptLoader
-from transformer2.data.modules import ExpertDataModule, hash_of
+from transformer2.data.modules import ExpertDataModule, hash_of, mark_of
 from transformer2.errors import ConfigError, DataError
 from transformer2.types import Example, PromptBatch
 from transformer2.verifiers import warm_up
@@ -48,6 +48,7 @@ class UnseenTaskDataModule(ExpertDataModule):
             task, base, data_dir, eval_batch_size=eval_batch_size, batch_size=few_shot, validation_limit=None, **options
         )
         self.few_shot, self.protocol = few_shot, protocol
+        self.leave_out({"protocol": protocol})
         self.test_limit = self.limits.pop("test")  # counts what is left of the split without the shots
 
     def setup(self, stage: str) -> None:
@@ -68,13 +69,19 @@ class UnseenTaskDataModule(ExpertDataModule):
         prompts = {hash_of(ids[i]) for i in shots}
         if source != "test":
             examples, ids = self._read("test")
+        left = {id(e) for e in self._unseen("test", examples)}
         kept = [i for i, prompt in enumerate(ids) if hash_of(prompt) not in prompts]
         if (same := len(ids) - len(kept) - (self.few_shot if source == "test" else 0)) > 0:
             rank_zero_warn(f"{same} rows of {self.task.name}/test ask what a few-shot row asks; they are not scored")
         if not kept:
             raise DataError(f"every row of {self.task.name}/test asks what a few-shot row asks; there is none to score")
-        kept = kept[: self.test_limit]
+        kept = [i for i in kept if id(examples[i]) in left][: self.test_limit]
         self._rows["test"] = [examples[i] for i in kept], [ids[i] for i in kept]
+
+    def provenance(self) -> dict[str, Any]:
+        """See `ExpertDataModule`; the shots are of both."""
+        marks = {mark_of(e) for e in self._rows["few_shot"][0]}
+        return {"shots": sorted(self._shots | marks), "protocol": self.reported}
 
     def teardown(self, stage: str) -> None:
         """Nothing is hidden from an adaptation but by the split itself."""

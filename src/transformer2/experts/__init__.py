@@ -11,7 +11,7 @@ from transformer2.experts.compare import Comparison, compare_experts, show_exper
 from transformer2.experts.folder import Expert, read_expert, save_expert, seal_adapter, stamp_expert
 from transformer2.experts.mix import load_experts, mix_experts, mix_folders, shuffle_expert, shuffle_folder
 from transformer2.experts.reference import import_reference_checkpoint
-from transformer2.svf.adapter_folder import read_adapter, read_config
+from transformer2.svf.adapter_folder import read_adapter, read_config, read_trained_on
 
 __all__ = [
     "Comparison",
@@ -24,6 +24,7 @@ __all__ = [
     "read_adapter",
     "read_config",
     "read_expert",
+    "read_trained_on",
     "save_expert",
     "seal_adapter",
     "show_expert",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -17,9 +18,18 @@ from torch import Tensor
 
 from transformer2.errors import ExpertError, shown
 from transformer2.files import MANIFEST, fresh_folder, manifest, read_file, write_text
-from transformer2.svf.adapter_folder import check_delta, read_adapter, read_config
+from transformer2.svf.adapter_folder import check_delta, read_adapter, read_config, sealed_files
 from transformer2.svf.card import write_card
-from transformer2.svf.format import CONFIG, LARGEST_EXPERT, WEIGHTS, checksums, delta_key, module_of, name_of
+from transformer2.svf.format import (
+    CONFIG,
+    LARGEST_EXPERT,
+    TRAINED_ON,
+    WEIGHTS,
+    checksums,
+    delta_key,
+    module_of,
+    name_of,
+)
 
 __all__ = [
     "Expert", "check_name", "read_expert", "save_expert", "seal_adapter", "stamp_expert",
@@ -27,7 +37,8 @@ __all__ = [
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # What an expert and its adapter_config.json say in the same words.
-_FACTS = ("task", "step", "score", "base_fingerprint", "base_quantisation", "revision", "shuffled", "sha256")
+_FACTS = ("task", "step", "score", "base_fingerprint", "base_quantisation", "revision", "shuffled", "shots", "protocol")
+_FACTS += ("sha256",)
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,8 @@ class Expert:
         base_quantisation: How its base was quantised in training; None means not at all.
         revision: Of the base model, where it was loaded from the Hub at one.
         shuffled: The seed by which its z was put in another order; None means as trained.
+        shots: Digests of the few-shot rows it was made with, which it is not scored on.
+        protocol: `clean` or `paper`, under which it was made; None where it does not say.
     """
 
     name: str
@@ -61,6 +74,8 @@ class Expert:
     base_quantisation: str | None = None
     revision: str | None = None
     shuffled: int | None = None
+    shots: list[str] | None = field(default=None, repr=False)
+    protocol: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -146,10 +161,12 @@ def save_expert(expert: Expert, folder: str | Path, overwrite: bool = False) -> 
     return folder
 
 
-def seal_adapter(folder: Path) -> None:
-    """Write the checksums of what PEFT saved there next to it, unless it is an SVF expert, which carries its own."""
+def seal_adapter(folder: Path, trained_on: Mapping[str, Any] | None = None) -> None:
+    """Write what PEFT left out next to what it saved, unless it is an SVF expert, which carries it: rows, checksums."""
     if read_config(folder)["peft_type"] != "SVF":
-        (folder / MANIFEST).write_text(manifest(folder, (CONFIG, WEIGHTS), ExpertError), encoding="utf-8")
+        if trained_on:
+            (folder / TRAINED_ON).write_text(json.dumps(trained_on), encoding="utf-8")
+        (folder / MANIFEST).write_text(manifest(folder, sealed_files(folder), ExpertError), encoding="utf-8")
 
 
 def stamp_expert(folder: str | Path) -> Path:

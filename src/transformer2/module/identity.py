@@ -26,7 +26,16 @@ NOT_TRAINED = {
     *("task", "step", "score", "sha256", "base_fingerprint", "base_quantisation", "base_model_name_or_path"),
     *("inference_mode", "peft_version", "auto_mapping", "revision", "task_type", "expert_format_version"),
     "config_sha256",
-    *("form", "basis_cache", "shuffled", "init_std", "init_lora_weights", "trained_parametrization"),
+    *(
+        "form",
+        "basis_cache",
+        "shuffled",
+        "shots",
+        "protocol",
+        "init_std",
+        "init_lora_weights",
+        "trained_parametrization",
+    ),
 }
 
 
@@ -151,6 +160,13 @@ def check_identity(module: SVFReinforceModule, checkpoint: dict[str, Any]) -> se
         raise CheckpointError(
             f"--ckpt_path was trained with model.objective {was}, not {asked}; resume with the same, or begin with "
             "what it trained: --expert"
+        )
+    drawn = ["data.few_shot", "data.protocol", "data.seed", *(["data.train"] if fitting else [])]
+    if "data.few_shot" in old and any(old.get(key) != new.get(key) for key in drawn):
+        said = ", ".join(f"{key} {old.get(key)}" for key in drawn[:3])
+        raise CheckpointError(
+            f"--ckpt_path was trained on shots ({said}), and this run would score them; say the same of the same rows, "
+            "or give its expert folder, which remembers them: --expert"
         )
     changed = {key for key in new if old.get(key) != new[key]} if fitting else set()
     if theirs["dtype"] != ours["dtype"]:

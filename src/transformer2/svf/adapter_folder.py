@@ -34,13 +34,14 @@ from transformer2.svf.format import (
     OLD_FIELDS,
     OLD_FORMS,
     ROLES,
+    TRAINED_ON,
     WEIGHTS,
     config_sha256,
     delta_key,
     module_of,
 )
 
-__all__ = ["check_delta", "config_for_peft", "read_adapter", "read_config"]
+__all__ = ["check_delta", "config_for_peft", "read_adapter", "read_config", "read_trained_on", "sealed_files"]
 
 _FIELDS: dict[str, tuple[type, ...]] = {
     "task": (str,),
@@ -55,7 +56,8 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "expert_format_version": (int,),
     "modules_to_save": (list,),
 }
-_LATER: dict[str, tuple[type, ...]] = {"shuffled": (int,)}  # absent, and so no part of the checksum, in earlier experts
+# Absent, and so no part of the checksum, in earlier experts.
+_LATER: dict[str, tuple[type, ...]] = {"shuffled": (int,), "shots": (list,), "protocol": (str,)}
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -92,6 +94,23 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if config["score"] is not None and not 0 <= config["score"] <= 1:
         raise ExpertError(f"{file}: field 'score' is {config['score']}, not in [0, 1]; correct the file")
     return config
+
+
+def read_trained_on(folder: str | Path) -> dict[str, Any]:
+    """What an adapter of any of PEFT's methods says of the rows it was made with: `shots` and `protocol`, or nothing.
+
+    Raises:
+        ExpertError: See `read_config`.
+    """
+    config = read_config(folder)
+    file = whole_folder(Path(folder).expanduser()) / TRAINED_ON
+    if config["peft_type"] == "SVF" or not file.exists():
+        return {name: config.get(name) for name in ("shots", "protocol")}
+    _check_manifest(file.parent)
+    try:
+        return dict(json.loads(read_file(file, LARGEST_CONFIG, ExpertError)))
+    except (ValueError, TypeError, RecursionError) as e:
+        raise ExpertError(f"{shown(str(file))} is no JSON object; copy the folder again") from e
 
 
 def read_adapter(folder: str | Path, only_z: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -196,11 +215,16 @@ def _check_manifest(folder: Path) -> None:
     if not (folder / MANIFEST).exists():
         return  # PEFT saved it, or an earlier version of ours
     sealed = read_file(folder / MANIFEST, LARGEST_CONFIG, ExpertError).decode(errors="replace")
-    if sealed != manifest(folder, (CONFIG, WEIGHTS), ExpertError):
+    if sealed != manifest(folder, sealed_files(folder), ExpertError):
         raise ExpertError(
             f"{shown(str(folder))}: {CONFIG} or {WEIGHTS} differs from {MANIFEST}; it is damaged or was edited: copy "
             f"the folder again, or accept it as it is by deleting {MANIFEST}"
         )
+
+
+def sealed_files(folder: Path) -> tuple[str, ...]:
+    """What the checksums of an adapter that is no SVF expert are of."""
+    return CONFIG, WEIGHTS, *([TRAINED_ON] if (folder / TRAINED_ON).exists() else [])
 
 
 def _at(folder: Path) -> str:

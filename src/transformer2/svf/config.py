@@ -55,6 +55,8 @@ class SVFConfig(PeftConfig):
         score: Validation accuracy at that step, in [0, 1].
         base_fingerprint: "<arch>:<weights>" of the base model; stamped when the adapter is saved.
         base_quantisation: How the base was quantised in training (`nf4`, `int8`, ...); None means not at all.
+        shots: Digests of the few-shot rows it was made with (`data.modules.mark_of`), which it is not scored on.
+        protocol: `clean` or `paper`, under which it was made; see `Report`.
         shuffled: The seed by which z was put in another order within each matrix (a control); None means as trained.
         trained_parametrization: How a saved expert was trained.
         expert_format_version: Version of the folder's format.
@@ -86,6 +88,8 @@ class SVFConfig(PeftConfig):
     score: float | None = None
     base_fingerprint: str | None = None
     base_quantisation: str | None = None
+    shots: list[str] | None = field(default=None, repr=False)
+    protocol: str | None = None
     shuffled: int | None = None
     trained_parametrization: Parametrization | None = None
     expert_format_version: int = FORMAT_VERSION

@@ -12,12 +12,13 @@ from typing import Any
 
 __all__ = [
     "BASE", "CONFIG", "FORMAT_VERSION", "LARGEST_ADAPTER", "LARGEST_CONFIG", "LARGEST_EXPERT", "OLD_FIELDS",
-    "OLD_FORMS", "ROLES", "WEIGHTS",
+    "OLD_FORMS", "ROLES", "TRAINED_ON", "WEIGHTS",
     "checksums", "config_sha256", "delta_key", "layer_of", "mixture_facts", "module_kind", "module_of", "module_path",
     "name_of", "path_in_layer", "peft_type", "plain_name",
 ]  # fmt: skip
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+TRAINED_ON = "trained_on.json"  # shots and protocol of an adapter whose config has no place for them
 FORMAT_VERSION = 2  # 1 had no config_sha256
 OLD_FORMS, OLD_FIELDS = ("auto", "merged"), frozenset({"init_std"})  # in experts that earlier versions saved
 BASE = "base_model.model."  # PEFT's name for the base model, in front of every module path
@@ -90,10 +91,10 @@ def config_sha256(config: Mapping[str, Any]) -> str:
 
 
 def mixture_facts(parts: Sequence[Any]) -> dict[str, Any]:
-    """What a mixture says of its base and its order: what all its parts, experts or configs, say.
+    """What a mixture says of its base, its order and its rows: what all its parts, experts or configs, say.
 
     Where they differ it has no fingerprint, was trained at the precisions of all, and is as shuffled as one of them;
-    the revision is the first part's, as is the name of the base.
+    the revision is the first part's, as is the name of the base. It has seen the shots of all.
     """
     names = ("base_fingerprint", "base_quantisation", "revision", "shuffled")
     said = {name: list(dict.fromkeys(getattr(part, name) for part in parts)) for name in names}
@@ -114,4 +115,7 @@ def mixture_facts(parts: Sequence[Any]) -> dict[str, Any]:
             f"a mixture that a shuffled control is part of is marked as shuffled (seed {facts['shuffled']})",
             stacklevel=3,
         )
+    protocols = {part.protocol for part in parts}
+    facts["protocol"] = "paper" if "paper" in protocols else "clean" if "clean" in protocols else None
+    facts["shots"] = sorted({shot for part in parts for shot in part.shots or ()}) or None
     return facts
