@@ -10,6 +10,7 @@ import pytest
 
 from transformer2.verifiers import final
 from transformer2.verifiers.choice import final_choice
+from transformer2.verifiers.math.final import final_expression
 from transformer2.verifiers.numeric import final_number
 
 TOOLS = {"A": "balance", "B": "hot plate", "C": "stopwatch", "D": "thermometer"}
@@ -997,6 +998,51 @@ def test_a_number_that_is_taken_back_later_is_none(after: str, stated: str) -> N
 @pytest.mark.parametrize(("value", "text"), [(value, text) for value, texts in NUMBERS.items() for text in texts])
 def test_numbers(value: int | Fraction | None, text: str) -> None:
     assert final_number(text).value == value
+
+
+# What a statement depends on, or is followed by; by whether it is still one.
+AROUND = {
+    False: [
+        "It is not true that {}.", "There is no way {}.", "I can't conclude that {}.", "We cannot say {}.",
+        "It cannot be that {}.", "It is impossible that {}.", "Nobody said {}.", "It is incorrect to say {}.",
+        "It's wrong that {}.", "I'm not convinced {}.", "It is unlikely that {}.", "By no means {}.",
+        "I don't believe that {}.", "You might think {}.", "Suppose {}.", "Let's check whether {}.",
+        "It is hard to believe that {}.", "Neither of us found that {}.", "{}, which is impossible.",
+        "{}. The answer above is wrong.", "{}. That does not add up.", "{}. Not!", "{}... not",
+        "{}, which makes no sense.", "{}, which cannot be.", "{}?",
+    ],
+    True: [
+        "There is no doubt that {}.", "It is not hard to see that {}.", "There's no question {}.", "Not only that, {}.",
+        "It cannot be negative, so {}.", "As no one left the room {}.", "I don't see another way, therefore {}.",
+        "We need to check whether it fits, and it does: {}.", "I conclude that {}.", "I am not sure but {}.",
+        "It's no surprise that {}.", "{}, which is possible.", "{}. That adds up.",
+        "{}. This does not work for others.",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("stands", "around"), [(stands, text) for stands, texts in AROUND.items() for text in texts])
+def test_a_statement_that_is_denied_or_supposed_is_none(stands: bool, around: str) -> None:
+    number, letter, box = (around.format(f"the answer is {answer}") for answer in ("72", "B", r"$\boxed{72}$"))
+    assert (final_number(number).value == 72, final_number(box).value == 72) == (stands, stands)
+    assert (final_choice(TOOLS, letter).value == "B") == stands
+    assert (getattr(final_expression(box).value, "text", None) == "72") == stands
+
+
+@pytest.mark.parametrize("heading", ["The answer is:", "Answer:", "**Final answer:**\n", "Answer\n"])
+@pytest.mark.parametrize("item", ["1. {}", "2) {}", "- {}", "* {}", "- **{}**", "1. **{}** apples"])
+def test_the_marker_of_a_list_is_no_answer(heading: str, item: str) -> None:
+    text = f"{heading}\n{item.format(72)}"
+    assert final_number(text).value == 72
+    assert final_number(f"{text}\n{item.format(80).replace('1', '2')}").value != 72
+    assert "**Final" in heading or "apples" in item or final_expression(text).value.text in ("72", "**72")
+    options = {"A": "1", "B": "72", "C": "3", "D": "-72"}
+    assert "apples" in item or final_choice(options, text).value == "B"
+
+
+def test_a_sign_and_the_first_words_of_a_sentence_are_no_markers() -> None:
+    assert final_number("Answer:\n-72").value == final_number("The answer is - 72").value == -72
+    assert final_number("Answer:\n72. She has 9 a day.").value == 72
 
 
 def test_no_group_is_repeated_possessively():

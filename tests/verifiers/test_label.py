@@ -182,6 +182,8 @@ def test_exactly_one_label_named_is_that_label(label: str | None, text: str) -> 
         (("tiny_math", "math"), "tiny math", "tiny_math"),
         (("tiny_math", "math"), "math", "math"),
         (("math", "math-hard"), "math-hard", "math-hard"),
+        (("math", "code"), "pseudo-code", None),
+        (("math", "code"), "code-math", None),
         (("c", "c++", "c#"), "It is c++.", "c++"),
         (("c", "c++", "c#"), "c", "c"),
         (("Übersetzung", "math"), "übersetzung", "Übersetzung"),

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from transformer2.verifiers.numeric import parse_number, verify_number
+from transformer2.verifiers.numeric import final_number, parse_number, verify_number
 
 
 @pytest.mark.parametrize(
@@ -257,3 +257,14 @@ def test_an_answer_with_its_unit_stays_one(gold: str, completion: str) -> None:
 def test_a_gold_that_is_no_number_is_an_error_not_a_reward() -> None:
     with pytest.raises(ValueError, match="gold answer 'many'"):
         verify_number("many", "#### 72")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *("unlikely to be 72", "impossible to be 72", "72 (maybe)", "72 (negative)", "72 degrees below zero", "=/= 72"),
+        *("72π", "72 pi", "72C2", "72 P2", "circa 72", "c. 72", "close to 72", "72 ❌"),
+    ],
+)
+def test_what_makes_a_number_another_one_or_a_guess(told: str) -> None:
+    assert final_number(f"The answer is {told}").value is None and final_number(f"#### {told}").value is None

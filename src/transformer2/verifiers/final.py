@@ -193,8 +193,11 @@ def _boxed(text: str, mark: re.Match[str], ends: dict[int, int], reader: Reader[
         return _Step(mark.start(), mark.end(), "stated", "boxed", Final(None, reader.unclosed))
     stop = span[1] + (text[span[1] : span[1] + 1] == "}")
     answer = reader.read(text[slice(*span)], "boxed")
-    before, also = text[max(0, mark.start() - 60) : mark.start()], phrases.LISTED.match(text, stop)
-    if phrases.BOX_DENIED.search(before):
+    before, also = text[max(0, mark.start() - 100) : mark.start()], phrases.LISTED.match(text, stop)
+    supposed = phrases.SUPPOSED.search(phrases.BOX_STATED.sub("", before, count=1))
+    if phrases.ASKED.match(text, stop) or (supposed and not supposed["denied"]):
+        return _Step(mark.start(), stop, "denied", "boxed", Final(None, "supposed"))
+    if supposed or phrases.BOX_DENIED.search(before):
         return _Step(mark.start(), stop, "denied", "boxed", answer)
     if phrases.PART_BEFORE.search(before) or phrases.PART_AFTER.match(text, stop):
         answer = Final(None, "the box holds a part of an answer")
@@ -215,11 +218,14 @@ def _boxed(text: str, mark: re.Match[str], ends: dict[int, int], reader: Reader[
 def _said(text: str, mark: re.Match[str], limit: int, reader: Reader[T]) -> _Step[T] | None:
     """What stands behind a mark, up to the next one: "the answer is not 17, it is 18" says 18."""
     kind, start = mark.lastgroup or "", mark.end()
-    before = text[max(0, mark.start() - 60) : mark.start()]
+    before = text[max(0, mark.start() - 100) : mark.start()]
     if kind == "said" and phrases.NO_ANSWER.search(before):
         return None
     while start < limit and (text[start].isspace() or text[start] in "*:"):
         start += 1
+    line = text.rfind("\n", mark.start(), start) + 1
+    if marker := phrases.MARKER.match(text, line, limit) if line else None:
+        start = marker.end()
     place = _rest(text, start, limit).partition("</answer>")[0]
     stop = start + len(place)
     if kind == "so":
@@ -228,6 +234,9 @@ def _said(text: str, mark: re.Match[str], limit: int, reader: Reader[T]) -> _Ste
         kind = "heading" if mark.group().endswith((":", "=")) else "said"
     place = phrases.CONJUNCTION.sub("", place) if limit < len(text) else place
     answer = reader.read(place, kind)
+    if marker and (item := phrases.MARKER.match(text, stop + 1)):  # "1. 72" and then "2. 80"
+        another = reader.read(_rest(text, item.end(), len(text)), kind).value
+        answer = answer if another in (None, answer.value) else Final(None, "several answers")
     if mark.group().rstrip().endswith("n't"):  # "the answer isn't 6 but 5"
         answer = _later(place, reader)
         return _Step(mark.start(), stop, "stated", kind, answer) if answer.value is not None else None
@@ -248,6 +257,7 @@ def _thought(text: str, mark: re.Match[str], limit: int, reader: Reader[T]) -> _
     start = phrases.FILLER.match(text, mark.end(), limit).end()  # type: ignore[union-attr]  # it matches nothing as well
     place = _rest(text, start, limit)
     either = role == "also" and not re.search("and|plus|well", mark.group())
+    place = place.rstrip(" ?") if either else place  # "or is it A?"
     kind = "joins" if either and not place.strip(" $(*\\[") else "back"
     step = _Step(mark.start(), start + len(place), role, kind, Final[T](None))
     if mark["checks"]:

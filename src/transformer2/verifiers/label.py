@@ -69,7 +69,8 @@ def find_label(labels: Sequence[str], completion: str) -> str | None:
 def _is_denied(text: str, match: re.Match[str]) -> bool:
     """Whether a label is denied within its clause."""
     before = _DENIED_BEFORE.search(text, max(0, match.start() - 80), match.start())
-    return before is not None or _DENIED_AFTER.match(text, match.end()) is not None
+    compound = re.search(r"\w-\Z", text[max(0, match.start() - 2) : match.start()])  # "pseudo-code" is another word
+    return before is not None or compound is not None or _DENIED_AFTER.match(text, match.end()) is not None
 
 
 def verify_label(gold: str, labels: Sequence[str], completion: str) -> Verdict:

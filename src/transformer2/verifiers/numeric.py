@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from transformer2.types import Verdict
 from transformer2.verifiers.final import Final, Reader, final_answer, readable
-from transformer2.verifiers.phrases import BECAUSE
+from transformer2.verifiers.phrases import BECAUSE, MARKER
 
 __all__ = ["final_number", "parse_number", "verify_number"]
 
@@ -49,10 +49,10 @@ _BEFORE = re.compile(
     r"|\b[B-HJ-Zb-hj-z]\s+\Z|\b(?:over|under|above|below)\s+\Z",
 )
 _HEDGE = re.compile(
-    r"\b(?:anything but|everything but|far from|nowhere near|hardly|barely|scarcely|unlike|except|without|short of"
-    r"|no|nor|never|neither|maybe|perhaps|possibly|might|could|at (?:least|most)|up to|than|about|around"
-    r"|approx|approximately|roughly|nearly|almost|minus|negative|plus|twice|thrice|double|triple|half|root|sqrt|log|ln"
-    r"|(?:square|cube|third|quarter|factorial) of)\b|[<>~!]\s?=",
+    r"\b(?:anything but|everything but|far from|nowhere near|hardly|barely|scarcely|unlike(?:ly)?|impossible"
+    r"|improbable|except|without|short of|no|nor|never|neither|maybe|perhaps|possibly|might|could|at (?:least|most)|up to|than|about|around"
+    r"|approx|approximately|roughly|close to|circa|ca?(?=\.\s)|nearly|almost|minus|negative"
+    r"|plus|twice|thrice|double|triple|half|root|sqrt|log|ln|(?:square|cube|third|quarter|factorial) of)\b|[<>~!]\s?=|=\s?/\s?=",
     re.IGNORECASE,
 )
 # After it: an operator, a variable (but not the letter of a unit), or a word that changes the value.
@@ -60,24 +60,22 @@ _AFTER = re.compile(
     r"(?!\s+a\b)[\s)\]]*+(?:[+*^!|]|-(?![A-Za-z]{2,})|/(?!\s*(?:[A-Za-z]{2,}|h\b))|(?![gmhsldcptLCFWVJN]\b)[A-Za-z]\b)"
 )
 _CHANGED = re.compile(
-    r"\b(?:or|plus|minus|squared|cubed|factorial|choose|doubled|tripled|half|too|approx\w*|roughly"
-    r"|wrong|incorrect|false|mistaken|to the power|at (?:least|most))\b",
+    r"\b(?:or|plus|minus|squared|cubed|factorial|choose|doubled|tripled|half|too|approx\w*|roughly|maybe|perhaps|possibly"
+    r"|negative|pi|wrong|incorrect|false|mistaken|to the power|at (?:least|most)|below\s+(?:zero|freezing))\b",
     re.IGNORECASE,
 )
 # A word that multiplies or continues the number before it.
 _MORE = re.compile(
     r"(?:\s*(?:bn|tn|mn|myriad|mln|mil|m?illion|lakhs?|crores?|dozens?|score|gross|halves|(?:thi|fou|fif|six|seven|eigh|nin|ten|hundred"
-    r"|thousand|million)(?:rd|r?th)s)|st|nd|rd|th|\s*(?:point|below\s+(?:zero|freezing))|\s[^.\n]*\band\s+(?:an?\s+)?"
-    + _WORD
-    + r")\b",
+    r"|thousand|million)(?:rd|r?th)s)|st|nd|rd|th|\s*point|\s[^.\n]*\band\s+(?:an?\s+)?" + _WORD + r")\b",
     re.IGNORECASE,
 )
-_UNIT_EXPONENT = re.compile(r"(?<=[A-Za-z])(?<![0-9][eE])(?:\s*\^)?[23²³](?!\.?[0-9,/])")  # m^2, cm3
+_UNIT_EXPONENT = re.compile(r"(?<=[A-Za-z])(?<![0-9][eECP])(?:\s*\^)?[23²³](?!\.?[0-9,/])")  # m^2, cm3
 _SENTENCE_END = re.compile(r"[.!](?=\s|\*|\"|$)|;(?=\s+(?!or\b|and\b)[A-Za-z]|\s*$)|(?<=[0-9]):(?=\s)")
 _WORKING = re.compile(r"\s\([^()]*[0-9][^()]*\s[-+*/x×÷=]\s[^()]*\)[\s.]*\Z")  # 18 (9 eggs x $2)
 _REMARK = re.compile(  # 540 (180 per day)
     r"(?<=[0-9A-Za-z%$])\s*\((?!(?:or|and|no|if)\b)"
-    r"(?![^()]*\b(?:or|not|but|maybe|perhaps|actually|wrong|incorrect|false|approx\w*|about|roughly|right)\b)(?=[^()]*[A-Za-z])[^()?]*\)[\s.]*\Z",
+    r"(?![^()]*\b(?:or|not|but|maybe|perhaps|possibly|negative|actually|wrong|incorrect|false|approx\w*|about|roughly|right)\b)(?=[^()]*[A-Za-z])[^()?]*\)[\s.]*\Z",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"[.!](?=\s+[A-Z])")  # on the line of a marker, which may also hold "5!"
@@ -130,6 +128,7 @@ class _Numbers(Reader[Fraction]):
         """The number in a place, with or without words by kind."""
         if kind == "chosen":
             return Final(None)  # "I pick 5 apples" is part of the reasoning
+        place = MARKER.sub("", place, count=1) if kind == "line" and MARKER.match(place) else place
         if kind in ("line", "judged"):
             return _only_number(place) if _BARE.fullmatch(_NUMBER.sub("#", _plain(place))) else Final(None)
         if kind == "turned":
@@ -161,7 +160,11 @@ def _only_number(place: str) -> Final[Fraction]:
     plain = _plain(place)
     head, equals, tail = plain.rpartition("=")
     # "6 * 12 = 72" states one answer; "x = 71, y = 72" states two.
-    if equals and re.fullmatch(r"[-+*/x×÷().%0-9\s=]*(?:,[0-9]{3}[-+*/x×÷().%0-9\s=]*)*", head):
+    if (
+        equals
+        and not head.endswith("=/")
+        and re.fullmatch(r"[-+*/x×÷().%0-9\s=]*(?:,[0-9]{3}[-+*/x×÷().%0-9\s=]*)*", head)
+    ):
         plain = tail
     matches = list(_NUMBER.finditer(plain))
     if not matches:
@@ -192,7 +195,9 @@ def _is_unfinished(before: str, number: re.Match[str], after: str) -> bool:
     if _AFTER.match(after) or _MORE.match(after) or _CHANGED.search(after):
         return True
     return any(
-        c in "<>~?^·‰\\" or (not c.isascii() and (c.isnumeric() or unicodedata.category(c) == "Sm"))
+        c in "<>~?^·‰\\❌✗✘"
+        or ("\u0391" <= c <= "\u03c9" and c not in "μΩ")
+        or (not c.isascii() and (c.isnumeric() or unicodedata.category(c) == "Sm"))
         for c in near + after
     )
 

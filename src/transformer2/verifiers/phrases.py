@@ -37,16 +37,17 @@ _IT = _phrases(
 )
 _WRONG = _phrases(
     r"(?:\w+ly |all |just |simply )?(?:wrong|off|too \w+"
-    r"|incorrect|mistaken|false|untrue|invalid|(?:an )?extraneous|a (?:mistake|typo|joke)|an error"
+    r"|incorrect|mistaken|false|untrue|invalid|(?:an )?extraneous|a (?:mistake|typo|joke|misprint)|an error"
+    r"|impossible|absurd|implausible|unreasonable|nonsens\w+|(?:a )?contradict\w+"
     r"|(?:rejected|discarded|excluded|ruled out)"
-    r"|not (?:\w+ly |the )?(?:right|correct|true|accurate|valid|good"
+    r"|not (?:\w+ly |the )?(?:right|correct|true|accurate|valid|good|possible|plausible|reasonable"
     r"|(?:an? |in )?(?:solution|root|answer|domain|range))\b)"
 )
 _OWN = _phrases(
     r"(?:that|this|it|which|I|what I (?:said|wrote)"
     r"|(?:what is|everything|all|the) above|(?:that|this|the|my)(?: \w+)?"
     r" (?:answer|statement|response|reasoning|claim|conclusion|solution|root|one|option|choice|value|number|result"
-    r"|total))"
+    r"|total)(?: (?:above|here|given))?)"
 )
 _CHECK = r"(?:verif|check|double|confirm|test)\w*"
 _WE = r"(?:let (?:me|us)|let's|we|I)\b"
@@ -61,6 +62,9 @@ _WITHDRAWN = _phrases(
     rf"|(?:(?:however|but|in fact),? )?{_OWN}(?:'s|'m| is| am| was| seems| looks| must be| seems to be) {_WRONG}"
     rf"|{_OWN} (?:(?:is|was|does|do|did|could)(?: not|n't)|can't|cannot|can not)(?: be| seem| look| sound)?(?: to be)?"
     r" (?:the |quite )?(?:right|correct|true|accurate|final)\b(?! (?:of|for)\b)"
+    rf"|{_OWN} (?:(?:does|do|did)(?: not|n't) (?:add up|make (?:any )?sense|work|fit|hold|check out|compute)"
+    r"|makes no sense|(?:can't|cannot|can not|could not|couldn't) be)(?=\s*(?:[.,!;:]|$))"
+    r"|not(?=\s*(?:[.!]\s*){0,3}$)"
     r"|(?:both|all|these)(?: \w+)? are (?:extraneous|invalid|wrong|incorrect|rejected)\b"
     r"|(?:false|wrong|incorrect|untrue|(?:a )?typo|not (?:right|correct|true))\b(?=\s*(?:[.,!;:]|$))"
     r"|I(?:'ve| have)? changed my mind\b|(?:I(?:'m| am| was) )?(?:just|only) (?:kidding|joking)\b"
@@ -91,7 +95,7 @@ _TURNED = _phrases(
 _MORE = _phrases(r"(?:or|and|also|plus|as well as|alternatively)\b")
 _ALSO = _phrases(
     r"(?:it|that|the answer) (?:could|might|may|can) (?:(?:also|equally) be\b|be (?=[(\[]?\w\b))|alternatively\b"
-    r"|(?:maybe|perhaps|possibly)\b"
+    r"|(?:maybe|perhaps|possibly)\b(?!\s*\))"
 )
 _KEPT = _phrases(
     r"ye(?:s|p|ah)\b"
@@ -107,7 +111,9 @@ SECOND_THOUGHT = re.compile(
     rf"|(?:^|(?<=[.!?;]))[ \t*_\"(]{{0,8}}+(?:(?P<turned>{_TURNED})|(?P<more>{_MORE}))",
     re.IGNORECASE | re.MULTILINE,
 )
-_SAYS = _phrases(r"(?:should )?(?:be|have been)|I (?:meant?|think)|go(?:ing)? with|no|wait|actually|sorry|so")
+_SAYS = _phrases(
+    r"(?:should )?(?:be|have been)|is (?:it|that|this)|I (?:meant?|think)|go(?:ing)? with|no|wait|actually|sorry|so"
+)
 FILLER = re.compile(
     rf"(?:[\s,.:;!*\u2014\u2026-]*+(?:{_IT}|{_SAYS}\b))*(?:[\s,:;!*\u2014\u2026]|\.(?!\d))*",
     re.IGNORECASE,
@@ -145,8 +151,29 @@ NO_ANSWER = re.compile(  # "the least likely answer"
     r"|previous|earlier|initial|rejected|opposite|trap|naive|mistaken|erroneous)(?:\s+\w+)?\s+\Z",
     re.IGNORECASE,
 )
+# A clause that a statement depends on denies it: by a negation of a word of saying or holding ("nobody said", "no way"),
+# by any negation before "that", or by an adjective. "There is no doubt that" and "it is not hard to see that" affirm.
+_NO = r"(?:\b(?:not|never|no|no\s+one|nobody|none|neither|nor|cannot|hardly|without)\b|n't\b)"
+_AFFIRMS = _phrases(
+    r"(?! (?:\w+ ){0,2}?(?:doubt|question|deny(?:ing)?|secret|surpris\w+|hard|difficult|only|matter|wonder"
+    r"|wrong|false)\b)"
+)
+_HOLDS = _phrases(
+    r" (?:think|believe|say|said|mean|claim|conclude|determine|find|found|show|prove|know|see|assume|infer|deduce"
+    r"|guarantee|state|tell|be|sure|certain|convinced|clear|true|correct|right|likely|possible|plausible|case|way|chance"
+    r"|means|evidence|proof|reason)(?:e?[sd]|ing)?(?: to (?:say|think|believe|claim|conclude|assume))?"
+)
+_WITHIN = r"\s+(?!(?:so|thus|hence|therefore|but|and|then|because|since|as)\b)[\w']+"
+_NOT_SO = _phrases(
+    r"(?:im(?:possible|plausible)|improbable|incorrect|unlikely|untrue|false|wrong|absurd|doubtful"
+    r"|(?:hard|difficult)(?= to believe))(?: to \w+)?"
+)
+_DENIED = (
+    rf"(?P<denied>{_NO}{_AFFIRMS}(?:{_WITHIN}){{0,8}}?(?:{_HOLDS}|(?=\s+that\s+\Z))"
+    rf"|(?<!\bnot\s)(?<!n't\s)\b{_NOT_SO})"
+)
 SUPPOSED = re.compile(
-    r"(?:(?P<denied>(?:\bnot|n't|\bnever)\s+(?:think|believe|say|mean))|\b(?:if|whether|unless|doubt|suppose|assum\w+)"
+    rf"(?:{_DENIED}|\b(?:if|whether|unless|(?<!no )doubt|suppose|assum\w+)"
     r"|\b(?:might|may|could|would)\s+(?:\w+\s+)?(?:think|say|believe|guess)"
     r"|\b(?:people|students?|some|many|most|others|everyone|everybody|they|he|she)(?:\s+\w+){0,2}"
     r"\s+(?:think|say|believe|guess|assume|answer|claim|conclude)s?"
@@ -155,8 +182,14 @@ SUPPOSED = re.compile(
     re.IGNORECASE,
 )
 # Around a box: what denies it, what makes it a part of something, or one of several.
+BOX_STATED = re.compile(  # what leads to a box, after which a clause may stand that denies it
+    r"(?:(?:\bthe|\bmy|\bour)\s+)?(?:(?:\b(?:correct|final|right|best)\s+)?\b(?:answer|result|value|total)|\bit)"
+    r"(?:\s+(?:is|was|be|would\s+be|must\s+be|should\s+be))?[\s:]{0,9}[\s$*(\\\[]{0,9}\Z",
+    re.IGNORECASE,
+)
 BOX_DENIED = re.compile(
-    r"(?:\bnot|n't|\b(?:cannot|can't) be|\b(?:wrong|incorrect) answer is|\brather than|\binstead of|\bmistake is)"
+    r"(?:\bnot|n't|\b(?:cannot|can't) be|\b(?:wrong|incorrect) answer is|\brather than|\binstead of|\bmistake is"
+    r"|\b(?:unlikely|im(?:possible|probable)) to be)"
     r"[\s$*(\\\[]{0,9}\Z",
     re.IGNORECASE,
 )
@@ -171,6 +204,9 @@ OR_BEFORE = re.compile(
     r"(?<!of )(\$(?!\\boxed|\\fbox)[^$\n]{1,40}(?<!,)\$|\\\([^()\n]{1,40}\\\)|(?<![A-Za-z\d])-?\d[\d.,/]*|\b[A-Z])"
     r"\s+or\s+[\s$*(\\\[]{0,9}(?P<name>[A-Za-z]\s*=)?\s*\Z"
 )
+ASKED = re.compile(r"[\s$)*\]\\]{0,9}\?")
+# "- 72" and "1. 72" are 72, on a line of their own; but "72. She has ..." is a sentence, and "B. plant" an option
+MARKER = re.compile(r"[ \t]*(?:[-*\u2022][ \t]+(?=\S)|\d{1,2}[.)][ \t]+(?=[^\sA-Za-z]))")
 LISTED = re.compile(
     r"[\s$)*.\]\\]{0,9}(?:\\text\s*\{\s*)?(?:(?P<comma>[,/;&|])|\bor\b|\band\b)[\s}]{0,9}", re.IGNORECASE
 )
