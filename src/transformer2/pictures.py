@@ -240,7 +240,7 @@ def check_names(row: Mapping[str, Any], remedy: str = "name it 'image', which ta
 
 
 def _cell(file: str, row: int, column: str) -> Any:
-    if file.endswith(".arrow"):
+    if file.lower().endswith(".arrow"):
         return _arrow_column(file, column)[row].as_py()
     starts = _row_groups(file)
     group = max(g for g, start in enumerate(starts) if start <= row)
@@ -249,8 +249,16 @@ def _cell(file: str, row: int, column: str) -> Any:
 
 @lru_cache(maxsize=64)
 def _arrow_column(file: str, column: str) -> Any:
+    return read_arrow(file)[column]
+
+
+def read_arrow(file: str) -> Any:
+    """The table in an Arrow file, mapped and not read: a stream, as `save_to_disk` writes it, or of the file format."""
     arrow: Any = importlib.import_module("pyarrow")
-    return arrow.ipc.open_stream(arrow.memory_map(file)).read_all()[column]  # mapped, not read
+    source = arrow.memory_map(file)
+    start = source.read(6)
+    source.seek(0)
+    return (arrow.ipc.open_file if start == b"ARROW1" else arrow.ipc.open_stream)(source).read_all()
 
 
 @lru_cache(maxsize=64)

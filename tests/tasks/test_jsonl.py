@@ -4,6 +4,7 @@ import gzip
 import json
 import pickle
 import sys
+from decimal import Decimal
 
 import pytest
 from rows import own_rows
@@ -49,7 +50,14 @@ def test_questions_that_are_one_are_on_one_side(tmp_path):
         for example in task.examples(split):
             sides.setdefault(example.question.lower().strip(), set()).add(split)
     assert len(sides) == 60 and all(len(side) == 1 for side in sides.values())
-    assert sum(len(task.examples(split)) for split in task.splits) == 180  # none is dropped
+    assert sum(len(task.examples(split)) for split in task.splits) == 60  # one of each: evidence counts once
+    with pytest.warns(
+        UserWarning, match=r"120 rows ask what an earlier row asks and are left out \(first: line 61, as"
+    ):
+        tasks.get("jsonl", path=write(tmp_path / "b.jsonl", [*rows, *rows, *again])).check_rows()
+    rows[7] = {**rows[3], "question": rows[3]["question"].swapcase(), "answer": "another"}
+    with pytest.raises(DataError, match=r"another answer to the same question stands at .*line 4"):
+        tasks.get("jsonl", path=write(tmp_path / "c.jsonl", rows)).check_rows()
 
 
 @pytest.mark.parametrize(
@@ -92,6 +100,54 @@ def test_a_verifier_by_name_says_what_is_right(verifier, row, right, wrong, tmp_
     assert all(v.reward is not None for v in verdicts)
     assert [m["role"] for m in example.messages] == ["system", "user"]
     assert pickle.loads(pickle.dumps(task)).examples("train")[0].id == example.id  # as worker processes get it
+
+
+@pytest.mark.parametrize("what", ["answer", "solution"])
+def test_a_program_that_fails_its_own_tests_is_refused(what, tmp_path):
+    rows = [{**own, **CODE, "why": f"```python\n{CODE['answer']}\n```"} for own in own_rows(40)]
+    rows[7] |= {"answer": "def net(x):\n    return x"} if what == "answer" else {"why": "def net(x):\n    return x"}
+    keys = {} if what == "answer" else {"solution": "why"}
+    task = tasks.get("jsonl", path=write(tmp_path / "a.jsonl", rows), verifier="code", keys=keys)
+    with pytest.raises(DataError, match=f"its own {what} fails its tests .* drop it .*line 8"):
+        task.examples("test")
+
+
+@pytest.mark.parametrize("name", ["a.PARQUET", "a.arrow", "stream.arrow", "a.jsonl.GZ", "a.csv"])
+def test_tables_of_every_kind_hold_the_numbers_that_were_written(name, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path, asked = tmp_path / name, [row["question"] for row in own_rows(60)]
+    kinds = {"a.arrow": pyarrow.decimal128(5, 1), "stream.arrow": pyarrow.float16()}
+    numbers = pyarrow.array([i / 10 for i in range(60)], pyarrow.float32())
+    if name == "a.arrow":
+        numbers = pyarrow.array([Decimal(i) / 10 for i in range(60)], kinds[name])
+    table = pyarrow.table({"question": asked, "answer": numbers.cast(kinds.get(name, pyarrow.float32()))})
+    if name == "a.PARQUET":
+        parquet.write_table(table, path)
+    elif path.suffix == ".arrow":
+        new = pyarrow.ipc.new_stream if name == "stream.arrow" else pyarrow.ipc.new_file
+        with new(str(path), table.schema) as writer:
+            writer.write_table(table)
+    else:
+        lines = "".join(json.dumps({"question": q, "answer": f"{i / 10}"}) + "\n" for i, q in enumerate(asked))
+        path.write_bytes(gzip.compress(lines.encode()))
+    task = tasks.get("jsonl", path=str(path), verifier="numeric")
+    if name == "a.csv":
+        with pytest.raises(DataError, match=r"\.csv is not read; give \.jsonl, .* pandas\.read_csv"):
+            task.check_rows()
+        return
+    told = {e.question: e.answer for split in task.splits for e in task.examples(split)}
+    assert told == {q: str(i / 10) for i, q in enumerate(asked)}
+
+
+def test_one_picture_under_two_names_is_one(tmp_path):
+    rows = [{**row, "question": "What?", "image": f"{i}.png"} for i, row in enumerate(own_rows(60))]
+    for i in range(61):
+        (tmp_path / f"{i}.png").write_bytes(drawn(i % 60))
+    rows.append({**rows[0], "image": "60.png", "answer": "another"})
+    with pytest.raises(DataError, match=r"another answer to the same question stands at .*line 1\)?;.*line 61"):
+        tasks.get("jsonl", path=write(tmp_path / "a.jsonl", rows)).check_rows()
 
 
 def test_what_the_model_is_shown(tmp_path):
@@ -257,6 +313,19 @@ BAD = {  # name -> (options, the second line, what is said besides file and line
         {**GOOD, "answer": "2", "choices": {"text": ["2", "1"], "label": ["1", "2"]}},
         "more than one",
     ),
+    **{
+        f"digits of a double, {value}": (
+            {"verifier": "numeric"},
+            {**GOOD, "answer": value},
+            f"{value} has more than 15",
+        )
+        for value in (0.1 + 0.2, 1 / 3, 0.10000000149011612)
+    },
+    "nine choices": ({"verifier": "choice"}, {**GOOD, "choices": [*"345678abc"]}, "there are 9 choices; 2 to 8"),
+    **{
+        f"a test that cannot fail, {tests}": ({"verifier": "code"}, {**GOOD, **CODE, "tests": tests}, "assert")
+        for tests in (["net(4) == 2"], ["assert net(4) == 2", "net(6) == 3"], ["net(4)"], ["print(net(4) == 2)"])
+    },
     "no tests": ({"verifier": "code"}, {**GOOD, "tests": []}, "the tests hold none"),
     "no Python": ({"verifier": "code"}, {**GOOD, "answer": "def f(:", "tests": ["f()"]}, "are no Python"),
     "tests of nothing": ({"verifier": "code"}, {**GOOD, "answer": "x = 1", "tests": ["f()"]}, "use nothing that"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -131,7 +132,10 @@ class Numeric(Kind):
 
     def read(self, field: Read, where: str) -> Asked:
         """The answer is a number, or text that is nothing else."""
-        value = field("answer", (str, int, float))
+        value = field("answer", (str, int, float, Decimal))
+        if isinstance(value, float) and len(Decimal(repr(value)).normalize().as_tuple().digits) > 15:
+            unsure = "has more than 15 digits, as fractions have that a computer rounded"
+            raise DataError(f"{where}: the answer {value!r} {unsure}; round it, or write the digits as text")
         if isinstance(value, bool) or parse_number(str(value)) is None:
             raise DataError(f"{where}: the answer {value!r:.60} is no number; correct the row, or set verifier: exact")
         return Asked(str(value).strip())
@@ -173,7 +177,10 @@ class Choice(Kind):
             raise DataError(f"{where}: the choices hold one that is no text or blank; correct or drop the row")
         texts = [text.strip() for text in texts]
         if not 2 <= len(texts) <= len(arc.LETTERS) or len(set(texts)) < len(texts):
-            raise DataError(f"{where}: there are {len(texts)} choices; 2 to {len(arc.LETTERS)} that differ are needed")
+            what = (
+                "two of the choices are the same" if len(set(texts)) < len(texts) else f"there are {len(texts)} choices"
+            )
+            raise DataError(f"{where}: {what}; 2 to {len(arc.LETTERS)} that differ are needed")
         options = dict(zip(arc.LETTERS, texts, strict=False))
         named = zip(options, labels, texts, strict=False)
         gold = {letter for letter, label, text in named if answer in (label, text)}
@@ -207,7 +214,9 @@ class Code(Kind):
         tests = [tests] if isinstance(tests, str) else tests
         if not tests or not all(isinstance(test, str) and test.strip() for test in tests):
             raise DataError(f"{where}: the tests hold none, or one that is no text; correct or drop the row")
-        fields = _code.fields_of(tests, _code.used_names(tests, answer, where))
+        names = _code.used_names(tests, answer, where)
+        _code.check_tests(tests, names, where)
+        fields = _code.fields_of(tests, names)
         return Asked(answer, {"test": tests[0].strip()}, fields)
 
 

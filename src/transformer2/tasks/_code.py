@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from transformer2.types import Example, Verdict
 from transformer2.verifiers import verify_all
 from transformer2.verifiers.code import extract_code
 
-__all__ = ["SYSTEM", "CodeTask", "fields_of", "in_block", "program_of", "used_names"]
+__all__ = ["SYSTEM", "CodeTask", "check_tests", "fields_of", "in_block", "program_of", "used_names"]
 
 _FUTURE = re.compile(r"^from __future__ import .*\n", re.MULTILINE)  # Python wants it before everything else
 SYSTEM = "You are an expert Python programmer."
@@ -115,3 +116,27 @@ def used_names(tests: Iterable[str], reference: str, where: str) -> tuple[str, .
     if not names:
         raise DataError(f"{where}: its tests use nothing that its code defines; correct or drop the row")
     return names
+
+
+def check_tests(tests: Iterable[str], names: tuple[str, ...], where: str) -> None:
+    """Refuse tests that every program passes which runs at all.
+
+    Raises:
+        DataError: One only compares, or none asserts anything.
+    """
+    trees = [ast.parse(test) for test in tests]
+    compared = (ast.Compare, ast.BoolOp, ast.UnaryOp)
+    idle = [n for tree in trees for n in tree.body if isinstance(n, ast.Expr) and isinstance(n.value, compared)]
+    if idle or not any(_may_fail(node, names) for tree in trees for node in ast.walk(tree)):
+        what = f"its test {ast.unparse(idle[0])!r:.60} asserts nothing" if idle else "its tests assert nothing"
+        raise DataError(f"{where}: {what}, so that every program passes; write `assert` before what has to hold")
+
+
+def _may_fail(node: ast.AST, names: tuple[str, ...]) -> bool:
+    """Whether a test's node can find fault with an answer: an assertion, or a call of something that may hold one."""
+    if not isinstance(node, ast.Call):
+        return isinstance(node, (ast.Assert, ast.Raise))
+    called: ast.AST = node.func
+    while isinstance(called, (ast.Attribute, ast.Call)):
+        called = called.func if isinstance(called, ast.Call) else called.value
+    return isinstance(called, ast.Name) and called.id not in names and not hasattr(builtins, called.id)

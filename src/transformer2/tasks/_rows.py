@@ -18,13 +18,14 @@ import yaml
 from transformer2.errors import DataError, UserError, shown
 from transformer2.files import check_directory
 from transformer2.hub import hub_answers
-from transformer2.pictures import PictureFile, PictureInTable
+from transformer2.pictures import PictureFile, PictureInTable, read_arrow
 from transformer2.types import Example
 
 __all__ = ["Row", "carved", "examples_of", "field_of", "hash_of", "load_rows", "read_rows"]
 
 LONGEST_LINE = 2**26  # bytes; a row of MBPP+ has some 10^5, and what holds no line break must not fill the memory
 _SUFFIXES, _TABLES = ("jsonl", "jsonl.gz", "parquet", "arrow"), (".parquet", ".arrow")
+_SHORTER = {"float": "float32", "halffloat": "float16"}
 _SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.")
 # What comes of a stranger's row: nested too deep, a number too long, a list where text should be, code that is none.
 _ODD = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError)
@@ -95,6 +96,11 @@ def read_rows(path: str, pictures: str | None = None) -> list[Row]:
     if not os.path.isfile(file):  # unlike Path.is_file, it takes a name that is too long for one that is not there
         what = "is no file" if os.path.exists(file) else "does not exist"
         raise DataError(f"{shown(path)} {what}; name a file with one JSON object a line")
+    if file.suffix.lower() in (".csv", ".tsv"):
+        convert = "pandas.read_csv(FILE, dtype=str).to_json(NEW, orient='records', lines=True)"
+        raise DataError(
+            f"{shown(path)}: {file.suffix} is not read; give .jsonl, .jsonl.gz, .parquet or .arrow: {convert}"
+        )
     return _file_rows(file, pictures)
 
 
@@ -228,7 +234,7 @@ def _numbers(info: Any, split: str, config: str | None) -> Iterator[int]:
 
 def _file_rows(file: Path, pictures: str | None) -> list[Row]:
     rows = []
-    for number, value in _table_rows(file, pictures) if file.suffix in _TABLES else _json_rows(file):
+    for number, value in _table_rows(file, pictures) if file.suffix.lower() in _TABLES else _json_rows(file):
         rows.append(Row(value))
         rows[-1].source = f"{file}, {number}"
         if pictures is not None and pictures in value:
@@ -254,19 +260,23 @@ def _picture(named: Any, file: Path, where: str) -> Any:
 
 def _table_rows(file: Path, pictures: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        arrow, parquet = (importlib.import_module(f"pyarrow{part}") for part in ("", ".parquet"))
+        parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as e:
         raise DataError(f"{file}: reading {file.suffix} needs the package pyarrow; install it, or give .jsonl") from e
     try:
-        if file.suffix == ".parquet":
+        if file.suffix.lower() == ".parquet":
             names = parquet.read_schema(file).names
             table = parquet.read_table(file, columns=[name for name in names if name != pictures])
         else:
-            with arrow.memory_map(str(file)) as source:
-                table = arrow.ipc.open_stream(source).read_all()
+            table = read_arrow(str(file))
             names = table.column_names
             table = table.select([name for name in names if name != pictures])
         rows = table.to_pylist()
+        for name, kind in zip(table.column_names, map(str, table.schema.types), strict=True):
+            if shorter := _SHORTER.get(kind):  # 0.1 is 0.1, not the double that is next to it
+                as_stored = getattr(importlib.import_module("numpy"), shorter)
+                for row in rows:
+                    row[name] = None if row[name] is None else float(str(as_stored(row[name])))
     except Exception as e:  # Arrow's errors share no class with each other
         raise DataError(f"{file}: unreadable ({' '.join(str(e).split())[:120]}); copy it again") from e
     for i, row in enumerate(rows):
@@ -278,7 +288,7 @@ def _table_rows(file: Path, pictures: str | None) -> Iterator[tuple[str, dict[st
 def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     try:
-        with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as f:
+        with gzip.open(file) if file.suffix.lower() == ".gz" else open(file, "rb") as f:
             while line := f.readline(LONGEST_LINE + 1):
                 number += 1
                 if len(line) > LONGEST_LINE:
@@ -340,10 +350,9 @@ def _hub_rows(
 
 def _pictures_of(found: Any, column: Any) -> list[PictureInTable]:
     """References into the cached files of a Hub data set, whose rows are theirs one after the other."""
-    arrow = importlib.import_module("pyarrow")
     references: list[PictureInTable] = []
     for file in (entry["filename"] for entry in found.cache_files):
-        count = arrow.ipc.open_stream(arrow.memory_map(file)).read_all().num_rows
+        count = read_arrow(file).num_rows
         references += [PictureInTable(file, row, column) for row in range(count)]
     if len(references) != len(found):
         raise ValueError(f"{len(references)} rows in its cached files, {len(found)} in all")

@@ -25,6 +25,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any, ClassVar
 
+from tqdm import tqdm
+
 from transformer2.errors import ConfigError, DataError, nearest, shown
 from transformer2.pictures import Picture, check_names
 from transformer2.sandbox import Program
@@ -34,7 +36,7 @@ from transformer2.tasks._rows import Row, examples_of, field_of, hash_of, read_r
 from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
-from transformer2.verifiers import verify_all
+from transformer2.verifiers import stop_if_unverified, verify_all
 
 __all__ = ["JSONL"]
 
@@ -88,6 +90,7 @@ class JSONL(Task):
         self.keys = {field: field for field in FIELDS if field != "solution"} | self.named
         self.verify_in = self.kind.verify_in
         self.allow_unsafe_code_execution = allow_unsafe_code_execution
+        self.proved = False  # whether the rows' own programs were run
         system = self.kind.system if system == "auto" else system
         self.wording = Wording(self.name, system, self.kind.prompt if prompt is None else prompt, self.kind.shown)
 
@@ -98,7 +101,7 @@ class JSONL(Task):
     def examples(self, split: str, data_dir: str | None = None) -> list[Example]:
         """All questions of a split, in the order of the file; `data_dir` is not used."""
         self.check_split(split)
-        return self._read()[split]
+        return self._read(run=True)[split]
 
     def program(self, example: Example, completion: str) -> Program | None:
         """Of code: the program in a completion, with the tests that it has to pass."""
@@ -115,16 +118,38 @@ class JSONL(Task):
         """The field that `keys` names, else the answer in the form that is asked for."""
         return str(example.fields.get("solution") or self.kind.solution(example))
 
-    def _read(self) -> dict[str, list[Example]]:
-        """The examples of every split. A bad row is refused whichever split it is in."""
+    def _run_solutions(self, asked: Sequence[tuple[Example, Row]]) -> None:
+        """Refuse a row whose own program fails its tests, and another solution that it has."""
+        programs: dict[Any, tuple[str, str, Example, Row]] = {}
+        for example, row in asked:
+            for what, text in (("answer", self.kind.solution(example)), ("solution", self.solution(example))):
+                programs.setdefault((text, example.fields["tests"]), (what, text, example, row))
+        todo, size = [*programs.values()], 256  # at a time, to be seen to go on
+        for start in tqdm(range(0, len(todo), size), "run the rows' own programs", disable=len(todo) <= 4 * size):
+            _, texts, examples, _ = zip(*todo[start : start + size], strict=True)
+            verdicts = verify_all(self, examples, texts)
+            for verdict, (what, _, example, row) in zip(verdicts, todo[start:], strict=False):
+                if not verdict.correct and not verdict.is_failure:
+                    why = f"its own {what} fails its tests ({shown(verdict.reason, 120)}); correct or drop it"
+                    raise DataError(f"{example.id}: {why} ({row.source})")
+            stop_if_unverified(verdicts)
+        self.proved = True
+
+    def _read(self, run: bool = False) -> dict[str, list[Example]]:
+        """The examples of every split. A bad row is refused whichever split it is in.
+
+        Args:
+            run: Also run the programs of the rows, the first time.
+        """
         rows = read_rows(self.path, pictures=self.keys["image"])
         unread = self._unread(rows)
         splits: dict[str, list[Example]] = {split: [] for split in SHARES}
         asked: dict[Any, tuple[Example, Row]] = {}
+        again: list[tuple[Row, Row]] = []
 
         def example(i: int, row: Row) -> Example:
-            made, side = self._example(row, f"jsonl/{i}")
-            key = (tuple(m["content"] for m in made.messages), made.images)
+            made, side, picture = self._example(row, f"jsonl/{i}")
+            key = (*(_same(str(m["content"])) for m in made.messages), picture, made.fields.get("tests"))
             other, before = asked.setdefault(key, (made, row))
             if self.verify_in != "sandbox" and not self.kind.verify(other, made.answer).correct:
                 what = "its own answer is judged wrong"
@@ -133,7 +158,10 @@ class JSONL(Task):
                 raise DataError(f"{made.id}: {what}; correct or drop one")
             if self.verify_in != "sandbox" and not (verdict := self.kind.verify(made, self.solution(made))).correct:
                 raise DataError(f"{made.id}: its solution is judged wrong ({verdict.reason}); correct or drop it")
-            splits[side].append(made)
+            if other is made:
+                splits[side].append(made)
+            else:  # counted again, it would be evidence that there is not
+                again.append((before, row))
             return made
 
         examples_of(rows, example)
@@ -143,6 +171,14 @@ class JSONL(Task):
             raise DataError(
                 f"{shown(self.path)} has {questions} different questions ({sizes} by the hash of the question); "
                 f"give at least {MIN_ROWS}, with some in every split"
+            )
+        if run and self.verify_in == "sandbox" and not self.proved:
+            self._run_solutions([*asked.values()])
+        if again:
+            first, row = again[0]
+            _warn_once(
+                f"{shown(self.path)}: {len(again)} rows ask what an earlier row asks and are left out "
+                f"(first: {row.source.rpartition(', ')[2]}, as {first.source.rpartition(', ')[2]})"
             )
         if unread:
             named = ", ".join(repr(name)[:40] for name in unread[:8]) + (", ..." if unread[8:] else "")
@@ -164,7 +200,8 @@ class JSONL(Task):
                 raise DataError(f"{shown(self.path)}: keys say {{{field}: {name}}}, and no row has it; there is {has}")
         return [name for name in columns if name not in self.keys.values()]
 
-    def _example(self, row: Row, where: str) -> tuple[Example, str]:
+    def _example(self, row: Row, where: str) -> tuple[Example, str, str]:
+        """The example of a row, its split, and the digest of its picture."""
         field = partial(self._field, row, where)
         question = field("question").strip()
         for name in ("choices", "tests"):
@@ -180,12 +217,13 @@ class JSONL(Task):
         if row.get(self.keys["system"]) is not None:
             messages = ({"role": "system", "content": field("system").strip()}, messages[-1])
         images = () if row.get(self.keys["image"]) is None else (field("image", Picture),)
-        place = hash_of(images[0].digest() if images else _same(question)) % 20
+        picture = images[0].digest() if images else ""
+        place = hash_of(picture or _same(question)) % 20
         side = next(split for split, places in SHARES.items() if place in places)
         name, fields = f"jsonl/{side}/{where.rpartition('/')[2]}", asked.fields
         if "solution" in self.keys:
             fields = {**fields, "solution": field("solution").strip()}
-        return Example(name, messages, asked.answer, fields, images), side
+        return Example(name, messages, asked.answer, fields, images), side, picture
 
     def _field(self, row: Row, where: str, name: str, kind: type | tuple[type, ...] = str) -> Any:
         """A field of a row under the file's own name."""
