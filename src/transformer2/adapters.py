@@ -115,7 +115,7 @@ def expert_adapter(folder: str | Path, given: Mapping[str, Any], base: nn.Module
         elif mine != theirs and not (key in _TARGETS and _targets(base, own) == _targets(base, asked)):
             raise ConfigError(
                 f"model.adapter.{key} is {shown(mine, 120)}, but {folder} was trained with {shown(theirs, 120)}; leave "
-                "the key out, or give another expert"
+                "the key out (--model.adapter null, where a config has it), or give another expert"
             )
     if isinstance(own, SVFConfig):
         own.base_fingerprint = own.base_quantisation = None  # compared by load_expert, stamped again when it is saved

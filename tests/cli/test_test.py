@@ -11,6 +11,9 @@ import pytest
 from fakes import make_llama
 
 from transformer2.cli import main
+from transformer2.cli.check import KEYS
+from transformer2.cli.compose import compose
+from transformer2.cli.train import take_from_expert
 
 SMALL = ["--model.sampling.max_new_tokens", "6", "--model.dtype", "float32", "--trainer.accelerator", "cpu", "--quiet"]
 TASKS_PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
@@ -168,3 +171,12 @@ def test_a_shuffled_expert_is_scored_and_said_to_be_a_control(world, tmp_path, c
     assert main(["fit", *flags, "--shuffle_expert", "3"]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert "needs --expert" in first and "unknown flag --shuffle_expert" in second
+
+
+@pytest.mark.parametrize(("said", "kind"), [(False, None), (True, "SVF")])
+def test_an_experts_method_goes_before_that_of_a_config_unless_a_flag_says_it(said, kind, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    config = compose(["conf/tiny.yaml"], [], KEYS)
+    assert config["model"]["adapter"]["peft_type"] == "SVF"
+    take_from_expert(config, "test", tmp_path, said=said)
+    assert config["model"].get("adapter", {}).get("peft_type") == kind

@@ -23,7 +23,7 @@ from transformer2.cli.folder import check_writable, config_name, run_folder
 from transformer2.cli.values import number, run_name
 from transformer2.errors import ConfigError, shown
 from transformer2.files import check_directory, file_digest
-from transformer2.svf.format import WEIGHTS, name_of
+from transformer2.svf.format import WEIGHTS, name_of, peft_type
 
 HELP = """\
 usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE ...]
@@ -75,7 +75,8 @@ def run(command: str, args: Sequence[str]) -> int:
     config = compose(flags.configs, flags.overrides, KEYS)
     kept = "print_config" not in flags.switches
     if expert is not None:
-        take_from_expert(config, command, expert, folders=kept)
+        said = any(key.split(".")[:2] == ["model", "adapter"] for key, _ in flags.overrides)
+        take_from_expert(config, command, expert, folders=kept, said=said)
     check(config, command, folders=kept)
     _check_checkpoint(flags.options.get("ckpt_path"), config["trainer"].get("strategy"))
     name = run_name(config.pop("name", None) or (config_name(flags.configs[-1]) if flags.configs else command))
@@ -112,10 +113,13 @@ def run(command: str, args: Sequence[str]) -> int:
 fit, validate, test = (partial(run, command) for command in WHAT)
 
 
-def take_from_expert(config: dict[str, Any], command: str, expert: Path, folders: bool = True) -> None:
+def take_from_expert(
+    config: dict[str, Any], command: str, expert: Path, folders: bool = True, said: bool = False
+) -> None:
     """What an expert's own config says, where the user's says nothing: method and, but for `fit`, base and task.
 
-    The rest of its adapter is read when the model is built, and held against what the user's config says of it.
+    The rest of its adapter is read when the model is built, and held against what the user's config says of it; of
+    what is only scored, against flags alone (`said`): a config that others begin with (`_base_`) is of another run.
     """
     check_directory(expert, "--expert", "give an expert's folder, such as runs/tiny_math/expert", ConfigError)
     # What is wrong with the user's own is said first; the adapter's keys are those of the expert's method, and the
@@ -131,7 +135,7 @@ def take_from_expert(config: dict[str, Any], command: str, expert: Path, folders
     model = config["model"]
     if adapter is not None and not isinstance(adapter, dict):
         model["adapter"] = adapter  # for the next check to refuse
-    elif adapter:
+    elif adapter and (said or not scores or peft_type(adapter) == saved["peft_type"]):
         model["adapter"] = {"peft_type": saved["peft_type"], **adapter}
     elif saved["peft_type"] == "SVF" and isinstance(targets := saved.get("target_modules"), list):
         model["adapter"] = {"peft_type": "SVF", "target_modules": targets}  # for --print_config to show
