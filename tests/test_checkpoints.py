@@ -205,7 +205,7 @@ LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "down_proj"]}
         ({}, {"adapter": {**SVF, "layers_to_transform": [0]}}, r"adapter.layers_to_transform None, this run has \[0\]"),
         ({}, {"adapter": {**SVF, "parametrization": "sigmoid_renorm"}}, r"adapter.parametrization direct"),
         ({}, {"adapter": LORA}, r"adapter."),
-        ({"adapter": LORA}, {}, r"adapter.peft_type LORA, this run has SVF; set model.adapter.peft_type to"),
+        ({"adapter": LORA}, {}, r"adapter.peft_type LORA, this run has SVF; set model.adapter.peft_type "),
         ({"adapter": LORA}, {"adapter": {**LORA, "r": 8}}, r"adapter.r 4, this run has 8"),
         ({"adapter": LORA}, {"adapter": {**LORA, "lora_alpha": 64}}, r"adapter.lora_alpha 8, this run has 64"),
         ({"adapter": LORA}, {"adapter": {**LORA, "use_rslora": True}}, r"adapter.use_rslora"),

@@ -132,8 +132,8 @@ def check_identity(module: SVFReinforceModule, checkpoint: dict[str, Any]) -> se
     for key in [method, *sorted({*theirs, *ours} - {"task", "base", "dtype", "fingerprint", method})]:
         if theirs.get(key) != ours.get(key):
             raise CheckpointError(
-                f"--ckpt_path was trained with {key} {theirs.get(key)}, this run has {ours.get(key)}; set model.{key} to "
-                "what it was trained with, or begin with its expert folder: --expert"
+                f"--ckpt_path was trained with {key} {theirs.get(key)}, this run has {ours.get(key)}; set model.{key} "
+                "to what it was trained with, or begin with its expert folder: --expert"
             )
     state = checkpoint.get("state_dict")  # DeepSpeed keeps its own
     trained = {name for name, p in module.named_parameters() if p.requires_grad}

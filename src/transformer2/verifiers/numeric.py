@@ -50,9 +50,10 @@ _BEFORE = re.compile(
 )
 _HEDGE = re.compile(
     r"\b(?:anything but|everything but|far from|nowhere near|hardly|barely|scarcely|unlike(?:ly)?|impossible"
-    r"|improbable|except|without|short of|no|nor|never|neither|maybe|perhaps|possibly|might|could|at (?:least|most)|up to|than|about|around"
-    r"|approx|approximately|roughly|close to|circa|ca?(?=\.\s)|nearly|almost|minus|negative"
-    r"|plus|twice|thrice|double|triple|half|root|sqrt|log|ln|(?:square|cube|third|quarter|factorial) of)\b|[<>~!]\s?=|=\s?/\s?=",
+    r"|improbable|except|without|short of|no|nor|never|neither|maybe|perhaps|possibly|might|could|at (?:least|most)"
+    r"|up to|than|about|around|approx|approximately|roughly|close to|circa|ca?(?=\.\s)|nearly|almost|minus|negative"
+    r"|plus|twice|thrice|double|triple|half|root|sqrt|log|ln|(?:square|cube|third|quarter|factorial) of)\b"
+    r"|[<>~!]\s?=|=\s?/\s?=",
     re.IGNORECASE,
 )
 # After it: an operator, a variable (but not the letter of a unit), or a word that changes the value.

@@ -151,7 +151,7 @@ NO_ANSWER = re.compile(  # "the least likely answer"
     r"|previous|earlier|initial|rejected|opposite|trap|naive|mistaken|erroneous)(?:\s+\w+)?\s+\Z",
     re.IGNORECASE,
 )
-# A clause that a statement depends on denies it: by a negation of a word of saying or holding ("nobody said", "no way"),
+# A clause that a statement depends on denies it: by a negation of a word of saying or holding ("nobody said"),
 # by any negation before "that", or by an adjective. "There is no doubt that" and "it is not hard to see that" affirm.
 _NO = r"(?:\b(?:not|never|no|no\s+one|nobody|none|neither|nor|cannot|hardly|without)\b|n't\b)"
 _AFFIRMS = _phrases(
