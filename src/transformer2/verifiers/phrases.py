@@ -38,9 +38,8 @@ _IT = _phrases(
 _WRONG = _phrases(
     r"(?:\w+ly |all |just |simply )?(?:wrong|off|too \w+"
     r"|incorrect|mistaken|false|untrue|invalid|(?:an )?extraneous|a (?:mistake|typo|joke|misprint)|an error"
-    r"|impossible|absurd|implausible|unreasonable|nonsens\w+|(?:a )?contradict\w+"
     r"|(?:rejected|discarded|excluded|ruled out)"
-    r"|not (?:\w+ly |the )?(?:right|correct|true|accurate|valid|good|possible|plausible|reasonable"
+    r"|not (?:\w+ly |the )?(?:right|correct|true|accurate|valid|good"
     r"|(?:an? |in )?(?:solution|root|answer|domain|range))\b)"
 )
 _OWN = _phrases(
@@ -62,7 +61,8 @@ _WITHDRAWN = _phrases(
     rf"|(?:(?:however|but|in fact),? )?{_OWN}(?:'s|'m| is| am| was| seems| looks| must be| seems to be) {_WRONG}"
     rf"|{_OWN} (?:(?:is|was|does|do|did|could)(?: not|n't)|can't|cannot|can not)(?: be| seem| look| sound)?(?: to be)?"
     r" (?:the |quite )?(?:right|correct|true|accurate|final)\b(?! (?:of|for)\b)"
-    rf"|{_OWN} (?:(?:does|do|did)(?: not|n't) (?:add up|make (?:any )?sense|work|fit|hold|check out|compute)"
+    rf"|(?!this |it ){_OWN} (?:(?:does|do|did)(?: not|n't) (?:add up|make (?:any )?sense|work|fit|hold|check out|compute)"
+    r"|is (?:impossible|absurd|nonsens\w+|implausible|unreasonable|not (?:possible|plausible|reasonable))"
     r"|makes no sense|(?:can't|cannot|can not|could not|couldn't) be)(?=\s*(?:[.,!;:]|$))"
     r"|not(?=\s*(?:[.!]\s*){0,3}$)"
     r"|(?:both|all|these)(?: \w+)? are (?:extraneous|invalid|wrong|incorrect|rejected)\b"
