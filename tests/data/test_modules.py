@@ -216,6 +216,18 @@ def test_questions_that_are_trained_on_and_scored_are_named(llama_folder):
         UnseenTaskDataModule(name, base, few_shot=63).setup("predict")
 
 
+class Twice(SameIds):
+    """A task whose rows ask everything twice."""
+
+    def examples(self, split, data_dir=None):
+        return super().examples(split)[:4] * 2
+
+
+def test_questions_that_repeat_are_counted(llama_folder):
+    with pytest.warns(UserWarning, match=r"4 of 8 questions of same_ids/test repeat an earlier one; each counts"):
+        ExpertDataModule(f"{__name__}.Twice", str(llama_folder)).setup("test")
+
+
 @pytest.mark.parametrize("protocol", ["clean", "paper"])
 def test_shots_are_disjoint_from_scored_rows_by_position(llama_folder, protocol):
     data = UnseenTaskDataModule("toy_task.SameIds", str(llama_folder), few_shot=4, protocol=protocol)

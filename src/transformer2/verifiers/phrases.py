@@ -61,7 +61,7 @@ _WITHDRAWN = _phrases(
     rf"|(?:(?:however|but|in fact),? )?{_OWN}(?:'s|'m| is| am| was| seems| looks| must be| seems to be) {_WRONG}"
     rf"|{_OWN} (?:(?:is|was|does|do|did|could)(?: not|n't)|can't|cannot|can not)(?: be| seem| look| sound)?(?: to be)?"
     r" (?:the |quite )?(?:right|correct|true|accurate|final)\b(?! (?:of|for)\b)"
-    rf"|(?!this |it ){_OWN} (?:(?:does|do|did)(?: not|n't) (?:add up|make (?:any )?sense|work|fit|hold|check out|compute)"
+    rf"|(?!this |it ){_OWN} (?:(?:does|do|did)(?: not|n't) (?:add up|make (?:any )?sense|work|fit|hold|check out)"
     r"|is (?:impossible|absurd|nonsens\w+|implausible|unreasonable|not (?:possible|plausible|reasonable))"
     r"|makes no sense|(?:can't|cannot|can not|could not|couldn't) be)(?=\s*(?:[.,!;:]|$))"
     r"|not(?=\s*(?:[.!]\s*){0,3}$)"
