@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 import stat
 import threading
 from abc import ABC, abstractmethod
@@ -19,7 +20,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformer2.errors import DataError, one_line
+from transformer2.errors import DataError, one_line, shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,6 +32,9 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # others lose or invert valu
 MIN_SIDE, MAX_SIDE, MAX_PIXELS, MAX_RATIO = 4, 16_384, 89_478_485, 100  # Pillow warns of a bomb beyond so many pixels
 MAX_BYTES = 128 * 2**20
 MISNAMED = ("images", "image_url", "picture", "pictures")
+LIKELY = re.compile(
+    r"(image|img|picture|pic|photo)s?(_?(path|file|name|filename|url|uri|base64|b64|bytes|data))?s?", re.I
+)
 ORIENTATION = 0x0112  # of EXIF, 1 to 8
 _TURNS = {
     **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"},
@@ -234,9 +238,9 @@ def check_names(row: Mapping[str, Any], remedy: str = "name it 'image', which ta
     Raises:
         DataError: It has such a column, which is named, with the remedy.
     """
-    for name in MISNAMED:
-        if row.get(name):
-            raise DataError(f"{name!r} is not read; {remedy}")
+    for name, value in row.items():
+        if value and (name in MISNAMED or (not row.get("image") and LIKELY.fullmatch(str(name)))):
+            raise DataError(f"{shown(repr(name), 40)} is not read; {remedy}")
 
 
 def _cell(file: str, row: int, column: str) -> Any:

@@ -57,6 +57,10 @@ def test_both_shapes_are_one_chat() -> None:
     assert ours.example.images == ours.images
 
 
+def test_keys_without_a_value_say_nothing() -> None:
+    assert Chat.of([{"role": "user", "content": "a", "refusal": None, "tool_calls": None}]) == Chat.of("a")
+
+
 def test_parts_of_text_alone_are_text() -> None:
     assert Chat.of(user(text("a"), text("b"))) == Chat.of("ab")
 

@@ -48,6 +48,8 @@ BAD_ROWS = {
     "question parts": {"question": [{"type": "text"}]},
     "question long": {"question": "pens " * 512},
     "picture": {"image": "sign.png"},
+    "column that nobody reads": {"images_of": "sign.png"},
+    "column of another name": {"systm": "Be brief."},
 }
 
 
@@ -131,7 +133,7 @@ def test_a_search_takes_what_is_said_of_it(model) -> None:
     assert "max_rows" in refused(model.adapt, rows, "tiny_math", max_rows=0, **SMALL)
 
 
-@pytest.mark.parametrize("name", ["images", "image_url", "picture", "pictures"])
+@pytest.mark.parametrize("name", ["images", "image_url", "picture", "pictures", "image_path", "imageFile", "img_b64"])
 def test_pictures_under_a_name_that_is_not_read_are_refused(model, name) -> None:
     row = {"question": QUESTION, "answer": "23", name: ["a.png"]}
     assert f"row 1 to adapt with: {name!r} is not read; name it 'image'" in refused(model.adapt, [row], "gsm8k")
@@ -188,6 +190,8 @@ BAD_PROMPTS = [
     [3],
     [[]],
     [{"role": "user"}],
+    [{"role": "user", "content": QUESTION, "image": "sign.png"}],
+    [{"role": "user", "content": QUESTION, "tool_calls": []}],
     "",
 ]
 

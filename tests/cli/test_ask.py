@@ -176,7 +176,11 @@ def test_rows_name_their_pictures_from_where_the_file_is(seeing, capsys):
         ({"prompt": "x", "image": 3}, "line 1: a picture is a path"),
         *(
             ({"prompt": "x", key: "1.png"}, f"line 1: '{key}' is not read; name it 'image'")
-            for key in ("images", "image_url", "picture", "pictures")
+            for key in ("images", "image_url", "picture", "pictures", "image_path")
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "image": "1.png"}]},
+            "line 1: 'image' of a message is not read",
         ),
         ({"prompt": "x", "system": 5}, "line 1: the content of a message of role 'system' must be text"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "line 1: a message has role 'robot'"),

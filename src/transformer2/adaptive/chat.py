@@ -102,19 +102,22 @@ class Chat:
             images: Further pictures, shown before the last message's text.
 
         Raises:
-            UserError: It is no chat; the message says what it is.
+            UserError: It is no chat, or says what is not read; the message names it.
             DataError: A picture cannot come from where it is said to be.
         """
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         try:
-            given = [(str(m["role"]), m["content"]) for m in prompt]
-        except (TypeError, KeyError) as e:
+            given = [(str(m["role"]), m["content"], [k for k, v in m.items() if v is not None]) for m in prompt]
+        except (TypeError, KeyError, AttributeError) as e:
             raise UserError("a prompt is text, or a list of messages {role, content}") from e
         messages: list[Message] = []
         found: list[Picture] = []
         unique: dict[Picture, Picture] = {}  # one that is shown several times is read once
-        for i, (role, content) in enumerate(given):
+        for i, (role, content, keys) in enumerate(given):
+            if unread := [key for key in keys if key not in ("role", "content")]:
+                what = f"{shown(repr(unread[0]), 40)} of a message is not read"
+                raise UserError(f"{what}; leave it out (pictures are parts of the content)")
             if role not in ROLES:
                 raise UserError(f"a message has role {role!r}; use {', '.join(ROLES)}")
             if isinstance(content, str):

@@ -21,7 +21,7 @@ from transformer2.adaptive.experts import LoadedExperts
 from transformer2.adaptive.request import BASE, Selection, plain
 from transformer2.arguments import Count, expected, fits, written
 from transformer2.data.prompts import collate, render
-from transformer2.errors import DataError, LengthError, UserError, shown
+from transformer2.errors import DataError, LengthError, UserError, nearest, shown
 from transformer2.pictures import check_names
 from transformer2.policy import lm_head
 from transformer2.rollout.hf import HFEngine
@@ -32,6 +32,7 @@ from transformer2.verifiers import verify_all
 __all__ = ["Rows", "check_answers", "find_mixture"]
 
 Rows = Iterable[Example | Mapping[str, Any]]
+COLUMNS = ("question", "answer", "image", "system")  # of a mapping
 # Of `Strategy` only these: what it loads and what a report compares with are no part of a search.
 SEARCH = (*[name for name in inspect.signature(FewShotSearch).parameters if name != "options"], "seed", "max_rows")
 
@@ -57,7 +58,8 @@ def find_mixture(
         search: The arguments of `FewShotSearch`.
 
     Raises:
-        UserError: No task, rows or experts; a row without question and answer, or whose answer the task cannot judge.
+        UserError: No task, rows or experts; a row without question and answer, with other columns, or whose answer the
+            task cannot judge.
         LengthError: A row that is, with its answer, longer than the model reads.
     """
     for name in search:
@@ -149,6 +151,12 @@ def _example(row: Mapping[str, Any], number: int) -> Example:
     name = f"row {number + 1}"
     try:
         check_names(row)
+        for column in row:
+            if column not in COLUMNS:
+                near = nearest(str(column), COLUMNS, 0.6)
+                raise UserError(
+                    f"{shown(repr(column), 40)} is not read, only {', '.join(COLUMNS)} are{near or '; leave it out'}"
+                )
         question, answer, images = row["question"], row["answer"], as_pictures(row.get("image"))
         if isinstance(answer, Real) and not isinstance(answer, bool):
             answer = str(answer)

@@ -209,7 +209,8 @@ class JSONL(Task):
                 wanted = next(verifier for verifier, kind in KINDS.items() if name in kind.needs)
                 raise DataError(f"{where}: the row has {self.keys[name]!r}; set verifier: {wanted}, or drop the field")
         check_names(
-            {name: value for name, value in row.items() if name not in self.keys.values()},
+            {name: value for name, value in row.items() if name not in self.keys.values()}
+            | {"image": row.get(self.keys["image"])},
             "name it 'image', the path of one picture, or say keys: {image: ITS_NAME}",
         )
         asked = self.kind.read(field, where)
