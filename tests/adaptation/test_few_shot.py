@@ -3,7 +3,7 @@
 import pytest
 
 from transformer2.adaptation.evaluate import evaluate
-from transformer2.adaptation.few_shot import DEFAULTS, OF_PRESETS, FewShotSearch
+from transformer2.adaptation.few_shot import DEFAULTS, OF_PRESETS, UNREAD, FewShotSearch
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.callbacks.few_shot import FewShotEvaluator
 from transformer2.data import UnseenTaskDataModule
@@ -44,6 +44,14 @@ def test_what_is_given_wins_over_a_preset_even_where_it_is_a_default(of, preset)
         assert of(preset=preset, **{name: value}).settings.items() >= {**own, name: value}.items()
     unlimited = of(preset=preset, generations=None, max_evaluations=64)
     assert unlimited.settings["generations"] is None and unlimited.budget.total(16) == 4
+
+
+@pytest.mark.parametrize("of", [FewShotSearch, FewShotEvaluator])
+@pytest.mark.parametrize(("search", "name"), [(search, name) for search, names in UNREAD.items() for name in names])
+def test_a_setting_that_the_search_does_not_read_is_refused_and_not_reported(of, search, name):
+    with pytest.raises(ConfigError, match=f"adapt.{name} is not read by adapt.search {search}; leave it out"):
+        of(search=search, **{name: DEFAULTS[name]})
+    assert name not in of(search=search, **{name: "auto"}).settings
 
 
 @pytest.mark.parametrize(

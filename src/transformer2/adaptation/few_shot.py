@@ -61,6 +61,8 @@ OF_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {**PRESETS["paper"], "granularity": "expert", "mix": "raw", "generations": 100},
     "reference": {**PRESETS["reference"], "granularity": "matrix", "mix": "raw", "generations": 50},
 }
+# Settings that a search does not read.
+UNREAD = {"cem": (), "random": ("std", "keep_best"), "sep_cma": ("elite_ratio", "keep_best")}
 # Scores and tie-breaks of N members, from weights (L, N, K + 1).
 Scores = Callable[[Tensor], tuple[list[float], list[float]]]
 
@@ -138,10 +140,10 @@ class FewShotSearch(Strategy):
         mix: `delta` (auto), `normalised` or `raw` (adaptation/mixture.py).
         base_member: The base has an alpha of its own (mix normalised or raw).
         population: Members of a generation; auto is 16.
-        elite_ratio: Share that a generation learns from; auto is 0.25.
+        elite_ratio: Share that a generation learns from, but of sep_cma; auto is 0.25.
         low: Smallest alpha; auto is 0.
         high: Largest alpha; auto is 1.5.
-        std: Standard deviation of the first generation, whose mean is 1 / members; auto is 0.5.
+        std: Standard deviation of the first generation, but of random, whose mean is 1 / members; auto is 0.5.
         generations: Limit; None for no limit, auto is 8.
         max_evaluations: Limit on members tried; at least one generation.
         max_minutes: Limit on wall-clock time.
@@ -177,11 +179,14 @@ class FewShotSearch(Strategy):
         check_arguments("adapt", FewShotSearch.__init__, given)
         if preset is not None and search != "cem":
             raise ConfigError(f"adapt.preset {preset} with adapt.search {search}: presets are of cem; leave it out")
+        for name in UNREAD[search]:
+            if given[name] != "auto":
+                raise ConfigError(f"adapt.{name} is not read by adapt.search {search}; leave it out")
         auto = DEFAULTS if preset is None else OF_PRESETS[preset]
         chosen: dict[str, Any] = {name: auto[name] if given[name] == "auto" else given[name] for name in DEFAULTS}
         self.search, self.answer = search, answer
-        names = ("population", "elite_ratio", "low", "high", "std", *(("keep_best",) if search == "cem" else ()))
-        self.search_options = {name: chosen[name] for name in names}
+        names = ("population", "elite_ratio", "low", "high", "std", "keep_best")
+        self.search_options = {name: chosen[name] for name in names if name not in UNREAD[search]}
         self.mixture_options = {name: chosen[name] for name in ("granularity", "mix")} | {"base_member": base_member}
         self.budget = Budget(chosen["generations"], max_evaluations, max_minutes)
         self.budget.total(chosen["population"])
