@@ -96,6 +96,35 @@ EARLY = [  # words, what the line says
     (["adapt", "--adapt.experts", "[]"], "adapt.experts is empty"),
     (["adapt", "--strategy", "cls", "--adapt.classifier", "nosuch"], "adapt.classifier 'nosuch' does not exist"),
     (["adapt", "--adapt.population", "1"], "adapt.population must be an integer >= 2 or auto, not 1"),
+    (["adapt", "--model.base", "smollm2"], "name the task: data.task"),
+    *(
+        (["adapt", f"--{key}", value], f"{key} is not read by adapt; leave it out")
+        for key, value in {
+            "model.test.samples": "4",
+            "model.sampling.num_completions": "4",
+            "model.sampling.temperature": "0.5",
+            "model.rollout": "paged",
+            "model.optimizer.lr": "1",
+            "model.loss": "{kl: k3}",
+            "trainer.max_steps": "3",
+        }.items()
+    ),
+    (
+        ["adapt", "--strategy", "prompt", "--adapt.dispatch_limit", "4", "--model.base", ".", "--data.task", "gsm8k"],
+        "adapt.dispatch_limit counts labelled requests; name them: adapt.dispatch_task",
+    ),
+    (
+        ["adapt", CALLBACKS, "[{class_path: mine.MyEvaluator, init_args: {task: tiny_math}}]"],
+        "mine.MyEvaluator with a task of its own runs in fit",
+    ),
+    *(
+        (words, "leave --name out")
+        for words in (
+            ["adapt", "--run_dir", "r", "--name", "n"],
+            [*FIT, "--run_dir", "r", "--name", "n"],
+            ["test", "--run_dir", "r", "--name", "n"],
+        )
+    ),
     # What had a second spelling names the one that is left.
     ([*FIT, "--rollout", "vllm"], "unknown flag --rollout; did you mean --config conf/rollout/ENGINE.yaml?"),
     ([*PLAN, "--rollout=vllm"], "unknown flag --rollout; did you mean --config conf/rollout/ENGINE.yaml?"),

@@ -257,6 +257,7 @@ def test_a_flag_of_one_strategy_is_for_its_runs_alone(run):
     strategies = {name: {**ADAPT, "set": {"data.task": "math", "strategy": name}} for name in ("cem", "scores")}
     assert run(strategies, "--adapt.population", "4", "--trainer.max_steps", "5") == 0
     adapted = [words for words in calls() if words[0] == "adapt"]
+    assert not any("--trainer.max_steps" in words for words in adapted)
     assert {("scores" in words, "--adapt.population" in words) for words in adapted} == {(True, False), (False, True)}
 
 

@@ -155,6 +155,8 @@ class PromptDispatch(Strategy):
     ) -> None:
         super().__init__(**options)
         check_arguments("adapt", PromptDispatch.__init__, locals())
+        if dispatch_task is None and dispatch_options:
+            raise ConfigError("adapt.dispatch_options are those of adapt.dispatch_task; name it too")
         task = None if dispatch_task is None else tasks.get(dispatch_task, **(dispatch_options or {}))
         if task is not None and not hasattr(task, "labels"):
             raise ConfigError(f"{dispatch_task} has no labels, so it is not a dispatch task; use dispatch or null")

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from transformer2.arguments import written
-from transformer2.cli.check import ADAPT_KEYS, STRATEGIES, check, keys_help, sections, suggestion
+from transformer2.cli.check import ADAPT_KEYS, STRATEGIES, UNREAD, check, keys_help, sections, suggestion
 from transformer2.cli.compose import ADAPT_DEFAULT, compose, flags_of
-from transformer2.cli.folder import check_writable, holds_run, run_folder
+from transformer2.cli.folder import check_unnamed, check_writable, holds_run, run_folder
 from transformer2.cli.schema import value_of
 from transformer2.cli.values import one_of, run_name
 from transformer2.errors import ConfigError, DataError
 from transformer2.files import check_directory, source_digest, write_text
+from transformer2.svf.base_folder import EMBEDDED
 from transformer2.svf.format import name_of
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ HELP = """\
 usage: transformer2 adapt [--strategy {strategies}] [--config FILE ...] [--KEY.SUB VALUE ...]
 
 Adapt to an unseen task with experts, in two passes: choose a z, then answer with it. Without a config: the embedded
-model, its shipped experts and a task that needs two of them at once (conf/adapt_tiny.yaml).
+model, its shipped experts and a task that needs two of them at once (conf/adapt_tiny.yaml); a base of your own needs
+--data.task and --adapt.experts.
 
   --strategy NAME      cem      search mixing weights on a few rows of the task (default)
                        prompt   the base model names the category of every request; its expert answers
@@ -89,18 +91,22 @@ def adapt(args: Sequence[str]) -> int:
                 f"--resume {resumed} holds a run of fit, validate or test, not of adapt; a fit is resumed with "
                 f"fit --ckpt_path {resumed}/checkpoints/last.ckpt"
             )
-    config = compose([*begun, *flags.configs] or [ADAPT_DEFAULT], flags.overrides, ADAPT_KEYS)
+    configs = [*begun, *flags.configs]
+    if not configs and _on_embedded(flags.overrides):
+        configs = [ADAPT_DEFAULT]
+    config = compose(configs, flags.overrides, ADAPT_KEYS)
     check(config, "adapt", folders="print_config" not in flags.switches)
     if resumed is not None and (flags.overrides or flags.configs):
         check(old, "adapt", folders=False)
         _check_same(resumed, old, config)
     if config["trainer"].get("limit_predict_batches") is not None:
         raise ConfigError("trainer.limit_predict_batches is not read by adapt; set trainer.limit_test_batches")
-    config["model"].pop("rollout", None)  # rows differ in z here, which the default engine alone can draw
     strategy = config.setdefault("strategy", "cem")
     one_of("strategy", strategy, known)
     strategies = list(STRATEGIES) if strategy == "all" else [strategy]
-    _check_flags(strategies, [key for key, _ in flags.overrides])
+    _check_flags(strategies, [key for key, _ in flags.overrides], config)
+    config["model"].pop("rollout", None)  # rows differ in z here, which the default engine alone can draw
+    check_unnamed(flags)
     if "print_config" in flags.switches:
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return 0
@@ -252,18 +258,33 @@ def _together(folder: Path, strategies: Mapping[str, Report]) -> None:
     write_text(folder / "report.json", json.dumps({"strategies": reports}, indent=2) + "\n")
 
 
-def _check_flags(strategies: Sequence[str], flags: Sequence[str]) -> None:
-    """A config may hold the settings of every strategy; a flag must be of one that runs.
+def _on_embedded(flags: Sequence[tuple[str, str]]) -> bool:
+    """Whether the flags leave the base to the default config, or name one of the embedded ones that it is for."""
+    model = compose([], [flag for flag in flags if flag[0] in ("model", "model.base")], ADAPT_KEYS).get("model")
+    return not isinstance(model, dict) or model.get("base", "tiny") in EMBEDDED
+
+
+def _check_flags(strategies: Sequence[str], flags: Sequence[str], config: Mapping[str, Any]) -> None:
+    """A config may hold the settings of every strategy and of `fit`; a flag must be of what runs.
 
     Raises:
-        ConfigError: A key that none of them takes, with the nearest one.
+        ConfigError: A key that nothing reads, with the nearest one.
     """
     known = sections(True, strategies)
     for flag in flags:
+        if UNREAD.fullmatch(flag) and (flag, config["model"].get("rollout")) != ("model.rollout", "hf"):
+            raise ConfigError(f"{flag} is not read by adapt; leave it out")
         if flag.startswith("adapt.") and flag.split(".")[1] not in known["adapt"]:
             raise ConfigError(
                 f"unknown config key {flag} for --strategy {', '.join(strategies)}{suggestion(flag, known)}"
             )
+    adapt, base = config["adapt"], config["model"].get("base", "tiny")
+    if "adapt.dispatch_limit" in flags and adapt.get("dispatch_task") is None and base != "tiny":
+        raise ConfigError("adapt.dispatch_limit counts labelled requests; name them: adapt.dispatch_task")
+    given = config["trainer"].get("callbacks") or [] if "trainer.callbacks" in flags else []
+    for name, arguments in [(c.get("class_path"), c.get("init_args") or {}) for c in given if isinstance(c, dict)]:
+        if str(name).endswith("Evaluator") and "task" in arguments:
+            raise ConfigError(f"{name} with a task of its own runs in fit; leave its task out to run it in adapt")
 
 
 def _check_same(folder: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ import yaml
 from transformer2 import tasks
 from transformer2.arguments import OPTIMIZER_RANGES, Count, Seed, expected, fits, written
 from transformer2.cli.optimizers import HOMES, MODEL, class_and_arguments, default_class
-from transformer2.cli.schema import Argument, arguments
+from transformer2.cli.schema import Argument, arguments, value_of
 from transformer2.cli.values import (
     check_adapter,
     check_base,
@@ -28,6 +28,7 @@ from transformer2.cli.values import (
 )
 from transformer2.errors import ConfigError, DataError, UserError, nearest
 from transformer2.files import check_directory
+from transformer2.svf.base_folder import EMBEDDED
 
 KEYS = ("name", "seed_everything", "model", "data", "trainer")  # of a config
 ADAPT_KEYS = (*KEYS, "adapt", "strategy")
@@ -100,6 +101,12 @@ ELSEWHERE = LINKED | {
     "trainer.precision": "model.dtype, for the base; z is trained in fp32",
     "trainer.accumulate_grad_batches": "data.batch_size (prompts of a step), model.memory.micro_batch_tokens",
 }
+UNREAD = re.compile(  # what `adapt` does not read, and a config that is shared with `fit` may hold all the same
+    r"model\.((objective|optimizer|lr_scheduler|max_grad_norm|loss|rollout|vllm|test)(\..*)?|sampling\.(temperature"
+    r"|num_completions)|memory\.(micro_batch_tokens|activation_checkpointing))|trainer\.((max|min)_(steps|epochs)|max_time"
+    r"|limit_(train|val|predict)_batches|overfit_batches|val_check_interval|check_val_every_n_epoch|num_sanity_val_steps"
+    r"|log_every_n_steps|reload_dataloaders_every_n_epochs|enable_checkpointing|detect_anomaly)"
+)
 SYNONYMS = {  # what PEFT, TRL, transformers, verl, Lightning and earlier versions of this package call our keys
     "model.optimizer.lr": ("learning_rate", "actor_lr"),
     "model.lr_scheduler": ("lr_scheduler_type", "scheduler", "lr_schedule"),
@@ -205,6 +212,10 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
     check_adapter(config["model"].get("adapter") or {})
     check_trainer(config["trainer"])
     data = config["data"]
+    if (command == "adapt" or (few_shot and command == "fit")) and data.get("task") is None:
+        if config["model"].get("base", "tiny") not in EMBEDDED:
+            raise ConfigError("name the task: data.task (only the embedded models have one of their own)")
+        data["task"] = value_of("transformer2.data.unseen.TASK")
     try:
         task = tasks.get(data.get("task", "tiny_math"), **(data.get("task_options") or {}))
         if folders and command in RUNS:
@@ -230,13 +241,14 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
 
 
 def keys_help(adapt: bool) -> str:
-    """Every key with its default and what it is, a line each."""
+    """Every key that is read, with its default and what it is, a line each."""
     lines = []
     for section, keys in sections(adapt).items():
         lines += ["", f"{section}:"]
         inner = {f"{k}.{part}": b for k, a in keys.items() if isinstance(a.hint, dict) for part, b in a.hint.items()}
         for key, argument in {**keys, **inner}.items():
-            if f"{section}.{key}" not in ELSEWHERE and not isinstance(argument.hint, dict):
+            unread = f"{section}.{key}" in ELSEWHERE or (adapt and UNREAD.fullmatch(f"{section}.{key}"))
+            if not unread and not isinstance(argument.hint, dict):
                 words = f"  {key:<32} {argument.line.replace('``', '')}"
                 own = TRAINER_DEFAULTS.get(key) if section == "trainer" else None
                 default = str(own) if own is not None else (argument.default or "").replace("'", "")

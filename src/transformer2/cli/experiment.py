@@ -103,13 +103,14 @@ class Experiment:
         quiet: bool = False,
         data_class: type[ExpertDataModule] | None = None,
     ) -> None:
-        if (config.get("model") or {}).get("base", "tiny") in EMBEDDED and "OMP_NUM_THREADS" not in os.environ:
+        embedded = (config.get("model") or {}).get("base", "tiny") in EMBEDDED
+        if embedded and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # its matrices are too small to share: on busy cores two threads take 4 x as long
         given = config.get("trainer") or {}
         check_classes(given)
         few_shot = "few_shot" in (config.get("data") or {})
         data_class = data_class or (FewShotDataModule if few_shot else ExpertDataModule)
-        trainer = {**TRAINER_DEFAULTS, **given}
+        trainer = {**TRAINER_DEFAULTS, **({"accelerator": "cpu"} if embedded else {}), **given}
         trainer.setdefault("default_root_dir", str(folder))
         logger = {"save_dir": str(folder), "name": "", "version": ""}
         trainer.setdefault("logger", {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": logger})

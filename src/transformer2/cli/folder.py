@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from transformer2.cli.compose import Flags
 from transformer2.errors import ConfigError, shown
 
 RUN_DIR_VARIABLE = "TRANSFORMER2_RUN_DIR"
@@ -70,6 +71,17 @@ def run_folder(given: str | None, name: str, resumed: bool = False) -> Iterator[
     finally:
         os.close(lock)
         os.environ.pop(RUN_DIR_VARIABLE, None)
+
+
+def check_unnamed(flags: Flags) -> None:
+    """Refuse a `--name` beside the flag that says the folder; one in a config file may stay.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for option in ("run_dir", "resume"):
+        if option in flags.options and any(key == "name" for key, _ in flags.overrides):
+            raise ConfigError(f"--name names a folder in runs/, and --{option} says which it is; leave --name out")
 
 
 def check_writable(folder: str | Path, flag: str = "--run_dir") -> None:

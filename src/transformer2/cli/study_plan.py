@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from transformer2.cli.check import STRATEGIES, sections
+from transformer2.cli.check import STRATEGIES, UNREAD, sections
 from transformer2.cli.compose import merge
 from transformer2.cli.optimizers import HOMES
 from transformer2.cli.study_run import checked, composed, folder_name
@@ -182,6 +182,9 @@ class Plan:
             adapt = composed(args).get("adapt") or {}
             experts = [*(adapt.get("experts") or []), adapt.get("classifier"), dict(pairwise(args)).get("--expert")]
             paths = tuple(Path(path).expanduser() for path in experts if path)
+            if cell.command == "adapt":  # what a study says of every run may be for its fits alone
+                read = [pair for pair in zip(args[1::2], args[2::2], strict=True) if not UNREAD.fullmatch(pair[0][2:])]
+                args = (args[0], *(word for pair in read for word in pair))
             self._jobs[key] = Job(label, args, folder, needs, paths, partial(folder_name, seed, same, reread=True))
         return self._jobs[key]
 

@@ -19,7 +19,7 @@ from typing import Any
 from transformer2.arguments import LARGEST_SEED
 from transformer2.cli.check import KEYS, check, keys_help
 from transformer2.cli.compose import PACKAGED, compose, flags_of
-from transformer2.cli.folder import check_writable, config_name, run_folder
+from transformer2.cli.folder import check_unnamed, check_writable, config_name, run_folder
 from transformer2.cli.values import number, run_name
 from transformer2.errors import ConfigError, shown
 from transformer2.files import check_directory, file_digest
@@ -72,6 +72,7 @@ def run(command: str, args: Sequence[str]) -> int:
     seed = number(flags.options, "shuffle_expert", None, 0, LARGEST_SEED)
     if seed is not None and expert is None:
         raise ConfigError("--shuffle_expert needs --expert: the folder of the expert to shuffle")
+    check_unnamed(flags)
     config = compose(flags.configs, flags.overrides, KEYS)
     kept = "print_config" not in flags.switches
     if expert is not None:

@@ -11,8 +11,11 @@ from transformer2.arguments import Count, check_arguments
 from transformer2.data.loader import PromptLoader
 from transformer2.data.modules import ExpertDataModule, hash_of, mark_of
 from transformer2.errors import ConfigError, DataError
+from transformer2.svf.base_folder import EMBEDDED
 from transformer2.types import Example, PromptBatch
 from transformer2.verifiers import warm_up
+
+TASK = "tiny_code_math"  # of the embedded models
 
 
 class UnseenTaskDataModule(ExpertDataModule):
@@ -23,7 +26,7 @@ class UnseenTaskDataModule(ExpertDataModule):
     are not scored either, but whoever chose the task's settings may have seen them.
 
     Args:
-        task: A task's name, or the class path of your own.
+        task: A task's name, or the class path of your own; None, of an embedded base alone, is tiny_code_math.
         base: `tiny`, a folder or a Hub id: whose tokenizer renders the prompts (linked to `model.base`).
         data_dir: Folder with local copies of the rows; None reads the Hub (embedded tasks make their own).
         few_shot: Number of rows to adapt with.
@@ -35,7 +38,7 @@ class UnseenTaskDataModule(ExpertDataModule):
 
     def __init__(
         self,
-        task: str = "tiny_code_math",
+        task: str | None = None,
         base: str = "tiny",
         data_dir: str | None = None,
         few_shot: Count = 20,
@@ -44,6 +47,9 @@ class UnseenTaskDataModule(ExpertDataModule):
         **options: Any,
     ) -> None:
         check_arguments("data", UnseenTaskDataModule.__init__, locals())
+        if task is None and base not in EMBEDDED:
+            raise ConfigError("name the task: data.task (only the embedded models have one of their own)")
+        task = task or TASK
         super().__init__(
             task, base, data_dir, eval_batch_size=eval_batch_size, batch_size=few_shot, validation_limit=None, **options
         )
@@ -102,7 +108,7 @@ class FewShotDataModule(UnseenTaskDataModule):
     There is no validation: its rows would be shots too. So the expert of the last step is kept.
 
     Args:
-        task: A task's name, or the class path of your own.
+        task: A task's name, or the class path of your own; None, of an embedded base alone, is tiny_code_math.
         base: `tiny`, a folder or a Hub id: whose tokenizer renders the prompts (linked to `model.base`).
         data_dir: Folder with local copies of the rows; None reads the Hub (embedded tasks make their own).
         few_shot: Number of rows to train on.
@@ -113,7 +119,7 @@ class FewShotDataModule(UnseenTaskDataModule):
 
     def __init__(
         self,
-        task: str = "tiny_code_math",
+        task: str | None = None,
         base: str = "tiny",
         data_dir: str | None = None,
         few_shot: Count = 20,
