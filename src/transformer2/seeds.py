@@ -10,6 +10,11 @@ def seed_at(seed: int, position: int) -> int:
     return seed * MANY + position
 
 
+def row_seed(seed: int, position: int) -> int:
+    """The seed of one of several prompts that are given one seed: the first has it, equal ones draw differently."""
+    return (seed + MANY * position) % 2**63
+
+
 def rollout_seed(seed: int, step: int) -> int:
     """The seed of a step's completions; those of neighbouring steps are far apart, so that rows may be counted on."""
     return seed_at(seed, step) * 4096

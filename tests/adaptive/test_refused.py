@@ -203,6 +203,11 @@ def test_what_is_no_prompt_is_refused(model, prompt) -> None:
     assert model.is_idle
 
 
+def test_ids_are_of_one_prompt(model) -> None:
+    assert "ids are of one prompt" in refused(model.generate, [QUESTION, QUESTION], ids=[1, 2], max_new_tokens=2)
+    assert model.is_idle
+
+
 def test_prompts_may_come_from_an_iterator(model) -> None:
     two = [QUESTION, [{"role": "user", "content": QUESTION}]]
     several = [model.generate(kind, max_new_tokens=4) for kind in (two, tuple(two), iter(two))]
@@ -266,13 +271,18 @@ BAD_LOADING: list[dict[str, Any]] = [
     *({"base": v} for v in (None, 3, "")),
     *({"classifier": v} for v in (3, "nowhere")),
     {"model_kwargs": 3},
+    {"experts": {}},
+    {"experts": {}, "soft": True, "strategy": "auto"},
+    {"alpha": {"math": 1}},
+    *({"device": v} for v in ("mps", "cuda:99", torch.device("meta"))),
+    *({"model_kwargs": {k: v}} for k, v in (("dtype", "float32"), ("load_in_4bit", True), ("base", "tiny_b"))),
 ]
 
 
 @pytest.mark.parametrize("given", BAD_LOADING, ids=str)
 def test_what_cannot_be_loaded_is_refused(given) -> None:
     said = refused(SelfAdaptive.from_pretrained, **{"base": "tiny", "strategy": "scores", **given})
-    assert "folder 'b'" not in said
+    assert "folder 'b'" not in said and ("4bit" not in str(given) or "{quantization_config: " in said)
 
 
 def test_one_path_is_one_expert() -> None:

@@ -97,6 +97,13 @@ def test_a_line_that_is_no_prompt_is_named(tmp_path, capsys, line, named):
         (["--out", "x.jsonl"], "--file"),
         (["--base", "nowhere/at/all"], "base"),
         (["--base", str(tiny.model_path()), "--strategy", "cls"], "classifi"),
+        (["--use", "math", "--strategy", "scores"], "--strategy says how to choose, and --use leaves no choice"),
+        (["--use", "mix:math=1", "--soft"], "--soft says how to choose"),
+        (["--use", "base", "--classifier", str(tiny.expert_path("dispatch"))], "--classifier says how to choose"),
+        (["--strategy", "prompt", "--classifier", str(tiny.expert_path("dispatch"))], "not read by --strategy prompt"),
+        (["--experts", "none", "--strategy", "scores"], "there are no experts to choose from"),
+        (["--base", "tiny_b", "--soft"], "there are no experts to choose from"),
+        (["--device", "mps"], "device mps is not on this machine"),
     ],
 )
 def test_a_flag_that_cannot_be_meant_is_refused_in_one_line(capsys, flags, named):
@@ -341,7 +348,30 @@ def test_a_strategy_chooses_after_an_expert_was_chosen_by_hand(conversation, cap
     assert (
         "strategy: cls; math answers until /expert auto\n" in out and "strategy: scores\n" in out and "[code; " in out
     )
-    assert Conversation(conversation.model, {}, "mix:math=1", None).use == "mix:math=1"
+    by_hand = Conversation(conversation.model, {}, "mix:math=1", None)
+    by_hand.say("/strategy soft")
+    by_hand.use = "code"
+    by_hand.welcome()
+    out = capsys.readouterr().out
+    assert "strategy: scores, soft; code answers until /expert auto. /help" in out
+    with pytest.raises(UserError, match="did you mean 'math'"):
+        Conversation(conversation.model, {}, "maths", None)
+
+
+def test_a_server_that_experts_may_come_to_keeps_its_strategy(tmp_path, monkeypatch):
+    pytest.importorskip("fastapi", reason="nox -s serve installs it")
+    model = SelfAdaptive.from_pretrained("tiny", experts={})
+    given = []
+
+    def load(arguments, **options):
+        given.append(arguments)
+        return model
+
+    monkeypatch.setattr("transformer2.cli.serve.load", load)
+    monkeypatch.setattr("transformer2.serving.run.run", lambda app, bound, ready: bound.close())
+    command = ["serve", "--port", "0", "--experts", "none", "--strategy", "prompt"]
+    assert main([*command, "--experts_dir", str(tmp_path)]) == 0 and model.strategy == "prompt"
+    assert main(command) == 0 and given[1]["strategy"] == "prompt" and "strategy" not in given[0]
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_chat(conversation, capsys, monkeypatch):

@@ -19,6 +19,7 @@ from transformer2.errors import ConfigError, ExpertError, UnknownExpertError, Us
 from transformer2.experts import Expert, read_expert
 from transformer2.experts.folder import check_name
 from transformer2.policy import build_policy, load_base
+from transformer2.svf.base_folder import check_keys, instead
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import warn_of_another_base
 from transformer2.svf.layer import tuned_layers
@@ -170,6 +171,12 @@ def load_policy(
         device = None if device is None else torch.device(device)
     except (RuntimeError, TypeError) as e:
         raise ConfigError(f"device must be cpu, cuda, cuda:N or mps, not {written(device)}") from e
+    here = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None and device.type != "cpu":
+        count = torch.accelerator.device_count() if here is not None and here.type == device.type else 0
+        if (device.index or 0) >= count:
+            raise ConfigError(f"device {device} is not on this machine; give another one, or leave it out")
+    check_keys(model_kwargs, "model_kwargs ", instead())
     model = load_base(base, dtype, **model_kwargs)
     tuned = {module for expert in experts for module in expert.deltas}
     if not tuned:  # nothing to choose from: PEFT wants a matrix all the same
@@ -177,4 +184,4 @@ def load_policy(
     policy = build_policy(model, {"target_modules": sorted(tuned)})
     if hasattr(model, "hf_device_map"):
         return policy
-    return policy.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    return policy.to(device or here or "cpu")

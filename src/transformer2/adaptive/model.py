@@ -30,7 +30,7 @@ from transformer2.adaptive.few_shot import Rows, find_mixture
 from transformer2.adaptive.first_pass import FirstPass, StrategyName, read_strategy
 from transformer2.adaptive.queue import Decision, JobQueue
 from transformer2.adaptive.request import BASE, USUAL_ANSWER, AdaptiveAnswer, Job, Piece, Use, read_use
-from transformer2.errors import UserError, shown
+from transformer2.errors import ConfigError, UserError, shown
 from transformer2.experts import Expert, read_expert
 from transformer2.policy import eos_token_ids, load_tokenizer
 from transformer2.rollout.base import Sampling
@@ -38,6 +38,7 @@ from transformer2.rollout.continuous import ContinuousBatch
 from transformer2.rollout.ending import Ending
 from transformer2.rollout.hf import HFEngine
 from transformer2.rollout.prefill import context_of
+from transformer2.seeds import row_seed
 from transformer2.tasks import Task
 
 __all__ = ["SelfAdaptive"]
@@ -126,14 +127,21 @@ class SelfAdaptive:
             device: None takes the GPU where there is one.
             model_kwargs: Of `from_pretrained` of transformers (`quantization_config`, `attn_implementation`, ...).
             options: `max_rows` and `max_tokens` of the class.
+
+        Raises:
+            ConfigError: A strategy where nothing is chosen: no experts, or `alpha`; a value that cannot be used.
+            ExpertError: See the class and `read_expert`.
         """
         shipped = base == "tiny" and experts is None  # with words for the first pass, and an expert on them
         if experts is None:
             experts = tiny.shipped(base)
         if shipped:
             classifier = classifier or tiny.expert_path(tiny.CLASSIFIER)
-        read_strategy(strategy, classifier is not None, soft)
+        chosen = read_strategy(strategy, classifier is not None, soft)
         found, helper = read_experts(experts), None if classifier is None else read_expert(classifier)
+        if (strategy not in (None, "auto") or soft) and not (found and alpha is None):
+            why = "there are no experts to choose from" if alpha is None else "alpha answers every prompt"
+            raise ConfigError(f"{why}, so strategy {chosen} would not be used; leave strategy and soft out")
         everyone = [*found.values(), *([] if helper is None else [helper])]
         policy = load_policy(base, everyone, dtype, device, model_kwargs or {})
         tokenizer, labelled = load_tokenizer(base, model_kwargs), tasks.get("tiny_dispatch") if shipped else None
@@ -226,15 +234,20 @@ class SelfAdaptive:
 
         Args:
             prompts: One or many; see `start`.
-            options: See `start`.
+            options: See `start`. The first of many draws from `seed`, others from seeds that follow from it and their
+                position (`row_seed`); `ids` are of one prompt.
 
         Raises:
             UserError: See `start`; or the model gave non-finite logits.
         """
         jobs: list[Job] = []
+        several = as_prompts(prompts)
+        if len(several) > 1 and options.get("ids") is not None:
+            raise UserError(f"ids are of one prompt, and there are {len(several)}; generate one at a time")
+        seed = options.pop("seed", 0)
         try:
-            for prompt in as_prompts(prompts):
-                jobs.append(self.start(prompt, **options))
+            for i, prompt in enumerate(several):
+                jobs.append(self.start(prompt, seed=row_seed(request.plain(seed), i) if i else seed, **options))
             while not all(job.is_done for job in jobs):
                 self.step()
         finally:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, get_args
 from transformer2.arguments import written
 from transformer2.cli.compose import Flags, yaml_value
 from transformer2.cli.schema import value_of
-from transformer2.cli.values import INSTEAD as OF_FIT
 from transformer2.cli.values import check_base, check_model_kwargs, number, one_of
 from transformer2.errors import ConfigError, UserError, shown
 from transformer2.files import check_directory
+from transformer2.svf.base_folder import instead
 
 if TYPE_CHECKING:
     from transformer2.adaptive.chat import Chat
@@ -40,21 +40,19 @@ MODEL_HELP = """\
   --device DEVICE         cpu, cuda, cuda:N, mps (default: the GPU where there is one)
   --model_kwargs YAML     for from_pretrained of transformers, e.g. '{quantization_config: {load_in_4bit: true}}'
 """
-INSTEAD = OF_FIT | {
-    "load_in_4bit": "write '{quantization_config: {load_in_4bit: true}}'",
-    "load_in_8bit": "write '{quantization_config: {load_in_8bit: true}}'",
-    **dict.fromkeys(("torch_dtype", "dtype"), "set --dtype"),
-    **dict.fromkeys(("pretrained_model_name_or_path", "base"), "set --base"),
-    "gguf_file": "give the file itself as --base",
-}
 EXPERT_NEEDED = "give an expert folder (fit trains one)"
 
 
-def model_of(flags: Flags) -> dict[str, Any]:
+def model_of(flags: Flags, is_final: bool = True) -> dict[str, Any]:
     """The model that the flags describe, as arguments of `SelfAdaptive.from_pretrained`; nothing heavy is imported.
 
+    Args:
+        flags: The command's.
+        is_final: Whether what answers and the strategy stay as they are given, and so must be used.
+
     Raises:
-        ConfigError: A value that cannot be meant, with the nearest one; a folder that is not there.
+        ConfigError: A value that cannot be meant, with the nearest one; a folder that is not there; a flag that chooses
+            where nothing is chosen.
     """
     options, soft = flags.options, "soft" in flags.switches
     strategy = options.get("strategy", "auto")
@@ -64,6 +62,11 @@ def model_of(flags: Flags) -> dict[str, Any]:
             "expert that it saves, --experts NAME=RUN/expert --use NAME; or call SelfAdaptive.adapt"
         )
     one_of("--strategy", strategy, STRATEGIES)
+    choosing = [f"--{name}" for name in ("strategy", "soft", "classifier") if name in {*options, *flags.switches}]
+    if is_final and choosing and options.get("use", "auto") != "auto":
+        raise ConfigError(f"{choosing[0]} says how to choose, and --use leaves no choice; give one of them")
+    if is_final and strategy == "prompt" and "classifier" in options:
+        raise ConfigError("--classifier is not read by --strategy prompt; leave it out, or choose cls or scores")
     given: dict[str, Any] = {
         name: options[name] for name in ("base", "classifier", "dtype", "device") if name in options
     }
@@ -77,7 +80,7 @@ def model_of(flags: Flags) -> dict[str, Any]:
         if not isinstance(value, dict):
             wanted = "a mapping such as '{attn_implementation: eager}'"
             raise ConfigError(f"--model_kwargs must be {wanted}, not {written(value)}")
-        check_model_kwargs(value, "--model_kwargs ", INSTEAD)
+        check_model_kwargs(value, "--model_kwargs ", instead("--"))
     return {**given, "soft": soft, "strategy": "scores" if soft and strategy == "auto" else strategy}
 
 

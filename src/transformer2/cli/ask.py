@@ -17,6 +17,7 @@ from transformer2.cli.folder import check_writable
 from transformer2.cli.values import number
 from transformer2.errors import ConfigError, DataError, UserError, shown
 from transformer2.files import check_directory, read_file
+from transformer2.seeds import row_seed
 
 if TYPE_CHECKING:
     from transformer2.adaptive.chat import Chat
@@ -122,12 +123,12 @@ def _answers(
     With `all_or_none`, a chat that cannot be answered is raised before any of those started with it is.
     """
     started: deque[list[Job] | UserError] = deque()
-    coming = iter(chats)
+    coming = enumerate(chats)
 
     def start(count: int) -> None:
-        for chat in islice(coming, count):
+        for i, chat in islice(coming, count):
             try:
-                started.append(start_all(model, chat, uses, sampling))
+                started.append(start_all(model, chat, uses, {**sampling, "seed": row_seed(sampling["seed"], i)}))
             except UserError as e:
                 if all_or_none:
                     raise

@@ -49,7 +49,7 @@ def chat(args: Sequence[str]) -> int:
     flags = flags_of(args, HELP, takes_words=True)
     if flags.words:
         raise ConfigError(f"unexpected {shown(repr(flags.words[0]))}; type it in the chat, or use transformer2 ask")
-    arguments, sampling = model_of(flags), sampling_of(flags.options)
+    arguments, sampling = model_of(flags, is_final=False), sampling_of(flags.options)
     conversation = Conversation(load(arguments), sampling, flags.options.get("use"), flags.options.get("system"))
     conversation.welcome()
     with suppress(ImportError):
@@ -90,6 +90,7 @@ class Conversation:
 
     def __init__(self, model: SelfAdaptive, sampling: dict[str, Any], use: str | None, system: str | None) -> None:
         self.model, self.sampling, self.use, self.system = model, sampling, use, system
+        model.check_use(use)
         self.messages: list[dict[str, Any]] = []
         self.pictures: list[Picture] = []  # of the next message
         self.compares = False
@@ -101,7 +102,7 @@ class Conversation:
     def welcome(self) -> None:
         """What there is."""
         experts = ", ".join(self.model.experts) or "none"
-        print(f"  experts: {experts}; strategy: {self.model.strategy or 'none'}. /help lists commands, /quit ends.")
+        print(f"  experts: {experts}; {self._chosen_by()}. /help lists commands, /quit ends.")
 
     def say(self, line: str) -> None:
         """Take a line of the user's.
@@ -169,8 +170,14 @@ class Conversation:
         if name:
             self.model.set_strategy("scores" if name == "soft" else name, soft=name == "soft")  # type: ignore[arg-type]
             self.use = "auto"
-        by_hand = "" if self.use in (None, "auto") else f"; {self.use} answers until /expert auto"
-        print(f"  strategy: {self.model.strategy}{', soft' if self.model.soft else ''}{by_hand}")
+        print(f"  {self._chosen_by()}")
+
+    def _chosen_by(self) -> str:
+        """What answers the next message, or chooses it."""
+        strategy = f"strategy: {self.model.strategy}{', soft' if self.model.soft else ''}"
+        if self.use not in (None, "auto"):
+            return f"{strategy}; {self.use} answers until /expert auto"
+        return strategy if self.model.choosable else "no expert to choose: the base answers"
 
     def _image(self, path: str) -> None:
         if not path:

@@ -65,7 +65,11 @@ def serve(args: Sequence[str]) -> int:
     from transformer2.serving.guard import LOOPBACK, Limits
 
     limits = Limits(**{name.removeprefix("max_"): value for name, value in asked.items() if value is not None})
+    may_come = "experts_dir" in folders and options.get("experts", "none") == "none"
+    later = [arguments.pop(name) for name in ("strategy", "soft")] if may_come else []
     model = load(arguments, max_rows=max_rows)
+    if later:
+        model.set_strategy(*later)
     app = create_app(model, limits, api_key, {*LOOPBACK, host.lower()} if loopback else None, **folders)
     listener = current()
 

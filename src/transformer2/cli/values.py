@@ -11,31 +11,25 @@ from typing import Any, ClassVar, get_origin
 from transformer2.arguments import check_natural, check_objective, check_samples, expected, fits, is_natural, written
 from transformer2.cli.schema import arguments, members
 from transformer2.errors import ConfigError, DataError, nearest
-from transformer2.svf.base_folder import LOADING, NAMES, looks_like_a_path
+from transformer2.svf.base_folder import LOADING, NAMES, check_keys, instead, looks_like_a_path
 from transformer2.svf.format import peft_type
 from transformer2.svf.gguf_base import gguf_file, names_gguf
 
-INSTEAD = {
+INSTEAD = instead("model.") | {
     "load_in_4bit": "use --config conf/quantisation/nf4.yaml",
     "load_in_8bit": "use --config conf/quantisation/int8.yaml",
-    "torch_dtype": "set model.dtype",
-    "dtype": "set model.dtype",
-    **dict.fromkeys(("config", "state_dict", "output_loading_info"), "leave it out"),
-    "gguf_file": "give the file itself as model.base",
-    **dict.fromkeys(("pretrained_model_name_or_path", "base"), "set model.base"),
 }
 SVF_CONFIG = "transformer2.svf.config.SVFConfig"
 OF_PEFT = ("task_type", "revision", "inference_mode", "auto_mapping", "base_model_name_or_path", "peft_version")
 
 
 def check_model_kwargs(
-    given: Mapping[str, Any], prefix: str = "model.model_kwargs.", instead: Mapping[str, str] = INSTEAD
+    given: Mapping[str, Any], prefix: str = "model.model_kwargs.", remedies: Mapping[str, str] = INSTEAD
 ) -> None:
-    """Refuse what `from_pretrained` would fail on, or drop; `instead` is where some keys are set."""
+    """Refuse what `from_pretrained` would fail on, or drop; `remedies` say where some keys are set."""
+    check_keys(given, prefix, remedies)
     for key, value in given.items():
         full = f"{prefix}{key}"
-        if key in instead:
-            raise ConfigError(f"{full} is not set here; {instead[key]}")
         if key not in LOADING and (near := nearest(key, LOADING, 0.8)):
             raise ConfigError(f"unknown config key {full}{near}")
         if not fits(LOADING.get(key, Any), value):

@@ -28,7 +28,7 @@ from transformer2.rollout.base import RolloutEngine
 from transformer2.rollout.hf import HFEngine
 from transformer2.rollout.paged import PagedEngine
 from transformer2.rollout.vllm import VLLMEngine
-from transformer2.svf.base_folder import base_folder
+from transformer2.svf.base_folder import base_folder, check_keys, instead
 from transformer2.svf.config import SVFConfig
 from transformer2.vision import pictures_of
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 def load_policy(module: SVFReinforceModule) -> tuple[PreTrainedTokenizerBase, PeftModel]:
     """The tokenizer, and the base with a fresh adapter: the one the settings ask for, or the one of `module.expert`."""
+    check_keys(module.model_kwargs, "model_kwargs ", instead())
     base = load_base(module.base, module.base_dtype, **module.model_kwargs)
     given, expert = module.adapter, module.expert
     config = adapter_config(given) if expert is None else expert_adapter(expert, given, base)

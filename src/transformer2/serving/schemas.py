@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformer2.adaptive.chat import Chat, PictureSource, check_characters
 from transformer2.data.prompts import plain_ids
 from transformer2.errors import nearest
+from transformer2.seeds import row_seed
 from transformer2.serving.faults import Fault
 from transformer2.serving.guard import Limits
 
@@ -99,8 +100,8 @@ class _Request(BaseModel, strict=True, extra="allow"):
         """How many are asked for."""
         return self.n or 1
 
-    def options(self, limits: Limits, top_logprobs: int | None) -> list[dict[str, Any]]:
-        """Arguments of `SelfAdaptive.start` for each of the n answers.
+    def options(self, limits: Limits, top_logprobs: int | None, before: int = 0) -> list[dict[str, Any]]:
+        """Arguments of `SelfAdaptive.start` for each of the n answers to a prompt; `before` are those to others.
 
         Raises:
             Fault: They may be longer than the server allows.
@@ -118,7 +119,7 @@ class _Request(BaseModel, strict=True, extra="allow"):
             "stop": self.stop or [],
             "top_logprobs": top_logprobs,
         }
-        return [{**common, "seed": (seed + i) % 2**63} for i in range(self.n or 1)]
+        return [{**common, "seed": row_seed(seed, before + i)} for i in range(self.n or 1)]
 
 
 class ChatRequest(_Request):
@@ -177,7 +178,7 @@ class CompletionRequest(_Request):
 
     def starts(self, tokenizer: PreTrainedTokenizerBase, limits: Limits, source: PictureSource) -> list[dict[str, Any]]:
         """Arguments of `SelfAdaptive.start` for every answer, n to a prompt."""
-        found = []
+        found: list[dict[str, Any]] = []
         prompts: list[Any] = list(self.prompt)
         for prompt in prompts:
             if isinstance(prompt, str):
@@ -188,7 +189,8 @@ class CompletionRequest(_Request):
             else:
                 message = f"there is no token {max(prompt)}; ids are 0 to {len(tokenizer) - 1}"
                 raise Fault(400, message, "invalid_value", "prompt")
-            found += [{"prompt": text, "ids": ids, **options} for options in self.options(limits, self.logprobs)]
+            options = self.options(limits, self.logprobs, len(found))
+            found += [{"prompt": text, "ids": ids, **of_one} for of_one in options]
         return found
 
 

@@ -13,8 +13,8 @@ from transformer2.hub import hub_answers
 from transformer2.svf.gguf_base import SMOLLM2, names_gguf, unpacked
 
 __all__ = [
-    "EMBEDDED", "LOADING", "NAMES", "base_folder", "check_options", "for_readers", "for_weights", "is_local",
-    "looks_like_a_path", "on_disk",
+    "EMBEDDED", "LOADING", "NAMES", "base_folder", "check_keys", "check_options", "for_readers", "for_weights",
+    "instead", "is_local", "looks_like_a_path", "on_disk",
 ]  # fmt: skip
 
 EMBEDDED = {"tiny": tiny.model_path, "tiny_b": tiny.model_b_path, "tiny_vision": tiny.vision_model_path}
@@ -50,6 +50,28 @@ LOADING: dict[str, Any] = {
     **dict.fromkeys(("fusion_config", "generation_config", "ignore_mismatched_sizes", "kernel_config"), Any),
     **dict.fromkeys(("key_mapping", "offload_buffers", "proxies", "tp_plan", "tp_size"), Any),
 }
+
+
+def instead(prefix: str = "") -> dict[str, str]:
+    """Keys that `model_kwargs` may not have, and where that is set: as `dtype`, `--dtype` or `model.dtype`."""
+    return {
+        **{f"load_in_{n}bit": f"write '{{quantization_config: {{load_in_{n}bit: true}}}}'" for n in (4, 8)},
+        **dict.fromkeys(("torch_dtype", "dtype"), f"set {prefix}dtype"),
+        **dict.fromkeys(("config", "state_dict", "output_loading_info"), "leave it out"),
+        **dict.fromkeys(("pretrained_model_name_or_path", "base"), f"set {prefix}base"),
+        "gguf_file": f"give the file itself as {prefix}base",
+    }
+
+
+def check_keys(model_kwargs: Mapping[str, Any], prefix: str, remedies: Mapping[str, str]) -> None:
+    """Refuse the keys of `instead`, with their remedies.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for key in model_kwargs:
+        if key in remedies:
+            raise ConfigError(f"{prefix}{key} is not set here; {remedies[key]}")
 
 
 def base_folder(base: str | Path, model_kwargs: Mapping[str, Any] | None = None, weights: bool = True) -> Path:
