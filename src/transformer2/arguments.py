@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib import import_module
 from numbers import Integral, Real
@@ -35,6 +35,7 @@ __all__ = [
     "check_natural",
     "check_objective",
     "check_samples",
+    "check_weights",
     "expected",
     "fits",
     "is_natural",
@@ -117,6 +118,14 @@ def fits(hint: Any, value: Any) -> bool:
     if hint in (bool, NoneType):
         return isinstance(value, hint)
     return isinstance(value, hint | Mapping) if is_dataclass(hint) else True  # checked where it becomes one
+
+
+def check_weights(weights: Sequence[float], experts: int) -> None:
+    """Refuse mixing weights that are not one for each expert, or none that can be meant: fp32 logits overflow."""
+    if not all(abs(weight) <= 100 for weight in weights):  # nan is not
+        raise ConfigError(f"weights of experts are numbers from -100 to 100, not {list(weights)}")
+    if len(weights) != experts or not experts:
+        raise ConfigError(f"there are {len(weights)} weights for {experts} experts; give one weight per expert")
 
 
 def check_samples(samples: int, temperature: float | None) -> None:

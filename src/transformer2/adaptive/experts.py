@@ -103,7 +103,8 @@ class LoadedExperts:
             try:
                 mixing_weights(list(use.values()), len(use), "delta")
             except (TypeError, ValueError) as e:
-                raise UserError(f"the weights of a mixture are numbers, not {shown(repr(use), 60)}") from e
+                given = shown(repr(use), 60)
+                raise UserError(f"the weights of a mixture are numbers from -100 to 100, not {given}") from e
 
     def selection(self, use: str | Mapping[str, float]) -> Selection:
         """What answers, from a name or weights."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformer2.arguments import written
+from transformer2.arguments import check_weights, written
 from transformer2.cli.check import KEYS, check
 from transformer2.cli.compose import Flags, compose, flags_of
 from transformer2.cli.train import silence_libraries, take_from_expert
-from transformer2.cli.values import check_weights, one_of
+from transformer2.cli.values import one_of
 from transformer2.errors import ConfigError, shown
 from transformer2.svf.gguf_base import gguf_file, names_gguf
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transformer2.arguments import LARGEST_SEED, written
+from transformer2.arguments import LARGEST_SEED, check_weights, written
 from transformer2.cli.check import ADAPT_KEYS, KEYS, check
 from transformer2.cli.compose import PACKAGED, Flags, compose, flags_of, home
 from transformer2.cli.folder import check_writable
-from transformer2.cli.values import check_weights, number
+from transformer2.cli.values import number
 from transformer2.errors import ConfigError, DataError, UserError, shown
 from transformer2.files import check_directory
 from transformer2.svf.format import peft_type

@@ -164,14 +164,6 @@ def number(options: Mapping[str, str], name: str, default: Any, low: float, high
     return value
 
 
-def check_weights(weights: Sequence[float], experts: int) -> None:
-    """Refuse mixing weights (`--weights`) that are not one for each expert, or no weights."""
-    if not all(abs(weight) <= 100 for weight in weights):  # nan is not
-        raise ConfigError(f"--weights takes numbers from -100 to 100, not {list(weights)}")
-    if len(weights) != experts:
-        raise ConfigError(f"--weights has {len(weights)} numbers for {experts} experts; give one each")
-
-
 def one_of(name: str, value: Any, known: Sequence[str]) -> None:
     """Refuse a choice that there is not.
 

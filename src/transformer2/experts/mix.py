@@ -84,7 +84,7 @@ def mix_experts(
 
     Raises:
         ExpertError: The experts do not fit each other.
-        UserError: Unknown mix, not K weights, non-finite ones, or a zero sum to divide by.
+        UserError: Unknown mix, not K weights, some beyond -100 to 100, or a zero sum to divide by.
     """
     check_compatible(experts)
     weights_K = mixing_weights(weights, len(experts), mix)

@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from transformer2.arguments import check_weights
 from transformer2.errors import UserError
 
 __all__ = ["MIXES", "Mix", "mix_deltas", "mixing_weights", "normalised"]
@@ -50,16 +51,13 @@ def mixing_weights(weights: Sequence[float], count: int, mix: str) -> Tensor:
     """K checked weights, fp64; normalised where `mix` says so, and "delta" weights then.
 
     Raises:
-        UserError: Unknown mix, a count that is not K, non-finite weights, or a zero sum to divide by.
+        UserError: Unknown mix, a count that is not K, weights beyond -100 to 100, or a zero sum to divide by.
     """
     if mix not in MIXES:
         raise UserError(f"mix={mix!r} is not one of {', '.join(MIXES)}")
     values = [float(w) for w in weights]
-    if len(values) != count or not count:
-        raise UserError(f"got {len(values)} weights for {count} experts; give one weight per expert")
+    check_weights(values, count)
     weights_K = torch.tensor(values, dtype=torch.float64)
-    if not bool(torch.isfinite(weights_K).all()):
-        raise UserError(f"weights {values} are not all finite")
     if mix == "normalised":
         weights_K = normalised(weights_K)
         if not bool(torch.isfinite(weights_K).all()):

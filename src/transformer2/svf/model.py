@@ -267,7 +267,7 @@ class SVFModel(BaseTuner):
             combination_type: PEFT's word; z combine linearly, and in no other way.
 
         Raises:
-            UserError: Unknown or taken names, counts that differ, non-finite or (normalised) zero-sum weights.
+            UserError: Unknown or taken names, counts that differ, weights beyond -100 to 100 or (normalised) zero-sum.
         """
         if combination_type != "linear":
             raise ConfigError(f"combination_type={combination_type!r} is LoRA's; experts combine as 'linear', see mix")
