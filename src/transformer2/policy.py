@@ -36,6 +36,7 @@ from transformer2.quantisation import quantization_config
 from transformer2.rollout.prefill import position_ids
 from transformer2.rollout.probe import probe
 from transformer2.svf.base_folder import base_folder, check_options, for_readers, for_weights
+from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.dtype import auto_dtype, cpu_dtype, why
 from transformer2.svf.quantised import keep_differentiable
@@ -140,7 +141,8 @@ def base_dtype(base: str, dtype: str = "auto", model_kwargs: Mapping[str, Any] |
     """The dtype `load_base` gives the weights, without loading them."""
     if dtype != "auto":
         return getattr(torch, dtype)
-    return auto_dtype(load_config(base, model_kwargs)) or torch.float32
+    found = auto_dtype(load_config(base, model_kwargs))
+    return found or LocalCheckpoint.of_base(base, model_kwargs, weights=False).tensor_dtype or torch.float32
 
 
 @contextmanager

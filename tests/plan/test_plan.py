@@ -1,11 +1,13 @@
 """`transformer2 plan`: published sizes, open arithmetic, the first change that fits, and fit's own check."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import grouped, make_llama
+from safetensors.torch import load_file, save_file
 
 from transformer2.cli import main
 from transformer2.cli.compose import compose
@@ -17,13 +19,15 @@ from transformer2.plan.advice import advise, changes
 from transformer2.plan.job import TRAINER_STRATEGIES, Job, Strategy, job_of, strategy_of
 from transformer2.plan.memory import memory
 from transformer2.plan.seconds import DEVICES, decomposition, step_seconds, wire
-from transformer2.plan.shape import KNOWN, model_shape
+from transformer2.plan.shape import KNOWN, ModelShape, model_shape
 from transformer2.plan.terms import Term, total
+from transformer2.policy import base_dtype
 from transformer2.quantisation import KINDS
 
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 LLAMA70 = "meta-llama/Meta-Llama-3-70B-Instruct"
 MLP = {"peft_type": "SVF", "target_modules": "mlp"}
+ATTENTION = MLP | {"target_modules": "attention"}
 
 
 def job(base: str = LLAMA, **model: Any) -> Job:
@@ -226,6 +230,59 @@ def test_what_cannot_be_planned_is_said() -> None:
         job(adapter={"peft_type": "IA3"})
     with pytest.raises(UserError, match=r"config\.json"):
         job("nobody/no-model")
+
+
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 96}
+TINY = SMALL | {"num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "falcon_mamba"])
+def test_a_family_without_what_is_counted_is_refused_in_one_line(family: str) -> None:
+    source = {"model_type": family, **SMALL, **({"num_heads": 4, "head_dim": 32} if family == "mamba2" else {})}
+    with pytest.raises(ConfigError, match="does not say what is needed to plan"):
+        model_shape("a", ATTENTION, source=source)
+
+
+@pytest.mark.parametrize(
+    ("family", "of_it", "kept"),
+    [
+        ("falcon", {"multi_query": True, "new_decoder_architecture": False}, 2 * 16),
+        ("gpt_bigcode", {"n_inner": 64, "multi_query": True}, 2 * 16),
+        ("gpt2", {}, 2 * 64),
+        ("deepseek_v3", {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+                         "q_lora_rank": None, "first_k_dense_replace": 2, "intermediate_size": 64}, 24 + 8),
+    ],
+)  # fmt: skip
+def test_the_cache_is_counted_as_the_model_keeps_it(family: str, of_it: dict[str, Any], kept: int) -> None:
+    shape = model_shape("a", ATTENTION, source={"model_type": family, **TINY, **of_it})
+    assert (2 * shape.K, shape.notes) == (kept, ())
+
+
+def test_a_cache_that_cannot_be_found_out_is_said_to_be_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.GPT2LMHeadModel.forward", lambda self, **_: 1 / 0)
+    shape = model_shape("a", ATTENTION, source={"model_type": "gpt2", **TINY})
+    assert 2 * shape.K == 2 * 64 and "gpt2: the KV cache is estimated" in shape.notes[0]
+
+
+def test_weights_are_counted_in_the_dtype_that_they_are_stored_in(tmp_path: Path) -> None:
+    folder = make_llama(tmp_path / "base")  # fp32
+    config = json.loads((folder / "config.json").read_text())
+    assert model_shape(str(folder), MLP).dtype_bytes == 4
+
+    def said(**dtype: str) -> ModelShape:
+        kept = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+        (folder / "config.json").write_text(json.dumps(kept | dtype))
+        return model_shape(str(folder), MLP)
+
+    assert said(dtype="bfloat16").dtype_bytes == 2
+    assert said().dtype_bytes == 4 and not said().notes  # read from the files
+    with pytest.raises(UserError, match="cannot be built from its config"):
+        said(dtype="float8_e4m3fn")
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: weight.bfloat16() for name, weight in weights.items()}, folder / "model.safetensors")
+    assert said().dtype_bytes == 2 == base_dtype(str(folder)).itemsize
+    (folder / "model.safetensors").unlink()
+    assert said().dtype_bytes == 4 and "float32 is assumed" in said().notes[0]
 
 
 def test_a_term_reads_its_formula_and_its_numbers_off_its_function() -> None:

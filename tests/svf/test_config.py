@@ -91,6 +91,9 @@ def test_a_typo_gets_the_nearest_name():
         tuned(["up_prj"])
     with pytest.raises(ConfigError, match="did you mean 'attention'"):
         tuned("atention")
+    mixer = nn.ModuleList([nn.ModuleDict({"mixer": nn.ModuleDict({"q_proj": nn.Linear(4, 4)})})])
+    with pytest.raises(ConfigError, match=r"'attention' matches no linear layer.*; linear layers here: mixer\.q_proj"):
+        get_peft_model(nn.ModuleDict({"layers": mixer}), SVFConfig(target_modules="attention"))
 
 
 @pytest.mark.parametrize("target", [["lm_head"], ["q_proj", "lm_head"], ".*", "lm_head", ["embed_tokens"]])

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from transformer2.plan.pictures import PictureShape, picture_shape
 from transformer2.rollout.prefill import context_of
 from transformer2.svf.checkpoint import LocalCheckpoint, auto_class
 from transformer2.svf.config import SVFConfig
+from transformer2.svf.dtype import stored_dtype
 from transformer2.svf.format import peft_type
 from transformer2.svf.gguf_base import names_gguf
 from transformer2.svf.targets import features_of, find_targets, language_model
@@ -112,7 +112,7 @@ class ModelShape:
     D: int  # hidden size
     I: int  # noqa: E741  # intermediate size of the MLP; the paper's letter, like D and V
     A: int  # heads x head_dim
-    K: int  # kv_heads x head_dim
+    K: float  # kv_heads x head_dim; half of what a token adds to the KV cache of a layer, on average
     heads: int
     layers: int
     context: int  # longest sequence
@@ -121,6 +121,7 @@ class ModelShape:
     pictures: PictureShape | None = None  # the largest that the base takes
     tower: int = 0  # parameters outside of the language model and its head
     packed: Mapping[str, Any] | None = None  # the `quantization_config` of a checkpoint that is quantised itself
+    notes: tuple[str, ...] = ()  # what is assumed
 
     @property
     def counted(self) -> bool:
@@ -162,19 +163,30 @@ def model_shape(
     Raises:
         UserError: The base's config is not to be had, or the adapter matches nothing.
     """
-    options = model_kwargs or {}
-    skeleton, config, folder = _skeleton(base, source, options)
-    text = config.get_text_config()
-    targets, heads = _targets(adapter, text.model_type), text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    linear = {name: features for name, module in skeleton.named_modules() if (features := features_of(module))}
-    inside, head = language_model(skeleton), skeleton.get_output_embeddings()
-    blocks = [name for name in linear if name.startswith(inside) and any(p.isdigit() for p in name.split("."))]
-    towers = [name for name in linear if not name.startswith(inside) and skeleton.get_submodule(name) is not head]
+    options, notes = model_kwargs or {}, list[str]()
+    skeleton, config, checkpoint = _skeleton(base, source, options)
+    stored: Any = getattr(torch, dtype) if dtype != "auto" else stored_dtype(config)
+    if stored is None:
+        stored = checkpoint.tensor_dtype if checkpoint else torch.bfloat16  # of `KNOWN`
+    if stored is None:
+        stored = torch.float32  # as transformers does
+        notes.append("float32 is assumed: config.json names no dtype, and there are no safetensors; give --model.dtype")
     packing = options.get("quantization_config") or getattr(config, "quantization_config", None) or {}
-    around = {id(p) for p in [*skeleton.get_submodule(inside.removesuffix(".")).parameters(), *head.parameters()]}
-    stored = dtype if dtype != "auto" else str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
     try:
+        text = config.get_text_config()
+        targets, heads = _targets(adapter, text.model_type), text.num_attention_heads
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+        linear = {name: features for name, module in skeleton.named_modules() if (features := features_of(module))}
+        inside, head = language_model(skeleton), skeleton.get_output_embeddings()
+        blocks = [name for name in linear if name.startswith(inside) and any(p.isdigit() for p in name.split("."))]
+        towers = [name for name in linear if not name.startswith(inside) and skeleton.get_submodule(name) is not head]
+        around = {id(p) for p in [*skeleton.get_submodule(inside.removesuffix(".")).parameters(), *head.parameters()]}
+        cached: float = 2 * (getattr(text, "num_key_value_heads", None) or heads) * head_dim
+        if text.model_type not in COUNTED:
+            found = _cached(skeleton)
+            cached = found / text.num_hidden_layers if found else cached
+            if not found:
+                notes.append(f"{text.model_type}: the KV cache is estimated as that of a Llama of these sizes")
         return ModelShape(
             name=base,
             model_type=text.model_type,
@@ -185,15 +197,16 @@ def model_shape(
             D=text.hidden_size,
             I=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
             A=heads * head_dim,
-            K=(getattr(text, "num_key_value_heads", None) or heads) * head_dim,
+            K=cached / 2,
             heads=heads,
             layers=text.num_hidden_layers,
             context=context_of(text),
-            dtype_bytes=getattr(torch, stored).itemsize,
+            dtype_bytes=stored.itemsize,
             tuned=tuple(Matrix(name, *linear[name]) for name in find_targets(skeleton, targets)),
-            pictures=picture_shape(config, folder),
+            pictures=picture_shape(config, checkpoint and checkpoint.folder),
             tower=sum(p.numel() for p in skeleton.parameters() if id(p) not in around),
             packed=getattr(config, "quantization_config", None),
+            notes=tuple(notes),
         )
     except AttributeError as e:
         raise ConfigError(f"the config of {base} does not say what is needed to plan ({e})") from e
@@ -201,14 +214,14 @@ def model_shape(
 
 def _skeleton(
     base: str, source: Mapping[str, Any] | None, model_kwargs: Mapping[str, Any]
-) -> tuple[Any, Any, Path | None]:
-    """(model on the meta device, its config, their folder)."""
+) -> tuple[Any, Any, LocalCheckpoint | None]:
+    """(model on the meta device, its config, their files)."""
     from transformers import AutoConfig
 
     if source is None:
         try:
             checkpoint = LocalCheckpoint.of_base(base, {**model_kwargs, "local_files_only": True}, weights=False)
-            return checkpoint.skeleton, checkpoint.config, checkpoint.folder
+            return checkpoint.skeleton, checkpoint.config, checkpoint
         except DataError as e:
             if names_gguf(base):
                 raise
@@ -221,6 +234,19 @@ def _skeleton(
     config = AutoConfig.for_model(options.pop("model_type"), **options)
     with torch.device("meta"):
         return auto_class(config).from_config(config), config, None
+
+
+def _cached(skeleton: Any) -> int:
+    """Numbers that one token adds to the KV cache, as its model keeps them: what multi-query and latent attention keep
+    is in no common key of configs. 0 where that cannot be found out."""
+    try:
+        token = torch.ones(1, 1, dtype=torch.long, device="meta")
+        with torch.no_grad():
+            layers = skeleton(input_ids=token, use_cache=True).past_key_values.layers
+        kept = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+        return sum(t.numel() for t in kept if t is not None)
+    except Exception:  # whatever code of any model raises where tensors have no values
+        return 0
 
 
 def _converted(names: list[str], packing: Any) -> Iterator[str]:

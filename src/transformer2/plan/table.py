@@ -89,7 +89,7 @@ def _heading(plan: Plan) -> list[str]:
         )
     if not shape.counted:
         lines.append(f"{shape.model_type}: activations are estimated as those of a Llama of these sizes")
-    return lines
+    return [*lines, *shape.notes]
 
 
 def _verdict(plan: Plan) -> str:

@@ -91,7 +91,7 @@ class LocalCheckpoint:
             # The second says that zero.Init is at work already: a skeleton has no values to shard under ZeRO-3.
             with torch.device("meta"), set_zero3_state():
                 return auto_class(self.config).from_config(self.config, trust_remote_code=self._trusted)
-        except (ValueError, KeyError, ImportError) as e:
+        except (ValueError, KeyError, ImportError, TypeError) as e:  # the last: a dtype that no model can be made in
             raise BasisError(f"{self.folder}: the model cannot be built from its config: {one_line(e)}") from e
 
     @cached_property
@@ -118,15 +118,16 @@ class LocalCheckpoint:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The dtype the tensors are read in."""
-        if self._requested_dtype is not None:
-            return self._requested_dtype
-        if (configured := auto_dtype(self.config)) is not None:
-            return configured
-        for key in self.shard_of:
-            sample = self.read_rows(key, lambda count: range(min(count, 1)))
-            if sample.is_floating_point():
-                return sample.dtype
-        return torch.float32
+        return self._requested_dtype or auto_dtype(self.config) or self.tensor_dtype or torch.float32
+
+    @property
+    def tensor_dtype(self) -> torch.dtype | None:
+        """The dtype of the first tensor in the files that has a floating-point one; None without such files."""
+        try:
+            first_rows = (self.read_rows(key, lambda count: range(min(count, 1))) for key in self.shard_of)
+            return next((row.dtype for row in first_rows if row.is_floating_point()), None)
+        except BasisError:
+            return None
 
     def key_of(self, parameter: str) -> str:
         """The checkpoint key of a parameter name of the model.

@@ -241,7 +241,7 @@ def _absent(paths: Iterable[str], linear: Sequence[str]) -> str:
 def _nothing(asked: object, linear: Iterable[str], note: str = "") -> str:
     leaves = sorted({path_in_layer(name) for name in linear})
     known = [*ROLES, *leaves, *(leaf.rsplit(".")[-1] for leaf in leaves)]
-    near = get_close_matches(asked, known) if isinstance(asked, str) else []
+    near = get_close_matches(asked, [name for name in known if name != asked]) if isinstance(asked, str) else []
     hint = f"; did you mean {near[0]!r}?" if near else f"; linear layers here: {', '.join(leaves[:12]) or 'none'}"
     return f"target_modules={asked!r}{note} matches no linear layer of this model{hint}"
 
