@@ -54,7 +54,7 @@ class SandboxError(UserError, RuntimeError):
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.0) -> str:
     """`; did you mean 'x'?` with the known name nearest to a wrong one; empty when none is that near (0 to 1)."""
-    near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    near = get_close_matches(name[:200], list(known), n=1, cutoff=cutoff)  # a longer one may take minutes
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

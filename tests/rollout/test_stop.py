@@ -1,5 +1,6 @@
 """Stop strings and extra EOS ids: a completion ends with the token that completes one, its text before it."""
 
+import random
 from functools import partial
 
 import pytest
@@ -91,16 +92,36 @@ def test_the_default_engine_stops_drawing_at_a_stop_string(prompts):
         ("a\n\nUser: b", "\n\nUser:"),
         ("x  y", "  "),
         ("end of it", "end"),
+        ("ok \ufffd done", "\ufffd"),
     ],
 )
 def test_halves_of_characters_and_spaces_complete_a_stop_string_where_the_text_does(text, stop):
     tokenizer = byte_tokenizer()
     engine = HFEngine(tokenizer, [1, 4], stop=[stop])
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    first = next(n for n in range(1, len(ids) + 1) if stop in tokenizer.decode(ids[:n]))
+    final = (tokenizer.decode(ids[:n]).rstrip("\ufffd") for n in range(1, len(ids) + 1))
+    first = next(n for n, text_so_far in enumerate(final, 1) if stop in text_so_far)
     seen = [bool(engine.stopped(torch.tensor([ids[:n]]))) for n in range(1, first + 1)]
     assert seen == [False] * (first - 1) + [True]
     assert engine.up_to_stop(ids) == (first, text[: text.index(stop)])
+
+
+def test_half_a_character_is_no_stop_string_that_ends_with_what_it_is_shown_as():
+    tokenizer = byte_tokenizer()
+    engine = HFEngine(tokenizer, [1, 4], stop=["\ufffd"])
+    ids = tokenizer("ok 🙂 é", add_special_tokens=False)["input_ids"]
+    assert not any(bool(engine.stopped(torch.tensor([ids[:n]]))) for n in range(1, len(ids) + 1))
+
+
+def test_what_a_text_has_begun_of_stop_strings_does_not_depend_on_its_pieces():
+    draws, engine = random.Random(0), HFEngine(TINY, [EOS], stop=["a", "aab", "abaabab", "aaaa"])
+    for _ in range(300):
+        pieces = ["".join(draws.choices("ab", k=draws.randrange(4))) for _ in range(6)]
+        begun = [0, 0, 0, 0]
+        for piece in pieces:
+            begun = engine.begun(piece, begun)
+        text = "".join(pieces)
+        assert begun == [max(n for n in range(len(s) + 1) if text.endswith(s[:n])) for s in engine.stop]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
+from fakes import byte_tokenizer
 
 from transformer2 import tasks, tiny
 
@@ -138,6 +140,93 @@ def test_log_probabilities_are_the_models_own(client):
         assert not same or same[0] == pytest.approx(token.logprob, abs=1e-4)
 
 
+def drawn(kind, text, stop=()):
+    """A job of so many drawn tokens, half characters among them, and its answer's shape."""
+    from transformer2.adaptive.chat import Chat
+    from transformer2.adaptive.request import Job, Selection
+    from transformer2.rollout.base import Sampling
+    from transformer2.rollout.continuous import Row
+    from transformer2.rollout.ending import Ending
+
+    tokenizer = byte_tokenizer()
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ending, sampling = Ending(tokenizer, [1], stop), Sampling(1.0, max_new_tokens=len(ids))
+    job, row = Job(Chat.of("?"), [5], "base", sampling, ending, 0, 3), Row([5], {}, sampling, ending, 0, 3)
+    row.tokens, row.logprobs, row.likeliest = ids, [-1.0] * len(ids), [[(i, -1.0)] for i in ids]
+    job.run(row, Selection("base", {}))
+    return job, kind("base", False, 1)
+
+
+def test_text_offsets_count_the_characters_of_the_text():
+    from transformer2.serving.answers import TextAnswer
+
+    job, shape = drawn(TextAnswer, "a🙂é b")
+    job.finish()
+    (choice,) = shape.body([job])["choices"]
+    assert choice["text"] == "a🙂é b"
+    assert choice["logprobs"]["text_offset"] == [0, 1, 1, 1, 1, 2, 2, 3, 4]
+
+
+def test_of_ids_that_read_alike_the_likeliest_is_told():
+    from transformer2.serving.answers import TextAnswer
+
+    job, shape = drawn(TextAnswer, "🙂")
+    half = job.row.tokens[1]
+    job.row.likeliest = [[(i, -1.0), (half, -7.0)] for i in job.row.tokens]
+    job.finish()
+    (choice,) = shape.body([job])["choices"]
+    assert choice["logprobs"]["top_logprobs"] == [{"\ufffd": -1.0}] * 4
+
+
+@pytest.mark.parametrize("completion", [False, True])
+def test_a_stream_that_a_stop_string_ends_has_the_log_probabilities_of_all_its_tokens(completion):
+    from transformer2.serving.answers import ChatAnswer, TextAnswer
+
+    job, shape = drawn(TextAnswer if completion else ChatAnswer, "a🙂 end", stop=["end"])
+    whole = drawn(type(shape), "a🙂 end", stop=["end"])
+    whole[0].finish()
+    tokens, job.row.tokens, events = list(job.row.tokens), [], []
+    for token in tokens:
+        job.row.tokens.append(token)
+        job.row.logprobs = [-1.0] * len(job.row.tokens)
+        if text := job.take():
+            events.append(shape.text(0, text, job))
+    job.finish()
+    events.append(shape.ending(0, job))
+    streamed = [json.loads(event.removeprefix(b"data: "))["choices"][0]["logprobs"] for event in events]
+    (expected,) = whole[1].body([whole[0]])["choices"]
+    for key in ("tokens", "text_offset") if completion else ("content",):
+        assert [value for part in streamed if part for value in part[key]] == expected["logprobs"][key]
+    assert streamed[-1] is not None and job.result().text == "a🙂 "
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ([-1], "prompt.0: .*greater than or equal to 0"),
+        ([[]], "prompt.0: .*at least 1 item"),
+        ([], "prompt: .*at least 1 item"),
+        (["a", 3], "prompt.1: .*valid string"),
+        ([5] * 5000, "shorten the prompt, or allow"),
+    ],
+)
+def test_what_is_wrong_with_a_prompt_is_named(client, prompt, named):
+    with pytest.raises(openai.BadRequestError, match=named) as refused:
+        client.completions.create(model="base", prompt=prompt)
+    assert refused.value.param.startswith("prompt")
+
+
+def test_white_space_can_be_completed(model):
+    from transformer2.serving.guard import Limits
+    from transformer2.serving.schemas import CompletionRequest
+
+    reader = SimpleNamespace(tokenizer=byte_tokenizer(), longest=64, usual_answer=8)  # tiny's own has none
+    (start,) = CompletionRequest(model="auto", prompt="\n").starts(reader, Limits(), None)
+    assert reader.tokenizer.decode(start["ids"]) == "\n"
+    (answer,) = model.generate(start["prompt"], ids=[5], max_new_tokens=2)
+    assert answer.completion_tokens and answer.choice.probabilities
+
+
 def test_a_completion_continues_raw_text(client, served):
     tokenizer = served.model.tokenizer
     text = tokenizer.apply_chat_template(
@@ -195,13 +284,16 @@ def test_models_and_experts_are_told(client, served):
         ({"model": "maths"}, openai.NotFoundError, "model_not_found", "did you mean 'math'"),
         ({"model": "mix:maths=1"}, openai.NotFoundError, "model_not_found", "did you mean 'math'"),
         ({"model": "mix:math=x"}, openai.BadRequestError, None, "no mixture"),
+        ({"model": "mix:math=1e30"}, openai.BadRequestError, None, "from -100 to 100"),
         ({"question": "word " * 500}, openai.BadRequestError, "context_length_exceeded", "shorten"),
         ({"max_tokens": 10**6}, openai.BadRequestError, "context_length_exceeded", "shorten"),
         ({"max_tokens": 0}, openai.BadRequestError, None, "max_tokens"),
         ({"temperature": 3}, openai.BadRequestError, None, "temperature"),
         ({"top_p": 0}, openai.BadRequestError, None, "top_p"),
         ({"n": 1000}, openai.BadRequestError, "invalid_value", "128"),
-        ({"stop": [""]}, openai.BadRequestError, None, "stop"),
+        ({"max_tokens": 10**30}, openai.BadRequestError, None, "^.*max_tokens: "),
+        ({"stop": [""]}, openai.BadRequestError, None, "stop.0: .*at least 1 character"),
+        ({"stop": ["a"] * 17}, openai.BadRequestError, None, "at most 16 items"),
         ({"top_logprobs": 2}, openai.BadRequestError, None, "logprobs"),
         ({"question": []}, openai.BadRequestError, None, "messages"),
         ({"question": [{"role": "robot", "content": "?"}]}, openai.BadRequestError, None, "robot"),
@@ -212,6 +304,7 @@ def test_models_and_experts_are_told(client, served):
         ({"frequency_penalty": 1}, openai.BadRequestError, None, "frequency_penalty"),
         ({"logit_bias": {"3": 1}}, openai.BadRequestError, None, "logit_bias"),
         ({"extra_body": {"top_k": 4}}, openai.BadRequestError, None, "top_k"),
+        ({"extra_body": {"x" * 3_000_000: 4}}, openai.BadRequestError, None, "unknown field 'xxx"),
         ({"extra_body": {"temprature": 4}}, openai.BadRequestError, None, "did you mean 'temperature'"),
         ({"extra_body": {"seed": "1"}}, openai.BadRequestError, None, "seed"),
         ({"stream_options": {"include_usage": True}}, openai.BadRequestError, None, "stream"),

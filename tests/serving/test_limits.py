@@ -55,6 +55,35 @@ def test_a_large_body_is_refused_before_it_is_read(serve, how):
     assert served.post("/v1/chat/completions", CHAT).status_code == 200
 
 
+MESSAGE = {"role": "user", "content": "?"}
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        ("completions", {"prompt": [{}] * 10_000}),
+        ("completions", {"prompt": [[{}]] * 10_000}),
+        ("completions", {"prompt": [[5]] * 10_000 + [0]}),
+        ("chat/completions", {"messages": [0] * 10_000}),
+        ("chat/completions", {"messages": [MESSAGE] * 10_001}),
+        ("chat/completions", {"messages": [{"role": "user", "content": [0] * 10_000}]}),
+        ("chat/completions", {"messages": [MESSAGE], "stop": [0] * 10_000}),
+        ("chat/completions", {"messages": [MESSAGE], "stream_options": {f"a{i}": 0 for i in range(10_000)}}),
+        ("experts", {"name": "a", "path": "a", **{f"a{i}": 0 for i in range(10_000)}}),
+    ],
+    ids=range(9),
+)
+def test_one_thing_that_is_wrong_is_found_and_not_ten_thousand(path, wrong):
+    from pydantic import ValidationError
+
+    from transformer2.serving import schemas
+
+    kinds = {"completions": schemas.CompletionRequest, "chat/completions": schemas.ChatRequest}
+    with pytest.raises(ValidationError) as refused:
+        kinds.get(path, schemas.AddExpert).model_validate(wrong if path == "experts" else {"model": "base", **wrong})
+    assert refused.value.error_count() <= 4  # of a union, one of each
+
+
 def test_a_budget_and_a_time_limit(serve):
     served = serve(limits=limits(tokens=8))
     client = served.client()

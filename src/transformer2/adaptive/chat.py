@@ -119,7 +119,7 @@ class Chat:
                 what = f"{shown(repr(unread[0]), 40)} of a message is not read"
                 raise UserError(f"{what}; leave it out (pictures are parts of the content)")
             if role not in ROLES:
-                raise UserError(f"a message has role {role!r}; use {', '.join(ROLES)}")
+                raise UserError(f"a message has role {shown(repr(role), 40)}; use {', '.join(ROLES)}")
             if isinstance(content, str):
                 content = [{"type": "text", "text": content}]
             if not isinstance(content, list | tuple):

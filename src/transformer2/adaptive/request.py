@@ -129,6 +129,7 @@ class Job:
         """Start the clock."""
         self._started = self._chosen = time.perf_counter()
         self._given, self._window, self._read = "", 0, 0
+        self._watched, self._begun = 0, [0] * len(self.ending.stop)
 
     @property
     def is_done(self) -> bool:
@@ -193,8 +194,9 @@ class Job:
     def _holds_back(self, text: str) -> bool:
         """Whether the text so far ends with what may become a stop string, or is one."""
         whole = self._given + text
-        ends = (whole.endswith(stop[:n]) for stop in self.ending.stop for n in range(1, len(stop) + 1))
-        return any(ends) or self.ending.holds_stop(whole)
+        self._begun = self.ending.begun(whole[self._watched :], self._begun)
+        self._watched = len(whole)
+        return any(self._begun) or self.ending.holds_stop(whole)
 
     def logprobs(self, start: int = 0) -> list[TokenLogprob]:
         """Log-probabilities of what has been drawn, from token `start` on; also while it is under way."""
@@ -272,7 +274,7 @@ def answer_budget(prompt_tokens: int, max_new_tokens: int | None, longest: int, 
     if room < max(1, budget):
         raise LengthError(
             f"the prompt has {prompt_tokens} tokens and the answer may have {max(1, budget)}, more than the {longest} "
-            "of this model; shorten the prompt or lower max_new_tokens"
+            "of this model; shorten the prompt, or allow the answer fewer"
         )
     return budget
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from transformer2.errors import ConfigError, UserError
 
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what bytes that are no character, or not yet, are decoded as
 TAIL_SLACK = 8  # tokens decoded beyond the bytes of a stop string: special tokens, halves of characters
 
 
@@ -52,8 +54,18 @@ class Ending:
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def holds_stop(self, text: str) -> bool:
-        """Whether a stop string is in the text."""
-        return any(string in text for string in self.stop)
+        """Whether a stop string is in the text, but for a last character that further tokens may complete."""
+        final = text.rstrip(REPLACEMENT)
+        return any(string in final for string in self.stop)
+
+    def begun(self, text: str, before: Sequence[int]) -> list[int]:
+        """Of each stop string, how many of its characters the text so far ends with.
+
+        Args:
+            text: What has come since.
+            before: The same numbers before it came; zeros at first.
+        """
+        return [_matched(stop, text, count) for stop, count in zip(self.stop, before, strict=True)]
 
     def up_to_stop(self, ids: list[int]) -> tuple[int, str]:
         """How many of these tokens complete the first stop string, and the text before it."""
@@ -75,9 +87,35 @@ class Ending:
         """Whether a token can be the last of a stop string: it spares the decoding of most rows at most steps."""
         if token not in self._completing:
             text = f" {self.texts([[token]])[0]}"  # decoding may strip a space
-            ends = any(string[-1] in text for string in self.stop)
-            self._completing[token] = ends or "\N{REPLACEMENT CHARACTER}" in text  # a part of a character
+            # A part of a character; or the token after one that is none, and final by that.
+            partial = REPLACEMENT in text or any(string[-1] == REPLACEMENT for string in self.stop)
+            self._completing[token] = partial or any(string[-1] in text for string in self.stop)
         return self._completing[token]
+
+
+def _matched(pattern: str, text: str, count: int) -> int:
+    """The longest prefix of a pattern that a text ends with, `count` characters of which stand before it.
+
+    By Knuth, Morris and Pratt: time does not depend on what the pattern and the text are.
+    """
+    borders = _borders(pattern)
+    for character in text:
+        while count and (count == len(pattern) or pattern[count] != character):
+            count = borders[count - 1]
+        count += pattern[count] == character
+    return count
+
+
+@lru_cache(256)
+def _borders(pattern: str) -> list[int]:
+    """Of each prefix of a pattern, its longest end that it begins with."""
+    borders = [0]
+    for character in pattern[1:]:
+        count = borders[-1]
+        while count and pattern[count] != character:
+            count = borders[count - 1]
+        borders.append(count + (pattern[count] == character))
+    return borders
 
 
 def _ids_and_strings(tokenizer: PreTrainedTokenizerBase, stop: list[str | int]) -> tuple[list[int], list[str]]:

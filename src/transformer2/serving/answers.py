@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from transformer2.adaptive.request import Job, TokenLogprob
+from transformer2.rollout.ending import REPLACEMENT
 
 __all__ = ["DONE", "ChatAnswer", "TextAnswer", "choice_of", "event"]
 
@@ -30,7 +31,7 @@ class ChatAnswer:
 
     def __init__(self, model: str, with_usage: bool, per_prompt: int) -> None:
         self.with_usage, self.per_prompt = with_usage, per_prompt
-        self._sent, self._offset = Counter[int](), Counter[int]()  # answer -> tokens sent, and characters of these
+        self._sent, self._offsets = Counter[int](), defaultdict[int, _Offset](_Offset)  # answer -> tokens sent
         self.head = {"id": f"{self.prefix}{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
 
     def body(self, jobs: Sequence[Job]) -> dict[str, Any]:
@@ -39,7 +40,7 @@ class ChatAnswer:
             {
                 "index": i,
                 **self._content(job.result().text),
-                "logprobs": None if job.top_logprobs is None else self._logprobs(_without_eos(job, 0), 0),
+                "logprobs": self._logprobs(i, job),
                 "finish_reason": job.result().finish_reason,
                 "transformer2": choice_of(job),
             }
@@ -58,17 +59,11 @@ class ChatAnswer:
 
     def text(self, i: int, text: str, job: Job) -> bytes:
         """An event with a piece of text, and the log-probabilities of what has been drawn since the last one."""
-        if job.top_logprobs is None:
-            return self._event(i, {"content": text}, None)
-        tokens = _without_eos(job, self._sent[i])
-        logprobs = self._logprobs(tokens, self._offset[i])
-        self._sent[i] += len(tokens)
-        self._offset[i] += sum(len(t.token) for t in tokens)
-        return self._event(i, {"content": text}, None, logprobs)
+        return self._event(i, {"content": text}, None, self._logprobs(i, job))
 
     def ending(self, i: int, job: Job) -> bytes:
-        """The event that says why answer i is over."""
-        return self._event(i, {}, job, finish_reason=job.result().finish_reason)
+        """The event that says why answer i is over; a stop string's tokens have log-probabilities, and no text."""
+        return self._event(i, {}, job, self._logprobs(i, job), job.result().finish_reason)
 
     def usage(self, jobs: Sequence[Job]) -> bytes:
         """The event that counts the tokens."""
@@ -93,10 +88,18 @@ class ChatAnswer:
         said = {} if job is None else {"transformer2": choice_of(job)}
         return event({**self._head(self.piece), "choices": [choice], **extra, **said})
 
-    def _logprobs(self, tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
+    def _logprobs(self, i: int, job: Job) -> dict[str, Any] | None:
+        """Those of answer i that have not been sent; None where nothing is to be said."""
+        tokens = _without_eos(job, self._sent[i])
+        if job.top_logprobs is None or (self._sent[i] and not tokens):
+            return None
+        self._sent[i] += len(tokens)
+        return self._listed(i, job, tokens)
+
+    def _listed(self, i: int, job: Job, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         def entry(token: str, logprob: float) -> dict[str, Any]:
             # Half a character has bytes that its text does not show.
-            data = None if "\N{REPLACEMENT CHARACTER}" in token else list(token.encode())
+            data = None if REPLACEMENT in token else list(token.encode())
             return {"token": token, "logprob": max(logprob, NO_PROBABILITY), "bytes": data}
 
         content = [
@@ -121,17 +124,37 @@ class TextAnswer(ChatAnswer):
     def _delta(self, delta: dict[str, Any]) -> dict[str, Any]:
         return {"text": delta.get("content", "")}
 
-    def _logprobs(self, tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token.token)
+    def _listed(self, i: int, job: Job, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        def likeliest(token: TokenLogprob) -> dict[str, float]:
+            found: dict[str, float] = {}
+            for name, value in token.likeliest:  # of several ids that read alike, as halves of characters do, the first
+                found.setdefault(name, max(value, NO_PROBABILITY))
+            return found
+
         return {
             "tokens": [t.token for t in tokens],
             "token_logprobs": [max(t.logprob, NO_PROBABILITY) for t in tokens],
-            "top_logprobs": [{name: max(value, NO_PROBABILITY) for name, value in t.likeliest} for t in tokens],
-            "text_offset": offsets,
+            "top_logprobs": [likeliest(t) for t in tokens],
+            "text_offset": [self._offsets[i].add(job) for _ in tokens],
         }
+
+
+class _Offset:
+    """Where the next token of an answer begins in its text; the parts of a character begin where it does."""
+
+    def __init__(self) -> None:
+        self._window = self._read = self._end = self._characters = 0  # tokens, as in Job.take
+
+    def add(self, job: Job) -> int:
+        """The offset of the next token."""
+        assert job.row is not None
+        found, self._end = self._characters, self._end + 1
+        tokens = job.row.tokens[self._window : self._end]
+        before, after = job.ending.texts([tokens[: self._read - self._window], tokens])
+        if len(after) > len(before) and not after.endswith(REPLACEMENT):
+            self._characters += len(after) - len(before)
+            self._window, self._read = self._read, self._end
+        return found
 
 
 def choice_of(job: Job) -> dict[str, Any] | None:

@@ -83,7 +83,7 @@ def _add_answers(app: FastAPI, limits: Limits, source: PictureSource) -> None:
         if body.answers > limits.answers:  # before anything is made for each of them
             message = f"{body.answers} answers are more than the {limits.answers} of one request; ask for fewer"
             raise Fault(400, message, "invalid_value", "n")
-        options = await asyncio.to_thread(body.starts, engine.model.tokenizer, limits, source)
+        options = await asyncio.to_thread(body.starts, engine.model, limits, source)
         starts = [partial(engine.model.start, **given) for given in options]
         pictures = isinstance(chat := options[0]["prompt"], Chat) and bool(chat.images)
         usage = body.stream_options is not None and bool(body.stream_options.include_usage)

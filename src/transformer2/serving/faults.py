@@ -46,22 +46,21 @@ class Fault(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
-def as_fault(error: BaseException) -> Fault:
-    """Any error of a request that could not be started or answered."""
+def as_fault(error: BaseException, prompt: str | None = None) -> Fault:
+    """Any error of a request that could not be started or answered; `prompt` is the field that holds its prompt."""
     match error:
         case Fault():
             return error
         case UnknownExpertError():
             return Fault(404, str(error), "model_not_found", "model")
         case LengthError():
-            return Fault(400, str(error), "context_length_exceeded", "messages")
+            return Fault(400, str(error), "context_length_exceeded", prompt)
         case UserError():
             return Fault(400, str(error))
         case HTTPException():
             return Fault(error.status_code, str(error.detail), headers=error.headers)
         case RequestValidationError():
-            found = error.errors()  # for a field of several types, one of each; what a check of ours says comes first
-            return _of_field(next((e for e in found if e["type"] == "value_error"), found[0]))
+            return _of_field(max(error.errors(), key=_tells))
     return Fault(500, f"the server failed: {one_line(Exception(error))}", "internal_error")
 
 
@@ -69,12 +68,18 @@ def handle_faults(app: FastAPI, count: Callable[[Fault], None]) -> None:
     """Let every error of an app have OpenAI's shape, and be counted."""
 
     async def respond(request: Request, error: Exception) -> JSONResponse:
-        fault = as_fault(error)
+        fault = as_fault(error, "messages" if "/chat/" in request.url.path else "prompt")
         count(fault)
         return fault.response()
 
     for kind in (Fault, UserError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, respond)
+
+
+def _tells(found: Mapping[str, Any]) -> tuple[bool, bool, list[int]]:
+    """How much an error tells: for a field of several types there is one of each, and most say that it is no other."""
+    kind, loc = found["type"], found["loc"]
+    return kind == "value_error", not kind.endswith("_type"), [part for part in loc if isinstance(part, int)]
 
 
 def _of_field(found: Mapping[str, Any]) -> Fault:

@@ -10,11 +10,12 @@ import secrets
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
-from transformers import PreTrainedTokenizerBase
 
 from transformer2.adaptive.chat import Chat, PictureSource, check_characters
+from transformer2.adaptive.model import SelfAdaptive
+from transformer2.adaptive.request import answer_budget
 from transformer2.data.prompts import plain_ids
-from transformer2.errors import nearest
+from transformer2.errors import nearest, shown
 from transformer2.seeds import row_seed
 from transformer2.serving.faults import Fault
 from transformer2.serving.guard import Limits
@@ -43,26 +44,38 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"), ()),
 }
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+# All lists end at their first wrong element: one error for each of a million takes seconds and gigabytes.
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+Parts = Annotated[list[dict[str, Any]], Field(max_length=10_000, fail_fast=True)]
+
+
+class _Closed(BaseModel, strict=True, extra="allow"):
+    """Refuses the first field that it does not know; `extra="forbid"` would collect an error for each."""
+
+    @model_validator(mode="after")
+    def _has_no_other_field(self) -> Self:
+        for name in self.model_extra or {}:
+            raise ValueError(f"unknown field {shown(repr(name), 60)}{nearest(name, type(self).model_fields)}")
+        return self
 
 
 class Message(BaseModel, strict=True, extra="allow"):
     """One message of a chat. Fields that are empty (as in answers that are sent back) are fine."""
 
     role: str
-    content: str | list[dict[str, Any]] | None = None  # parts are read by `Chat.of`
+    content: str | Parts | None = None  # parts are read by `Chat.of`
 
     @model_validator(mode="after")
     def _has_nothing_else(self) -> Self:
         for name, value in (self.model_extra or {}).items():
             if value not in (None, [], {}, ""):
-                raise ValueError(f"{name} of a message is not supported; leave it out")
+                raise ValueError(f"{shown(name, 60)} of a message is not supported; leave it out")
         if self.content is None:
             raise ValueError(f"the content of a message of role {self.role!r} must be text, or a list of parts")
         return self
 
 
-class StreamOptions(BaseModel, strict=True, extra="forbid"):
+class StreamOptions(_Closed):
     """Options of a stream."""
 
     include_usage: bool | None = None
@@ -78,8 +91,8 @@ class _Request(BaseModel, strict=True, extra="allow"):
     n: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    max_tokens: int | None = Field(None, ge=1)
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    stop: Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
 
     @model_validator(mode="after")
@@ -88,7 +101,7 @@ class _Request(BaseModel, strict=True, extra="allow"):
             if value is None or name in IGNORED:
                 continue
             if name not in NEUTRAL:
-                raise ValueError(f"unknown field {name!r}{nearest(name, type(self).model_fields)}")
+                raise ValueError(f"unknown field {shown(repr(name), 60)}{nearest(name, type(self).model_fields)}")
             if value not in NEUTRAL[name]:
                 raise ValueError(f"{name} is not supported; leave it out")
         if self.stream_options is not None and not self.stream:
@@ -125,8 +138,8 @@ class _Request(BaseModel, strict=True, extra="allow"):
 class ChatRequest(_Request):
     """Body of POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    messages: list[Message] = Field(min_length=1, max_length=10_000, fail_fast=True)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
@@ -140,7 +153,7 @@ class ChatRequest(_Request):
             self.max_tokens = self.max_completion_tokens
         return self
 
-    def starts(self, tokenizer: PreTrainedTokenizerBase, limits: Limits, source: PictureSource) -> list[dict[str, Any]]:
+    def starts(self, model: SelfAdaptive, limits: Limits, source: PictureSource) -> list[dict[str, Any]]:
         """Arguments of `SelfAdaptive.start` for every answer."""
         roles = {"developer": "system"}
         messages = [{"role": roles.get(m.role, m.role), "content": m.content} for m in self.messages]
@@ -160,7 +173,12 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """Body of POST /v1/completions: text to continue, without a chat template."""
 
-    prompt: str | Ids | Annotated[list[str], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)]
+    prompt: (
+        str
+        | Ids
+        | Annotated[list[str], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[Ids], Field(min_length=1, fail_fast=True)]
+    )
     logprobs: int | None = Field(None, ge=0, le=20)
 
     @field_validator("prompt")
@@ -176,25 +194,28 @@ class CompletionRequest(_Request):
         """n to a prompt."""
         return len(self.prompt) * (self.n or 1)
 
-    def starts(self, tokenizer: PreTrainedTokenizerBase, limits: Limits, source: PictureSource) -> list[dict[str, Any]]:
+    def starts(self, model: SelfAdaptive, limits: Limits, source: PictureSource) -> list[dict[str, Any]]:
         """Arguments of `SelfAdaptive.start` for every answer, n to a prompt."""
         found: list[dict[str, Any]] = []
         prompts: list[Any] = list(self.prompt)
+        tokenizer = model.tokenizer
         for prompt in prompts:
             if isinstance(prompt, str):
                 check_characters(prompt)
                 text, ids = prompt, plain_ids(tokenizer, prompt)
             elif max(prompt) < len(tokenizer):
+                answer_budget(len(prompt), self.max_tokens, model.longest, model.usual_answer)  # before it is decoded
                 text, ids = tokenizer.decode(prompt), prompt
             else:
                 message = f"there is no token {max(prompt)}; ids are 0 to {len(tokenizer) - 1}"
                 raise Fault(400, message, "invalid_value", "prompt")
+            asked = Chat(({"role": "user", "content": text},))  # for the first pass; it may be white space
             options = self.options(limits, self.logprobs, len(found))
-            found += [{"prompt": text, "ids": ids, **of_one} for of_one in options]
+            found += [{"prompt": asked, "ids": ids, **of_one} for of_one in options]
         return found
 
 
-class AddExpert(BaseModel, strict=True, extra="forbid"):
+class AddExpert(_Closed):
     """Body of POST /v1/experts."""
 
     name: str
