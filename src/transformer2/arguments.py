@@ -121,7 +121,7 @@ def fits(hint: Any, value: Any) -> bool:
 
 
 def check_weights(weights: Sequence[float], experts: int) -> None:
-    """Refuse mixing weights that are not one for each expert, or none that can be meant: fp32 logits overflow."""
+    """Refuse mixing weights that are not one for each expert, or so large that logits may overflow."""
     if not all(abs(weight) <= 100 for weight in weights):  # nan is not
         raise ConfigError(f"weights of experts are numbers from -100 to 100, not {list(weights)}")
     if len(weights) != experts or not experts:
