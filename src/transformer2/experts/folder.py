@@ -37,8 +37,10 @@ __all__ = [
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # What an expert and its adapter_config.json say in the same words.
-_FACTS = ("task", "step", "score", "base_fingerprint", "base_quantisation", "revision", "shuffled", "shots", "protocol")
-_FACTS += ("sha256",)
+_FACTS = (
+    *("task", "step", "score", "base_fingerprint", "base_quantisation", "revision", "shuffled", "shots", "protocol"),
+    "sha256",
+)
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ def model_shape(
             context=context_of(text),
             dtype_bytes=stored.itemsize,
             tuned=tuple(Matrix(name, *linear[name]) for name in find_targets(skeleton, targets)),
-            pictures=picture_shape(config, checkpoint and checkpoint.folder),
+            pictures=picture_shape(config, checkpoint.folder if checkpoint else None),
             tower=sum(p.numel() for p in skeleton.parameters() if id(p) not in around),
             packed=getattr(config, "quantization_config", None),
             notes=tuple(notes),
