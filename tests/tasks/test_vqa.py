@@ -141,7 +141,7 @@ def pictured(tmp_path, count=200, **more):
     for i in range(count):
         (tmp_path / "images" / f"{i}.png").write_bytes(drawn(i))
     rows = [
-        {"question": f"Question {q}?", "answer": f"answer {i} {q}", "image": f"images/{i}.png", **more}
+        {"question": f"Question {q}, {i % 2}?", "answer": f"answer {i} {q}", "image": f"images/{i}.png", **more}
         for i in range(count)
         for q in range(2)
     ]
