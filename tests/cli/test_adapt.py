@@ -327,8 +327,9 @@ def test_a_strategy_of_one_s_own_is_a_callback_without_a_task(adapt, world, tmp_
     options = {"experts": world[1], "controls": False}
     own = {"class_path": "transformer2.callbacks.evaluator.AdaptationEvaluator", "init_args": options}
     in_fit = {**own, "init_args": {**options, "task": "toy_task.FirstLetter"}}  # not for `adapt`
-    flags = ["--trainer.callbacks", json.dumps([own, in_fit]), "--adapt.controls", "false"]
-    assert adapt(tmp_path / "run", *flags) == 0
+    file = tmp_path / "callbacks.yaml"
+    file.write_text(json.dumps({"trainer": {"callbacks": [own, in_fit]}}))
+    assert adapt(tmp_path / "run", "--config", str(file), "--adapt.controls", "false") == 0
     strategies = report_of(tmp_path / "run")["strategies"]
     assert list(strategies) == ["base", "cem"] and strategies["base"]["result"] == strategies["base"]["base"]
 

@@ -10,7 +10,10 @@ from transformer2.cli.experiment import Experiment
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule
 from transformer2.policy import adapter_config
 
-NEEDED = {"jsonl.yaml": [("data.task_options.path", "my.jsonl")]}  # what only the user knows
+NEEDED = {  # what only the user knows, or the config that names a part as its base
+    "jsonl.yaml": [("data.task_options.path", "my.jsonl")],
+    "adapt_llama8b.yaml": [("data.task", "math")],
+}
 STUDIES = PACKAGED / "conf" / "paper"  # study files, and what their names stand for: tests/study
 FILES = sorted((PACKAGED / "conf").rglob("*.yaml"))
 CONFIGS = [path for path in FILES if STUDIES not in path.parents or path.name == "dispatch.yaml"]

@@ -43,7 +43,7 @@ EARLY = [  # words, what the line says
     ([*EXPORT, "--out", "o.gguf", "--format", "gguf", "--gguf_type", "Q4_K"], "Known: F16, Q8_0"),
     ([*EXPORT, "--expert", ".", "--out", "o"], "--weights 0.5,0.5"),
     ([*EXPORT, "--out", "o", "--weights", "0.6;0.9"], "numbers with commas"),
-    ([*EXPORT, "--out", "o", "--weights", "0.6,0.9"], "2 numbers for 1 experts"),
+    ([*EXPORT, "--out", "o", "--weights", "0.6,0.9"], "2 weights for 1 experts"),
     ([*DECOMPOSE, KWARGS, "{torch_dtype: x}"], "set model.dtype"),
     ([*DECOMPOSE, "--model", "5"], "model must hold keys and values"),
     (["decompose", *FIT[1:], ADAPTER, "5"], "model.adapter must be"),

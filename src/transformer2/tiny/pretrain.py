@@ -77,11 +77,11 @@ class Pretraining(ABC):
     """
 
     phases: ClassVar[dict[str, dict[str, float]]]  # name -> kinds of rows, and their shares
+    optimizer: torch.optim.Optimizer  # of the phase that is under way
 
     def __init__(self, model: Any, processor: Any, budget: Any, seed: str, progress: bool) -> None:
         self.model, self.processor, self.budget, self.rng = model, processor, budget, random.Random(seed)
         self.tokenizer: PreTrainedTokenizerFast = getattr(processor, "tokenizer", processor)
-        self.optimizer = adamw(model.parameters())  # of the phase that is under way
         self.num_steps, self.num_tokens = 0, 0  # on rows
         total = sum(steps for name, steps in vars(budget).items() if name.endswith("_steps"))
         self.bar = tqdm(total=total, unit="step", disable=not progress, dynamic_ncols=True)
@@ -265,7 +265,7 @@ class TextPretraining(Pretraining):
 
     def run(self) -> dict[str, dict[str, float]]:
         """See `Pretraining.run`."""
-        budget, of = self.budget, ("thing", "letter")
+        self.optimizer, budget, of = adamw(self.model.parameters()), self.budget, ("thing", "letter")
         lookup = self.gated("lookup", budget.max_lookup_steps, of, lambda: self.probe("locate"), every=25)
         choice = self.gated("choice", budget.max_choice_steps, of, lambda: self.probe("reasoning_right"), every=25)
         self.decaying("habits", budget.habit_steps, self.rng)
