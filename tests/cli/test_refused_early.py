@@ -142,7 +142,7 @@ EARLY = [  # words, what the line says
         "unknown flag --dtype; did you mean --model.dtype?",
     ),
     (["experts", "show", "nosuch"], "folder 'nosuch' does not exist"),
-    ([*MIX, "--weights", ".7"], "1 numbers for 2 experts"),
+    ([*MIX, "--weights", ".7"], "1 weights for 2 experts"),
     ([*MIX, "--weights", "nan", ".7"], "from -100 to 100"),
     ([*MIX, "--weights", "1e30", ".7"], "from -100 to 100"),
     ([*MIX, "--weights=.7", ".7"], "--weights W W"),

@@ -229,7 +229,8 @@ def test_a_date_that_is_none_is_refused(date):
         ExpertDataModule(template_date=date)
 
 
-def test_an_evaluator_inside_fit_builds_prompts_as_the_run_does(tmp_path):
+def test_an_evaluator_inside_fit_builds_prompts_as_the_run_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(AdaptationEvaluator, "load", lambda self, base: [])  # prompts need none
     base = folder_of(THINKING, tmp_path / "llama")
     data = ExpertDataModule("toy_task.FirstLetter", base, chat_template_kwargs={"enable_thinking": False})
     trainer = SimpleNamespace(datamodule=data, global_rank=0, world_size=1)
