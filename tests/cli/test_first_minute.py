@@ -52,6 +52,7 @@ def test_nothing_heavy_is_imported_for_it(tmp_path) -> None:
     ]
     code = (
         "import json, sys; from transformer2.cli import main\n"
+        "main(['--help']); assert not {'yaml', 'omegaconf'} & set(sys.modules)\n"
         "heavy = {'torch', 'lightning', 'transformers', 'peft', 'datasets', 'deepspeed'}\n"
         "for words in json.load(sys.stdin): print(f'code {main(words)}:', words, sorted(heavy & set(sys.modules)))"
     )

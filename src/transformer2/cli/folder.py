@@ -10,9 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformer2.cli.compose import Flags
 from transformer2.errors import ConfigError, shown
+
+if TYPE_CHECKING:
+    from transformer2.cli.compose import Flags
 
 RUN_DIR_VARIABLE = "TRANSFORMER2_RUN_DIR"
 KEPT = ("report.json", "checkpoints", "expert")  # what tells a run folder from another that has a config.yaml
