@@ -79,7 +79,11 @@ def test_tuned_on_validation_under_a_seed_of_its_own_and_run_once(run):
 
 def test_a_changed_setting_is_another_run_and_the_same_one_is_shared_between_names(run):
     assert run({"a": FIT}) == 0
-    assert run({"a": FIT, "b": {**FIT, "set": {**FIT["set"], "trainer.max_steps": 7}}}) == 0
+    named = {
+        **FIT,
+        "set": {**FIT["set"], "trainer.max_steps": 7, "name": "mine"},
+    }  # which its folder takes no notice of
+    assert run({"a": FIT, "b": named}) == 0
     assert len(calls()) == 2
     assert run({"c": FIT, "d": FIT}) == 0
     assert len(calls()) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -182,9 +183,10 @@ class Plan:
             adapt = composed(args).get("adapt") or {}
             experts = [*(adapt.get("experts") or []), adapt.get("classifier"), dict(pairwise(args)).get("--expert")]
             paths = tuple(Path(path).expanduser() for path in experts if path)
-            if cell.command == "adapt":  # what a study says of every run may be for its fits alone
-                read = [pair for pair in zip(args[1::2], args[2::2], strict=True) if not UNREAD.fullmatch(pair[0][2:])]
-                args = (args[0], *(word for pair in read for word in pair))
+            # A run has a folder, not a name; and what a study says of every run may be for its fits alone.
+            idle = re.compile(UNREAD.pattern + "|name" if cell.command == "adapt" else "name")
+            read = [pair for pair in zip(args[1::2], args[2::2], strict=True) if not idle.fullmatch(pair[0][2:])]
+            args = (args[0], *(word for pair in read for word in pair))
             self._jobs[key] = Job(label, args, folder, needs, paths, partial(folder_name, seed, same, reread=True))
         return self._jobs[key]
 
