@@ -15,7 +15,9 @@ from causal_families import ACCEPTED, REFUSED
 from fakes import make_llama
 
 from transformer2 import tiny
-from transformer2.cli import main
+from transformer2.cli import COMMANDS, main
+from transformer2.cli.check import ELSEWHERE, sections
+from transformer2.cli.schema import arguments
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,6 +81,36 @@ def test_the_page_of_models_lists_the_families_that_are_tested() -> None:
     assert sorted(re.findall(r"[\w-]+", " ".join(re.findall(r"^\| (\w.*?) \|", refused, re.MULTILINE)))) == sorted(
         REFUSED
     )
+
+
+GUIDES = {p: (ROOT / p).read_text() for p in FENCED if p not in ("docs/log.md", "docs/paper.md", "docs/claims.md")}
+
+
+def test_every_key_is_in_a_guide() -> None:
+    """By its whole name, or by its own beside the name of its section (trainer is Lightning's)."""
+    found = [sections(adapt=True), sections(adapt=False), sections(adapt=False, few_shot=True)]
+    keys = {f"adapt.{key}" for key in arguments("transformer2.callbacks.evaluator.AdaptationEvaluator")}
+    for section, known in ((s, k) for of in found for s, k in of.items() if s != "trainer"):
+        for key, argument in known.items():
+            inner = argument.hint if isinstance(argument.hint, dict) else {}
+            keys |= {f"{section}.{key}.{part}" for part in inner} or {f"{section}.{key}"}
+
+    def named(key: str) -> bool:
+        group, _, own = key.rpartition(".")
+        return any(
+            re.search(rf"\b{key}\b", page) or ((f"{group}." in page or f"`{group}`" in page) and f"`{own}`" in page)
+            for page in GUIDES.values()
+        )
+
+    assert [key for key in sorted(keys - {*ELSEWHERE}) if not named(key)] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_is_in_a_guide(command, capsys) -> None:
+    assert main([command, "--help"]) == 0
+    flags = set(re.findall(r"--[a-z]\w*\b(?!\.)", capsys.readouterr().out))
+    text = "\n".join(GUIDES.values())
+    assert [flag for flag in sorted(flags) if not re.search(rf"{flag}\b", text)] == []
 
 
 @pytest.fixture
