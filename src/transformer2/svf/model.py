@@ -61,9 +61,7 @@ class SVFModel(BaseTuner):
         requested = config.target_modules
         try:
             if "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
-                raise ConfigError(
-                    f"adapter name {adapter_name!r} has a dot or is a name of torch's; choose another one"
-                )
+                raise ConfigError(f"adapter name {adapter_name!r} has a dot or is a name of torch's; choose another")
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except BaseException:
             self._take_out(model, adapter_name)
@@ -182,8 +180,7 @@ class SVFModel(BaseTuner):
         """Note the base model in the config, once: an expert that was only loaded keeps the one it was trained on."""
         layers = [layer for _, layer in svf_layers(model)]
         trained = any(p.requires_grad for layer in layers for p in layer.parameters_of(adapter_name))
-        stamped = getattr(config, "_svf_stamped", False)
-        if config.base_fingerprint and (stamped or not trained):
+        if config.base_fingerprint and (not trained or getattr(config, "_svf_stamped", False)):
             return
         try:
             config.base_fingerprint, config.base_quantisation = fingerprint(model), quantisation_name(model)
@@ -195,8 +192,7 @@ class SVFModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: SVFConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        with_adapter = [(name, layer) for name, layer in svf_layers(model) if adapter_name in layer.svf_z]
-        layers = {delta_key(module_path(name)): (name, layer) for name, layer in with_adapter}
+        layers = {delta_key(module_path(n)): (n, m) for n, m in svf_layers(model) if adapter_name in m.svf_z}
         given = {BASE + module_path(key): key for key in state_dict}
         _check_keys(layers, [key for key in given if ".svf_" in key])
         remapped: dict[str, Tensor] = {}

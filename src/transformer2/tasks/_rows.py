@@ -25,7 +25,6 @@ __all__ = ["Row", "carved", "examples_of", "field_of", "hash_of", "load_rows", "
 
 LONGEST_LINE = 2**26  # bytes; a row of MBPP+ has some 10^5, and what holds no line break must not fill the memory
 _SUFFIXES, _TABLES = ("jsonl", "jsonl.gz", "parquet", "arrow"), (".parquet", ".arrow")
-_SHORTER = {"float": "float32", "halffloat": "float16"}
 _SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.")
 # What comes of a stranger's row: nested too deep, a number too long, a list where text should be, code that is none.
 _ODD = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError)
@@ -65,8 +64,9 @@ def load_rows(
     """
     if data_dir is None:
         return _hub_rows(name, split, hub_id, config, revision, pictures)
-    remedy = f"give a folder with {name}/{split}.jsonl, rows of {hub_id}"
-    check_directory(data_dir or ".", "data_dir", remedy, DataError)
+    check_directory(
+        data_dir or ".", "data_dir", f"give a folder with {name}/{split}.jsonl, rows of {hub_id}", DataError
+    )
     root = Path(os.path.expanduser(data_dir))
     seen: list[str] = []
     for folder in (root / name, root):
@@ -98,9 +98,7 @@ def read_rows(path: str, pictures: str | None = None) -> list[Row]:
         raise DataError(f"{shown(path)} {what}; name a file with one JSON object a line")
     if file.suffix.lower() in (".csv", ".tsv"):
         convert = "pandas.read_csv(FILE, dtype=str).to_json(NEW, orient='records', lines=True)"
-        raise DataError(
-            f"{shown(path)}: {file.suffix} is not read; give .jsonl, .jsonl.gz, .parquet or .arrow: {convert}"
-        )
+        raise DataError(f"{shown(path)}: {file.suffix} is not read; give .jsonl, .parquet or .arrow: {convert}")
     return _file_rows(file, pictures)
 
 
@@ -264,17 +262,14 @@ def _table_rows(file: Path, pictures: str | None) -> Iterator[tuple[str, dict[st
     except ImportError as e:
         raise DataError(f"{file}: reading {file.suffix} needs the package pyarrow; install it, or give .jsonl") from e
     try:
-        if file.suffix.lower() == ".parquet":
-            names = parquet.read_schema(file).names
-            table = parquet.read_table(file, columns=[name for name in names if name != pictures])
-        else:
-            table = read_arrow(str(file))
-            names = table.column_names
-            table = table.select([name for name in names if name != pictures])
+        table = None if file.suffix.lower() == ".parquet" else read_arrow(str(file))
+        names = parquet.read_schema(file).names if table is None else table.column_names
+        kept = [name for name in names if name != pictures]
+        table = parquet.read_table(file, columns=kept) if table is None else table.select(kept)
         rows = table.to_pylist()
-        for name, kind in zip(table.column_names, map(str, table.schema.types), strict=True):
-            if shorter := _SHORTER.get(kind):  # 0.1 is 0.1, not the double that is next to it
-                as_stored = getattr(importlib.import_module("numpy"), shorter)
+        for name, kind in zip(table.column_names, table.schema.types, strict=True):
+            if str(kind) in ("float", "halffloat"):  # 0.1 is 0.1, not the double that is next to it
+                as_stored = kind.to_pandas_dtype()
                 for row in rows:
                     row[name] = None if row[name] is None else float(str(as_stored(row[name])))
     except Exception as e:  # Arrow's errors share no class with each other
@@ -291,17 +286,14 @@ def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with gzip.open(file) if file.suffix.lower() == ".gz" else open(file, "rb") as f:
             while line := f.readline(LONGEST_LINE + 1):
                 number += 1
+                where = f"{file}: line {number}"
                 if len(line) > LONGEST_LINE:
-                    raise DataError(
-                        f"{file}: line {number} is longer than {LONGEST_LINE >> 20} MiB; one row a line is expected"
-                    )
+                    raise DataError(f"{where} is longer than {LONGEST_LINE >> 20} MiB; one row a line is expected")
                 text = line.removeprefix(b"\xef\xbb\xbf").decode("utf-8")  # Windows marks UTF-8 so
                 if text.strip():
-                    yield f"line {number}", _json_row(text, f"{file}: line {number}")
+                    yield f"line {number}", _json_row(text, where)
     except UnicodeDecodeError as e:
-        raise DataError(
-            f"{file}: line {number} is not UTF-8 ({e.reason} at byte {e.start}); save the file as UTF-8"
-        ) from e
+        raise DataError(f"{where} is not UTF-8 ({e.reason} at byte {e.start}); save the file as UTF-8") from e
     except (OSError, EOFError, zlib.error) as e:  # BadGzipFile is an OSError, a cut file an EOFError
         raise DataError(f"{file}: unreadable after line {number} ({e}); copy it again") from e
 
@@ -352,8 +344,7 @@ def _pictures_of(found: Any, column: Any) -> list[PictureInTable]:
     """References into the cached files of a Hub data set, whose rows are theirs one after the other."""
     references: list[PictureInTable] = []
     for file in (entry["filename"] for entry in found.cache_files):
-        count = read_arrow(file).num_rows
-        references += [PictureInTable(file, row, column) for row in range(count)]
+        references += [PictureInTable(file, row, column) for row in range(read_arrow(file).num_rows)]
     if len(references) != len(found):
         raise ValueError(f"{len(references)} rows in its cached files, {len(found)} in all")
     return references

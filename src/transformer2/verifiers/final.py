@@ -195,10 +195,9 @@ def _boxed(text: str, mark: re.Match[str], ends: dict[int, int], reader: Reader[
     answer = reader.read(text[slice(*span)], "boxed")
     before, also = text[max(0, mark.start() - 100) : mark.start()], phrases.LISTED.match(text, stop)
     supposed = phrases.SUPPOSED.search(phrases.BOX_STATED.sub("", before, count=1))
-    if phrases.ASKED.match(text, stop) or (supposed and not supposed["denied"]):
-        return _Step(mark.start(), stop, "denied", "boxed", Final(None, "supposed"))
-    if supposed or phrases.BOX_DENIED.search(before):
-        return _Step(mark.start(), stop, "denied", "boxed", answer)
+    asked = phrases.ASKED.match(text, stop) or (supposed and not supposed["denied"])
+    if asked or supposed or phrases.BOX_DENIED.search(before):
+        return _Step(mark.start(), stop, "denied", "boxed", Final(None, "supposed") if asked else answer)
     if phrases.PART_BEFORE.search(before) or phrases.PART_AFTER.match(text, stop):
         answer = Final(None, "the box holds a part of an answer")
     elif (other := phrases.OR_BEFORE.search(before)) and answer.value is not None:
@@ -241,10 +240,10 @@ def _said(text: str, mark: re.Match[str], limit: int, reader: Reader[T]) -> _Ste
         answer = _later(place, reader)
         return _Step(mark.start(), stop, "stated", kind, answer) if answer.value is not None else None
     denied = phrases.NOT.match(place) if answer.value is None else None
-    if denied:
-        later = _later(place, reader)
-        answer = reader.read(place[denied.end() :], kind) if later.value is None else later
-        denied = denied if later.value is None else None
+    if denied and (later := _later(place, reader)).value is not None:
+        answer, denied = later, None
+    elif denied:
+        answer = reader.read(place[denied.end() :], kind)
     supposed = phrases.SUPPOSED.search(before)
     if supposed and not supposed["denied"]:
         answer = Final(None, answer.reason or "supposed")
@@ -265,8 +264,7 @@ def _thought(text: str, mark: re.Match[str], limit: int, reader: Reader[T]) -> _
     denied = phrases.NOT.match(place)
     answer = reader.read(phrases.FIRST_SENTENCE.split(place[denied.end() :], 1)[0] if denied else place, "back")
     if answer.value is None and (later := _later(place, reader)) != Final(None):
-        answer = later
-        denied = None if answer.value is not None else denied
+        answer, denied = later, denied if later.value is None else None
     if denied and role == "withdrawn":
         return step
     role = "denied" if denied else role
