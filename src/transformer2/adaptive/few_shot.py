@@ -151,12 +151,9 @@ def _example(row: Mapping[str, Any], number: int) -> Example:
     name = f"row {number + 1}"
     try:
         check_names(row)
-        for column in row:
-            if column not in COLUMNS:
-                near = nearest(str(column), COLUMNS, 0.6)
-                raise UserError(
-                    f"{shown(repr(column), 40)} is not read, only {', '.join(COLUMNS)} are{near or '; leave it out'}"
-                )
+        if unread := [str(column) for column in row if column not in COLUMNS]:
+            remedy = nearest(unread[0], COLUMNS, 0.6) or "; leave it out"
+            raise UserError(f"{shown(repr(unread[0]), 40)} is not read, only {', '.join(COLUMNS)} are{remedy}")
         question, answer, images = row["question"], row["answer"], as_pictures(row.get("image"))
         if isinstance(answer, Real) and not isinstance(answer, bool):
             answer = str(answer)

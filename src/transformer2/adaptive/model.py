@@ -51,10 +51,9 @@ class SelfAdaptive:
         policy: The base with SVF layers on every matrix that some expert tunes.
         tokenizer: The base's.
         experts: Name -> expert.
-        strategy: How one is chosen: `cls` (a classification expert writes the category), `scores` (the likeliest one;
-            nothing to parse), `prompt` (the base writes it); `auto` is `cls` with a classification expert, else
-            `scores`. None chooses nothing: `use` or `alpha` say what answers, else the only expert or, of several, the
-            base.
+        strategy: How one is chosen: `cls` (a classification expert writes the category), `scores` (the likeliest one),
+            `prompt` (the base writes it); `auto` is `cls` with a classification expert, else `scores`. None chooses
+            nothing: `use` or `alpha` say what answers, else the only expert or, of several, the base.
         alpha: A mixture that answers every prompt, expert -> weight, in place of a strategy (until `set_strategy`).
         classifier: The classification expert, under which the first pass of `cls` and `scores` runs.
         soft: scores: mix the experts by the probabilities of their categories instead of taking the likeliest.
@@ -86,9 +85,8 @@ class SelfAdaptive:
         self._engine = HFEngine(tokenizer, eos_token_ids(policy, tokenizer), max_rows)
         self._engine.check(policy, policy.device)
         self._loaded = LoadedExperts(policy)
-        self._queue = JobQueue(
-            ContinuousBatch(policy, max_rows, max_tokens), self._loaded, self._decide, self._choosing
-        )
+        batch = ContinuousBatch(policy, max_rows, max_tokens)
+        self._queue = JobQueue(batch, self._loaded, self._decide, self._choosing)
         for name, expert in experts.items():
             self._loaded.add(name, expert)
         self._classifier = None if classifier is None else add_member(policy, classifier.deltas)
@@ -97,7 +95,6 @@ class SelfAdaptive:
         self.set_strategy(strategy, soft)
         if not isinstance(alpha, Mapping | None):
             raise UserError(f"alpha is a mapping of experts to weights, not {shown(repr(alpha), 60)}")
-        # What answers every prompt.
         self._always: Decision | None = None if alpha is None else (self._loaded.selection(alpha), None)
 
     @classmethod
@@ -133,12 +130,11 @@ class SelfAdaptive:
             ExpertError: See the class and `read_expert`.
         """
         shipped = base == "tiny" and experts is None  # with words for the first pass, and an expert on them
-        if experts is None:
-            experts = tiny.shipped(base)
         if shipped:
             classifier = classifier or tiny.expert_path(tiny.CLASSIFIER)
         chosen = read_strategy(strategy, classifier is not None, soft)
-        found, helper = read_experts(experts), None if classifier is None else read_expert(classifier)
+        found = read_experts(tiny.shipped(base) if experts is None else experts)
+        helper = None if classifier is None else read_expert(classifier)
         if (strategy not in (None, "auto") or soft) and not (found and alpha is None):
             why = "there are no experts to choose from" if alpha is None else "alpha answers every prompt"
             raise ConfigError(f"{why}, so strategy {chosen} would not be used; leave strategy and soft out")
@@ -211,8 +207,7 @@ class SelfAdaptive:
         """Search the mixture that answers a few rows best (paper, section 3.2 C); it answers from now on.
 
         Args:
-            rows: Examples, or mappings with `question`, `answer` and, where there are, `system` (a message) and
-                `image`: a path, a `Picture`, or several.
+            rows: Examples, or mappings: question, answer, maybe `system`, `image` (a path, a `Picture`, or several).
             task: What verifies answers: a task, or its name.
             max_new_tokens: Budget of an answer, EOS included; None takes the task's.
             search: The arguments of `FewShotSearch` (`generations`, `population`, `seed`, ...).
@@ -234,17 +229,15 @@ class SelfAdaptive:
 
         Args:
             prompts: One or many; see `start`.
-            options: See `start`. The first of many draws from `seed`, others from seeds that follow from it and their
-                position (`row_seed`); `ids` are of one prompt.
+            options: See `start`; prompt i draws from `row_seed(seed, i)`, and `ids` are of one prompt.
 
         Raises:
             UserError: See `start`; or the model gave non-finite logits.
         """
         jobs: list[Job] = []
-        several = as_prompts(prompts)
+        several, seed = as_prompts(prompts), options.pop("seed", 0)
         if len(several) > 1 and options.get("ids") is not None:
             raise UserError(f"ids are of one prompt, and there are {len(several)}; generate one at a time")
-        seed = options.pop("seed", 0)
         try:
             for i, prompt in enumerate(several):
                 jobs.append(self.start(prompt, seed=row_seed(request.plain(seed), i) if i else seed, **options))
@@ -263,8 +256,7 @@ class SelfAdaptive:
                 self.step()
                 if text := job.take():
                     yield Piece(text, job.answer)
-            answer = job.result()
-            yield Piece(job.take(), answer)
+            yield Piece(job.take(), job.result())
         finally:
             job.cancel()
 
@@ -290,11 +282,9 @@ class SelfAdaptive:
             top_p: Nucleus mass in (0, 1].
             seed: Of the draws.
             stop: A string that ends the answer, or several.
-            use: What answers: `base`, an expert's name, `mix:math=0.6,code=0.9` or a mapping of weights; None or
-                `auto` leaves it to the strategy.
+            use: `base`, an expert's name, `mix:math=0.6,code=0.9` or a mapping of weights; None or `auto`: a strategy.
             top_logprobs: Note log-probabilities, and of so many of the likeliest tokens at each step.
-            ids: Token ids to continue, in place of the prompt in the chat template; the first pass is asked about
-                the prompt all the same.
+            ids: Token ids to continue, in place of the prompt in its chat template; the first pass reads the prompt.
 
         Raises:
             UnknownExpertError: No expert has that name.
@@ -336,10 +326,8 @@ class SelfAdaptive:
 
     def _decide(self, job: Job) -> Decision | None:
         """What answers a request; None where the first pass says so."""
-        if job.use is None and self._always is not None:
+        if job.use is None and (self._always is not None or self.choosable):
             return self._always
-        if job.use is None and self.choosable:
-            return None
         alone = self.experts if self.strategy is None and len(self.experts) == 1 else []
         return self._loaded.selection(job.use or (*alone, BASE)[0]), None
 
@@ -349,9 +337,8 @@ class SelfAdaptive:
             if self._first_pass is None:
                 assert self.strategy is not None
                 adapter = self._loaded.base if self.strategy == "prompt" else self._classifier or self._loaded.base
-                self._first_pass = FirstPass(
-                    self.strategy, self.soft, self._loaded, adapter, self._engine, self._labelled
-                )
+                made = FirstPass(self.strategy, self.soft, self._loaded, adapter, self._engine, self._labelled)
+                self._first_pass = made
             return self._first_pass
 
     def _forget(self) -> None:

@@ -14,7 +14,7 @@ from transformer2.data.prompts import render
 from transformer2.errors import DataError, LengthError, UserError, shown
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.continuous import FinishReason, Row
-from transformer2.rollout.ending import Ending
+from transformer2.rollout.ending import REPLACEMENT, Ending
 
 __all__ = [
     "BASE",
@@ -182,7 +182,7 @@ class Job:
             return ""
         tokens, texts = list(self.row.tokens), self.ending.texts
         before, after = texts([tokens[self._window : self._read], tokens[self._window :]])
-        if len(after) <= len(before) or after.endswith("\N{REPLACEMENT CHARACTER}"):
+        if len(after) <= len(before) or after.endswith(REPLACEMENT):
             return ""
         text = after[len(before) :]
         if self._holds_back(text):

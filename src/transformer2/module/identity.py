@@ -25,17 +25,8 @@ KEY = "transformer2"
 NOT_TRAINED = {
     *("task", "step", "score", "sha256", "base_fingerprint", "base_quantisation", "base_model_name_or_path"),
     *("inference_mode", "peft_version", "auto_mapping", "revision", "task_type", "expert_format_version"),
-    "config_sha256",
-    *(
-        "form",
-        "basis_cache",
-        "shuffled",
-        "shots",
-        "protocol",
-        "init_std",
-        "init_lora_weights",
-        "trained_parametrization",
-    ),
+    *("config_sha256", "shots", "protocol", "trained_parametrization"),
+    *("form", "basis_cache", "shuffled", "init_std", "init_lora_weights"),
 }
 
 

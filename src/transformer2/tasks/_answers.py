@@ -176,10 +176,9 @@ class Choice(Kind):
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise DataError(f"{where}: the choices hold one that is no text or blank; correct or drop the row")
         texts = [text.strip() for text in texts]
-        if not 2 <= len(texts) <= len(arc.LETTERS) or len(set(texts)) < len(texts):
-            what = (
-                "two of the choices are the same" if len(set(texts)) < len(texts) else f"there are {len(texts)} choices"
-            )
+        alike = len(set(texts)) < len(texts)
+        if alike or not 2 <= len(texts) <= len(arc.LETTERS):
+            what = "two of the choices are the same" if alike else f"there are {len(texts)} choices"
             raise DataError(f"{where}: {what}; 2 to {len(arc.LETTERS)} that differ are needed")
         options = dict(zip(arc.LETTERS, texts, strict=False))
         named = zip(options, labels, texts, strict=False)
