@@ -10,13 +10,13 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from transformer2.callbacks.protocols import HasPolicy, check_policy
+from transformer2.callbacks.protocols import HasPolicy, NeedsPolicy
 from transformer2.data import ExpertDataModule
 from transformer2.experts import seal_adapter
 from transformer2.files import fresh_folder
 
 
-class ExpertCheckpoint(L.Callback):
+class ExpertCheckpoint(NeedsPolicy):
     """Writes `expert/` in the run folder whenever validation improves; puts the best expert back at the end of `fit`.
 
     The base model itself (z = 1) is not a candidate: an expert that never beats it is a result to be seen, not hidden.
@@ -30,10 +30,6 @@ class ExpertCheckpoint(L.Callback):
         self.best_step = 0
         self.finished = False
         self.best_weights: dict[str, torch.Tensor] = {}  # of what is trained: a few KB, so a resumed run has them too
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a module without a policy."""
-        check_policy(self, pl_module, stage)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn where no validation will choose the expert."""

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from transformer2.callbacks.protocols import HasPolicy, check_policy
+from transformer2.callbacks.protocols import HasPolicy, NeedsPolicy
 from transformer2.svf.format import module_path
 from transformer2.svf.layer import svf_layers
 from transformer2.types import Answer, Example
@@ -18,12 +18,8 @@ from transformer2.types import Answer, Example
 NUM_SAMPLES = 4  # answers shown
 
 
-class Monitoring(L.Callback):
+class Monitoring(NeedsPolicy):
     """Logs `z/<layer>` histograms and `samples` at every validation."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a module without a policy."""
-        check_policy(self, pl_module, stage)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write histograms and samples."""

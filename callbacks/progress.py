@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from tqdm import tqdm
 
-from transformer2.callbacks.protocols import HasPolicy, check_policy
+from transformer2.callbacks.protocols import HasPolicy, NeedsPolicy
 
 DRAW_INTERVAL, LOG_INTERVAL = 0.2, 10.0  # seconds between redraws on a terminal, and between lines of a file
 SHOWN = {
@@ -18,7 +18,7 @@ SHOWN = {
 }  # fmt: skip
 
 
-class TrainingBar(ProgressBar):
+class TrainingBar(NeedsPolicy, ProgressBar):
     """Steps done and to do; the latest reward, validation accuracy, KL, entropy and length; signs of a collapse."""
 
     def __init__(self) -> None:
@@ -33,11 +33,6 @@ class TrainingBar(ProgressBar):
     def enable(self) -> None:
         """Draw again."""
         self.enabled = True
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a module without a policy."""
-        super().setup(trainer, pl_module, stage)
-        check_policy(self, pl_module, stage)
 
     def _open(self, total: int | None, label: str, done: int = 0) -> None:
         self.close()

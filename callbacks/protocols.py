@@ -37,6 +37,15 @@ class HasPolicy(Protocol):
         ...
 
 
+class NeedsPolicy(L.Callback):
+    """A callback that works on the policy of the module."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a module without a policy."""
+        super().setup(trainer, pl_module, stage)
+        check_policy(self, pl_module, stage)
+
+
 def check_policy(callback: L.Callback, module: L.LightningModule, stage: str) -> None:
     """Refuse, in a callback's `setup`, a module that it would fail on in the middle of a run.
 

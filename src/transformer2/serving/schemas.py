@@ -7,7 +7,7 @@ ignores what was asked looks right and is not.
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
@@ -45,7 +45,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 # All lists end at their first wrong element: one error for each of a million takes seconds and gigabytes.
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+_SOME = Field(min_length=1, fail_fast=True)
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], _SOME]
 Parts = Annotated[list[dict[str, Any]], Field(max_length=10_000, fail_fast=True)]
 
 
@@ -173,12 +174,7 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """Body of POST /v1/completions: text to continue, without a chat template."""
 
-    prompt: (
-        str
-        | Ids
-        | Annotated[list[str], Field(min_length=1, fail_fast=True)]
-        | Annotated[list[Ids], Field(min_length=1, fail_fast=True)]
-    )
+    prompt: str | Ids | Annotated[list[str], _SOME] | Annotated[list[Ids], _SOME]
     logprobs: int | None = Field(None, ge=0, le=20)
 
     @field_validator("prompt")
@@ -197,8 +193,7 @@ class CompletionRequest(_Request):
     def starts(self, model: SelfAdaptive, limits: Limits, source: PictureSource) -> list[dict[str, Any]]:
         """Arguments of `SelfAdaptive.start` for every answer, n to a prompt."""
         found: list[dict[str, Any]] = []
-        prompts: list[Any] = list(self.prompt)
-        tokenizer = model.tokenizer
+        tokenizer, prompts = model.tokenizer, cast(list[Any], self.prompt)
         for prompt in prompts:
             if isinstance(prompt, str):
                 check_characters(prompt)

@@ -161,11 +161,7 @@ def _only_number(place: str) -> Final[Fraction]:
     plain = _plain(place)
     head, equals, tail = plain.rpartition("=")
     # "6 * 12 = 72" states one answer; "x = 71, y = 72" states two.
-    if (
-        equals
-        and not head.endswith("=/")
-        and re.fullmatch(r"[-+*/x×÷().%0-9\s=]*(?:,[0-9]{3}[-+*/x×÷().%0-9\s=]*)*", head)
-    ):
+    if equals and re.fullmatch(r"[-+*/x×÷().%0-9\s=]*(?:,[0-9]{3}[-+*/x×÷().%0-9\s=]*)*(?<!=/)", head):
         plain = tail
     matches = list(_NUMBER.finditer(plain))
     if not matches:
