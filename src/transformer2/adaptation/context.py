@@ -97,8 +97,7 @@ class EvaluationContext:
             UserError: Over 5 % of the answers in all processes could not be verified.
         """
         answerer, size, n = self.answerer, self.answerer.world_size, weights_LNK.shape[-2]
-        verdicts: list[list[Verdict]] = []
-        ties: list[float] = []
+        verdicts, ties = list[list[Verdict]](), list[float]()
         if answerer.rank < n:
             some_LNK = weights_LNK[..., answerer.rank :: size, :]
             verdicts, ties = verify_members(

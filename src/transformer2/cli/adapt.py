@@ -91,9 +91,7 @@ def adapt(args: Sequence[str]) -> int:
                 f"--resume {resumed} holds a run of fit, validate or test, not of adapt; a fit is resumed with "
                 f"fit --ckpt_path {resumed}/checkpoints/last.ckpt"
             )
-    configs = [*begun, *flags.configs]
-    if not configs and _on_embedded(flags.overrides):
-        configs = [ADAPT_DEFAULT]
+    configs = [*begun, *flags.configs] or ([ADAPT_DEFAULT] if _on_embedded(flags.overrides) else [])
     config = compose(configs, flags.overrides, ADAPT_KEYS)
     check(config, "adapt", folders="print_config" not in flags.switches)
     if resumed is not None and (flags.overrides or flags.configs):

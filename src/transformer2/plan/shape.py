@@ -183,9 +183,9 @@ def model_shape(
         around = {id(p) for p in [*skeleton.get_submodule(inside.removesuffix(".")).parameters(), *head.parameters()]}
         cached: float = 2 * (getattr(text, "num_key_value_heads", None) or heads) * head_dim
         if text.model_type not in COUNTED:
-            found = _cached(skeleton)
-            cached = found / text.num_hidden_layers if found else cached
-            if not found:
+            if found := _cached(skeleton):
+                cached = found / text.num_hidden_layers
+            else:
                 notes.append(f"{text.model_type}: the KV cache is estimated as that of a Llama of these sizes")
         return ModelShape(
             name=base,
