@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import lightning as L
 
@@ -13,7 +13,6 @@ from transformer2.tasks import Task
 from transformer2.types import Answer, Example
 
 
-@runtime_checkable
 class HasPolicy(Protocol):
     """A LightningModule around a PEFT model that answers the prompts of a task.
 
@@ -37,6 +36,10 @@ class HasPolicy(Protocol):
         ...
 
 
+# Not by isinstance, which from Python 3.12 on does not see what torch keeps in a module's `_modules`, such as a policy.
+MEMBERS = ("policy", "alarms", "validated", "task", "answerer")
+
+
 class NeedsPolicy(L.Callback):
     """A callback that works on the policy of the module."""
 
@@ -52,7 +55,7 @@ def check_policy(callback: L.Callback, module: L.LightningModule, stage: str) ->
     Raises:
         ConfigError: The module is no `HasPolicy`.
     """
-    if stage == "fit" and not isinstance(module, HasPolicy):
+    if stage == "fit" and not all(hasattr(module, name) for name in MEMBERS):
         raise ConfigError(
             f"{type(callback).__name__} needs a module with a policy and a task, such as SVFReinforceModule with an "
             f"ExpertDataModule, not {type(module).__name__}; leave the callback out"

@@ -10,6 +10,7 @@ from rows import write_rows
 
 from transformer2 import tasks
 from transformer2.errors import DataError
+from transformer2.tasks._code import check_tests
 from transformer2.types import Example
 from transformer2.verifiers import verify_all
 
@@ -232,3 +233,8 @@ def test_the_sanitized_tasks_lie_in_the_folder_of_the_others() -> None:
         "mbpp_sanitized": ("mbpp",),
         "mbpp_pro": ("mbpp_pro",),
     }
+
+
+@pytest.mark.parametrize("test", ["if net(4) != 2: exit(1)", "net(4) == 2 or quit(1); raise SystemExit", "check(net)"])
+def test_a_test_that_ends_the_program_can_fail(test):
+    check_tests([test], ("net",), "row 1")

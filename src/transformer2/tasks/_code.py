@@ -18,6 +18,7 @@ from transformer2.verifiers.code import extract_code
 
 __all__ = ["SYSTEM", "CodeTask", "check_tests", "fields_of", "in_block", "program_of", "used_names"]
 
+_BUILTINS = {*dir(builtins)} - {"exit", "quit"}
 _FUTURE = re.compile(r"^from __future__ import .*\n", re.MULTILINE)  # Python wants it before everything else
 SYSTEM = "You are an expert Python programmer."
 
@@ -129,7 +130,7 @@ def check_tests(tests: Iterable[str], names: tuple[str, ...], where: str) -> Non
     idle = [n for tree in trees for n in tree.body if isinstance(n, ast.Expr) and isinstance(n.value, compared)]
     if idle or not any(_may_fail(node, names) for tree in trees for node in ast.walk(tree)):
         what = f"its test {ast.unparse(idle[0])!r:.60} asserts nothing" if idle else "its tests assert nothing"
-        raise DataError(f"{where}: {what}, so that every program passes; write `assert` before what has to hold")
+        raise DataError(f"{where}: {what}; write `assert` before what has to hold")
 
 
 def _may_fail(node: ast.AST, names: tuple[str, ...]) -> bool:
@@ -139,4 +140,4 @@ def _may_fail(node: ast.AST, names: tuple[str, ...]) -> bool:
     called: ast.AST = node.func
     while isinstance(called, (ast.Attribute, ast.Call)):
         called = called.func if isinstance(called, ast.Call) else called.value
-    return isinstance(called, ast.Name) and called.id not in names and not hasattr(builtins, called.id)
+    return isinstance(called, ast.Name) and called.id not in names and called.id not in _BUILTINS
