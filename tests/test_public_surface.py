@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import grimp
@@ -102,3 +103,11 @@ def test_every_list_of_strategies_names_the_same():
     """Command line, tables and requests each have a list of their own: no layer may import another's."""
     assert set(check.STRATEGIES) == set(unseen.STRATEGIES)
     assert get_args(StrategyName) == ("auto", *unseen.DISPATCHED)
+
+
+def test_no_file_is_longer_than_can_be_read_at_once():
+    """ADR 29."""
+    root = Path(__file__).parents[1]
+    files = [*(root / "src").rglob("*.py"), *(root / "callbacks").rglob("*.py")]
+    sizes = {str(file.relative_to(root)): len(file.read_text(encoding="utf-8").splitlines()) for file in files}
+    assert len(files) > 250 and not {name: size for name, size in sizes.items() if size > 350}
