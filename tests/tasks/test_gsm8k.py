@@ -31,14 +31,11 @@ def real(split: str) -> dict[str, tuple[Example, str]]:
     return {row["question"].strip(): (examples[row["question"].strip()], row["answer"]) for row in rows}
 
 
+WHOLE = [pytest.param(*whole, 1, marks=pytest.mark.gold) for whole in (("test", 1319), ("train", 7473))]
+
+
 @needs_rows
-@pytest.mark.parametrize(
-    ("split", "n", "step"),
-    [
-        ("test", 1319, 5),
-        *(pytest.param(*whole, 1, marks=pytest.mark.gold) for whole in (("test", 1319), ("train", 7473))),
-    ],
-)
+@pytest.mark.parametrize(("split", "n", "step"), [("test", 1319, 5), *WHOLE])
 def test_every_gold_is_accepted_and_every_altered_gold_refused(split: str, n: int, step: int) -> None:
     pairs = real(split)
     rows = list(pairs.values())[::step]
