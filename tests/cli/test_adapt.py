@@ -323,7 +323,7 @@ def test_cls_needs_a_classification_expert_before_anything_is_loaded(adapt, tmp_
     assert run[1] == ["cem", "prompt", "cls", "scores"]
 
 
-def test_a_strategy_of_one_s_own_is_a_callback_without_a_task(adapt, world, tmp_path):
+def test_a_strategy_of_one_s_own_is_a_callback_without_a_task(adapt, world, tmp_path, capsys):
     options = {"experts": world[1], "controls": False}
     own = {"class_path": "transformer2.callbacks.evaluator.AdaptationEvaluator", "init_args": options}
     in_fit = {**own, "init_args": {**options, "task": "toy_task.FirstLetter"}}  # not for `adapt`
@@ -332,6 +332,9 @@ def test_a_strategy_of_one_s_own_is_a_callback_without_a_task(adapt, world, tmp_
     assert adapt(tmp_path / "run", "--config", str(file), "--adapt.controls", "false") == 0
     strategies = report_of(tmp_path / "run")["strategies"]
     assert list(strategies) == ["base", "cem"] and strategies["base"]["result"] == strategies["base"]["base"]
+    capsys.readouterr()
+    assert adapt(tmp_path / "no", "--trainer.callbacks", json.dumps([in_fit])) == 2 and not (tmp_path / "no").exists()
+    assert "AdaptationEvaluator with a task of its own runs in fit; leave its task out" in capsys.readouterr().err
 
 
 def test_batches_are_limited_where_wanted(adapt, tmp_path):

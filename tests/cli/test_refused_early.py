@@ -113,10 +113,6 @@ EARLY = [  # words, what the line says
         ["adapt", "--strategy", "prompt", "--adapt.dispatch_limit", "4", "--model.base", ".", "--data.task", "gsm8k"],
         "adapt.dispatch_limit counts labelled requests; name them: adapt.dispatch_task",
     ),
-    (
-        ["adapt", CALLBACKS, "[{class_path: mine.MyEvaluator, init_args: {task: tiny_math}}]"],
-        "mine.MyEvaluator with a task of its own runs in fit",
-    ),
     *(
         (words, "leave --name out")
         for words in (

@@ -126,10 +126,14 @@ def adapt(args: Sequence[str]) -> int:
     quiet = "quiet" in flags.switches
     silence_libraries(quiet)
     with run_folder(resumed or flags.options.get("run_dir"), name, resumed=resumed is not None) as folder:
-        return _run(config, strategies, folder, quiet, start)
+        by_flag = any(key == "trainer.callbacks" for key, _ in flags.overrides)
+        return _run(config, strategies, folder, quiet, start, by_flag)
 
 
-def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool, start: float) -> int:
+def _run(
+    config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool, start: float, by_flag: bool = False
+) -> int:
+    """Adapt; evaluators of `fit` are left out where a config file has them, and refused where a flag gave them."""
     from transformer2.adaptation.strategy import Strategy, check_whole
     from transformer2.cli.classes import class_of
     from transformer2.cli.experiment import Experiment, explained
@@ -151,6 +155,9 @@ def _run(config: dict[str, Any], names: Sequence[str], folder: Path, quiet: bool
     text = yaml.safe_dump(whole, sort_keys=False)
     # A user's strategy comes as a callback without a task; its arguments in the config and its module are its settings.
     own = [c for c in experiment.callbacks_of(Strategy) if c.own_task is None]
+    for_fit = [type(c).__name__ for c in experiment.callbacks_of(Strategy) if c not in own]
+    if for_fit and by_flag:
+        raise ConfigError(f"{for_fit[0]} with a task of its own runs in fit; leave its task out to run it in adapt")
     named = [(class_of(entry), entry) for entry in experiment.callbacks or [] if isinstance(entry, Mapping)]
     for strategy in own:
         cls = type(strategy)
@@ -279,10 +286,6 @@ def _check_flags(strategies: Sequence[str], flags: Sequence[str], config: Mappin
     adapt, base = config["adapt"], config["model"].get("base", "tiny")
     if "adapt.dispatch_limit" in flags and adapt.get("dispatch_task") is None and base != "tiny":
         raise ConfigError("adapt.dispatch_limit counts labelled requests; name them: adapt.dispatch_task")
-    given = config["trainer"].get("callbacks") or [] if "trainer.callbacks" in flags else []
-    for name, arguments in [(c.get("class_path"), c.get("init_args") or {}) for c in given if isinstance(c, dict)]:
-        if str(name).endswith("Evaluator") and "task" in arguments:
-            raise ConfigError(f"{name} with a task of its own runs in fit; leave its task out to run it in adapt")
 
 
 def _check_same(folder: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

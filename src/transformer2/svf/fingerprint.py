@@ -137,9 +137,9 @@ def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor | None, tup
             if isinstance(wrapped, nn.Module):
                 yield from walk(wrapped, prefix, getattr(module, "unmerged_weight", None))
                 return
-        own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        own: dict[str, Tensor] = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         if unmerged is not None:
-            own["weight"] = unmerged  # type: ignore[assignment]
+            own["weight"] = unmerged
         features = (getattr(module, "out_features", None), getattr(module, "in_features", None))
         linear = all(isinstance(f, int) for f in features)
         for name, parameter in own.items():
