@@ -1,4 +1,7 @@
-"""No text holds a reader of final answers up: time is linear in its length."""
+"""No text holds a reader of final answers up: CPU time is linear in its length.
+
+With the gold rows: no test of the fast suite looks at a clock.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from transformer2.verifiers.label import find_label
 from transformer2.verifiers.math.final import final_expression
 from transformer2.verifiers.numeric import final_number
 
+pytestmark = pytest.mark.gold
 OPTIONS = {"A": "plant cells", "B": "animal cells", "C": "bacteria", "D": "both A and B"}
 READERS = {
     "choice": lambda text: final_choice(OPTIONS, text),
