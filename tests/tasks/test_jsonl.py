@@ -88,6 +88,7 @@ def test_questions_that_are_one_are_on_one_side(tmp_path):
         ("choice", {"choices": {"text": ["a leaf", "a root"], "label": ["1", "2"]}, "answer": "2"}, ["B"], ["(A)"]),
         ("choice", {"choices": {"label": ["B", "A"], "text": ["a leaf", "a root"]}, "answer": "A"}, ["B"], ["(A)"]),
         ("choice", {"choices": {"label": ["1", "2"], "text": ["a leaf", "a root"]}, "answer": "a leaf"}, ["A"], ["B"]),
+        ("code", {**CODE, "tests": ["def t(f):\n    assert f(4) == 2", "t(net)"]}, ["def net(x): return x / 2"], [""]),
         ("code", CODE, ["```python\ndef net(y):\n    return 0.5 * y\n```"], ["def net(x): return x", "no program"]),
     ],
 )
@@ -324,7 +325,13 @@ BAD = {  # name -> (options, the second line, what is said besides file and line
     "nine choices": ({"verifier": "choice"}, {**GOOD, "choices": [*"345678abc"]}, "there are 9 choices; 2 to 8"),
     **{
         f"a test that cannot fail, {tests}": ({"verifier": "code"}, {**GOOD, **CODE, "tests": tests}, "assert")
-        for tests in (["net(4) == 2"], ["assert net(4) == 2", "net(6) == 3"], ["net(4)"], ["print(net(4) == 2)"])
+        for tests in (
+            *(["net(4) == 2"], ["assert net(4) == 2", "net(6) == 3"], ["net(4)"], ["print(net(4) == 2)"]),
+            *(["def test_net():\n    assert net(4) == 2"], ["assert net(4)", "async def t():\n    assert net(4) == 2"]),
+            ["class Test:\n    def test(self):\n        assert net(4) == 2"],
+            ["def t():\n    assert net(4) == 2\nif __name__ == '__main__':\n    t()"],
+            *(["assert (net(4) == 2, 'half')"], ["assert net(4)", "assert (net(4) == 2, 'half')"], ["net(4)\nassert 1"]),
+        )
     },
     "no tests": ({"verifier": "code"}, {**GOOD, "tests": []}, "the tests hold none"),
     "no Python": ({"verifier": "code"}, {**GOOD, "answer": "def f(:", "tests": ["f()"]}, "are no Python"),

@@ -351,6 +351,7 @@ ECOLOGY = {
     "C": "Carbon dioxide is more available than other gases.",
     "D": "The producers in all ecosystems are plants.",
 }
+PACE = {"A": "It falls so it speeds up", "B": "It rises but it slows down", "C": "It stops."}
 FORCES = {"A": "10 N", "B": "15 N", "C": "20 N", "D": "because it is at rest"}
 BOTH = {"A": "sugar", "B": "salt", "C": "both A and B", "D": "none of the above"}
 GENES = {"A": "RR", "B": "Rr", "C": "rr", "D": "rR"}
@@ -362,6 +363,12 @@ OTHER_OPTIONS = [
     (ECOLOGY, "The answer is (A) The producers in all ecosystems are plants.", None),
     (ECOLOGY, "(A) Sunlight is the source of energy.\n(B) Most ecosystems are on land.", None),
     (ECOLOGY, "The answer is that the producers in all ecosystems are plants.", None),
+    (PACE, "(B) It rises but it slows down is incorrect.", None),
+    (PACE, "(B) It rises but it slows down is the correct answer.", "B"),
+    (PACE, "(A) It falls so it speeds up is wrong.\n\nThe answer is (B)", "B"),
+    (PACE, "(B) fits, so everything else is wrong.", "B"),
+    (PACE, "The answer is (B). (A) It falls so it speeds up is wrong.", "B"),
+    (PACE, "The answer is (B). (A) It falls so it speeds up.", None),
     (FORCES, "Therefore F = $\\boxed{20}$.\n\nThe answer is (C)", "C"),
     (FORCES, "Therefore F = \\boxed{20 N}.\n\nThe answer is (C)", "C"),
     (FORCES, "Therefore F = \\boxed{20 N}.", "C"),
@@ -972,7 +979,24 @@ ENDS_OF_NUMBERS = [
     (r"20 or \boxed{18}", None),
     (r"\boxed18", 18),
     ("\\boxed{18}\n\n#### 2. Check", 18),
-    ("#### 2. Check", 2),
+    # headings of sections, the last of which an unfinished text may end on
+    ("#### 2. Check", None),
+    ("#### Step 3: Multiply", None),
+    ("#### **Step 3:** Multiply\n9 x 2", None),
+    ("#### Part 2\n18 dollars", 18),
+    ("#### Cost of 3 apples:\n$18", 18),
+    ("#### 18\n\n#### Explanation\n9 x 2 = 18", 18),
+    ("#### Check: 18", 18),
+    ("#### 18 dollars in 3 days", None),
+    # markup around a box, and blocks of their own
+    (r"<answer>\boxed{18}</answer>", 18),
+    (r"> \boxed{18}", 18),
+    (r"$x > \boxed{18}$", None),
+    ("Answer:\n```\n18\n```", 18),
+    ("The answer is\n\n\\[\n18\n\\]", 18),
+    ("**Answer:**\n$$\n18\n$$", 18),
+    ("```\n18\n```", 18),
+    ("```python\nprint(18)\n```", None),
     ("The answer is 18. But 18 does not work.", None),
     ("The answer is 20. 18 it is.", 18),
     ("Final: 18", 18),
@@ -1027,6 +1051,16 @@ def test_a_statement_that_is_denied_or_supposed_is_none(stands: bool, around: st
     assert (final_number(number).value == 72, final_number(box).value == 72) == (stands, stands)
     assert (final_choice(TOOLS, letter).value == "B") == stands
     assert (getattr(final_expression(box).value, "text", None) == "72") == stands
+
+
+@pytest.mark.parametrize("before", ["D: wrong", "It is not correct", "72 would be impossible", "- less common", "A mistake"])
+@pytest.mark.parametrize("stated", ["The answer is {}", "**Answer:** {}", "#### {}", r"$\boxed{{{}}}$"])
+@pytest.mark.parametrize("between", ["\n", "\n\n"])
+def test_a_line_ends_what_it_denies(before: str, stated: str, between: str) -> None:
+    number, letter = (before + between + stated.format(answer) for answer in ("72", "B"))
+    assert final_number(number).value == 72 and final_choice(TOOLS, letter).value == "B"
+    assert "####" in stated or getattr(final_expression(number).value, "text", None) == "72"
+    assert final_number(f"I do not think{between}the answer is 72").value is None
 
 
 @pytest.mark.parametrize("heading", ["The answer is:", "Answer:", "**Final answer:**\n", "Answer\n"])

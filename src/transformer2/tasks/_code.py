@@ -123,14 +123,23 @@ def check_tests(tests: Iterable[str], names: tuple[str, ...], where: str) -> Non
     """Refuse tests that every program passes which runs at all.
 
     Raises:
-        DataError: One only compares, or none asserts anything.
+        DataError: One only compares, is a tuple or a function that nothing calls, or none asserts anything.
     """
     nodes = [node for test in tests for node in ast.parse(test).body]
-    failing = [node for node in nodes if any(_may_fail(part, names) for part in ast.walk(node))]
-    # A comparison fails nothing, whatever it calls; `f(1) == 2 or exit(1)` does.
+    parts = [part for node in nodes for part in ast.walk(node)]
+    read = {part.id for part in parts if isinstance(part, ast.Name)}
+    defined = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+    for node in defined:
+        if node.name not in read and any(isinstance(part, ast.Assert) for part in ast.walk(node)):
+            raise DataError(f"{where}: nothing calls its test {node.name!r:.60}; call it, or give its asserts alone")
+    # What a definition holds is not run by that, nor what is for scripts alone.
+    run = [n for n in nodes if n not in defined and not (isinstance(n, ast.If) and "__name__" in ast.unparse(n.test))]
+    failing = [node for node in run if any(_may_fail(part, names) for part in ast.walk(node))]
+    # A comparison fails nothing, whatever it calls; `f(1) == 2 or exit(1)` does. Nor does `assert (f(1) == 2, "text")`.
     values = [(node.value, node in failing) for node in nodes if isinstance(node, ast.Expr)]
     never = (ast.Compare, ast.UnaryOp)
-    idle = [v for v, may in values if isinstance(v, never if may else (*never, ast.BoolOp))]
+    idle: list[ast.AST] = [v for v, may in values if isinstance(v, never if may else (*never, ast.BoolOp))]
+    idle += [part for part in parts if isinstance(part, ast.Assert) and isinstance(part.test, ast.Tuple)]
     if idle or not failing:
         what = f"its test {ast.unparse(idle[0])!r:.60} asserts nothing" if idle else "its tests assert nothing"
         raise DataError(f"{where}: {what}; write `assert` before what has to hold")
@@ -138,8 +147,10 @@ def check_tests(tests: Iterable[str], names: tuple[str, ...], where: str) -> Non
 
 def _may_fail(node: ast.AST, names: tuple[str, ...]) -> bool:
     """Whether a test's node can find fault with an answer: an assertion, or a call of something that may hold one."""
+    if isinstance(node, ast.Assert):
+        return not (isinstance(node.test, ast.Constant) and node.test.value)
     if not isinstance(node, ast.Call):
-        return isinstance(node, (ast.Assert, ast.Raise))
+        return isinstance(node, ast.Raise)
     called: ast.AST = node.func
     while isinstance(called, (ast.Attribute, ast.Call)):
         called = called.func if isinstance(called, ast.Call) else called.value

@@ -199,7 +199,11 @@ class _Options(Reader[str]):
             return False
         following = rest[sentence.end() :]
         label = _LABEL.match(following)
-        named = label is not None and not following[label.end() :].lstrip()[:1].islower()
+        told = following[label.end() :].lstrip() if label else following
+        other = self.letters.get((label["inner"] or label["bare"] or label["small"]).upper()) if label else None
+        if other and self._case(told).startswith(own := self.texts.get(other, "\n")):
+            told = told[len(own) :].lstrip()  # "(A) Mars is too cold" is about A
+        named = label is not None and not told[:1].islower()
         return not (named or self._begins_with_a_text(following) or _STARTS_OVER.match(following))
 
     def _explains(self, after: str, rest: str, letter: str) -> bool:

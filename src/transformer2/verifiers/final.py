@@ -125,12 +125,12 @@ def final_answer(text: str, reader: Reader[T]) -> Final[T]:
             role = "also"  # "or maybe \\boxed{6}"
         before = step
         if role == "stated":
-            if last and step.kind == "hash" and phrases.A_HEADING.fullmatch(text[step.start + 4 : step.stop]):
+            if step.kind == "hash" and phrases.A_HEADING.fullmatch(text[step.start + 4 : step.stop]):
                 continue
             marked = last is not None and last.kind in ("hash", "boxed") and not reader.strict
             if marked and step.kind == "line" and reason != "taken back":
                 continue  # behind a marked number the text continues with something else
-            if not reader.strict and not (last and _is_list(text[last.stop : step.start], last.kind, step.kind)):
+            if not reader.strict and not (last and phrases.is_list(text[last.stop : step.start], last.kind, step.kind)):
                 given = []
             given += [value] if value is not None and value not in given else []
             now = value if len(given) == 1 or value is None else reader.joined(given)
@@ -194,11 +194,12 @@ def _boxed(text: str, mark: re.Match[str], ends: dict[int, int], reader: Reader[
     stop = span[1] + (text[span[1] : span[1] + 1] == "}")
     answer = reader.read(text[slice(*span)], "boxed")
     before, also = text[max(0, mark.start() - 100) : mark.start()], phrases.LISTED.match(text, stop)
-    supposed = phrases.SUPPOSED.search(phrases.BOX_STATED.sub("", before, count=1))
+    said = phrases.BOX_STATED.search(before)
+    supposed = phrases.SUPPOSED.search(_words_before(text, mark.start() - len(said[0] if said else "")))
     asked = phrases.ASKED.match(text, stop) or (supposed and not supposed["denied"])
     if asked or supposed or phrases.BOX_DENIED.search(before):
         return _Step(mark.start(), stop, "denied", "boxed", Final(None, "supposed") if asked else answer)
-    if phrases.PART_BEFORE.search(before) or phrases.PART_AFTER.match(text, stop):
+    if phrases.PART_BEFORE.search(phrases.MARKUP.sub("", before)) or phrases.PART_AFTER.match(text, stop):
         answer = Final(None, "the box holds a part of an answer")
     elif (other := phrases.OR_BEFORE.search(before)) and answer.value is not None:
         # "72/6 or \\boxed{12}", "x = 6 or x = \\boxed{5}" are lists as well, "2x = 10 or x = \\boxed{5}" is an argument
@@ -217,11 +218,10 @@ def _boxed(text: str, mark: re.Match[str], ends: dict[int, int], reader: Reader[
 def _said(text: str, mark: re.Match[str], limit: int, reader: Reader[T]) -> _Step[T] | None:
     """What stands behind a mark, up to the next one: "the answer is not 17, it is 18" says 18."""
     kind, start = mark.lastgroup or "", mark.end()
-    before = text[max(0, mark.start() - 100) : mark.start()]
+    before = _words_before(text, mark.start())
     if kind == "said" and phrases.NO_ANSWER.search(before):
         return None
-    while start < limit and (text[start].isspace() or text[start] in "*:"):
-        start += 1
+    start = phrases.OPENING.match(text, start, limit).end()  # type: ignore[union-attr]  # it matches nothing as well
     line = text.rfind("\n", mark.start(), start) + 1
     if marker := phrases.MARKER.match(text, line, limit) if line else None:
         start = marker.end()
@@ -283,6 +283,12 @@ def _later(place: str, reader: Reader[T]) -> Final[T]:
     return reader.read(place[later[-1].end() :].lstrip(" :*"), "back") if later else Final(None)
 
 
+def _words_before(text: str, at: int) -> str:
+    """What a statement may depend on: its own line, and where it goes on in lower case the lines before."""
+    before = text[max(0, at - 100) : at]
+    return before if text[at : at + 1].islower() else before.rpartition("\n")[2]
+
+
 def _rest(text: str, start: int, limit: int) -> str:
     """What is left of a line, up to `limit`."""
     limit = min(limit, len(text), start + MAX_PLACE)
@@ -293,13 +299,14 @@ def _rest(text: str, start: int, limit: int) -> str:
 def _judgements(text: str, reader: Reader[T]) -> Iterator[_Step[T]]:
     """What is said of an answer that stands before: "B is the correct answer", "B is wrong", or "it can't be B"."""
     for mark in phrases.JUDGED.finditer(text):
-        before = text[max(0, mark.start() - 200) : mark.start()]
-        began = phrases.SENTENCE_START.match(before)
-        before = before[began.end() if began else 0 :]
+        whole = text[max(0, mark.start() - 200) : mark.start()]
+        began = phrases.SENTENCE_START.match(whole)
+        before = whole[began.end() if began else 0 :]
         boxed = phrases.ENDS_IN_A_BOX.search(before)
-        answer = reader.read(boxed[1], "boxed") if boxed else reader.read(before, "judged")
-        if answer.value is None and "," in before:  # "based on the options, (D) is the best answer"
-            answer = reader.read(before.rpartition(",")[2], "judged")
+        # "based on the options, (D) is the best answer"; "(C) It rises but slows down is incorrect"
+        places = [(before, "judged"), (before.rpartition(",")[2], "judged"), (whole.rpartition("\n")[2], "line")]
+        found = (reader.read(*place) for place in ([(boxed[1], "boxed")] if boxed else places))
+        answer = next((answer for answer in found if answer.value is not None), Final[T](None))
         if mark["right"]:
             if answer.value is not None and (reader.strict or "answer" in mark["right"].lower()):
                 yield _Step(mark.start(), mark.end(), "stated", "judged", answer)
@@ -325,7 +332,7 @@ def _lines(text: str, reader: Reader[T], stated: bool) -> list[_Step[T]]:
     """
     lines, start = [], 0
     for line in text.splitlines(keepends=True):
-        if line.strip():
+        if not phrases.NO_LINE.fullmatch(line):
             lines.append((start, line if len(line) <= MAX_PLACE else ""))
         start += len(line)
     found, ends = [], True
@@ -341,10 +348,3 @@ def _lines(text: str, reader: Reader[T], stated: bool) -> list[_Step[T]]:
             if best and best[0].value is not None and {other.value for other in read} <= {None, best[0].value}:
                 return [_Step(0, 0, "stated", "line", best[0])]
     return found
-
-
-def _is_list(between: str, before: str, after: str) -> bool:
-    """Whether two statements with this text between them are one list of answers."""
-    between = phrases.NAMED.sub("", between.strip(" \t\n$*()\\[]")).strip(" \t\n,;.*$)(\\[]").lower()
-    alike = after in (before, "line") or {before, after} == {"said", "heading"}
-    return re.fullmatch(r"or|and|text\{ ?(?:or|and) ?\}|[/|&]", between) is not None or (between == "" and alike)

@@ -193,6 +193,9 @@ BOX_DENIED = re.compile(
     r"[\s$*(\\\[]{0,9}\Z",
     re.IGNORECASE,
 )
+OPENING = re.compile(r"(?:[\s*:]|(?:\\\[|\$\$)\s|```\w*\n)*")  # up to an answer, perhaps in a block of its own
+NO_LINE = re.compile(r"\s*(?:\\[\[\]]|\$\$|```\w*)?\s*")
+MARKUP = re.compile(r"</?[A-Za-z]\w*>|^[ \t]{0,3}>", re.MULTILINE)  # <answer>, and the mark of a quotation
 PART_BEFORE = re.compile(
     r"(?:(?:[$=]|\\[(\[])\s*-[{(]*|[\d^|/][{(]*|(?:\+|(?<![-=])[<>])\s*|\\(?:cdot|times|neq?|sqrt|frac(?:\{\w*\})?)[\s{]*)\Z"
 )
@@ -210,7 +213,13 @@ MARKER = re.compile(r"[ \t]*(?:[-*\u2022][ \t]+(?=\S)|\d{1,2}[.)][ \t]+(?=[^\sA-
 LISTED = re.compile(
     r"[\s$)*.\]\\]{0,9}(?:\\text\s*\{\s*)?(?:(?P<comma>[,/;&|])|\bor\b|\band\b)[\s}]{0,9}", re.IGNORECASE
 )
-A_HEADING = re.compile(r"\s*\d+[.)]\s+[A-Z][A-Za-z]*(?:\s+[A-Za-z]+){0,3}\s*:?\s*\Z")  # "#### 2. Check"
+A_HEADING = re.compile(  # "#### 2. Check", "#### Step 3: Multiply", "#### Explanation", "#### Cost of 3 apples:"
+    r"[\s*_]*(?:\d{1,2}[.)]\s+(?-i:[A-Z])[A-Za-z]*(?:\s+[A-Za-z]+){0,3}[\s*:]*"
+    r"|(?:step|part|case|phase|stage|section|question|problem|exercise|example)\s*#?\d+\b.*"
+    r"|(?:explanation|verification|check|note|summary|reasoning|solution|justification|conclusion)s?\b[^\d\n]*"
+    r"|(?=[^\n]*[A-Za-z])[^\n]*:[\s*]*)",
+    re.IGNORECASE,
+)
 FIRST_SENTENCE = re.compile(r"(?<=[.!?;])\s+(?=\S)")
 A_SENTENCE = re.compile(r"[^.!?;\n]++(?=[.!;\n]|\Z)")
 CHECKS = re.compile(r"\bsorry|\bapologies", re.IGNORECASE)
@@ -224,3 +233,10 @@ BECAUSE = re.compile(
     r"|rather\s+than|instead\s+of|as\s+opposed\s+to)\b|\u2014\s*(?!(?:or|and|no|not|but|if|maybe|perhaps)\b)(?=[A-Za-z])",
     re.IGNORECASE,
 )
+
+
+def is_list(between: str, before: str, after: str) -> bool:
+    """Whether two statements with this text between them are one list of answers."""
+    between = NAMED.sub("", between.strip(" \t\n$*()\\[]")).strip(" \t\n,;.*$)(\\[]").lower()
+    alike = after in (before, "line") or {before, after} == {"said", "heading"}
+    return re.fullmatch(r"or|and|text\{ ?(?:or|and) ?\}|[/|&]", between) is not None or (between == "" and alike)
