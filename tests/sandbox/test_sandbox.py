@@ -93,13 +93,17 @@ def test_objects_answer_questions(sandbox: Sandbox) -> None:
         "    def __getitem__(self, i): return self.a[i]\n    def __eq__(self, o): return True\n"
         "def f(*a):\n    return Bag(*a)\n"
         "def g(n):\n    yield from range(n)\n"
-        "def h(x):\n    raise ValueError(x)\n"
+        "class Own(KeyError): pass\n"
+        "def h(x):\n    if x == 'all': raise ExceptionGroup(x, [ValueError(x)])\n"
+        "    raise Own(x) if x == 'own' else ValueError(x)\n"
         "def apply(fn, x):\n    return fn(x)\n"
     )
     tests = (
         "b = f(4, 5)\nassert len(b) == 2 and b[1] == 5 and b.a == (4, 5)",
         "it = g(2)\nassert next(it) == 0 and next(it) == 1",
-        "try:\n    h('no')\n    raise SystemExit\nexcept ValueError as e:\n    assert 'no' in str(e)",
+        "try:\n    h('no')\n    raise SystemExit\nexcept ValueError as e:\n    assert str(e) == 'no'\n"
+        "try:\n    h('own')\n    raise SystemExit\nexcept LookupError as e:\n    assert str(e) == \"'own'\"\n"
+        "try:\n    h('all')\n    raise SystemExit\nexcept Exception as e:\n    assert 'all' in str(e)",
         "assert len(apply(f, 3)) == 1",
         "assert f(1) == f(1)",  # an equality of its own is not believed
     )

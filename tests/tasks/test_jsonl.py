@@ -330,7 +330,7 @@ BAD = {  # name -> (options, the second line, what is said besides file and line
             *(["def test_net():\n    assert net(4) == 2"], ["assert net(4)", "async def t():\n    assert net(4) == 2"]),
             ["class Test:\n    def test(self):\n        assert net(4) == 2"],
             ["def t():\n    assert net(4) == 2\nif __name__ == '__main__':\n    t()"],
-            *(["assert (net(4) == 2, 'half')"], ["assert net(4)", "assert (net(4) == 2, 'half')"], ["net(4)\nassert 1"]),
+            *(["assert (net(4) == 2, 'half')"], ["assert net(4)", "assert (net(4) == 2, 1)"], ["net(4)\nassert 1"]),
         )
     },
     "no tests": ({"verifier": "code"}, {**GOOD, "tests": []}, "the tests hold none"),

@@ -189,6 +189,21 @@ def test_shards_are_read_whole_or_not_at_all(shard: str, start: int, tmp_path: P
         (tmp_path / "away").rename(tmp_path / name)
 
 
+@pytest.mark.parametrize("folder", ["mbpp/full", "full"])
+def test_the_hub_s_own_folders_of_mbpp_are_read(folder: str, tmp_path: Path) -> None:
+    numbers = {"prompt": 2, "test": 20, "validation": 520, "train": 720}
+    (tmp_path / folder).mkdir(parents=True)
+    for split, number in numbers.items():
+        row = {**ROWS["mbpp"][1], "task_id": number}
+        (tmp_path / folder / f"{split}-00000-of-00001.jsonl").write_text(json.dumps(row))
+    found = {split: tasks.get("mbpp").examples(split, str(tmp_path)) for split in tasks.get("mbpp").splits}
+    assert {split: [e.id for e in examples] for split, examples in found.items()} == {
+        split: [f"mbpp/{split}/{numbers['prompt' if split == 'few_shot' else split]}"] for split in found
+    }
+    (tmp_path / folder / "test-00000-of-00001.jsonl").unlink()
+    assert "has no mbpp/test.jsonl" in one_line("mbpp", tmp_path)
+
+
 def test_what_was_saved_by_datasets_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_list([{"n": i} for i in range(30)])

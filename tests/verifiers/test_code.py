@@ -85,6 +85,18 @@ ANSWERS = {
     "right asserts": BLOCK.format(f"{CODE}\n\nassert f(3) == 9"),
     "wrong asserts": BLOCK.format(f"{CODE}\n\nassert f(3) == 10\nassert (\n    f(4) == 15\n)"),
     "broken examples": BLOCK.format(f"{CODE}\n\nprint(f('a'))"),
+    "called tests of its own": BLOCK.format(f"{CODE}\n\ndef test_f():\n    assert f(3) == 10\n\ntest_f()"),
+    "a called main": BLOCK.format(f"{CODE}\n\ndef main():\n    print(f(int(input())))\n\nmain()"),
+    "a result": BLOCK.format(f"{CODE}\n\nn = int(input())\nresult = f(n)\nassert result == 10"),
+    "a loop of examples": BLOCK.format(f"{CODE}\n\nfor x, y in [(3, 10)]:\n    assert f(x) == y"),
+    "a tried example": BLOCK.format(f"{CODE}\n\ntry:\n    f('a', 1)\nfinally:\n    print(f('a'))"),
+    "MBPP's marks": f"[BEGIN]\n{CODE}\n[DONE]",
+    "MBPP's last mark": f"{CODE}\n[DONE]\n\nYou are an expert",
+    "Code Llama's marks": f"Sure:\n[PYTHON]\n{CODE}\n[/PYTHON]\n[TESTS]\nassert f(3) == 10\n[/TESTS]",
+    "what it needs behind it": BLOCK.format(
+        "def f(x):\n    return x * x if x in known else f.first + known.get(-x, 0)\n\ndef g(n):\n    return f(n)\n\n"
+        "known = {}\nf.first = 0\nfor i in range(9):\n    known[i] = f(i)\n    print(i)"
+    ),
     "input": BLOCK.format(f"{CODE}\n\nprint(f(int(input())))"),
     "wrapped afterwards": BLOCK.format(f"{WRONG}\n\ndef g(h):\n    return lambda x: h(x) * x\n\nf = g(f)"),
     # kinds of definitions

@@ -806,6 +806,9 @@ NUMBERS: dict[int | Fraction | None, list[str]] = {
         "#### 18 minutes (0.3 hours)",
         "Answer: 18 (she has 9 eggs left)",
         "#### 9 eggs * $2/egg = $18",
+        "#### 9 eggs x 2 dollars = 18 dollars",
+        '{"answer": 18}',
+        '```json\n{"answer": "18"}\n```',
         "#### Answer\n18",
         "<answer>18</answer>",
         "#### 18\n\nBut that was easy.",
@@ -843,7 +846,13 @@ NUMBERS: dict[int | Fraction | None, list[str]] = {
         "The answer is 0.5 because 1/2 = 0.5.",
     ],
     Fraction(7, 2): ["#### 3 1/2", "#### 3.5", "The answer is 3.5 hours.", "The answer is 7/2."],
-    2_500_000: ["#### 2.5 million", "The answer is $2.5 million.", "#### 2,500,000"],
+    2_500_000: [
+        "#### 2.5 millions",
+        "#### 2\u00a0500\u00a0000",
+        "#### 2.5 million",
+        "The answer is $2.5 million.",
+        "#### 2,500,000",
+    ],
     None: [
         "",
         "I do not know.",
@@ -951,6 +960,11 @@ NUMBERS: dict[int | Fraction | None, list[str]] = {
         "#### 18 feet and six inches",
         "#### 18 below zero",
         "#### 18th",
+        "#### 18-ish",
+        "#### 18 halved",
+        "#### 18 divided by two",
+        "#### the opposite of 18",
+        "#### 18 (should be 20)",
     ],
 }
 TAKEN_BACK = [
@@ -1053,7 +1067,7 @@ def test_a_statement_that_is_denied_or_supposed_is_none(stands: bool, around: st
     assert (getattr(final_expression(box).value, "text", None) == "72") == stands
 
 
-@pytest.mark.parametrize("before", ["D: wrong", "It is not correct", "72 would be impossible", "- less common", "A mistake"])
+@pytest.mark.parametrize("before", ["D: wrong", "It is not correct", "72 is impossible", "- less common", "A mistake"])
 @pytest.mark.parametrize("stated", ["The answer is {}", "**Answer:** {}", "#### {}", r"$\boxed{{{}}}$"])
 @pytest.mark.parametrize("between", ["\n", "\n\n"])
 def test_a_line_ends_what_it_denies(before: str, stated: str, between: str) -> None:

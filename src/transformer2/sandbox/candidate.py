@@ -4,7 +4,7 @@ The candidate shares this interpreter and can rewrite every line of it; all it c
 is the process's (`jail.py`), and the verdict is made elsewhere (`checker.py`).
 
     -> {"layers": {layer: why missing}}                    sent before anything is read
-    <- {"do": "run", "arguments": [source], ...}           -> {"ok": value} or {"error": type, "text": ...}
+    <- {"do": "run", "arguments": [source], ...}           -> {"ok": value} or {"error": [type, its bases], "text": ...}
     <- {"do": one of OPERATIONS, "on": name or handle, "arguments": [...], "named": {...}}    -> the same
 """
 
@@ -63,11 +63,11 @@ def serve(channel: int, missing: dict[str, str]) -> None:
             try:
                 answer = {"ok": encode(do(message), keep)}
             except BaseException as e:  # SystemExit and KeyboardInterrupt are answers like any other
-                answer = {"error": type(e).__name__, "text": _text(e)}
+                answer = {"error": [kind.__name__ for kind in type(e).__mro__], "text": _text(e)}
             try:
                 send(channel, answer)
             except TooLarge as e:
-                send(channel, {"error": "TooLarge", "text": str(e)})
+                send(channel, {"error": ["TooLarge"], "text": str(e)})
         except Closed:
             return
 

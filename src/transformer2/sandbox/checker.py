@@ -12,7 +12,7 @@ import builtins
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from transformer2.sandbox.program import Outcome, Program
 from transformer2.sandbox.values import Closed, TooLarge, decode, encode, receive, send
@@ -61,12 +61,13 @@ class Candidate:
             answer = receive(self.channel)
             if "ok" in answer:
                 return decode(answer["ok"], lambda target, kind: Proxy(self, target, kind))
-            error, text = str(answer.get("error"))[:80], str(answer.get("text"))[:200]
-            if error == "TooLarge":
+            names = [str(name)[:80] for name in list(answer["error"])[:40]]
+            text = str(answer.get("text"))[:200]
+            if names == ["TooLarge"]:
                 raise TooLarge(text)
-            if error == "MemoryError":
+            if "MemoryError" in names:
                 raise MemoryError
-            raise _raised(error, text)
+            raise _raised(names, text)
         except CandidateError:
             raise
         except Exception as e:  # whatever a candidate's answer does to its reader, it is not a fault of ours
@@ -120,14 +121,19 @@ def _handle_of(value: Any) -> tuple[int | str, str]:
     raise BrokenTest(f"a test passes a {type(value).__name__}, which is not plain data")
 
 
-def _raised(name: str, text: str) -> CandidateError:
-    """What the candidate raised, such that `except ValueError` in a test catches it."""
-    builtin = getattr(builtins, name, None)
-    if isinstance(builtin, type) and issubclass(builtin, Exception):
-        with contextlib.suppress(TypeError):  # a few want arguments of their own
-            error: CandidateError = type(name, (CandidateError, builtin), {})(f"{name}: {text}")
-            return error
-    return CandidateError(f"{name}: {text}")
+def _raised(names: Sequence[str], text: str) -> CandidateError:
+    """What the candidate raised, such that `except ValueError` in a test catches it, and `str(error)` is what it said.
+
+    Args:
+        names: Of its class and those that it is derived from; the first built-in one is what tests see.
+        text: What it says.
+    """
+    builtin = next((c for name in names if isinstance(c := getattr(builtins, name, None), type)), Exception)
+    kinds: list[type] = [CandidateError, builtin] if issubclass(builtin, Exception) else [CandidateError]
+    methods = {"__init__": lambda *_: None, "__str__": lambda _: text}  # some want arguments of their own
+    with contextlib.suppress(TypeError):
+        return cast(CandidateError, type(names[0], tuple(kinds), methods)())
+    return cast(CandidateError, type(names[0], (CandidateError,), methods)())  # an ExceptionGroup
 
 
 def check(channel: int, program: Program) -> Outcome:
@@ -142,7 +148,7 @@ def check(channel: int, program: Program) -> Outcome:
     try:
         candidate.ask("run", None, [program.code])
     except Exception as e:
-        return Outcome("failed", str(e)) if candidate.ended is None else _ended(candidate.ended)
+        return Outcome("failed", _told(e)) if candidate.ended is None else _ended(candidate.ended)
     space |= {name: Proxy(candidate, name, "function") for name in program.names}
     for number, test in enumerate(tests, 1):
         raised = None
@@ -155,8 +161,7 @@ def check(channel: int, program: Program) -> Outcome:
         if isinstance(raised, NameError) and not isinstance(raised, CandidateError):
             return Outcome("infra_error", f"test {number} uses what nobody defines ({_text(raised)})")
         if raised is not None:
-            kind = "" if isinstance(raised, CandidateError) else f"{type(raised).__name__}: "
-            return Outcome("failed", f"test {number} of {len(tests)}: {kind}{_text(raised)}".removesuffix(": "))
+            return Outcome("failed", f"test {number} of {len(tests)}: {_told(raised)}")
     return Outcome("passed", f"{len(tests)} of {len(tests)} tests")
 
 
@@ -171,6 +176,10 @@ def _ended(error: Exception) -> Outcome:
         case MemoryError():
             return Outcome("memory", "out of memory")
     return Outcome("failed", f"the answer is unreadable ({type(error).__name__})")
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_text(error)}".removesuffix(": ")
 
 
 def _text(error: BaseException) -> str:

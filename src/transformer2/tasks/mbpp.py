@@ -15,7 +15,9 @@ sandbox. (The data set's own prompt shows all tests: under a reward, an invitati
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 from transformer2.errors import DataError
@@ -57,13 +59,15 @@ class MBPP(CodeTask):
         return examples_of(rows, lambda i, row: self._example(row, numbers[i], split) if numbers[i] in chosen else None)
 
     def _rows(self, data_dir: str | None) -> list[Row]:
-        """All rows: one local file (`mbpp/full.jsonl`), or the Hub's splits together."""
-        if data_dir is not None:
+        """All rows: one local file (`mbpp/full.jsonl`), or the Hub's splits together (`mbpp/full/train.jsonl`, ...)."""
+        root = Path(os.path.expanduser(data_dir or ""))
+        parted = any(next(folder.glob(f"{self.config}/train[-.]*"), None) for folder in (root / "mbpp", root))
+        if data_dir is not None and not parted:
             return load_rows("mbpp", self.config, data_dir, self.hub_id)
         return [
             row
             for split in ("prompt", "test", "validation", "train")
-            for row in load_rows("mbpp", split, None, self.hub_id, self.config, self.revision)
+            for row in load_rows("mbpp", split, data_dir, self.hub_id, self.config, self.revision)
         ]
 
     def _split(self, numbers: list[int]) -> Mapping[str, range | set[int]]:

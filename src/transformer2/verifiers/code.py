@@ -7,7 +7,7 @@ Instruct models write prose around Markdown blocks, base models continue where t
 2. a continuation: the prompt followed by a function's body, however that is indented.
 
 What is a program, the parser decides: prose before and after is dropped line by line. Nothing is repaired: an answer
-that was cut off stays cut off, and fails. Left out are asserts and calls of the answer's own that follow the function.
+that was cut off stays cut off, and fails. Left out are the answer's own uses of the function that follow it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ _CODE_LINE = re.compile(
 )
 _STATEMENT = re.compile(r"\s*(?:return|for|while|if|with|try|[A-Za-z_]\w*\s*[-+*/|&]?=[^=])")
 _RETURN = re.compile(r"^\s*(?:return|yield)\b", re.MULTILINE)
+_SECTION = re.compile(r"^\[/?(?:BEGIN|DONE|PYTHON)\][ \t]*$", re.MULTILINE)  # what MBPP's authors and Code Llama write
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_DEFINITIONS = (*_FUNCTIONS, ast.ClassDef, ast.Import, ast.ImportFrom)
 _REPL = re.compile(r"^(?:>>>|\.\.\.)(?: |$)", re.MULTILINE)
 
 
@@ -48,7 +50,8 @@ def extract_code(completion: str, names: Sequence[str], prompt: str = "") -> str
     """
     if len(completion) > MAX_CHARACTERS:
         return None
-    text = _GLUED.sub(r"\n\1", without_reasoning(completion).replace("\r\n", "\n"))
+    text = _SECTION.sub("```", without_reasoning(completion).replace("\r\n", "\n"))
+    text = _GLUED.sub(r"\n\1", text)
     either = "|".join(map(re.escape, names))
     written = re.compile(
         rf"^(?:[ \t]*(?:>>> )?(?:async\s+def|def|class)\s+(?:{either})\b|(?:{either})\s*=\s*lambda\b)", re.MULTILINE
@@ -181,11 +184,9 @@ def _finished(blocks: list[str], trees: Sequence[ast.Module | None], index: int,
         return source
     definition = _definition(tree, names)
     lines = source.split("\n")
-    for node in reversed(tree.body):
-        if definition and node.lineno > definition.lineno and isinstance(node, (ast.Assert, ast.Expr)):
-            used = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-            if used & {*names, "print", "input"} and node.col_offset == 0 and ";" not in lines[node.lineno - 1]:
-                del lines[node.lineno - 1 : node.end_lineno]
+    for node in reversed(_uses(tree, definition, names) if definition else []):
+        if node.col_offset == 0 and ";" not in lines[node.lineno - 1]:
+            del lines[node.lineno - 1 : node.end_lineno]
     source = "\n".join(lines)
     if isinstance(definition, ast.ClassDef) and definition.name not in names:  # class Solution
         methods = {n.name for n in definition.body if isinstance(n, _FUNCTIONS)}
@@ -205,6 +206,40 @@ def _finished(blocks: list[str], trees: Sequence[ast.Module | None], index: int,
                     missing |= _missing(found)
                 break
     return "\n".join([*(needed[key] for key in sorted(needed)), source]) if needed else source
+
+
+def _uses(tree: ast.Module, definition: ast.stmt, names: Sequence[str]) -> list[ast.stmt]:
+    """Statements behind a definition that only try it out: nothing that is defined reads what they may change."""
+    kept = [node for node in tree.body if isinstance(node, _DEFINITIONS)]
+    needed = {*names}.union(*(_read(node) - _local(node) for node in kept))
+    data = needed & {name for node in tree.body if node not in kept for name in _bound(node)} - {*names}
+    tried = {*names, "print", "input"} | {n.name for n in kept if isinstance(n, _FUNCTIONS) and _read(n) & {*names}}
+    found = []
+    for node in tree.body:
+        if node.lineno > definition.lineno and node not in kept and _read(node) & tried:
+            stored = _local(node)
+            changes = stored & needed or _read(node) & data or any(_changes(n) for n in ast.walk(node))
+            if isinstance(node, (ast.Assert, ast.Expr)) or not changes:
+                found.append(node)
+                tried |= stored
+    return found
+
+
+def _changes(node: ast.AST) -> bool:
+    """Whether a part of a statement changes an object, or defines something."""
+    place = isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store)
+    return place or isinstance(node, _DEFINITIONS)
+
+
+def _read(node: ast.AST) -> set[str]:
+    """Names that a piece of a program reads."""
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+
+
+def _local(node: ast.AST) -> set[str]:
+    """Names that a piece of a program binds: its arguments and what it assigns."""
+    stored = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return stored | {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
 
 
 def _definition(tree: ast.Module, names: Sequence[str]) -> ast.stmt | None:

@@ -30,7 +30,7 @@ _NUMBER = re.compile(
     rf"(?P<sign>(?<![0-9A-Za-z)])[-+]\s*)?(?:(?P<whole>[0-9]+)\s+(?=[0-9]+\s*/))?(?P<top>{_UNSIGNED})"
     r"(?:e(?P<power>[-+]?[0-9]{1,3})(?!\.?[0-9])"
     rf"|(?:\s*/\s*(?P<bottom>{_UNSIGNED}))?"
-    r"(?P<scale>k\b|\s*(?:hundred|thousand|million|billion|trillion)\b)?)",
+    r"(?P<scale>k\b|\s*(?:hundred|thousand|million|billion|trillion)s?\b)?)",
     re.IGNORECASE,
 )
 _TIMES_A_POWER = re.compile(  # 1.5 x 10^-5, 1.5 \times 10^{-5}, 3 · 10⁸
@@ -52,7 +52,8 @@ _HEDGE = re.compile(
     r"\b(?:anything but|everything but|far from|nowhere near|hardly|barely|scarcely|unlike(?:ly)?|impossible"
     r"|improbable|except|without|short of|no|nor|never|neither|maybe|perhaps|possibly|might|could|at (?:least|most)"
     r"|up to|than|about|around|approx|approximately|roughly|close to|circa|ca?(?=\.\s)|nearly|almost|minus|negative"
-    r"|plus|twice|thrice|double|triple|half|root|sqrt|log|ln|(?:square|cube|third|quarter|factorial) of)\b"
+    r"|plus|twice|thrice|double|triple|half|root|sqrt|log|ln"
+    r"|(?:square|cube|third|quarter|factorial|opposite|inverse|reciprocal) of)\b"
     r"|[<>~!]\s?=|=\s?/\s?=",
     re.IGNORECASE,
 )
@@ -61,14 +62,14 @@ _AFTER = re.compile(
     r"(?!\s+a\b)[\s)\]]*+(?:[+*^!|]|-(?![A-Za-z]{2,})|/(?!\s*(?:[A-Za-z]{2,}|h\b))|(?![gmhsldcptLCFWVJN]\b)[A-Za-z]\b)"
 )
 _CHANGED = re.compile(
-    r"\b(?:or|plus|minus|squared|cubed|factorial|choose|doubled|tripled|half|too|approx\w*|roughly|maybe|perhaps|possibly"
+    r"\b(?:or|plus|minus|squared|cubed|factorial|choose|doubled|tripled|halved|divided|multiplied|half|too|approx\w*|roughly|maybe|perhaps|possibly"
     r"|negative|pi|wrong|incorrect|false|mistaken|to the power|at (?:least|most)|below\s+(?:zero|freezing))\b",
     re.IGNORECASE,
 )
 # A word that multiplies or continues the number before it.
 _MORE = re.compile(
     r"(?:\s*(?:bn|tn|mn|myriad|mln|mil|m?illion|lakhs?|crores?|dozens?|score|gross|halves|(?:thi|fou|fif|six|seven|eigh|nin|ten|hundred"
-    r"|thousand|million)(?:rd|r?th)s)|st|nd|rd|th|\s*point|\s[^.\n]*\band\s+(?:an?\s+)?" + _WORD + r")\b",
+    r"|thousand|million)(?:rd|r?th)s)|st|nd|rd|th|-?ish|\s*point|\s[^.\n]*\band\s+(?:an?\s+)?" + _WORD + r")\b",
     re.IGNORECASE,
 )
 _UNIT_EXPONENT = re.compile(r"(?<=[A-Za-z])(?<![0-9][eECP])(?:\s*\^)?[23²³](?!\.?[0-9,/])")  # m^2, cm3
@@ -76,12 +77,12 @@ _SENTENCE_END = re.compile(r"[.!](?=\s|\*|\"|$)|;(?=\s+(?!or\b|and\b)[A-Za-z]|\s
 _WORKING = re.compile(r"\s\([^()]*[0-9][^()]*\s[-+*/x×÷=]\s[^()]*\)[\s.]*\Z")  # 18 (9 eggs x $2)
 _REMARK = re.compile(  # 540 (180 per day)
     r"(?<=[0-9A-Za-z%$])\s*\((?!(?:or|and|no|if)\b)"
-    r"(?![^()]*\b(?:or|not|but|maybe|perhaps|possibly|negative|actually|wrong|incorrect|false|approx\w*|about|roughly|right)\b)(?=[^()]*[A-Za-z])[^()?]*\)[\s.]*\Z",
+    r"(?![^()]*\b(?:or|not|but|maybe|perhaps|possibly|negative|actually|wrong|incorrect|false|approx\w*|about|roughly|right|should|correct\w*)\b)(?=[^()]*[A-Za-z])[^()?]*\)[\s.]*\Z",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"[.!](?=\s+[A-Z])")  # on the line of a marker, which may also hold "5!"
 _WITH_UNITS = re.compile(  # 9 eggs * $2/egg = 18
-    r"\s*[$0-9.]+(?:\s+[a-z]+)?\s*[-+*/×÷](?:(?!\b(?:or|and|not)\b)[-+*/×÷.$0-9\sa-z])*=\s*(?=[$0-9])"
+    r"\s*[$0-9.]+(?:\s+[a-z]+)?\s*(?:[-+*/×÷]|(?<=\s)x(?=\s))(?:(?!\b(?:or|and|not)\b)[-+*/×÷.$0-9\sa-z])*=\s*(?=[$0-9])"
 )
 _BARE = re.compile(r"\s*#\s*%?\s*[A-Za-z]*\s*\.?\s*")
 _RESTATES = re.compile(
@@ -111,12 +112,13 @@ def parse_number(text: str) -> Fraction | None:
 
     A percent sign is a unit: "40%" is 40.
     """
-    return _only_number(readable(text)).value
+    return _only_number(readable(_GROUPING.sub(",", text))).value
 
 
 def final_number(text: str) -> Final[Fraction]:
     """The number that a completion gives as its final answer."""
-    return final_answer(re.sub(r"<<[^<>\n]*>>", "", text), _Numbers())  # the data set's calculator annotations
+    text = re.sub(r"<<[^<>\n]*>>", "", text)  # the data set's calculator annotations
+    return final_answer(_GROUPING.sub(",", text), _Numbers())
 
 
 class _Numbers(Reader[Fraction]):
@@ -233,5 +235,5 @@ def _value(match: re.Match[str]) -> Fraction | None:
     if match["whole"]:
         value += int(match["whole"])
     if match["scale"]:
-        value *= _THOUSANDS[match["scale"].strip().lower()]
+        value *= _THOUSANDS[match["scale"].strip().lower().removesuffix("s")]
     return -value if (match["sign"] or "").startswith("-") else value

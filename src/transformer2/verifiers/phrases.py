@@ -25,7 +25,7 @@ STATED = re.compile(
     rf"|(?P<heading>^{_HEADING})"
     r"|(?P<final>^[ \t>*#]{0,20}(?:my[ \t]+)?(?:final|conclusion|verdict|choice)[ \t*]{0,20}:)"
     r"|(?P<said>(?:\bthe\s+)?(?:\b(?:correct|final|right|best)\s+(?:answer|option|choice)|\bans(?:wer)?)\b"
-    r"(?:\s{1,9}(?:to|for|of|here)\b[^.:\n]{0,80}?)?[\s*]{0,9}"
+    r"(?:\s{1,9}(?:to|for|of|here)\b[^.:\n]{0,80}?)?[\s*\"]{0,9}"
     r"(?:\b(?:is|isn't|would be|must be|should be)\b\s{0,9}:?|:|=))",
     re.IGNORECASE | re.MULTILINE,
 )
