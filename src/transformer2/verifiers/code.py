@@ -211,15 +211,16 @@ def _finished(blocks: list[str], trees: Sequence[ast.Module | None], index: int,
 def _uses(tree: ast.Module, definition: ast.stmt, names: Sequence[str]) -> list[ast.stmt]:
     """Statements behind a definition that only try it out: nothing that is defined reads what they may change."""
     kept = [node for node in tree.body if isinstance(node, _DEFINITIONS)]
-    needed = {*names}.union(*(_read(node) - _local(node) for node in kept))
+    needed = {*names}.union(*(_names(node, ast.Load) - _names(node, ast.Store) for node in kept))
     data = needed & {name for node in tree.body if node not in kept for name in _bound(node)} - {*names}
-    tried = {*names, "print", "input"} | {n.name for n in kept if isinstance(n, _FUNCTIONS) and _read(n) & {*names}}
+    tried = {*names, "print", "input"}
+    tried |= {n.name for n in kept if isinstance(n, _FUNCTIONS) and not {*names}.isdisjoint(_names(n, ast.Load))}
     found = []
     for node in tree.body:
-        if node.lineno > definition.lineno and node not in kept and _read(node) & tried:
-            stored = _local(node)
-            changes = stored & needed or _read(node) & data or any(_changes(n) for n in ast.walk(node))
-            if isinstance(node, (ast.Assert, ast.Expr)) or not changes:
+        if node.lineno > definition.lineno and node not in kept and _names(node, ast.Load) & tried:
+            stored = _names(node, ast.Store)
+            changed = stored & needed or _names(node, ast.Load) & data or any(map(_changes, ast.walk(node)))
+            if isinstance(node, (ast.Assert, ast.Expr)) or not changed:
                 found.append(node)
                 tried |= stored
     return found
@@ -231,15 +232,11 @@ def _changes(node: ast.AST) -> bool:
     return place or isinstance(node, _DEFINITIONS)
 
 
-def _read(node: ast.AST) -> set[str]:
-    """Names that a piece of a program reads."""
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-
-
-def _local(node: ast.AST) -> set[str]:
-    """Names that a piece of a program binds: its arguments and what it assigns."""
-    stored = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    return stored | {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
+def _names(node: ast.AST, context: type[ast.expr_context]) -> set[str]:
+    """Names that a piece of a program reads (Load), or binds (Store), its arguments included."""
+    parts = [*ast.walk(node)]
+    arguments = {n.arg for n in parts if isinstance(n, ast.arg) and context is ast.Store}
+    return arguments | {n.id for n in parts if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
 
 
 def _definition(tree: ast.Module, names: Sequence[str]) -> ast.stmt | None:
@@ -267,7 +264,7 @@ def _bound(node: ast.stmt) -> set[str]:
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
     if isinstance(node, (ast.Assign, ast.AnnAssign)):
-        return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        return _names(node, ast.Store)
     return set()
 
 
