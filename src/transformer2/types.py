@@ -159,7 +159,8 @@ class Rollouts:
         prompt_mask_BP: int64, 1 on prompt tokens.
         completion_ids_BC: int64, right-padded.
         completion_mask_BC: int64, 1 on every sampled token, EOS and the tokens of a stop string included.
-        completions: The B decoded texts, without special tokens, up to the stop string where there is one.
+        completions: The B decoded texts, without special tokens, up to the stop string where there is one; after a
+            `<think>` where the prompt ends on one.
         finished_B: bool, True where EOS or a stop string was sampled within `max_new_tokens`.
         logprobs_BC: The sampler's own log-probabilities of its tokens, fp32; None where it does not say them.
     """

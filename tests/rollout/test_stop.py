@@ -14,6 +14,7 @@ from transformer2.policy import load_base, load_tokenizer
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
 from transformer2.rollout.paged import PagedEngine
+from transformer2.types import Example
 
 EOS = 3
 TINY = load_tokenizer("tiny")
@@ -161,3 +162,16 @@ def test_a_turn_end_that_is_no_eos_is_found(template, added, eos, stop, end):
     tokenizer.add_tokens(added, special_tokens=True)
     engine = HFEngine(tokenizer, eos, stop=stop)
     assert open_turn_end(tokenizer, engine.eos_ids, engine.stop) == end
+
+
+@pytest.mark.parametrize(
+    ("end", "opening"), [("<think>\n", "<think>"), ("<think>\n\n</think>\n\n", ""), ("think>", "")]
+)
+def test_a_thought_that_the_prompt_opens_is_part_of_the_text(end, opening):
+    tokenizer = byte_tokenizer()
+    ids = [tokenizer("Hi " + end, add_special_tokens=False)["input_ids"], tokenizer("Hi")["input_ids"]]
+    examples = [Example("t/0", ({"role": "user", "content": "?"},), "18")] * 2
+    sampled = [tokenizer(text)["input_ids"] for text in ("The answer is 18. But", "The answer is 18.")]
+    rollouts = HFEngine(tokenizer, [EOS]).packed(collate(examples, ids, 0), sampled)
+    assert rollouts.completions == (opening + "The answer is 18. But", "The answer is 18.")
+    assert rollouts.completion_mask_BC.sum(-1).tolist() == [len(ids) for ids in sampled]

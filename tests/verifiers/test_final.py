@@ -1005,6 +1005,7 @@ ENDS_OF_NUMBERS = [
     # markup around a box, and blocks of their own
     (r"<answer>\boxed{18}</answer>", 18),
     (r"> \boxed{18}", 18),
+    *((rf"\boxed{{18}}{chr(10) * 2}{more}", 18) for more in ("*Note: 2 x 9*", "| a | b |", "+ 9 eggs")),
     (r"$x > \boxed{18}$", None),
     ("Answer:\n```\n18\n```", 18),
     ("The answer is\n\n\\[\n18\n\\]", 18),

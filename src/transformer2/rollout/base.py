@@ -91,10 +91,15 @@ class RolloutEngine(Ending, ABC):
             prompts.attention_mask_BP,
             ids_BC,
             mask_BC,
-            tuple(texts),
+            tuple(opening + text for opening, text in zip(self._openings(prompts), texts, strict=True)),
             finished_B,
             None if logprobs_BC is None else logprobs_BC[:, :width].where(mask_BC.bool(), 0.0),
         )
+
+    def _openings(self, prompts: PromptBatch) -> list[str]:
+        """`<think>` where a prompt ends on it, as some templates do: a thought that is cut off is no answer."""
+        ends_BE = prompts.input_ids_BP[:, -len("<think>\n\n") :].clamp(max=len(self.tokenizer) - 1)  # not of pictures
+        return ["<think>" if end.rstrip().endswith("<think>") else "" for end in self.tokenizer.batch_decode(ends_BE)]
 
 
 def check_no_rows(policy: nn.Module) -> None:

@@ -200,7 +200,8 @@ PART_BEFORE = re.compile(
     r"(?:(?:[$=]|\\[(\[])\s*-[{(]*|[\d^|/][{(]*|(?:\+|(?<![-=])[<>])\s*|\\(?:cdot|times|neq?|sqrt|frac(?:\{\w*\})?)[\s{]*)\Z"
 )
 PART_AFTER = re.compile(
-    r"[)\s]{0,9}(?:\\(?:pi|cdot|times)\b|\^(?!\{?\\circ)|[+/|]|\*(?!\*|\s|\Z)|\}\s*\{|[\s$]{0,9}(?:hundred|thousand|million|billion|dozen)\b)"
+    r"[) \t]{0,9}(?:\\(?:pi|cdot|times)\b|\^(?!\{?\\circ)|[+/|]|\*(?!\*|\s|\Z)|\}\s*\{"
+    r"|[\s$]{0,9}(?:hundred|thousand|million|billion|dozen)\b)"
 )
 ENDS_IN_A_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{((?>(?:[^{}]|\{[^{}]*\})*))\}[\s$.)\]*\\]*\Z")
 OR_BEFORE = re.compile(
