@@ -1,6 +1,7 @@
 """Mixtures in one batch are mixtures one by one: answers token for token, likelihoods to rounding."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from fakes import make_llama
 from toy_task import FirstLetter
 
 from transformer2 import tasks, tiny
+from transformer2.adaptation import scoring
 from transformer2.adaptation.few_shot import Budget, run_search
 from transformer2.adaptation.members import matrices, members
 from transformer2.adaptation.mixture import Mixture, base_row, constant_rows, expert_rows
@@ -78,17 +80,27 @@ def test_an_expert_s_row_is_the_expert_alone_and_merged(module, scorer, experts,
 
 
 @pytest.mark.parametrize(
-    ("granularity", "mix", "base_member"),
-    [("kind", "normalised", True), ("layer", "delta", False), ("matrix", "raw", False), ("matrix", "raw", True)],
+    ("granularity", "mix", "base_member", "tuned"),
+    [
+        ("kind", "normalised", True, ""),
+        ("layer", "delta", False, ""),
+        ("matrix", "raw", False, ""),
+        ("matrix", "raw", True, ""),
+        ("expert", "raw", False, "mlp"),
+    ],
 )
 def test_the_adapted_expert_answers_as_the_mixture_that_was_scored(
-    module, scorer, experts, prompts, tmp_path, granularity, mix, base_member
+    module, experts, prompts, tmp_path, granularity, mix, base_member, tuned
 ):
-    mixture = Mixture(matrices(scorer.policy), ["math", "code", "reasoning"], granularity, mix, base_member)
-    alpha_D = torch.rand(mixture.dim, generator=torch.Generator().manual_seed(5))
-    scored = scorer.rows(prompts, mixture.weights(alpha_D[None]), 8).completions
+    """Also where the experts tune less than the policy."""
+    experts = [replace(e, deltas={m: d for m, d in e.deltas.items() if tuned in m}) for e in experts]
+    with torch.no_grad(), members(module.policy, experts) as names:
+        scorer = Scorer(module.policy, names, module.engine, module.head)
+        mixture = Mixture(matrices(scorer.policy), ["math", "code", "reasoning"], granularity, mix, base_member)
+        alpha_D = torch.rand(mixture.dim, generator=torch.Generator().manual_seed(5))
+        scored = scorer.rows(prompts, mixture.weights(alpha_D[None]), 8).completions
     folder = save_expert(mixture.expert(alpha_D, experts, "adapted"), tmp_path / "adapted")
-    alone = SVFReinforceModule(module.base, adapter=ALL, dtype="float32")
+    alone = SVFReinforceModule(module.base, adapter={**ALL, "target_modules": [*experts[0].deltas]}, dtype="float32")
     alone.configure_model()
     load_expert(alone.policy, folder)
     assert alone.engine.generate(alone.policy, prompts, GREEDY, 0).completions == scored
@@ -151,9 +163,12 @@ def test_a_mixed_batch_of_shipped_experts_answers_as_each_row_alone():
     assert base.completions[4::5] == mixed.completions[4::5] and set(mixed.completions[3::5]) <= {*words.LABELS}
 
 
-def test_likelihood_is_the_model_s_own(module, scorer, prompts):
+@pytest.mark.parametrize("room", [2000, 3])
+def test_likelihood_is_the_model_s_own(module, scorer, prompts, monkeypatch, room):
+    """Of a solution that is longer than the model reads (gpt2 fails on it), that of its beginning."""
+    monkeypatch.setattr(scoring, "context_of", lambda config: prompts.input_ids_BP.shape[1] + room)
     sums_B, counts_B = scorer.log_likelihood(prompts, ["early"] * 5, base_row(3))
-    ids = [*module.engine.tokenizer("early", add_special_tokens=False)["input_ids"], 4]
+    ids = [*module.engine.tokenizer("early", add_special_tokens=False)["input_ids"], 4][:room]
     prompt = render(module.engine.tokenizer, prompts.examples[2])
     with reference(module.policy):
         logits = module.policy(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)

@@ -44,6 +44,19 @@ def test_every_row_is_its_own_mixture(model, form, mix):
         torch.testing.assert_close(model(prompt()).logits, expected, rtol=2e-4, atol=2e-4)
 
 
+def test_a_matrix_that_no_expert_tunes_is_the_base_s_whatever_the_weights(model):
+    """Raw weights that do not sum to one scale what the experts tune, as their mixture does."""
+    for name, seed in (("one", 5), ("two", 6)):
+        model.add_adapter(name, SVFConfig(target_modules="mlp"))
+        randomize(model, name, seed=seed)
+    model.add_weighted_adapter(["one", "two"], [0.4, 0.9], "mixed", mix="raw")
+    model.set_adapter("mixed")
+    expected = model(prompt()).logits
+    model.set_adapter("math")  # what is trained meanwhile
+    with z_rows(model, [[0.4, 0.9]], experts=["one", "two"], mix="raw"):
+        torch.testing.assert_close(model(prompt()).logits, expected, rtol=2e-4, atol=2e-4)
+
+
 def test_zero_rows_and_disabled_adapters_are_the_base_exactly(model):
     with model.disable_adapter():
         base = model(prompt()).logits

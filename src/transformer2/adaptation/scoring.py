@@ -24,6 +24,7 @@ from transformer2.rl.loss import sum_by_row
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.continuations import continuation_logprobs
 from transformer2.rollout.hf import HFEngine
+from transformer2.rollout.prefill import context_of
 from transformer2.svf.modes import factored_for_choice
 from transformer2.svf.rows import batch_rows, z_rows
 from transformer2.tasks import Task
@@ -79,7 +80,7 @@ class Scorer:
 
     @torch.no_grad()
     def log_likelihood(self, prompts: PromptBatch, texts: Sequence[str], weights_LBK: Tensor) -> tuple[Tensor, Tensor]:
-        """log p of each text and its EOS after its prompt.
+        """log p of each text and its EOS after its prompt, as far as the model reads.
 
         Args:
             prompts: B prompts.
@@ -89,7 +90,9 @@ class Scorer:
         Returns:
             Sums of token log-probabilities fp32 (B,), and their numbers int64 (B,).
         """
-        tokens = [torch.tensor(ids, device=prompts.input_ids_BP.device) for ids in self._tokens(texts)]
+        room_B = (context_of(self.policy.config) - prompts.attention_mask_BP.sum(-1)).tolist()
+        read = [ids[:room] for ids, room in zip(self.tokens(texts), room_B, strict=True)]
+        tokens = [torch.tensor(ids, device=prompts.input_ids_BP.device) for ids in read]
         ids_BC = pad_sequence(tokens, batch_first=True, padding_value=self.engine.pad_id)
         mask_BC = pad_sequence([torch.ones_like(ids) for ids in tokens], batch_first=True)
         chunk = chunk_tokens(self.policy.config.get_text_config().vocab_size)
@@ -112,7 +115,7 @@ class Scorer:
     def log_likelihoods(self, prompts: PromptBatch, texts: Sequence[str], weights_LBK: Tensor) -> Tensor:
         """log p of each of the same N texts and its EOS after each of B prompts, fp32 (B, N); weights as above."""
         with z_rows(self.policy, weights_LBK, self.members, mix="raw"):
-            return continuation_logprobs(self.engine, self.policy, prompts, self._tokens(texts))
+            return continuation_logprobs(self.engine, self.policy, prompts, self.tokens(texts))
 
     def mean_log_likelihood(self, prompts: PromptBatch, task: Task, weights_LMK: Tensor) -> Tensor:
         """(M,): the mean over prompts of the log-likelihood per token of the right answers, under each mixture."""
@@ -122,7 +125,7 @@ class Scorer:
         sums_R, counts_R = self.log_likelihood(repeated, texts, torch.cat([weights_LMK] * b, dim=-2))
         return (sums_R / counts_R).view(b, m).mean(0)
 
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, EOS included."""
         tokenizer = self.engine.tokenizer
         eos = tokenizer.eos_token_id

@@ -46,7 +46,8 @@ def z_rows(
     Args:
         model: A model with SVF adapters.
         weights_BK: (B, K) numbers, or (L, B, K): one set per tuned matrix, in module order.
-        experts: Names of K loaded adapters. A matrix that an expert does not tune counts as z_k = 1.
+        experts: Names of K loaded adapters. A matrix that an expert does not tune counts as z_k = 1; one that none of
+            them tunes stays the base's.
         mix: See svf/mixing.py.
 
     Raises:
@@ -71,8 +72,10 @@ def _rows(
     per_layer = weights if weights.ndim == 3 else weights.expand(len(layers), *weights.shape)
     return Rows(
         {
-            layer: mix_deltas(weights_BK, [layer.detached_delta([name]) for name in experts], mix)
+            layer: mix_deltas(weights_BK, [layer.detached_delta([name]) for name in experts], of_layer)
             for layer, weights_BK in zip(layers, per_layer, strict=True)
+            # The sum of raw weights would scale a matrix that none of them tunes.
+            for of_layer in [mix if any(name in layer.svf_z for name in experts) else "delta"]
         }
     )
 
