@@ -1,17 +1,21 @@
 """Categories: the prompt is made of the experts, the answer is parsed strictly, "other" is the base exactly."""
 
+import shutil
+import sys
+
 import pytest
 import torch
 from fake_experts import ALL, make_experts
 from fakes import make_llama
 
-from transformer2.adaptation.dispatch import Dispatcher, category_logprobs, first_pass
+from transformer2 import tasks, tiny
+from transformer2.adaptation.dispatch import Dispatcher, PromptDispatch, category_logprobs, first_pass
 from transformer2.adaptation.members import members
 from transformer2.adaptation.mixture import base_row, expert_rows
 from transformer2.adaptation.scoring import Scorer
 from transformer2.data import collate, render
 from transformer2.errors import ConfigError
-from transformer2.experts import load_experts
+from transformer2.experts import Expert, load_experts, mix_experts, save_expert
 from transformer2.module import SVFReinforceModule
 from transformer2.policy import reference
 from transformer2.rollout.base import Sampling
@@ -65,6 +69,25 @@ def test_names_must_differ():
     for names in (("math", "Math"), ("math", "other")):
         with pytest.raises(ConfigError, match="must differ"):
             Dispatcher(names, ("a", "b"))
+
+
+def test_a_task_that_an_expert_names_imports_no_module(monkeypatch):
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    experts = [Expert("a", task="this.Task"), Expert("b", task="jsonl"), Expert("c", task="gsm8k")]
+    assert Dispatcher.of(experts).descriptions == ("a", "b", tasks.get("gsm8k").description)
+    assert "this" not in sys.modules
+
+
+def test_an_expert_without_a_category_of_its_own_is_refused_with_the_folders(tmp_path):
+    """Before a model is loaded, as whatever `load` finds."""
+    folders = [str(tiny.expert_path(name)) for name in tiny.EXPERTS]
+    renamed = str(shutil.copytree(folders[0], tmp_path / "sums"))  # of tiny_math all the same
+    assert len(PromptDispatch(experts=[renamed, folders[1]]).load("tiny")) == 2
+    mixed = save_expert(mix_experts(load_experts(folders), [1, 1, 1]), tmp_path / "mixed")
+    for more, said in (([*folders, str(mixed)], "'mixed' fits none of the labels"), ([*folders, renamed], "differ")):
+        with pytest.raises(ConfigError, match=said):
+            PromptDispatch(experts=more).load("tiny")
+        assert len(PromptDispatch(experts=more).load("tiny_b")) == 4
 
 
 @pytest.fixture(scope="module")
@@ -139,16 +162,20 @@ def test_soft_weights_that_are_certain_are_the_hard_choice(world):
 def test_the_generated_prompt_reaches_a_model_and_its_written_answer_is_followed(world, monkeypatch):
     """From the experts' names to the model's tokens to a z: random weights never write a category, so one is forced."""
     module, _ = world
-    asked = []
+    asked, budgets = [], []
 
     def answer(self, prompts, weights_LBK, max_new_tokens):
         asked.extend(self.engine.tokenizer.batch_decode(prompts.input_ids_BP))
+        budgets.append(max_new_tokens)
         return RowsSaid(("code.", "cooking", "no idea"))
 
     questions = [THREE.question(EXAMPLE)] * 3
     prompts = collate(questions, [render(module.engine.tokenizer, q) for q in questions], 0)
     monkeypatch.setattr(Scorer, "rows", answer)
     choices, texts = first_pass(THREE, Scorer(module.policy, [], module.engine, module.head), prompts, base_row(3))
+    long = Dispatcher(("math", "a-name-of-twenty-two-x"), ("", ""))  # a token a byte, and EOS
+    first_pass(long, Scorer(module.policy, [], module.engine, module.head), prompts, base_row(2))
+    assert budgets == [8, 23]
     assert choices == [1, 2, None] and texts == ["code.", "cooking", "no idea"]
     for part in ("- cooking: recipes", "2 + 2?", "<|start_header_id|>assistant"):
         assert part in asked[0]

@@ -66,14 +66,25 @@ class Alternating(AdaptedPolicy):
         choices = [row % 2 for row in batch.positions]
         return Choice(torch.eye(4)[[0 if c else 3 for c in choices]], [{"choice": c} for c in choices])
 
+    def facts(self, records):
+        """As a dispatcher that measures itself on requests of its own; the experts are still there."""
+        self.context.scorer.rows(self.context.few_shot, torch.eye(4)[:1], 2)
+        CLOCK[0] += 1000
+        return super().facts(records)
 
-def test_a_strategy_of_one_s_own_is_one_class(tested, world):
+
+CLOCK = [0.0]
+
+
+def test_a_strategy_of_one_s_own_is_one_class(tested, world, monkeypatch):
     module, _ = tested
+    monkeypatch.setattr("transformer2.adaptation.evaluate.time.perf_counter", lambda: CLOCK[0])
     data = UnseenTaskDataModule(TASK, world[0], few_shot=2, test_limit=8)
     data.setup("test")
     before = {name: p.detach().clone() for name, p in module.policy.named_parameters()}
     cache = {}
     found = evaluate(module.answerer(data.task), data, HalfAndHalf(experts=world[1]), cache)
+    assert found.report.seconds == {"first_pass": 0, "second_pass": 0, "controls": 1000}
     assert [r.choice["choice"] for r in found.records] == [r.row % 2 for r in found.records]
     assert all(r.base.completion == r.result.completion for r in found.records if not r.row % 2)
     assert any(r.base.completion != r.result.completion for r in found.records if r.row % 2)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -33,12 +34,14 @@ from transformer2.files import check_directory
 from transformer2.metrics import UNPARSED, Confusion
 from transformer2.report.adaptation import confusion_figure
 from transformer2.report.build import Facts
+from transformer2.rollout.prefill import context_of
 from transformer2.tasks.dispatch import OTHER, category_prompt, check_categories, request_of
 from transformer2.types import Example, PromptBatch, Record
 from transformer2.verifiers.label import find_label
 
 __all__ = [
-    "OTHER", "ClassifierDispatch", "Dispatcher", "PromptDispatch", "ScoresDispatch", "category_logprobs", "first_pass",
+    "OTHER", "ClassifierDispatch", "Dispatcher", "PromptDispatch", "ScoresDispatch", "answer_budget",
+    "category_logprobs", "first_pass",
 ]  # fmt: skip
 
 
@@ -50,7 +53,7 @@ class Dispatcher:
         names: Category of each of the K experts.
         descriptions: One line each.
         prompt: Request -> content of the user message; None generates it from names and descriptions.
-        max_new_tokens: Budget of a written answer.
+        max_new_tokens: Budget of a written answer, where no name is longer.
         system: System message of the question; None sends none.
     """
 
@@ -117,8 +120,13 @@ def first_pass(
     Returns:
         B indices of categories (None: no category), and the B texts they were read from.
     """
-    texts = scorer.rows(prompts, weights_1K, dispatcher.max_new_tokens).completions
+    texts = scorer.rows(prompts, weights_1K, answer_budget(dispatcher, scorer)).completions
     return [dispatcher.parse(text) for text in texts], list(texts)
+
+
+def answer_budget(dispatcher: Dispatcher, scorer: Scorer) -> int:
+    """Tokens of an answer: the dispatcher's, or as many as the longest name and EOS have."""
+    return max(dispatcher.max_new_tokens, *map(len, scorer.tokens(dispatcher.categories)))
 
 
 def category_logprobs(dispatcher: Dispatcher, scorer: Scorer, prompts: PromptBatch, weights_1K: Tensor) -> Tensor:
@@ -162,8 +170,18 @@ class PromptDispatch(Strategy):
             raise ConfigError(f"{dispatch_task} has no labels, so it is not a dispatch task; use dispatch or null")
         self.dispatch_task, self.dispatch_limit = task, dispatch_limit
 
+    def load(self, base: str) -> list[Expert]:
+        """The experts to choose from, each of a category of its own."""
+        experts = super().load(base)
+        Dispatcher.of(experts, self.labelled(base))
+        return experts
+
+    def labelled(self, base: str) -> Any:
+        """The task that words the question and has labelled requests; None makes it of the experts' names."""
+        return self.dispatch_task or (tasks.get("tiny_dispatch") if base == "tiny" else None)
+
     def adapt_to_task(self, context: EvaluationContext) -> AdaptedPolicy:
-        """Needs no shots; measures the dispatch where there are labelled requests."""
+        """Needs no shots; where there are labelled requests, the report says how many are dispatched right."""
         return _DispatchedPolicy(context, self)
 
 
@@ -212,7 +230,7 @@ class ScoresDispatch(ClassifierDispatch):
         return [] if self.classifier is None else [read_expert(self.classifier)]
 
     def adapt_to_task(self, context: EvaluationContext) -> AdaptedPolicy:
-        """As `PromptDispatch`; the labelled requests are scored too."""
+        """As `PromptDispatch`."""
         return _ScoredPolicy(context, self)
 
 
@@ -221,21 +239,21 @@ class _DispatchedPolicy(AdaptedPolicy):
 
     def __init__(self, context: EvaluationContext, settings: PromptDispatch) -> None:
         super().__init__(context, settings.name)
-        self.settings, self.scorer = settings, context.helpers
+        self.settings, self.scorer, data = settings, context.helpers, context.data
         self.weights_1K = torch.eye(len(self.scorer.members))[:1]  # the helper's; the base's where it is alone
-        on_tiny = context.data.base == "tiny"
-        labelled: Any = settings.dispatch_task or (tasks.get("tiny_dispatch") if on_tiny else None)
-        self.dispatcher = Dispatcher.of(context.experts, labelled)
-        self.measured = None if labelled is None else self._measure(labelled)
+        self.labelled = task = settings.labelled(data.base)
+        self.dispatcher = Dispatcher.of(context.experts, task)
+        self.requests = [] if task is None else task.examples("test", data.data_dir)[: settings.dispatch_limit]
 
-    def _measure(self, labelled: Any) -> Confusion:
+    @cached_property
+    def measured(self) -> Confusion | None:
         """The predicted category of labelled requests; each rank takes every world_size-th of them."""
-        data, answerer = self.context.data, self.context.answerer
-        measured = Confusion(labelled.labels).to(answerer.device)
-        examples = labelled.examples("test", data.data_dir)[: self.settings.dispatch_limit]
-        mine = examples[answerer.rank :: answerer.world_size]
-        for start in range(0, len(mine), data.eval_batch_size):
-            part = mine[start : start + data.eval_batch_size]
+        if self.labelled is None:
+            return None
+        measured, size = Confusion(self.labelled.labels).to(self.answerer.device), self.context.data.eval_batch_size
+        mine = self.requests[self.answerer.rank :: self.answerer.world_size]
+        for start in range(0, len(mine), size):
+            part = mine[start : start + size]
             columns = self._choose(part).columns  # its rows are dispatch questions already
             measured.update((e.answer, column["choice"]) for e, column in zip(part, columns, strict=True))
         return measured
@@ -248,7 +266,9 @@ class _DispatchedPolicy(AdaptedPolicy):
         details = {**super().facts(records).details, "chosen": share}
         if self.measured is not None:
             details |= {"dispatch": self.measured.scores(), "confusion": self.measured.table()}
-        return Facts(details=details)
+        long = sum(r.choice.get("too_long", False) for r in records)
+        which = f"{long} of {len(records)} requests, whose dispatch question is longer than this model reads"
+        return Facts(details=details, notes=[f"{self.name}: the base answered {which}"] if long else ())
 
     def figure(self, records: Sequence[Record]) -> Any:
         """The confusion of labelled requests, and the predicted categories of the scored task."""
@@ -261,14 +281,23 @@ class _DispatchedPolicy(AdaptedPolicy):
 
     def _choose(self, questions: Sequence[Example]) -> Choice:
         """What the model says to dispatch questions; the column `choice` is a category, or that there is none."""
-        choices, texts = first_pass(self.dispatcher, self.scorer, self._rendered(questions), self.weights_1K)
+        engine = self.scorer.engine
+        ids = [render(engine.tokenizer, question, self.context.data.template) for question in questions]
+        room = context_of(self.answerer.policy.config) - answer_budget(self.dispatcher, self.scorer)
+        read = [b for b, prompt in enumerate(ids) if len(prompt) <= room]
+        weights_BK, columns = self.dispatcher.weights([None] * len(ids)), dict[int, dict[str, Any]]()
+        if read:
+            prompts = collate([questions[b] for b in read], [ids[b] for b in read], engine.pad_id)
+            weights_BK[read], found = self._ask(prompts.to(self.answerer.device))
+            columns = dict(zip(read, found, strict=True))
+        return Choice(weights_BK, [columns.get(b, {"choice": UNPARSED, "too_long": True}) for b in range(len(ids))])
+
+    def _ask(self, prompts: PromptBatch) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Weights (B, K + 1) and columns."""
+        choices, texts = first_pass(self.dispatcher, self.scorer, prompts, self.weights_1K)
         names = [UNPARSED if c is None else self.dispatcher.categories[c] for c in choices]
         columns = [{"first_pass": text, "choice": name} for text, name in zip(texts, names, strict=True)]
-        return Choice(self.dispatcher.weights(choices), columns)
-
-    def _rendered(self, questions: Sequence[Example]) -> PromptBatch:
-        ids = [render(self.scorer.engine.tokenizer, question, self.context.data.template) for question in questions]
-        return collate(questions, ids, self.scorer.engine.pad_id).to(self.context.answerer.device)
+        return self.dispatcher.weights(choices), columns
 
 
 class _ScoredPolicy(_DispatchedPolicy):
@@ -277,22 +306,23 @@ class _ScoredPolicy(_DispatchedPolicy):
     settings: ScoresDispatch
 
     def facts(self, records: Sequence[Record]) -> Facts:
-        details = dict(super().facts(records).details)
+        facts = super().facts(records)
+        details = dict(facts.details)
         if self.settings.soft:
-            of_all = [r.choice["probabilities"] for r in records]
-            mean = {c: round(sum(p[c] for p in of_all) / len(of_all), 4) for c in self.dispatcher.categories}
+            of_all = [r.choice.get("probabilities", {OTHER: 1.0}) for r in records]
+            mean = {c: round(sum(p.get(c, 0.0) for p in of_all) / len(of_all), 4) for c in self.dispatcher.categories}
             details |= {"likeliest": details.pop("chosen"), "mean_weights": mean}
-        return Facts(details=details)
+        return replace(facts, details=details)
 
-    def _choose(self, questions: Sequence[Example]) -> Choice:
-        logprobs_BK = category_logprobs(self.dispatcher, self.scorer, self._rendered(questions), self.weights_1K)
+    def _ask(self, prompts: PromptBatch) -> tuple[Tensor, list[dict[str, Any]]]:
+        logprobs_BK = category_logprobs(self.dispatcher, self.scorer, prompts, self.weights_1K)
         likeliest, probabilities_BK = logprobs_BK.argmax(-1).tolist(), logprobs_BK.softmax(-1).cpu()
         categories = self.dispatcher.categories
         columns = [
             {"choice": categories[c], "probabilities": dict(zip(categories, (round(p, 6) for p in row), strict=True))}
             for c, row in zip(likeliest, probabilities_BK.tolist(), strict=True)
         ]
-        return Choice(probabilities_BK if self.settings.soft else self.dispatcher.weights(likeliest), columns)
+        return probabilities_BK if self.settings.soft else self.dispatcher.weights(likeliest), columns
 
 
 def _chosen(records: Sequence[Record]) -> dict[str, int]:
@@ -301,14 +331,15 @@ def _chosen(records: Sequence[Record]) -> dict[str, int]:
 
 def _category(expert: Expert, labelled: Any) -> tuple[str, str]:
     """An expert's category and what it is for, from its task where that is known."""
-    try:
-        description = tasks.get(expert.task).description if expert.task else expert.name
-    except UserError:  # a task that is not known here
+    try:  # by name alone: a class path would import whatever module a foreign expert names
+        description = tasks.get(expert.task).description if expert.task in tasks.names() else expert.name
+    except UserError:  # a task that needs options
         description = expert.name
     if labelled is None or expert.name in labelled.labels:
         return expert.name, description
     label = labelled.label_of(expert.task)
     if label is None:
         known = ", ".join(labelled.labels)
-        raise ConfigError(f"expert {expert.name!r} fits none of the labels of {labelled.name} ({known})", "rename it")
+        remedy = "name its folder by one of them, or leave it out (--strategy cem mixes any)"
+        raise ConfigError(f"expert {expert.name!r} fits none of the labels of {labelled.name} ({known})", remedy)
     return label, description

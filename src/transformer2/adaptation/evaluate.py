@@ -3,7 +3,7 @@
     first pass     adapt_to_task once, adapt_to_batch for every batch -> how to answer
     second pass    the scored rows answered so
     controls       the same rows answered by the base and by whatever else they are compared with; of pictures,
-                   the same questions without them as well (blind.py)
+                   the same questions without them as well (blind.py); labelled requests, to measure a dispatch
 
 Departure from the reference code: whatever was chosen, every rank runs the same number of forward passes, since a
 batch of different choices is one batch with one z per row.
@@ -112,9 +112,11 @@ def evaluate(
         for index, batch in enumerate(islice(loader, max_batches)):
             records += evaluate_batch(adapted, data, batch.to(answerer.device), index, seconds)
             bar.update()
-    records = in_order(answerer, records)
+        records = in_order(answerer, records)
+        with _timed(seconds, "controls"):
+            facts = adapted.facts(records)
     seeds = (strategy.seed,) if data.seed == strategy.seed else (strategy.seed, data.seed)
-    facts, protocol = adapted.facts(records), getattr(data, "reported", data.task.protocol)
+    protocol = getattr(data, "reported", data.task.protocol)
     report = build_report(records, data.task, protocol, seconds, seeds, strategy.name, facts)
     return Evaluation(report, records, adapted.figure(records), adapted.expert())
 
