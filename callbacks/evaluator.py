@@ -57,6 +57,7 @@ class AdaptationEvaluator(L.Callback, Strategy):
         self.own_task, self.every_n_epochs, self.validations = task, every_n_epochs, 0
         self.data_options: dict[str, Any] = {"task_options": task_options, "data_dir": data_dir, "few_shot": few_shot}
         self.data_options |= {"test_limit": test_limit, "seed": self.seed}
+        self.options = options
         self.own_data: UnseenTaskDataModule | None = None
         self.report: Report | None = None
         self.cache: Cache = {}
@@ -78,6 +79,13 @@ class AdaptationEvaluator(L.Callback, Strategy):
             self.own_data.trainer = trainer
             self.own_data.test_dataloader()
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the experts into the policy once, and take them out again: for the same reason."""
+        if self.own_data is not None:
+            answerer = cast(HasPolicy, pl_module).answerer(self.own_data.task)
+            with isolate_rng(), self.loaded(answerer, self.own_data.base):
+                pass
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate, and log."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or self.own_data is None:
@@ -94,16 +102,19 @@ class AdaptationEvaluator(L.Callback, Strategy):
             found.log(trainer.loggers, trainer.global_step, *tags)
 
     def _tag(self, trainer: L.Trainer, tag: str) -> str:
-        """The tag, with strategy and task at its end where an evaluator before this one in the run has it already."""
+        """The tag; where an evaluator before this one has it, with strategy, task and the number of such evaluators."""
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it at run time
         before = [c for c in callbacks[: callbacks.index(self)] if isinstance(c, AdaptationEvaluator)]
         taken = {t for c in before for t in (f"adapt/{c.name}", c.picture)}
-        return f"{tag}_{self.name}_{self.own_data.task.name}" if tag in taken and self.own_data else tag
+        if tag not in taken or self.own_data is None:
+            return tag
+        alike = sum((c.name, c.own_task) == (self.name, self.own_task) for c in before)
+        return f"{tag}_{self.name}_{self.own_data.task.name}{f'_{alike + 1}' if alike else ''}"
 
     @property
     def state_key(self) -> str:
-        """Evaluators of several tasks may sit in one run."""
-        return f"{type(self).__qualname__}[{self.own_task}]"
+        """Evaluators of several tasks, or with several settings, may sit in one run."""
+        return f"{type(self).__qualname__}[{self.own_task}]{self.data_options}{self.options}"
 
     def state_dict(self) -> dict[str, int]:
         """How many validations there were, so that a resumed run evaluates after the same ones."""

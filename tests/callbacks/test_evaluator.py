@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from step_log import Metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from transformer2 import tiny
 from transformer2.callbacks.cls_expert import ClassifierEvaluator
 from transformer2.callbacks.evaluator import AdaptationEvaluator
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
@@ -20,7 +21,7 @@ from transformer2.callbacks.prompt import PromptEvaluator
 from transformer2.callbacks.scores import ScoresEvaluator
 from transformer2.cli import main
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule
-from transformer2.errors import ConfigError
+from transformer2.errors import ConfigError, UserError
 from transformer2.module import SVFReinforceModule
 
 TASK = "toy_task.FirstLetter"
@@ -84,11 +85,13 @@ def test_several_tasks_in_one_fit_and_a_resumed_count(world, tmp_path):
     base, experts = world
     options = {"experts": experts, "few_shot": 2, "test_limit": 2, "controls": False}
     evaluators = [AdaptationEvaluator(task=task, **options) for task in (TASK, "toy_task.Broken")]
+    evaluators.append(AdaptationEvaluator(task=TASK, **{**options, "test_limit": 1}))
     fit(base, tmp_path, evaluators)
     (file,) = tmp_path.glob("events*")
     scalars = EventAccumulator(str(file)).Reload().Tags()["scalars"]
-    assert {"adapt/base/accuracy", "adapt/base_base_first_letter/accuracy"} <= set(scalars)
-    assert evaluators[0].state_key != evaluators[1].state_key
+    tags = ("base", "base_base_first_letter", "base_base_first_letter_2")
+    assert {f"adapt/{tag}/accuracy" for tag in tags} <= set(scalars)
+    assert len({evaluator.state_key for evaluator in evaluators}) == 3
     again = AdaptationEvaluator(task=TASK, every_n_epochs=2, **options)
     again.load_state_dict(evaluators[0].state_dict())
     assert again.validations == 3
@@ -133,6 +136,27 @@ def test_shots_and_scored_rows_are_disjoint():
 def test_odd_arguments_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("adapter", "of_base", "message"),
+    [
+        ({"peft_type": "LORA", "target_modules": ["q_proj"], "r": 2}, True, "mixed in SVF models only"),
+        (ALL, False, "this model has no model.layers.2"),
+    ],
+    ids=["LoRA", "experts of another base"],
+)
+@pytest.mark.filterwarnings("ignore:.*another architecture")
+def test_experts_that_the_policy_cannot_hold_are_refused_before_the_first_step(
+    world, tmp_path, adapter, of_base, message
+):
+    base, experts = world
+    evaluator = AdaptationEvaluator(task=TASK, experts=experts if of_base else [str(tiny.expert_path("math"))])
+    steps = Metrics()
+    trainer = L.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, callbacks=[steps, evaluator])
+    with pytest.raises(UserError, match=message):
+        trainer.fit(SVFReinforceModule(base, adapter=adapter, dtype="float32"), ExpertDataModule(TASK, base))
+    assert not steps.steps
 
 
 @pytest.mark.parametrize(

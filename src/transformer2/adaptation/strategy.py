@@ -148,6 +148,14 @@ class Strategy:
         return _made_from(self.load(base), self.load_helpers(base))
 
     @contextmanager
+    def loaded(self, answerer: Answerer, base: str) -> Iterator[tuple[list[Expert], list[Expert], list[str]]]:
+        """The experts and the helpers, and the adapters that they and the base are in the policy inside."""
+        check_whole(answerer.engine.in_lockstep)
+        experts, helpers = self.load(base), self.load_helpers(base)
+        with members(answerer.policy, [*experts, *helpers]) as names:
+            yield experts, helpers, names
+
+    @contextmanager
     def prepared(
         self,
         answerer: Answerer,
@@ -158,11 +166,9 @@ class Strategy:
         max_batches: int | None = None,
     ) -> Iterator[Any]:
         """What `adapt_to_task` works with; the experts are in the policy inside, and gone after any exit."""
-        check_whole(answerer.engine.in_lockstep)
-        experts, others = self.load(data.base), self.load_helpers(data.base)
-        made_from = _made_from(experts, others)
-        key = (data.task.name, data.protocol, data.seed, data.few_shot, self.controls, *(e.sha256 for e in experts))
-        with members(answerer.policy, [*experts, *others]) as names:
+        with self.loaded(answerer, data.base) as (experts, others, names):
+            made_from = _made_from(experts, others)
+            key = (data.task.name, data.protocol, data.seed, data.few_shot, self.controls, *(e.sha256 for e in experts))
             scorer, helpers = (
                 Scorer(answerer.policy, part, answerer.engine, answerer.head, self.max_rows or answerer.engine.max_rows)
                 for part in ([*names[: len(experts)], names[-1]], names[len(experts) :])
