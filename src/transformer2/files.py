@@ -251,7 +251,7 @@ def whole_folder(target: Path) -> Path:
 
 
 def _replaced(target: Path) -> Path:
-    return target.with_name(f".{target.name}.replaced")
+    return target.parent / f".{target.name}.replaced"  # `.` and `/` have no name
 
 
 def _remove(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from expert_folders import CONFIG, DOWN, GOOD_KEY, UP, WEIGHTS, edit_config, edit_weights, expert, refusal
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -38,6 +38,16 @@ def test_a_saved_expert_reads_back_exactly(folder: Path) -> None:
 def test_a_run_folder_names_its_expert_after_the_run(tmp_path: Path) -> None:
     save_expert(expert(), tmp_path / "runs" / "my_run" / "expert")
     assert read_expert(tmp_path / "runs" / "my_run" / "expert").name == "my_run"
+
+
+def test_an_expert_in_the_working_directory_is_read_as_any_other(folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    assert PeftConfig.from_pretrained(".").peft_type == "SVF"
+    for verb in ("stamp", "show"):
+        assert main(["experts", verb, "."]) == 0
+        assert main(["experts", verb, "/"]) == 2 and CONFIG in capsys.readouterr().err
+    for one in (".", folder):
+        assert [e.name for e in load_experts(one)] == ["math"]
 
 
 def test_peft_loads_what_is_saved_and_reads_what_peft_saves(base_folder: Path, tmp_path: Path) -> None:

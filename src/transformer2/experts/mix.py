@@ -21,13 +21,13 @@ __all__ = [
 ]  # fmt: skip
 
 
-def load_experts(paths: Sequence[str | Path]) -> list[Expert]:
-    """Read experts that can be mixed: of one architecture, with the same tuned matrices.
+def load_experts(paths: Sequence[str | Path] | str | Path) -> list[Expert]:
+    """Read experts that can be mixed: of one architecture, with the same tuned matrices; one path is one expert.
 
     Raises:
         ExpertError: One of them is damaged, two have the same name, or they do not fit each other; names both.
     """
-    experts = [read_expert(path) for path in paths]
+    experts = [read_expert(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     check_compatible(experts)
     return experts
 
