@@ -75,6 +75,11 @@ def test_equal_scores_are_ordered_by_the_tie_break():
     assert torch.equal(search.mean, members_ND[1]) and torch.equal(search.best, members_ND[1])
 
 
+@pytest.mark.parametrize(("share", "count"), [(0.29, 29), (0.57, 57), (0.2, 20), (0.999, 99), (0.001, 1)])
+def test_the_elites_are_the_share_of_the_population_that_was_asked_for(share, count):
+    assert CEM(2, population=100, elite_ratio=share).num_elites == count
+
+
 def test_keep_best_holds_slot_zero():
     search = CEM(3, **PRESETS["reference"])
     run(search, 2)

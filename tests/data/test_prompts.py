@@ -240,7 +240,7 @@ def test_an_evaluator_inside_fit_builds_prompts_as_the_run_does(tmp_path, monkey
     ids = evaluator.own_data.shots().input_ids_BP[0].tolist()
     assert evaluator.own_data.tokenizer.decode(ids).endswith("<think>\n\n</think>\n\n")
     with pytest.raises(ConfigError, match="leaves nothing"):  # before training, not after the first validation
-        AdaptationEvaluator(experts=[], task="toy_task.FirstLetter", few_shot=64).setup(trainer, module, "fit")
+        AdaptationEvaluator(experts=[], task="toy_task.FirstLetter", few_shot=65).setup(trainer, module, "fit")
 
 
 class SameQuestions(FirstLetter):

@@ -76,7 +76,7 @@ class Search(ABC):
         if low >= high:
             raise ConfigError(f"search.low must be below search.high, not {low} and {high}")
         self.dim, self.population, self.seed = dim, population, seed
-        self.num_elites = max(1, int(elite_ratio * population))
+        self.num_elites = max(1, int(elite_ratio * population + 1e-9))  # 0.29 x 100 is 28.999...
         self.low, self.high = low, high
         start = torch.as_tensor(1 / dim if mean is None else mean, dtype=torch.float32)
         if start.ndim > 1 or start.numel() not in (1, dim) or not bool(torch.isfinite(start).all()):

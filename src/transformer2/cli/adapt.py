@@ -222,7 +222,7 @@ def _earlier(folder: Path, now: Mapping[str, Mapping[str, Any]]) -> Report | Non
     from transformer2.adaptation.strategy import differs
     from transformer2.report.table import read_report
 
-    if not (folder / "report.json").exists():
+    if not all((folder / name).exists() for name in ("report.json", "records.jsonl")):
         return None
     try:
         report = read_report(folder)

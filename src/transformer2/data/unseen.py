@@ -65,10 +65,9 @@ class UnseenTaskDataModule(ExpertDataModule):
         clean = [s for s in ("few_shot", "train", "validation") if s in self.task.splits]
         source = clean[0] if clean and self.protocol == "clean" else "test"
         examples, ids = self._read(source)
-        if len(examples) <= self.few_shot:
-            raise ConfigError(
-                f"data.few_shot {self.few_shot} leaves nothing of the {len(examples)} rows of {self.task.name}/{source}"
-            )
+        if len(examples) < self.few_shot + (source == "test"):
+            what = f"{len(examples)} rows of {self.task.name}/{source}"
+            raise ConfigError(f"data.few_shot {self.few_shot} is too many: it leaves nothing of the {what}; lower it")
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(self.seed)).tolist()
         shots = order[: self.few_shot]
         self._rows["few_shot"] = [examples[i] for i in shots], [ids[i] for i in shots]
