@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from transformer2 import tasks
@@ -82,6 +83,8 @@ class AdaptationEvaluator(L.Callback, Strategy):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the experts into the policy once, and take them out again: for the same reason."""
         if self.own_data is not None:
+            if not trainer.limit_val_batches or not cast(Any, trainer).datamodule.val_dataloader():
+                rank_zero_warn(f"{type(self).__name__} evaluates after validations, and this run has none")
             answerer = cast(HasPolicy, pl_module).answerer(self.own_data.task)
             with isolate_rng(), self.loaded(answerer, self.own_data.base):
                 pass

@@ -335,6 +335,9 @@ def test_a_strategy_of_one_s_own_is_a_callback_without_a_task(adapt, world, tmp_
     strategies = report_of(tmp_path / "run")["strategies"]
     assert list(strategies) == ["base", "cem"] and strategies["base"]["result"] == strategies["base"]["base"]
     capsys.readouterr()
+    alike = json.dumps([own, own])  # each would take the folder and the row of the other
+    assert adapt(tmp_path / "no", "--trainer.callbacks", alike) == 2 and not (tmp_path / "no").exists()
+    assert "two strategies are called base" in capsys.readouterr().err
     assert adapt(tmp_path / "no", "--trainer.callbacks", json.dumps([in_fit])) == 2 and not (tmp_path / "no").exists()
     assert "AdaptationEvaluator with a task of its own runs in fit; leave its task out" in capsys.readouterr().err
 
