@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from transformer2.cli import main
-from transformer2.cli.folder import config_name, run_folder
+from transformer2.cli.folder import KEPT, config_name, run_folder
 from transformer2.errors import ConfigError
 
 FIT = [
@@ -58,6 +58,31 @@ def test_what_holds_a_run_is_kept_and_what_holds_none_is_reused(here):
         assert str(other) == "runs/name-2"
     with pytest.raises(ConfigError, match="already holds a run"):
         run_folder(str(folder), "name").__enter__()
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_what_a_run_is_for_is_kept_whatever_became_of_its_config(here, kept):
+    path = here / "runs" / "name" / kept
+    path.parent.mkdir(parents=True)
+    if path.suffix:
+        path.write_text("")
+    else:
+        (path / "adapter_model.safetensors").mkdir(parents=True)
+    with run_folder(None, "name") as other:
+        assert str(other) == "runs/name-2"
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run_folder("runs/name", "name").__enter__()
+
+
+@pytest.mark.parametrize("command", ["fit", "adapt"])
+@pytest.mark.parametrize("folder", ["mine", "./mine/", "link"])
+def test_a_config_that_is_given_is_not_replaced_by_the_run_s_own(here, capsys, command, folder):
+    config = here / "mine" / "config.yaml"
+    config.parent.mkdir()
+    config.write_text("# why\ndata: {test_limit: 4}\n")
+    Path("link").symlink_to("mine")
+    assert main([command, "--config", "mine/config.yaml", "--run_dir", folder]) == 2
+    assert "give another --run_dir" in capsys.readouterr().err and config.read_text().startswith("# why")
 
 
 def test_a_failure_leaves_nothing_but_what_was_there(here):

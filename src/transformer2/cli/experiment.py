@@ -205,8 +205,7 @@ class Experiment:
             print(f"{self.data.task.name}   questions: {numbers}", flush=True)
         setup = time.perf_counter() - start
         self.trainer.fit(self.module, self.data, ckpt_path=ckpt_path)
-        self.trained = True
-        self.stopped = self.trainer.should_stop
+        self.trained, self.stopped = True, self.trainer.should_stop
         self.hint = lambda: f"the trained expert is in {self.folder / 'expert'}: transformer2 test --expert scores it"
         trained = time.perf_counter() - start
         self.trainer.test(self.module, self.data, verbose=False)
@@ -226,7 +225,9 @@ class Experiment:
         metrics = self.trainer.callback_metrics
         score = Score(float(metrics["val/accuracy"]), float(metrics["val/accuracy_se"]), int(metrics["val/n"]))
         lines = [f"{self.data.task.name}   validation split, n = {score.n}", str(score)]
-        print("\n  ".join([*lines, *on_answers([answer for _, answer in self.module.validated], "model")]))
+        text = "\n  ".join([*lines, *on_answers([answer for _, answer in self.module.validated], "model")])
+        rank_zero_only(write_text)(self.folder / "validation.txt", f"{text}\n")
+        print(text)
         return 0
 
     @explained()
@@ -261,8 +262,8 @@ class Experiment:
             )
         details = {**self.details, **self.module.tested.facts(records).details}
         if keeper is not None:
-            best = {"best_step": keeper.best_step, "best_validation": keeper.best_score}
-            details["training"] = {**self.module.facts(), **best}
+            own = self.module.facts()
+            details["training"] = own | {"best_step": keeper.best_step, "best_validation": keeper.best_score}
         if isinstance(self.data, FewShotDataModule):
             details["few_shot"] = [e.id for e in self.data.shots().examples]
             if keeper is not None:
@@ -272,8 +273,7 @@ class Experiment:
         report = build_report(records, task, self.data.reported, seconds, (self.seed,), facts=facts)
         if self.trainer.is_global_zero:
             write_report(self.folder, report, records)
-            print(text_table(report))
-            print(f"  saved to {self.folder}")
+            print(f"{text_table(report)}\n  saved to {self.folder}")
         return 0
 
     def on_signal(self, number: int) -> str | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformer2.cli.compose import Flags
 
 RUN_DIR_VARIABLE = "TRANSFORMER2_RUN_DIR"
-KEPT = ("report.json", "checkpoints", "expert")  # what tells a run folder from another that has a config.yaml
+KEPT = ("report.json", "records.jsonl", "validation.txt", "checkpoints", "expert")  # what a run is for
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # the first that is set counts, as in Lightning
 
 
@@ -77,7 +77,8 @@ def run_folder(given: str | None, name: str, resumed: bool = False) -> Iterator[
 
 
 def check_unnamed(flags: Flags) -> None:
-    """Refuse a `--name` beside the flag that says the folder; one in a config file may stay.
+    """Refuse what does not go with the flag that says the folder: a `--name` (one in a config file may stay), and a
+    config that the run's own would replace.
 
     Raises:
         ConfigError: There is one.
@@ -85,6 +86,9 @@ def check_unnamed(flags: Flags) -> None:
     for option in ("run_dir", "resume"):
         if option in flags.options and any(key == "name" for key, _ in flags.overrides):
             raise ConfigError(f"--name names a folder in runs/, and --{option} says which it is; leave --name out")
+    own = os.path.realpath(os.path.join(flags.options.get("run_dir", ""), "config.yaml"))
+    if "run_dir" in flags.options and own in map(os.path.realpath, flags.configs):
+        raise ConfigError(f"the run would replace --config {shown(own)} by its own; give another --run_dir")
 
 
 def check_writable(folder: str | Path, flag: str = "--run_dir") -> None:
@@ -124,7 +128,8 @@ def config_name(config: str) -> str:
 
 def holds_run(folder: Path) -> bool:
     """Whether there is more in a folder than what a command writes before it has anything to show."""
-    return (folder / "config.yaml").exists() and any(not _is_preliminary(p) for p in folder.iterdir())
+    left = [path.name for path in folder.iterdir() if not _is_preliminary(path)]
+    return bool(left) and ((folder / "config.yaml").exists() or not set(KEPT).isdisjoint(left))
 
 
 def _is_preliminary(path: Path) -> bool:
