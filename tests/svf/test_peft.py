@@ -62,6 +62,20 @@ def test_adapters_switch_add_up_and_go(model):
         assert torch.equal(logits(model), base)
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: model.merge_adapter(["default", "nope"]),
+        lambda model: model.merge_and_unload(adapter_names=["nope"]),
+        lambda model: model.base_model.set_adapter(["default", "nope"]),
+    ],
+)
+def test_names_of_no_adapter_are_not_passed_over(model, use):
+    with pytest.raises(ConfigError, match=r"non-existing adapter.*nope; loaded: default"):
+        use(model)
+    assert model.active_adapters == ["default"] and not any(layer.merged for _, layer in svf_layers(model))
+
+
 def test_adapters_share_one_basis(model):
     before = {id(layer.svf_basis) for _, layer in svf_layers(model)}
     model.add_adapter("second", copy.deepcopy(ALL))
@@ -76,7 +90,7 @@ def test_disabling_leaves_requires_grad_as_it_was(model):
     assert not any(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["half", "a.b", "type"])
+@pytest.mark.parametrize("name", ["half", "a.b", "type", ""])
 def test_impossible_adapter_names(model, name):
     for add in (
         lambda: model.add_adapter(name, copy.deepcopy(ALL)),
@@ -171,6 +185,25 @@ def test_merge_refuses_non_finite_weights_and_restores_every_layer(model):
         now = dict(model.named_parameters())
         assert all(torch.equal(now[name], weight) for name, weight in weights.items())
         assert not any(layer.merged for _, layer in svf_layers(model))
+
+
+def test_nothing_is_loaded_over_an_adapter_that_is_merged(model):
+    state = {key: 2 * value for key, value in get_peft_model_state_dict(model).items()}
+    before = logits(model)
+    model.merge_adapter()
+    with pytest.raises(UserError, match=r"'default' is merged into the weights; call unmerge_adapter\(\) first"):
+        set_peft_model_state_dict(model, state)
+    model.unmerge_adapter()
+    assert torch.equal(logits(model), before)
+
+
+def test_a_base_that_is_off_loaded_is_refused():
+    base = build("qwen2")
+    base.hf_device_map = {"model.layers.0": "cpu", "model.layers.1": "disk"}
+    base.model.layers[1].to("meta")
+    with pytest.raises(ConfigError, match=r"device_map off-loads model\.layers\.1\."):
+        get_peft_model(base, SVFConfig(target_modules="mlp"))
+    get_peft_model(base, SVFConfig(target_modules="mlp", layers_to_transform=0))
 
 
 def test_bf16_merge_and_unmerge_keep_every_bit():

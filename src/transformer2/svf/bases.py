@@ -10,6 +10,7 @@ from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from transformer2.errors import ConfigError
 from transformer2.svf.basis import Basis
 from transformer2.svf.cache import BasisCache, basis_of
 from transformer2.svf.fingerprint import fingerprint
@@ -36,9 +37,18 @@ class Bases:
     Attributes:
         dtype: Of P where packed weights do not say it; None where they do.
         cache: None where nothing is cached.
+
+    Raises:
+        ConfigError: A weight is off-loaded to the CPU or the disk.
     """
 
     def __init__(self, model: nn.Module, targets: Sequence[str], cache: str | None) -> None:
+        for name in targets if getattr(model, "hf_device_map", None) else ():
+            if any(p.is_meta for p in model.get_submodule(name).parameters()):
+                raise ConfigError(
+                    f"device_map off-loads {name}, and SVF tunes weights where they are; load the base without a "
+                    "device_map, or quantised"
+                )
         quantisation = quantisation_name(model)
         self.dtype = None if quantisation is None else cast(PreTrainedModel, model).dtype
         self._checkpoint = unquantised_checkpoint(model)

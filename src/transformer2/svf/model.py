@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, cast
@@ -36,9 +36,9 @@ from transformer2.svf.format import BASE, CONFIG, WEIGHTS, delta_key, mixture_fa
 from transformer2.svf.layer import SVFLayer, svf_layers
 from transformer2.svf.mixing import Mix, mix_deltas, mixing_weights
 from transformer2.svf.quantised import keep_differentiable, quantisation_name
-from transformer2.svf.rows import check_only_z, rows_by_name
+from transformer2.svf.rows import check_loaded, check_only_z, rows_by_name
 from transformer2.svf.scales import DirectScale, RenormScale, renorm_decode, renorm_encode
-from transformer2.svf.targets import find_targets, is_excluded
+from transformer2.svf.targets import check_all_called, find_targets, is_excluded
 
 __all__ = ["SVFModel"]
 
@@ -60,8 +60,10 @@ class SVFModel(BaseTuner):
         config = self.peft_config[adapter_name]
         requested = config.target_modules
         try:
-            if "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
-                raise ConfigError(f"adapter name {adapter_name!r} has a dot or is a name of torch's; choose another")
+            if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
+                raise ConfigError(
+                    f"adapter name {adapter_name!r} is empty, has a dot or is a name of torch's; choose another"
+                )
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except BaseException:
             self._take_out(model, adapter_name)
@@ -140,7 +142,7 @@ class SVFModel(BaseTuner):
                 stack.enter_context(rows_by_name(self, names, args, kwargs))
             watch = not (self._watched_once or torch.compiler.is_compiling())
             if watch and not any(layer.merged for _, layer in svf_layers(self.model)):
-                stack.enter_context(_check_all_called(dict(svf_layers(self.model))))
+                stack.enter_context(check_all_called(dict(svf_layers(self.model))))
                 stack.callback(setattr, self, "_watched_once", True)
             yield
 
@@ -203,6 +205,8 @@ class SVFModel(BaseTuner):
                 continue
             name, layer = layers[full_key]
             _check_value(full_key, value, layer.r)
+            if adapter_name in layer.merged_adapters:
+                raise UserError(f"adapter {adapter_name!r} is merged into the weights; call unmerge_adapter() first")
             if isinstance(layer.svf_z[adapter_name], RenormScale):
                 assert layer.svf_sigma is not None
                 remapped[f"{name}.svf_z.{adapter_name}.logit"] = renorm_encode(value, layer.svf_sigma)
@@ -210,10 +214,16 @@ class SVFModel(BaseTuner):
                 remapped[f"{name}.svf_z.{adapter_name}.delta"] = value
         return remapped
 
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """PEFT's, where every name is one of an adapter."""
+        check_loaded(self, [adapter_name] if isinstance(adapter_name, str) else adapter_name)
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
     # Merging
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """PEFT's merge, all or nothing: when one layer refuses, those merged by this call are restored."""
+        check_loaded(self, adapter_names or [])
         before = {layer for _, layer in svf_layers(self.model) if layer.merged}
         try:
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
@@ -230,6 +240,7 @@ class SVFModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
+        check_loaded(self, adapter_names or [])
         for name, layer in svf_layers(self.model):
             if not merge:
                 layer.unmerge()
@@ -288,36 +299,6 @@ class SVFModel(BaseTuner):
             if adapter_name in layer.svf_z:
                 deltas = [layer.detached_delta([name]) for name in adapters]
                 cast(DirectScale, layer.svf_z[adapter_name]).delta.copy_(mix_deltas(mixing_K, deltas, mix))
-
-
-@contextmanager
-def _check_all_called(layers: Mapping[str, SVFLayer]) -> Iterator[None]:
-    """Refuse layers that a forward pass inside bypasses: it reads their weight or calls what they wrap, but never them.
-
-    z would do nothing there in training, and act once it is merged into the weight. A layer that is not used at all
-    passes.
-    """
-    called: set[str] = set()
-    entered: set[str] = set()
-    hooks = []
-    for name, layer in layers.items():
-        layer.weight_was_read = False
-        hooks.append(layer.register_forward_pre_hook(lambda module, args, name=name: called.add(name)))
-        hooks.append(layer.base_layer.register_forward_pre_hook(lambda module, args, name=name: entered.add(name)))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-    bypassed = [
-        name for name, layer in layers.items() if name not in called and (layer.weight_was_read or name in entered)
-    ]
-    if bypassed:
-        leaves = sorted({name.rpartition(".")[2] for name in bypassed})
-        raise ConfigError(
-            f"this model uses the weight of {bypassed[0]} without calling it ({len(bypassed)} such layers), so z would "
-            f"do nothing there in training; leave them out with exclude_modules={leaves}"
-        )
 
 
 def _check_keys(expected: Collection[str], given: list[str]) -> None:

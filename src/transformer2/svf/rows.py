@@ -9,7 +9,7 @@ here candidates are rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from transformer2.svf.mixing import mix_deltas
 from transformer2.svf.open_rows import Rows
 from transformer2.svf.register import register_after
 
-__all__ = ["batch_rows", "check_only_z", "has_rows", "rows_by_name", "z_rows"]
+__all__ = ["batch_rows", "check_loaded", "check_only_z", "has_rows", "rows_by_name", "z_rows"]
 
 
 @contextmanager
@@ -100,6 +100,16 @@ def check_only_z(model: nn.Module, experts: Sequence[str] = (), active: bool = T
             )
 
 
+def check_loaded(tuner: BaseTuner, names: Iterable[str]) -> None:
+    """Refuse names of adapters that are not there, which PEFT would pass over: the base would answer for them.
+
+    Raises:
+        ConfigError: With those that are there.
+    """
+    if unknown := sorted({*names} - {*tuner.peft_config}):
+        raise ConfigError(f"non-existing adapter(s): {', '.join(unknown)}; loaded: {', '.join(tuner.peft_config)}")
+
+
 def has_rows(model: nn.Module) -> bool:
     """Whether the model is inside `z_rows`."""
     return any(Rows.of(layer) is not None for _, layer in svf_layers(model))
@@ -144,12 +154,7 @@ def rows_by_name(
         raise ConfigError("Cannot pass `adapter_names` when the model is in training mode; call eval() first")
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"adapter_names={names!r} must be a list of names, one per row of the batch")
-    unknown = sorted(set(names) - {*tuner.peft_config, "__base__"})
-    if unknown:
-        raise ConfigError(
-            f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; loaded: "
-            f"{', '.join(tuner.peft_config)} (and __base__)"
-        )
+    check_loaded(tuner, {*names} - {"__base__"})
 
     def check(_: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         inputs = (*args[:1], *(kwargs.get(key) for key in ("inputs", "input_ids", "inputs_embeds")))

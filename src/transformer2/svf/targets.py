@@ -12,7 +12,8 @@ Departures: the reference code tunes what has "mlp" in its name; PEFT ignores na
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
@@ -30,10 +31,11 @@ from transformer2.svf.register import register_after
 
 if TYPE_CHECKING:
     from transformer2.svf.config import SVFConfig
+    from transformer2.svf.layer import SVFLayer
 
 __all__ = [
-    "ROLES", "check_layers_present", "features_of", "find_targets", "is_excluded", "language_model", "role_of",
-    "tower_refused",
+    "ROLES", "check_all_called", "check_layers_present", "features_of", "find_targets", "is_excluded", "language_model",
+    "role_of", "tower_refused",
 ]  # fmt: skip
 
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
@@ -192,6 +194,36 @@ def is_excluded(name: str, config: SVFConfig) -> bool:
         return True
     # What PEFT trains whole must not be wrapped as well.
     return any(re.match(rf"(^|.*\.){re.escape(m)}($|\..*)", name) for m in config.modules_to_save or ())
+
+
+@contextmanager
+def check_all_called(layers: Mapping[str, SVFLayer]) -> Iterator[None]:
+    """Refuse layers that a forward pass inside bypasses: it reads their weight or calls what they wrap, but never them.
+
+    z would do nothing there in training, and act once it is merged into the weight. A layer that is not used at all
+    passes.
+    """
+    called: set[str] = set()
+    entered: set[str] = set()
+    hooks = []
+    for name, layer in layers.items():
+        layer.weight_was_read = False
+        hooks.append(layer.register_forward_pre_hook(lambda module, args, name=name: called.add(name)))
+        hooks.append(layer.base_layer.register_forward_pre_hook(lambda module, args, name=name: entered.add(name)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    bypassed = [
+        name for name, layer in layers.items() if name not in called and (layer.weight_was_read or name in entered)
+    ]
+    if bypassed:
+        leaves = sorted({name.rpartition(".")[2] for name in bypassed})
+        raise ConfigError(
+            f"this model uses the weight of {bypassed[0]} without calling it ({len(bypassed)} such layers), so z would "
+            f"do nothing there in training; leave them out with exclude_modules={leaves}"
+        )
 
 
 def check_layers_present(names: Iterable[str], config: SVFConfig) -> None:
