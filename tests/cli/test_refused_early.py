@@ -73,6 +73,14 @@ EARLY = [  # words, what the line says
     ([*PLAN, ADAPTER, "{form: auto}"], "adapter.form: 'auto' is gone; leave it out"),
     ([*FIT, ADAPTER, "{init_std: 0.1}"], "adapter.init_std: 0.1 is gone; leave it out"),
     ([*FIT, ADAPTER, "{r: 4}"], "unknown key model.adapter.r for SVF"),
+    *(
+        ([*FIT, f"{ADAPTER}.{key}", value], f"model.adapter.{key} is written when an expert is saved; leave it out")
+        for key, value in {"inference_mode": "true", "score": "0.9", "shuffled": "3", "sha256": "x"}.items()
+    ),
+    ([*FIT, "--trainer.default_root_dir", "x"], "set --run_dir"),
+    ([*FIT, "--default_root_dir", "x"], "did you mean --run_dir?"),
+    ([*FIT, "--data.task_options.prompt", "{question} How many?"], "put double quotes of its own around text"),
+    (["adapt", "--trainer.limit_test_batches", "0"], "limit_test_batches is 0, so adapt has nothing to do"),
     ([*FIT, ADAPTER, "{peft_type: LORA, lora_alpha: .nan}"], "lora_alpha must be a finite number"),
     ([*PLAN, "--gpus", "0"], "--gpus must be a whole number from 1 to 1000000"),
     ([*PLAN, "--gpus", "1.5"], "--gpus must be a whole number from 1 to 1000000"),
@@ -175,6 +183,27 @@ def test_words(tmp_path, monkeypatch, capfd) -> None:
     for words, says in EARLY:
         assert says in refusal(words, capfd), words
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "unread"),
+    [
+        ("test", ["--model.sampling.temperature=0.5", "--model.test.temperature=0.5"], [0, 1]),
+        ("test", ["--model.test.samples=2", "--model.test.temperature=0.5", "--model.rollout=paged"], []),
+        ("validate", ["--trainer.max_steps=3", "--trainer.limit_val_batches=1", "--model.loss.kl_coef=1"], [0, 2]),
+        ("fit", ["--trainer.max_steps=3", "--model.loss.kl_coef=1", "--model.vllm.url=http://x"], [2]),
+    ],
+)
+def test_flags_that_decide_nothing_are_named(command, flags, unread, recwarn) -> None:
+    assert main([command, *FIT[1:], *flags, "--ckpt_path", "nosuch"]) == 2
+    said = [str(w.message) for w in recwarn if "does not read" in str(w.message)]
+    named = ", ".join(flags[i].partition("=")[0][2:] for i in unread)
+    assert [line.partition("read ")[2].startswith(named) for line in said] == [True] * bool(unread)
+
+
+def test_off_is_a_word_to_yaml_and_to_the_basis_cache() -> None:
+    check(config := compose([], [(f"{ADAPTER[2:]}.basis_cache", "off")], KEYS), "fit", folders=False)
+    assert config["model"]["adapter"]["basis_cache"] == "off"
 
 
 def test_a_task_without_solutions_is_not_trained_on_them(capfd) -> None:

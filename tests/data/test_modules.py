@@ -1,6 +1,7 @@
 """Prompts as the model reads them, batches as the trainer asks for them."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from fakes import longrope, make_llama
 from toy_task import SameIds
 
 from transformer2 import tasks
-from transformer2.data import ExpertDataModule, PromptLoader, UnseenTaskDataModule, collate
+from transformer2.data import ExpertDataModule, FewShotDataModule, PromptLoader, UnseenTaskDataModule, collate
 from transformer2.errors import ConfigError, DataError, UserError
 from transformer2.types import Example
 
@@ -171,6 +172,14 @@ def test_what_would_be_found_after_training_is_found_before(llama_folder, tmp_pa
     with pytest.raises(UserError, match=said) as e:
         ExpertDataModule("toy_task.Splits", str(llama_folder), batch_size=4, **options).setup("fit")
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("make", [ExpertDataModule, partial(FewShotDataModule, few_shot=2)])
+def test_a_share_of_the_scored_batches_that_is_none_is_found_before_training(llama_folder, make):
+    data = make("toy_task.Splits", str(llama_folder), batch_size=4)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, limit_test_batches=0.01)
+    with pytest.raises(ConfigError, match=r"limit_test_batches 0.01 leaves nothing to score"):
+        data.setup("fit")
 
 
 def test_too_few_scored_rows_for_the_processes_are_found_before_training(llama_folder):

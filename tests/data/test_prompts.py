@@ -15,7 +15,7 @@ import transformer2
 from transformer2.adaptation import dispatch
 from transformer2.callbacks.evaluator import AdaptationEvaluator
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule, collate, render
-from transformer2.data.prompts import ChatTemplate
+from transformer2.data.prompts import ChatTemplate, open_turn_end
 from transformer2.errors import ConfigError, DataError
 from transformer2.policy import load_tokenizer
 from transformer2.types import Example
@@ -121,10 +121,22 @@ def test_a_template_that_drops_the_system_role_gets_it_with_the_question():
 
 def test_a_template_that_refuses_a_plain_question_is_a_user_error():
     template, *rest, _ = FAMILIES["llama"]
-    tokenizer = tokenizer_of("{{ raise_exception('no') }}" + template, *rest)
-    for example in (EXAMPLE, BARE):
-        with pytest.raises(DataError, match=r"refuses a prompt \(no\)"):
-            render(tokenizer, example)
+    for fault, said in {"raise_exception('no')": "no", "1 / 0": "division by zero", "'a' + 1": "can only .*"}.items():
+        tokenizer = tokenizer_of(f"{{{{ {fault} }}}}{template}", *rest)
+        for example in (EXAMPLE, BARE):
+            with pytest.raises(DataError, match=rf"refuses a prompt \({said}\)"):
+                render(tokenizer, example)
+        # One that fails on an exchange alone says nothing of where an answer ends.
+        only = f"{{% for m in messages if m.role == 'assistant' %}}{{{{ {fault} }}}}{{% endfor %}}"
+        assert open_turn_end(tokenizer_of(only + template, *rest), [0]) is None
+
+
+@pytest.mark.parametrize("template", [" ", "{{ '' }}", "hello"])
+def test_a_template_that_leaves_the_question_out_is_a_user_error(template, tmp_path):
+    folder = make_llama(tmp_path / "bare")
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(DataError, match="leaves the question out"):
+        ExpertDataModule("toy_task.FirstLetter", str(folder)).setup("test")
 
 
 @pytest.mark.parametrize("ends", [False, True])

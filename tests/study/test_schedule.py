@@ -330,10 +330,10 @@ def test_reports_that_do_not_say_their_experts_are_told_of(run, capsys):
 
 
 def test_what_is_used_of_a_run_besides_its_expert_makes_nothing_stale(run):
-    other = {"svf": FIT, "own": {**FIT, "set": {**FIT["set"], "trainer.default_root_dir": "@svf/elsewhere"}}}
+    other = {"svf": FIT, "own": {**FIT, "set": {**FIT["set"], "data.data_dir": "@svf/elsewhere"}}}
     runs = {
         **other,
-        "scored": {"command": "test", "expert": "@own/expert", "set": {"trainer.default_root_dir": "@svf"}},
+        "scored": {"command": "test", "expert": "@own/expert", "set": {"data.data_dir": "@svf"}},
     }
     assert run(runs) == 0
     assert run(runs) == 0

@@ -82,7 +82,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 CLASSES = {f"trainer.{key}" for key in ("callbacks", "logger", "plugins", "profiler", "strategy")}
 # The rows that a command cannot do without (validation, in fit, it can); others read none.
-RUNS = {"fit": ("train", "test"), "validate": ("val",), "test": ("test",), "adapt": ("predict",)}
+RUNS = {"fit": ("train", "test"), "validate": ("val",), "test": ("test",), "adapt": ("test",)}
 REMEDIES = {
     "seed_everything": "several seeds are several runs",
     "trainer.strategy": "add one of --config conf/strategy/{ddp,zero2,zero3,zero3_offload}.yaml",
@@ -96,6 +96,7 @@ LINKED = {  # keys that take the value of another
     "data.max_new_tokens": "model.sampling.max_new_tokens",
 }
 ELSEWHERE = LINKED | {
+    "trainer.default_root_dir": "--run_dir",
     "trainer.gradient_clip_val": "model.max_grad_norm",
     "trainer.gradient_clip_algorithm": "model.max_grad_norm",
     "trainer.precision": "model.dtype, for the base; z is trained in fp32",
@@ -149,12 +150,10 @@ SYNONYMS = {  # what PEFT, TRL, transformers, verl, Lightning and earlier versio
     "name": ("run_name", "experiment_name"),
     "adapt.population": ("popsize", "population_size", "pop_size"),
     "adapt.generations": ("num_iterations", "iterations", "max_iterations"),
-    "--run_dir": ("output_dir", "logging_dir", "save_dir"),
+    "--run_dir": ("output_dir", "logging_dir", "save_dir", "default_root_dir"),
     "--ckpt_path": ("resume_from_checkpoint", "resume"),
 }
-DISPATCH = (
-    "prompt and cls read what the model writes; what was constrained is --strategy scores (adapt.classifier: whose z)"
-)
+DISPATCH = "prompt and cls read what is written; what was constrained is --strategy scores (adapt.classifier: whose z)"
 OURS = {theirs: ours for ours, words in SYNONYMS.items() for theirs in words}
 OURS |= {"quantisation": "--config conf/quantisation/KIND.yaml", "rollout": "--config conf/rollout/ENGINE.yaml"}
 

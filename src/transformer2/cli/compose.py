@@ -316,4 +316,5 @@ def yaml_value(flag: str, text: str) -> Any:
         items: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(item)))
         return items[0]
     except UNREADABLE as e:
-        raise ConfigError(f"--{flag}: {text[:60]!r} is not a YAML value ({_one_line(e)})") from e
+        why = f"{text[:60]!r} is not a YAML value ({_one_line(e)})"
+        raise ConfigError(f"--{flag}: {why}; put double quotes of its own around text") from e

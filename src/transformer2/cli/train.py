@@ -5,19 +5,20 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import sys
 import tempfile
 import textwrap
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformer2.arguments import LARGEST_SEED
-from transformer2.cli.check import KEYS, check, keys_help
+from transformer2.cli.check import KEYS, UNREAD, check, keys_help
 from transformer2.cli.compose import PACKAGED, compose, flags_of
 from transformer2.cli.folder import check_unnamed, check_writable, config_name, run_folder
 from transformer2.cli.values import number, run_name
@@ -79,6 +80,7 @@ def run(command: str, args: Sequence[str]) -> int:
         said = any(key.split(".")[:2] == ["model", "adapter"] for key, _ in flags.overrides)
         take_from_expert(config, command, expert, folders=kept, said=said)
     check(config, command, folders=kept)
+    _warn_of_unread(command, [key for key, _ in flags.overrides], config["model"])
     _check_checkpoint(flags.options.get("ckpt_path"), config["trainer"].get("strategy"))
     name = run_name(config.pop("name", None) or (config_name(flags.configs[-1]) if flags.configs else command))
     if kept:
@@ -148,6 +150,18 @@ def take_from_expert(
         config["data"].setdefault("task", str(saved["task"]))
     if options is not None:
         config["data"]["task_options"] = options
+
+
+def _warn_of_unread(command: str, flags: Sequence[str], model: Mapping[str, Any]) -> None:
+    """Say which flags decide nothing. (A config may be shared with other commands.)"""
+    unused = ["model.vllm"] if model.get("rollout") != "vllm" else []
+    unused += ["model.test.temperature"] if not (model.get("test") or {}).get("samples") else []
+    if command != "fit":
+        scoring = re.compile(r"model\.(rollout|vllm|test)|trainer\.limit_")
+        unused += [flag for flag in flags if UNREAD.fullmatch(flag) and not scoring.match(flag)]
+    if unread := [flag for flag in flags if flag.startswith(tuple(unused))]:
+        how = "" if command == "fit" else " (the answers that are scored are greedy)"
+        warnings.warn(f"{command} does not read {', '.join(unread)}{how}; leave it out", stacklevel=3)
 
 
 @contextmanager

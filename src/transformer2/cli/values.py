@@ -20,7 +20,11 @@ INSTEAD = instead("model.") | {
     "load_in_8bit": "use --config conf/quantisation/int8.yaml",
 }
 SVF_CONFIG = "transformer2.svf.config.SVFConfig"
-OF_PEFT = ("task_type", "revision", "inference_mode", "auto_mapping", "base_model_name_or_path", "peft_version")
+OF_PEFT = ("task_type", "revision", "auto_mapping", "base_model_name_or_path", "peft_version")
+SAVED = {  # what a saved expert says of itself
+    *("task", "step", "score", "base_fingerprint", "base_quantisation", "shots", "protocol", "shuffled"),
+    *("trained_parametrization", "expert_format_version", "sha256", "config_sha256", "inference_mode"),
+}
 
 
 def check_model_kwargs(
@@ -36,7 +40,7 @@ def check_model_kwargs(
             raise ConfigError(f"{full} must be {expected(LOADING[key])}, not {written(value)}")
 
 
-def check_adapter(given: Mapping[str, Any]) -> None:
+def check_adapter(given: dict[str, Any]) -> None:
     """An unknown method, and whatever an SVF adapter cannot be; PEFT checks its own methods' keys when it is there."""
     kind, methods = peft_type(given), ["SVF", *members("peft.utils.peft_types", "PeftType")]
     if kind not in methods:
@@ -46,6 +50,10 @@ def check_adapter(given: Mapping[str, Any]) -> None:
             raise ConfigError(f"model.adapter.{key} must be a finite number, not {written(value)}")
     if kind != "SVF":
         return
+    if saved := sorted(SAVED & given.keys()):
+        raise ConfigError(f"model.adapter.{saved[0]} is written when an expert is saved; leave it out")
+    if given.get("basis_cache") is False:  # YAML's word for `off`
+        given["basis_cache"] = "off"
     known = {key: a for key, a in arguments(SVF_CONFIG).items() if get_origin(a.hint) is not ClassVar}
     for key, value in given.items():
         if key in ("peft_type", *OF_PEFT):

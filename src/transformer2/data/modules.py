@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from transformer2 import tasks
 from transformer2.arguments import Count, Objective, Seed, check_arguments
-from transformer2.data.loader import PromptLoader
+from transformer2.data.loader import PromptLoader, batches_within
 from transformer2.data.pictures import check_pictures
 from transformer2.data.prompts import DATE, ChatTemplate, render, solution_ids
 from transformer2.errors import ConfigError, DataError
@@ -201,7 +201,13 @@ class ExpertDataModule(L.LightningDataModule):
             )
         check_pictures(examples)
         ids = [array("q", render(self.tokenizer, e, self.template)) for e in examples]  # a picture has thousands
-        if again := len(ids) - len({hash_of(prompt) for prompt in ids}):
+        prompts = len({hash_of(prompt) for prompt in ids})
+        if not all(ids) or prompts == 1 < len({e.question for e in examples}):
+            raise DataError(
+                f"prompts of {self.task.name}/{split} are all alike or empty: the chat template of {self.base!r} "
+                "leaves the question out; correct it, or set data.chat_template: none"
+            )
+        if again := len(ids) - prompts:
             rank_zero_warn(
                 f"{again} of {len(ids)} questions of {self.task.name}/{split} repeat an earlier one; each counts"
             )
@@ -323,5 +329,13 @@ class ExpertDataModule(L.LightningDataModule):
         return self._loader("validation", self.eval_batch_size)
 
     def test_dataloader(self) -> PromptLoader:
-        """The test split, or the scored rows of an unseen task, in order; open in `test` and `adapt` only."""
-        return self._loader("test", self.eval_batch_size)
+        """The test split, or the scored rows of an unseen task, in order; open in `test` and `adapt` only.
+
+        Raises:
+            ConfigError: `trainer.limit_test_batches` is a share of it that is less than a batch.
+        """
+        loader = self._loader("test", self.eval_batch_size)
+        limit = getattr(self.trainer, "limit_test_batches", 0)
+        if limit and not batches_within(loader, limit):
+            raise ConfigError(f"trainer.limit_test_batches {limit} leaves nothing to score; raise it")
+        return loader

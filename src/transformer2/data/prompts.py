@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
@@ -168,7 +167,7 @@ def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: Chat
     system = "\n\n".join(text_of(m) for m in messages if m["role"] == "system")
     try:
         text = template.text(tokenizer, messages)
-    except (TemplateError, TypeError, ValueError) as e:  # Gemma's template refuses a system role
+    except Exception as e:  # whatever a template's code may raise; Gemma's refuses a system role
         if not system:
             raise DataError(
                 f"the tokenizer's chat template refuses a prompt ({one_line(e)}); correct the template"
@@ -220,7 +219,7 @@ def _after_answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
         exchange = _in_parts(Example("", tuple(exchange), ""))
     try:
         text = str(tokenizer.apply_chat_template(exchange, tokenize=False))
-    except (TemplateError, ValueError):  # no template, or one that asks for more than an exchange
+    except Exception:  # no template, one that asks for more than an exchange, or whatever its code may raise
         return "", []
     rest = text.rpartition(answer)[2].strip()
     return rest, list(tokenizer(rest, add_special_tokens=False)["input_ids"])
