@@ -33,6 +33,12 @@ def test_later_wins_from_base_to_flag(write):
 def test_interpolation_sees_the_override(write):
     config = write("a.yaml", data={"n": 8}, trainer={"steps": "${data.n}"})
     assert compose([config], [("data.n", "16")], KEYS)["trainer"] == {"steps": 16}
+    loss = {"kl_coef": "${model.optimizer.lr}", "kl": "${..optimizer.init_args.eps}"}
+    config = write(
+        "a.yaml", data={"m": "x${model.optimizer.lr}"}, model={"optimizer": {"lr": 2, "eps": 1}, "loss": loss}
+    )
+    found = compose([config], [("model.optimizer.lr", "3"), ("data.n", "${model.optimizer.lr}")], KEYS)
+    assert found["model"]["loss"] == {"kl_coef": 3, "kl": 1} and found["data"] == {"m": "x3", "n": 3}
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,13 @@ def test_off_is_a_word_to_yaml_and_to_the_basis_cache() -> None:
     assert config["model"]["adapter"]["basis_cache"] == "off"
 
 
+def test_a_seed_that_is_text_is_a_number_where_it_is_read(monkeypatch) -> None:
+    monkeypatch.setenv("SEED", "7")
+    for command in ("fit", "adapt"):
+        check(config := compose([], [("seed_everything", "${oc.env:SEED}")], KEYS), command, folders=False)
+        assert config["seed_everything"] == 7
+
+
 def test_a_task_without_solutions_is_not_trained_on_them(capfd) -> None:
     for command in ("fit", "plan"):
         line = refusal([command, *FIT[1:], *NEXT, "--data.task", "toy_task.FirstLetter"], capfd)

@@ -199,7 +199,8 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
         raise ConfigError("data.few_shot leaves no rows to validate with; leave it out, or use test")
     known = sections(command == "adapt", few_shot=few_shot)
     seed = {"seed_everything": Argument(Seed, None, "")}
-    _check("", {key: config[key] for key in seed if key in config}, seed, known)
+    _check("", own := {key: config[key] for key in seed if key in config}, seed, known)
+    config.update(own)
     for section, keys in known.items():
         if config.get(section) is None:
             config[section] = {}

@@ -27,6 +27,8 @@ PACKAGED = Path(__file__).parent.parent  # holds conf/ in an installed package
 ADAPT_DEFAULT = "conf/adapt_tiny.yaml"  # what `adapt` without a config is given
 UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
 MAX_BYTES = 1_000_000  # of one config file; OmegaConf itself refuses keys given twice and aliases that explode
+# `${model.optimizer.lr}`: settings of optimizer and schedule lie in init_args once they are merged.
+REFERENCE = re.compile(r"(\$\{(?:model|\.)\.(?:optimizer|lr_scheduler)\.)(?!init_args\.|class_path\})")
 KINDS = {"seq": "a list", "int": "a number", "float": "a number", "bool": "true or false", "null": "nothing"}
 
 
@@ -224,7 +226,7 @@ def _load(path: Path, seen: tuple[Path, ...]) -> DictConfig:
     if path.stat().st_size > MAX_BYTES:
         raise ConfigError(f"{path} is too large to be a config; give one of at most {MAX_BYTES} bytes")
     try:
-        text = path.read_bytes().decode()
+        text = REFERENCE.sub(r"\1init_args.", path.read_bytes().decode())
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         config = OmegaConf.load(io.StringIO(text)) if isinstance(root, yaml.MappingNode) else None
     except UnicodeDecodeError as e:
@@ -312,7 +314,7 @@ def yaml_value(flag: str, text: str) -> Any:
     if text.strip() == "-":  # to YAML, a list with nothing in it
         return "-"
     try:
-        item = "- " + text.replace("\n", "\n  ")
+        item = "- " + REFERENCE.sub(r"\1init_args.", text).replace("\n", "\n  ")
         items: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(item)))
         return items[0]
     except UNREADABLE as e:
