@@ -201,6 +201,16 @@ def test_flags_that_decide_nothing_are_named(command, flags, unread, recwarn) ->
     assert [line.partition("read ")[2].startswith(named) for line in said] == [True] * bool(unread)
 
 
+def test_epochs_are_not_cut_off_by_a_default(recwarn) -> None:
+    for trainer, steps in (({"max_epochs": 3}, -1), ({"max_epochs": 3, "max_steps": 5}, 5), ({"max_epochs": -1}, None)):
+        check(config := {"trainer": trainer}, "fit", folders=False)
+        assert config["trainer"].get("max_steps") == steps
+    for more, said in ([], 1), (["--trainer.max_steps=-1"], 0):
+        recwarn.clear()
+        assert main([*FIT, "--trainer.max_epochs=3", *more, "--ckpt_path", "nosuch"]) == 2
+        assert sum("--trainer.max_steps -1 leaves the end to" in str(w.message) for w in recwarn) == said
+
+
 def test_off_is_a_word_to_yaml_and_to_the_basis_cache() -> None:
     check(config := compose([], [(f"{ADAPTER[2:]}.basis_cache", "off")], KEYS), "fit", folders=False)
     assert config["model"]["adapter"]["basis_cache"] == "off"

@@ -80,7 +80,7 @@ def run(command: str, args: Sequence[str]) -> int:
         said = any(key.split(".")[:2] == ["model", "adapter"] for key, _ in flags.overrides)
         take_from_expert(config, command, expert, folders=kept, said=said)
     check(config, command, folders=kept)
-    _warn_of_unread(command, [key for key, _ in flags.overrides], config["model"])
+    _warn_of_unread(command, [key for key, _ in flags.overrides], config)
     _check_checkpoint(flags.options.get("ckpt_path"), config["trainer"].get("strategy"))
     name = run_name(config.pop("name", None) or (config_name(flags.configs[-1]) if flags.configs else command))
     if kept:
@@ -152,8 +152,12 @@ def take_from_expert(
         config["data"]["task_options"] = options
 
 
-def _warn_of_unread(command: str, flags: Sequence[str], model: Mapping[str, Any]) -> None:
+def _warn_of_unread(command: str, flags: Sequence[str], config: Mapping[str, Any]) -> None:
     """Say which flags decide nothing. (A config may be shared with other commands.)"""
+    model, steps = config["model"], config["trainer"].get("max_steps", -1)
+    if command == "fit" and "trainer.max_epochs" in flags and "trainer.max_steps" not in flags and steps != -1:
+        other = "--trainer.max_steps -1 leaves the end to trainer.max_epochs"
+        warnings.warn(f"the run ends after trainer.max_steps {steps} of the config; {other}", stacklevel=3)
     unused = ["model.vllm"] if model.get("rollout") != "vllm" else []
     unused += ["model.test.temperature"] if not (model.get("test") or {}).get("samples") else []
     if command != "fit":

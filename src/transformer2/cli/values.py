@@ -12,7 +12,7 @@ from transformer2.arguments import check_natural, check_objective, check_samples
 from transformer2.cli.schema import arguments, members
 from transformer2.errors import ConfigError, DataError, nearest
 from transformer2.svf.base_folder import LOADING, NAMES, check_keys, instead, looks_like_a_path
-from transformer2.svf.format import peft_type
+from transformer2.svf.format import SAVED, peft_type
 from transformer2.svf.gguf_base import gguf_file, names_gguf
 
 INSTEAD = instead("model.") | {
@@ -21,10 +21,6 @@ INSTEAD = instead("model.") | {
 }
 SVF_CONFIG = "transformer2.svf.config.SVFConfig"
 OF_PEFT = ("task_type", "revision", "auto_mapping", "base_model_name_or_path", "peft_version")
-SAVED = {  # what a saved expert says of itself
-    *("task", "step", "score", "base_fingerprint", "base_quantisation", "shots", "protocol", "shuffled"),
-    *("trained_parametrization", "expert_format_version", "sha256", "config_sha256", "inference_mode"),
-}
 
 
 def check_model_kwargs(
@@ -67,8 +63,10 @@ def check_adapter(given: dict[str, Any]) -> None:
             raise ConfigError(f"model.adapter.{key} must be {expected(known[key].hint)}, not {written(value)}")
 
 
-def check_trainer(trainer: Mapping[str, Any]) -> None:
-    """Durations, and devices given twice."""
+def check_trainer(trainer: dict[str, Any]) -> None:
+    """Durations, and devices given twice; epochs alone are not cut off by the default number of steps."""
+    if trainer.get("max_epochs") not in (None, -1):
+        trainer.setdefault("max_steps", -1)
     for key in ("max_time", "val_check_interval"):
         value = trainer.get(key)
         if value is None or (key == "val_check_interval" and not isinstance(value, dict | str)):

@@ -16,17 +16,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformer2.data.loader import PromptLoader, batches_within
 from transformer2.errors import BasisError, CheckpointError
 from transformer2.svf.fingerprint import fingerprint
+from transformer2.svf.format import SAVED
 
 if TYPE_CHECKING:
     from transformer2.module.training import SVFReinforceModule
 
 KEY = "transformer2"
 # Of an adapter's config: what is not what was trained, but bookkeeping, speed, or the start that a checkpoint replaces.
-NOT_TRAINED = {
-    *("task", "step", "score", "sha256", "base_fingerprint", "base_quantisation", "base_model_name_or_path"),
-    *("inference_mode", "peft_version", "auto_mapping", "revision", "task_type", "expert_format_version"),
-    *("config_sha256", "shots", "protocol", "trained_parametrization"),
-    *("form", "basis_cache", "shuffled", "init_std", "init_lora_weights"),
+NOT_TRAINED = SAVED | {
+    *("base_model_name_or_path", "peft_version", "auto_mapping", "revision", "task_type"),
+    *("form", "basis_cache", "init_std", "init_lora_weights"),
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = [
     "BASE", "CONFIG", "FORMAT_VERSION", "LARGEST_ADAPTER", "LARGEST_CONFIG", "LARGEST_EXPERT", "OLD_FIELDS",
-    "OLD_FORMS", "ROLES", "TRAINED_ON", "WEIGHTS",
+    "OLD_FORMS", "ROLES", "SAVED", "TRAINED_ON", "WEIGHTS",
     "checksums", "config_sha256", "delta_key", "layer_of", "mixture_facts", "module_kind", "module_of", "module_path",
     "name_of", "path_in_layer", "peft_type", "plain_name",
 ]  # fmt: skip
@@ -23,6 +23,10 @@ FORMAT_VERSION = 2  # 1 had no config_sha256
 OLD_FORMS, OLD_FIELDS = ("auto", "merged"), frozenset({"init_std"})  # in experts that earlier versions saved
 BASE = "base_model.model."  # PEFT's name for the base model, in front of every module path
 LARGEST_CONFIG, LARGEST_EXPERT, LARGEST_ADAPTER = 2**23, 2**30, 2**36
+SAVED = {  # of an adapter's config: what is no setting, but written when it is saved
+    *("task", "step", "score", "base_fingerprint", "base_quantisation", "shots", "protocol", "shuffled"),
+    *("trained_parametrization", "expert_format_version", "sha256", "config_sha256", "inference_mode"),
+}
 ROLES = ("mlp", "attention", "all-linear")  # words of target_modules; any other string is a regular expression
 _UP_TO_LAYER = re.compile(r"^.*?\.(\d+)\.")  # the first number of a path is the layer's; a later one is an MoE expert's
 _KEY = re.compile(rf"{re.escape(BASE)}(?P<module>\w+(?:\.\w+)*)\.svf_z\.delta", re.ASCII)
