@@ -54,8 +54,9 @@ class SandboxError(UserError, RuntimeError):
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.0) -> str:
     """`; did you mean 'x'?` with the known name nearest to a wrong one; empty when none is that near (0 to 1)."""
-    near = get_close_matches(name[:200], list(known), n=1, cutoff=cutoff)  # a longer one may take minutes
-    return f"; did you mean {near[0]!r}?" if near else ""
+    words = {word.lower(): word for word in known}
+    near = get_close_matches(name[:200].lower(), words, n=1, cutoff=cutoff)  # a longer one may take minutes
+    return f"; did you mean {words[near[0]]!r}?" if near else ""
 
 
 def shown(text: object, limit: int = 200) -> str:

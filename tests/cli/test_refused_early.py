@@ -77,6 +77,7 @@ EARLY = [  # words, what the line says
         ([*FIT, f"{ADAPTER}.{key}", value], f"model.adapter.{key} is written when an expert is saved; leave it out")
         for key, value in {"inference_mode": "true", "score": "0.9", "shuffled": "3", "sha256": "x"}.items()
     ),
+    (["adapt", "--strategy", "CEM"], "did you mean 'cem'?"),
     ([*FIT, "--trainer.default_root_dir", "x"], "set --run_dir"),
     ([*FIT, "--default_root_dir", "x"], "did you mean --run_dir?"),
     ([*FIT, "--data.task_options.prompt", "{question} How many?"], "put double quotes of its own around text"),
