@@ -1,6 +1,7 @@
 """Figures say what they show: axes, units, steps."""
 
 from transformer2.cli import main
+from transformer2.report import curve
 from transformer2.report.adaptation import alpha_figure, confusion_figure
 from transformer2.report.curve import draw_curve
 
@@ -21,15 +22,14 @@ def test_weights_of_a_search_are_named():
 
 
 def test_the_learning_curve_has_whole_steps_and_percent(tmp_path, monkeypatch, capsys):
-    from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(tmp_path)) as writer:
         for step in range(3):
             for tag in ("train/accuracy", "val/accuracy", "val/accuracy_se", "train/kl"):
                 writer.add_scalar(tag, 0.1 * step, step)
-    drawn, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
+    drawn, save = [], curve.save_figure
+    monkeypatch.setattr(curve, "save_figure", lambda figure, path: (drawn.append(figure), save(figure, path))[1])
     assert draw_curve(tmp_path, tmp_path / "figures" / "curve.png").stat().st_size > 1000
     left, right = drawn[0].axes
     assert left.get_xlabel() == right.get_xlabel() == "optimizer steps done" and left.get_ylabel() == "right answers"

@@ -28,6 +28,7 @@ from transformer2.adaptation.context import Cache
 from transformer2.adaptation.strategy import AdaptedPolicy, Strategy
 from transformer2.experts import Expert
 from transformer2.report.build import build_report
+from transformer2.report.figures import pixels
 from transformer2.types import PromptBatch, Record, Report
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ class Evaluation:
         scores = {"accuracy": result.accuracy, "accuracy_se": result.se, **self.report.seconds}
         for logger in loggers:
             logger.log_metrics({f"{group}/{name}": float(value) for name, value in scores.items()}, step=step)
-            if self.figure is not None and hasattr(logger.experiment, "add_figure"):  # TensorBoard's
-                logger.experiment.add_figure(picture, self.figure, step)
+            if self.figure is not None and hasattr(logger.experiment, "add_image"):  # TensorBoard's
+                logger.experiment.add_image(picture, pixels(self.figure), step, dataformats="HWC")
 
 
 @contextmanager

@@ -55,8 +55,8 @@ class _CLI(LightningCLI):
             parser.link_arguments(source, target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """The composed dict is all there is: sys.argv has been read already."""
-        self.config = parser.parse_object(args)
+        """The composed dict is all there is: sys.argv has been read already. Nothing calls save_hyperparameters."""
+        self.config, self.config_dump = parser.parse_object(args), {}
 
 
 @contextmanager

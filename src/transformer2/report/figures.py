@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from transformer2.types import Answer, Record
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "bar_style",
     "bare_figure",
     "picture_sheet",
+    "pixels",
     "save_figure",
     "style",
 ]
@@ -49,7 +52,7 @@ def bare_figure(size: tuple[float, float]) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -57,8 +60,16 @@ def bare_figure(size: tuple[float, float]) -> Any:
 def save_figure(figure: Any, path: Path) -> Path:
     """Write a figure as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    # savefig, which writes other kinds of files too, draws it twice.
+    (figure.canvas.print_png if path.suffix == ".png" else figure.savefig)(path)
     return path
+
+
+def pixels(figure: Any) -> np.ndarray:
+    """A figure as it was saved, drawn where it has not been: uint8 (height, width, RGB)."""
+    if figure.stale:
+        figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3]
 
 
 def picture_sheet(records: Sequence[Record], result: str = "expert") -> Any:
