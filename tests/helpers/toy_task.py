@@ -17,6 +17,7 @@ class FirstLetter(Task):
     name: ClassVar[str] = "first_letter"
     description: ClassVar[str] = "begin with an early letter"
     max_new_tokens: ClassVar[int] = 4
+    verify_in = "inline"
 
     def examples(self, split, data_dir=None):
         numbers = {"train": range(0, 64), "validation": range(64, 80), "test": range(80, 96)}[split]
@@ -26,6 +27,12 @@ class FirstLetter(Task):
 
     def verify(self, example, completion):
         return Verdict.of(bool(completion) and ord(completion[0]) < ord("h"), completion[:1], "first letter")
+
+
+class Apart(FirstLetter):
+    """Judged in processes of its own, as tasks are by default."""
+
+    verify_in = "workers"
 
 
 class SameIds(FirstLetter):
@@ -86,7 +93,6 @@ class Undecided(FirstLetter):
 
     share: ClassVar[float] = 1.0
     failing: ClassVar[int] = 0
-    verify_in = "inline"
 
     def verify(self, example, completion):
         row = int(example.id.rpartition("/")[2])
@@ -99,7 +105,7 @@ class Undecided(FirstLetter):
         return super().verify(example, completion)
 
 
-class Ragged(FirstLetter):
+class Ragged(Apart):
     """Prompts of very different lengths, and one row that its verifier fails on: ranks are dealt unequal work."""
 
     name: ClassVar[str] = "ragged"
@@ -123,7 +129,7 @@ def _raise():
     raise RuntimeError("no answer key")
 
 
-class Broken(FirstLetter):
+class Broken(Apart):
     """Its verifier fails on the first rows. How and on how many is fixed when it is made: workers get the instance."""
 
     broken: ClassVar[int] = 0
@@ -152,7 +158,7 @@ class Broken(FirstLetter):
         return super().verify(example, completion)
 
 
-class Unstartable(FirstLetter):
+class Unstartable(Apart):
     """Its workers die before they are ready."""
 
     def __setstate__(self, state):

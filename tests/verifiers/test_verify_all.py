@@ -10,14 +10,14 @@ from types import MappingProxyType
 
 import pytest
 import toy_task
-from toy_task import Broken, FirstLetter, Unstartable
+from toy_task import Apart, Broken, Unstartable
 
 from transformer2.errors import ConfigError, UserError
 from transformer2.sandbox import Program, shared
 from transformer2.types import Example, Verdict
 from transformer2.verifiers import isolation, stop_if_unverified, verify_all, warm_up, workers
 
-TASK = FirstLetter()
+TASK = Apart()
 EXAMPLES = TASK.examples("train")[:6]
 TEXTS = ["apple", "zebra", "", "bee", "yak", "cow"]
 RIGHT = [True, False, False, True, False, True]
@@ -52,7 +52,7 @@ def test_an_inline_task_fails_the_same_way(monkeypatch, fault):
     assert [v.reward is None for v in verdicts] == [True, True, False, False, False, False]
 
 
-class Own(FirstLetter):
+class Own(Apart):
     """Judges whole batches with machinery of its own."""
 
     def __init__(self, answer):
@@ -77,7 +77,7 @@ def test_machinery_that_fails_judges_nobody(answer, reason):
     assert [v.reward for v in verdicts] == [None] * 6 and all(v.reason.startswith(reason) for v in verdicts)
 
 
-class Squares(FirstLetter):
+class Squares(Apart):
     """Answers are programs; an answer without one is wrong."""
 
     verify_in = "sandbox"
@@ -107,7 +107,7 @@ def test_a_users_programs_run_in_the_sandbox():
 )
 def test_where_verdicts_are_made_is_checked(said, message):
     with pytest.raises(ConfigError) as e:
-        type("Odd", (FirstLetter,), said)
+        type("Odd", (Apart,), said)
     assert str(e.value) == message
 
 
@@ -138,9 +138,9 @@ def test_a_pool_that_dies_stops_the_run():
 
 
 def test_a_task_that_cannot_be_sent_is_named():
-    task = FirstLetter()
+    task = Apart()
     task.lock = __import__("threading").Lock()
-    with pytest.raises(UserError, match=r"task FirstLetter cannot be pickled"):
+    with pytest.raises(UserError, match=r"task Apart cannot be pickled"):
         verify_all(task, EXAMPLES, TEXTS)
 
 
@@ -157,9 +157,9 @@ def test_a_script_and_a_file_outside_the_package(tmp_path):
     script = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "import mine\nfrom transformer2.verifiers import verify_all\n"
-        "class Here(mine.FirstLetter): pass\n"
-        "e = mine.FirstLetter().examples('train')[:1]\n"
-        "assert verify_all(mine.FirstLetter(), e, ['apple'])[0].correct\n"
+        "class Here(mine.Apart): pass\n"
+        "e = mine.Apart().examples('train')[:1]\n"
+        "assert verify_all(mine.Apart(), e, ['apple'])[0].correct\n"
         "verify_all(Here(), e, ['apple'])\n"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
