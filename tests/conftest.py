@@ -1,7 +1,9 @@
 """Shared fixtures."""
 
 import gc
+import gzip
 import os
+from itertools import islice
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: a test never waits for the network
@@ -51,3 +53,14 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"NO REAL DATA: {REAL_DATA.name} is not next to the checkout, so this was not checked")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def some_rows(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first rows of each of their files: to read and render all of them takes seconds."""
+    folder = tmp_path_factory.mktemp("data")
+    for file in real_data.rglob("*.jsonl.gz"):
+        (folder / file.parent.name).mkdir(exist_ok=True)
+        with gzip.open(file) as rows, gzip.open(folder / file.parent.name / file.name, "wb") as some:
+            some.writelines(islice(rows, 120))
+    return folder

@@ -18,11 +18,11 @@ from transformer2.types import Example
 EXAMPLES = [Example(f"t/{i}", ({"role": "user", "content": "x" * (i + 1)},), str(i)) for i in range(10)]
 
 
-def test_the_budget_of_the_run_decides_what_fits(tmp_path, real_data):
+def test_the_budget_of_the_run_decides_what_fits(tmp_path, some_rows):
     base = str(make_llama(tmp_path / "short", context=900))
-    ExpertDataModule("gsm8k", base, str(real_data), max_new_tokens=8, test_limit=50).setup("test")
+    ExpertDataModule("gsm8k", base, str(some_rows), max_new_tokens=8, test_limit=50).setup("test")
     with pytest.raises(DataError, match="no room for 880 new"):
-        ExpertDataModule("gsm8k", base, str(real_data), max_new_tokens=880, test_limit=50).setup("test")
+        ExpertDataModule("gsm8k", base, str(some_rows), max_new_tokens=880, test_limit=50).setup("test")
 
 
 def test_a_row_stays_within_the_frequencies_that_longrope_begins_with(tmp_path):
@@ -100,19 +100,19 @@ def test_a_batch_larger_than_the_data_is_refused():
         PromptLoader(EXAMPLES, [[0]] * 10, 0, 11, shuffle_seed=0)
 
 
-def test_fit_cannot_reach_the_test_split(llama_folder, real_data):
-    data = ExpertDataModule("gsm8k", str(llama_folder), str(real_data), batch_size=4, validation_limit=8)
+def test_fit_cannot_reach_the_test_split(llama_folder, some_rows):
+    data = ExpertDataModule("gsm8k", str(llama_folder), str(some_rows), batch_size=4, validation_limit=8)
     data.setup("fit")
     assert len(data.val_dataloader()) == 1
     with pytest.raises(DataError, match="'test'"):
         data.test_dataloader()
 
 
-def test_prompts_that_do_not_fit_are_counted_and_named(tmp_path, real_data):
+def test_prompts_that_do_not_fit_are_counted_and_named(tmp_path, some_rows):
     base = str(make_llama(tmp_path / "short", context=900))
     with pytest.raises(DataError, match=r"prompts of gsm8k/test .*gsm8k/test/\d+.*drop_long_prompts"):
-        ExpertDataModule("gsm8k", base, str(real_data)).setup("test")
-    dropping = ExpertDataModule("gsm8k", base, str(real_data), drop_long_prompts=True)
+        ExpertDataModule("gsm8k", base, str(some_rows)).setup("test")
+    dropping = ExpertDataModule("gsm8k", base, str(some_rows), drop_long_prompts=True)
     dropping.setup("test")
     batch = next(iter(dropping.test_dataloader()))
     assert batch.input_ids_BP.shape[1] <= 900 - 512
@@ -120,12 +120,12 @@ def test_prompts_that_do_not_fit_are_counted_and_named(tmp_path, real_data):
 
 
 @pytest.mark.parametrize(("protocol", "source"), [("clean", "train"), ("paper", "test")])
-def test_shots_come_from_where_the_protocol_says_and_are_not_scored(llama_folder, real_data, protocol, source):
-    rows = tasks.get("arc_challenge").examples("test", str(real_data))
+def test_shots_come_from_where_the_protocol_says_and_are_not_scored(llama_folder, some_rows, protocol, source):
+    rows = tasks.get("arc_challenge").examples("test", str(some_rows))
     chosen = []
     for seed in (0, 0, 1):
         data = UnseenTaskDataModule(
-            "arc_challenge", str(llama_folder), str(real_data), few_shot=8, protocol=protocol, seed=seed
+            "arc_challenge", str(llama_folder), str(some_rows), few_shot=8, protocol=protocol, seed=seed
         )
         data.setup("predict")
         shots, scored = [e.id for e in data.shots().examples], [e.id for e in data.scored()]
@@ -135,11 +135,11 @@ def test_shots_come_from_where_the_protocol_says_and_are_not_scored(llama_folder
     assert chosen[0] == chosen[1] != chosen[2]
 
 
-def test_unseen_prompts_that_do_not_fit_are_counted_and_named_too(tmp_path, real_data):
+def test_unseen_prompts_that_do_not_fit_are_counted_and_named_too(tmp_path, some_rows):
     base = str(make_llama(tmp_path / "short", context=800))
     with pytest.raises(DataError, match=r"prompts of arc_challenge/train .*arc_challenge/train/\d+.*drop_long_prompts"):
-        UnseenTaskDataModule("arc_challenge", base, str(real_data)).setup("predict")
-    data = UnseenTaskDataModule("arc_challenge", base, str(real_data), drop_long_prompts=True, max_new_tokens=256)
+        UnseenTaskDataModule("arc_challenge", base, str(some_rows)).setup("predict")
+    data = UnseenTaskDataModule("arc_challenge", base, str(some_rows), drop_long_prompts=True, max_new_tokens=256)
     data.setup("predict")
     assert data.shots().input_ids_BP.shape[1] <= 800 - 256
 

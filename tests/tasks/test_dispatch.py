@@ -17,10 +17,15 @@ def requests(task, split, data):
     return {e.messages[0]["content"]: e for e in task.examples(split, str(data))}
 
 
-def test_splits_are_balanced_disjoint_and_clean(real_data):
+@pytest.fixture(scope="module")
+def rows(real_data):
+    task = tasks.get("dispatch", experts=TWO)
+    return {split: task.examples(split, str(real_data)) for split in SPLITS}
+
+
+def test_splits_are_balanced_disjoint_and_clean(rows):
     task = tasks.get("dispatch", experts=TWO)
     assert task.labels == ("math", "reasoning", "other") and task.protocol == "clean"
-    rows = {split: task.examples(split, str(real_data)) for split in SPLITS}
     counts = {split: Counter(e.answer for e in examples) for split, examples in rows.items()}
     assert counts == {s: dict.fromkeys(task.labels, n) for s, n in zip(SPLITS, (160, 160, 79), strict=True)}
     prompts = [e.messages[0]["content"] for examples in rows.values() for e in examples]
@@ -36,10 +41,9 @@ def test_splits_are_balanced_disjoint_and_clean(real_data):
         ]
 
 
-def test_half_of_the_requests_of_nobody_in_test_are_of_new_kinds(real_data):
-    task = tasks.get("dispatch", experts=TWO)
+def test_half_of_the_requests_of_nobody_in_test_are_of_new_kinds(rows):
     for split, share in (("train", 0), ("validation", 0), ("test", 39)):
-        held_out = [e for e in task.examples(split, str(real_data)) if e.fields["held_out"] == "yes"]
+        held_out = [e for e in rows[split] if e.fields["held_out"] == "yes"]
         assert len(held_out) == share and all(e.answer == "other" for e in held_out)
 
 
@@ -52,7 +56,7 @@ def test_made_up_requests_differ_and_cover_their_kinds():
     assert not set(_other.KINDS) & set(_other.HELD_OUT)
 
 
-def test_the_prompt_names_the_categories_and_the_request(real_data):
+def test_the_prompt_names_the_categories_and_the_request(rows):
     task = tasks.get("dispatch", experts=TWO)
     prompt = task.prompt("2 + 2?")
     for part in (
@@ -63,27 +67,27 @@ def test_the_prompt_names_the_categories_and_the_request(real_data):
         "math, reasoning or other.",
     ):
         assert part in prompt
-    example = next(e for e in task.examples("train", str(real_data)) if e.answer == "reasoning")
+    example = next(e for e in rows["train"] if e.answer == "reasoning")
     assert "\n(A) " in example.messages[0]["content"] and "multiple-choice" not in example.messages[0]["content"]
 
 
-def test_rows_and_order_follow_from_the_seed(real_data):
+def test_rows_and_order_follow_from_the_seed(some_rows):
     a, b, other = (tasks.get("dispatch", experts=TWO, seed=seed, prompts_per_category=20) for seed in (0, 0, 1))
-    assert a.examples("train", str(real_data)) == b.examples("train", str(real_data))
-    assert requests(a, "train", real_data).keys() != requests(other, "train", real_data).keys()
+    assert a.examples("train", str(some_rows)) == b.examples("train", str(some_rows))
+    assert requests(a, "train", some_rows).keys() != requests(other, "train", some_rows).keys()
 
 
-def test_the_paper_s_protocol_takes_test_rows_and_says_so(real_data):
+def test_the_paper_s_protocol_takes_test_rows_and_says_so(some_rows):
     task = tasks.get("dispatch", experts=["gsm8k", "arc_challenge"], protocol="paper", prompts_per_category=50)
     assert task.protocol == "paper" and task.labels == ("gsm8k", "arc_challenge", "other")
-    sources = {e.fields["source"].rpartition("/")[0] for s in SPLITS for e in task.examples(s, str(real_data))}
+    sources = {e.fields["source"].rpartition("/")[0] for s in SPLITS for e in task.examples(s, str(some_rows))}
     assert sources == {"gsm8k/test", "arc_challenge/test", ""}
 
 
-def test_rows_of_named_tasks_count_as_other(real_data):
+def test_rows_of_named_tasks_count_as_other(some_rows):
     others = ["arc_easy", "tiny_math"]
     task = tasks.get("dispatch", experts={"math": "gsm8k"}, other=others, prompts_per_category=25)
-    rows = [e for s in SPLITS for e in task.examples(s, str(real_data)) if e.answer == "other"]
+    rows = [e for s in SPLITS for e in task.examples(s, str(some_rows)) if e.answer == "other"]
     names = Counter(e.fields["source"].partition("/")[0] for e in rows)
     assert len(rows) == 25 and set(names) == set(others) and min(names.values()) >= 12
 
