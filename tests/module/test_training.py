@@ -30,18 +30,13 @@ def rewards(trainer):
     "options",
     [
         {},
-        {"kl": "k1", "kl_coef": 0.05},
-        {"kl": "k2", "kl_coef": 0.05},
-        {"kl": "k3", "kl_coef": 0.05},
+        {"kl": "k1", "kl_coef": 0.05, "baseline": "rloo", "num_completions": 2},
+        {"kl": "k3", "kl_coef": 0.05, "baseline": "group_norm", "num_completions": 4},
         {"kl": "full", "kl_coef": 0.05, "micro_batch_tokens": 512},
-        {"kl": "full_reverse", "kl_coef": 0.05},
-        {"baseline": "rloo", "num_completions": 2},
-        {"baseline": "group_norm", "num_completions": 4},
-        {"baseline": "none"},
         {"adapter": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "down_proj"]}, "lr": 0.02},
         {"adapter": {"peft_type": "TINYLORA", "r": 8, "u": 64, "target_modules": "all-linear"}, "lr": 0.02},
-        {"adapter": {**ALL, "parametrization": "sigmoid_renorm"}, "lr": 0.2},
-        {"adapter": {**ALL, "form": "factored"}},
+        {"adapter": {**ALL, "parametrization": "sigmoid_renorm"}, "lr": 0.2, "kl": "full_reverse", "kl_coef": 0.05},
+        {"adapter": {**ALL, "form": "factored"}, "kl": "k2", "kl_coef": 0.05, "baseline": "none"},
     ],
     ids=str,
 )
@@ -66,7 +61,7 @@ def test_the_base_is_untouched_and_the_reference_exact(make, llama):
 def test_micro_batches_give_the_gradient_of_the_batch(make):
     curves = []
     for tokens in (10**6, 300):
-        trainer, module, data = make(max_steps=4, micro_batch_tokens=tokens, kl_coef=0.1, max_grad_norm=1.0)
+        trainer, module, data = make(max_steps=2, micro_batch_tokens=tokens, kl_coef=0.1, max_grad_norm=1.0)
         trainer.fit(module, data)
         curves.append(
             [
@@ -180,9 +175,9 @@ def test_equal_rewards_change_nothing_and_are_reported(make):
 
 def test_the_best_expert_comes_back(make, tmp_path):
     keeper = ExpertCheckpoint()
-    trainer, module, data = make(max_steps=9, val_check_interval=3, callbacks=[keeper])
+    trainer, module, data = make(max_steps=6, val_check_interval=2, callbacks=[keeper])
     trainer.fit(module, data)
-    assert keeper.best_step in (3, 6, 9)
+    assert keeper.best_step in (2, 4, 6)
     saved = trainer.callbacks[0]
     assert saved.steps[-1]["val/accuracy"] <= keeper.best_score
     trainer.validate(module, data, verbose=False)
@@ -193,7 +188,7 @@ def test_a_resumed_run_equals_the_uncut_one(make, tmp_path):
     uncut, module, data = make(max_steps=6, val_check_interval=2)
     uncut.fit(module, data)
     expected = [p.detach().clone() for p in module.trained()]
-    for cut in (1, 3, 4):
+    for cut in (3, 4):  # between two validations, at one
         first, module, data = make(max_steps=6, val_check_interval=2, callbacks=[StopAt(cut)])
         first.fit(module, data)
         first.save_checkpoint(tmp_path / f"{cut}.ckpt")
@@ -227,7 +222,7 @@ class LimitedUpdates(L.Callback):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-@pytest.mark.parametrize(("where", "rows"), [("forward", 32), ("backward", 32), ("backward", 5)])
+@pytest.mark.parametrize(("where", "rows"), [("forward", 32), ("backward", 32), ("backward", 20)])
 def test_out_of_memory_halves_the_micro_batch_and_gives_the_same_step(make, where, rows):
     trainer, module, data = make(max_steps=2, kl_coef=0.1, num_completions=2)
     trainer.fit(module, data)
