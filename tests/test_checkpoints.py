@@ -60,49 +60,56 @@ class Curve(L.Callback):
         self.points |= {(name, step): float(trainer.callback_metrics[name]) for name in names}
 
 
+def started(
+    llama,
+    root,
+    folder="run",
+    max_steps=7,
+    every=2,
+    batch_size=20,
+    task="toy_task.FirstLetter",
+    trainer=None,
+    base=None,
+    **module,
+):
+    L.seed_everything(0, verbose=False)
+    curve, keeper, last = Curve(), ExpertCheckpoint(), Every()
+    limits = {"val_check_interval": every, "check_val_every_n_epoch": None, "max_epochs": -1, **(trainer or {})}
+    options = {"num_sanity_val_steps": 0, "logger": False, "enable_progress_bar": False, **limits}
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=max_steps,
+        enable_model_summary=False,
+        default_root_dir=root / folder,
+        callbacks=[curve, keeper, last],
+        **options,
+    )
+    base = str(llama if base is None else make_llama(root / base, seed=1, init=0.25))
+    data = ExpertDataModule(task, base, batch_size=batch_size, seed=0)
+    module = {"adapter": SVF, "dtype": "float32", **({} if "optimizer" in module else {"lr": 0.05}), **module}
+    return trainer, SVFReinforceModule(base, **grouped(**module)), data, (curve, keeper, last)
+
+
 @pytest.fixture
 def start(llama, tmp_path):
-    def start(
-        folder="run",
-        max_steps=7,
-        every=2,
-        batch_size=20,
-        task="toy_task.FirstLetter",
-        trainer=None,
-        base=None,
-        **module,
-    ):
-        L.seed_everything(0, verbose=False)
-        curve, keeper, last = Curve(), ExpertCheckpoint(), Every()
-        limits = {"val_check_interval": every, "check_val_every_n_epoch": None, "max_epochs": -1, **(trainer or {})}
-        options = {"num_sanity_val_steps": 0, "logger": False, "enable_progress_bar": False, **limits}
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_steps=max_steps,
-            enable_model_summary=False,
-            default_root_dir=tmp_path / folder,
-            callbacks=[curve, keeper, last],
-            **options,
-        )
-        base = str(llama if base is None else make_llama(tmp_path / base, seed=1, init=0.25))
-        data = ExpertDataModule(task, base, batch_size=batch_size, seed=0)
-        module = {"adapter": SVF, "dtype": "float32", **({} if "optimizer" in module else {"lr": 0.05}), **module}
-        return trainer, SVFReinforceModule(base, **grouped(**module)), data, (curve, keeper, last)
-
-    return start
+    return partial(started, llama, tmp_path)
 
 
 @pytest.mark.parametrize(
     "run",
     [
-        {"max_steps": 5},
+        {"max_steps": 4},
         {"max_steps": 2, "adapter": TINYLORA},  # its vectors are shared: each layer has a name for them
         pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"every": 3}, marks=pytest.mark.slow),  # validation where an epoch ends
         pytest.param({"every": 1, "max_steps": 4}, marks=pytest.mark.slow),
         pytest.param({"every": 100, "max_steps": 5}, marks=pytest.mark.slow),
-        {"every": 1.0, "trainer": {"check_val_every_n_epoch": 1, "max_epochs": 2}, "max_steps": -1},
+        {
+            "every": 1.0,
+            "trainer": {"check_val_every_n_epoch": 1, "max_epochs": 2, "limit_train_batches": 2},
+            "max_steps": -1,
+        },
     ],
     ids=str,
 )
@@ -129,14 +136,14 @@ def test_every_state_resumes_to_the_uncut_run(start, tmp_path, run):
 
 
 def test_the_last_state_resumes_in_a_longer_run(start, tmp_path):
-    uncut, module, data, (curve, *_) = start(max_steps=9, lr_schedule="constant")
+    uncut, module, data, (curve, *_) = start(max_steps=5, lr_schedule="constant")
     uncut.fit(module, data)
     expected = [p.detach().clone() for p in module.trained()]
-    for steps in (5, 6):  # within an epoch and at its end
+    for steps in (2, 3):  # within an epoch and at its end
         short, module, data, (_, _, last) = start(f"short{steps}", max_steps=steps, lr_schedule="constant")
         short.fit(module, data)
-        longer, module, data, (resumed, *_) = start(f"long{steps}", max_steps=9, lr_schedule="constant")
-        with pytest.warns(UserWarning, match=rf"trainer.max_steps {steps} -> 9"):
+        longer, module, data, (resumed, *_) = start(f"long{steps}", max_steps=5, lr_schedule="constant")
+        with pytest.warns(UserWarning, match=rf"trainer.max_steps {steps} -> 5"):
             longer.fit(module, data, ckpt_path=last.path)
         assert all(torch.equal(a, b) for a, b in zip(expected, module.trained(), strict=True)), steps
         assert resumed.points.items() <= curve.points.items(), steps
@@ -329,14 +336,14 @@ def test_an_expert_and_a_checkpoint_do_not_contradict_each_other(start, tmp_path
             getattr(reader, verb)(module, data, ckpt_path=last.path)
 
 
-@pytest.fixture
-def states(start):
+@pytest.fixture(scope="module")
+def states(llama, tmp_path_factory):
     """A checkpoint after one step, by what was trained."""
-    made = {}
+    made, root = {}, tmp_path_factory.mktemp("states")
 
     def of(wrote):
         if str(wrote) not in made:
-            trainer, module, data, (_, _, last) = start("wrote", max_steps=1, **wrote)
+            trainer, module, data, (_, _, last) = started(llama, root, f"wrote{len(made)}", max_steps=1, **wrote)
             trainer.fit(module, data)
             made[str(wrote)] = last.path
         return made[str(wrote)]
