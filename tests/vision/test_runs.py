@@ -30,10 +30,17 @@ def fit(flags: list[str], run: Path, steps: int, *more: str) -> list[str]:
     return ["fit", "--config", "conf/base.yaml", *flags, *small, *rate, "--run_dir", str(run), *more]
 
 
-def test_a_run_that_is_cut_and_resumed_is_the_uncut_one(flags: list[str], tmp_path: Path) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+@pytest.fixture(scope="module")
+def cut(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps."""
+    folder = tmp_path_factory.mktemp("runs") / "cut"
+    assert main(fit(flags, folder, 2)) == 0
+    return folder
+
+
+def test_a_run_that_is_cut_and_resumed_is_the_uncut_one(flags: list[str], cut: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
     assert main(fit(flags, whole, 4)) == 0
-    assert main(fit(flags, cut, 2)) == 0
     assert main(fit(flags, tmp_path / "resumed", 4, "--ckpt_path", str(cut / "checkpoints" / "last.ckpt"))) == 0
     same(tmp_path / "resumed", whole)
     scored = ["test", "--expert", str(whole / "expert"), "--config", "conf/base.yaml", *flags]
@@ -56,10 +63,10 @@ def test_solutions_are_learned_from_pictures(flags: list[str], tmp_path: Path) -
     assert not [key for key in load_file(tmp_path / "run" / "expert" / "adapter_model.safetensors") if "vision" in key]
 
 
-def test_every_strategy_adapts_to_pictures(flags: list[str], tmp_path: Path) -> None:
-    assert main(fit(flags, tmp_path / "expert", 2)) == 0
-    expert = tmp_path / "expert" / "expert"
-    experts = ["--adapt.experts", f"[{expert}]", "--adapt.generations", "2", "--adapt.classifier", str(expert)]
+def test_every_strategy_adapts_to_pictures(flags: list[str], cut: Path, tmp_path: Path) -> None:
+    expert = cut / "expert"
+    experts = ["--adapt.experts", f"[{expert}]", "--adapt.generations", "1", "--adapt.population", "4"]
+    experts += ["--adapt.classifier", str(expert)]
     command = ["adapt", "--config", "conf/adapt_tiny.yaml", "--strategy", "all", *flags, *experts]
     assert main([*command, "--data.few_shot", "4", "--run_dir", str(tmp_path / "adapt")]) == 0
     reports = json.loads((tmp_path / "adapt" / "report.json").read_text())["strategies"]
