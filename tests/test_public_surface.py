@@ -82,21 +82,31 @@ for package in ("svf", "plan", "rollout", "experts", "adaptation"):
 """
 
 
-def test_peft_knows_svf_whichever_comes_first():
-    build = "print(type(peft.get_peft_config(dict(peft_type='SVF'))).__name__)"
-    assert fresh(f"import peft, transformer2\n{build}") == "SVFConfig"
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="one fork for each module")
 def test_peft_knows_svf_whichever_module_of_ours_comes_first():
     assert fresh(EACH_FIRST) == ""
 
 
-def test_a_command_that_needs_peft_knows_svf():
-    assert "SVF, 2688 z" in fresh(
-        "from transformer2.cli import main; main(['plan', '--config', 'conf/tiny_math.yaml'])"
-    )
+PEFT_FIRST_AND_LAST = """
+import os, sys
+import torch, transformers  # which cost seconds, once
+
+assert not {"peft", "transformer2"} & set(sys.modules)
+if not os.fork():
+    import peft, transformer2
+    print(type(peft.get_peft_config({"peft_type": "SVF"})).__name__, flush=True)
+    os._exit(0)
+os.wait()
+from transformer2.cli import main
+main(["plan", "--config", "conf/tiny_math.yaml"])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="torch is imported once for both")
+def test_peft_knows_svf_whichever_comes_first_and_in_a_command():
+    name, *plan = fresh(PEFT_FIRST_AND_LAST).splitlines()
+    assert name == "SVFConfig" and any("SVF, 2688 z" in line for line in plan)
 
 
 def test_every_list_of_strategies_names_the_same():
