@@ -39,8 +39,8 @@ def test_the_classification_expert_sends_each_kind_to_its_expert(model):
 @pytest.mark.parametrize("strategy", ["scores", "prompt", "cls"])
 def test_answers_are_the_same_in_any_company(strategy):
     model = SelfAdaptive.from_pretrained("tiny", strategy=strategy)
-    together = model.generate(questions(), **BUDGET)
-    alone = [model.generate(question, **BUDGET)[0] for question in questions()]
+    together = model.generate(questions(2), **BUDGET)
+    alone = [model.generate(question, **BUDGET)[0] for question in questions(2)]
     assert [(a.text, a.choice.name) for a in together] == [(a.text, a.choice.name) for a in alone]
     assert all(a.prompt_tokens and a.completion_tokens and a.finish_reason == "stop" for a in together)
     if strategy == "scores":
@@ -116,13 +116,13 @@ def test_no_prompts_have_no_answers(model):
 
 
 def test_several_threads_share_one_batch(model):
-    expected = {q: model.generate(q, **BUDGET)[0].text for q in questions()}
+    expected = {q: model.generate(q, **BUDGET)[0].text for q in questions(2)}
     found: dict[str, str] = {}
 
     def ask(question):
         found[question] = model.generate(question, **BUDGET)[0].text
 
-    threads = [threading.Thread(target=ask, args=(q,)) for q in questions()]
+    threads = [threading.Thread(target=ask, args=(q,)) for q in questions(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
