@@ -91,7 +91,7 @@ class Scorer:
             Sums of token log-probabilities fp32 (B,), and their numbers int64 (B,).
         """
         room_B = (context_of(self.policy.config) - prompts.attention_mask_BP.sum(-1)).tolist()
-        read = [ids[:room] for ids, room in zip(self.tokens(texts), room_B, strict=True)]
+        read = [ids[:room] for ids, room in zip(self._tokens(texts), room_B, strict=True)]
         tokens = [torch.tensor(ids, device=prompts.input_ids_BP.device) for ids in read]
         ids_BC = pad_sequence(tokens, batch_first=True, padding_value=self.engine.pad_id)
         mask_BC = pad_sequence([torch.ones_like(ids) for ids in tokens], batch_first=True)
@@ -115,7 +115,7 @@ class Scorer:
     def log_likelihoods(self, prompts: PromptBatch, texts: Sequence[str], weights_LBK: Tensor) -> Tensor:
         """log p of each of the same N texts and its EOS after each of B prompts, fp32 (B, N); weights as above."""
         with z_rows(self.policy, weights_LBK, self.members, mix="raw"):
-            return continuation_logprobs(self.engine, self.policy, prompts, self.tokens(texts))
+            return continuation_logprobs(self.engine, self.policy, prompts, self._tokens(texts))
 
     def mean_log_likelihood(self, prompts: PromptBatch, task: Task, weights_LMK: Tensor) -> Tensor:
         """(M,): the mean over prompts of the log-likelihood per token of the right answers, under each mixture."""
@@ -125,7 +125,7 @@ class Scorer:
         sums_R, counts_R = self.log_likelihood(repeated, texts, torch.cat([weights_LMK] * b, dim=-2))
         return (sums_R / counts_R).view(b, m).mean(0)
 
-    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, EOS included."""
         tokenizer = self.engine.tokenizer
         eos = tokenizer.eos_token_id

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from transformer2.adaptation.dispatch import Dispatcher, answer_budget, category_logprobs
+from transformer2.adaptation.dispatch import Dispatcher, category_logprobs
 from transformer2.adaptation.scoring import Scorer
 from transformer2.adaptive.experts import LoadedExperts
 from transformer2.adaptive.request import BASE, Selection
@@ -72,7 +72,7 @@ class FirstPass:
             LengthError: Says what to do instead.
         """
         ids = render(self.engine.tokenizer, self.dispatcher.question(request))
-        if len(ids) + answer_budget(self.dispatcher, self.scorer) > longest:
+        if len(ids) + self.dispatcher.answer_budget(self.engine.tokenizer, self.writes) > longest:
             raise LengthError(
                 f"the question which expert is to answer has {len(ids)} tokens, too many for the {longest} of this "
                 "model; shorten the prompt, or say what answers (`use`)"
@@ -83,7 +83,7 @@ class FirstPass:
         questions = [self.dispatcher.question(request) for request in requests]
         ids = [render(self.engine.tokenizer, question) for question in questions]
         if self.writes:
-            sampling = Sampling(0.0, max_new_tokens=answer_budget(self.dispatcher, self.scorer))
+            sampling = Sampling(0.0, max_new_tokens=self.dispatcher.answer_budget(self.engine.tokenizer))
             return [Row(prompt, self._deltas, sampling, self.engine) for prompt in ids]
         prompts = collate(questions, ids, self.engine.pad_id).to(self.experts.policy.device)
         logprobs_BC = category_logprobs(self.dispatcher, self.scorer, prompts, torch.ones(1, 1))
