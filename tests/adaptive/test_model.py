@@ -100,6 +100,12 @@ def test_a_stream_never_shows_the_beginning_of_a_stop_string(model):
     assert "".join(pieces) == whole.text.partition(stop)[0]
 
 
+def test_the_tokens_of_log_probabilities_are_the_text(model):
+    (answer,) = model.generate(questions()[0], top_logprobs=2, **BUDGET)
+    assert answer.text.count(" ") > 3 and "".join(t.token for t in answer.logprobs[:-1]) == answer.text
+    assert all(t.token == t.likeliest[0][0] for t in answer.logprobs)
+
+
 def test_sampling_follows_the_seed(model):
     def draw(seed):
         return model.generate(questions()[:3], temperature=1.5, seed=seed, **BUDGET)
@@ -211,7 +217,11 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path):
 
 def test_a_prompt_too_long_to_ask_about_is_refused_but_can_be_answered(model):
     scores, long = SelfAdaptive.from_pretrained("tiny", strategy="scores"), "jars " * 80
+    scores.start("jars " * 122, max_new_tokens=1).cancel()
+    with pytest.raises(UserError, match="say what answers"):  # a category and EOS must fit in, too
+        scores.start("jars " * 123, max_new_tokens=1)
     scores._labelled = None  # the generated question is longer than the embedded one
+    scores.set_strategy("scores")
     with pytest.raises(UserError, match="say what answers"):
         scores.start(long, max_new_tokens=8)
     assert scores.generate(long, max_new_tokens=8, use="base")

@@ -126,6 +126,7 @@ def test_log_probabilities_are_the_models_own(client):
         assert len(token.top_logprobs) == 3 and likeliest.token == token.token  # greedy
         assert token.logprob == pytest.approx(likeliest.logprob, abs=1e-4)
         assert bytes(token.bytes).decode() == token.token
+    assert "".join(token.token for token in content) == answer.choices[0].message.content
     streamed = [
         token
         for chunk in ask(client, logprobs=True, stream=True)

@@ -203,17 +203,27 @@ class Job:
         if self.choice is None or self.row is None:
             return []
 
-        def shown(token: int) -> str:
-            return str(self.ending.tokenizer.decode([token]))
+        row, found = self.row, list[TokenLogprob]()
+        for t in range(start, len(row.logprobs)):  # written last
+            top = row.likeliest[t] if row.likeliest else []
+            ids = [row.tokens[t], *(i for i, _ in top)]
+            token, *others = _texts_behind(self.ending.tokenizer, row.tokens[max(0, t - 1) : t], ids)
+            likeliest = list(zip(others, (value for _, value in top), strict=True))
+            found.append(TokenLogprob(token, row.logprobs[t], likeliest))
+        return found
 
-        end = len(self.row.logprobs)  # written last
-        likeliest = self.row.likeliest[start:end] or [[]] * (end - start)
-        return [
-            TokenLogprob(shown(token), logprob, [(shown(i), value) for i, value in top])
-            for token, logprob, top in zip(
-                self.row.tokens[start:end], self.row.logprobs[start:end], likeliest, strict=True
-            )
-        ]
+
+def _texts_behind(tokenizer: Any, before: list[int], ids: Sequence[int]) -> list[str]:
+    """What each of some tokens adds to a text that ends with `before`: read alone, many lose their leading space."""
+
+    def read(tokens: list[int]) -> str:
+        return str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
+
+    first = read(before)
+    if REPLACEMENT in first:  # a part of a character, which the next token may complete
+        return [read([i]) for i in ids]
+    both = [read([*before, i]) for i in ids]
+    return [b[len(first) :] if b.startswith(first) else read([i]) for i, b in zip(ids, both, strict=True)]
 
 
 def read_use(text: str) -> Use:
