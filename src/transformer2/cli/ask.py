@@ -120,7 +120,7 @@ def _answers(
 ) -> Iterator[list[AdaptiveAnswer] | UserError]:
     """The answers to each chat, one per use, or why there are none; in order, as soon as known, many in one batch.
 
-    With `all_or_none`, a chat that cannot be answered is raised before any of those started with it is.
+    With `all_or_none`, a chat that cannot be answered is raised before any is.
     """
     started: deque[list[Job] | UserError] = deque()
     coming = enumerate(chats)
@@ -136,6 +136,9 @@ def _answers(
 
     try:
         start(4 * model.max_rows)
+        for chat in chats[4 * model.max_rows :] if all_or_none else ():  # whether those that follow can be answered
+            for job in start_all(model, chat, uses, sampling):
+                job.cancel()
         while started:
             jobs = started[0]
             if isinstance(jobs, UserError):
@@ -207,7 +210,8 @@ def _lines() -> list[str]:
     if sys.stdin.isatty():
         return []
     try:
-        return [line.strip() for line in sys.stdin if line.strip()]
+        lines = sys.stdin.read().removeprefix("\ufeff").split("\n")  # Windows writes a byte order mark
+        return [line.strip() for line in lines if line.strip()]
     except UnicodeDecodeError as e:
         raise DataError("standard input is not UTF-8; convert it first") from e
 
