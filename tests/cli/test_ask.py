@@ -260,7 +260,7 @@ def test_words_after_two_dashes_are_prompts(capsys):
 
 @pytest.mark.parametrize("arguments", [["-"], [CODE, "-"]])
 def test_a_dash_is_standard_input(capsys, monkeypatch, arguments):
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"\ufeff{QUESTION}\n"))  # as Windows writes it
     assert main(["ask", "--json", "--max_new_tokens", "2", "--use", "base", *arguments]) == 0
     prompts = [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()]
     assert prompts == [QUESTION if word == "-" else word for word in arguments]
@@ -271,9 +271,10 @@ def test_the_base_by_another_name_is_called_so(capsys):
     assert "[base; " in capsys.readouterr().err
 
 
-def test_a_prompt_that_cannot_be_answered_is_refused_before_others_are(capsys, monkeypatch):
+@pytest.mark.parametrize("before", [1, 9])
+def test_a_prompt_that_cannot_be_answered_is_refused_before_others_are(capsys, monkeypatch, before):
     monkeypatch.setattr(SelfAdaptive, "step", lambda _: pytest.fail("a token was drawn"))
-    assert main(["ask", QUESTION, "word " * 500]) == 2
+    assert main(["ask", "--max_rows", "1", *[QUESTION] * before, "word " * 500]) == 2
     out, err = capsys.readouterr()
     assert not out and "shorten" in err
 
@@ -319,6 +320,18 @@ def test_a_conversation_keeps_its_messages_and_forgets_the_oldest(conversation, 
     assert conversation.messages == []
 
 
+def test_an_answer_has_more_room_than_the_conversation_leaves(model, capsys, monkeypatch):
+    show, budgets = Conversation._show, []
+    monkeypatch.setattr(
+        Conversation, "_show", lambda self, jobs: budgets.append(jobs[0].sampling.max_new_tokens) or show(self, jobs)
+    )
+    chat = Conversation(model, {"max_new_tokens": None}, "math", None)
+    for _ in range(5):
+        chat.say(QUESTION)
+    assert "oldest exchange is forgotten" in capsys.readouterr().out and min(budgets) >= 32
+    assert len(chat.messages) < 10
+
+
 def test_commands_change_what_answers(conversation, capsys):
     for line in (
         "/compare",
@@ -335,9 +348,11 @@ def test_commands_change_what_answers(conversation, capsys):
     out = capsys.readouterr().out
     assert "  base:\n" in out and "  code:\n" in out and "[mix of math" in out and "scores, soft" in out
     assert conversation.system == "be brief"
-    for line in ("/expert mth", "/strategy score", "/exprt math", "word " * 300):
-        with pytest.raises(Exception, match=r"did you mean|too many|shorten"):
+    before = conversation.messages
+    for line in ("/expert mth", "/strategy score", "/exprt math", "word " * 300, "half \ud800"):
+        with pytest.raises(Exception, match=r"did you mean|too many|shorten|UTF-8"):
             conversation.say(line)
+    assert conversation.messages is before and "forgotten" not in capsys.readouterr().out
     assert conversation.use == "auto" and conversation.model.strategy == "scores"
 
 
@@ -393,6 +408,25 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(conversation, capsys, monkeypat
     assert conversation.model.is_idle
     conversation.say(QUESTION)
     assert "stopped" not in capsys.readouterr().out
+
+
+def test_ctrl_c_before_an_answer_begins_does_not_end_the_chat(capsys, monkeypatch):
+    before, start, calls = signal.getsignal(signal.SIGINT), SelfAdaptive.start, []
+
+    def interrupted(*args, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return start(*args, **options)
+
+    monkeypatch.setattr(SelfAdaptive, "start", interrupted)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n{QUESTION}\n"))
+    try:
+        assert main(["chat", "--use", "math", "--max_new_tokens", "4"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    out = capsys.readouterr().out
+    assert out.count("  stopped\n") == 1 and out.count("[math; ") == 1
 
 
 def test_chat_reads_until_its_input_ends(capsys, monkeypatch):

@@ -9,7 +9,7 @@ from transformer2.arguments import written
 from transformer2.cli.compose import Flags, yaml_value
 from transformer2.cli.schema import value_of
 from transformer2.cli.values import check_base, check_model_kwargs, number, one_of
-from transformer2.errors import ConfigError, UserError, shown
+from transformer2.errors import ConfigError, shown
 from transformer2.files import check_directory
 from transformer2.svf.base_folder import instead
 
@@ -108,13 +108,13 @@ def start_all(model: SelfAdaptive, chat: Chat | list[Any], uses: Sequence[Any], 
     """The answer of each use to a chat, under way.
 
     Raises:
-        UserError: One of them cannot be given; none is under way then.
+        UserError: One of them cannot be given; after any error none is under way.
     """
     jobs: list[Job] = []
     try:
         for use in uses:
             jobs.append(model.start(chat, use=use, **sampling))
-    except UserError:
+    except BaseException:
         for job in jobs:
             job.cancel()
         raise

@@ -14,7 +14,7 @@ from transformer2.callbacks.interrupt import current
 from transformer2.cli.adaptive import MODEL_HELP, SAMPLING_HELP, load, model_of, sampling_of, start_all
 from transformer2.cli.ask import summary
 from transformer2.cli.compose import flags_of
-from transformer2.errors import ConfigError, UserError, nearest, shown
+from transformer2.errors import ConfigError, LengthError, UserError, nearest, shown
 
 if TYPE_CHECKING:
     from transformer2.adaptive.model import SelfAdaptive
@@ -76,6 +76,8 @@ def chat(args: Sequence[str]) -> int:
             conversation.say(line)
         except UserError as e:
             print(f"  {e}")
+        except KeyboardInterrupt:  # before there was an answer to stop, as while a picture is decoded
+            print("  stopped")
 
 
 class Conversation:
@@ -124,15 +126,23 @@ class Conversation:
         content: Any = [*shows, {"type": "text", "text": line}] if shows else line
         messages = [*self.messages, {"role": "user", "content": content}]
         uses = ["base", self.use] if self.compares else [self.use]
+        # An answer without a budget of its own takes what is left of the context: not a few tokens, if there is more.
+        wanted = 0 if self.sampling.get("max_new_tokens") else min(self.model.usual_answer, self.model.longest // 4)
+        forgotten = 0
         while True:
             try:
                 jobs = start_all(self.model, [*system, *messages], uses, self.sampling)
-                break
-            except UserError:
+                if len(messages) < 3 or jobs[0].sampling.max_new_tokens >= wanted:
+                    break
+                for job in jobs:
+                    job.cancel()
+            except LengthError:
                 if len(messages) < 3:
                     raise
-                messages = messages[2:]  # the oldest exchange
-                print("  (the conversation is too long for the model: its oldest exchange is forgotten)")
+            messages, forgotten = messages[2:], forgotten + 1  # the oldest exchange
+        if forgotten:
+            exchanges = "its oldest exchange is" if forgotten == 1 else f"its {forgotten} oldest exchanges are"
+            print(f"  (the conversation is too long for the model: {exchanges} forgotten)")
         stopped = self._show(jobs)
         answer = jobs[-1].result()
         print(f"  [{summary(answer)}{', stopped' if stopped else ''}]")
