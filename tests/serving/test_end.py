@@ -142,6 +142,8 @@ def test_a_second_signal_ends_at_once(start):
     [
         (["--port", "70000"], "--port"),
         (["--host", "no.such.host.invalid"], "cannot listen"),
+        (["--host", "a..b"], "cannot listen"),
+        (["--host", "x" * 300], "cannot listen"),
         (["--max_queue", "-1"], "--max_queue"),
         (["--experts_dir", "/nowhere"], "--experts_dir"),
         (["--api_key", "a\nb"], "API key"),

@@ -128,15 +128,13 @@ def _ids_and_strings(tokenizer: PreTrainedTokenizerBase, stop: list[str | int]) 
     for end in stop:
         if isinstance(end, int):
             if not 0 <= end < len(tokenizer):
-                raise ConfigError(
-                    f"model.sampling.stop: this tokenizer has no token {end}; ids are 0 to {len(tokenizer) - 1}"
-                )
+                raise ConfigError(f"stop: this tokenizer has no token {end}; ids are 0 to {len(tokenizer) - 1}")
             ids.append(end)
         elif end in special:
             ids.append(special[end])
         elif hidden := [token for token in special if token in end]:
             raise ConfigError(
-                f"model.sampling.stop: {end!r} holds the special token {hidden[0]!r}, which text does not show; "
+                f"stop {end!r} holds the special token {hidden[0]!r}, which text does not show; "
                 "name the token alone, or text without it"
             )
         else:

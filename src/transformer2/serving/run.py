@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from transformer2.errors import UserError
+from transformer2.errors import UserError, shown
 from transformer2.serving.engine import Engine
 
 __all__ = ["address", "bind", "is_loopback", "run"]
@@ -30,8 +30,9 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(where)
-    except OSError as e:
-        raise UserError(f"cannot listen at {host}:{port} ({e.strerror}); give another --host, or --port 0") from e
+    except (OSError, UnicodeError) as e:  # of a name with an empty part, or a long one
+        why = getattr(e, "strerror", None) or "no host's name"
+        raise UserError(f"cannot listen at {shown(host)}:{port} ({why}); give another --host, or --port 0") from e
     return bound
 
 
