@@ -128,21 +128,21 @@ class Conversation:
         uses = ["base", self.use] if self.compares else [self.use]
         # An answer without a budget of its own takes what is left of the context: not a few tokens, if there is more.
         wanted = 0 if self.sampling.get("max_new_tokens") else min(self.model.usual_answer, self.model.longest // 4)
-        forgotten = 0
-        while True:
+        last = len(messages) - 1
+        for first in range(0, last + 1, 2):  # the oldest exchanges make room
             try:
-                jobs = start_all(self.model, [*system, *messages], uses, self.sampling)
-                if len(messages) < 3 or jobs[0].sampling.max_new_tokens >= wanted:
-                    break
-                for job in jobs:
-                    job.cancel()
+                jobs = start_all(self.model, [*system, *messages[first:]], uses, self.sampling)
             except LengthError:
-                if len(messages) < 3:
+                if first == last:
                     raise
-            messages, forgotten = messages[2:], forgotten + 1  # the oldest exchange
-        if forgotten:
-            exchanges = "its oldest exchange is" if forgotten == 1 else f"its {forgotten} oldest exchanges are"
-            print(f"  (the conversation is too long for the model: {exchanges} forgotten)")
+                continue
+            if first == last or jobs[0].sampling.max_new_tokens >= wanted:
+                break
+            for job in jobs:
+                job.cancel()
+        messages = messages[first:]
+        for _ in range(first // 2):
+            print("  (the conversation is too long for the model: its oldest exchange is forgotten)")
         stopped = self._show(jobs)
         answer = jobs[-1].result()
         print(f"  [{summary(answer)}{', stopped' if stopped else ''}]")

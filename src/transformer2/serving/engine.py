@@ -61,8 +61,8 @@ class Call:
         self.error = self.error or error
         self._moved.set()
 
-    async def moved(self, seconds: float) -> bool:
-        """Wait until something moves; False when nothing does for so long.
+    async def moved(self, seconds: float) -> None:
+        """Wait until something moves, for so long at most.
 
         Raises:
             Fault: It has taken too long.
@@ -76,9 +76,8 @@ class Call:
                 # The openai client would ask again, and have a busy server do the same once more.
                 headers = {"x-should-retry": "false"}
                 raise Fault(504, f"no whole answer within {self.seconds:g} s", "timeout", headers=headers) from None
-            return False
+            return
         self._moved.clear()
-        return True
 
     def check(self) -> bool:
         """Whether every job has its answer.

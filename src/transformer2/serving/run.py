@@ -30,8 +30,8 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(where)
-    except (OSError, UnicodeError) as e:  # of a name with an empty part, or a long one
-        why = getattr(e, "strerror", None) or "no host's name"
+    except (OSError, UnicodeError) as e:  # UnicodeError: a name with an empty part, or one that is too long
+        why = getattr(e, "strerror", e)
         raise UserError(f"cannot listen at {shown(host)}:{port} ({why}); give another --host, or --port 0") from e
     return bound
 
