@@ -7,12 +7,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 import transformer2
 from transformer2 import tasks, tiny
+from transformer2.adaptive.chat import Chat
 from transformer2.adaptive.model import SelfAdaptive
+from transformer2.adaptive.request import Job, Selection
 from transformer2.errors import ConfigError, ExpertError, UserError
 from transformer2.experts import load_experts, mix_experts, save_expert
+from transformer2.rollout.base import Sampling
+from transformer2.rollout.continuous import Row
+from transformer2.rollout.ending import Ending
 
 BUDGET = {"max_new_tokens": 32}
 
@@ -104,6 +111,23 @@ def test_the_tokens_of_log_probabilities_are_the_text(model):
     (answer,) = model.generate(questions()[0], top_logprobs=2, **BUDGET)
     assert answer.text.count(" ") > 3 and "".join(t.token for t in answer.logprobs[:-1]) == answer.text
     assert all(t.token == t.likeliest[0][0] for t in answer.logprobs)
+
+
+def test_tokens_keep_the_space_that_a_tokenizer_strips_from_them_alone():
+    """As Llama-2's does; the bytes of a character are tokens, and what follows them keeps its space, too."""
+    words = ["</s>", "▁the", "▁cat", "s", *(f"<0x{i:02X}>" for i in range(256))]
+    bare = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[], byte_fallback=True))
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    bare.decoder = decoders.Sequence(parts)
+    ending = Ending(PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="</s>"), [0])
+    job = Job(Chat.of("?"), [1], "base", Sampling(), ending, top_logprobs=1)
+    row = Row([1], {}, job.sampling, ending)
+    row.tokens = [1, 2, 3, *(4 + byte for byte in "🙂".encode()), 2]
+    row.logprobs, row.likeliest = [0.0] * 8, [[(i, 0.0)] for i in row.tokens]
+    job.run(row, Selection("base", {}))
+    tokens = [t.token for t in job.logprobs()]
+    assert tokens == ["the", " cat", "s", *["\ufffd"] * 4, " cat"] and bare.decode(row.tokens) == "the cats🙂 cat"
+    assert [t.token for t in job.logprobs(7)] == [" cat"] == [text for text, _ in job.logprobs(7)[0].likeliest]
 
 
 def test_sampling_follows_the_seed(model):

@@ -207,7 +207,7 @@ class Job:
         for t in range(start, len(row.logprobs)):  # written last
             top = row.likeliest[t] if row.likeliest else []
             ids = [row.tokens[t], *(i for i, _ in top)]
-            token, *others = _texts_behind(self.ending.tokenizer, row.tokens[max(0, t - 1) : t], ids)
+            token, *others = _texts_behind(self.ending.tokenizer, row.tokens[max(0, t - 4) : t], ids)
             likeliest = list(zip(others, (value for _, value in top), strict=True))
             found.append(TokenLogprob(token, row.logprobs[t], likeliest))
         return found
@@ -220,7 +220,7 @@ def _texts_behind(tokenizer: Any, before: list[int], ids: Sequence[int]) -> list
         return str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
     first = read(before)
-    if REPLACEMENT in first:  # a part of a character, which the next token may complete
+    if first.endswith(REPLACEMENT):  # a part of a character, which has four at most
         return [read([i]) for i in ids]
     both = [read([*before, i]) for i in ids]
     return [b[len(first) :] if b.startswith(first) else read([i]) for i, b in zip(ids, both, strict=True)]
