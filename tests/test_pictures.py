@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from transformer2.errors import DataError
-from transformer2.pictures import Picture, PictureBytes, PictureInTable
+from transformer2.pictures import Picture, PictureBytes, PictureFile, PictureInTable, check_names
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -55,6 +55,30 @@ def test_odd_tags_beside_the_orientation_do_no_harm() -> None:
     picture = PictureBytes(encoded(corner(), "JPEG", exif=exif))
     picture.check()
     assert picture.open().size == picture.size() == (32, 48)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"no EXIF at all", b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_tags_that_are_none_do_no_harm(kind: str, exif: bytes) -> None:
+    picture = PictureBytes(encoded(corner(), kind, exif=exif))
+    picture.check()
+    assert picture.open().size == picture.size() == (48, 32)
+
+
+@pytest.mark.parametrize("path", ["a\0b.png", "\ud800.png", "x" * 5000])
+def test_a_path_that_is_none_is_refused_in_a_short_line(path: str) -> None:
+    with pytest.raises(DataError, match=r"cannot be read \(.*\); put it there$") as refused:
+        PictureFile(path).check()
+    assert len(str(refused.value)) < 400 and str(refused.value).isprintable()
+
+
+def test_other_columns_are_no_pictures() -> None:
+    names = {"image_id": "7.png", "image_width": 640, "file_name": "notes.txt", "picturesque": "yes", "source": "a.png"}
+    check_names(names)
+    check_names({"image": "a.png", "image_path": "/other/a.png"})
+    check_names(dict.fromkeys(["images", "image_1"]))
+    check_names({"image" + 5000 * "1" + "x": "a.png"})
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import re
 import stat
 import threading
@@ -31,10 +32,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # others lose or invert values as RGB
 MIN_SIDE, MAX_SIDE, MAX_PIXELS, MAX_RATIO = 4, 16_384, 89_478_485, 100  # Pillow warns of a bomb beyond so many pixels
 MAX_BYTES = 128 * 2**20
-MISNAMED = ("images", "image_url", "picture", "pictures")
+MISNAMED = re.compile(r"images|image_url|pictures?|(image|img|picture|pic|photo)[ _-]?\d+", re.I)  # `image` or not
 LIKELY = re.compile(
-    r"(image|img|picture|pic|photo)s?(_?(path|file|name|filename|url|uri|base64|b64|bytes|data))?s?", re.I
+    r"((input|query|question|base64|b64)[ _-]?)?(image|img|picture|pic|photo)s?"
+    r"([ _-]?(path|file|name|url|uri|base64|b64|bytes|data|\d))*s?",
+    re.I,
 )
+FILE = re.compile(r"file[ _-]?(name|path)?", re.I)  # of a picture, by what it names
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ORIENTATION = 0x0112  # of EXIF, 1 to 8
 _TURNS = {
     **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"},
@@ -144,8 +149,10 @@ def _orientation(image: Image) -> int:
     """EXIF's orientation of an opened picture, read before its pixels; 1 for TIFF files, which Pillow turns itself."""
     from PIL import Image as images
 
-    # Not PNG's own getexif, which decodes the pixels to look for a tag behind them.
-    return 1 if image.format == "TIFF" else images.Image.getexif(image).get(ORIENTATION, 1)
+    try:  # Not PNG's own getexif, which decodes the pixels to look for a tag behind them.
+        return 1 if image.format == "TIFF" else images.Image.getexif(image).get(ORIENTATION, 1)
+    except Exception:  # no EXIF; Pillow raises whatever it comes across, and other programs show the picture
+        return 1
 
 
 @dataclass(frozen=True)
@@ -165,15 +172,18 @@ class PictureFile(Picture):
 
     def data(self) -> bytes:
         """See `Picture.data`."""
+        name = shown(self.path)
         try:
             status = Path(self.path).stat()
             if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a device may never end
-                raise DataError(f"picture {self.path} is no regular file; copy the picture there")
+                raise DataError(f"picture {name} is no regular file; copy the picture there")
             if (size := status.st_size) > MAX_BYTES:
-                raise DataError(f"picture {self.path} has {size >> 20} MiB, more than {MAX_BYTES >> 20}; scale it down")
+                raise DataError(f"picture {name} has {size >> 20} MiB, more than {MAX_BYTES >> 20}; scale it down")
             return Path(self.path).read_bytes()
-        except OSError as e:
-            raise DataError(f"picture {self.path} cannot be read ({e.strerror or e}); put it there") from e
+        except (OSError, ValueError) as e:  # a null byte, or half a character
+            if isinstance(e, DataError):
+                raise
+            raise DataError(f"picture {name} cannot be read ({getattr(e, 'strerror', None) or e}); put it there") from e
 
 
 @dataclass(frozen=True)
@@ -195,7 +205,7 @@ class PictureBytes(Picture):
 
 @dataclass(frozen=True)
 class PictureInTable(Picture):
-    """A cell of a Parquet or Arrow file that holds an encoded picture: bytes, or `{"bytes", "path"}` as the Hub's do.
+    """A cell of a Parquet or Arrow file with an encoded picture: bytes, a path, or `{"bytes", "path"}` as the Hub's.
 
     Attributes:
         file: The file.
@@ -212,8 +222,12 @@ class PictureInTable(Picture):
         """File, row and column."""
         return f"{self.file}, row {self.row}, {self.column}"
 
-    def data(self) -> bytes:
-        """See `Picture.data`."""
+    def cell(self) -> bytes | str | None:
+        """The encoded picture, or the path of its file; None where the row has none.
+
+        Raises:
+            DataError: The table cannot be read, or the row has several.
+        """
         try:
             with _reading:
                 cell = _cell(self.file, self.row, self.column)
@@ -224,12 +238,16 @@ class PictureInTable(Picture):
                 f"picture {self.name} is {len(cell)} pictures, and a row has one; keep one, or drop the row"
             )
         cell = next(iter(cell), None) if isinstance(cell, list) else cell
-        content = cell.get("bytes") if isinstance(cell, dict) else cell
-        if content is None and isinstance(cell, dict) and cell.get("path"):
-            return PictureFile(str(Path(self.file).parent / cell["path"])).data()
-        if not isinstance(content, bytes) or not content:
+        return (cell.get("bytes") or cell.get("path") or None) if isinstance(cell, dict) else cell
+
+    def data(self) -> bytes:
+        """See `Picture.data`."""
+        found = self.cell()
+        if isinstance(found, str) and found.strip():
+            return PictureFile(str(Path(self.file).parent / os.path.expanduser(found))).data()
+        if not isinstance(found, bytes) or not found:
             raise DataError(f"picture {self.name} is not there; drop the row")
-        return content
+        return found
 
 
 def check_names(row: Mapping[str, Any], remedy: str = "name it 'image', which takes a path or a list") -> None:
@@ -239,8 +257,9 @@ def check_names(row: Mapping[str, Any], remedy: str = "name it 'image', which ta
         DataError: It has such a column, which is named, with the remedy.
     """
     for name, value in row.items():
-        if value and (name in MISNAMED or (not row.get("image") and LIKELY.fullmatch(str(name)))):
-            raise DataError(f"{shown(repr(name), 40)} is not read; {remedy}")
+        likely = LIKELY.fullmatch(str(name)) or (FILE.fullmatch(str(name)) and str(value).lower().endswith(SUFFIXES))
+        if value and (MISNAMED.fullmatch(str(name)) or (likely and not row.get("image"))):
+            raise DataError(f"{shown(repr(name), 40)} is not read; {remedy}, or leave it out")
 
 
 def _cell(file: str, row: int, column: str) -> Any:

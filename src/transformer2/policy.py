@@ -40,7 +40,7 @@ from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.dtype import auto_dtype, cpu_dtype, why
 from transformer2.svf.quantised import keep_differentiable
-from transformer2.vision import attach_pictures, family_class, load_family, pictures_of, positions
+from transformer2.vision import attach_pictures, family_class, load_family, positions
 
 __all__ = [
     "adapter_config", "base_dtype", "build_policy", "check_halves", "checkpointed", "completion_states",
@@ -318,8 +318,6 @@ def check_halves(policy: PeftModel, head: Callable[[Tensor], Tensor]) -> None:
     Raises:
         ConfigError: The halves do not give the model's logits.
     """
-    if (inputs := pictures_of(policy)) is not None:
-        inputs.check()
     with torch.no_grad():
         p = probe(policy, policy.device)
         halves_BPV = head(hidden_states(policy, p.ids_BP, p.mask_BP))

@@ -106,6 +106,9 @@ def test_rows_with_pictures_are_adapted_to(seeing: Seeing) -> None:
     assert set(alpha) == {"math", "code"} and len(inputs._features) == 3
     with pytest.raises(DataError, match=r"picture nowhere\.png cannot be read"):
         model.adapt([{"question": "?", "answer": "1", "image": "nowhere.png"}], task="tiny_math", generations=1)
+    broken = {"question": "?", "answer": "1", "image": PictureBytes(encoded(drawn(0))[:-50])}
+    with pytest.raises(DataError, match=r"row 2: picture .* is broken"):
+        model.adapt([rows[0], broken], task="tiny_math", generations=1)
 
 
 def test_nothing_is_kept_of_pictures_that_have_been_answered(seeing: Seeing) -> None:

@@ -185,6 +185,19 @@ def test_rows_name_their_pictures_from_where_the_file_is(seeing, capsys):
             ({"prompt": "x", key: "1.png"}, f"line 1: '{key}' is not read; name it 'image'")
             for key in ("images", "image_url", "picture", "pictures", "image_path")
         ),
+        *(
+            ({"prompt": "x", key: "1.png"}, f"line 1: '{key}' is not read; name it 'image'.*, or leave it out")
+            for key in (
+                "image_1",
+                "image 2",
+                "image-path",
+                "image_file_name",
+                "input_image",
+                "base64_image",
+                "file_name",
+            )
+        ),
+        ({"prompt": "x", "image": "1.png", "image_2": "2.png"}, "line 1: 'image_2' is not read"),
         (
             {"messages": [{"role": "user", "content": "x", "image": "1.png"}]},
             "line 1: 'image' of a message is not read",

@@ -41,6 +41,17 @@ def test_splits_are_balanced_disjoint_and_clean(rows):
         ]
 
 
+def test_a_request_about_a_picture_shows_it():
+    """What the first pass sees of a request, the classification expert is trained on."""
+    task = tasks.get("dispatch", experts={"signs": "tiny_textvqa", "facts": "tiny_reasoning"})
+    shown = {e.id: e.images for e in tasks.get("tiny_textvqa").examples("train")}
+    for split, n in zip(SPLITS, (160, 160, 79), strict=True):
+        examples = task.examples(split)
+        assert Counter(e.answer for e in examples) == dict.fromkeys(task.labels, n)
+        assert all(e.images == shown.get(e.fields["source"], ()) for e in examples)
+        assert all(bool(e.images) == (e.answer == "signs") for e in examples)
+
+
 def test_half_of_the_requests_of_nobody_in_test_are_of_new_kinds(rows):
     for split, share in (("train", 0), ("validation", 0), ("test", 39)):
         held_out = [e for e in rows[split] if e.fields["held_out"] == "yes"]

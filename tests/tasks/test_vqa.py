@@ -168,6 +168,34 @@ def test_the_same_picture_under_two_names_is_one(tmp_path):
     assert all(before[digest] == split for digest, split in after.items()) and len(after) == 100
 
 
+@pytest.mark.parametrize("kind", ["path", "list", "bytes", "struct", "struct of a path", "null struct"])
+def test_a_table_holds_pictures_or_their_paths_and_some_rows_none(tmp_path, kind):
+    pictured(tmp_path, 50)
+    rows = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text().splitlines()]
+    for i, asked in enumerate(rows):
+        path, none, asked["question"] = asked["image"], i % 5 == 0, f"Question {i}?"
+        content = None if none else (tmp_path / path).read_bytes()
+        made = {"path": path, "list": [path], "bytes": content, "struct": {"bytes": content, "path": None}}
+        made["struct of a path"], made["null struct"] = {"bytes": None, "path": path}, made["struct"]
+        asked["image"] = made[kind] if not none or kind == "struct" else [] if kind == "list" else None
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mine.parquet")
+    task = tasks.get("jsonl", path=str(tmp_path / "mine.parquet"))
+    examples = [e for split in task.splits for e in task.examples(split)]
+    assert len(examples) == 100
+    for e in examples:
+        number = int(e.id.rpartition("/")[2])
+        assert [p.data() for p in e.images] == ([] if number % 5 == 0 else [drawn(number // 2)])
+
+
+def test_a_path_in_a_table_that_leads_nowhere_is_refused_with_its_row(tmp_path):
+    pictured(tmp_path, 50)
+    rows = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text().splitlines()]
+    rows[6]["image"] = "images/none.png"
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mine.parquet")
+    with pytest.raises(DataError, match=r"images/none.png cannot be read .*mine.parquet, row 6"):
+        tasks.get("jsonl", path=str(tmp_path / "mine.parquet")).check_rows()
+
+
 def test_a_picture_of_ones_own_that_is_missing_is_refused_with_its_line(tmp_path):
     task = pictured(tmp_path)
     (tmp_path / "images" / "3.png").unlink()

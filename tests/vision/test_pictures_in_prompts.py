@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 from vision_bases import FAMILIES, drawn, inputs, make_vision
 
-from transformer2 import z_rows
+from transformer2 import SelfAdaptive, z_rows
+from transformer2.adaptive.chat import Chat
+from transformer2.adaptive.request import prompt_ids
 from transformer2.data.prompts import collate, render
-from transformer2.errors import DataError, UserError
+from transformer2.errors import ConfigError, DataError, UserError
 from transformer2.module.scores import score
 from transformer2.pictures import PictureBytes, PictureFile
 from transformer2.policy import build_policy, check_halves, hidden_states, lm_head, load_base, load_tokenizer
@@ -266,6 +270,44 @@ def test_a_family_that_is_like_another_is_refused_by_name() -> None:
     ):
         with pytest.raises(DataError, match=f"a base of the family {config.model_type} takes pictures in a way"):
             family_class(config)
+
+
+def test_raw_text_holds_no_id_that_stands_for_a_picture(world: World) -> None:
+    for banned in world.tokenizer.family.banned:  # it would fail a step that others share
+        with pytest.raises(UserError, match=rf"raw text holds '{re.escape(world.tokenizer.decode([banned]))}'"):
+            prompt_ids(Chat.of("x"), [5, banned], world.tokenizer)
+
+
+def test_features_that_are_not_those_of_the_places_are_refused(world: World) -> None:
+    """Else the features of another picture would stand there."""
+    shown = [PictureBytes(Path(p.path).read_bytes() + b"\0\0") for p in world.pictures]
+    batch = world.batch(*(replace(world.example(0), images=(picture,)) for picture in shown))
+    for picture in shown:
+        (block,) = vars(picture)["_blocks"].values()
+        block.layout = replace(block.layout, tokens=block.layout.tokens - 1)
+    with pytest.raises(ConfigError, match=r"picture .* is \d+ features and \d+ tokens: .* save both from one model"):
+        world.logits(batch)
+
+
+@pytest.mark.parametrize(("family", "file", "key", "value"), [
+    ("llava_next", "config.json", "image_grid_pinpoints", [[32, 64], [64, 32]]),
+    ("llava_next", "processor_config.json", "image_grid_pinpoints", [[32, 64], [64, 32]]),
+    ("llava_next", "processor_config.json", "image_grid_pinpoints", [[32, 64], [64, 32], [64, 64], [96, 96]]),
+    ("llava", "processor_config.json", "num_additional_image_tokens", 0),
+    ("qwen2_5_vl", "preprocessor_config.json", "merge_size", 1),
+])  # fmt: skip
+def test_a_processor_of_another_model_is_refused_before_anything_is_drawn(
+    tmp_path: Path, family: str, file: str, key: str, value: Any
+) -> None:
+    base = make_vision(tmp_path / "base", family)
+    whole = json.loads((base / file).read_text())
+    part = whole if key in whole else whole["image_processor"]
+    assert part[key] != value
+    (base / file).write_text(
+        json.dumps({**whole, key: value} if part is whole else {**whole, "image_processor": {**part, key: value}})
+    )
+    with pytest.raises(ConfigError, match="processor and config do not belong together; save both from one model"):
+        SelfAdaptive.from_pretrained(str(base), strategy=None)
 
 
 def test_parts_say_where_pictures_stand(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from picture_task import draw_pictures
@@ -14,7 +15,11 @@ from short_runs import same
 from vision_bases import make_vision
 
 from transformer2.cli import main
+from transformer2.data.pictures import check_pictures
+from transformer2.errors import DataError
+from transformer2.pictures import PictureFile
 from transformer2.report.curve import read_scalars
+from transformer2.types import Example
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +104,12 @@ def test_a_bad_picture_of_the_test_split_ends_fit_before_it_loads_the_base(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"picture {data / '30.png'} " in error and said in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("images", ["sign.png", ("sign.png",), (Path("sign.png"),), None, PictureFile("sign.png"), 5])
+def test_images_of_a_task_that_are_no_pictures_are_refused_by_name(images: Any) -> None:
+    with pytest.raises(DataError, match=r"^mine/7: images is .*(sign.png|None|5).*; give \(PictureFile\(PATH\),\)$"):
+        check_pictures([Example("mine/7", ({"role": "user", "content": "How many?"},), "", images=images)])
 
 
 def test_a_base_of_text_alone_refuses_pictures(

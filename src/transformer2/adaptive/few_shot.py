@@ -20,6 +20,7 @@ from transformer2.adaptive.chat import Chat, as_pictures
 from transformer2.adaptive.experts import LoadedExperts
 from transformer2.adaptive.request import BASE, Selection, plain
 from transformer2.arguments import Count, expected, fits, written
+from transformer2.data.pictures import check_pictures
 from transformer2.data.prompts import collate, render
 from transformer2.errors import DataError, LengthError, UserError, nearest, shown
 from transformer2.pictures import check_names
@@ -86,6 +87,7 @@ def find_mixture(
     mixture, searched = settings.begin(policy, list(loaded.experts))
     scorer = Scorer(policy, loaded.adapters, engine, lm_head(policy), settings.max_rows or engine.max_rows)
     budget = plain(max_new_tokens) or verifier.max_new_tokens
+    check_pictures(examples)
     ids = [render(engine.tokenizer, example) for example in examples]
     if budget >= longest:
         raise LengthError(

@@ -266,8 +266,9 @@ def prompt_ids(chat: Chat, ids: Sequence[int] | None, tokenizer: Any) -> list[in
     ):
         raise UserError(f"ids must be a list of token ids from 0 to {len(tokenizer) - 1}, not {shown(repr(given), 60)}")
     found = render(tokenizer, chat.example) if given is None else [*given]
-    if ids is not None and family is not None and family.image_id in found:
-        raise UserError(f"raw text holds {family.image_token!r}, and no picture for it; send pictures in a chat")
+    if ids is not None and family is not None and (banned := {*found} & {*family.banned}):
+        token = tokenizer.convert_ids_to_tokens(min(banned))
+        raise UserError(f"raw text holds {token!r}, and no picture for it; send pictures in a chat")
     if not found:
         raise UserError("an empty prompt cannot be completed; give it some text")
     return found

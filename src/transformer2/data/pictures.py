@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from transformer2.errors import DataError
+from transformer2.errors import DataError, shown
 from transformer2.pictures import Picture
 from transformer2.types import Example
 
@@ -21,6 +21,10 @@ def check_pictures(examples: Sequence[Example]) -> None:
     Raises:
         DataError: Some cannot be used: their number, and what is wrong with the first.
     """
+    for e in examples:
+        if not isinstance(e.images, tuple | list) or not all(isinstance(p, Picture) for p in e.images):
+            what = shown(repr(e.images), 60)
+            raise DataError(f"{e.id}: images is {what}, which are no pictures; give (PictureFile(PATH),)")
     asked = {picture: example.id for example in reversed(examples) for picture in example.images}
     pictures = list(asked)[::-1]
     with ThreadPoolExecutor(os.cpu_count() or 1) as readers:

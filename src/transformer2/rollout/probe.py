@@ -83,6 +83,7 @@ def probe(policy: nn.Module, device: torch.device | str) -> Probe:
         min(3, vocabulary - 1), min(vocabulary, 1000), (len(LENGTHS), width + STEPS), generator=generator
     )
     if (inputs := pictures_of(policy)) is not None:
+        inputs.check()
         ids_BT[torch.isin(ids_BT, torch.tensor(inputs.banned))] = 3
     ids_BT = ids_BT.to(device)
     output = policy(input_ids=ids_BT, use_cache=False)

@@ -30,6 +30,7 @@ from typing import ClassVar, NamedTuple
 
 from transformer2 import tasks
 from transformer2.errors import ConfigError
+from transformer2.pictures import Picture
 from transformer2.tasks import _other
 from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
@@ -80,6 +81,7 @@ class _Request(NamedTuple):
     text: str
     source: str
     held_out: bool = False
+    images: tuple[Picture, ...] = ()
 
 
 class Dispatch(Task):
@@ -162,6 +164,7 @@ class Dispatch(Task):
                 self.wording.around(self.prompt(request.text)),
                 label,
                 MappingProxyType({"source": request.source, "held_out": "yes" if request.held_out else "no"}),
+                request.images,
             )
             for i, (label, request) in enumerate(rows)
         ]
@@ -196,8 +199,9 @@ class Dispatch(Task):
                 f"task {name} has no {split} split for dispatch's {self.protocol} protocol; leave it out, or say "
                 f"protocol: {'paper' if split == 'train' else 'clean'}"
             )
-        by_text = {request_of(e): e.id for e in task.examples(split, data_dir)}  # equal requests count once
-        return [_Request(text, source) for text, source in by_text.items()]
+        # Equal requests count once.
+        asked = {(request_of(e), tuple(e.images)): e.id for e in task.examples(split, data_dir)}
+        return [_Request(text, source, images=images) for (text, images), source in asked.items()]
 
 
 def _draw(requests: list[_Request], count: int, rng: random.Random) -> list[_Request]:

@@ -11,7 +11,7 @@ Examples, one of each kind of answer (`verifier`):
 What is right, `_answers` says. Every row is in one split, by the hash of its question: 14 of 20 to train on, 3 for
 validation, 3 to test. So rows that are added move no other, and questions that differ in case and blanks alone are on
 the same side. A row may have a `system` message of its own, and an `image`, the path of a picture relative to the file
-(in a table, its bytes); rows with pictures are told apart, and divided, by picture: none is trained on and scored.
+(in a table, or its bytes); rows with pictures are told apart, and divided, by picture: none is trained on and scored.
 
 `keys: {solution: ITS_NAME}` names a field with worked solutions, for `model.objective: next_token`; without it the
 answer alone, in the form that the verifier reads, is the solution.
@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 from tqdm import tqdm
 
 from transformer2.errors import ConfigError, DataError, nearest, shown
-from transformer2.pictures import Picture, check_names
+from transformer2.pictures import Picture, PictureInTable, check_names
 from transformer2.sandbox import Program
 from transformer2.tasks._answers import KINDS
 from transformer2.tasks._code import program_of
@@ -208,16 +208,17 @@ class JSONL(Task):
             if row.get(self.keys[name]) is not None and name not in self.kind.needs:
                 wanted = next(verifier for verifier, kind in KINDS.items() if name in kind.needs)
                 raise DataError(f"{where}: the row has {self.keys[name]!r}; set verifier: {wanted}, or drop the field")
+        shows = row.get(self.keys["image"])
+        shows = None if isinstance(shows, PictureInTable) and shows.cell() is None else shows
         check_names(
-            {name: value for name, value in row.items() if name not in self.keys.values()}
-            | {"image": row.get(self.keys["image"])},
+            {name: value for name, value in row.items() if name not in self.keys.values()} | {"image": shows},
             "name it 'image', the path of one picture, or say keys: {image: ITS_NAME}",
         )
         asked = self.kind.read(field, where)
         messages = self.wording.messages(question=question, **asked.shown)
         if row.get(self.keys["system"]) is not None:
             messages = ({"role": "system", "content": field("system").strip()}, messages[-1])
-        images = () if row.get(self.keys["image"]) is None else (field("image", Picture),)
+        images = () if shows is None else (field("image", Picture),)
         picture = images[0].digest() if images else ""
         place = hash_of(picture or _same(question)) % 20
         side = next(split for split, places in SHARES.items() if place in places)

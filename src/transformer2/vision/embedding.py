@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from transformer2.errors import ConfigError, DataError, UserError
-from transformer2.vision.families import Family
+from transformer2.errors import ConfigError, DataError, UserError, one_line
+from transformer2.vision.families import Family, Layout
 from transformer2.vision.tokens import FIRST, PLACES, Block, block_of
 
 __all__ = ["BANNED", "CACHE_BYTES", "PictureInputs", "attach_pictures", "pictures_of"]
@@ -24,6 +24,7 @@ __all__ = ["BANNED", "CACHE_BYTES", "PictureInputs", "attach_pictures", "picture
 CACHE_BYTES = 4 * 2**30
 BANNED = -3e4  # finite in 16 bits: minus infinity would make a full KL NaN
 _READERS, _AHEAD = 8, 32  # threads that decode pictures (Pillow lets others run meanwhile); pictures they are ahead
+_APART = "the base's processor and config do not belong together; save both from one model"
 
 
 def attach_pictures(model: Any, family: Family) -> None:
@@ -53,6 +54,7 @@ class PictureInputs:
         self.model, self.family = model, family
         self.banned = family.banned
         self.on_any_rank: Callable[[bool], bool] = bool
+        self._checked = False
         self._features: WeakKeyDictionary[Block, Tensor] = WeakKeyDictionary()  # those used last at its end
         embedding, head = cast(Any, model).get_input_embeddings(), cast(Any, model).get_output_embeddings()
         self._lookup, self._predict = embedding.forward, head.forward
@@ -92,8 +94,6 @@ class PictureInputs:
 
     def _of(self, blocks: list[Block]) -> list[Tensor]:
         """Features of pictures, (tokens, D) each."""
-        from PIL import Image
-
         missing = [block for block in blocks if block not in self._features]
         fresh: dict[Block, Tensor] = {}
         with ThreadPoolExecutor(_READERS) as readers:
@@ -101,9 +101,9 @@ class PictureInputs:
                 some = missing[start : start + _AHEAD]
                 for block, pixels in zip(some, readers.map(self._pixels, some), strict=True):
                     self.on_any_rank(True)
-                    fresh[block] = self._encode(pixels)
+                    fresh[block] = self._encode(pixels, block.layout, block.picture.name)
         while self.on_any_rank(False):  # other ranks are not done, and the tower's weights may be in shards
-            self._encode(self.family.pixels(Image.new("RGB", (64, 64))))
+            self._encode_empty((64, 64))
         found = [fresh[block] if block in fresh else self._features.pop(block) for block in blocks]
         self._features.update(zip(blocks, found, strict=True))
         while self._bytes > CACHE_BYTES and len(self._features) > 1:
@@ -111,27 +111,37 @@ class PictureInputs:
         return found
 
     def check(self) -> None:
-        """Encode two empty pictures and compare their features with the places that prompts have for them.
+        """Encode empty pictures, one of each shape that is cut into other tiles; once.
 
         Raises:
-            ConfigError: Prompts would not fit; the message says what to do.
+            ConfigError: Prompts have other places for them than they have features; the message says what to do.
         """
+        tilings = [getattr(of, "image_grid_pinpoints", None) or () for of in (self.family.images, self.model.config)]
+        sizes = {(96, 64), (40, 72), *((width, height) for some in tilings for height, width in some)}
+        for size in [] if self._checked else sorted(sizes):
+            try:
+                self._encode_empty(size)
+            except (RuntimeError, ValueError) as e:
+                if isinstance(e, ConfigError | torch.OutOfMemoryError):
+                    raise
+                raise ConfigError(f"an empty picture of {size} cannot be encoded ({one_line(e, 120)}): {_APART}") from e
+        self._checked = True
+
+    def _encode_empty(self, size: tuple[int, int]) -> None:
         from PIL import Image
 
-        for size in ((96, 64), (40, 72)):
-            found = len(self._encode(self.family.pixels(Image.new("RGB", size))))
-            if found != (places := self.family.layout(size).tokens):
-                raise ConfigError(
-                    f"a picture of {size[0]} x {size[1]} pixels is {found} features and {places} tokens: the base's "
-                    "processor and config do not belong together; save both from one model"
-                )
+        pixels = self.family.pixels(Image.new("RGB", size))
+        self._encode(pixels, self.family.layout(size), f"of {size[0]} x {size[1]} pixels")
 
     def _pixels(self, block: Block) -> dict[str, Tensor]:
         if block.picture.digest() != block.digest:
             raise DataError(f"picture {block.picture.name} is another one than when the run began; run it again")
         return self.family.pixels(block.picture.open())
 
-    def _encode(self, pixels: dict[str, Tensor]) -> Tensor:
+    def _encode(self, pixels: dict[str, Tensor], layout: Layout, name: str) -> Tensor:
         device, dtype = cast(Any, self.model).device, cast(Any, self.model).dtype
-        pixels = {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in pixels.items()}
-        return self.family.features(self.model, pixels).cpu()
+        pixels = {key: x.to(device, dtype if x.is_floating_point() else None) for key, x in pixels.items()}
+        found = self.family.features(self.model, pixels).cpu()
+        if len(found) != layout.tokens:  # the rest, or another picture's, would stand in its places
+            raise ConfigError(f"picture {name} is {len(found)} features and {layout.tokens} tokens: {_APART}")
+        return found
