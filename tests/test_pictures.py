@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import pickle
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +73,14 @@ def test_a_path_that_is_none_is_refused_in_a_short_line(path: str) -> None:
     with pytest.raises(DataError, match=r"cannot be read \(.*\); put it there$") as refused:
         PictureFile(path).check()
     assert len(str(refused.value)) < 400 and str(refused.value).isprintable()
+
+
+def test_a_name_can_be_written_whatever_the_path(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"sm\xf8rrebr\xf8d.png")
+    corner().save(path)
+    for picture in (PictureFile(str(path)), PictureFile(path)):  # type: ignore[arg-type]
+        assert picture.open().size == (48, 32)
+        assert json.dumps(picture.name, ensure_ascii=False).encode().endswith(b'rrebr\\\\udcf8d.png"')
 
 
 def test_other_columns_are_no_pictures() -> None:

@@ -167,8 +167,8 @@ class PictureFile(Picture):
 
     @property
     def name(self) -> str:
-        """Its path."""
-        return self.path
+        """Its path, in characters that any file and terminal takes."""
+        return shown(self.path, 4096)
 
     def data(self) -> bytes:
         """See `Picture.data`."""
