@@ -272,6 +272,19 @@ def test_a_family_that_is_like_another_is_refused_by_name() -> None:
             family_class(config)
 
 
+def test_a_copy_of_the_embedding_or_the_head_is_none_of_the_model(world: World) -> None:
+    saved = {"target_modules": r".*language_model.*q_proj", "modules_to_save": ["embed_tokens", "lm_head"]}
+    policy = build_policy(load_base(str(world.folder), "float32"), {"peft_type": "LORA", **saved})
+    base: Any = policy.get_base_model()
+    for module in (base.get_input_embeddings(), base.get_output_embeddings()):
+        copied = module.modules_to_save["default"]
+        assert copied.forward.func.__self__ is pictures_of(policy) and copied.forward.args[0].__self__ is copied
+    batch = world.mixed()
+    with torch.no_grad():
+        logits = lm_head(policy)(hidden_states(policy, batch.input_ids_BP, batch.attention_mask_BP))
+    assert torch.equal(logits, world.logits(batch))
+
+
 def test_raw_text_holds_no_id_that_stands_for_a_picture(world: World) -> None:
     for banned in world.tokenizer.family.banned:  # it would fail a step that others share
         with pytest.raises(UserError, match=rf"raw text holds '{re.escape(world.tokenizer.decode([banned]))}'"):

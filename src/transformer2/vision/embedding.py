@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -57,15 +58,18 @@ class PictureInputs:
         self._checked = False
         self._features: WeakKeyDictionary[Block, Tensor] = WeakKeyDictionary()  # those used last at its end
         embedding, head = cast(Any, model).get_input_embeddings(), cast(Any, model).get_output_embeddings()
-        self._lookup, self._predict = embedding.forward, head.forward
         # Not hooks of torch's: Lightning takes those away between two uses of DeepSpeed.
-        embedding.forward, head.forward = self._embed, self._logits
+        embedding.forward, head.forward = partial(self._embed, embedding.forward), partial(self._logits, head.forward)
+
+    def __deepcopy__(self, memo: Any) -> PictureInputs:
+        """Itself: PEFT's `modules_to_save` copies the embedding or the head, and not the model with them."""
+        return self
 
     @property
     def _bytes(self) -> int:
         return sum(features.nbytes for features in self._features.values())
 
-    def _embed(self, ids_BT: Tensor) -> Tensor:
+    def _embed(self, lookup: Callable[[Tensor], Tensor], ids_BT: Tensor) -> Tensor:
         """The input embedding, with the features of pictures in their places."""
         seen_BT = ids_BT >= FIRST
         unseen, seen = torch.stack([torch.isin(ids_BT, ids_BT.new_tensor(self.banned)).any(), seen_BT.any()]).tolist()
@@ -74,8 +78,8 @@ class PictureInputs:
                 f"a prompt holds {self.family.image_token!r} and no picture for it; give the Example its images"
             )
         if not self.on_any_rank(seen):
-            return self._lookup(ids_BT)
-        embedded_BTD = self._lookup(ids_BT.masked_fill(seen_BT, 0))
+            return lookup(ids_BT)
+        embedded_BTD = lookup(ids_BT.masked_fill(seen_BT, 0))
         ids_N = ids_BT[seen_BT] - FIRST
         numbers_P = (ids_N // PLACES).unique()  # sorted
         features = self._of([block_of(number) for number in numbers_P.tolist()])
@@ -86,9 +90,9 @@ class PictureInputs:
         index_N = starts_P[torch.searchsorted(numbers_P, ids_N // PLACES)] + ids_N % PLACES
         return embedded_BTD.masked_scatter(seen_BT[..., None], table[index_N])
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def _logits(self, predict: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
         """The output head, with ids that stand for pictures out of reach."""
-        logits = self._predict(hidden)
+        logits = predict(hidden)
         banned = [i for i in self.banned if i < logits.shape[-1]]  # some heads have no row for it
         return logits.index_fill(-1, torch.tensor(banned, dtype=torch.long, device=logits.device), BANNED)
 
