@@ -1,6 +1,7 @@
 """One way to build a prompt, for the chat templates of four model families and for tokenizers without one."""
 
 import ast
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,11 +113,15 @@ def test_without_a_system_message_none_is_made_up_by_us(family):
     assert tokenizer.decode(render(tokenizer, BARE)) == direct and SYSTEM not in direct
 
 
-def test_a_template_that_drops_the_system_role_gets_it_with_the_question():
+@pytest.mark.parametrize("question", [QUESTION, f"{QUESTION} {SYSTEM}"], ids=["", "said twice"])
+def test_a_template_that_drops_the_system_role_gets_it_with_the_question(question):
     template, *rest, _ = FAMILIES["llama"]
+    example = replace(EXAMPLE, messages=(EXAMPLE.messages[0], {"role": "user", "content": question}))
+    kept = (tokenizer := tokenizer_of(template, *rest)).decode(render(tokenizer, example))
+    assert kept.count(SYSTEM) == 1 + question.count(SYSTEM) and "system" in kept
     silent = template.replace("for m in messages", "for m in messages if m['role'] != 'system'")
-    text = (tokenizer := tokenizer_of(silent, *rest)).decode(render(tokenizer, EXAMPLE))
-    assert f"{SYSTEM}\n\n{QUESTION}<|eot_id|>" in text and "system" not in text
+    text = (tokenizer := tokenizer_of(silent, *rest)).decode(render(tokenizer, example))
+    assert f"{SYSTEM}\n\n{question}<|eot_id|>" in text and "system" not in text
 
 
 def test_a_template_that_refuses_a_plain_question_is_a_user_error():

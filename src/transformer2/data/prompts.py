@@ -173,9 +173,12 @@ def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: Chat
                 f"the tokenizer's chat template refuses a prompt ({one_line(e)}); correct the template"
             ) from e
         text = ""
-    if system.strip() in text:  # other templates silently leave it out
+    others = [m for m in messages if m["role"] != "system"]
+    said = system.strip() and any(system.strip() in text_of(m) for m in others)  # by somebody else, too
+    # Other templates silently leave it out.
+    if system.strip() in text and not (said and text == template.text(tokenizer, others)):
         return text
-    first, *rest = [m for m in messages if m["role"] != "system"]
+    first, *rest = others
     before, content = f"{system}\n\n", first["content"]
     content = before + content if isinstance(content, str) else [{"type": "text", "text": before}, *content]
     return _text(tokenizer, [{**first, "content": content}, *rest], template)
