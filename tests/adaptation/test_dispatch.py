@@ -10,7 +10,8 @@ from fake_experts import ALL, make_experts
 from fakes import make_llama
 
 from transformer2 import tasks, tiny
-from transformer2.adaptation.dispatch import Dispatcher, PromptDispatch, ScoresDispatch, category_logprobs, first_pass
+from transformer2.adaptation.dispatch import PromptDispatch, ScoresDispatch
+from transformer2.adaptation.dispatcher import Dispatcher, category_logprobs, first_pass
 from transformer2.adaptation.evaluate import evaluate
 from transformer2.adaptation.members import members
 from transformer2.adaptation.mixture import base_row, expert_rows

@@ -14,22 +14,19 @@ one-line descriptions are the prompt. `scores` is not part of the paper.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from transformer2 import tasks, tiny
 from transformer2.adaptation.context import EvaluationContext
-from transformer2.adaptation.scoring import Scorer
+from transformer2.adaptation.dispatcher import Dispatcher, category_logprobs, first_pass
 from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy
 from transformer2.arguments import Count, check_arguments
 from transformer2.data.prompts import collate, render
-from transformer2.errors import ConfigError, LengthError, UserError
+from transformer2.errors import ConfigError, LengthError
 from transformer2.experts import Expert, read_expert
 from transformer2.files import check_directory
 from transformer2.metrics import UNPARSED, Confusion
@@ -37,110 +34,9 @@ from transformer2.policy import load_config
 from transformer2.report.adaptation import confusion_figure
 from transformer2.report.build import Facts
 from transformer2.rollout.prefill import context_of
-from transformer2.tasks.dispatch import OTHER, category_prompt, check_categories, request_of
 from transformer2.types import Example, PromptBatch, Record
-from transformer2.verifiers.label import find_label
 
-__all__ = [
-    "OTHER", "ClassifierDispatch", "Dispatcher", "PromptDispatch", "ScoresDispatch", "category_logprobs", "first_pass",
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Dispatcher:
-    """Turns requests into dispatch questions, and answers into choices.
-
-    Attributes:
-        names: Category of each of the K experts.
-        descriptions: One line each.
-        prompt: Request -> content of the user message; None generates it from names and descriptions.
-        max_new_tokens: Budget of a written answer, where no name is longer.
-        system: System message of the question; None sends none.
-    """
-
-    names: tuple[str, ...]
-    descriptions: tuple[str, ...]
-    prompt: Callable[[str], str] | None = None
-    max_new_tokens: int = 8
-    system: str | None = None
-
-    def __post_init__(self) -> None:
-        """Categories must tell apart."""
-        check_categories(self.names)
-
-    @classmethod
-    def of(cls, experts: Sequence[Expert], labelled: Any = None) -> Dispatcher:
-        """The experts' categories, in the words of a dispatch task where there is one.
-
-        Raises:
-            ConfigError: The task has no label for an expert.
-        """
-        names, descriptions = zip(*(_category(e, labelled) for e in experts), strict=True)
-        if labelled is None:
-            return cls(names, descriptions)
-        system = getattr(getattr(labelled, "wording", None), "system", None)
-        return cls(names, descriptions, labelled.prompt, labelled.max_new_tokens, system)
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """The names and, last, "other"."""
-        return (*self.names, OTHER)
-
-    def question(self, example: Example) -> Example:
-        """The dispatch question about an example's request: its user messages."""
-        request = request_of(example)
-        if self.prompt is not None:
-            content = self.prompt(request)
-        else:
-            content = category_prompt(dict(zip(self.names, self.descriptions, strict=True)), request)
-        system = () if self.system is None else ({"role": "system", "content": self.system},)
-        return replace(example, messages=(*system, {"role": "user", "content": content}))
-
-    def answer_budget(self, tokenizer: PreTrainedTokenizerBase, writes: bool = True) -> int:
-        """Tokens that an answer may have: those of the longest name and EOS; `max_new_tokens` at least of one that the
-        model writes.
-        """
-        longest = 1 + max(map(len, tokenizer(list(self.categories), add_special_tokens=False)["input_ids"]))
-        return max(self.max_new_tokens, longest) if writes else longest
-
-    def parse(self, text: str) -> int | None:
-        """Index of the one category that the answer names, else None."""
-        found = find_label(self.categories, text)
-        return None if found is None else self.categories.index(found)
-
-    def weights(self, choices: Iterable[int | None]) -> Tensor:
-        """Weights (B, K + 1): the chosen expert's z; the base's for "other" and for no category."""
-        k = len(self.names)
-        return torch.eye(k + 1)[[k if c is None else c for c in choices]]
-
-
-def first_pass(
-    dispatcher: Dispatcher, scorer: Scorer, prompts: PromptBatch, weights_1K: Tensor
-) -> tuple[list[int | None], list[str]]:
-    """Let the model name a category for every prompt.
-
-    Args:
-        dispatcher: The categories.
-        scorer: Runs the model.
-        prompts: B rendered dispatch questions.
-        weights_1K: The z of the first pass: the base's, or the classification expert's.
-
-    Returns:
-        B indices of categories (None: no category), and the B texts they were read from.
-    """
-    budget = dispatcher.answer_budget(scorer.engine.tokenizer)
-    texts = scorer.rows(prompts, weights_1K, budget).completions
-    return [dispatcher.parse(text) for text in texts], list(texts)
-
-
-def category_logprobs(dispatcher: Dispatcher, scorer: Scorer, prompts: PromptBatch, weights_1K: Tensor) -> Tensor:
-    """log p of every category's name as the whole answer to every prompt; arguments as of `first_pass`.
-
-    Returns:
-        fp32 (B, K + 1), "other" last. Their softmax over the categories is what the model thinks of them, and the
-        weights of the soft mixture: those of `Dispatcher.weights` are its one-hot rows.
-    """
-    return scorer.log_likelihoods(prompts, dispatcher.categories, weights_1K)
+__all__ = ["ClassifierDispatch", "PromptDispatch", "ScoresDispatch"]
 
 
 class PromptDispatch(Strategy):
@@ -342,19 +238,3 @@ class _ScoredPolicy(_DispatchedPolicy):
 
 def _chosen(records: Sequence[Record]) -> dict[str, int]:
     return dict(Counter(r.choice["choice"] for r in records))
-
-
-def _category(expert: Expert, labelled: Any) -> tuple[str, str]:
-    """An expert's category and what it is for, from its task where that is known."""
-    try:  # by name alone: a class path would import whatever module a foreign expert names
-        description = tasks.get(expert.task).description if expert.task in tasks.names() else expert.name
-    except UserError:  # a task that needs options
-        description = expert.name
-    if labelled is None or expert.name in labelled.labels:
-        return expert.name, description
-    label = labelled.label_of(expert.task)
-    if label is None:
-        known = ", ".join(labelled.labels)
-        remedy = "name its folder by one of them, or leave it out (--strategy cem mixes any)"
-        raise ConfigError(f"expert {expert.name!r} fits none of the labels of {labelled.name} ({known})", remedy)
-    return label, description

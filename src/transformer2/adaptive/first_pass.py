@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from transformer2.adaptation.dispatch import Dispatcher, category_logprobs
+from transformer2.adaptation.dispatcher import Dispatcher, category_logprobs
 from transformer2.adaptation.scoring import Scorer
 from transformer2.adaptive.experts import LoadedExperts
 from transformer2.adaptive.request import BASE, Selection
