@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from causal_families import build, targets
 from vision_bases import make_vision
 
 import transformer2
@@ -17,7 +18,7 @@ from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
 from transformer2.rollout.paged import PagedEngine
 from transformer2.svf.layer import svf_layers
-from transformer2.types import PromptBatch
+from transformer2.types import Example, PromptBatch
 
 EOS = [3]
 TOKENIZER = load_tokenizer("tiny")
@@ -88,3 +89,31 @@ def test_a_base_that_takes_pictures_is_refused_by_name(tmp_path) -> None:
     tokenizer = load_tokenizer(str(make_vision(tmp_path / "base")))
     with pytest.raises(ConfigError, match=r"paged runs bases of text alone, and this one takes pictures; use hf"):
         PagedEngine(tokenizer, [1])
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("bloom", "draws from BloomForCausalLM as from another model"),  # whose positions are in its mask
+        pytest.param("mpt", "draws from MptForCausalLM as from another model", marks=pytest.mark.slow),
+        pytest.param("gptj", "draws from GPTJForCausalLM as from another model", marks=pytest.mark.slow),
+        pytest.param("gpt_neo", "draws from GPTNeoForCausalLM as from another model", marks=pytest.mark.slow),
+        ("jamba", "does not run JambaForCausalLM"),
+        pytest.param("falcon", "does not run FalconForCausalLM", marks=pytest.mark.slow),
+        pytest.param("gpt2", None, marks=pytest.mark.slow),
+        pytest.param("gemma2", None, marks=pytest.mark.slow),
+        pytest.param("mixtral", None, marks=pytest.mark.slow),
+    ],
+)
+def test_a_family_that_the_library_decodes_otherwise_is_refused_by_name(family, words) -> None:
+    model = build(family)
+    policy = build_policy(model, {"target_modules": targets(model)})
+    ids = torch.arange(12, 24).view(2, 6)
+    prompts = PromptBatch((Example("a", (), ""), Example("b", (), "")), ids, torch.ones_like(ids))
+    engine, greedy = PagedEngine(TOKENIZER, EOS, merge=True), Sampling(0.0, max_new_tokens=4)
+    if words is None:
+        assert len(engine.generate(policy, prompts, greedy, 0)) == 2
+        return
+    with pytest.raises(ConfigError, match=rf"continuous batching {words}.*use model\.rollout: hf") as error:
+        engine.generate(policy, prompts, greedy, 0)
+    assert "\n" not in str(error.value)

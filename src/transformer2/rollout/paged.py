@@ -9,10 +9,11 @@ for those of pictures (vision/tokens.py), and fails on text of such bases: they 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from math import ceil
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from peft import PeftModel
@@ -21,10 +22,13 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedT
 
 from transformer2.errors import ConfigError, UserError
 from transformer2.rollout.base import RolloutEngine, Sampling, check_no_rows, prompt_ids
+from transformer2.rollout.probe import check_drawn
 from transformer2.svf.modes import merged_for_rollout
 from transformer2.types import PromptBatch, Rollouts
 
 PAGE, MOST_TOKENS = 256, 8192  # of a page and of a pass, the library's defaults
+
+_tried: WeakSet[nn.Module] = WeakSet()  # models that were found to be drawn from rightly
 
 
 class PagedEngine(RolloutEngine):
@@ -60,11 +64,21 @@ class PagedEngine(RolloutEngine):
         """See `RolloutEngine.generate`.
 
         Raises:
+            ConfigError: The library would draw another model's completions (see `check_drawn`).
             UserError: Rows have z of their own (`z_rows`), or a row was not finished.
         """
         check_no_rows(policy)
+        if policy not in _tried:
+            check_drawn(policy, prompts.input_ids_BP.device, lambda ids, greedy: self._draw(policy, ids, greedy, 0))
+            _tried.add(policy)
+        first = (prompts.row_ids or (0,))[0]  # every rank begins with another row
+        return self.packed(prompts, *self._draw(policy, prompt_ids(prompts), sampling, seed + first))
+
+    def _draw(
+        self, policy: nn.Module, ids: Sequence[list[int]], sampling: Sampling, seed: int
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """A completion of each prompt, and the log-probabilities of its tokens."""
         model: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
-        ids = prompt_ids(prompts)
         greedy, on_gpu = sampling.temperature == 0, model.device.type == "cuda"
         how = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p}
         generation = GenerationConfig(
@@ -76,7 +90,7 @@ class PagedEngine(RolloutEngine):
         )
         batching = ContinuousBatchingConfig(
             return_logprobs=True,
-            seed=(seed + (prompts.row_ids or (0,))[0]) % 2**32,  # every rank begins with another row
+            seed=seed % 2**32,
             max_requests_per_batch=self.max_rows,
             # On a GPU the library sizes the cache by free memory; elsewhere it would take most of the machine's. Its
             # mask of a pass has the square of `max_batch_tokens`, and no pass has more tokens than all prompts.
@@ -92,4 +106,4 @@ class PagedEngine(RolloutEngine):
             raise UserError(
                 f"continuous batching failed ({reason}); lower model.memory.max_rollout_rows, or use rollout: hf"
             )
-        return self.packed(prompts, [row.generated_tokens for row in rows], [row.logprobs for row in rows])
+        return [row.generated_tokens for row in rows], [row.logprobs for row in rows]

@@ -7,6 +7,7 @@ against the whole pass over the same tokens, unpadded and without a cache, which
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,13 @@ from transformers import DynamicCache
 
 from transformer2.errors import ConfigError, UserError, one_line
 from transformer2.halving import is_out_of_memory
+from transformer2.rollout.base import Sampling
 from transformer2.rollout.prefill import next_logits, prefill
 from transformer2.rollout.shared import shareable
 from transformer2.svf.quantised import base_model, quantisation_name
 from transformer2.vision import BANNED, pictures_of
 
-__all__ = ["Probe", "can_share", "check_decoding", "probe"]
+__all__ = ["Probe", "can_share", "check_decoding", "check_drawn", "probe"]
 
 LENGTHS, STEPS = (4, 9, 6), 2  # of the prompts; tokens that follow each
 # How far logits may be off, as a share of their spread over the vocabulary. Rounding gives 1e-6 in fp32 and 1e-2 in
@@ -73,7 +75,11 @@ class Probe:
 
 @torch.no_grad()
 def probe(policy: nn.Module, device: torch.device | str) -> Probe:
-    """Draw the rows and run the whole pass over them."""
+    """Draw the rows and run the whole pass over them.
+
+    Raises:
+        ConfigError: The model fails on it.
+    """
     config: Any = policy.config
     vocabulary = int(config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(0)
@@ -86,7 +92,16 @@ def probe(policy: nn.Module, device: torch.device | str) -> Probe:
         inputs.check()
         ids_BT[torch.isin(ids_BT, torch.tensor(inputs.banned))] = 3
     ids_BT = ids_BT.to(device)
-    output = policy(input_ids=ids_BT, use_cache=False)
+    name = type(base_model(policy)).__name__
+    try:
+        output = policy(input_ids=ids_BT, use_cache=False)
+    except Exception as e:  # whatever its kernels raise for this dtype, device or quantisation
+        if isinstance(e, UserError) or is_out_of_memory(e):
+            raise
+        raise ConfigError(
+            f"{name} does not run on this machine as it was loaded ({type(e).__name__}: {one_line(e)}); set another "
+            "model.dtype, or leave out or change quantization_config"
+        ) from e
     packed = quantisation_name(policy) is not None
     exact = torch.get_float32_matmul_precision() == "highest"  # else GPUs multiply in TF32
     exact &= not packed and all(p.element_size() >= 4 for p in policy.parameters())
@@ -103,7 +118,7 @@ def probe(policy: nn.Module, device: torch.device | str) -> Probe:
         torch.stack([row[list(t)] for row, t in zip(output.logits.float(), after, strict=True)]),
         EXACT if exact else ROUNDED,
         LOOSE if packed or any("expert" in name for name, _ in policy.named_modules()) else EXACT,
-        type(base_model(policy)).__name__,
+        name,
     )
 
 
@@ -143,6 +158,43 @@ def check_decoding(policy: nn.Module, device: torch.device | str, whole: bool = 
         raise ConfigError(
             f"{p.name} does not continue left-padded prompts from its cache as it does in one pass, so completions "
             "would be another model's; use another base, or model.rollout: vllm"
+        )
+
+
+@torch.no_grad()
+def check_drawn(
+    policy: nn.Module,
+    device: torch.device | str,
+    draw: Callable[[Sequence[list[int]], Sampling], tuple[list[list[int]], list[list[float]]]],
+) -> None:
+    """Hold what a library's decoding says of its own greedy tokens against the whole pass over them.
+
+    Args:
+        policy: The model.
+        device: Where it takes its ids.
+        draw: Prompts -> completions, and the log-probabilities of their tokens.
+
+    Raises:
+        ConfigError: They differ (by positions or masks that the library does not know), or the library fails.
+    """
+    p = probe(policy, device)
+    prompts = [ids[mask == 1].tolist() for ids, mask in zip(p.ids_BP, p.mask_BP, strict=True)]
+    instead = "use model.rollout: hf"
+    try:
+        drawn = draw(prompts, Sampling(0.0, max_new_tokens=2 * STEPS))
+    except Exception as e:  # whatever the library raises on a model that it does not know
+        if is_out_of_memory(e):
+            raise
+        raise ConfigError(f"continuous batching does not run {p.name} ({one_line(e)}); {instead}") from e
+    off_B = []
+    for prompt, ids, logprobs in zip(prompts, *drawn, strict=True):
+        whole_1T = torch.tensor([prompt + ids], device=device)
+        logits_CV = policy(input_ids=whole_1T, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+        says_C = logits_CV.log_softmax(-1).gather(-1, whole_1T[0, len(prompt) :, None])[:, 0]
+        off_B.append(((says_C - says_C.new_tensor(logprobs)).abs() / logits_CV.std(-1).clamp(min=1e-9)).max())
+    if torch.stack(off_B).median() > p.tolerance:
+        raise ConfigError(
+            f"continuous batching draws from {p.name} as from another model (positions or a mask of its own); {instead}"
         )
 
 
