@@ -1,19 +1,23 @@
 """Many families through the whole of the step's model side: drawn as transformers draws, scored as a whole pass scores,
 merged and unmerged without a trace; or refused by name."""
 
+import shutil
+
 import pytest
 import torch
 from causal_families import ACCEPTED, REFUSED, VOCAB, build, targets
 from fakes import byte_tokenizer
+from safetensors.torch import load_file, save_file
 from svf_families import randomize
 
 from transformer2 import z_rows
 from transformer2.data import collate
-from transformer2.errors import ConfigError
+from transformer2.errors import ConfigError, DataError, UserError
 from transformer2.module import predicting_states
-from transformer2.policy import build_policy, check_halves, lm_head
+from transformer2.policy import build_policy, check_halves, lm_head, load_base, load_tokenizer
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.hf import HFEngine
+from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.layer import dense_weight, svf_layers
 from transformer2.types import Example
 
@@ -120,3 +124,54 @@ def test_the_others_are_refused_by_name(family, dtype):
         HFEngine(byte_tokenizer(), EOS).check(policy, policy.device)
     assert type(model).__name__ in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_base_that_fails_on_this_machine_is_refused_by_name(monkeypatch):
+    """As a dtype or a packing that a kernel does not know."""
+    policy = build_policy(build("llama"), {})
+
+    def fails(*_, **__):
+        raise RuntimeError("no kernel for Double\nat line 1")
+
+    monkeypatch.setattr(policy.get_base_model().model.layers[1].mlp, "forward", fails)
+    with pytest.raises(
+        ConfigError, match=r"LlamaForCausalLM does not run .*no kernel for Double.*model\.dtype"
+    ) as error:
+        check_halves(policy, lm_head(policy))
+    assert "\n" not in str(error.value)
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[: len(data) // 2], "is damaged"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "is damaged"),
+        ({UP: None}, f"is not whole: {UP} is not in its files"),
+        ({UP: torch.zeros(3, 48)}, "or no model of its config.json"),
+    ],
+    ids=["cut off", "a pointer to the file", "a tensor is missing", "another shape"],
+)
+def test_a_base_whose_weights_are_not_all_there_is_refused_in_one_line(llama, tmp_path, damage, words):
+    folder = shutil.copytree(llama, tmp_path / "base")
+    file = folder / "model.safetensors"
+    if callable(damage):
+        file.write_bytes(damage(file.read_bytes()))
+    else:
+        changed = {name: value for name, value in (load_file(file) | damage).items() if value is not None}
+        save_file(changed, file, {"format": "pt"})
+    with pytest.raises(DataError, match=words) as error:
+        load_base(str(folder))
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"model_type": "llama", "hidden_size": 48, "num_attention_heads": 5}'])
+def test_a_config_that_is_none_is_refused_in_one_line(llama, tmp_path, text):
+    folder = shutil.copytree(llama, tmp_path / "base")
+    (folder / "config.json").write_text(text)
+    for read in (load_base, load_tokenizer, lambda base: LocalCheckpoint(base).config):
+        with pytest.raises(UserError) as error:
+            read(str(folder))
+        assert str(folder) in str(error.value) and "\n" not in str(error.value)

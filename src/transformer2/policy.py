@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -64,9 +66,9 @@ def load_config(base: str, model_kwargs: Mapping[str, Any] | None = None) -> Pre
 def load_tokenizer(base: str, model_kwargs: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, padding on the left.
 
-    Its attribute `family` is how the base takes pictures, None where it takes none. A tokenizer without a pad token
-    pads with its EOS token; masks, made from lengths, tell the two apart. Arguments and errors as of `load_base`; a
-    base without a tokenizer is a DataError, too.
+    Its attribute `family` is how the base takes pictures, None where it takes none; ids from `embedded` on are not the
+    model's. A tokenizer without a pad token that the model has pads with its EOS token; masks, made from lengths, tell
+    the two apart. Arguments and errors as of `load_base`; a base without a tokenizer is a DataError, too.
     """
     with _readable(base):
         folder = base_folder(base, model_kwargs, weights=False)
@@ -76,9 +78,10 @@ def load_tokenizer(base: str, model_kwargs: Mapping[str, Any] | None = None) -> 
                 f"AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained({str(folder)!r})"
             )
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **for_readers(model_kwargs))
-    tokenizer.family = load_family(folder, load_config(base, model_kwargs), tokenizer, for_readers(model_kwargs))
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
+    config = load_config(base, model_kwargs)
+    tokenizer.family = load_family(folder, config, tokenizer, for_readers(model_kwargs))
+    tokenizer.padding_side, tokenizer.embedded = "left", config.get_text_config().vocab_size
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= tokenizer.embedded:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -96,13 +99,11 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
         DataError: The base cannot be found or read; the message says what to give instead.
         ConfigError: It cannot be loaded so; the message names the key.
     """
-    options = for_weights(kwargs)
+    options = for_weights(kwargs) | {"output_loading_info": True}
     if dtype not in get_args(DType):
         raise ConfigError(f"unknown dtype {dtype!r}; use one of {', '.join(get_args(DType))}")
-    if quantised := kwargs.get("quantization_config") is not None:
-        options["quantization_config"] = quantization_config(
-            kwargs["quantization_config"], base_dtype(base, dtype, kwargs)
-        )
+    if (packing := kwargs.get("quantization_config")) is not None:
+        options["quantization_config"] = quantization_config(packing, base_dtype(base, dtype, kwargs))
     config = load_config(base, kwargs)
     check_options(config, kwargs)
     loaded_in: Any = dtype
@@ -113,16 +114,21 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
     auto = AutoModelForImageTextToText if takes_pictures else AutoModelForCausalLM
     with _readable(base):
         try:
-            model = auto.from_pretrained(str(base_folder(base, kwargs)), dtype=loaded_in, **options)
+            model, info = auto.from_pretrained(str(base_folder(base, kwargs)), dtype=loaded_in, **options)
         except TypeError as e:
             given = ", ".join(kwargs) or "none"  # their names: a token is nobody else's business
             raise ConfigError(
                 f"base {base!r} cannot be loaded with these model.model_kwargs ({given}): {one_line(e)}"
             ) from e
-        except RuntimeError as e:
-            if not quantised or is_out_of_memory(e):
+        except (RuntimeError, SafetensorError) as e:
+            if is_out_of_memory(e):
                 raise
-            raise ConfigError(f"base {base!r} cannot be quantised so: the report above says why") from e
+            if packing is not None and isinstance(e, RuntimeError):
+                raise ConfigError(f"base {base!r} cannot be quantised so: the report above says why") from e
+            raise DataError(f"base {base!r} is damaged, or no model of its config.json: {one_line(e)}") from e
+    own = dict(model.named_parameters())
+    if absent := sorted(own.keys() & info["missing_keys"]):  # transformers has drawn them at random
+        raise DataError(f"base {base!r} is not whole: {absent[0]} is not in its files; copy the folder again")
     places = sorted({str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()})
     if not places and kwargs.get("device_map") and any(p.is_meta for p in model.parameters()):
         places = ["disk"]  # earlier transformers say nothing of a model that is all off-loaded
@@ -152,11 +158,11 @@ def _readable(base: str) -> Iterator[None]:
         yield
     except ImportError as e:  # a checkpoint that is quantised itself names the package it needs
         raise ConfigError(f"base {base!r} needs a package that is not here: {one_line(e)}") from e
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, TypeError, StrictDataclassError) as e:
         if isinstance(e, UserError):
             raise
-        first = (str(e).strip() or type(e).__name__).splitlines()[0]
-        raise DataError(f"base {base!r} cannot be loaded ({first}); give model.base a local folder, or `tiny`") from e
+        said = one_line(e, 200)
+        raise DataError(f"base {base!r} cannot be loaded ({said}); give model.base a local folder, or `tiny`") from e
 
 
 def build_policy(base: PreTrainedModel, adapter: Mapping[str, Any] | PeftConfig) -> PeftModel:

@@ -1,6 +1,7 @@
 """One way to build a prompt, for the chat templates of four model families and for tokenizers without one."""
 
 import ast
+import shutil
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -14,10 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 import transformer2
 from transformer2.adaptation import dispatch
+from transformer2.adaptive.chat import Chat
+from transformer2.adaptive.request import prompt_ids
 from transformer2.callbacks.evaluator import AdaptationEvaluator
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule, collate, render
 from transformer2.data.prompts import ChatTemplate, open_turn_end
-from transformer2.errors import ConfigError, DataError
+from transformer2.errors import ConfigError, DataError, UserError
 from transformer2.policy import load_tokenizer
 from transformer2.types import Example
 
@@ -159,6 +162,24 @@ def test_a_missing_template_is_refused_unless_chosen(tmp_path):
             make("toy_task.FirstLetter", str(folder)).setup("test")
         assert "\n" not in str(e.value)
         make("toy_task.FirstLetter", str(folder), chat_template="none").setup("test")
+
+
+def test_tokens_that_the_model_does_not_have_pad_nothing_and_are_refused_in_prompts(llama_folder, tmp_path):
+    """A tokenizer to which tokens were added, and a model that was not resized."""
+    folder = shutil.copytree(llama_folder, tmp_path / "base")
+    tokenizer = byte_tokenizer()
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]", "additional_special_tokens": ["<|new|>"]})
+    tokenizer.save_pretrained(folder)
+    tokenizer = load_tokenizer(str(folder))
+    assert len(tokenizer) == size + 2 and tokenizer.pad_token_id == tokenizer.eos_token_id
+    assert render(tokenizer, BARE) == render(byte_tokenizer(), BARE)
+    asks = Example("t/2", ({"role": "user", "content": "What is <|new|>?"},), "")
+    for template in (ChatTemplate(), None):
+        with pytest.raises(DataError, match=rf"'<\|new\|>', token \d+ of the tokenizer, and the base has {size};"):
+            render(tokenizer, asks, template)
+    with pytest.raises(UserError, match=f"from 0 to {size - 1}"):
+        prompt_ids(Chat(BARE.messages), [5, size], tokenizer)
 
 
 def test_a_template_that_is_there_is_left_out_where_none_is_wanted(llama_folder):

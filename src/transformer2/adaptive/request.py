@@ -10,7 +10,7 @@ from typing import Any
 
 from transformer2.adaptive.chat import Chat
 from transformer2.arguments import fits
-from transformer2.data.prompts import render
+from transformer2.data.prompts import known_ids, render
 from transformer2.errors import DataError, LengthError, UserError, shown
 from transformer2.rollout.base import Sampling
 from transformer2.rollout.continuous import FinishReason, Row
@@ -261,10 +261,9 @@ def prompt_ids(chat: Chat, ids: Sequence[int] | None, tokenizer: Any) -> list[in
             "LLaVA-NeXT or Qwen2.5-VL folder), or leave the picture out"
         )
     given: Any = getattr(ids, "tolist", lambda: ids)()
-    if given is not None and not (
-        isinstance(given, Sequence) and all(fits(int, i) and 0 <= i < len(tokenizer) for i in given)
-    ):
-        raise UserError(f"ids must be a list of token ids from 0 to {len(tokenizer) - 1}, not {shown(repr(given), 60)}")
+    known = known_ids(tokenizer)
+    if given is not None and not (isinstance(given, Sequence) and all(fits(int, i) and 0 <= i < known for i in given)):
+        raise UserError(f"ids must be a list of token ids from 0 to {known - 1}, not {shown(repr(given), 60)}")
     found = render(tokenizer, chat.example) if given is None else [*given]
     if ids is not None and family is not None and (banned := {*found} & {*family.banned}):
         token = tokenizer.convert_ids_to_tokens(min(banned))

@@ -98,7 +98,7 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example, template: ChatT
     messages = [{**m, "content": text_of(m)} for m in example.messages]
     if tokenizer.chat_template is None or template is None:
         return plain_ids(tokenizer, "\n\n".join(m["content"] for m in messages) + "\n\n")
-    return list(tokenizer(_text(tokenizer, messages, template), add_special_tokens=False)["input_ids"])
+    return _ids(tokenizer, _text(tokenizer, messages, template), add_special_tokens=False)
 
 
 def _render_with_pictures(
@@ -119,7 +119,7 @@ def _render_with_pictures(
             )
         # As transformers' processors do: LLaVA-NeXT's template leaves the BOS to the tokenizer.
         whole = tokenizer.bos_token is None or text.startswith(tokenizer.bos_token)
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"]) if whole else plain_ids(tokenizer, text)
+        ids = _ids(tokenizer, text, add_special_tokens=False) if whole else plain_ids(tokenizer, text)
     found = sum(i in family.banned for i in ids)
     if not found == ids.count(family.image_id) == len(example.images):
         raise DataError(
@@ -156,10 +156,31 @@ def _in_parts(example: Example) -> Messages:
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of text that is to be continued as it is, without a chat template."""
-    ids = list(tokenizer(text)["input_ids"])
+    ids = _ids(tokenizer, text)
     while ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text
         ids.pop()
     return ids
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
+    """Token ids of text.
+
+    Raises:
+        DataError: The model has no embedding for one of them.
+    """
+    ids = list(tokenizer(text, **options)["input_ids"])
+    beyond = max(ids, default=0)
+    if beyond >= getattr(tokenizer, "embedded", beyond + 1):
+        raise DataError(
+            f"a prompt holds {tokenizer.convert_ids_to_tokens(beyond)!r}, token {beyond} of the tokenizer, and the "
+            f"base has {tokenizer.embedded}; leave it out of texts and chat template, or use the model's own tokenizer"
+        )
+    return ids
+
+
+def known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many token ids, from 0 on, both the tokenizer and the model have."""
+    return min(len(tokenizer), getattr(tokenizer, "embedded", len(tokenizer)))
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: ChatTemplate) -> str:

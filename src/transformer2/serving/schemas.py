@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from transformer2.adaptive.chat import Chat, PictureSource, check_characters
 from transformer2.adaptive.model import SelfAdaptive
 from transformer2.adaptive.request import answer_budget
-from transformer2.data.prompts import plain_ids
+from transformer2.data.prompts import known_ids, plain_ids
 from transformer2.errors import nearest, shown
 from transformer2.seeds import row_seed
 from transformer2.serving.faults import Fault
@@ -198,11 +198,11 @@ class CompletionRequest(_Request):
             if isinstance(prompt, str):
                 check_characters(prompt)
                 text, ids = prompt, plain_ids(tokenizer, prompt)
-            elif max(prompt) < len(tokenizer):
+            elif max(prompt) < known_ids(tokenizer):
                 answer_budget(len(prompt), self.max_tokens, model.longest, model.usual_answer)  # before it is decoded
                 text, ids = tokenizer.decode(prompt), prompt
             else:
-                message = f"there is no token {max(prompt)}; ids are 0 to {len(tokenizer) - 1}"
+                message = f"there is no token {max(prompt)}; ids are 0 to {known_ids(tokenizer) - 1}"
                 raise Fault(400, message, "invalid_value", "prompt")
             asked = Chat(({"role": "user", "content": text},))  # for the first pass; it may be white space
             options = self.options(limits, self.logprobs, len(found))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -79,7 +80,7 @@ class LocalCheckpoint:
 
         try:
             return AutoConfig.from_pretrained(str(self.folder), trust_remote_code=self._trusted)
-        except (ValueError, KeyError, OSError, ImportError) as e:
+        except (ValueError, KeyError, TypeError, OSError, ImportError, StrictDataclassError) as e:
             raise BasisError(f"{self.folder / 'config.json'}: {one_line(e)}") from e
 
     @cached_property
