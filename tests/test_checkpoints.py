@@ -6,11 +6,14 @@ import math
 import os
 import pickle
 import random
+import re
 import resource
 import sys
 import warnings
+from contextlib import nullcontext
 from functools import partial
 from inspect import signature
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -21,7 +24,9 @@ from lightning.pytorch.callbacks import EarlyStopping
 from transformer2.callbacks.expert_checkpoint import ExpertCheckpoint
 from transformer2.callbacks.last_checkpoint import LastCheckpoint
 from transformer2.checkpoints import pack, read_checkpoint, seal_folder, write_checkpoint
+from transformer2.cli.train import _check_checkpoint
 from transformer2.data import ExpertDataModule
+from transformer2.distributed import ZeRO, check_checkpoint
 from transformer2.errors import CheckpointError, ConfigError
 from transformer2.module import SVFReinforceModule
 from transformer2.module.identity import KEY
@@ -384,6 +389,38 @@ def test_five_hundred_damaged_files_and_none_is_accepted(tmp_path):
         if bytes(data) != whole:
             with pytest.raises(CheckpointError, match=r"last.ckpt is damaged"):
                 read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("wrote", "ranks", "fits", "words"),
+    [
+        (None, 2, True, "one process, or conf/strategy/ddp.yaml"),
+        ((3, 2), 2, False, "--config conf/strategy/zero3.yaml"),
+        ((2, 4), 2, True, "written by 4 processes"),
+        ((2, 4), 2, False, None),  # to score it, each reads z
+        ((2, 2), 2, True, None),
+    ],
+)
+def test_what_another_strategy_or_number_of_processes_wrote_is_refused(wrote, ranks, fits, words):
+    pytest.importorskip("deepspeed", reason="DeepSpeed is installed on Linux alone")
+    content = {"global_step": 3}
+    if wrote:
+        content |= {"ds_config": {"zero_optimization": {"stage": wrote[0]}}, "dp_world_size": wrote[1]}
+    trainer = SimpleNamespace(strategy=ZeRO(stage=2), num_devices=ranks, num_nodes=1, max_steps=6)
+    alone = SimpleNamespace(strategy=L.pytorch.strategies.DDPStrategy(), num_devices=2, num_nodes=1, max_steps=6)
+    with nullcontext() if words is None else pytest.raises(CheckpointError, match=re.escape(words)):
+        check_checkpoint(trainer, content, fits)
+    with pytest.raises(CheckpointError, match="zero") if wrote else nullcontext():
+        check_checkpoint(alone, content, fits)
+
+
+def test_a_folder_whose_replacement_was_cut_off_is_found_by_the_command(tmp_path):
+    old = tmp_path / ".last.ckpt.replaced"
+    old.mkdir()
+    with pytest.raises(ConfigError, match="does not exist"):
+        _check_checkpoint(str(tmp_path / "last.ckpt"))
+    (old / "manifest.sha256").touch()
+    _check_checkpoint(str(tmp_path / "last.ckpt"))
 
 
 def test_a_damaged_one_names_the_good_one_beside_it(tmp_path):

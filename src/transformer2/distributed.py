@@ -34,7 +34,7 @@ from torch import Tensor
 
 from transformer2.arguments import NotNegativeInt, check_arguments
 from transformer2.checkpoints import read_checkpoint, seal_folder
-from transformer2.errors import ConfigError
+from transformer2.errors import CheckpointError, ConfigError
 from transformer2.files import replace_folder, whole_folder
 from transformer2.policy import base_dtype
 from transformer2.quantisation import quantisation_of
@@ -76,7 +76,8 @@ class ZeRO(DeepSpeedStrategy):
                 "stage3_param_persistence_threshold": whole_below,
                 "offload_param": {"device": "cpu" if offload else "none", "pin_memory": torch.cuda.is_available()},
             }
-        config = {"zero_optimization": zero, "zero_allow_untested_optimizer": True}
+        # Not said, Lightning asks the training split, which test and validate do not open.
+        config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "zero_allow_untested_optimizer": True}
         try:
             super().__init__(config=config, exclude_frozen_parameters=True)
         except ImportError as e:
@@ -113,7 +114,7 @@ class ZeRO(DeepSpeedStrategy):
             module: Any = self.lightning_module
             dtypes = {torch.bfloat16: "bf16", torch.float16: "fp16"}
             half = dtypes.get(base_dtype(module.base, module.base_dtype, module.model_kwargs))
-            config = {**self.config, "train_micro_batch_size_per_gpu": 1, **({half: {"enabled": True}} if half else {})}
+            config = {**self.config, **({half: {"enabled": True}} if half else {})}
             told = HfDeepSpeedConfig(config)  # transformers holds a weak reference: loading is over when it goes
             yield
             del told
@@ -157,9 +158,10 @@ class ZeRO(DeepSpeedStrategy):
         """Go on from such a folder.
 
         Raises:
-            CheckpointError: It is damaged, or holds what DeepSpeed should not unpickle.
+            CheckpointError: It is damaged, of another strategy, or holds what DeepSpeed should not unpickle.
         """
-        read_checkpoint(checkpoint_path)
+        trainer = cast(L.LightningModule, self.lightning_module).trainer
+        check_checkpoint(trainer, read_checkpoint(checkpoint_path), trainer.state.fn == "fit")
         content = super().load_checkpoint(whole_folder(Path(checkpoint_path)), *args, **kwargs)
         self._keep_whole()
         return content
@@ -192,6 +194,32 @@ def check_strategy(strategy: Strategy) -> None:
             f"fit does not run under this {type(strategy).__name__}; use trainer.strategy: ddp, or add one of "
             "--config conf/strategy/{ddp,zero2,zero3,zero3_offload}.yaml"
         )
+
+
+def check_checkpoint(trainer: L.Trainer, checkpoint: Mapping[str, Any], fits: bool) -> None:
+    """Refuse a checkpoint that the trainer cannot read or go on from: one past its end, or, of ZeRO, one of another
+    stage or another number of processes.
+
+    Args:
+        trainer: The trainer.
+        checkpoint: What `read_checkpoint` gives.
+        fits: Whether training goes on from it.
+
+    Raises:
+        CheckpointError: With what to set instead.
+    """
+    strategy, ranks = trainer.strategy, trainer.num_devices * trainer.num_nodes
+    wrote = checkpoint.get("ds_config", {}).get("zero_optimization", {}).get("stage")
+    if wrote != (strategy.stage if isinstance(strategy, ZeRO) else None):
+        under = f"--config conf/strategy/zero{wrote}.yaml" if wrote else "one process, or conf/strategy/ddp.yaml"
+        raise CheckpointError(f"--ckpt_path was written under another strategy; read it under the same: {under}")
+    if fits and wrote and (count := checkpoint["dp_world_size"]) != ranks:
+        raise CheckpointError(
+            f"--ckpt_path was written by {count} processes, and under ZeRO as many go on with it, not {ranks}; set "
+            "trainer.devices, or begin with the expert folder of that run: --expert"
+        )
+    if fits and (done := int(checkpoint.get("global_step", 0))) > trainer.max_steps >= 0:
+        raise CheckpointError(f"--ckpt_path has {done} steps already; give a trainer.max_steps above that")
 
 
 def check_precision(precision: str) -> None:

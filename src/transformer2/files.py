@@ -247,7 +247,7 @@ def fresh_folder(target: Path) -> Iterator[Path]:
 def whole_folder(target: Path) -> Path:
     """Where to read a folder that `replace_folder` writes: there, or next to it where a replacement was cut off."""
     old = _replaced(target)
-    return old if old.is_dir() and not os.path.lexists(target) else target
+    return old if os.path.isdir(old) and not os.path.lexists(target) else target
 
 
 def _replaced(target: Path) -> Path:

@@ -19,7 +19,7 @@ class Runs:
     def __init__(self, folder: Path, base: Path) -> None:
         self.folder, self.base = folder, base
 
-    def command(self, name, *flags, launch=("-m", "transformer2"), steps=5):
+    def command(self, name, *flags, launch=("-m", "transformer2"), steps=5, verb="fit"):
         small = ["--model.dtype", "float32", "--data.batch_size", "32", "--data.task", "toy_task.Ragged"]
         rate = [
             "--model.optimizer.lr",
@@ -32,7 +32,7 @@ class Runs:
         length = ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps)]
         adapter = json.dumps({"peft_type": "SVF", "target_modules": "all-linear"})
         return [
-            *(sys.executable, *launch, "fit", "--config", "conf/base.yaml", "--quiet", "--trainer.accelerator", "cpu"),
+            *(sys.executable, *launch, verb, "--config", "conf/base.yaml", "--quiet", "--trainer.accelerator", "cpu"),
             *("--model.base", str(self.base), "--model.adapter", adapter, *small, *rate, *length),
             *("--run_dir", str(self.folder / name), *flags),
         ]
@@ -49,7 +49,7 @@ class Runs:
         own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         pipe = subprocess.PIPE
         environment = {**os.environ, **own, **dict(environment)}
-        command = self.adapt_command(*args) if verb == "adapt" else self.command(*args, **kwargs)
+        command = self.adapt_command(*args) if verb == "adapt" else self.command(*args, **kwargs, verb=verb)
         return subprocess.Popen(
             command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )

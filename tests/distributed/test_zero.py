@@ -36,6 +36,13 @@ def test_the_natural_gradient_is_that_of_one_process(runs, natural, name):
     runs.same(one, run)
 
 
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_an_expert_is_scored_under_it(runs, one, name):
+    flags = ("--config", f"conf/strategy/{name}.yaml", "--trainer.devices", "2", *FLAGS[name][:2])
+    runs.run(f"{name}-scored", *flags, "--expert", str(runs.folder / one / "expert"), verb="test")
+    assert runs.report(f"{name}-scored") == runs.report(one)
+
+
 def test_the_expert_loads_on_one_device(runs, llama, trained):
     folder = runs.folder / trained / "expert"
     policy = build_policy(load_base(str(llama), "float32"), {"target_modules": "all-linear"})

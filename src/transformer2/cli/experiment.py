@@ -30,7 +30,7 @@ from transformer2.cli.check import LINKED, TRAINER_DEFAULTS
 from transformer2.cli.classes import check_classes, class_of
 from transformer2.cli.plan import available_bytes
 from transformer2.data import ExpertDataModule, FewShotDataModule
-from transformer2.distributed import check_strategy
+from transformer2.distributed import check_checkpoint, check_strategy
 from transformer2.errors import ConfigError, UserError, one_line
 from transformer2.files import write_text
 from transformer2.module import SVFReinforceModule
@@ -197,7 +197,7 @@ class Experiment:
             ConfigError: A strategy that training does not run under.
         """
         check_strategy(self.trainer.strategy)
-        self._open(expert, ckpt_path, self.trainer.max_steps)
+        self._open(expert, ckpt_path, fits=True)
         again = "run the command again" if ckpt_path is None else f"resume with --ckpt_path {ckpt_path}"
         self.hint = lambda: f"nothing was saved yet; {again}"
         if self.trainer.is_global_zero and (sizes := self.data.sizes):
@@ -237,11 +237,10 @@ class Experiment:
         self.trainer.test(self.module, self.data, ckpt_path=ckpt_path, verbose=False)
         return self._report({"total": time.perf_counter() - start})
 
-    def _open(self, expert: Path | None, ckpt_path: str | None, end: int = -1) -> None:
-        """Refuse a bad checkpoint, or one past the `end`, before anything is loaded; write the resolved config."""
-        done = 0 if ckpt_path is None else int(read_checkpoint(ckpt_path).get("global_step", 0))
-        if done > end >= 0:
-            raise ConfigError(f"--ckpt_path {ckpt_path} has {done} steps already; give a trainer.max_steps above that")
+    def _open(self, expert: Path | None, ckpt_path: str | None, fits: bool = False) -> None:
+        """Refuse a bad checkpoint, or one past the end, before anything is loaded; write the resolved config."""
+        if ckpt_path is not None:
+            check_checkpoint(self.trainer, read_checkpoint(ckpt_path), fits)
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning keeps it on the function
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.yaml", self.yaml())

@@ -23,7 +23,7 @@ from transformer2.cli.compose import PACKAGED, compose, flags_of
 from transformer2.cli.folder import check_unnamed, check_writable, config_name, run_folder
 from transformer2.cli.values import number, run_name
 from transformer2.errors import ConfigError, shown
-from transformer2.files import check_directory, file_digest
+from transformer2.files import MANIFEST, check_directory, file_digest, whole_folder
 from transformer2.svf.format import WEIGHTS, name_of, peft_type
 
 HELP = """\
@@ -81,7 +81,7 @@ def run(command: str, args: Sequence[str]) -> int:
         take_from_expert(config, command, expert, folders=kept, said=said)
     check(config, command, folders=kept)
     _warn_of_unread(command, [key for key, _ in flags.overrides], config)
-    _check_checkpoint(flags.options.get("ckpt_path"), config["trainer"].get("strategy"))
+    _check_checkpoint(flags.options.get("ckpt_path"))
     name = run_name(config.pop("name", None) or (config_name(flags.configs[-1]) if flags.configs else command))
     if kept:
         check_writable(flags.options.get("run_dir") or "runs")
@@ -180,10 +180,11 @@ def _shuffled(expert: Path | None, seed: int | None) -> Iterator[Path | None]:
         yield shuffle_folder(expert, Path(scratch) / expert.name, seed)
 
 
-def _check_checkpoint(ckpt_path: str | None, strategy: Any) -> None:
+def _check_checkpoint(ckpt_path: str | None) -> None:
     if ckpt_path is None or os.path.isfile(ckpt_path):
         return
-    if os.path.isdir(ckpt_path) and isinstance(strategy, dict):  # DeepSpeed's checkpoints are folders
+    folder = ckpt_path if os.path.isdir(ckpt_path) else whole_folder(Path(ckpt_path))
+    if os.path.isfile(os.path.join(folder, MANIFEST)):  # one of DeepSpeed's
         return
     what = "is not a file" if os.path.lexists(ckpt_path) else "does not exist"
     raise ConfigError(f"--ckpt_path {shown(ckpt_path)} {what}; give checkpoints/last.ckpt of a run")
