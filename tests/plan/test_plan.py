@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,22 @@ def test_a_cache_that_cannot_be_found_out_is_said_to_be_estimated(monkeypatch: p
     monkeypatch.setattr("transformers.GPT2LMHeadModel.forward", lambda self, **_: 1 / 0)
     shape = model_shape("a", ATTENTION, source={"model_type": "gpt2", **TINY})
     assert 2 * shape.K == 2 * 64 and "gpt2: the KV cache is estimated" in shape.notes[0]
+
+
+def test_a_token_multiplies_its_experts_and_a_batch_reads_all() -> None:
+    source = {
+        "model_type": "mixtral",
+        **TINY,
+        "intermediate_size": 96,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    shape = model_shape("a", ATTENTION, source=source)
+    assert shape.experts == 2 * 4 * 3 * 64 * 96 and shape.multiplied == shape.linear + shape.experts / 2
+    dense = job()
+    moe = dense.with_(shape=replace(dense.shape, experts=10**10, multiplied=2 * dense.shape.linear))
+    for few, many in zip(*(step_seconds(j, DEVICES["rtx3060"]) for j in (dense, moe)), strict=True):
+        assert many.value > few.value or "W'" in few.note
 
 
 def test_weights_are_counted_in_the_dtype_that_they_are_stored_in(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def _rollout(job: Job, device: Device) -> list[Term]:
     groups, bandwidth = _groups(job), device.bandwidth * device.bandwidth_share
     live = rows * job.mean_completion / groups / steps
     basis = s.basis if job.svf and form != "merged" else 0
-    weights = s.linear * job.weight_bytes + (s.D * s.V + basis) * s.dtype_bytes
+    weights = s.linear * job.weight_bytes + (s.experts + s.D * s.V + basis) * s.dtype_bytes
     cache = live * (prompt + steps / 2) * s.layers * 2 * s.K * s.dtype_bytes
     head, launch = 2 * s.D * s.V, LAUNCH * s.layers
     terms = [
@@ -167,7 +167,7 @@ def _forward(job: Job, form: str) -> float:
     """FLOPs of one token in the decoder blocks: 2 per weight, the form's share of P, attention over half the width."""
     s = job.shape
     extra = {"delta": 4 * s.basis, "factored": 2 * s.basis, "merged": 0}[form] if job.svf else 2 * job.num_trained
-    return 2 * s.linear + extra + 4 * s.A * s.layers * job.width / 2
+    return 2 * s.multiplied + extra + 4 * s.A * s.layers * job.width / 2
 
 
 def _cubes(job: Job) -> float:

@@ -106,7 +106,9 @@ class ModelShape:
     name: str  # the base as the config names it
     model_type: str  # transformers' word for the family
     params: int  # a tied embedding once; towers included
-    linear: int  # of these, in linear layers of decoder blocks: what a token multiplies
+    linear: int  # of these, in linear layers of decoder blocks
+    experts: int  # ... in experts that are one parameter, which are neither tuned nor packed
+    multiplied: int  # ... of both, what one token multiplies
     packable: int  # what quantisation packs: these and the linear layers of towers, without the modules that it skips
     V: int  # vocabulary
     D: int  # hidden size
@@ -181,6 +183,9 @@ def model_shape(
         blocks = [name for name in linear if name.startswith(inside) and any(p.isdigit() for p in name.split("."))]
         towers = [name for name in linear if not name.startswith(inside) and skeleton.get_submodule(name) is not head]
         around = {id(p) for p in [*skeleton.get_submodule(inside.removesuffix(".")).parameters(), *head.parameters()]}
+        dense = sum(prod(linear[name]) for name in blocks)
+        stacked = [p for name, p in skeleton.named_parameters() if p.ndim == 3 and "expert" in name]
+        chosen = getattr(text, "num_experts_per_tok", None)
         cached: float = 2 * (getattr(text, "num_key_value_heads", None) or heads) * head_dim
         if text.model_type not in COUNTED:
             if found := _cached(skeleton):
@@ -191,7 +196,9 @@ def model_shape(
             name=base,
             model_type=text.model_type,
             params=sum(p.numel() for p in skeleton.parameters()),
-            linear=sum(prod(linear[name]) for name in blocks),
+            linear=dense,
+            experts=sum(p.numel() for p in stacked),
+            multiplied=dense + sum(p[0].numel() * min(chosen or len(p), len(p)) for p in stacked),
             packable=sum(prod(linear[name]) for name in _converted([*blocks, *towers], packing)),
             V=text.vocab_size,
             D=text.hidden_size,
