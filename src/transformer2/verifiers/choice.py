@@ -201,8 +201,8 @@ class _Options(Reader[str]):
         label = _LABEL.match(following)
         told = following[label.end() :].lstrip() if label else following
         other = self.letters.get((label["inner"] or label["bare"] or label["small"]).upper()) if label else None
-        if other and self._case(told).startswith(own := self.texts.get(other, "\n")):
-            told = told[len(own) :].lstrip()  # "(A) Mars is too cold" is about A
+        if other and self._case(told).startswith(text := self.texts.get(other, "\n")):
+            told = told[len(text) :].lstrip()  # "(A) Mars is too cold" is about A
         named = label is not None and not told[:1].islower()
         return not (named or self._begins_with_a_text(following) or _STARTS_OVER.match(following))
 
