@@ -511,7 +511,7 @@ ENDS += [
     (r"$x=\boxed{-1}$, $x=\boxed{2}$.", "2,-1", True),
     (r"\[x = \boxed{-1} \text{ or } x = \boxed{2}\]", "-1,2", True),
     (r"$x_1=\boxed{-1}$ and $x_2=\boxed{2}$", "-1,2", True),
-    ("#### 2. Check", "2", True),
+    ("#### 2. Check", "2", False),
     ("Thus $\\boxed{5}$.\n\n#### 2. Check", "5", True),
     ("#### 5", "5", True),
     ("#### 6", "5", False),
