@@ -31,6 +31,7 @@ def adapt(world):
             "adapt.experts": json.dumps(experts),
             "adapt.population": "6",
             "adapt.generations": str(GENERATIONS),
+            "adapt.controls": "false",
             "run_dir": str(run),
         }
         given = dict(zip((key.removeprefix("--") for key in more[::2]), more[1::2], strict=True))
@@ -146,14 +147,17 @@ def test_another_number_of_generations_is_that_of_an_uncut_run(finished, adapt, 
     assert yaml.safe_load((finished / "config.yaml").read_text())["adapt"]["generations"] == count
 
 
+def test_what_decides_a_search_is_kept_with_it(made):
+    settings = json.loads((made / "search.json").read_text())["settings"].keys()
+    whole = yaml.safe_load((made / "config.yaml").read_text())["adapt"].keys()
+    search = {"search", "population", "std", "elite_ratio", "keep_best", "low", "high"}
+    assert settings == {*search, "granularity", "mix", "base_member", "seed", "eos_ids", "stop"}, whole - settings
+
+
 @pytest.mark.parametrize(
     "edit",
     [
-        {"adapt": {"search": "random"}},
         {"adapt": {"search": "sep_cma"}},
-        {"adapt": {"granularity": "layer"}},
-        {"adapt": {"mix": "normalised"}},
-        {"adapt": {"population": 4}},
         {"adapt": {"seed": 1}},
         {"data": {"few_shot": 5}},
         {"data": {"task": "toy_task.SameIds"}},
@@ -172,8 +176,7 @@ def test_a_search_does_not_resume_under_what_would_decide_it_otherwise(cut, edit
     assert report_of(cut)["evaluations"] == GENERATIONS * config["adapt"]["population"]
 
 
-@pytest.mark.parametrize("what", ["answer", "fields", "messages"])
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(("what", "split"), [("answer", "train"), ("fields", "test"), ("messages", "test")])
 def test_rows_that_were_replaced_are_not_beside_the_old_ones(finished, monkeypatch, what, split):
     examples = toy_task.FirstLetter.examples
     other = {"answer": "late", "fields": {"tests": ["late"]}, "messages": ({"role": "user", "content": "sing"},)}[what]
