@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from short_runs import FIT, SMALL, same
+from short_runs import FIT as TINY
+from short_runs import SMALL, same
 
 from transformer2.cli import main
 
 CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129}
 SECONDS = 10  # from the signal to the end, on an idle machine; the test allows for a busy one
+FIT = [*TINY, "--data.task", "toy_task.FirstLetter"]
 ADAPT = ["adapt", "--data.test_limit", "8", "--quiet"]
 SEARCH = ["--adapt.generations", "1", "--adapt.population", "2"]
 VALIDATE = ["validate", "--config", "conf/tiny.yaml", *SMALL]
