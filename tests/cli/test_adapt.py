@@ -115,7 +115,7 @@ def test_an_interrupted_search_resumes_to_the_same_result(run, adapt, tmp_path, 
 
 def test_a_search_does_not_resume_with_experts_that_were_retrained(world, adapt, tmp_path, monkeypatch):
     experts = [str(shutil.copytree(folder, tmp_path / Path(folder).name)) for folder in world[1]]
-    given = ["--adapt.experts", json.dumps(experts)]
+    given = ["--adapt.experts", json.dumps(experts), "--adapt.controls", "false"]
 
     def save_and_stop(file, *rest):
         save(file, *rest)
@@ -397,9 +397,9 @@ def test_both_passes_read_the_bare_contents_where_no_template_is_wanted(adapt, t
     assert len(asked) >= 4 and not any("header" in text for text in asked), asked
 
 
-def test_a_dispatch_task_of_real_rows_measures_the_dispatch(adapt, real_data, tmp_path):
+def test_a_dispatch_task_of_real_rows_measures_the_dispatch(adapt, some_rows, tmp_path):
     options = "{experts: {math: gsm8k, code: tiny_code, reasoning: arc_easy}, prompts_per_category: 10}"
-    task = ["--data.task", "arc_challenge", "--data.data_dir", str(real_data), "--data.test_limit", "3"]
+    task = ["--data.task", "arc_challenge", "--data.data_dir", str(some_rows), "--data.test_limit", "3"]
     dispatch = ["--adapt.dispatch_task", "dispatch", "--adapt.dispatch_options", options, "--adapt.controls", "false"]
     few = ["--data.few_shot", "2", "--model.sampling.max_new_tokens", "4"]
     assert adapt(tmp_path / "run", "--strategy", "prompt", *task, *dispatch, *few) == 0

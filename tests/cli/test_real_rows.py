@@ -13,14 +13,14 @@ from transformer2.cli import main
 
 @pytest.mark.parametrize("task", ["humaneval", "math", "arc_challenge", "arc_easy", "mbpp"])
 def test_a_random_model_is_scored_and_is_wrong(
-    task: str, tmp_path: Path, llama_folder: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
+    task: str, tmp_path: Path, llama_folder: Path, some_rows: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     code = main(
         [
             "test", "--config", "conf/llama8b_gsm8k.yaml", "--run_dir", str(run), "--quiet",
             "--model.base", str(llama_folder), "--model.dtype", "float32", "--model.sampling.max_new_tokens", "12",
-            "--data.task", task, "--data.data_dir", str(real_data), "--data.test_limit", "8",
+            "--data.task", task, "--data.data_dir", str(some_rows), "--data.test_limit", "8",
             "--data.drop_long_prompts", "true", "--trainer.accelerator", "cpu",
         ]
     )  # fmt: skip
@@ -39,7 +39,7 @@ def test_a_random_model_is_scored_and_is_wrong(
 
 @pytest.mark.parametrize("task", ["humaneval", "math", "arc_challenge"])
 def test_a_shipped_adaptation_config_runs_whole(
-    task: str, tmp_path: Path, llama_folder: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
+    task: str, tmp_path: Path, llama_folder: Path, some_rows: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Dispatch by likelihood, its prompt made of the experts; only model and experts are not the config's."""
     run, experts = tmp_path / "run", make_experts(tmp_path, str(llama_folder))
@@ -50,7 +50,7 @@ def test_a_shipped_adaptation_config_runs_whole(
             "--strategy", "scores", "--adapt.classifier", experts[0], "--adapt.experts", json.dumps(experts),
             "--model.base", str(llama_folder), "--model.dtype", "float32", "--model.sampling.max_new_tokens", "6",
             "--model.adapter", "{peft_type: SVF, target_modules: all-linear}", "--data.few_shot", "2",
-            "--data.protocol", protocol, "--data.data_dir", str(real_data), "--data.test_limit", "4",
+            "--data.protocol", protocol, "--data.data_dir", str(some_rows), "--data.test_limit", "4",
             "--data.drop_long_prompts", "true", "--trainer.accelerator", "cpu",
         ]
     )  # fmt: skip

@@ -41,8 +41,8 @@ def arc(task, base, data, run, *more):
 
 
 @pytest.mark.parametrize("task", ["arc_easy", "arc_challenge"])
-def test_arc_from_the_command_to_the_files(task, llama_folder, real_data, tmp_path, capsys):
-    assert main(arc(task, llama_folder, real_data, tmp_path / "run")) == 0
+def test_arc_from_the_command_to_the_files(task, llama_folder, some_rows, tmp_path, capsys):
+    assert main(arc(task, llama_folder, some_rows, tmp_path / "run")) == 0
     report, records = read(tmp_path / "run")
     assert report["task"] == task and report["n"] == 5 and report["protocol"] == "clean"
     assert set(report["details"]) == {"unfinished", "notes"} and report["details"]["unfinished"]["base"] == 1.0
@@ -65,10 +65,10 @@ def test_samples_give_pass_at_k(tmp_path, capsys):
     assert "pass@5" in capsys.readouterr().out
 
 
-def test_a_dispatch_task_reports_its_confusion(llama_folder, real_data, tmp_path, capsys):
+def test_a_dispatch_task_reports_its_confusion(llama_folder, some_rows, tmp_path, capsys):
     options = "{experts: {math: gsm8k, reasoning: arc_easy}, protocol: paper, prompts_per_category: 40}"
     flags = ["--data.task_options", options, "--data.test_limit", "12"]
-    assert main(arc("dispatch", llama_folder, real_data, tmp_path / "run", *flags)) == 0
+    assert main(arc("dispatch", llama_folder, some_rows, tmp_path / "run", *flags)) == 0
     report, _ = read(tmp_path / "run")
     assert report["protocol"] == "paper" and report["n"] == 12
     details = report["details"]
@@ -92,23 +92,23 @@ def test_rows_that_share_one_id_are_told_apart(verb, llama_folder, tmp_path):
 
 
 @pytest.mark.parametrize("options", ["task_options", "task_options.prompt"])
-def test_a_prompt_of_one_s_own_reaches_the_model_and_the_records(options, llama_folder, real_data, tmp_path, capsys):
+def test_a_prompt_of_one_s_own_reaches_the_model_and_the_records(options, llama_folder, some_rows, tmp_path, capsys):
     prompt = "Q: {question} \\boxed{}"
     value = json.dumps({"system": None, "prompt": prompt} if options == "task_options" else prompt)
     flags = [f"--data.{options}", value, "--data.keep_prompts", "true", "--data.drop_long_prompts", "true"]
-    assert main(arc("gsm8k", llama_folder, real_data, tmp_path / "run", *flags)) == 0
+    assert main(arc("gsm8k", llama_folder, some_rows, tmp_path / "run", *flags)) == 0
     for record in read(tmp_path / "run")[1]:
         assert record["question"].startswith("Q: ") and record["question"].endswith(" \\boxed{}")
         assert record["question"] in record["prompt"] and ("system" in record["prompt"]) == (options != "task_options")
     again = ["test", "--config", str(tmp_path / "run" / "config.yaml"), "--quiet", "--run_dir", str(tmp_path / "again")]
     assert main(again) == 0 and read(tmp_path / "again")[1] == read(tmp_path / "run")[1]
-    assert main(arc("gsm8k", llama_folder, real_data, tmp_path / "no", "--data.task_options.prompt", "{question}")) == 2
+    assert main(arc("gsm8k", llama_folder, some_rows, tmp_path / "no", "--data.task_options.prompt", "{question}")) == 2
     assert "prompt {'question': None} is not text; YAML wants it in quotes" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["arc_easy", "toy_task.SameIds"])
-def test_two_processes_report_what_one_does(task, llama_folder, real_data, tmp_path):
+def test_two_processes_report_what_one_does(task, llama_folder, some_rows, tmp_path):
     reports = []
     distributed = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.eval_batch_size", "3"]
     for name, more in (("one", []), ("two", distributed)):
@@ -116,7 +116,7 @@ def test_two_processes_report_what_one_does(task, llama_folder, real_data, tmp_p
             sys.executable,
             "-m",
             "transformer2",
-            *arc(task, llama_folder, real_data, tmp_path / name, *more),
+            *arc(task, llama_folder, some_rows, tmp_path / name, *more),
         ]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         assert subprocess.run(command, env=env, timeout=300).returncode == 0
