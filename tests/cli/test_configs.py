@@ -26,6 +26,8 @@ def test_config(path: Path, tmp_path: Path) -> None:
     config = compose([str(path)], overrides, ADAPT_KEYS if adapt else KEYS)
     if "ZeRO" in str(config.get("trainer")):
         pytest.importorskip("deepspeed", reason="DeepSpeed is installed on Linux alone")
+    if path.parent.name == "conf":  # not a part of a config
+        check(config, "adapt" if adapt else "fit", folders=False)
     data_class = UnseenTaskDataModule if adapt else ExpertDataModule
     own = {key: value for key, value in config.items() if key not in ("adapt", "strategy")}
     experiment = Experiment(own, tmp_path, quiet=True, data_class=data_class)
@@ -33,6 +35,7 @@ def test_config(path: Path, tmp_path: Path) -> None:
     assert experiment.module.rate["model.optimizer.lr"] == expected
     if adapter := config.get("model", {}).get("adapter"):
         adapter_config(adapter)
+    assert "model:" in experiment.yaml()
 
 
 def test_the_issue_s_configs_are_there() -> None:
