@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from causal_families import ACCEPTED, REFUSED
-from fakes import make_llama
 
 from transformer2 import tiny
 from transformer2.cli import COMMANDS, main
@@ -62,6 +61,7 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 OURS = [(page, words[words.index("transformer2") + 1 :]) for page, words in commands() if "transformer2" in words]
+OURS = [*{tuple(words): (page, words) for page, words in reversed(OURS)}.values()][::-1]  # each once
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -114,7 +114,7 @@ def test_every_flag_is_in_a_guide(command, capsys) -> None:
 
 
 @pytest.fixture
-def there(tmp_path, monkeypatch):
+def there(tmp_path, monkeypatch, llama_folder):
     """A folder with what the commands name: a model, rows, an expert, a task of one's own; and their words for it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -127,10 +127,13 @@ def there(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     for split in ("train", "validation", "test"):
         (tmp_path / "words" / f"{split}.txt").write_text(" ".join(f"{split}{i}" for i in range(80)))
-    model = str(make_llama(tmp_path / "model"))
 
     def words(given: list[str]) -> list[str]:
-        places = {r"^/models/[\w.-]+": model, r"^/data\b": str(tmp_path / "data"), r"^/shared\b": str(tmp_path)}
+        places = {
+            r"^/models/[\w.-]+": str(llama_folder),
+            r"^/data\b": str(tmp_path / "data"),
+            r"^/shared\b": str(tmp_path),
+        }
         for there, here in places.items():
             given = [re.sub(there, here, word) for word in given]
         return given
