@@ -130,7 +130,7 @@ def _raised(names: Sequence[str], text: str) -> CandidateError:
     """
     builtin = next((c for name in names if isinstance(c := getattr(builtins, name, None), type)), Exception)
     kinds: list[type] = [CandidateError, builtin] if issubclass(builtin, Exception) else [CandidateError]
-    methods: dict[str, Any] = {"__init__": lambda *_: None, "__str__": lambda _: text}  # some want arguments of their own
+    methods: dict[str, Any] = {"__init__": lambda *_: None, "__str__": lambda _: text}  # some want arguments
     with contextlib.suppress(TypeError):
         return cast(CandidateError, type(names[0], tuple(kinds), methods)())
     return cast(CandidateError, type(names[0], (CandidateError,), methods)())  # an ExceptionGroup
