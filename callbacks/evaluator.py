@@ -77,7 +77,6 @@ class AdaptationEvaluator(L.Callback, Strategy):
             for expert in (*self.load(self.own_data.base), *self.load_helpers(self.own_data.base)):
                 self.own_data.leave_out({"shots": expert.shots, "protocol": expert.protocol})
             self.own_data.setup("fit")
-            self.check_rows(self.own_data)
             self.own_data.trainer = trainer
             self.own_data.test_dataloader()
 

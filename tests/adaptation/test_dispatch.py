@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,18 +9,16 @@ from fake_experts import ALL, make_experts
 from fakes import make_llama
 
 from transformer2 import tasks, tiny
-from transformer2.adaptation.dispatch import PromptDispatch, ScoresDispatch
+from transformer2.adaptation.dispatch import PromptDispatch
 from transformer2.adaptation.dispatcher import Dispatcher, category_logprobs, first_pass
-from transformer2.adaptation.evaluate import evaluate
 from transformer2.adaptation.members import members
 from transformer2.adaptation.mixture import base_row, expert_rows
 from transformer2.adaptation.scoring import Scorer
 from transformer2.data import collate, render
-from transformer2.data.prompts import ChatTemplate
-from transformer2.errors import ConfigError, LengthError
+from transformer2.errors import ConfigError
 from transformer2.experts import Expert, load_experts, mix_experts, save_expert
 from transformer2.module import SVFReinforceModule
-from transformer2.policy import load_tokenizer, reference
+from transformer2.policy import reference
 from transformer2.rollout.base import Sampling
 from transformer2.svf.rows import z_rows
 from transformer2.types import Example
@@ -230,19 +227,3 @@ def test_rows_sent_to_the_base_are_the_base(world):
         with reference(module.policy):
             base = module.engine.generate(module.policy, prompts, sampling, 0).completions
     assert mixed[1:] == base[1:] and mixed[0] != base[0]
-
-
-@pytest.mark.parametrize(("strategy", "answer"), [(PromptDispatch, 4), (ScoresDispatch, 2)])
-def test_rows_that_cannot_be_asked_about_are_refused_before_anything_is_answered(strategy, answer):
-    """The embedded model reads 128 tokens; a written category has 4 of them at most, one that is scored has 2."""
-    tokenizer, settings = load_tokenizer("tiny"), strategy(dispatch_limit=1)
-    rows = [Example(f"t/{k}", ({"role": "user", "content": "jars " * k},), "") for k in range(110, 126)]
-    data = SimpleNamespace(base="tiny", model_kwargs={}, data_dir=None, template=ChatTemplate(), tokenizer=tokenizer)
-    dispatcher, labelled = Dispatcher.of(settings.load("tiny"), settings.labelled("tiny")), settings.requests(data)
-    fitting = [row for row in rows if len(render(tokenizer, dispatcher.question(row))) <= 128 - answer]
-    assert len(labelled) == 1 and 0 < len(fitting) < len(rows)
-    data.scored = lambda: fitting
-    settings.check_rows(data)
-    data.scored = lambda: rows
-    with pytest.raises(LengthError, match=rf"for {len(rows) - len(fitting)} rows \(t/.*longer context"):
-        evaluate(None, data, settings)

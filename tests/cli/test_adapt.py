@@ -14,7 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from transformer2 import tiny
-from transformer2.adaptation import few_shot
+from transformer2.adaptation import dispatch, few_shot
 from transformer2.cli import main
 from transformer2.experts import read_expert, save_expert
 from transformer2.rollout.hf import HFEngine
@@ -395,6 +395,29 @@ def test_both_passes_read_the_bare_contents_where_no_template_is_wanted(adapt, t
     flags = ["--strategy", "prompt", "--data.test_limit", "2", "--adapt.controls", "false"]
     assert adapt(tmp_path / "run", *flags, "--data.chat_template", "none") == 0
     assert len(asked) >= 4 and not any("header" in text for text in asked), asked
+
+
+@pytest.mark.parametrize("strategy", ["prompt", "scores"])
+def test_a_request_whose_dispatch_question_the_model_cannot_read_is_the_base_s(
+    adapt, tmp_path, capsys, monkeypatch, strategy
+):
+    """It is longer than the request, which fits: gpt2 failed on it, others were asked beyond their context."""
+    lengths = []
+    render = dispatch.render
+    monkeypatch.setattr(dispatch, "render", lambda *given: lengths.append(ids := render(*given)) or ids)
+    soft = ["--adapt.soft", "true"] if strategy == "scores" else []
+    few = ["--strategy", strategy, "--data.test_limit", "2", "--adapt.controls", "false", *soft]
+    assert adapt(tmp_path / "whole", *few) == 0
+    longest = max(map(len, lengths))
+    for name, room in (("just", 10), ("long", 9)):  # "reasoning" and EOS, a token a byte
+        monkeypatch.setattr(dispatch, "context_of", lambda config, room=room: longest + room)
+        assert adapt(tmp_path / name, *few) == 0
+    assert report_of(tmp_path / "just")["result"] == report_of(tmp_path / "whole")["result"]
+    report, out = report_of(tmp_path / "long"), capsys.readouterr().out
+    records = [json.loads(line) for line in (tmp_path / "long" / "records.jsonl").read_text().splitlines()]
+    assert all(r["choice"] == "no category" and r["completion"] == r["base_completion"] for r in records)
+    assert f"{strategy}: the base answered 2 of 2 requests, whose dispatch question is longer" in out
+    assert not soft or report["details"]["mean_weights"]["other"] == 1
 
 
 def test_a_dispatch_task_of_real_rows_measures_the_dispatch(adapt, some_rows, tmp_path):

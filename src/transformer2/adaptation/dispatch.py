@@ -15,22 +15,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from transformer2 import tasks, tiny
 from transformer2.adaptation.context import EvaluationContext
-from transformer2.adaptation.dispatcher import Dispatcher, category_logprobs, first_pass
+from transformer2.adaptation.dispatcher import OTHER, Dispatcher, category_logprobs, first_pass
 from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy
 from transformer2.arguments import Count, check_arguments
 from transformer2.data.prompts import collate, render
-from transformer2.errors import ConfigError, LengthError
+from transformer2.errors import ConfigError
 from transformer2.experts import Expert, read_expert
 from transformer2.files import check_directory
 from transformer2.metrics import UNPARSED, Confusion
-from transformer2.policy import load_config
 from transformer2.report.adaptation import confusion_figure
 from transformer2.report.build import Facts
 from transformer2.rollout.prefill import context_of
@@ -53,7 +54,6 @@ class PromptDispatch(Strategy):
 
     name: ClassVar[str] = "prompt"
     picture: ClassVar[str] = "dispatch/confusion"
-    writes: ClassVar[bool] = True  # the category, rather than score each
 
     def __init__(
         self,
@@ -80,28 +80,6 @@ class PromptDispatch(Strategy):
     def labelled(self, base: str) -> Any:
         """The task that words the question and has labelled requests; None makes it of the experts' names."""
         return self.dispatch_task or (tasks.get("tiny_dispatch") if base == "tiny" else None)
-
-    def requests(self, data: Any) -> list[Example]:
-        """Dispatch questions with a label, which measure the dispatch."""
-        task = self.labelled(data.base)
-        return [] if task is None else task.examples("test", data.data_dir)[: self.dispatch_limit]
-
-    def check_rows(self, data: Any) -> None:
-        """Refuse rows about which the dispatch question is, with its answer, longer than the model reads.
-
-        Raises:
-            LengthError: The message names them.
-        """
-        dispatcher = Dispatcher.of(self.load(data.base), self.labelled(data.base))
-        context = context_of(load_config(data.base, data.model_kwargs))
-        room = context - dispatcher.answer_budget(data.tokenizer, self.writes)
-        questions = [*map(dispatcher.question, data.scored()), *self.requests(data)]
-        if long := [q.id for q in questions if len(render(data.tokenizer, q, data.template)) > room]:
-            raise LengthError(
-                f"the question which expert is to answer leaves no room for its answer in a context of {context}, for "
-                f"{len(long)} rows ({', '.join(long[:5])}{', ...' if len(long) > 5 else ''}); leave them out, adapt "
-                "with cem, or choose a model with a longer context"
-            )
 
     def adapt_to_task(self, context: EvaluationContext) -> AdaptedPolicy:
         """Needs no shots; where there are labelled requests, the report says how many are dispatched right."""
@@ -142,7 +120,6 @@ class ScoresDispatch(ClassifierDispatch):
     """
 
     name: ClassVar[str] = "scores"
-    writes: ClassVar[bool] = False
 
     def __init__(self, soft: bool = False, **options: Any) -> None:
         super().__init__(**options)
@@ -161,6 +138,8 @@ class ScoresDispatch(ClassifierDispatch):
 class _DispatchedPolicy(AdaptedPolicy):
     """One expert, or the base, per row. The first pass runs under the classification expert where there is one."""
 
+    writes: ClassVar[bool] = True  # the category, rather than score each
+
     def __init__(self, context: EvaluationContext, settings: PromptDispatch) -> None:
         super().__init__(context, settings.name)
         self.settings, self.scorer = settings, context.helpers
@@ -173,10 +152,12 @@ class _DispatchedPolicy(AdaptedPolicy):
         """The predicted category of labelled requests; each rank takes every world_size-th of them."""
         if self.labelled is None:
             return None
-        measured, size = Confusion(self.labelled.labels).to(self.answerer.device), self.context.data.eval_batch_size
-        mine = self.settings.requests(self.context.data)[self.answerer.rank :: self.answerer.world_size]
-        for start in range(0, len(mine), size):
-            part = mine[start : start + size]
+        data, answerer = self.context.data, self.context.answerer
+        measured = Confusion(self.labelled.labels).to(answerer.device)
+        examples = self.labelled.examples("test", data.data_dir)[: self.settings.dispatch_limit]
+        mine = examples[answerer.rank :: answerer.world_size]
+        for start in range(0, len(mine), data.eval_batch_size):
+            part = mine[start : start + data.eval_batch_size]
             columns = self._choose(part).columns  # its rows are dispatch questions already
             measured.update((e.answer, column["choice"]) for e, column in zip(part, columns, strict=True))
         return measured
@@ -189,7 +170,9 @@ class _DispatchedPolicy(AdaptedPolicy):
         details = {**super().facts(records).details, "chosen": share}
         if self.measured is not None:
             details |= {"dispatch": self.measured.scores(), "confusion": self.measured.table()}
-        return Facts(details=details)
+        long = sum(r.choice.get("too_long", False) for r in records)
+        which = f"{long} of {len(records)} requests, whose dispatch question is longer than this model reads"
+        return Facts(details=details, notes=[f"{self.name}: the base answered {which}"] if long else ())
 
     def figure(self, records: Sequence[Record]) -> Any:
         """The confusion of labelled requests, and the predicted categories of the scored task."""
@@ -202,38 +185,49 @@ class _DispatchedPolicy(AdaptedPolicy):
 
     def _choose(self, questions: Sequence[Example]) -> Choice:
         """What the model says to dispatch questions; the column `choice` is a category, or that there is none."""
-        choices, texts = first_pass(self.dispatcher, self.scorer, self._rendered(questions), self.weights_1K)
+        engine = self.scorer.engine
+        ids = [render(engine.tokenizer, question, self.context.data.template) for question in questions]
+        room = context_of(self.answerer.policy.config) - self.dispatcher.answer_budget(engine.tokenizer, self.writes)
+        read = [b for b, prompt in enumerate(ids) if len(prompt) <= room]
+        weights_BK, columns = self.dispatcher.weights([None] * len(ids)), dict[int, dict[str, Any]]()
+        if read:
+            prompts = collate([questions[b] for b in read], [ids[b] for b in read], engine.pad_id)
+            weights_BK[read], found = self._ask(prompts.to(self.answerer.device))
+            columns = dict(zip(read, found, strict=True))
+        return Choice(weights_BK, [columns.get(b, {"choice": UNPARSED, "too_long": True}) for b in range(len(ids))])
+
+    def _ask(self, prompts: PromptBatch) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Weights (B, K + 1) and columns."""
+        choices, texts = first_pass(self.dispatcher, self.scorer, prompts, self.weights_1K)
         names = [UNPARSED if c is None else self.dispatcher.categories[c] for c in choices]
         columns = [{"first_pass": text, "choice": name} for text, name in zip(texts, names, strict=True)]
-        return Choice(self.dispatcher.weights(choices), columns)
-
-    def _rendered(self, questions: Sequence[Example]) -> PromptBatch:
-        ids = [render(self.scorer.engine.tokenizer, question, self.context.data.template) for question in questions]
-        return collate(questions, ids, self.scorer.engine.pad_id).to(self.context.answerer.device)
+        return self.dispatcher.weights(choices), columns
 
 
 class _ScoredPolicy(_DispatchedPolicy):
     """One expert, or the base, or a mixture of all, per row."""
 
     settings: ScoresDispatch
+    writes: ClassVar[bool] = False
 
     def facts(self, records: Sequence[Record]) -> Facts:
-        details = dict(super().facts(records).details)
+        facts = super().facts(records)
+        details = dict(facts.details)
         if self.settings.soft:
-            of_all = [r.choice["probabilities"] for r in records]
-            mean = {c: round(sum(p[c] for p in of_all) / len(of_all), 4) for c in self.dispatcher.categories}
+            of_all = [r.choice.get("probabilities", {OTHER: 1.0}) for r in records]
+            mean = {c: round(sum(p.get(c, 0.0) for p in of_all) / len(of_all), 4) for c in self.dispatcher.categories}
             details |= {"likeliest": details.pop("chosen"), "mean_weights": mean}
-        return Facts(details=details)
+        return replace(facts, details=details)
 
-    def _choose(self, questions: Sequence[Example]) -> Choice:
-        logprobs_BK = category_logprobs(self.dispatcher, self.scorer, self._rendered(questions), self.weights_1K)
+    def _ask(self, prompts: PromptBatch) -> tuple[Tensor, list[dict[str, Any]]]:
+        logprobs_BK = category_logprobs(self.dispatcher, self.scorer, prompts, self.weights_1K)
         likeliest, probabilities_BK = logprobs_BK.argmax(-1).tolist(), logprobs_BK.softmax(-1).cpu()
         categories = self.dispatcher.categories
         columns = [
             {"choice": categories[c], "probabilities": dict(zip(categories, (round(p, 6) for p in row), strict=True))}
             for c, row in zip(likeliest, probabilities_BK.tolist(), strict=True)
         ]
-        return Choice(probabilities_BK if self.settings.soft else self.dispatcher.weights(likeliest), columns)
+        return probabilities_BK if self.settings.soft else self.dispatcher.weights(likeliest), columns
 
 
 def _chosen(records: Sequence[Record]) -> dict[str, int]:

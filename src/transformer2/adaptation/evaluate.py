@@ -98,7 +98,6 @@ def evaluate(
         progress: Whether to draw a bar.
         max_batches: Score no more than the first ones.
     """
-    strategy.check_rows(data)
     records: list[Record] = []
     seconds = dict.fromkeys(("first_pass", "second_pass", "controls"), 0.0)
     bar = tqdm(desc=f"adapt {strategy.name}", disable=not (progress and answerer.rank == 0), unit="step")

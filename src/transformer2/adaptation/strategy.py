@@ -181,9 +181,6 @@ class Strategy:
                 cache[key] = known
             yield context
 
-    def check_rows(self, data: Any) -> None:
-        """Refuse scored rows of an open datamodule that it cannot adapt to; before anything is answered."""
-
     def adapt_to_task(self, context: Any) -> AdaptedPolicy:
         """First pass over the task, once per evaluation."""
         return AdaptedPolicy(context, self.name)
