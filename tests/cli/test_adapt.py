@@ -335,7 +335,8 @@ def test_a_strategy_of_one_s_own_is_a_callback_without_a_task(adapt, world, tmp_
     strategies = report_of(tmp_path / "run")["strategies"]
     assert list(strategies) == ["base", "cem"] and strategies["base"]["result"] == strategies["base"]["base"]
     capsys.readouterr()
-    alike = json.dumps([own, own])  # each would take the folder and the row of the other
+    # Each would take the folder and the row of the other.
+    alike = json.dumps([own, {**own, "init_args": {**options, "seed": 1}}])
     assert adapt(tmp_path / "no", "--trainer.callbacks", alike) == 2 and not (tmp_path / "no").exists()
     assert "two strategies are called base" in capsys.readouterr().err
     assert adapt(tmp_path / "no", "--trainer.callbacks", json.dumps([in_fit])) == 2 and not (tmp_path / "no").exists()

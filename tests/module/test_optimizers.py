@@ -102,7 +102,7 @@ def test_a_scheduler_of_the_users_own_may_have_no_warm_up(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--optimizer", "AdamX"], "no class 'AdamX'; did you mean 'Adam'?"),
+        (["--optimizer", "AdamX"], "no class 'AdamX'; did you mean 'Adamax'?"),
         (["--optimizer", "torch.optim.Foo"], "no class torch.optim.Foo"),
         (["--optimizer.lrr", "1"], "unknown config key model.optimizer.lrr; did you mean model.optimizer.lr?"),
         (["--optimizer", "SGD", "--optimizer.momentun", "1"], "did you mean model.optimizer.momentum?"),

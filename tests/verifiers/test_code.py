@@ -95,7 +95,7 @@ ANSWERS = {
     "Code Llama's marks": f"Sure:\n[PYTHON]\n{CODE}\n[/PYTHON]\n[TESTS]\nassert f(3) == 10\n[/TESTS]",
     "what it needs behind it": BLOCK.format(
         "def f(x):\n    return x * x if x in known else f.first + known.get(-x, 0)\n\ndef g(n):\n    return f(n)\n\n"
-        "known = {}\nf.first = 0\nfor i in range(9):\n    known[i] = f(i)\n    print(i)"
+        "known = {}\nf.first = 0\nfor i in range(9):\n    known[i] = f(i) or i * i\n    print(i)"
     ),
     "input": BLOCK.format(f"{CODE}\n\nprint(f(int(input())))"),
     "wrapped afterwards": BLOCK.format(f"{WRONG}\n\ndef g(h):\n    return lambda x: h(x) * x\n\nf = g(f)"),
