@@ -81,7 +81,7 @@ class AdaptationEvaluator(L.Callback, Strategy):
             self.own_data.test_dataloader()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the experts into the policy once, and take them out again: for the same reason."""
+        """Put the experts into the policy and take them out again: what does not fit is found before the first step."""
         if self.own_data is not None:
             if not trainer.limit_val_batches or not cast(Any, trainer).datamodule.val_dataloader():
                 rank_zero_warn(f"{type(self).__name__} evaluates after validations, and this run has none")
@@ -105,7 +105,7 @@ class AdaptationEvaluator(L.Callback, Strategy):
             found.log(trainer.loggers, trainer.global_step, *tags)
 
     def _tag(self, trainer: L.Trainer, tag: str) -> str:
-        """The tag; where an evaluator before this one has it, with strategy, task and the number of such evaluators."""
+        """The tag; where an evaluator before this one has it, with strategy, task and the place among those alike."""
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it at run time
         before = [c for c in callbacks[: callbacks.index(self)] if isinstance(c, AdaptationEvaluator)]
         taken = {t for c in before for t in (f"adapt/{c.name}", c.picture)}

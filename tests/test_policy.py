@@ -147,10 +147,10 @@ UP = "model.layers.1.mlp.up_proj.weight"
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda data: data[: len(data) // 2], "is damaged"),
-        (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "is damaged"),
+        (lambda data: data[: len(data) // 2], "if files are damaged"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "if files are damaged"),
         ({UP: None}, f"is not whole: {UP} is not in its files"),
-        ({UP: torch.zeros(3, 48)}, "or no model of its config.json"),
+        ({UP: torch.zeros(3, 48)}, "not of its config.json"),
     ],
     ids=["cut off", "a pointer to the file", "a tensor is missing", "another shape"],
 )

@@ -257,6 +257,8 @@ def check_names(row: Mapping[str, Any], remedy: str = "name it 'image', which ta
         DataError: It has such a column, which is named, with the remedy.
     """
     for name, value in row.items():
+        if isinstance(value, Mapping) and not any(value.values()):  # the Hub's way to say that there is none
+            continue
         likely = LIKELY.fullmatch(str(name)) or (FILE.fullmatch(str(name)) and str(value).lower().endswith(SUFFIXES))
         if value and (MISNAMED.fullmatch(str(name)) or (likely and not row.get("image"))):
             raise DataError(f"{shown(repr(name), 40)} is not read; {remedy}, or leave it out")

@@ -125,7 +125,8 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
                 raise
             if packing is not None and isinstance(e, RuntimeError):
                 raise ConfigError(f"base {base!r} cannot be quantised so: the report above says why") from e
-            raise DataError(f"base {base!r} is damaged, or no model of its config.json: {one_line(e)}") from e
+            what = f"base {base!r} cannot be loaded ({one_line(e)})"
+            raise DataError(f"{what}; if files are damaged, or not of its config.json, copy them again") from e
     own = dict(model.named_parameters())
     if absent := sorted(own.keys() & info["missing_keys"]):  # transformers has drawn them at random
         raise DataError(f"base {base!r} is not whole: {absent[0]} is not in its files; copy the folder again")

@@ -176,7 +176,7 @@ def test_a_search_does_not_resume_under_what_would_decide_it_otherwise(cut, edit
     assert report_of(cut)["evaluations"] == GENERATIONS * config["adapt"]["population"]
 
 
-@pytest.mark.parametrize(("what", "split"), [("answer", "train"), ("fields", "test"), ("messages", "test")])
+@pytest.mark.parametrize(("what", "split"), [("answer", "test"), ("fields", "train"), ("messages", "test")])
 def test_rows_that_were_replaced_are_not_beside_the_old_ones(finished, monkeypatch, what, split):
     examples = toy_task.FirstLetter.examples
     other = {"answer": "late", "fields": {"tests": ["late"]}, "messages": ({"role": "user", "content": "sing"},)}[what]

@@ -177,7 +177,9 @@ def test_what_would_be_found_after_training_is_found_before(llama_folder, tmp_pa
 @pytest.mark.parametrize("make", [ExpertDataModule, partial(FewShotDataModule, few_shot=2)])
 def test_a_share_of_the_scored_batches_that_is_none_is_found_before_training(llama_folder, make):
     data = make("toy_task.Splits", str(llama_folder), batch_size=4)
-    data.trainer = SimpleNamespace(global_rank=0, world_size=1, limit_test_batches=0.01)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, limit_test_batches=0.01, datamodule=None)
+    data.setup("fit")  # of an evaluator inside `fit`, which scores all of its rows
+    data.trainer.datamodule = data
     with pytest.raises(ConfigError, match=r"limit_test_batches 0.01 leaves nothing to score"):
         data.setup("fit")
 

@@ -1,9 +1,12 @@
 """Figures say what they show: axes, units, steps."""
 
+from matplotlib.figure import Figure
+
 from transformer2.cli import main
 from transformer2.report import curve
 from transformer2.report.adaptation import alpha_figure, confusion_figure
 from transformer2.report.curve import draw_curve
+from transformer2.report.figures import pixels, save_figure
 
 
 def test_a_confusion_names_its_axes_and_its_numbers():
@@ -38,3 +41,8 @@ def test_the_learning_curve_has_whole_steps_and_percent(tmp_path, monkeypatch, c
     assert right.get_ylabel() == "nats per token"
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "c.svg")]) == 0  # of validate, which has no report
     assert "last validation, step 2: 20.0 ± 20.0 %" in capsys.readouterr().out and (tmp_path / "c.svg").exists()
+
+
+def test_a_figure_of_a_user_s_own_needs_no_canvas(tmp_path):
+    assert pixels(Figure(figsize=(1, 1), dpi=50)).shape == (50, 50, 3)
+    assert save_figure(Figure(figsize=(1, 1)), tmp_path / "figures" / "own.png").stat().st_size > 100

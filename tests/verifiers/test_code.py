@@ -97,6 +97,14 @@ ANSWERS = {
         "def f(x):\n    return x * x if x in known else f.first + known.get(-x, 0)\n\ndef g(n):\n    return f(n)\n\n"
         "known = {}\nf.first = 0\nfor i in range(9):\n    known[i] = f(i) or i * i\n    print(i)"
     ),
+    "a function that sets a global": BLOCK.format(
+        "LIMIT = 1\n\ndef f(x):\n    return x * x if x < LIMIT else 0\n\ndef setup(n):\n    global LIMIT\n"
+        "    LIMIT = n\n    assert f(0) == 0\n\nsetup(50)"
+    ),
+    "a function that fills a table": BLOCK.format(
+        "T = [0]\n\ndef f(x):\n    return T[abs(x)]\n\ndef build():\n    while len(T) < 60:\n"
+        "        T.append(f(len(T) - 1) + 2 * len(T) - 1)\n\nbuild()"
+    ),
     "input": BLOCK.format(f"{CODE}\n\nprint(f(int(input())))"),
     "wrapped afterwards": BLOCK.format(f"{WRONG}\n\ndef g(h):\n    return lambda x: h(x) * x\n\nf = g(f)"),
     # kinds of definitions

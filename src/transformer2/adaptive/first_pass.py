@@ -20,7 +20,7 @@ from transformer2.data.prompts import collate, render
 from transformer2.errors import ConfigError, LengthError, nearest, shown
 from transformer2.experts import Expert
 from transformer2.policy import lm_head
-from transformer2.rollout.base import Sampling
+from transformer2.rollout.base import Sampling, openings
 from transformer2.rollout.continuous import Row
 from transformer2.rollout.hf import HFEngine
 from transformer2.svf.layer import tuned_layers
@@ -91,7 +91,12 @@ class FirstPass:
 
     def read(self, text: str) -> Selection:
         """What a written first pass chooses."""
-        return self._selection(self.dispatcher.parse(text), text)
+        return self._selection(self.dispatcher.parse(self._opening + text), text)
+
+    @cached_property
+    def _opening(self) -> str:
+        question = self.dispatcher.question(Example("", ({"role": "user", "content": "?"},), ""))
+        return openings(self.engine.tokenizer, torch.tensor([render(self.engine.tokenizer, question)]))[0]
 
     def _scored(self, probabilities: Sequence[float]) -> Selection:
         categories = self.dispatcher.categories

@@ -165,7 +165,9 @@ def _run(
         strategy.settings = {**strategy.settings, "init_args": given, "source": source_digest(cls)}
     called = [strategy.name for strategy in (*own, *strategies)]
     if twice := next((name for name in called if called.count(name) > 1), None):  # a name is a folder and a row
-        raise ConfigError(f"two strategies are called {twice} (callbacks without a task are some, too); adapt twice")
+        raise ConfigError(
+            f"two strategies are called {twice} (a callback without a task is one, too); run adapt once for each"
+        )
     base = experiment.data.base
     for expert in [e for s in (*own, *strategies) for e in (*s.load(base), *s.load_helpers(base))]:
         experiment.data.leave_out({"shots": expert.shots, "protocol": expert.protocol})

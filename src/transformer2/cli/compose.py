@@ -28,7 +28,7 @@ ADAPT_DEFAULT = "conf/adapt_tiny.yaml"  # what `adapt` without a config is given
 UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
 MAX_BYTES = 1_000_000  # of one config file; OmegaConf itself refuses keys given twice and aliases that explode
 # `${model.optimizer.lr}`: settings of optimizer and schedule lie in init_args once they are merged.
-REFERENCE = re.compile(r"(\$\{(?:model|\.)\.(?:optimizer|lr_scheduler)\.)(?!init_args\.|class_path\})")
+REFERENCE = re.compile(r"(\$\{(?:model|\.)\.(?:optimizer|lr_scheduler)\.)(?!init_args[.}]|class_path\})")
 KINDS = {"seq": "a list", "int": "a number", "float": "a number", "bool": "true or false", "null": "nothing"}
 
 

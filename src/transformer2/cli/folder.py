@@ -88,7 +88,9 @@ def check_unnamed(flags: Flags) -> None:
             raise ConfigError(f"--name names a folder in runs/, and --{option} says which it is; leave --name out")
     own = os.path.realpath(os.path.join(flags.options.get("run_dir", ""), "config.yaml"))
     if "run_dir" in flags.options and own in map(os.path.realpath, flags.configs):
-        raise ConfigError(f"the run would replace --config {shown(own)} by its own; give another --run_dir")
+        raise ConfigError(
+            f"the run would replace --config {shown(own)} by its own; give another --run_dir, or a copy of the config"
+        )
 
 
 def check_writable(folder: str | Path, flag: str = "--run_dir") -> None:

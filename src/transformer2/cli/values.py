@@ -46,6 +46,8 @@ def check_adapter(given: dict[str, Any]) -> None:
             raise ConfigError(f"model.adapter.{key} must be a finite number, not {written(value)}")
     if kind != "SVF":
         return
+    if given.get("inference_mode") is False:  # what PEFT's examples say, and what holds in training
+        del given["inference_mode"]
     if saved := sorted(SAVED & given.keys()):
         raise ConfigError(f"model.adapter.{saved[0]} is written when an expert is saved; leave it out")
     if given.get("basis_cache") is False:  # YAML's word for `off`

@@ -335,7 +335,8 @@ class ExpertDataModule(L.LightningDataModule):
             ConfigError: `trainer.limit_test_batches` is a share of it that is less than a batch.
         """
         loader = self._loader("test", self.eval_batch_size)
-        limit = getattr(self.trainer, "limit_test_batches", 0)
+        # An evaluator inside `fit` scores all of its own rows.
+        limit = self.trainer.limit_test_batches if getattr(self.trainer, "datamodule", None) is self else 0
         if limit and not batches_within(loader, limit):
             raise ConfigError(f"trainer.limit_test_batches {limit} leaves nothing to score; raise it")
         return loader

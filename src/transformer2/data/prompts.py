@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -196,8 +197,11 @@ def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: Chat
         text = ""
     others = [m for m in messages if m["role"] != "system"]
     said = system.strip() and any(system.strip() in text_of(m) for m in others)  # by somebody else, too
-    # Other templates silently leave it out.
-    if system.strip() in text and not (said and text == template.text(tokenizer, others)):
+    left_out = system.strip() not in text  # as other templates do silently
+    if said and not left_out:
+        with suppress(Exception):  # of a template that wants a system message, and so shows it
+            left_out = text == template.text(tokenizer, others)
+    if not left_out:
         return text
     first, *rest = others
     before, content = f"{system}\n\n", first["content"]

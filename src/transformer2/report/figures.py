@@ -61,15 +61,24 @@ def save_figure(figure: Any, path: Path) -> Path:
     """Write a figure as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # savefig, which writes other kinds of files too, draws it twice.
-    (figure.canvas.print_png if path.suffix == ".png" else figure.savefig)(path)
+    (_drawn(figure).print_png if path.suffix == ".png" else figure.savefig)(path)
     return path
 
 
 def pixels(figure: Any) -> np.ndarray:
     """A figure as it was saved, drawn where it has not been: uint8 (height, width, RGB)."""
+    return np.asarray(_drawn(figure).buffer_rgba())[..., :3]
+
+
+def _drawn(figure: Any) -> Any:
+    """The canvas of a figure, which one of a user's own may not have."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    if not isinstance(figure.canvas, FigureCanvasAgg):
+        FigureCanvasAgg(figure)
     if figure.stale:
         figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    return figure.canvas
 
 
 def picture_sheet(records: Sequence[Record], result: str = "expert") -> Any:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
 from transformer2.errors import ConfigError, UserError
 from transformer2.rollout.ending import Ending
@@ -91,15 +92,19 @@ class RolloutEngine(Ending, ABC):
             prompts.attention_mask_BP,
             ids_BC,
             mask_BC,
-            tuple(opening + text for opening, text in zip(self._openings(prompts), texts, strict=True)),
+            tuple(
+                opening + text
+                for opening, text in zip(openings(self.tokenizer, prompts.input_ids_BP), texts, strict=True)
+            ),
             finished_B,
             None if logprobs_BC is None else logprobs_BC[:, :width].where(mask_BC.bool(), 0.0),
         )
 
-    def _openings(self, prompts: PromptBatch) -> list[str]:
-        """`<think>` where a prompt ends on it, as some templates do: a thought that is cut off is no answer."""
-        ends_BE = prompts.input_ids_BP[:, -len("<think>\n\n") :].clamp(max=len(self.tokenizer) - 1)  # not of pictures
-        return ["<think>" if end.rstrip().endswith("<think>") else "" for end in self.tokenizer.batch_decode(ends_BE)]
+
+def openings(tokenizer: PreTrainedTokenizerBase, input_ids_BP: Tensor) -> list[str]:
+    """`<think>` for each prompt that ends on it, as some templates do: a thought that is cut off is no answer."""
+    ends_BE = input_ids_BP[:, -len("<think>\n\n") :].clamp(max=len(tokenizer) - 1)  # not of pictures
+    return ["<think>" if end.rstrip().endswith("<think>") else "" for end in tokenizer.batch_decode(ends_BE)]
 
 
 def check_no_rows(policy: nn.Module) -> None:

@@ -70,14 +70,12 @@ def _rows(
     weights = torch.as_tensor(weights_BK, dtype=torch.float32)
     _check(layers, weights, experts, mix)
     per_layer = weights if weights.ndim == 3 else weights.expand(len(layers), *weights.shape)
-    return Rows(
-        {
-            layer: mix_deltas(weights_BK, [layer.detached_delta([name]) for name in experts], of_layer)
-            for layer, weights_BK in zip(layers, per_layer, strict=True)
-            # The sum of raw weights would scale a matrix that none of them tunes.
-            for of_layer in [mix if any(name in layer.svf_z for name in experts) else "delta"]
-        }
-    )
+
+    def mixed(layer: SVFLayer, weights_BK: Tensor) -> Tensor:
+        tuned = any(name in layer.svf_z for name in experts)  # else the sum of raw weights would scale its matrix
+        return mix_deltas(weights_BK, [layer.detached_delta([name]) for name in experts], mix if tuned else "delta")
+
+    return Rows({layer: mixed(layer, weights_BK) for layer, weights_BK in zip(layers, per_layer, strict=True)})
 
 
 def check_only_z(model: nn.Module, experts: Sequence[str] = (), active: bool = True) -> None:

@@ -214,7 +214,8 @@ def _uses(tree: ast.Module, definition: ast.stmt, names: Sequence[str]) -> list[
     needed = {*names}.union(*(_names(node, ast.Load) - _names(node, ast.Store) for node in kept))
     data = needed & {name for node in tree.body if node not in kept for name in _bound(node)} - {*names}
     tried = {*names, "print", "input"}
-    tried |= {n.name for n in kept if isinstance(n, _FUNCTIONS) and not {*names}.isdisjoint(_names(n, ast.Load))}
+    functions = [n for n in kept if isinstance(n, _FUNCTIONS) and not _reaches_out(n, data)]
+    tried |= {n.name for n in functions if not {*names}.isdisjoint(_names(n, ast.Load))}
     found = []
     for node in tree.body:
         if node.lineno > definition.lineno and node not in kept and _names(node, ast.Load) & tried:
@@ -224,6 +225,14 @@ def _uses(tree: ast.Module, definition: ast.stmt, names: Sequence[str]) -> list[
                 found.append(node)
                 tried |= stored
     return found
+
+
+def _reaches_out(function: ast.stmt, data: set[str]) -> bool:
+    """Whether a call of a function may change what is not its own."""
+    own, parts = _names(function, ast.Store), [*ast.walk(function)]
+    places = [n.value for n in parts if isinstance(n, (ast.Attribute, ast.Subscript)) and _changes(n)]
+    outer = {n.id for place in places for n in ast.walk(place) if isinstance(n, ast.Name)} - own
+    return bool(outer or _names(function, ast.Load) & data) or any(isinstance(n, ast.Global) for n in parts)
 
 
 def _changes(node: ast.AST) -> bool:
