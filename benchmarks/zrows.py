@@ -45,9 +45,6 @@ class _Silent:
 
     pad_token_id = 0
 
-    def __len__(self) -> int:
-        return 2
-
     def batch_decode(self, ids: list[list[int]], **options: bool) -> list[str]:
         return [""] * len(ids)
 

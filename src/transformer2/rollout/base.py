@@ -16,6 +16,7 @@ from transformer2.errors import ConfigError, UserError
 from transformer2.rollout.ending import Ending
 from transformer2.svf.rows import has_rows
 from transformer2.types import PromptBatch, Rollouts
+from transformer2.vision.tokens import FIRST
 
 EngineName = Literal["hf", "paged", "vllm"]
 
@@ -103,7 +104,8 @@ class RolloutEngine(Ending, ABC):
 
 def openings(tokenizer: PreTrainedTokenizerBase, input_ids_BP: Tensor) -> list[str]:
     """`<think>` for each prompt that ends on it, as some templates do: a thought that is cut off is no answer."""
-    ends_BE = input_ids_BP[:, -len("<think>\n\n") :].clamp(max=len(tokenizer) - 1)  # not of pictures
+    ends_BE = input_ids_BP[:, -len("<think>\n\n") :]
+    ends_BE = ends_BE.masked_fill(ends_BE >= FIRST, 0)  # ids of pictures are not the tokenizer's
     return ["<think>" if end.rstrip().endswith("<think>") else "" for end in tokenizer.batch_decode(ends_BE)]
 
 
