@@ -4,8 +4,10 @@
     AdaptedPolicy   what came out of it, as long as one evaluation; `adapt_to_batch` is the first pass over a batch
     Choice          the mixing weights of the second pass
 
-To write a strategy, subclass the first two (as dispatch.py and few_shot.py do); to use it inside `fit`, add a callback
-of three lines (as callbacks/prompt.py).
+To write a strategy, subclass the first two (as dispatch.py and few_shot.py do): a `name` and `adapt_to_task` of the
+one, `adapt_to_batch` of the other; what is not overridden is the base's. To use it inside `fit`, and as a callback
+without a task in `adapt`, add three lines as callbacks/prompt.py; to have `adapt --strategy` know it, name it in
+cli/check.py.
 """
 
 from __future__ import annotations
