@@ -61,23 +61,24 @@ def save_figure(figure: Any, path: Path) -> Path:
     """Write a figure as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # savefig, which writes other kinds of files too, draws it twice.
-    (_drawn(figure).print_png if path.suffix == ".png" else figure.savefig)(path)
+    (_canvas(figure).print_png if path.suffix == ".png" else figure.savefig)(path)
     return path
 
 
 def pixels(figure: Any) -> np.ndarray:
     """A figure as it was saved, drawn where it has not been: uint8 (height, width, RGB)."""
-    return np.asarray(_drawn(figure).buffer_rgba())[..., :3]
+    canvas = _canvas(figure)
+    if figure.stale:
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def _drawn(figure: Any) -> Any:
+def _canvas(figure: Any) -> Any:
     """The canvas of a figure, which one of a user's own may not have."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     if not isinstance(figure.canvas, FigureCanvasAgg):
         FigureCanvasAgg(figure)
-    if figure.stale:
-        figure.canvas.draw()
     return figure.canvas
 
 
