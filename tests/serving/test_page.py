@@ -22,8 +22,11 @@ COMPLETE = "Both answers are complete."
 
 @pytest.fixture(scope="module")
 def browser():
-    with screenshot.chromium() as browser:
-        yield browser
+    try:
+        with screenshot.chromium() as browser:
+            yield browser
+    except SystemExit as missing:  # which pytest takes for the end of a fixture's first use alone
+        pytest.fail(str(missing))
 
 
 @pytest.fixture(scope="module")
