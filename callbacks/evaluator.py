@@ -19,6 +19,7 @@ from transformer2.adaptation.strategy import Strategy
 from transformer2.arguments import Count, check_arguments
 from transformer2.callbacks.protocols import HasPolicy, check_policy
 from transformer2.data import UnseenTaskDataModule
+from transformer2.data.loader import batches_within
 from transformer2.errors import ConfigError
 from transformer2.types import Report
 
@@ -34,7 +35,7 @@ class AdaptationEvaluator(L.Callback, Strategy):
         data_dir: Its rows.
         few_shot: Its few-shot rows.
         test_limit: Score at most this many rows.
-        every_n_epochs: After every n-th validation.
+        every_n_epochs: After every n-th validation of the run.
         options: The arguments of the strategy.
 
     Attributes:
@@ -55,10 +56,9 @@ class AdaptationEvaluator(L.Callback, Strategy):
         check_arguments("adapt", AdaptationEvaluator.__init__, locals())
         if task is not None:
             tasks.get(task, **(task_options or {}))  # a typo is refused before anything is trained
-        self.own_task, self.every_n_epochs, self.validations = task, every_n_epochs, 0
+        self.own_task, self.every_n_epochs = task, every_n_epochs
         self.data_options: dict[str, Any] = {"task_options": task_options, "data_dir": data_dir, "few_shot": few_shot}
         self.data_options |= {"test_limit": test_limit, "seed": self.seed}
-        self.options = options
         self.own_data: UnseenTaskDataModule | None = None
         self.report: Report | None = None
         self.cache: Cache = {}
@@ -74,8 +74,7 @@ class AdaptationEvaluator(L.Callback, Strategy):
                     f"{type(self).__name__} builds prompts as the run does; train with an ExpertDataModule"
                 )
             self.own_data = UnseenTaskDataModule(self.own_task, **prompting, **self.data_options)
-            for expert in (*self.load(self.own_data.base), *self.load_helpers(self.own_data.base)):
-                self.own_data.leave_out({"shots": expert.shots, "protocol": expert.protocol})
+            self.leave_out_shots(self.own_data)
             self.own_data.setup("fit")
             self.own_data.trainer = trainer
             self.own_data.test_dataloader()
@@ -83,7 +82,7 @@ class AdaptationEvaluator(L.Callback, Strategy):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the experts into the policy and take them out again: what does not fit is found before the first step."""
         if self.own_data is not None:
-            if not trainer.limit_val_batches or not cast(Any, trainer).datamodule.val_dataloader():
+            if not batches_within(cast(Any, trainer).datamodule.val_dataloader(), trainer.limit_val_batches):
                 rank_zero_warn(f"{type(self).__name__} evaluates after validations, and this run has none")
             answerer = cast(HasPolicy, pl_module).answerer(self.own_data.task)
             with isolate_rng(), self.loaded(answerer, self.own_data.base):
@@ -91,14 +90,13 @@ class AdaptationEvaluator(L.Callback, Strategy):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate, and log."""
+        module = cast(HasPolicy, pl_module)
         if trainer.state.fn != "fit" or trainer.sanity_checking or self.own_data is None:
             return
-        self.validations += 1
-        if self.validations % self.every_n_epochs:
+        if module.curve.validations % self.every_n_epochs:
             return
         with isolate_rng():
-            answerer = cast(HasPolicy, pl_module).answerer(self.own_data.task)
-            found = evaluate(answerer, self.own_data, self, self.cache)
+            found = evaluate(module.answerer(self.own_data.task), self.own_data, self, self.cache)
         self.report = found.report
         if trainer.is_global_zero:
             tags = (self._tag(trainer, tag) for tag in (f"adapt/{self.name}", self.picture))
@@ -113,16 +111,3 @@ class AdaptationEvaluator(L.Callback, Strategy):
             return tag
         alike = sum((c.name, c.own_task) == (self.name, self.own_task) for c in before)
         return f"{tag}_{self.name}_{self.own_data.task.name}{f'_{alike + 1}' if alike else ''}"
-
-    @property
-    def state_key(self) -> str:
-        """Evaluators of several tasks, or with several settings, may sit in one run."""
-        return f"{type(self).__qualname__}[{self.own_task}]{self.data_options}{self.options}"
-
-    def state_dict(self) -> dict[str, int]:
-        """How many validations there were, so that a resumed run evaluates after the same ones."""
-        return {"validations": self.validations}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Restore the count from a checkpoint."""
-        self.validations = state_dict["validations"]

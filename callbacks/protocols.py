@@ -19,11 +19,13 @@ class HasPolicy(Protocol):
     Attributes:
         policy: The model with its adapters; the one that is trained is called `default`.
         alarms: What is wrong with the training; `alarms.collapse.current_signs` names the signs of a collapse.
+        curve: The learning curve; `curve.validations` counts the validations of the run.
         validated: Questions and answers of the last validation.
     """
 
     policy: Any
     alarms: Any
+    curve: Any
     validated: Sequence[tuple[Example, Answer]]
 
     @property
@@ -37,7 +39,7 @@ class HasPolicy(Protocol):
 
 
 # Not by isinstance, which from Python 3.12 on does not see what torch keeps in a module's `_modules`, such as a policy.
-MEMBERS = ("policy", "alarms", "validated", "task", "answerer")
+MEMBERS = ("policy", "alarms", "curve", "validated", "task", "answerer")
 
 
 class NeedsPolicy(L.Callback):

@@ -4,14 +4,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import grimp
 import pytest
-
-from transformer2.adaptive.first_pass import StrategyName
-from transformer2.cli import check
-from transformer2.study import unseen
 
 
 def fresh(code: str) -> str:
@@ -107,12 +102,6 @@ main(["plan", "--config", "conf/tiny_math.yaml"])
 def test_peft_knows_svf_whichever_comes_first_and_in_a_command():
     name, *plan = fresh(PEFT_FIRST_AND_LAST).splitlines()
     assert name == "SVFConfig" and any("SVF, 2688 z" in line for line in plan)
-
-
-def test_every_list_of_strategies_names_the_same():
-    """Command line, tables and requests each have a list of their own: no layer may import another's."""
-    assert set(check.STRATEGIES) == set(unseen.STRATEGIES)
-    assert get_args(StrategyName) == ("auto", *unseen.DISPATCHED)
 
 
 def test_no_file_is_longer_than_can_be_read_at_once():

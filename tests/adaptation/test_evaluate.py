@@ -148,7 +148,11 @@ def test_all_processes_choose_one_constant(tested, world, monkeypatch):
     half, best, broken = [[yes, no], [yes, no]], [[no, no], [yes, yes]], [[no, failed], [yes, yes]]
 
     def chosen(rank, *found):  # what the processes found: the first of z = 0.8 and 1.1, the second of 0.9 and 1.2
-        monkeypatch.setattr(context_of, "verify_members", lambda *given: (found[rank], [0.0, 0.0]))
+        def scored(*given):
+            given[-1]([v for own in found[rank] for v in own])
+            return mean_credits(found[rank]), [0.0, 0.0]
+
+        monkeypatch.setattr(context_of, "score_members", scored)
         process = dataclasses.replace(
             module.answerer(data.task),
             rank=rank,

@@ -210,7 +210,7 @@ def test_fit_refuses_what_cannot_fit(
 ) -> None:
     run = ["fit", "--config", "conf/tiny_math.yaml", "--quiet", "--trainer.max_steps", "1", "--data.batch_size", "16"]
     run += ["--data.validation_limit", "8", "--data.test_limit", "8", "--run_dir"]
-    monkeypatch.setattr("transformer2.cli.experiment.available_bytes", lambda device: 30e6)
+    monkeypatch.setattr("transformer2.cli.plan.available_bytes", lambda device: 30e6)
     monkeypatch.setattr("transformer2.cli.experiment.Experiment.fit", lambda self, *_: 0)  # what is not refused
     assert main([*run, str(tmp_path / "a")]) == 2
     error = capsys.readouterr().err

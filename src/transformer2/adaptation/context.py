@@ -17,9 +17,9 @@ from torch import Tensor
 
 from transformer2.adaptation.answerer import Answerer
 from transformer2.adaptation.mixture import base_row, constant_rows, expert_rows
-from transformer2.adaptation.scoring import Scorer, mean_credits, verify_members
+from transformer2.adaptation.scoring import Scorer, score_members
 from transformer2.experts import Expert
-from transformer2.types import Answer, PromptBatch, Verdict
+from transformer2.types import Answer, PromptBatch
 
 if TYPE_CHECKING:
     from transformer2.data import UnseenTaskDataModule
@@ -97,14 +97,13 @@ class EvaluationContext:
             UserError: Over 5 % of the answers in all processes could not be verified.
         """
         answerer, size, n = self.answerer, self.answerer.world_size, weights_LNK.shape[-2]
-        verdicts, ties = list[list[Verdict]](), list[float]()
+        found: tuple[list[float], list[float]] = [], []
         if answerer.rank < n:
-            some_LNK = weights_LNK[..., answerer.rank :: size, :]
-            verdicts, ties = verify_members(
-                self.scorer, self.few_shot, answerer.task, answerer.max_new_tokens, some_LNK
-            )
-        answerer.stop_if_unverified([verdict for own in verdicts for verdict in own])
-        parts = answerer.gather(list(zip(mean_credits(verdicts), ties, strict=True)))
+            how = self.scorer, self.few_shot, answerer.task, answerer.max_new_tokens
+            found = score_members(*how, weights_LNK[..., answerer.rank :: size, :], answerer.stop_if_unverified)
+        else:
+            answerer.stop_if_unverified([])
+        parts = answerer.gather(list(zip(*found, strict=True)))
         credits, likelihoods = zip(*(parts[i % size][i // size] for i in range(n)), strict=True)
         return list(credits), list(likelihoods)
 

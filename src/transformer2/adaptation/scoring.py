@@ -10,7 +10,7 @@ other. Here a micro-batch holds at most `max_rows` rows, halved where memory run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from peft import PeftModel
@@ -31,7 +31,7 @@ from transformer2.tasks import Task
 from transformer2.types import Example, PromptBatch, Rollouts, Verdict
 from transformer2.verifiers import stop_if_unverified, verify_all
 
-__all__ = ["Scorer", "mean_credits", "right_answer", "score_members", "verify_members"]
+__all__ = ["Scorer", "mean_credits", "right_answer", "score_members"]
 
 
 def right_answer(task: Task, example: Example) -> str:
@@ -134,7 +134,12 @@ class Scorer:
 
 
 def score_members(
-    scorer: Scorer, shots: PromptBatch, task: Task, max_new_tokens: int, weights_LNK: Tensor
+    scorer: Scorer,
+    shots: PromptBatch,
+    task: Task,
+    max_new_tokens: int,
+    weights_LNK: Tensor,
+    check: Callable[[list[Verdict]], None] = stop_if_unverified,
 ) -> tuple[list[float], list[float]]:
     """Mean credit of the answers and mean log-likelihood of the right ones, for each of N mixtures.
 
@@ -144,23 +149,17 @@ def score_members(
         task: Verifies the answers.
         max_new_tokens: Completion budget.
         weights_LNK: (L, N, K + 1), or (N, K + 1).
+        check: Called with all verdicts, to end the run where too many are missing.
 
     Raises:
         UserError: Over 5 % of all answers could not be verified.
     """
-    verdicts, ties = verify_members(scorer, shots, task, max_new_tokens, weights_LNK)
-    stop_if_unverified([verdict for own in verdicts for verdict in own])
-    return mean_credits(verdicts), ties
-
-
-def verify_members(
-    scorer: Scorer, shots: PromptBatch, task: Task, max_new_tokens: int, weights_LNK: Tensor
-) -> tuple[list[list[Verdict]], list[float]]:
-    """The verdicts that `score_members` takes the mean of, for each of N mixtures, and the log-likelihoods."""
     with factored_for_choice(scorer.policy):
         answers = scorer.answers(shots, weights_LNK, max_new_tokens)
         ties = scorer.mean_log_likelihood(shots, task, weights_LNK).tolist()
-    return [verify_all(task, rollouts.examples, rollouts.completions) for rollouts in answers], ties
+    verdicts = [verify_all(task, rollouts.examples, rollouts.completions) for rollouts in answers]
+    check([verdict for own in verdicts for verdict in own])
+    return mean_credits(verdicts), ties
 
 
 def mean_credits(verdicts: Sequence[Sequence[Verdict]]) -> list[float]:

@@ -7,7 +7,7 @@
 To write a strategy, subclass the first two (as dispatch.py and few_shot.py do): a `name` and `adapt_to_task` of the
 one, `adapt_to_batch` of the other; what is not overridden is the base's. To use it inside `fit`, and as a callback
 without a task in `adapt`, add three lines as callbacks/prompt.py; to have `adapt --strategy` know it, name it in
-cli/check.py.
+`adaptation/__init__.py`.
 """
 
 from __future__ import annotations
@@ -144,6 +144,11 @@ class Strategy:
     def load_helpers(self, base: str) -> list[Expert]:
         """Further experts, which are not chosen from but used in the first pass."""
         return []
+
+    def leave_out_shots(self, data: Any) -> None:
+        """Have a datamodule score no row that an expert was made with; before its `setup`."""
+        for expert in (*self.load(data.base), *self.load_helpers(data.base)):
+            data.leave_out(vars(expert))
 
     def made_from(self, base: str) -> dict[str, str | None]:
         """What a report on the experts that are there now says of them (`details.made_from`)."""

@@ -80,10 +80,8 @@ def find_mixture(
     examples = [row if isinstance(row, Example) else _example(row, i) for i, row in enumerate(given)]
     if not examples or not loaded.experts:
         raise UserError("a mixture is searched with at least one row and one expert")
-    settings, policy = (
-        FewShotSearch(controls=False, **{name: plain(value) for name, value in search.items()}),
-        loaded.policy,
-    )
+    settings = FewShotSearch(controls=False, **{name: plain(value) for name, value in search.items()})
+    policy = loaded.policy
     mixture, searched = settings.begin(policy, list(loaded.experts))
     scorer = Scorer(policy, loaded.adapters, engine, lm_head(policy), settings.max_rows or engine.max_rows)
     budget = plain(max_new_tokens) or verifier.max_new_tokens

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from transformer2.adaptation import DispatchName
 from transformer2.adaptation.dispatcher import Dispatcher, category_logprobs
 from transformer2.adaptation.scoring import Scorer
 from transformer2.adaptive.experts import LoadedExperts
@@ -28,7 +29,7 @@ from transformer2.types import Example
 
 __all__ = ["FirstPass", "StrategyName", "read_strategy"]
 
-StrategyName = Literal["auto", "prompt", "cls", "scores"]
+StrategyName = Literal["auto", DispatchName]
 
 
 class FirstPass:

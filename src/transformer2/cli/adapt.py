@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from transformer2.adaptation import STRATEGIES
 from transformer2.arguments import written
-from transformer2.cli.check import ADAPT_KEYS, STRATEGIES, UNREAD, check, keys_help, sections, suggestion
+from transformer2.cli.check import ADAPT_KEYS, UNREAD, check, keys_help, sections, suggestion
 from transformer2.cli.compose import ADAPT_DEFAULT, compose, flags_of
 from transformer2.cli.folder import check_unnamed, check_writable, holds_run, run_folder
 from transformer2.cli.schema import value_of
@@ -168,9 +169,8 @@ def _run(
         raise ConfigError(
             f"two strategies are called {twice} (a callback without a task is one, too); run adapt once for each"
         )
-    base = experiment.data.base
-    for expert in [e for s in (*own, *strategies) for e in (*s.load(base), *s.load_helpers(base))]:
-        experiment.data.leave_out({"shots": expert.shots, "protocol": expert.protocol})
+    for strategy in (*own, *strategies):
+        strategy.leave_out_shots(experiment.data)
     experiment.data.setup("test")  # rows that cannot be read are found before there is a folder
     kept, again = f"resume with transformer2 adapt --resume {folder}", "nothing was saved yet; run the command again"
     experiment.hint = lambda: kept if holds_run(folder) else again

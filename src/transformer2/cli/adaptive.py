@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
+from transformer2.adaptation import DISPATCHED
 from transformer2.arguments import written
 from transformer2.cli.compose import Flags, yaml_value
-from transformer2.cli.schema import value_of
 from transformer2.cli.values import check_base, check_model_kwargs, number, one_of
 from transformer2.errors import ConfigError, shown
 from transformer2.files import check_directory
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MODEL_HELP", "SAMPLING_HELP", "load", "model_of", "sampling_of", "start_all"]
 
-STRATEGIES = get_args(value_of("transformer2.adaptive.first_pass.StrategyName"))  # read, not imported: that takes torch
 SAMPLING_HELP = """\
   --max_new_tokens N      most tokens of an answer (default: 512, or what the model has room for)
   --temperature T         0 (default) is greedy
@@ -61,7 +60,7 @@ def model_of(flags: Flags, is_final: bool = True) -> dict[str, Any]:
             "--strategy cem searches a mixture on rows with answers: run transformer2 adapt, then answer with the "
             "expert that it saves, --experts NAME=RUN/expert --use NAME; or call SelfAdaptive.adapt"
         )
-    one_of("--strategy", strategy, STRATEGIES)
+    one_of("--strategy", strategy, ("auto", *DISPATCHED))
     choosing = [f"--{name}" for name in ("strategy", "soft", "classifier") if name in {*options, *flags.switches}]
     if is_final and choosing and options.get("use", "auto") != "auto":
         raise ConfigError(f"{choosing[0]} says how to choose, and --use leaves no choice; give one of them")

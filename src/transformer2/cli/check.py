@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from transformer2 import tasks
+from transformer2.adaptation import STRATEGIES
 from transformer2.arguments import OPTIMIZER_RANGES, Count, Seed, expected, fits, written
 from transformer2.cli.optimizers import HOMES, MODEL, class_and_arguments, default_class
 from transformer2.cli.schema import Argument, arguments, value_of
@@ -36,12 +37,6 @@ DATA = "transformer2.data.modules.ExpertDataModule"
 UNSEEN_DATA = "transformer2.data.unseen.UnseenTaskDataModule"
 FEW_SHOT_DATA = "transformer2.data.unseen.FewShotDataModule"
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
-STRATEGIES = {
-    "cem": "transformer2.adaptation.few_shot.FewShotSearch",
-    "prompt": "transformer2.adaptation.dispatch.PromptDispatch",
-    "cls": "transformer2.adaptation.dispatch.ClassifierDispatch",
-    "scores": "transformer2.adaptation.dispatch.ScoresDispatch",
-}
 
 _Batches = Annotated[int, ">= 0"] | Annotated[float, ">= 0", "<= 1"] | None
 LIGHTNING: dict[str, Any] = {  # what Lightning's own annotations leave open, and what our step does not do

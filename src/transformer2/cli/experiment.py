@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,13 @@ from transformer2.callbacks.progress import TrainingBar
 from transformer2.checkpoints import read_checkpoint
 from transformer2.cli.check import LINKED, TRAINER_DEFAULTS
 from transformer2.cli.classes import check_classes, class_of
-from transformer2.cli.plan import available_bytes
+from transformer2.cli.plan import check_memory
 from transformer2.data import ExpertDataModule, FewShotDataModule
 from transformer2.distributed import check_checkpoint, check_strategy
 from transformer2.errors import ConfigError, UserError, one_line
 from transformer2.files import write_text
 from transformer2.module import SVFReinforceModule
-from transformer2.plan.advice import advise, changes
 from transformer2.plan.job import job_of, strategy_of
-from transformer2.plan.memory import memory
 from transformer2.policy import base_dtype
 from transformer2.report.build import Facts, build_report
 from transformer2.report.curve import draw_curve
@@ -141,7 +139,7 @@ class Experiment:
         self.trainer: L.Trainer = cli.trainer
         self.seed = int(cli.config.seed_everything)
         self.hint: Callable[[], str] = lambda: "nothing was changed; run the command again"  # after a signal
-        self.trained = self.stopped = False
+        self.trained = False
         self.details: dict[str, Any] = {}
         self.notes: list[str] = []
         if (listener := interrupt.current()) is not None:
@@ -170,24 +168,13 @@ class Experiment:
         model, data, trainer = (self.cli.config[name].as_dict() for name in ("model", "data", "trainer"))
         data["batch_size"] = self.data.batch_size  # shots may be fewer
         gpus, nodes, device = self.trainer.num_devices, self.trainer.num_nodes, self.trainer.strategy.root_device
-        prompt_tokens, available = self.data.longest_prompt(), available_bytes(device)
-        if available is not None and device.type != "cuda":
-            available /= gpus  # processes of one machine share its memory
         strategy = strategy_of(trainer) or ("single" if gpus * nodes == 1 else "ddp")
         try:
             dtype = str(base_dtype(model["base"], model["dtype"], model["model_kwargs"])).removeprefix("torch.")
-            job = job_of({**model, "dtype": dtype}, data, strategy, gpus, nodes, prompt_tokens)
+            job = job_of({**model, "dtype": dtype}, data, strategy, gpus, nodes, self.data.longest_prompt())
         except UserError:
             return  # what cannot be planned (another kind of adapter, an unknown base) is not refused for that
-        needed = memory(job).peak
-        if available is None or needed <= available or not job.shape.counted:
-            return
-        advised = advise(job, available)
-        remedy = f"use {' '.join(changes(job, advised))}" if advised else "use a larger device or a smaller model"
-        raise ConfigError(
-            f"this run needs about {needed / 1e9:.1f} GB on {device} and {available / 1e9:.1f} GB are there; {remedy} "
-            "(`transformer2 plan` shows the parts; --no_preflight tries all the same)"
-        )
+        check_memory(job, device)
 
     @explained()
     def fit(self, expert: Path | None, ckpt_path: str | None, start: float) -> int:
@@ -205,13 +192,14 @@ class Experiment:
             print(f"{self.data.task.name}   questions: {numbers}", flush=True)
         setup = time.perf_counter() - start
         self.trainer.fit(self.module, self.data, ckpt_path=ckpt_path)
-        self.trained, self.stopped = True, self.trainer.should_stop
+        self.trained = True
+        training, notes = self._of_training()
         self.hint = lambda: f"the trained expert is in {self.folder / 'expert'}: transformer2 test --expert scores it"
         trained = time.perf_counter() - start
         self.trainer.test(self.module, self.data, verbose=False)
         now = time.perf_counter() - start
         seconds = {"setup": setup, "train": trained - setup, "test": now - trained, "total": now}
-        self._report(seconds)
+        self._report(seconds, {"training": training}, notes)
         here = (isinstance(x, TensorBoardLogger) and Path(x.log_dir) == self.folder for x in self.trainer.loggers)
         if self.trainer.is_global_zero and any(here):
             print(f"  curve in {draw_curve(self.folder, self.folder / 'figures' / 'curve.png')}")
@@ -235,7 +223,8 @@ class Experiment:
         """Score base and expert on the test split."""
         self._open(expert, ckpt_path)
         self.trainer.test(self.module, self.data, ckpt_path=ckpt_path, verbose=False)
-        return self._report({"total": time.perf_counter() - start})
+        self._report({"total": time.perf_counter() - start}, {}, self.module.alarms.notes())
+        return 0
 
     def _open(self, expert: Path | None, ckpt_path: str | None, fits: bool = False) -> None:
         """Refuse a bad checkpoint, or one past the end, before anything is loaded; write the resolved config."""
@@ -246,34 +235,33 @@ class Experiment:
             write_text(self.folder / "config.yaml", self.yaml())
         self.module.expert = expert
 
-    def _report(self, seconds: dict[str, float]) -> int:
-        records, task = self.module.records, self.data.task
-        keeper = self._callback(ExpertCheckpoint) if self.trained else None
-        step = None if keeper is None else keeper.best_step
-        notes = [*self.notes, *self.module.alarms.notes(step)]
-        if self.stopped:
-            kept = "" if step is None else f"; the expert is of step {step}"
-            notes.append(f"stopped early, after {self.trainer.global_step} steps{kept}")
-        if keeper is not None and (before := self.module.curve.before):
+    def _of_training(self) -> tuple[dict[str, Any], list[str]]:
+        """What a report says of the training: facts and notes."""
+        best, module = self._callback(ExpertCheckpoint), self.module
+        notes = module.alarms.notes(best.best_step)
+        if self.trainer.should_stop:
+            notes.append(f"stopped early, after {module.global_step} steps; the expert is of step {best.best_step}")
+        if before := module.curve.before:
             notes.append(
                 f"validations up to step {before[-1]['step']} were of other questions or judged by another task: they "
                 "are not in the curve and chose no expert"
             )
-        details = {**self.details, **self.module.tested.facts(records).details}
-        if keeper is not None:
-            own = self.module.facts()
-            details["training"] = own | {"best_step": keeper.best_step, "best_validation": keeper.best_score}
+        if isinstance(self.data, FewShotDataModule):
+            shots = f"trained on {len(self.data.shots())} shots, without a validation"
+            notes.append(f"{shots}: the expert is of the last step, {best.best_step}")
+        return {**module.facts(), "best_step": best.best_step, "best_validation": best.best_score}, notes
+
+    def _report(self, seconds: dict[str, float], details: dict[str, Any], notes: Sequence[str]) -> None:
+        """Write and print the report of a test."""
+        records = self.module.records
+        details = {**self.details, **self.module.tested.facts(records).details, **details}
         if isinstance(self.data, FewShotDataModule):
             details["few_shot"] = [e.id for e in self.data.shots().examples]
-            if keeper is not None:
-                count = len(details["few_shot"])
-                notes.append(f"trained on {count} shots, without a validation: the expert is of the last step, {step}")
-        facts = Facts(details=details, notes=notes)
-        report = build_report(records, task, self.data.reported, seconds, (self.seed,), facts=facts)
+        facts = Facts(details=details, notes=[*self.notes, *notes])
+        report = build_report(records, self.data.task, self.data.reported, seconds, (self.seed,), facts=facts)
         if self.trainer.is_global_zero:
             write_report(self.folder, report, records)
             print(f"{text_table(report)}\n  saved to {self.folder}")
-        return 0
 
     def on_signal(self, number: int) -> str | None:
         """On a signal: tell the other processes, save, and say how to resume. Called in a thread."""

@@ -98,6 +98,28 @@ def complete(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **given, **groups}
 
 
+def check_memory(job: Job, device: torch.device) -> None:
+    """Refuse a job that a device has no room for, as far as that is known.
+
+    Raises:
+        ConfigError: The message says the first change that would make it fit.
+    """
+    from transformer2.plan.advice import advise, changes
+    from transformer2.plan.memory import memory
+
+    needed, available = memory(job).peak, available_bytes(device)
+    if available is not None and device.type != "cuda":
+        available /= job.gpus  # processes of one machine share its memory
+    if available is None or needed <= available or not job.shape.counted:
+        return
+    advised = advise(job, available)
+    remedy = f"use {' '.join(changes(job, advised))}" if advised else "use a larger device or a smaller model"
+    raise ConfigError(
+        f"this run needs about {needed / 1e9:.1f} GB on {device} and {available / 1e9:.1f} GB are there; {remedy} "
+        "(`transformer2 plan` shows the parts; --no_preflight tries all the same)"
+    )
+
+
 def available_bytes(device: torch.device) -> float | None:
     """What a device has to give: a GPU's free memory, else the machine's or its cgroup's; None where unknown."""
     if device.type == "cuda":

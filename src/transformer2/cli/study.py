@@ -14,6 +14,7 @@ from transformer2.cli.compose import find_config, parse_flags
 from transformer2.cli.folder import check_writable
 from transformer2.cli.study_plan import Plan
 from transformer2.cli.study_run import composed
+from transformer2.cli.values import number
 from transformer2.errors import ConfigError, shown
 from transformer2.files import write_text
 from transformer2.study.builders import build
@@ -73,9 +74,7 @@ def study(args: Sequence[str]) -> int:
         raise ConfigError(f"--{of_runs[0]} is for the runs of a study file; name the file, or leave the flag out")
     if docs is not None and "dry_run" in flags.switches:
         raise ConfigError("--dry_run writes nothing; leave --docs out")
-    jobs = flags.options.get("jobs", "1")
-    if not jobs.isdecimal() or not 0 < int(jobs) <= 1024:
-        raise ConfigError(f"--jobs must be a whole number from 1 to 1024, not {shown(jobs)}")
+    jobs = number(flags.options, "jobs", 1, 1, 1024)
     root = Path(flags.options.get("run_dir") or Path("runs") / "studies")
     failed: set[Path] = set()
     plans = [Plan(file, root, failed, flags.options, flags.overrides) for file in files]
@@ -98,7 +97,7 @@ def study(args: Sequence[str]) -> int:
         _check_bases(plans)
     check_writable(root)
     if plans:
-        _run(plans, failed, int(jobs), launcher, "quiet" in flags.switches)
+        _run(plans, failed, jobs, launcher, "quiet" in flags.switches)
     whole = [_finish(plan) for plan in plans]
     if docs is not None:
         from transformer2.study.page import write_pages

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from transformer2 import tasks
-from transformer2.cli.check import check
+from transformer2.cli.check import ADAPT_KEYS, KEYS, check
 from transformer2.cli.compose import ADAPT_DEFAULT, PACKAGED, compose, merge, parse_flags
-from transformer2.cli.train import KEYS
 from transformer2.files import file_digest, source_digest
 from transformer2.svf.format import CONFIG
 
@@ -31,7 +30,7 @@ OF_A_MODEL = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # fi
 def composed(args: tuple[str, ...]) -> dict[str, Any]:
     """The config of a command line; of `adapt` without one, the user's file in place of the shipped one, if any."""
     command, *words = args
-    keys = (*KEYS, "adapt", "strategy") if command == "adapt" else KEYS
+    keys = ADAPT_KEYS if command == "adapt" else KEYS
     flags = parse_flags(words, RUN_OPTIONS, (), keys)
     if command == "adapt" and not flags.configs:
         own = merge([ADAPT_DEFAULT]) != merge([str(PACKAGED / ADAPT_DEFAULT)])  # what ships makes no other run

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -36,11 +36,6 @@ __all__ = [
 ]  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# What an expert and its adapter_config.json say in the same words.
-_FACTS = (
-    *("task", "step", "score", "base_fingerprint", "base_quantisation", "revision", "shuffled", "shots", "protocol"),
-    "sha256",
-)
 
 
 @dataclass(frozen=True)
@@ -82,6 +77,10 @@ class Expert:
     def __post_init__(self) -> None:
         check_name(self.name)
         object.__setattr__(self, "deltas", MappingProxyType(dict(self.deltas)))
+
+
+# What an expert and its adapter_config.json say in the same words.
+_FACTS = [fact.name for fact in fields(Expert) if fact.name not in ("name", "path", "base", "deltas")]
 
 
 def read_expert(folder: str | Path, name: str | None = None) -> Expert:

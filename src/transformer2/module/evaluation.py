@@ -138,8 +138,7 @@ class PolicyModule(L.LightningModule):
     def on_test_start(self) -> None:
         """Start a fresh set of records."""
         strategy = ActiveExpert(self.test.samples, self.test.temperature, self.seed)
-        with strategy.prepared(self.answerer()) as context:
-            self.tested, self.records = strategy.adapt_to_task(context), []
+        self.tested, self.records = strategy.adapt_to_task(self.answerer()), []
 
     def test_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Answer one batch with the base and with the expert."""

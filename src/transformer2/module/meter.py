@@ -58,6 +58,11 @@ class LearningCurve:
     points: list[dict[str, float]] = field(default_factory=list)
     before: list[dict[str, float]] = field(default_factory=list)
 
+    @property
+    def validations(self) -> int:
+        """How many there were, that before step 1 not counted."""
+        return sum(point["step"] > 0 for point in (*self.before, *self.points))
+
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Add the seconds of a step."""

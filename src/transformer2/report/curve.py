@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformer2.errors import DataError
 from transformer2.report.figures import bare_figure, save_figure
+from transformer2.report.table import read_report
+from transformer2.types import Report, Score
 
 Series = list[tuple[int, float]]
 TAGS = ("train/accuracy", "val/accuracy", "val/accuracy_se", "train/kl")
@@ -39,7 +40,7 @@ def last_validation(run: Path) -> str:
     if not scalars["val/accuracy"]:
         return f"{run.name}   no report, and no validation yet"
     (step, accuracy), (_, se) = (of[-1] for of in scalars.values())
-    return f"{run.name}   no report; last validation, step {step}: {100 * accuracy:.1f} ± {100 * se:.1f} %"
+    return f"{run.name}   no report; last validation, step {step}: {Score(accuracy, se, 1)}"
 
 
 def draw_curve(run: Path, out: Path) -> Path:
@@ -55,9 +56,8 @@ def draw_curve(run: Path, out: Path) -> Path:
         errors = [se for _, se in scalars["val/accuracy_se"]]
         look = {"color": "C0", "marker": "o", "markersize": 3, "capsize": 2, "label": "validation (greedy)"}
         left.errorbar(*zip(*validated, strict=True), errors, **look)
-    report = run / "report.json"
-    if report.exists():
-        _test_lines(left, json.loads(report.read_text()))
+    if (run / "report.json").exists():
+        _test_lines(left, read_report(run))
     left.set(xlabel="optimizer steps done", ylabel="right answers", ylim=(0, 1), title=run.name)
     left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     left.legend(loc="lower right", fontsize=8)
@@ -70,10 +70,8 @@ def draw_curve(run: Path, out: Path) -> Path:
     return save_figure(figure, out)
 
 
-def _test_lines(axes: Any, report: Mapping[str, Any]) -> None:
-    for name, score, colour in (("base", report["base"], "C1"), ("expert", report["result"], "C2")):
-        if score["n"]:
-            accuracy, se = score["accuracy"], score["se"]
-            says = f"{name} on test: {100 * accuracy:.1f} ± {100 * se:.1f} %"
-            axes.axhline(accuracy, color=colour, linestyle="--", label=says)
-            axes.axhspan(accuracy - se, accuracy + se, color=colour, alpha=0.12)
+def _test_lines(axes: Any, report: Report) -> None:
+    for name, score, colour in (("base", report.base, "C1"), ("expert", report.result, "C2")):
+        if score.n:
+            axes.axhline(score.accuracy, color=colour, linestyle="--", label=f"{name} on test: {score}")
+            axes.axhspan(score.accuracy - score.se, score.accuracy + score.se, color=colour, alpha=0.12)

@@ -39,7 +39,7 @@ def text_table(report: Report) -> str:
         gain, test = 100 * (report.result.accuracy - report.base.accuracy), report.details.get("paired_test", MCNEMAR)
         lines.append(f"  {'gain':<{width}} {gain:>+6.1f} points   p = {report.paired_p:.2g} ({test})")
     for who, scores in report.details.get("pass_at_k", {}).items() if report.n else ():
-        shown = ", ".join(f"pass@{k} {100 * s['pass']:.1f} ± {100 * s['pass_se']:.1f} %" for k, s in scores.items())
+        shown = ", ".join(f"pass@{k} {Score(s['pass'], s['pass_se'], s['n'])}" for k, s in scores.items())
         lines.append(f"  {'expert' if who == 'result' else who:<{width}} {shown}")
     lines += [f"  {line}" for line in (*dispatch_lines(report), *report.details.get("notes", ()))]
     if report.seconds:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from transformer2.adaptation import DISPATCHED
 from transformer2.errors import ConfigError, nearest, shown
 from transformer2.study.choices import figure6, figure7
 from transformer2.study.curves import figure4, figure9, steps
@@ -13,7 +14,7 @@ from transformer2.study.output import Figure, Table
 from transformer2.study.results import Run, Study
 from transformer2.study.spectra import drift, figure10, figure11
 from transformer2.study.tables import table1, table4, table7
-from transformer2.study.unseen import DISPATCHED, table2, table3, table5, table8, table10
+from transformer2.study.unseen import table2, table3, table5, table8, table10
 
 if TYPE_CHECKING:
     from transformer2.study.grid import Cell

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
+from transformer2.adaptation import DISPATCHED
 from transformer2.report.figures import bar_style, bare_figure
 from transformer2.study.cells import Report, alike, apart, display, expert_names, nothing, on_runs, seeds_cell
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Group, Study
-from transformer2.study.unseen import DISPATCHED, task_of
+from transformer2.study.unseen import task_of
 
 
 def figure6(study: Study) -> list[Table | Figure]:

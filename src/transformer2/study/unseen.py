@@ -25,6 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
+from transformer2.adaptation import DISPATCHED, STRATEGIES
 from transformer2.study import published
 from transformer2.study.cells import (
     NOTES,
@@ -48,8 +49,6 @@ from transformer2.study.tables import OTHER_MODELS
 
 ON_UNSEEN = "_unseen"
 ALL = "adapt"  # the name of runs of every strategy
-DISPATCHED = ("prompt", "cls", "scores")
-STRATEGIES = (*DISPATCHED, "cem")
 CONSTANT = "best constant z"
 HOW = {
     "ordered": "z of the first model, in order",
@@ -202,7 +201,7 @@ def rows_of(study: Study, task: str, controls: bool = True) -> dict[str, Row]:
     compared: dict[str, dict[str, Row]] = {}
     for group in groups_on(study, task):
         own = group.stem.removesuffix(ON_UNSEEN).removesuffix("_on")
-        for name in STRATEGIES if own == ALL else (own,):
+        for name in dict.fromkeys((*DISPATCHED, *STRATEGIES)) if own == ALL else (own,):
             strategies.setdefault(name, {})[group.name] = Row(name, [*group.runs])
         for seed, whole in group.reports.items():
             for name, report in whole.get("strategies", {own: whole}).items():

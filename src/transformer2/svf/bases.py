@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from transformer2.errors import ConfigError
-from transformer2.svf.basis import Basis
-from transformer2.svf.cache import BasisCache, basis_of
+from transformer2.svf.basis import Basis, compute_basis
+from transformer2.svf.cache import BasisCache, of_matrix
 from transformer2.svf.fingerprint import fingerprint
 from transformer2.svf.layer import probe_weight
 from transformer2.svf.quantised import quantisation_name, unquantised_checkpoint
@@ -80,7 +80,7 @@ class Bases:
             return self._checkpoint.matrix(name).to(next(layer.parameters()).device)
 
         with gather_params_ctx(list(layer.parameters()), modifier_rank=None):
-            return self.cache.get(name, weight) if self.cache else basis_of(name, weight)
+            return self.cache.get(name, weight) if self.cache else of_matrix(name, lambda: compute_basis(weight()))
 
 
 register_after(__name__)

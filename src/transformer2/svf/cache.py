@@ -18,6 +18,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from filelock import FileLock
@@ -29,8 +30,9 @@ from transformer2.errors import BasisError
 from transformer2.files import cache_root, write_file
 from transformer2.svf.basis import Basis, basis_error, compute_basis
 
-__all__ = ["BasisCache", "basis_of"]
+__all__ = ["BasisCache", "of_matrix"]
 
+T = TypeVar("T")
 VERSION = 1  # of the file format and of `compute_basis`; another version is another folder
 _ORTHOGONALITY, _RECONSTRUCTION = 1e-4, 1e-4  # an fp32 basis is at about 1e-6
 
@@ -91,7 +93,7 @@ class BasisCache:
         return basis
 
     def _build(self, path: Path, name: str, weight: Callable[[], Tensor]) -> Basis:
-        basis = basis_of(name, weight).to("cpu")
+        basis = of_matrix(name, lambda: compute_basis(weight())).to("cpu")
         meta = {"name": name, "fingerprint": self.fingerprint, "side": basis.side, "version": str(VERSION)}
         meta["sha256"] = _digest(meta, basis.vectors_RR, basis.sigma_R)
         # One metadata entry: safetensors keeps several in no fixed order, and a rebuilt file should be the same bytes.
@@ -144,10 +146,10 @@ class BasisCache:
         return Basis(meta["side"], vectors_RR, sigma_R)
 
 
-def basis_of(name: str, weight: Callable[[], Tensor]) -> Basis:
-    """`compute_basis` of a matrix, whose errors name it."""
+def of_matrix(name: str, compute: Callable[[], T]) -> T:
+    """What is computed of a matrix; errors name it."""
     try:
-        return compute_basis(weight())
+        return compute()
     except BasisError as e:
         raise BasisError(f"{name}: {e}") from e
 

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from transformer2.errors import BasisError, ConfigError, UserError, one_line
+from transformer2.errors import ConfigError, UserError, one_line
 from transformer2.svf.base_folder import check_options
 from transformer2.svf.basis import Basis, singular_values
-from transformer2.svf.cache import BasisCache
+from transformer2.svf.cache import BasisCache, of_matrix
 from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import fingerprint_checkpoint
@@ -161,10 +161,7 @@ def spectra(
     checkpoint, names = _matrices(base, which, dtype, device, model_kwargs)
 
     def sigma(name: str) -> Tensor:
-        try:
-            return singular_values(_weight(checkpoint, name, device))
-        except BasisError as e:
-            raise BasisError(f"{name}: {e}") from e
+        return of_matrix(name, lambda: singular_values(_weight(checkpoint, name, device)))
 
     values = _in_turn(checkpoint, names, progress, "spectrum", sigma)
     return Spectra(fingerprint_checkpoint(checkpoint), names, values)

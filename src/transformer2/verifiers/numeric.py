@@ -210,7 +210,6 @@ def _plain(text: str) -> str:
         text = re.sub(r"\\times|\\cdot|\\div", "*", text)
         text = _DEGREES.sub(" ", text)
     text = _TIMES_A_POWER.sub(lambda m: f"e{(m['bare'] or m['closed'] or m['raised']).translate(_RAISED)}", text)
-    text = _GROUPING.sub(",", text)
     text = _DOLLARS.sub(" ", text)
     text = _DECORATION.sub(_undecorated, text)
     return _UNIT_EXPONENT.sub("", text)
