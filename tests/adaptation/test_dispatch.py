@@ -10,7 +10,7 @@ from fakes import make_llama
 
 from transformer2 import tasks, tiny
 from transformer2.adaptation.dispatch import PromptDispatch
-from transformer2.adaptation.dispatcher import Dispatcher, category_logprobs, first_pass
+from transformer2.adaptation.dispatcher import Dispatcher, first_pass
 from transformer2.adaptation.members import members
 from transformer2.adaptation.mixture import base_row, expert_rows
 from transformer2.adaptation.scoring import Scorer
@@ -117,12 +117,12 @@ def test_categories_are_as_likely_as_the_whole_pass_says(world, names):
         scorer = Scorer(module.policy, adapters, module.engine, module.head)
         by_z = []
         for weights_1K in (base_row(3), expert_rows(3)[1:2]):
-            found = category_logprobs(dispatcher, scorer, prompts, weights_1K)
+            found = scorer.log_likelihoods(prompts, dispatcher.categories, weights_1K)
             for k, category in enumerate(dispatcher.categories):
                 whole, _ = scorer.log_likelihood(prompts, [category] * 4, weights_1K)
                 torch.testing.assert_close(found[:, k], whole, rtol=1e-5, atol=1e-4)
             alone = [
-                category_logprobs(dispatcher, scorer, questions_of(module, dispatcher, [r]), weights_1K)
+                scorer.log_likelihoods(questions_of(module, dispatcher, [r]), dispatcher.categories, weights_1K)
                 for r in REQUESTS
             ]
             torch.testing.assert_close(torch.cat(alone), found, rtol=1e-5, atol=1e-4)

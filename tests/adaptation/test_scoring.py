@@ -12,7 +12,7 @@ from toy_task import FirstLetter
 from transformer2 import tasks, tiny
 from transformer2.adaptation import scoring
 from transformer2.adaptation.few_shot import Budget, run_search
-from transformer2.adaptation.members import matrices, members
+from transformer2.adaptation.members import members
 from transformer2.adaptation.mixture import Mixture, base_row, constant_rows, expert_rows
 from transformer2.adaptation.scoring import Scorer, mean_credits, score_members
 from transformer2.adaptation.search import CEM
@@ -23,7 +23,7 @@ from transformer2.export import export_merged
 from transformer2.module import SVFReinforceModule
 from transformer2.policy import build_policy, load_base, load_expert, reference
 from transformer2.rollout.base import Sampling
-from transformer2.svf.layer import svf_layers
+from transformer2.svf.layer import svf_layers, tuned_layers
 from transformer2.svf.modes import factored_for_choice
 from transformer2.tiny import words
 from transformer2.types import Verdict
@@ -96,7 +96,9 @@ def test_the_adapted_expert_answers_as_the_mixture_that_was_scored(
     experts = [replace(e, deltas={m: d for m, d in e.deltas.items() if tuned in m}) for e in experts]
     with torch.no_grad(), members(module.policy, experts) as names:
         scorer = Scorer(module.policy, names, module.engine, module.head)
-        mixture = Mixture(matrices(scorer.policy), ["math", "code", "reasoning"], granularity, mix, base_member)
+        mixture = Mixture(
+            list(tuned_layers(scorer.policy)), ["math", "code", "reasoning"], granularity, mix, base_member
+        )
         alpha_D = torch.rand(mixture.dim, generator=torch.Generator().manual_seed(5))
         scored = scorer.rows(prompts, mixture.weights(alpha_D[None]), 8).completions
     folder = save_expert(mixture.expert(alpha_D, experts, "adapted"), tmp_path / "adapted")
@@ -109,7 +111,7 @@ def test_the_adapted_expert_answers_as_the_mixture_that_was_scored(
 @pytest.mark.parametrize("max_rows", [None, 4])
 def test_a_population_in_one_batch_is_member_by_member(scorer, prompts, max_rows):
     scorer.engine.max_rows = max_rows
-    mixture = Mixture(matrices(scorer.policy), ["math", "code", "reasoning"], "matrix")
+    mixture = Mixture(list(tuned_layers(scorer.policy)), ["math", "code", "reasoning"], "matrix")
     weights_LMK = mixture.weights(CEM(mixture.dim, population=6, mean=1 / 3).ask())
     together = scorer.answers(prompts, weights_LMK, 8)
     ties_M = scorer.mean_log_likelihood(prompts, TASK, weights_LMK)
@@ -120,7 +122,7 @@ def test_a_population_in_one_batch_is_member_by_member(scorer, prompts, max_rows
 
 
 def test_a_search_scores_in_the_factored_form_what_the_delta_form_answers(scorer, prompts):
-    mixture = Mixture(matrices(scorer.policy), ["math", "code", "reasoning"])
+    mixture = Mixture(list(tuned_layers(scorer.policy)), ["math", "code", "reasoning"])
     weights_LMK = mixture.weights(CEM(mixture.dim, population=6, mean=1 / 3).ask())
     forms = []
     answers = [r.completions for r in scorer.answers(prompts, weights_LMK, 8)]
@@ -214,7 +216,7 @@ def test_memory_that_runs_out_halves_the_micro_batch(module, scorer):
 
 
 def test_search_rejects_members_without_finite_weights(scorer, prompts):
-    mixture = Mixture(matrices(scorer.policy), ["math", "code", "reasoning"], mix="normalised")
+    mixture = Mixture(list(tuned_layers(scorer.policy)), ["math", "code", "reasoning"], mix="normalised")
     search = CEM(3, population=12, low=0.0, high=1.0, mean=0.0, std=0.5, elite_ratio=0.5)
 
     def scores(weights_LNK):

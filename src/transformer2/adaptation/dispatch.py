@@ -24,7 +24,7 @@ from torch import Tensor
 
 from transformer2 import tasks, tiny
 from transformer2.adaptation.context import EvaluationContext
-from transformer2.adaptation.dispatcher import OTHER, Dispatcher, category_logprobs, first_pass
+from transformer2.adaptation.dispatcher import OTHER, Dispatcher, first_pass
 from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy
 from transformer2.arguments import Count, check_arguments
 from transformer2.data.prompts import collate, render
@@ -220,7 +220,7 @@ class _ScoredPolicy(_DispatchedPolicy):
         return replace(facts, details=details)
 
     def _ask(self, prompts: PromptBatch) -> tuple[Tensor, list[dict[str, Any]]]:
-        logprobs_BK = category_logprobs(self.dispatcher, self.scorer, prompts, self.weights_1K)
+        logprobs_BK = self.scorer.log_likelihoods(prompts, self.dispatcher.categories, self.weights_1K)
         likeliest, probabilities_BK = logprobs_BK.argmax(-1).tolist(), logprobs_BK.softmax(-1).cpu()
         categories = self.dispatcher.categories
         columns = [

@@ -18,7 +18,7 @@ from transformer2.tasks.dispatch import OTHER, category_prompt, check_categories
 from transformer2.types import Example, PromptBatch
 from transformer2.verifiers.label import find_label
 
-__all__ = ["OTHER", "Dispatcher", "category_logprobs", "first_pass"]
+__all__ = ["OTHER", "Dispatcher", "first_pass"]
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,6 @@ def first_pass(
     budget = dispatcher.answer_budget(scorer.engine.tokenizer)
     texts = scorer.rows(prompts, weights_1K, budget).completions
     return [dispatcher.parse(text) for text in texts], list(texts)
-
-
-def category_logprobs(dispatcher: Dispatcher, scorer: Scorer, prompts: PromptBatch, weights_1K: Tensor) -> Tensor:
-    """log p of every category's name as the whole answer to every prompt; arguments as of `first_pass`.
-
-    Returns:
-        fp32 (B, K + 1), "other" last. Their softmax over the categories is what the model thinks of them, and the
-        weights of the soft mixture: those of `Dispatcher.weights` are its one-hot rows.
-    """
-    return scorer.log_likelihoods(prompts, dispatcher.categories, weights_1K)
 
 
 def _category(expert: Expert, labelled: Any) -> tuple[str, str]:

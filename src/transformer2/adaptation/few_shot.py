@@ -28,7 +28,6 @@ from peft import PeftModel
 from torch import Tensor
 
 from transformer2.adaptation.context import EvaluationContext
-from transformer2.adaptation.members import matrices
 from transformer2.adaptation.mixture import Granularity, Mix, Mixture
 from transformer2.adaptation.search import PRESETS, Search, make_search
 from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy, differs, origin
@@ -38,6 +37,7 @@ from transformer2.experts import Expert
 from transformer2.files import write_text
 from transformer2.report.adaptation import alpha_figure
 from transformer2.report.build import Facts
+from transformer2.svf.layer import tuned_layers
 from transformer2.types import PromptBatch, Record
 
 __all__ = ["Budget", "FewShotSearch", "Scores", "run_search"]
@@ -196,7 +196,7 @@ class FewShotSearch(Strategy):
 
     def begin(self, policy: PeftModel, experts: Sequence[str]) -> tuple[Mixture, Search]:
         """A search from the uniform mixture of these experts, and what its numbers mean."""
-        mixture = Mixture(matrices(policy), experts, **self.mixture_options)
+        mixture = Mixture(list(tuned_layers(policy)), experts, **self.mixture_options)
         start = 1 / len(mixture.members)
         return mixture, make_search(self.search, mixture.dim, mean=start, seed=self.seed, **self.search_options)
 

@@ -17,12 +17,7 @@ from transformer2.svf.fingerprint import warn_of_another_base
 from transformer2.svf.format import delta_key
 from transformer2.svf.layer import tuned_layers
 
-__all__ = ["add_member", "matrices", "members"]
-
-
-def matrices(policy: PeftModel) -> list[str]:
-    """Paths of the tuned matrices in module order: the axis L of `z_rows`."""
-    return list(tuned_layers(policy))
+__all__ = ["add_member", "members"]
 
 
 @contextmanager
@@ -45,7 +40,7 @@ def members(policy: PeftModel, experts: Sequence[Expert]) -> Iterator[list[str]]
         for expert in experts:
             names.append(add_member(policy, expert.deltas))
         names.append(
-            add_member(policy, {m: None for e in experts for m in e.deltas} or dict.fromkeys(matrices(policy)))
+            add_member(policy, {m: None for e in experts for m in e.deltas} or dict.fromkeys(tuned_layers(policy)))
         )
         yield list(names)
     finally:

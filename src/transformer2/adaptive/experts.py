@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from transformer2.adaptation.members import add_member, matrices
+from transformer2.adaptation.members import add_member
 from transformer2.adaptive.request import BASE, Selection
 from transformer2.arguments import expected, fits, written
 from transformer2.errors import ConfigError, ExpertError, UnknownExpertError, UserError, nearest, shown
@@ -46,7 +46,7 @@ class LoadedExperts:
     def __init__(self, policy: PeftModel) -> None:
         self.policy = policy
         self.experts: dict[str, Expert] = {}
-        self.base = add_member(policy, dict.fromkeys(matrices(policy)))
+        self.base = add_member(policy, dict.fromkeys(tuned_layers(policy)))
         self._adapters: dict[str, str] = {}
         self._mixed: dict[tuple[float, ...], dict[nn.Module, Tensor]] = {}
 

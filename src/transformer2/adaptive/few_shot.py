@@ -26,6 +26,7 @@ from transformer2.errors import DataError, LengthError, UserError, nearest, show
 from transformer2.pictures import check_names
 from transformer2.policy import lm_head
 from transformer2.rollout.hf import HFEngine
+from transformer2.rollout.prefill import context_of
 from transformer2.tasks import Task
 from transformer2.types import Example
 from transformer2.verifiers import verify_all
@@ -43,7 +44,6 @@ def find_mixture(
     engine: HFEngine,
     rows: Rows,
     task: Task | str,
-    longest: int,
     max_new_tokens: int | None = None,
     **search: Any,
 ) -> tuple[Selection, Tensor]:
@@ -54,7 +54,6 @@ def find_mixture(
         engine: Draws the answers.
         rows: Examples, or mappings with `question`, `answer` and, where there are, `image` and `system`.
         task: What verifies answers: a task, or its name.
-        longest: Tokens that the model reads.
         max_new_tokens: Budget of an answer; None takes the task's.
         search: The arguments of `FewShotSearch`.
 
@@ -81,7 +80,7 @@ def find_mixture(
     if not examples or not loaded.experts:
         raise UserError("a mixture is searched with at least one row and one expert")
     settings = FewShotSearch(controls=False, **{name: plain(value) for name, value in search.items()})
-    policy = loaded.policy
+    policy, longest = loaded.policy, context_of(loaded.policy.config)
     mixture, searched = settings.begin(policy, list(loaded.experts))
     scorer = Scorer(policy, loaded.adapters, engine, lm_head(policy), settings.max_rows or engine.max_rows)
     budget = plain(max_new_tokens) or verifier.max_new_tokens

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from transformer2.adaptation import DispatchName
-from transformer2.adaptation.dispatcher import Dispatcher, category_logprobs
+from transformer2.adaptation.dispatcher import Dispatcher
 from transformer2.adaptation.scoring import Scorer
 from transformer2.adaptive.experts import LoadedExperts
 from transformer2.adaptive.request import BASE, Selection
@@ -87,7 +87,7 @@ class FirstPass:
             sampling = Sampling(0.0, max_new_tokens=self.dispatcher.answer_budget(self.engine.tokenizer))
             return [Row(prompt, self._deltas, sampling, self.engine) for prompt in ids]
         prompts = collate(questions, ids, self.engine.pad_id).to(self.experts.policy.device)
-        logprobs_BC = category_logprobs(self.dispatcher, self.scorer, prompts, torch.ones(1, 1))
+        logprobs_BC = self.scorer.log_likelihoods(prompts, self.dispatcher.categories, torch.ones(1, 1))
         return [self._scored(probabilities) for probabilities in logprobs_BC.softmax(-1).tolist()]
 
     def read(self, text: str) -> Selection:

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from transformer2 import tasks, tiny
-from transformer2.adaptation.members import add_member, matrices
+from transformer2.adaptation.members import add_member
 from transformer2.adaptive import request
 from transformer2.adaptive.chat import Chat, Prompt, as_prompts
 from transformer2.adaptive.experts import LoadedExperts, load_policy, read_experts
@@ -39,6 +39,7 @@ from transformer2.rollout.ending import Ending
 from transformer2.rollout.hf import HFEngine
 from transformer2.rollout.prefill import context_of
 from transformer2.seeds import row_seed
+from transformer2.svf.layer import tuned_layers
 from transformer2.tasks import Task
 
 __all__ = ["SelfAdaptive"]
@@ -184,7 +185,7 @@ class SelfAdaptive:
         """
         found = expert if isinstance(expert, Expert) else read_expert(expert, name)
         with self._lock:
-            if not found.deltas.keys() <= set(matrices(self.policy)):
+            if not found.deltas.keys() <= tuned_layers(self.policy).keys():
                 self._queue.finish_rows()  # rows under way have no z for matrices that are new
             self._loaded.add(name, found)
             self._forget()
@@ -220,8 +221,7 @@ class SelfAdaptive:
             UserError: Rows that cannot be used, or whose own answers the task does not find right; see `find_mixture`.
         """
         with self._lock:
-            found = find_mixture(self._loaded, self._engine, rows, task, self.longest, max_new_tokens, **search)
-            self._always = found
+            self._always = found = find_mixture(self._loaded, self._engine, rows, task, max_new_tokens, **search)
         return dict(found[0].weights)
 
     def generate(self, prompts: Prompt | Chat | Iterable[Prompt | Chat], **options: Any) -> list[AdaptiveAnswer]:

@@ -109,25 +109,22 @@ class FewShotDataModule(UnseenTaskDataModule):
     Args:
         task: A task's name, or the class path of your own; None, of an embedded base alone, is tiny_code_math.
         base: `tiny`, a folder or a Hub id: whose tokenizer renders the prompts (linked to `model.base`).
-        data_dir: Folder with local copies of the rows; None reads the Hub (embedded tasks make their own).
-        few_shot: Number of rows to train on.
         batch_size: Prompts per optimizer step, over all ranks; all shots where there are fewer.
         validation_limit: Of configs that validate; here nothing does.
-        options: The other arguments of `UnseenTaskDataModule`.
+        options: The other arguments of `UnseenTaskDataModule`; `few_shot` rows are trained on.
     """
 
     def __init__(
         self,
         task: str | None = None,
         base: str = "tiny",
-        data_dir: str | None = None,
-        few_shot: Count = 20,
+        *,
         batch_size: Count = 64,
         validation_limit: Count | None = None,
         **options: Any,
     ) -> None:
         check_arguments("data", FewShotDataModule.__init__, locals())
-        super().__init__(task, base, data_dir, few_shot, **options)
+        super().__init__(task, base, **options)
         self.batch_size = batch_size
 
     def setup(self, stage: str) -> None:
