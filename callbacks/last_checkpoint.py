@@ -28,6 +28,7 @@ from transformer2.callbacks import interrupt
 from transformer2.checkpoints import pack, read_checkpoint, write_checkpoint
 from transformer2.distributed import ZeRO
 from transformer2.errors import CheckpointError
+from transformer2.files import LAST, PREVIOUS
 
 __all__ = ["LastCheckpoint", "SealedFiles"]
 
@@ -110,7 +111,7 @@ class LastCheckpoint(Checkpoint):
     # ------------------------------------------------------------------ how
 
     def _take(self, trainer: L.Trainer, where: str) -> None:
-        path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        path = Path(trainer.default_root_dir) / LAST
         self._where = where
         if not isinstance(trainer.strategy, ZeRO):
             trainer.save_checkpoint(path, storage_options=self._hold)
@@ -146,7 +147,7 @@ class LastCheckpoint(Checkpoint):
             write_checkpoint(self._held, self.path)
             self._held = None
             with suppress(OSError):
-                os.replace(beside, self.path.with_name("previous.ckpt"))
+                os.replace(beside, self.path.with_name(PREVIOUS.name))
             self._written = time.monotonic()
             self._took = self._written - start
 

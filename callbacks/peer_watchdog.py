@@ -24,6 +24,7 @@ import lightning as L
 
 from transformer2.callbacks import interrupt
 from transformer2.errors import UserError
+from transformer2.files import LAST
 
 ENDED = "another process of this run has ended"
 CONNECT_SECONDS = 60
@@ -72,7 +73,7 @@ class PeerWatchdog(L.Callback):
         """A collective that failed because a process has gone is not a bug of this one."""
         ours = isinstance(exception, UserError) or not isinstance(exception, RuntimeError)
         if self.connections and not ours and self.peer_lost.wait(timeout=2):
-            last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+            last = Path(trainer.default_root_dir) / LAST
             again = f", and resume with --ckpt_path {last}" if last.exists() else ""
             raise UserError(f"{ENDED}; resolve what ended it{again}") from exception
 

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 from transformer2.errors import CheckpointError, shown
-from transformer2.files import MANIFEST, fsync, manifest, read_file, whole_folder, write_file
+from transformer2.files import LAST, MANIFEST, fsync, manifest, read_file, whole_folder, write_file
 
 __all__ = ["pack", "read_checkpoint", "seal_folder", "write_checkpoint"]
 
 MARK = b"transformer2 sha256 "
 SEAL = len(MARK) + 64
-_KEPT = "a run keeps checkpoints/last.ckpt"
+_KEPT = f"a run keeps {LAST}"
 
 
 def pack(content: dict[str, Any]) -> bytes:

@@ -18,6 +18,8 @@ from pathlib import Path
 from transformer2.errors import UserError, shown
 
 MANIFEST = "manifest.sha256"
+LAST = Path("checkpoints/last.ckpt")  # of a run folder, and the one before it
+PREVIOUS = LAST.with_name("previous.ckpt")
 
 
 def cache_root() -> Path:

@@ -194,7 +194,7 @@ def build_policy(base: PreTrainedModel, adapter: Mapping[str, Any] | PeftConfig)
     policy.eval()
     check_towers_frozen(policy)
     # A bias of the base's own, trained with `bias: all`, stays as it was for `reference`.
-    policy.lent = [(p, p.detach().clone()) for p in policy.parameters() if p.requires_grad and id(p) in owned]
+    policy.trained_base = [(p, p.detach().clone()) for p in policy.parameters() if p.requires_grad and id(p) in owned]
     if before_V is not None:
         _check_adapter(policy, before_V, kind)
     return policy
@@ -230,15 +230,15 @@ def _check_adapter(policy: PeftModel, before_V: Tensor, kind: str) -> None:
 @contextmanager
 def reference(policy: PeftModel) -> Iterator[None]:
     """Inside, `policy` is the base model."""
-    lent = getattr(policy, "lent", ())
-    trained = [p.data for p, _ in lent]
+    of_base = getattr(policy, "trained_base", ())
+    trained = [p.data for p, _ in of_base]
     with policy.disable_adapter():
         try:
-            for p, value in lent:
+            for p, value in of_base:
                 p.data = value.to(p.device)
             yield
         finally:
-            for (p, _), value in zip(lent, trained, strict=True):
+            for (p, _), value in zip(of_base, trained, strict=True):
                 p.data = value
 
 

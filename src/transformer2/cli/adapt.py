@@ -23,7 +23,7 @@ from transformer2.cli.folder import check_unnamed, check_writable, holds_run, ru
 from transformer2.cli.schema import value_of
 from transformer2.cli.values import one_of, run_name
 from transformer2.errors import ConfigError, DataError
-from transformer2.files import check_directory, source_digest, write_text
+from transformer2.files import LAST, check_directory, source_digest, write_text
 from transformer2.svf.base_folder import EMBEDDED
 from transformer2.svf.format import name_of
 
@@ -90,7 +90,7 @@ def adapt(args: Sequence[str]) -> int:
         if "strategy" not in (old := compose(begun, [], ADAPT_KEYS)):
             raise ConfigError(
                 f"--resume {resumed} holds a run of fit, validate or test, not of adapt; a fit is resumed with "
-                f"fit --ckpt_path {resumed}/checkpoints/last.ckpt"
+                f"fit --ckpt_path {resumed}/{LAST}"
             )
     configs = [*begun, *flags.configs] or ([ADAPT_DEFAULT] if _on_embedded(flags.overrides) else [])
     config = compose(configs, flags.overrides, ADAPT_KEYS)

@@ -23,7 +23,7 @@ from transformer2.cli.compose import PACKAGED, compose, flags_of
 from transformer2.cli.folder import check_unnamed, check_writable, config_name, run_folder
 from transformer2.cli.values import number, run_name
 from transformer2.errors import ConfigError, shown
-from transformer2.files import MANIFEST, check_directory, file_digest, whole_folder
+from transformer2.files import LAST, MANIFEST, check_directory, file_digest, whole_folder
 from transformer2.svf.format import WEIGHTS, name_of, peft_type
 
 HELP = """\
@@ -50,7 +50,7 @@ usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE
 The run folder holds config.yaml, TensorBoard events, checkpoints/, expert/, report.json. Look at the curves with
   tensorboard --logdir runs
 """
-RESUME = "resume from this checkpoint (checkpoints/last.ckpt of a run of the same policy and task)"
+RESUME = f"resume from this checkpoint ({LAST} of a run of the same policy and task)"
 SCORE = "score this checkpoint, under the model.* and data.task that it was trained with"
 SHUFFLE = """
   --shuffle_expert N   score a control instead: the same values of z in another order within each matrix (seed N)"""
@@ -187,7 +187,7 @@ def _check_checkpoint(ckpt_path: str | None) -> None:
     if os.path.isfile(os.path.join(folder, MANIFEST)):  # one of DeepSpeed's
         return
     what = "is not a file" if os.path.lexists(ckpt_path) else "does not exist"
-    raise ConfigError(f"--ckpt_path {shown(ckpt_path)} {what}; give checkpoints/last.ckpt of a run")
+    raise ConfigError(f"--ckpt_path {shown(ckpt_path)} {what}; give {LAST} of a run")
 
 
 def help_text(command: str) -> str:

@@ -52,7 +52,7 @@ class Plan:
 
 def advise(job: Job, limit: float) -> Job | None:
     """The job with the first change that fits into `limit` bytes; None when none of them does."""
-    return next((fitting for rung in _ladder(job) if (fitting := _fewer_rows(rung, limit))), None)
+    return next((fitting for other in _alternatives(job) if (fitting := _fewer_rows(other, limit))), None)
 
 
 def changes(asked: Job, advised: Job) -> list[str]:
@@ -70,7 +70,8 @@ def changes(asked: Job, advised: Job) -> list[str]:
     return words
 
 
-def _ladder(job: Job) -> Iterator[Job]:
+def _alternatives(job: Job) -> Iterator[Job]:
+    """The job itself, then each change to try, the one that costs least first."""
     yield job
     if not job.row_gradients:
         job = job.with_(checkpointing=True)

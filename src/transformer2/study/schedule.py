@@ -22,7 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from transformer2.errors import UserError, shown
-from transformer2.files import file_digest
+from transformer2.files import LAST, PREVIOUS, file_digest
 from transformer2.svf.format import WEIGHTS, name_of
 
 POLL = 0.2  # seconds between two looks at what runs
@@ -106,19 +106,18 @@ class Job:
         if self.args[0] == "adapt" and (self.folder / "config.yaml").is_file():
             (self.folder / "report.json").unlink(missing_ok=True)  # a damaged one
             return ["adapt", "--resume", str(self.folder), "--quiet"]
-        if (self.folder / "checkpoints" / "last.ckpt").exists() and not self._older_than_its_experts(self.folder):
+        if (self.folder / LAST).exists() and not self._older_than_its_experts(self.folder):
             shutil.rmtree(cut, ignore_errors=True)
             self.folder.rename(cut)
         shutil.rmtree(self.folder, ignore_errors=True)
-        there = (cut / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
-        checkpoint = next((path for path in there if path.exists()), None)
+        checkpoint = self._checkpoint()
         resumed = [] if checkpoint is None else ["--ckpt_path", str(checkpoint)]
         return [*self.args, *resumed, "--run_dir", str(self.folder), "--quiet"]
 
     def _older_than_its_experts(self, folder: Path) -> bool:
         """Whether its checkpoint cannot have begun with the experts that are there now."""
         try:
-            at = os.stat(folder / "checkpoints" / "last.ckpt").st_mtime
+            at = os.stat(folder / LAST).st_mtime
             return any(os.stat(expert / WEIGHTS).st_mtime > at for expert in self.experts)
         except OSError:
             return False
@@ -132,11 +131,12 @@ class Job:
 
     def forget_checkpoint(self) -> None:
         """Give up the checkpoint that a run could not resume from; next time the one before it, or none, is taken."""
-        for name in ("last.ckpt", "previous.ckpt"):
-            path = self.cut / "checkpoints" / name
-            if path.exists():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-                return
+        if (path := self._checkpoint()) is not None:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _checkpoint(self) -> Path | None:
+        """The newest one of a run that was cut."""
+        return next((path for name in (LAST, PREVIOUS) if (path := self.cut / name).exists()), None)
 
 
 class Running:

@@ -21,7 +21,7 @@ from transformer2.hub import hub_answers
 from transformer2.pictures import PictureFile, PictureInTable, read_arrow
 from transformer2.types import Example
 
-__all__ = ["Row", "carved", "examples_of", "field_of", "hash_of", "load_rows", "read_rows"]
+__all__ = ["Row", "examples_of", "field_of", "hash_of", "in_split", "load_rows", "read_rows"]
 
 LONGEST_LINE = 2**26  # bytes; a row of MBPP+ has some 10^5, and what holds no line break must not fill the memory
 _SUFFIXES, _TABLES = ("jsonl", "jsonl.gz", "parquet", "arrow"), (".parquet", ".arrow")
@@ -148,15 +148,15 @@ def hash_of(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest())
 
 
-def carved(split: str, text: str, one_in: int) -> bool:
-    """Whether a row belongs to `train` or `validation`, which gets one row in so many of a data set that has none.
+def in_split(split: str, text: str, one_in: int) -> bool:
+    """Whether a row of a data set's train split is in our `train`, or in our `validation`; all of its `test` are.
 
     Args:
-        split: The one of the two.
+        split: The split that is read.
         text: What tells the row apart; rows with the same text fall on the same side, whatever their order.
-        one_in: Rows to each row of `validation`.
+        one_in: Rows of the data set to each row of `validation`.
     """
-    return (split == "validation") == (hash_of(text) % one_in == 0)
+    return split == "test" or (split == "validation") == (hash_of(text) % one_in == 0)
 
 
 def _files_of(split: str, folders: Sequence[Path], seen: list[str]) -> list[Path]:

@@ -15,7 +15,7 @@ from typing import ClassVar
 from transformer2.errors import DataError
 from transformer2.pictures import PictureFile
 from transformer2.tasks._answers import KINDS
-from transformer2.tasks._rows import carved
+from transformer2.tasks._rows import in_split
 from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
@@ -58,7 +58,7 @@ class EasyVQA(Task):
         paths = getattr(package, f"get_{source}_image_paths")()
         examples = []
         for i, (question, answer, image) in enumerate(rows):
-            if split == "test" or carved(split, str(image), VALIDATION_SHARE):
+            if in_split(split, str(image), VALIDATION_SHARE):
                 messages = self.wording.messages(question=question)
                 picture = PictureFile(str(paths[image]))
                 examples.append(Example(f"easy_vqa/{split}/{i}", messages, answer, images=(picture,)))

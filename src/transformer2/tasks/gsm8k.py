@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from transformer2.errors import DataError
-from transformer2.tasks._rows import Row, carved, examples_of, field_of, load_rows
+from transformer2.tasks._rows import Row, examples_of, field_of, in_split, load_rows
 from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
@@ -67,7 +67,7 @@ class GSM8K(Task):
         def example(i: int, row: Row) -> Example | None:
             where = f"gsm8k/{source}/{i}"
             question = field_of(row, "question", where).strip()
-            if split != "test" and not carved(split, question, 15):
+            if not in_split(split, question, 15):
                 return None
             solution = field_of(row, "answer", where)
             fields = MappingProxyType({"solution": _CALCULATOR.sub("", solution).strip()})

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from transformer2.errors import DataError
-from transformer2.tasks._rows import Row, carved, examples_of, field_of, load_rows
+from transformer2.tasks._rows import Row, examples_of, field_of, in_split, load_rows
 from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
@@ -89,7 +89,7 @@ class MATH(Task):
         def example(i: int, row: Row) -> Example | None:
             where = f"math/{source}/{i}"
             problem = field_of(row, "problem", where).strip()
-            if split != "test" and not carved(split, problem, 15):
+            if not in_split(split, problem, 15):
                 return None
             solution = field_of(row, "solution", where)
             gold = _gold(problem, solution, where)

@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 from transformer2.arguments import check_arguments
 from transformer2.errors import DataError
 from transformer2.pictures import Picture, PictureFile
-from transformer2.tasks._rows import Row, carved, examples_of, field_of, load_rows
+from transformer2.tasks._rows import Row, examples_of, field_of, in_split, load_rows
 from transformer2.tasks._wording import Wording
 from transformer2.tasks.base import Task
 from transformer2.types import Example, Verdict
@@ -79,7 +79,7 @@ class VQATask(Task):
         def example(i: int, row: Row) -> Example | None:
             where = f"{self.name}/{source}/{i}"
             picture = field_of(row, "image", where, Picture)
-            if not whole and not carved(split, _picture_id(row, picture, where), VALIDATION_SHARE):
+            if not whole and not in_split(split, _picture_id(row, picture, where), VALIDATION_SHARE):
                 return None
             question, answers = field_of(row, "question", where).strip(), _answers(row, where)
             (often, _), *_ = Counter(said for a in answers if (said := normalised(a))).most_common(1) or [("", 0)]
@@ -108,7 +108,7 @@ class TextVQA(VQATask):
         answers:  ["nous les gosses", "dakota", "clos culombu", "dakota digital", "dakota", "dakota", ...], ten
 
     34,602 / 5,000 / 5,734 questions, from lmms-lab-encoder/textvqa (lmms-lab/textvqa before it moved). The answers of
-    the test split are empty, so `test` is the Hub's validation split, and `validation` is carved out of train.
+    the test split are empty, so `test` is the Hub's validation split, and `validation` is taken out of train.
     """
 
     name: ClassVar[str] = "textvqa"
