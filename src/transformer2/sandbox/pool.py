@@ -94,12 +94,14 @@ class WorkerPool:
         Args:
             requests: What the workers get.
             seconds: Wall-clock seconds that one request may take.
-            deadline: Seconds from now after which what has no answer is given up; None waits for all.
+            deadline: Seconds from now after which what has no answer is given up; None takes twice what it takes when
+                every request runs over its time, and 60 at least.
 
         Raises:
             PoolError: A worker cannot be started, or needed more than three restarts in a row.
         """
-        end = math.inf if deadline is None else time.monotonic() + deadline
+        limit = max(60.0, 2 * len(requests) * seconds / self.size) if deadline is None else deadline
+        end = time.monotonic() + limit
         answers: list[bytes | Lost] = [Lost.DEADLINE] * len(requests)
         waiting = deque(enumerate(requests))
 

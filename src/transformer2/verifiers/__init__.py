@@ -18,7 +18,7 @@ from transformer2.sandbox import Sandbox, shared
 from transformer2.sandbox.pool import PoolError
 from transformer2.types import Example, Verdict
 from transformer2.verifiers.base import Verifier, attempt, checked
-from transformer2.verifiers.workers import batch_deadline, start_workers, verify_in_workers
+from transformer2.verifiers.workers import start_workers, verify_in_workers
 
 __all__ = ["Verifier", "isolation", "stop_if_unverified", "verify_all", "warm_up"]
 
@@ -45,9 +45,7 @@ def isolation(task: Verifier) -> str | None:
     return _sandbox_of(task).level if task.verify_in == "sandbox" else None
 
 
-def verify_all(
-    task: Verifier, examples: Sequence[Example], completions: Sequence[str], deadline: float | None = None
-) -> list[Verdict]:
+def verify_all(task: Verifier, examples: Sequence[Example], completions: Sequence[str]) -> list[Verdict]:
     """One verdict per completion, in order.
 
     A verifier that raises, hangs, or returns anything but a verdict with a finite reward gives reward None: the row is
@@ -57,7 +55,6 @@ def verify_all(
         task: Whose verifier runs.
         examples: The questions.
         completions: The answers, one for each question.
-        deadline: Seconds for the whole batch; None takes one that fits its size.
 
     Raises:
         UserError: The processes that verify cannot be started, or die again and again.
@@ -65,7 +62,7 @@ def verify_all(
     if len(examples) != len(completions):
         raise ValueError(f"{len(completions)} completions for {len(examples)} examples")
     try:
-        verdicts = _verdicts(task, examples, completions, deadline)
+        verdicts = _verdicts(task, examples, completions)
     except UserError:
         raise
     except PoolError as e:
@@ -78,26 +75,19 @@ def verify_all(
     return [checked(verdict) for verdict in verdicts]
 
 
-def _verdicts(task: Verifier, examples: Sequence[Example], completions: Sequence[str], deadline: float | None) -> Any:
+def _verdicts(task: Verifier, examples: Sequence[Example], completions: Sequence[str]) -> Any:
     if task.verify_many is not None:
-        return task.verify_many(examples, completions, deadline)
+        return task.verify_many(examples, completions)
     if task.verify_in == "workers":
-        return verify_in_workers(task, examples, completions, deadline)
+        return verify_in_workers(task, examples, completions)
     if task.verify_in == "inline":
         return [attempt(task, example, text) for example, text in zip(examples, completions, strict=True)]
-    return _run_in_sandbox(task, examples, completions, deadline)
+    return _run_in_sandbox(task, examples, completions)
 
 
-def _run_in_sandbox(
-    task: Verifier, examples: Sequence[Example], completions: Sequence[str], deadline: float | None
-) -> list[Verdict]:
+def _run_in_sandbox(task: Verifier, examples: Sequence[Example], completions: Sequence[str]) -> list[Verdict]:
     found = [task.program(example, text) for example, text in zip(examples, completions, strict=True)]
-    programs = [program for program in found if program is not None]
-    box = _sandbox_of(task)
-    if deadline is None:
-        seconds = max((p.seconds + p.cpu_seconds for p in programs), default=0.0)
-        deadline = batch_deadline(len(programs), seconds, box.pool.size)
-    outcomes = iter(box.run(programs, deadline))
+    outcomes = iter(_sandbox_of(task).run([program for program in found if program is not None]))
     verdicts = []
     for program in found:
         if program is None:
