@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,11 +239,24 @@ SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 96}
 TINY = SMALL | {"num_attention_heads": 4}
 
 
+@pytest.fixture
+def shape_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModelShape]:
+    """The shape of a model with this config.json."""
+
+    def shape(**source: Any) -> ModelShape:
+        monkeypatch.setitem(KNOWN, "some/model", source)
+        return model_shape("some/model", ATTENTION)
+
+    return shape
+
+
 @pytest.mark.parametrize("family", ["mamba", "mamba2", "falcon_mamba"])
-def test_a_family_without_what_is_counted_is_refused_in_one_line(family: str) -> None:
-    source = {"model_type": family, **SMALL, **({"num_heads": 4, "head_dim": 32} if family == "mamba2" else {})}
+def test_a_family_without_what_is_counted_is_refused_in_one_line(
+    family: str, shape_of: Callable[..., ModelShape]
+) -> None:
+    heads = {"num_heads": 4, "head_dim": 32} if family == "mamba2" else {}
     with pytest.raises(ConfigError, match="does not say what is needed to plan"):
-        model_shape("a", ATTENTION, source=source)
+        shape_of(model_type=family, **SMALL, **heads)
 
 
 @pytest.mark.parametrize(
@@ -255,26 +269,24 @@ def test_a_family_without_what_is_counted_is_refused_in_one_line(family: str) ->
                          "q_lora_rank": None, "first_k_dense_replace": 2, "intermediate_size": 64}, 24 + 8),
     ],
 )  # fmt: skip
-def test_the_cache_is_counted_as_the_model_keeps_it(family: str, of_it: dict[str, Any], kept: int) -> None:
-    shape = model_shape("a", ATTENTION, source={"model_type": family, **TINY, **of_it})
+def test_the_cache_is_counted_as_the_model_keeps_it(
+    family: str, of_it: dict[str, Any], kept: int, shape_of: Callable[..., ModelShape]
+) -> None:
+    shape = shape_of(model_type=family, **TINY, **of_it)
     assert (2 * shape.K, shape.notes) == (kept, ())
 
 
-def test_a_cache_that_cannot_be_found_out_is_said_to_be_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_found_out_is_said_to_be_estimated(
+    monkeypatch: pytest.MonkeyPatch, shape_of: Callable[..., ModelShape]
+) -> None:
     monkeypatch.setattr("transformers.GPT2LMHeadModel.forward", lambda self, **_: 1 / 0)
-    shape = model_shape("a", ATTENTION, source={"model_type": "gpt2", **TINY})
+    shape = shape_of(model_type="gpt2", **TINY)
     assert 2 * shape.K == 2 * 64 and "gpt2: the KV cache is estimated" in shape.notes[0]
 
 
-def test_a_token_multiplies_its_experts_and_a_batch_reads_all() -> None:
-    source = {
-        "model_type": "mixtral",
-        **TINY,
-        "intermediate_size": 96,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-    }
-    shape = model_shape("a", ATTENTION, source=source)
+def test_a_token_multiplies_its_experts_and_a_batch_reads_all(shape_of: Callable[..., ModelShape]) -> None:
+    experts = {"intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2}
+    shape = shape_of(model_type="mixtral", **TINY, **experts)
     assert shape.experts == 2 * 4 * 3 * 64 * 96 and shape.multiplied == shape.linear + shape.experts / 2
     dense = job()
     moe = dense.with_(shape=replace(dense.shape, experts=10**10, multiplied=2 * dense.shape.linear))

@@ -53,7 +53,7 @@ class Mixture:
     ) -> None:
         if base_member and mix == "delta":
             raise ConfigError("the base as a member changes nothing under mix 'delta'; use normalised or raw")
-        self.matrices, self.experts, self.mix, self.base_member = list(matrices), list(experts), mix, base_member
+        self.matrices, self.experts, self.mix = list(matrices), list(experts), mix
         names = [group_name(matrix, granularity) for matrix in matrices]
         self.groups = list(dict.fromkeys(names))
         self.group_L = torch.tensor([self.groups.index(name) for name in names])

@@ -150,7 +150,6 @@ def model_shape(
     base: str,
     adapter: Mapping[str, Any],
     dtype: str = "auto",
-    source: Mapping[str, Any] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> ModelShape:
     """The shape of a base model under an adapter.
@@ -159,14 +158,13 @@ def model_shape(
         base: `tiny`, `smollm2`, a folder, a GGUF file, or a Hub id.
         adapter: As in a config: `peft_type` (SVF or LORA), `target_modules`, `layers_to_transform`, ...
         dtype: `auto` (as stored) or a torch dtype's name.
-        source: The content of a config.json, instead of looking for the base's.
         model_kwargs: As the model is loaded with (`revision`, `subfolder`, `cache_dir`, `trust_remote_code`, ...).
 
     Raises:
         UserError: The base's config is not to be had, or the adapter matches nothing.
     """
     options, notes = model_kwargs or {}, list[str]()
-    skeleton, config, checkpoint = _skeleton(base, source, options)
+    skeleton, config, checkpoint = _skeleton(base, options)
     stored: Any = getattr(torch, dtype) if dtype != "auto" else stored_dtype(config)
     if stored is None:
         stored = checkpoint.tensor_dtype if checkpoint else torch.bfloat16  # of `KNOWN`
@@ -219,25 +217,22 @@ def model_shape(
         raise ConfigError(f"the config of {base} does not say what is needed to plan ({e})") from e
 
 
-def _skeleton(
-    base: str, source: Mapping[str, Any] | None, model_kwargs: Mapping[str, Any]
-) -> tuple[Any, Any, LocalCheckpoint | None]:
+def _skeleton(base: str, model_kwargs: Mapping[str, Any]) -> tuple[Any, Any, LocalCheckpoint | None]:
     """(model on the meta device, its config, their files)."""
     from transformers import AutoConfig
 
-    if source is None:
-        try:
-            checkpoint = LocalCheckpoint.of_base(base, {**model_kwargs, "local_files_only": True}, weights=False)
-            return checkpoint.skeleton, checkpoint.config, checkpoint
-        except DataError as e:
-            if names_gguf(base):
-                raise
-            if base not in KNOWN:
-                raise UserError(
-                    f"no config.json for base {base!r} on this machine{nearest(base, KNOWN)} Give a local folder; a "
-                    f"Hub id works offline for {', '.join(KNOWN)}"
-                ) from e
-    options = dict(source or KNOWN[base])
+    try:
+        checkpoint = LocalCheckpoint.of_base(base, {**model_kwargs, "local_files_only": True}, weights=False)
+        return checkpoint.skeleton, checkpoint.config, checkpoint
+    except DataError as e:
+        if names_gguf(base):
+            raise
+        if base not in KNOWN:
+            raise UserError(
+                f"no config.json for base {base!r} on this machine{nearest(base, KNOWN)} Give a local folder; a "
+                f"Hub id works offline for {', '.join(KNOWN)}"
+            ) from e
+    options = dict(KNOWN[base])
     config = AutoConfig.for_model(options.pop("model_type"), **options)
     with torch.device("meta"):
         return auto_class(config).from_config(config), config, None
