@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-__all__ = ["DISPATCHED", "STRATEGIES", "DispatchName"]
+__all__ = ["DISPATCHED", "NO_CLASSIFIER", "STRATEGIES", "DispatchName"]
 
 DispatchName = Literal["prompt", "cls", "scores"]  # those that choose for each request
 DISPATCHED: tuple[DispatchName, ...] = get_args(DispatchName)
@@ -12,3 +12,4 @@ STRATEGIES = {
     "cls": "transformer2.adaptation.dispatch.ClassifierDispatch",
     "scores": "transformer2.adaptation.dispatch.ScoresDispatch",
 }
+NO_CLASSIFIER = "name the classification expert's folder: adapt.classifier (train one with fit)"

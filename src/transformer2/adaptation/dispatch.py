@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from transformer2 import tasks, tiny
+from transformer2.adaptation import NO_CLASSIFIER
 from transformer2.adaptation.context import EvaluationContext
 from transformer2.adaptation.dispatcher import OTHER, Dispatcher, first_pass
 from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy
@@ -107,7 +108,7 @@ class ClassifierDispatch(PromptDispatch):
     def load_helpers(self, base: str) -> list[Expert]:
         """The classification expert, which is not chosen from."""
         if self.classifier is None and base != "tiny":
-            raise ConfigError("name the classification expert's folder: adapt.classifier (train one with fit)")
+            raise ConfigError(NO_CLASSIFIER)
         return [read_expert(self.classifier or tiny.expert_path(tiny.CLASSIFIER))]
 
 

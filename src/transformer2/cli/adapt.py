@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from transformer2.adaptation import STRATEGIES
+from transformer2.adaptation import NO_CLASSIFIER, STRATEGIES
 from transformer2.arguments import written
 from transformer2.cli.check import ADAPT_KEYS, UNREAD, check, keys_help, sections, suggestion
 from transformer2.cli.compose import ADAPT_DEFAULT, compose, flags_of
@@ -43,7 +43,6 @@ FREE = (
     "data.task_options.path",
 )
 LIMITS = ("trainer.limit_test_batches", "trainer.fast_dev_run")
-NO_CLASSIFIER = "name the classification expert's folder: adapt.classifier (train one with fit)"
 
 HELP = """\
 usage: transformer2 adapt [--strategy {strategies}] [--config FILE ...] [--KEY.SUB VALUE ...]
