@@ -148,7 +148,7 @@ class Strategy:
     def leave_out_shots(self, data: Any) -> None:
         """Have a datamodule score no row that an expert was made with; before its `setup`."""
         for expert in (*self.load(data.base), *self.load_helpers(data.base)):
-            data.leave_out(vars(expert))
+            data.leave_out(expert.shots, expert.protocol)
 
     def made_from(self, base: str) -> dict[str, str | None]:
         """What a report on the experts that are there now says of them (`details.made_from`)."""

@@ -6,12 +6,13 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from transformer2.arguments import LARGEST_SEED, check_weights, written
 from transformer2.cli.check import ADAPT_KEYS, KEYS, check
 from transformer2.cli.compose import PACKAGED, Flags, compose, flags_of, home
 from transformer2.cli.folder import check_writable
+from transformer2.cli.schema import value_of
 from transformer2.cli.values import number
 from transformer2.errors import ConfigError, DataError, UserError, shown
 from transformer2.files import check_directory
@@ -175,7 +176,7 @@ def _mix(args: Sequence[str]) -> int:
     words = _Words("experts mix DIR DIR ... --weights W W ... --out DIR")
     words.add_argument("--weights", nargs="+", type=float, required=True)
     words.add_argument("--out", type=home, required=True)
-    words.add_argument("--mix", choices=("delta", "normalised", "raw"), default="delta")
+    words.add_argument("--mix", choices=get_args(value_of("transformer2.svf.mixing.Mix")), default="delta")
     given = words.folders_and_flags(args)
     check_weights(given.weights, len(given.folders))
 

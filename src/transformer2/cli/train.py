@@ -100,7 +100,7 @@ def run(command: str, args: Sequence[str]) -> int:
         if given is not None:  # before it was shuffled
             from transformer2.experts import read_trained_on
 
-            experiment.data.leave_out(read_trained_on(given))
+            experiment.data.leave_out(**read_trained_on(given))
             experiment.details["made_from"] = {name_of(given): file_digest(given / WEIGHTS)}
         if seed is not None:
             experiment.details["shuffled"] = seed

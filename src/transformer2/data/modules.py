@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
@@ -121,10 +121,10 @@ class ExpertDataModule(L.LightningDataModule):
         self.reported = self.task.protocol
         self._shots: set[str] = set()  # marks of rows that experts were made with
 
-    def leave_out(self, made_with: Mapping[str, Any]) -> None:
+    def leave_out(self, shots: Iterable[str] | None = None, protocol: str | None = None) -> None:
         """Score none of the rows that an expert was made with: its `shots` and `protocol`. Before `setup`."""
-        self._shots |= {*map(str, made_with.get("shots") or ())}
-        self.reported = "paper" if made_with.get("protocol") == "paper" else self.reported
+        self._shots |= {*map(str, shots or ())}
+        self.reported = "paper" if protocol == "paper" else self.reported
 
     def provenance(self) -> dict[str, Any]:
         """What an expert that is made with these rows keeps of them: `shots` and `protocol`."""

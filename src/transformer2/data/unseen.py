@@ -54,7 +54,7 @@ class UnseenTaskDataModule(ExpertDataModule):
             task, base, data_dir, eval_batch_size=eval_batch_size, batch_size=few_shot, validation_limit=None, **options
         )
         self.few_shot, self.protocol = few_shot, protocol
-        self.leave_out({"protocol": protocol})
+        self.leave_out(protocol=protocol)
         self.test_limit = self.limits.pop("test")  # counts what is left of the split without the shots
 
     def setup(self, stage: str) -> None:

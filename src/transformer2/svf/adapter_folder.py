@@ -97,20 +97,20 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_trained_on(folder: str | Path) -> dict[str, Any]:
-    """What an adapter of any of PEFT's methods says of the rows it was made with: `shots` and `protocol`, or nothing.
+    """What an adapter of any of PEFT's methods says of the rows it was made with: `shots` and `protocol`, or None.
 
     Raises:
         ExpertError: See `read_config`.
     """
-    config = read_config(folder)
+    found = read_config(folder)
     file = whole_folder(Path(folder).expanduser()) / TRAINED_ON
-    if config["peft_type"] == "SVF" or not file.exists():
-        return {name: config.get(name) for name in ("shots", "protocol")}
-    _check_manifest(file.parent)
-    try:
-        return dict(json.loads(read_file(file, LARGEST_CONFIG, ExpertError)))
-    except (ValueError, TypeError, RecursionError) as e:
-        raise ExpertError(f"{shown(str(file))} is no JSON object; copy the folder again") from e
+    if found["peft_type"] != "SVF" and file.exists():
+        _check_manifest(file.parent)
+        try:
+            found = dict(json.loads(read_file(file, LARGEST_CONFIG, ExpertError)))
+        except (ValueError, TypeError, RecursionError) as e:
+            raise ExpertError(f"{shown(str(file))} is no JSON object; copy the folder again") from e
+    return {name: found.get(name) for name in ("shots", "protocol")}
 
 
 def read_adapter(folder: str | Path, only_z: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
