@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,13 +11,15 @@ from fakes import make_llama
 
 from transformer2 import tasks, tiny
 from transformer2.adaptation.dispatch import PromptDispatch
-from transformer2.adaptation.dispatcher import Dispatcher, first_pass
+from transformer2.adaptation.dispatcher import Dispatcher
 from transformer2.adaptation.members import members
 from transformer2.adaptation.mixture import base_row, expert_rows
 from transformer2.adaptation.scoring import Scorer
 from transformer2.data import collate, render
+from transformer2.data.prompts import ChatTemplate
 from transformer2.errors import ConfigError
 from transformer2.experts import Expert, load_experts, mix_experts, save_expert
+from transformer2.metrics import UNPARSED
 from transformer2.module import SVFReinforceModule
 from transformer2.policy import reference
 from transformer2.rollout.base import Sampling
@@ -128,10 +131,9 @@ def test_categories_are_as_likely_as_the_whole_pass_says(world, names):
             torch.testing.assert_close(torch.cat(alone), found, rtol=1e-5, atol=1e-4)
             by_z.append(found)
         if len(names) == 3:
-            written, said = first_pass(dispatcher, scorer, prompts, base_row(3))
-            assert (
-                written == [None] * 4 and len(said) == 4
-            )  # random weights write no category, and yet have a likeliest
+            said = scorer.rows(prompts, base_row(3), 8).completions
+            # Random weights write no category, and yet have a likeliest.
+            assert [dispatcher.parse(text) for text in said] == [None] * 4
     assert found.shape == (4, len(names) + 1) and not torch.allclose(*by_z, atol=0.1)
 
 
@@ -170,17 +172,23 @@ def test_the_generated_prompt_reaches_a_model_and_its_written_answer_is_followed
         budgets.append(max_new_tokens)
         return RowsSaid(("code.", "cooking", "no idea"))
 
-    questions = [THREE.question(EXAMPLE)] * 3
-    prompts = collate(questions, [render(module.engine.tokenizer, q) for q in questions], 0)
+    def choose(*names):
+        helpers = Scorer(module.policy, ["base"], module.engine, module.head)
+        data = SimpleNamespace(base="a folder", template=ChatTemplate())
+        answerer = SimpleNamespace(policy=module.policy, device=module.policy.device)
+        context = SimpleNamespace(helpers=helpers, experts=list(map(Expert, names)), data=data, answerer=answerer)
+        return PromptDispatch().adapt_to_task(context).adapt_to_batch(collate([EXAMPLE] * 3, [[0]] * 3, 0))
+
     monkeypatch.setattr(Scorer, "rows", answer)
-    choices, texts = first_pass(THREE, Scorer(module.policy, [], module.engine, module.head), prompts, base_row(3))
-    long = Dispatcher(("math", "a-name-of-twenty-two-x"), ("", ""))  # a token a byte, and EOS
-    first_pass(long, Scorer(module.policy, [], module.engine, module.head), prompts, base_row(2))
+    found = choose("math", "code", "cooking")
+    choose("math", "a-name-of-twenty-two-x")  # a token a byte, and EOS
     assert budgets == [8, 23]
-    assert choices == [1, 2, None] and texts == ["code.", "cooking", "no idea"]
-    for part in ("- cooking: recipes", "2 + 2?", "<|start_header_id|>assistant"):
+    assert [(c["choice"], c["first_pass"]) for c in found.columns] == [
+        ("code", "code."), ("cooking", "cooking"), (UNPARSED, "no idea"),
+    ]  # fmt: skip
+    for part in ("- cooking: cooking", "2 + 2?", "<|start_header_id|>assistant"):
         assert part in asked[0]
-    assert THREE.weights(choices).argmax(-1).tolist() == [1, 2, 3]
+    assert found.weights.argmax(-1).tolist() == [1, 2, 3]
 
 
 class RowsSaid:

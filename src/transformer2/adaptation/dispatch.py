@@ -25,7 +25,7 @@ from torch import Tensor
 from transformer2 import tasks, tiny
 from transformer2.adaptation import NO_CLASSIFIER
 from transformer2.adaptation.context import EvaluationContext
-from transformer2.adaptation.dispatcher import OTHER, Dispatcher, first_pass
+from transformer2.adaptation.dispatcher import OTHER, Dispatcher
 from transformer2.adaptation.strategy import AdaptedPolicy, Choice, Strategy
 from transformer2.arguments import Count, check_arguments
 from transformer2.data.prompts import collate, render
@@ -199,7 +199,9 @@ class _DispatchedPolicy(AdaptedPolicy):
 
     def _ask(self, prompts: PromptBatch) -> tuple[Tensor, list[dict[str, Any]]]:
         """Weights (B, K + 1) and columns."""
-        choices, texts = first_pass(self.dispatcher, self.scorer, prompts, self.weights_1K)
+        budget = self.dispatcher.answer_budget(self.scorer.engine.tokenizer)
+        texts = self.scorer.rows(prompts, self.weights_1K, budget).completions
+        choices = [self.dispatcher.parse(text) for text in texts]
         names = [UNPARSED if c is None else self.dispatcher.categories[c] for c in choices]
         columns = [{"first_pass": text, "choice": name} for text, name in zip(texts, names, strict=True)]
         return self.dispatcher.weights(choices), columns

@@ -11,14 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from transformer2 import tasks
-from transformer2.adaptation.scoring import Scorer
 from transformer2.errors import ConfigError, UserError
 from transformer2.experts import Expert
 from transformer2.tasks.dispatch import OTHER, category_prompt, check_categories, request_of
-from transformer2.types import Example, PromptBatch
+from transformer2.types import Example
 from transformer2.verifiers.label import find_label
 
-__all__ = ["OTHER", "Dispatcher", "first_pass"]
+__all__ = ["OTHER", "Dispatcher"]
 
 
 @dataclass(frozen=True)
@@ -85,25 +84,6 @@ class Dispatcher:
         """Weights (B, K + 1): the chosen expert's z; the base's for "other" and for no category."""
         k = len(self.names)
         return torch.eye(k + 1)[[k if c is None else c for c in choices]]
-
-
-def first_pass(
-    dispatcher: Dispatcher, scorer: Scorer, prompts: PromptBatch, weights_1K: Tensor
-) -> tuple[list[int | None], list[str]]:
-    """Let the model name a category for every prompt.
-
-    Args:
-        dispatcher: The categories.
-        scorer: Runs the model.
-        prompts: B rendered dispatch questions.
-        weights_1K: The z of the first pass: the base's, or the classification expert's.
-
-    Returns:
-        B indices of categories (None: no category), and the B texts they were read from.
-    """
-    budget = dispatcher.answer_budget(scorer.engine.tokenizer)
-    texts = scorer.rows(prompts, weights_1K, budget).completions
-    return [dispatcher.parse(text) for text in texts], list(texts)
 
 
 def _category(expert: Expert, labelled: Any) -> tuple[str, str]:
