@@ -28,8 +28,8 @@ import lightning as L
 from _common import Row
 
 from transformer2.cli import main as command
-from transformer2.cli.check import KEYS
 from transformer2.cli.compose import compose
+from transformer2.cli.keys import KEYS
 from transformer2.data import ExpertDataModule
 from transformer2.module import SVFReinforceModule
 from transformer2.policy import load_expert

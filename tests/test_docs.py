@@ -15,7 +15,7 @@ from causal_families import ACCEPTED, REFUSED
 
 from transformer2 import tiny
 from transformer2.cli import COMMANDS, main
-from transformer2.cli.check import ELSEWHERE, sections
+from transformer2.cli.keys import ELSEWHERE, sections
 from transformer2.cli.schema import arguments
 
 ROOT = Path(__file__).parents[1]

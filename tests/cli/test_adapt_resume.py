@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from transformer2.cli import main
 from transformer2.cli.adapt import FREE, LIMITS, _check_same, _flat
-from transformer2.cli.check import ELSEWHERE, sections
+from transformer2.cli.keys import ELSEWHERE, sections
 from transformer2.errors import ConfigError
 
 GENERATIONS = 3

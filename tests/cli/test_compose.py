@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from transformer2.cli.check import ELSEWHERE, OURS, sections
 from transformer2.cli.compose import compose, find_config, flags_of, parse_flags
+from transformer2.cli.keys import ELSEWHERE, OURS, sections
 from transformer2.cli.optimizers import HOMES
 from transformer2.errors import ConfigError
 

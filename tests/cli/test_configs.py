@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from transformer2.cli.check import ADAPT_KEYS, KEYS, check
+from transformer2.cli.check import check
 from transformer2.cli.compose import PACKAGED, compose
 from transformer2.cli.experiment import Experiment
+from transformer2.cli.keys import ADAPT_KEYS, KEYS
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule
 from transformer2.policy import adapter_config
 

@@ -14,7 +14,7 @@ from transformer2 import tiny
 from transformer2.adaptation.search import CEM
 from transformer2.callbacks.few_shot import FewShotEvaluator
 from transformer2.cli import main
-from transformer2.cli.check import ELSEWHERE, SYNONYMS, UNREAD, sections
+from transformer2.cli.keys import ELSEWHERE, SYNONYMS, UNREAD, sections
 from transformer2.data import ExpertDataModule, UnseenTaskDataModule
 from transformer2.errors import ConfigError
 from transformer2.module import SVFReinforceModule

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from transformer2.cli import main
-from transformer2.cli.check import KEYS, check
+from transformer2.cli.check import check
 from transformer2.cli.compose import compose, parse_flags
+from transformer2.cli.keys import KEYS
 
 FIT = ["fit", "--config", "conf/tiny_math.yaml"]
 PLAN = ["plan", "--config", "conf/tiny_math.yaml"]

@@ -11,8 +11,8 @@ import pytest
 from fakes import make_llama
 
 from transformer2.cli import main
-from transformer2.cli.check import KEYS
 from transformer2.cli.compose import compose
+from transformer2.cli.keys import KEYS
 from transformer2.cli.train import take_from_expert
 
 SMALL = ["--model.sampling.max_new_tokens", "6", "--model.dtype", "float32", "--trainer.accelerator", "cpu", "--quiet"]

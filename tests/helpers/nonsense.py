@@ -8,7 +8,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from transformer2.cli.check import ELSEWHERE, RUNS, sections
+from transformer2.cli.check import RUNS
+from transformer2.cli.keys import ELSEWHERE, sections
 
 # By type: what is wrong whatever the range.
 WRONG = {

@@ -13,8 +13,8 @@ from peft import PeftModel, get_peft_model
 import transformer2
 from transformer2 import SVFConfig
 from transformer2.cli import main
-from transformer2.cli.check import KEYS
 from transformer2.cli.compose import compose
+from transformer2.cli.keys import KEYS
 from transformer2.cli.plan import complete
 from transformer2.errors import ConfigError, UserError
 from transformer2.module import SVFReinforceModule

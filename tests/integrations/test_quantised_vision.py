@@ -11,8 +11,8 @@ import torch
 from picture_task import Pictures, draw_pictures
 from vision_bases import FAMILIES, make_vision
 
-from transformer2.cli.check import KEYS
 from transformer2.cli.compose import compose
+from transformer2.cli.keys import KEYS
 from transformer2.data.prompts import render
 from transformer2.plan.shape import model_shape
 from transformer2.policy import build_policy, hidden_states, lm_head, load_base, load_tokenizer

@@ -17,9 +17,10 @@ import yaml
 
 from transformer2.adaptation import NO_CLASSIFIER, STRATEGIES
 from transformer2.arguments import written
-from transformer2.cli.check import ADAPT_KEYS, UNREAD, check, keys_help, sections, suggestion
+from transformer2.cli.check import check
 from transformer2.cli.compose import ADAPT_DEFAULT, compose, flags_of
 from transformer2.cli.folder import check_unnamed, check_writable, holds_run, run_folder
+from transformer2.cli.keys import ADAPT_KEYS, UNREAD, keys_help, sections, suggestion
 from transformer2.cli.schema import value_of
 from transformer2.cli.values import one_of, run_name
 from transformer2.errors import ConfigError, DataError

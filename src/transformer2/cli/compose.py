@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import KeyValidationError, OmegaConfBaseException
 
 from transformer2.arguments import written
-from transformer2.cli.check import KEYS, OURS, sections, suggestion
+from transformer2.cli.keys import KEYS, OURS, sections, suggestion
 from transformer2.cli.optimizers import HOMES, class_and_arguments, on_top
 from transformer2.errors import ConfigError, nearest, one_line, shown
 

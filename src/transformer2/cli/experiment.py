@@ -26,8 +26,8 @@ from transformer2.callbacks.monitoring import Monitoring
 from transformer2.callbacks.peer_watchdog import PeerWatchdog
 from transformer2.callbacks.progress import TrainingBar
 from transformer2.checkpoints import read_checkpoint
-from transformer2.cli.check import LINKED, TRAINER_DEFAULTS
 from transformer2.cli.classes import check_classes, class_of
+from transformer2.cli.keys import LINKED, TRAINER_DEFAULTS
 from transformer2.cli.plan import check_memory
 from transformer2.data import ExpertDataModule, FewShotDataModule
 from transformer2.distributed import check_checkpoint, check_strategy

@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformer2.arguments import check_weights, written
-from transformer2.cli.check import KEYS, check
+from transformer2.cli.check import check
 from transformer2.cli.compose import Flags, compose, flags_of
+from transformer2.cli.keys import KEYS
 from transformer2.cli.train import silence_libraries, take_from_expert
 from transformer2.cli.values import one_of
 from transformer2.errors import ConfigError, shown

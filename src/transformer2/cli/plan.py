@@ -8,8 +8,9 @@ from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from transformer2.cli.check import KEYS, TRAINER_DEFAULTS, check
+from transformer2.cli.check import check
 from transformer2.cli.compose import compose, flags_of
+from transformer2.cli.keys import KEYS, TRAINER_DEFAULTS
 from transformer2.cli.schema import value_of
 from transformer2.cli.values import number, one_of
 from transformer2.errors import ConfigError

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from transformer2.cli.check import KEYS, check
+from transformer2.cli.check import check
 from transformer2.cli.compose import compose, flags_of
 from transformer2.cli.folder import check_writable, run_folder
+from transformer2.cli.keys import KEYS
 from transformer2.cli.tools import check_device, matrices
 from transformer2.cli.train import silence_libraries, take_from_expert
 from transformer2.cli.values import run_name

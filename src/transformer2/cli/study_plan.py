@@ -17,8 +17,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from transformer2.adaptation import STRATEGIES
-from transformer2.cli.check import UNREAD, sections
 from transformer2.cli.compose import merge
+from transformer2.cli.keys import UNREAD, sections
 from transformer2.cli.optimizers import HOMES
 from transformer2.cli.study_run import checked, composed, folder_name
 from transformer2.errors import ConfigError, UserError, shown

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from transformer2.arguments import LARGEST_SEED, check_weights, written
-from transformer2.cli.check import ADAPT_KEYS, KEYS, check
+from transformer2.cli.check import check
 from transformer2.cli.compose import PACKAGED, Flags, compose, flags_of, home
 from transformer2.cli.folder import check_writable
+from transformer2.cli.keys import ADAPT_KEYS, KEYS
 from transformer2.cli.schema import value_of
 from transformer2.cli.values import number
 from transformer2.errors import ConfigError, DataError, UserError, shown

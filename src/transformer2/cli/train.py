@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from transformer2.arguments import LARGEST_SEED
-from transformer2.cli.check import KEYS, UNREAD, check, keys_help
+from transformer2.cli.check import check
 from transformer2.cli.compose import PACKAGED, compose, flags_of
 from transformer2.cli.folder import check_unnamed, check_writable, config_name, run_folder
+from transformer2.cli.keys import KEYS, UNREAD, keys_help
 from transformer2.cli.values import number, run_name
 from transformer2.errors import ConfigError, shown
 from transformer2.files import LAST, MANIFEST, check_directory, file_digest, whole_folder
