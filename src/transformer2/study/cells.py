@@ -32,6 +32,7 @@ NAMES = {
 }
 MANY_CUT = 0.1  # share of the answers
 SCORE_COLUMNS = ("accuracy, %", "on base, points [95 %]", "p", "n", "seeds")
+FIT_COLUMNS = (*SCORE_COLUMNS, "trainable", "training, CPU-s")
 NOTES = (
     "accuracy: mean ± standard error over seeds; of one seed, and of the base, that of its questions",
     f"on base: difference to the base on the same questions, with a {100 * CONFIDENCE:.0f} % t interval over seeds",
@@ -187,15 +188,16 @@ def _base(report: Report) -> Mapping[str, Any]:
     return score
 
 
-def training_cells(group: Group) -> list[str]:
-    """Cells: trainable parameters, and CPU seconds of training (mean over seeds), which other load does not change."""
+def fit_cells(group: Group) -> list[str]:
+    """The cells of `FIT_COLUMNS`: CPU seconds are a mean over seeds, and do not change with other load."""
+    scores = score_cells(group.runs, group.reports)
     facts = [fact for report in group.reports.values() if (fact := report.get("details", {}).get("training"))]
     if not facts:
-        return ["–", "–"]
+        return [*scores, "–", "–"]
     sizes = sorted({fact["trainable"] for fact in facts})
     shown = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
     spent = [fact["cpu_seconds"] for fact in facts if "cpu_seconds" in fact]
-    return [shown, f"{fmean(spent):.0f}" if spent else "–"]
+    return [*scores, shown, f"{fmean(spent):.0f}" if spent else "–"]
 
 
 def trainings(reports: Mapping[int, Report]) -> dict[int, Mapping[str, Any]]:

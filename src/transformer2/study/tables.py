@@ -12,16 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from transformer2.study import published
-from transformer2.study.cells import (
-    NOTES,
-    SCORE_COLUMNS,
-    apart,
-    base_rows,
-    display,
-    on_runs,
-    score_cells,
-    training_cells,
-)
+from transformer2.study.cells import FIT_COLUMNS, NOTES, apart, base_rows, display, fit_cells, on_runs
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Group, Study
 
@@ -115,8 +106,8 @@ def _fits(
         for name, cells in base_rows(groups):
             add(skill, ["base", *[""] * (len(leads) - 1)], name, [*cells, "0", "–"])
         for group in groups:
-            cells = score_cells(group.runs, group.reports) + training_cells(group)
             said = [lead(group) for lead in leads.values()]
-            add(skill, said, display(said[0]) + more[group.name], cells)
-    columns = ["skill", *leads, *SCORE_COLUMNS, "trainable", "training, CPU-s", *heads]
-    return Table(study.name, title, columns, rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)])
+            add(skill, said, display(said[0]) + more[group.name], fit_cells(group))
+    return Table(
+        study.name, title, ["skill", *leads, *FIT_COLUMNS, *heads], rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)]
+    )

@@ -28,6 +28,7 @@ from statistics import fmean
 from transformer2.adaptation import DISPATCHED, STRATEGIES
 from transformer2.study import published
 from transformer2.study.cells import (
+    FIT_COLUMNS,
     NOTES,
     SCORE_COLUMNS,
     Report,
@@ -37,16 +38,17 @@ from transformer2.study.cells import (
     base_rows,
     display,
     expert_names,
+    fit_cells,
     on_runs,
     score_cells,
     seeds_cell,
     suffixes,
-    training_cells,
 )
 from transformer2.study.output import Figure, Table
 from transformer2.study.results import Group, Run, Study
 from transformer2.study.tables import OTHER_MODELS
 
+ARC = f"paper: {published.MODEL}, ARC-Challenge"
 ON_UNSEEN = "_unseen"
 ALL = "adapt"  # the name of runs of every strategy
 CONSTANT = "best constant z"
@@ -125,11 +127,9 @@ def table8(study: Study) -> list[Table | Figure]:
     for group in sorted(shown, key=lambda group: (task_of(group), _number(group.labels["shots"]))):
         shots, task = group.labels["shots"], task_of(group)
         kind = _kind(group)
-        cells = score_cells(group.runs, group.reports) + training_cells(group)
         theirs = published.TABLE8.get(kind, {}).get(shots) if _is_arc(task) else None
-        rows.append([_what(task), shots, display(kind) + more[group.name], *cells, published.shown(theirs)])
-    columns = ["task", "shots", "method", *SCORE_COLUMNS, "trainable", "training, CPU-s"]
-    columns += [f"paper: {published.MODEL}, ARC-Challenge"]
+        rows.append([_what(task), shots, display(kind) + more[group.name], *fit_cells(group), published.shown(theirs)])
+    columns = ["task", "shots", "method", *FIT_COLUMNS, ARC]
     return [Table(study.name, "Shots: CEM and IA3", columns, rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)])]
 
 
@@ -147,8 +147,7 @@ def table10(study: Study) -> list[Table | Figure]:
         search = [", ".join(map(str, shots)) or "–", *means]
         theirs = published.shown(published.TABLE10.get(budget) if _is_arc(task) else None)
         rows.append([_what(task), budget + more[group.name], *search, *score_cells(group.runs, group.reports), theirs])
-    columns = ["task", "budget", "shots", "mixtures tried", "search, s", *SCORE_COLUMNS]
-    columns += [f"paper: {published.MODEL}, ARC-Challenge"]
+    columns = ["task", "budget", "shots", "mixtures tried", "search, s", *SCORE_COLUMNS, ARC]
     return [Table(study.name, "Budgets of CEM", columns, rows, [*NOTES, OTHER_MODELS, *on_runs(study, shown)])]
 
 
