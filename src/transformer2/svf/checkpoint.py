@@ -41,15 +41,10 @@ class LocalCheckpoint:
         folder: Holds config.json and model.safetensors, or model.safetensors.index.json with its shards.
         dtype: The dtype the tensors are read in; None means that of `dtype: auto`, as `load_base` takes it.
         trust_remote_code: Run the Python files in it, where its model class is not transformers' own.
-
-    Raises:
-        BasisError: The folder has no config or no readable safetensors weights.
     """
 
     def __init__(self, folder: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False):
         self.folder = Path(folder)
-        if not (self.folder / "config.json").is_file():
-            raise BasisError(f"{self.folder} has no config.json; give the folder of a transformers model")
         self._requested_dtype, self._trusted = dtype, trust_remote_code
 
     @classmethod
