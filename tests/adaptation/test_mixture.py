@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from transformer2.adaptation.few_shot import FewShotSearch
 from transformer2.adaptation.mixture import Mixture, base_row, constant_rows, expert_rows
 from transformer2.errors import ConfigError
 from transformer2.experts import Expert, mix_experts
@@ -70,5 +71,5 @@ def test_rows_of_the_controls():
 
 @pytest.mark.parametrize("options", [{"granularity": "head"}, {"mix": "sum"}])
 def test_unknown_words_are_refused(options):
-    with pytest.raises(ConfigError, match="use one of"):
-        Mixture(MATRICES, ["math"], **options)
+    with pytest.raises(ConfigError, match=r"adapt\.(granularity|mix) must be one of"):
+        FewShotSearch(**options)
