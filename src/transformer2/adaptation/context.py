@@ -99,8 +99,8 @@ class EvaluationContext:
         answerer, size, n = self.answerer, self.answerer.world_size, weights_LNK.shape[-2]
         found: tuple[list[float], list[float]] = [], []
         if answerer.rank < n:
-            how = self.scorer, self.few_shot, answerer.task, answerer.max_new_tokens
-            found = score_members(*how, weights_LNK[..., answerer.rank :: size, :], answerer.stop_if_unverified)
+            mine, check = weights_LNK[..., answerer.rank :: size, :], answerer.stop_if_unverified
+            found = score_members(self.scorer, self.few_shot, answerer.task, answerer.max_new_tokens, mine, check)
         else:
             answerer.stop_if_unverified([])
         parts = answerer.gather(list(zip(*found, strict=True)))

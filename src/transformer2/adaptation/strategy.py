@@ -174,18 +174,27 @@ class Strategy:
     ) -> Iterator[Any]:
         """What `adapt_to_task` works with; the experts are in the policy inside, and gone after any exit."""
         with self.loaded(answerer, data.base) as (experts, others, names):
-            made_from = _made_from(experts, others)
             key = (data.task.name, data.protocol, data.seed, data.few_shot, self.controls, *(e.sha256 for e in experts))
             scorer, helpers = (
                 Scorer(answerer.policy, part, answerer.engine, answerer.head, self.max_rows or answerer.engine.max_rows)
                 for part in ([*names[: len(experts)], names[-1]], names[len(experts) :])
             )
-            shots, known = data.shots().to(answerer.device), cache.get(key, Known())
-            parts = answerer, data, shots, experts, made_from, scorer, helpers, known, folder, bar, max_batches
-            context = EvaluationContext(*parts)
+            context = EvaluationContext(
+                answerer=answerer,
+                data=data,
+                few_shot=data.shots().to(answerer.device),
+                experts=experts,
+                made_from=_made_from(experts, others),
+                scorer=scorer,
+                helpers=helpers,
+                known=cache.get(key, Known()),
+                folder=folder,
+                bar=bar,
+                max_batches=max_batches,
+            )
             if key not in cache:  # here, where all processes are
                 context.choose_controls(self.controls)
-                cache[key] = known
+                cache[key] = context.known
             yield context
 
     def adapt_to_task(self, context: Any) -> AdaptedPolicy:
