@@ -6,10 +6,13 @@ The planner counts tensors; so does the allocator's peak of allocated bytes. Wha
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -74,9 +77,11 @@ def measure(toy: bool) -> Iterator[tuple[str, float, str]]:
 
 def _job(layers: int, batch: Rollouts, toy: bool) -> Job:
     rows, prompt, completion = len(batch), batch.prompt_ids_BP.shape[1], batch.completion_ids_BC.shape[1]
-    adapter = {"peft_type": "SVF", "target_modules": list(MLP)}
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(llama_config(layers, toy)))
+        shape = model_shape(folder, {"peft_type": "SVF", "target_modules": list(MLP)}, "bfloat16")
     return Job(
-        shape=model_shape("Llama-3-8B", adapter, "bfloat16", llama_config(layers, toy)),
+        shape=shape,
         svf=True,
         rank=0,
         form="delta",

@@ -273,7 +273,7 @@ def test_an_evaluator_inside_fit_builds_prompts_as_the_run_does(tmp_path, monkey
     data = ExpertDataModule("toy_task.FirstLetter", base, chat_template_kwargs={"enable_thinking": False})
     trainer = SimpleNamespace(datamodule=data, global_rank=0, world_size=1)
     evaluator = AdaptationEvaluator(experts=[], task="toy_task.FirstLetter", few_shot=2)
-    module = SimpleNamespace(policy=None, task=None, alarms=None, validated=[], answerer=len)
+    module = SimpleNamespace(policy=None, task=None, alarms=None, curve=None, validated=[], answerer=len)
     evaluator.setup(trainer, module, "fit")
     ids = evaluator.own_data.shots().input_ids_BP[0].tolist()
     assert evaluator.own_data.tokenizer.decode(ids).endswith("<think>\n\n</think>\n\n")
