@@ -119,7 +119,7 @@ def expert_adapter(folder: str | Path, given: Mapping[str, Any], base: nn.Module
             )
     if isinstance(own, SVFConfig):
         own.base_fingerprint = own.base_quantisation = None  # compared by load_expert, stamped again when it is saved
-        own.shuffled = None  # what is trained on is no control
+        own.shuffled = own.step = own.score = None  # what is trained on is no control, and will have its own
     return own
 
 

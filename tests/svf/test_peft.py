@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from svf_families import build, build_int8, oracle, prompt, randomize, svd_weight
 
@@ -169,6 +169,20 @@ def test_training_moves_z_and_nothing_else(model):
     assert losses[-1] < losses[0] - 0.1
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name in before if ".svf_z." in name}
+
+
+@pytest.mark.parametrize("names", [["narrow"], ["narrow", "wide"], ["wide", "narrow"]], ids=" ".join)
+def test_without_the_active_adapter_every_layer_runs_the_same_other_one(model, names):
+    for seed, name in enumerate(names):
+        config = SVFConfig(target_modules=["up_proj"]) if name == "narrow" else copy.deepcopy(ALL)
+        model.add_adapter(name, config)
+        randomize(model, name, seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT says which one each layer would have taken
+        model.delete_adapter("default")
+    after, active = logits(model), model.active_adapter
+    model.set_adapter(active)
+    assert active in names and torch.equal(logits(model), after)
 
 
 # Merging
@@ -399,6 +413,66 @@ def test_the_fingerprint_is_that_of_the_base_it_was_trained_on(model, tmp_path):
     assert fingerprint(model) == stamps[0]
     with pytest.warns(UserWarning, match="another architecture"), pytest.raises(ExpertError, match="missing"):
         PeftModel.from_pretrained(build("phi3"), tmp_path / "a")
+
+
+@pytest.fixture
+def two_experts(model, tmp_path):
+    """Folders of two experts of one base, which say other things of themselves."""
+    config, folders = model.peft_config["default"], [tmp_path / "math", tmp_path / "code"]
+    for i, folder in enumerate(folders, 1):
+        randomize(model, seed=10 + i)
+        config.task, config.step, config.score = folder.name, i, i / 4
+        model.save_pretrained(folder)
+    return folders
+
+
+def said(config):
+    return config.task, config.step, config.score
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_an_adapter_that_is_loaded_over_says_what_the_new_one_says(two_experts, model, tmp_path, trainable):
+    first, second = two_experts
+    loaded = PeftModel.from_pretrained(build("qwen2"), first, is_trainable=trainable)
+    loaded.load_adapter(second, "default")
+    config = loaded.peft_config["default"]
+    assert said(config) == ("code", 2, 0.5) and config.inference_mode is not trainable
+    assert config.sha256 == hashlib.sha256((second / "adapter_model.safetensors").read_bytes()).hexdigest()
+    loaded.save_pretrained(tmp_path / "again")
+    assert said(PeftConfig.from_pretrained(tmp_path / "again")) == ("code", 2, 0.5)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_a_damaged_expert_is_not_loaded_over_another(two_experts):
+    first, second = two_experts
+    loaded = PeftModel.from_pretrained(build("qwen2"), first)
+    before, file = logits(loaded), second / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ExpertError, match="sha256"):
+        loaded.load_adapter(second, "default")
+    assert said(loaded.peft_config["default"]) == ("math", 1, 0.25) and torch.equal(logits(loaded), before)
+
+
+@pytest.mark.parametrize("start", ["loaded", "loaded over", "its config alone"])
+def test_step_and_score_are_not_those_of_a_z_that_was_trained_since(two_experts, tmp_path, start):
+    first, second = two_experts
+    if start == "its config alone":
+        config = PeftConfig.from_pretrained(first)
+        config.inference_mode = False
+        trained = get_peft_model(build("qwen2"), config)
+    else:
+        trained = PeftModel.from_pretrained(build("qwen2"), first, is_trainable=True)
+        trained.save_pretrained(tmp_path / "as it was")
+        assert said(PeftConfig.from_pretrained(tmp_path / "as it was")) == ("math", 1, 0.25)
+    if start == "loaded over":
+        trained.load_adapter(second, "default")
+    randomize(trained, seed=20)
+    trained.save_pretrained(tmp_path / "unknown")
+    assert said(PeftConfig.from_pretrained(tmp_path / "unknown"))[1:] == (None, None)
+    config = trained.peft_config["default"]
+    config.step, config.score = 3, 0.75
+    trained.save_pretrained(tmp_path / "known")
+    assert said(PeftConfig.from_pretrained(tmp_path / "known"))[1:] == (3, 0.75)
 
 
 @pytest.mark.parametrize(

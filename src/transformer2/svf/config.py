@@ -106,6 +106,8 @@ class SVFConfig(PeftConfig):
             raise ConfigError("target_modules is empty; give 'mlp', 'attention', 'all-linear' or module names")
         if self.exclude_modules is not None:
             self.exclude_modules = _names("exclude_modules", self.exclude_modules)
+        if isinstance(self.modules_to_save, str):  # PEFT would take each letter for a name
+            self.modules_to_save = [self.modules_to_save]
         layers = self.layers_to_transform
         if layers is not None and (not fits(NotNegativeInt | list[NotNegativeInt], layers) or layers in ([], ())):
             raise ConfigError(

@@ -85,6 +85,7 @@ class SVFModel(BaseTuner):
         # The first hook that sees both: everything that can be refused is refused here, before a module is touched.
         targets = find_targets(model, peft_config)
         peft_config._svf_targets = frozenset(targets)
+        peft_config._svf_loaded = ("", peft_config.step, peft_config.score)
         if peft_config.base_fingerprint is not None and not any(p.is_meta for p in model.parameters()):
             warn_of_another_base({"the expert": (peft_config.base_fingerprint, peft_config.base_quantisation)}, model)
         keep_differentiable(model)
@@ -167,28 +168,23 @@ class SVFModel(BaseTuner):
             if match is None or match["adapter"] != adapter_name or match["layer"] in aliases:
                 continue
             if match["what"] == "logit":
-                sigma_R = state_dict.get(f"{match['layer']}.svf_sigma")
-                if sigma_R is None:  # a state dict of trainables only
-                    sigma_R = layers[match["layer"]].svf_sigma
-                assert sigma_R is not None
+                own_R = layers[match["layer"]].svf_sigma  # where the state dict is of trainables only
+                sigma_R = cast(Tensor, state_dict.get(f"{match['layer']}.svf_sigma", own_R))
                 value = renorm_decode(value.float(), sigma_R)
             saved[f"{match['layer']}.svf_z.{adapter_name}.delta"] = value.detach().float()
         config._svf_gathered = tensors_sha256(saved)
-        cls._stamp_base(model, config, adapter_name)
+        trained = any(p.requires_grad for layer in layers.values() for p in layer.parameters_of(adapter_name))
+        digest, *facts = config._svf_loaded
+        if trained and digest != config._svf_gathered and facts == [config.step, config.score]:
+            config.step = config.score = None  # said of another z, before it was trained
+        # The base is noted once: an expert that was only loaded keeps the one it was trained on.
+        if not config.base_fingerprint or (trained and not getattr(config, "_svf_stamped", False)):
+            try:
+                config.base_fingerprint, config.base_quantisation = fingerprint(model), quantisation_name(model)
+                config._svf_stamped = True
+            except BasisError as e:  # sharded or on the meta device, from an unknown folder
+                warnings.warn(f"the expert is saved without its base model's fingerprint: {e}", stacklevel=2)
         return saved
-
-    @staticmethod
-    def _stamp_base(model: nn.Module, config: SVFConfig, adapter_name: str) -> None:
-        """Note the base model in the config, once: an expert that was only loaded keeps the one it was trained on."""
-        layers = [layer for _, layer in svf_layers(model)]
-        trained = any(p.requires_grad for layer in layers for p in layer.parameters_of(adapter_name))
-        if config.base_fingerprint and (not trained or getattr(config, "_svf_stamped", False)):
-            return
-        try:
-            config.base_fingerprint, config.base_quantisation = fingerprint(model), quantisation_name(model)
-            config._svf_stamped = True
-        except BasisError as e:  # sharded or on the meta device, from an unknown folder
-            warnings.warn(f"the expert is saved without its base model's fingerprint: {e}", stacklevel=2)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -197,6 +193,7 @@ class SVFModel(BaseTuner):
         layers = {delta_key(module_path(n)): (n, m) for n, m in svf_layers(model) if adapter_name in m.svf_z}
         given = {BASE + module_path(key): key for key in state_dict}
         _check_keys(layers, [key for key in given if ".svf_" in key])
+        config._svf_loaded = (tensors_sha256(state_dict), config.step, config.score)
         remapped: dict[str, Tensor] = {}
         for full_key, key in given.items():
             value = state_dict[key]
@@ -218,6 +215,13 @@ class SVFModel(BaseTuner):
         """PEFT's, where every name is one of an adapter."""
         check_loaded(self, [adapter_name] if isinstance(adapter_name, str) else adapter_name)
         super().set_adapter(adapter_name, inference_mode=inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """PEFT's; every layer then has the same adapter active, where PEFT takes one of each layer's own."""
+        alone = self.active_adapters == [adapter_name]
+        super().delete_adapter(adapter_name)
+        if alone and self.peft_config:
+            self.set_adapter(min(self.peft_config))
 
     # Merging
 

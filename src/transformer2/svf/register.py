@@ -2,7 +2,8 @@
 
 PEFT's registry takes only names of its `PeftType` enum, so an out-of-tree method has to extend that enum. And every way
 to load an adapter (PeftModel's, transformers') reads adapter_config.json through one method of PEFT's, whose wrapper
-here verifies an SVF expert first. All that depends on this lives here, under tests that fail loudly when PEFT changes.
+here verifies an SVF expert first; `load_adapter` over a name that is taken would not, and has its own. All that depends
+on this lives here, under tests that fail loudly when PEFT changes.
 Nothing here imports torch or peft at import time: `import transformer2` stays cheap.
 """
 
@@ -16,6 +17,8 @@ from functools import wraps
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from transformer2.svf.format import SAVED
 
 __all__ = ["extend_peft_types", "register", "register_after", "register_when_peft_loads", "verify_experts"]
 
@@ -39,10 +42,11 @@ def extend_peft_types() -> None:
 
 
 def verify_experts() -> None:
-    """Let PEFT read the config of an SVF expert only once its checksums were verified. Does nothing the second time."""
+    """Let PEFT load SVF experts only once their checksums were verified. Does nothing the second time."""
+    from peft import PeftModel
     from peft.config import PeftConfigMixin
 
-    plain = PeftConfigMixin.from_json_file.__func__
+    plain, load = PeftConfigMixin.from_json_file.__func__, PeftModel.load_adapter
     if plain.__module__ == __name__:
         return
 
@@ -53,7 +57,19 @@ def verify_experts() -> None:
         verified = config_for_peft(path_json_file)
         return plain(cls, path_json_file, **kwargs) if verified is None else verified
 
+    @wraps(load)
+    def load_adapter(self: Any, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        taken, saved = self.peft_config.get(adapter_name), None
+        if getattr(taken, "peft_type", None) == "SVF":
+            saved = type(taken).from_pretrained(model_id, **self._split_kwargs(dict(kwargs))[0])
+        loaded = load(self, model_id, adapter_name, *args, **kwargs)
+        if saved is not None:  # what was said is of weights that are gone
+            vars(taken).update({name: getattr(saved, name) for name in SAVED - {"inference_mode"}})
+            taken._svf_loaded = (taken._svf_loaded[0], taken.step, taken.score)
+        return loaded
+
     PeftConfigMixin.from_json_file = classmethod(from_json_file)
+    PeftModel.load_adapter = load_adapter
 
 
 def register() -> None:
@@ -99,7 +115,6 @@ class _AfterPeft:
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
             exec_module(module)
-            extend_peft_types()
             # A module of ours that imports peft is half-way through, and registers at its own end.
             if not any(own in sys.modules for own in _OWN_MODULES):
                 register()
