@@ -54,6 +54,10 @@ def test_a_saved_config_reads_back_and_names_no_folder(tmp_path):
     assert "gsm8k" in (tmp_path / "README.md").read_text()
 
 
+def test_one_module_to_save_is_a_list_of_one():
+    assert SVFConfig(modules_to_save="lm_head").modules_to_save == ["lm_head"]
+
+
 def tuned(target, family="llama", **options):
     model = get_peft_model(build(family), SVFConfig(target_modules=target, **options))
     return [name.removeprefix("base_model.model.model.") for name, _ in svf_layers(model)]
@@ -82,6 +86,8 @@ def test_layers_are_counted_in_the_named_module_list():
     assert len(tuned("all-linear", layers_to_transform=0, layers_pattern="layers")) == 7
     with pytest.raises(ConfigError, match=r"layers_to_transform=\[7\]"):
         tuned("mlp", layers_to_transform=[7])
+    with pytest.raises(ConfigError, match="layer 7 of layers_to_transform is none of this model's"):
+        tuned("mlp", layers_to_transform=[0, 7])
     with pytest.raises(ConfigError, match="matches no linear layer"):
         tuned("mlp", layers_to_transform=0, layers_pattern="blocks")
 

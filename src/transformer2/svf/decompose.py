@@ -32,7 +32,7 @@ from transformer2.svf.cache import BasisCache, of_matrix
 from transformer2.svf.checkpoint import LocalCheckpoint
 from transformer2.svf.config import SVFConfig
 from transformer2.svf.fingerprint import fingerprint_checkpoint
-from transformer2.svf.targets import check_layers_present, find_targets
+from transformer2.svf.targets import find_targets
 
 __all__ = ["Spectra", "bases", "decompose", "spectra"]
 
@@ -186,9 +186,7 @@ def _matrices(
             f"{checkpoint.folder} is a quantised checkpoint; decompose the model it was made from, or let SVF compute "
             "the bases when it wraps the loaded model"
         )
-    names = find_targets(checkpoint.skeleton, which)
-    check_layers_present(names, which)
-    return checkpoint, names
+    return checkpoint, find_targets(checkpoint.skeleton, which)
 
 
 def _in_turn(
@@ -239,9 +237,7 @@ def _costs(checkpoint: LocalCheckpoint, names: Sequence[str]) -> dict[str, int]:
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype.removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    found = getattr(torch, str(dtype).removeprefix("torch."), None)
+    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ConfigError(f"dtype={dtype!r} is not a floating dtype; use 'bfloat16', 'float16' or 'float32'")
     return found

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformer2.svf.layer import SVFLayer
 
 __all__ = [
-    "ROLES", "check_all_called", "check_layers_present", "features_of", "find_targets", "is_excluded", "language_model",
+    "ROLES", "check_all_called", "features_of", "find_targets", "is_excluded", "language_model",
     "role_of", "tower_refused",
 ]  # fmt: skip
 
@@ -145,6 +145,10 @@ def find_targets(model: nn.Module, config: SVFConfig) -> list[str]:
         note = f", layers_to_transform={config.layers_to_transform}" if config.layers_to_transform is not None else ""
         note += f", exclude_modules={config.exclude_modules}" if config.exclude_modules else ""
         raise ConfigError(_nothing(target, linear, note))
+    listed = config.layers_to_transform if config.sha256 is None else None  # of a saved expert the weights say it
+    for layer in () if isinstance(listed, int) else listed or ():
+        if not any(_in_layers(name, replace(config, layers_to_transform=layer)) for name in kept):
+            raise ConfigError(f"layer {layer} of layers_to_transform is none of this model's with such modules")
     return kept
 
 
@@ -224,15 +228,6 @@ def check_all_called(layers: Mapping[str, SVFLayer]) -> Iterator[None]:
             f"this model uses the weight of {bypassed[0]} without calling it ({len(bypassed)} such layers), so z would "
             f"do nothing there in training; leave them out with exclude_modules={leaves}"
         )
-
-
-def check_layers_present(names: Iterable[str], config: SVFConfig) -> None:
-    """Raise ConfigError where `layers_to_transform` lists a layer in which nothing was found."""
-    layers = config.layers_to_transform
-    for layer in [layers] if isinstance(layers, int) else layers or ():
-        one = replace(config, layers_to_transform=[layer])
-        if not any(_in_layers(name, one) for name in names):
-            raise ConfigError(f"layer {layer} of layers_to_transform is none of this model's with such modules")
 
 
 def _in_layers(name: str, config: SVFConfig) -> bool:
