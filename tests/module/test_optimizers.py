@@ -104,6 +104,9 @@ def test_a_scheduler_of_the_users_own_may_have_no_warm_up(tmp_path, monkeypatch)
     [
         (["--optimizer", "AdamX"], "no class 'AdamX'; did you mean 'Adamax'?"),
         (["--optimizer", "torch.optim.Foo"], "no class torch.optim.Foo"),
+        (["--optimizer", "my.Lion"], "model.optimizer my.Lion needs an lr"),
+        (["--model.optimizer", "{class_path: my.Lion, weight_decay: 1}"], "give --optimizer.lr"),
+        (["--optimizer.lr", "1", "--optimizer", "my.Lion"], "give --optimizer.lr"),  # it was another class's
         (["--optimizer.lrr", "1"], "unknown config key model.optimizer.lrr; did you mean model.optimizer.lr?"),
         (["--optimizer", "SGD", "--optimizer.momentun", "1"], "did you mean model.optimizer.momentum?"),
         (

@@ -88,7 +88,7 @@ def settings(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable) ->
         )
     try:
         scheduler = lr_scheduler(built)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, KeyError) as e:  # of an optimizer without an lr
         raise ConfigError(f"model.lr_scheduler cannot be built: {e}") from e
     if isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, LRScheduler):
         raise ConfigError(
