@@ -120,12 +120,14 @@ def fits(hint: Any, value: Any) -> bool:
     return isinstance(value, hint | Mapping) if is_dataclass(hint) else True  # checked where it becomes one
 
 
-def check_weights(weights: Sequence[float], experts: int) -> None:
-    """Refuse mixing weights that are not one for each expert, or so large that logits may overflow."""
+def check_weights(weights: Sequence[float], experts: int, mix: str = "delta") -> None:
+    """Refuse mixing weights that are not one for each expert, are so large that logits may overflow, or have no sum."""
     if not all(abs(weight) <= 100 for weight in weights):  # nan is not
         raise ConfigError(f"weights of experts are numbers from -100 to 100, not {list(weights)}")
     if len(weights) != experts or not experts:
         raise ConfigError(f"there are {len(weights)} weights for {experts} experts; give one weight per expert")
+    if mix == "normalised" and abs(sum(weights)) < 1e-6:
+        raise ConfigError(f"weights {list(weights)} sum to zero and cannot be normalised; use mix='delta'")
 
 
 def check_samples(samples: int, temperature: float | None) -> None:

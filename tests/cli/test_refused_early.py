@@ -150,6 +150,7 @@ EARLY = [  # words, what the line says
     ([*MIX, "--weights", ".7"], "1 weights for 2 experts"),
     ([*MIX, "--weights", "nan", ".7"], "from -100 to 100"),
     ([*MIX, "--weights", "1e30", ".7"], "from -100 to 100"),
+    ([*MIX, "--weights", "1", "-1", "--mix", "normalised"], "sum to zero"),
     ([*MIX, "--weights=.7", ".7"], "--weights W W"),
     ([*MIX, "--weights", ".7", "--weights", ".7"], "given twice"),
     (["fit", "conf/tiny_math.yaml"], "write --config conf/tiny_math.yaml"),
@@ -200,6 +201,15 @@ def test_flags_that_decide_nothing_are_named(command, flags, unread, recwarn) ->
     said = [str(w.message) for w in recwarn if "does not read" in str(w.message)]
     named = ", ".join(flags[i].partition("=")[0][2:] for i in unread)
     assert [line.partition("read ")[2].startswith(named) for line in said] == [True] * bool(unread)
+
+
+@pytest.mark.parametrize("command", ["decompose", "spectrum"])
+def test_flags_of_training_are_named_where_nothing_is_trained(command, recwarn) -> None:
+    unread = ["data.batch_size", "seed_everything", "model.loss.kl_coef"]
+    read = ["--model.dtype=float32", "--model.adapter.form=factored", "--model.adapter.peft_type=LORA"]
+    assert main([command, "--model.base=tiny", *(f"--{key}=1" for key in unread), *read]) == 2
+    (said,) = [str(w.message) for w in recwarn if "does not read" in str(w.message)]
+    assert said == f"{command} does not read {', '.join(unread)}; leave it out"
 
 
 def test_epochs_are_not_cut_off_by_a_default(recwarn) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 from fakes import make_llama
 
+from transformer2 import tiny
 from transformer2.cli import main
 from transformer2.cli.compose import compose
 from transformer2.cli.keys import KEYS
 from transformer2.cli.train import take_from_expert
+from transformer2.svf.format import checksums
 
 SMALL = ["--model.sampling.max_new_tokens", "6", "--model.dtype", "float32", "--trainer.accelerator", "cpu", "--quiet"]
 TASKS_PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
@@ -154,6 +157,19 @@ def test_a_task_beside_the_command_is_trained_on(outside, llama_folder, monkeypa
     assert "task 'mytasks.Reverse' has no option 'aks'; did you mean 'ask'?" in capsys.readouterr().err
     assert main([*command, "other", "--data.task", "mytask.Reverse"]) == 2
     assert "task 'mytask.Reverse' cannot be imported" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["trap.Task", "trap"])
+@pytest.mark.parametrize("verb", ["test", "validate"])
+def test_an_expert_does_not_say_whose_code_is_run(verb, task, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trap.py").write_text("open('sprung', 'w').close()")
+    shutil.copytree(tiny.expert_path("math"), tmp_path / "expert")
+    config = tmp_path / "expert" / "adapter_config.json"
+    config.write_text(json.dumps(checksums(json.loads(config.read_text()) | {"task": task})))
+    assert main([verb, "--expert", "expert"]) == 2
+    assert f"expert was trained on '{task}', a task of its own: give --data.task" in capsys.readouterr().err
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_a_shuffled_expert_is_scored_and_said_to_be_a_control(world, tmp_path, capsys):

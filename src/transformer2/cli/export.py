@@ -13,7 +13,7 @@ from transformer2.arguments import check_weights, written
 from transformer2.cli.check import check
 from transformer2.cli.compose import Flags, compose, flags_of
 from transformer2.cli.keys import KEYS
-from transformer2.cli.train import silence_libraries, take_from_expert
+from transformer2.cli.train import silence_libraries, take_from_expert, warn_of_unread
 from transformer2.cli.values import one_of
 from transformer2.errors import ConfigError, shown
 from transformer2.svf.gguf_base import gguf_file, names_gguf
@@ -58,6 +58,7 @@ def export(args: Sequence[str]) -> int:
     config = compose(flags.configs, flags.overrides, KEYS)
     take_from_expert(config, "export", experts[0])
     check(config, "export")
+    warn_of_unread("export", [key for key, _ in flags.overrides], config)
     model = config["model"]
     if model.get("base") is None:
         raise ConfigError(f"{experts[0]} does not say which base it belongs to; give --model.base")

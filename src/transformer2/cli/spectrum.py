@@ -16,7 +16,7 @@ from transformer2.cli.compose import compose, flags_of
 from transformer2.cli.folder import check_writable, run_folder
 from transformer2.cli.keys import KEYS
 from transformer2.cli.tools import check_device, matrices
-from transformer2.cli.train import silence_libraries, take_from_expert
+from transformer2.cli.train import silence_libraries, take_from_expert, warn_of_unread
 from transformer2.cli.values import run_name
 from transformer2.errors import ConfigError
 from transformer2.files import write_text
@@ -55,6 +55,7 @@ def spectrum(args: Sequence[str]) -> int:
         take_from_expert(config, "spectrum", expert)
         config["model"]["adapter"] = given  # the base may be looked at as a whole
     check(config, "spectrum")
+    warn_of_unread("spectrum", [key for key, _ in flags.overrides], config)
     model = config["model"]
     if model.get("base") is None:
         raise ConfigError("spectrum needs --model.base (`spectrum --help`), or a --config or --expert that names one")

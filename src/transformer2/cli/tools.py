@@ -14,6 +14,7 @@ from transformer2.cli.compose import PACKAGED, Flags, compose, flags_of, home
 from transformer2.cli.folder import check_writable
 from transformer2.cli.keys import ADAPT_KEYS, KEYS
 from transformer2.cli.schema import value_of
+from transformer2.cli.train import warn_of_unread
 from transformer2.cli.values import number
 from transformer2.errors import ConfigError, DataError, UserError, shown
 from transformer2.files import check_directory
@@ -67,6 +68,7 @@ def decompose(args: Sequence[str]) -> int:
     device = check_device(flags.options.get("device"))
     config = compose(flags.configs, flags.overrides, KEYS)
     check(config, "decompose")
+    warn_of_unread("decompose", [key for key, _ in flags.overrides], config)
     model = config["model"]
     base, adapter = model.get("base"), model.get("adapter") or {}
     if base is None:
@@ -75,14 +77,13 @@ def decompose(args: Sequence[str]) -> int:
         adapter = _shipped_adapter(base) | adapter
     if (kind := peft_type(adapter)) != "SVF":
         raise ConfigError(f"the config trains a {kind} adapter, which needs no bases; decompose is for SVF")
-    cache_dir = adapter.get("basis_cache")
-    if cache_dir not in (None, "off"):
+    cache_dir = None if adapter.get("basis_cache") == "off" else adapter.get("basis_cache")
+    if cache_dir is not None:
         check_writable(cache_dir, "model.adapter.basis_cache")
 
     from transformer2.svf.decompose import decompose as run
 
-    cache = None if cache_dir == "off" else cache_dir
-    report = run(**matrices({**model, "adapter": adapter}, device, flags), cache_dir=cache)
+    report = run(**matrices({**model, "adapter": adapter}, device, flags), cache_dir=cache_dir)
     done = f"{report['built']} built, {report['reused']} reused, {report['quarantined']} damaged and rebuilt"
     print(f"{report['matrices']} matrices ({done}), {report['bytes'] / 1e6:.1f} MB, {report['seconds']:.1f} s")
     print(f"saved to {report['folder']}")
@@ -179,7 +180,7 @@ def _mix(args: Sequence[str]) -> int:
     words.add_argument("--out", type=home, required=True)
     words.add_argument("--mix", choices=get_args(value_of("transformer2.svf.mixing.Mix")), default="delta")
     given = words.folders_and_flags(args)
-    check_weights(given.weights, len(given.folders))
+    check_weights(given.weights, len(given.folders), given.mix)
 
     from transformer2.experts import mix_folders
 
@@ -213,7 +214,13 @@ def report(args: Sequence[str]) -> int:
     words.add_argument("--out", type=home)
     given = words.folders_and_flags(args)
     if given.out:
-        _check_picture(given.out, len(given.folders))
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        if len(given.folders) > 1:
+            raise ConfigError(f"--out is one picture, and there are {len(given.folders)} runs; call report for each")
+        if Path(given.out).suffix[1:] not in FigureCanvasBase.filetypes:
+            raise ConfigError(f"--out must end in .png (or .pdf, .svg), not {shown(repr(given.out))}")
+        check_writable(Path(given.out).parent, "--out")
 
     from transformer2.report.adaptation import table_of_run
     from transformer2.report.curve import draw_curve, last_validation
@@ -236,14 +243,3 @@ def report(args: Sequence[str]) -> int:
         print(last_validation(run) if table is None else table)
         print(f"  curve in {picture}")
     return 0
-
-
-def _check_picture(out: str, runs: int) -> None:
-    """Refuse a file that the curve of these runs cannot be drawn into."""
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    if runs > 1:
-        raise ConfigError(f"--out is one picture, and there are {runs} runs; call report for each")
-    if Path(out).suffix[1:] not in FigureCanvasBase.filetypes:
-        raise ConfigError(f"--out must end in .png (or .pdf, .svg), not {shown(repr(out))}")
-    check_writable(Path(out).parent, "--out")

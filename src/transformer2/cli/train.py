@@ -26,6 +26,7 @@ from transformer2.cli.values import number, run_name
 from transformer2.errors import ConfigError, shown
 from transformer2.files import LAST, MANIFEST, check_directory, file_digest, whole_folder
 from transformer2.svf.format import WEIGHTS, name_of, peft_type
+from transformer2.tasks import names
 
 HELP = """\
 usage: transformer2 {command} --config FILE [--config FILE ...] [--KEY.SUB VALUE ...]
@@ -81,7 +82,7 @@ def run(command: str, args: Sequence[str]) -> int:
         said = any(key.split(".")[:2] == ["model", "adapter"] for key, _ in flags.overrides)
         take_from_expert(config, command, expert, folders=kept, said=said)
     check(config, command, folders=kept)
-    _warn_of_unread(command, [key for key, _ in flags.overrides], config)
+    warn_of_unread(command, [key for key, _ in flags.overrides], config)
     _check_checkpoint(flags.options.get("ckpt_path"))
     name = run_name(config.pop("name", None) or (config_name(flags.configs[-1]) if flags.configs else command))
     if kept:
@@ -147,13 +148,15 @@ def take_from_expert(
         model.setdefault("base", str(own))
         if model["base"] == own and (revision := saved.get("revision")):
             model["model_kwargs"] = {"revision": str(revision), **(model.get("model_kwargs") or {})}
-    if scores and saved.get("task"):
-        config["data"].setdefault("task", str(saved["task"]))
+    if scores and (task := saved.get("task")) and "task" not in config["data"]:
+        if task not in names():  # whose code would be run
+            raise ConfigError(f"{shown(expert)} was trained on {shown(task)!r}, a task of its own: give --data.task")
+        config["data"]["task"] = task
     if options is not None:
         config["data"]["task_options"] = options
 
 
-def _warn_of_unread(command: str, flags: Sequence[str], config: Mapping[str, Any]) -> None:
+def warn_of_unread(command: str, flags: Sequence[str], config: Mapping[str, Any]) -> None:
     """Say which flags decide nothing. (A config may be shared with other commands.)"""
     model, steps = config["model"], config["trainer"].get("max_steps", -1)
     if command == "fit" and "trainer.max_epochs" in flags and "trainer.max_steps" not in flags and steps != -1:
@@ -161,11 +164,14 @@ def _warn_of_unread(command: str, flags: Sequence[str], config: Mapping[str, Any
         warnings.warn(f"the run ends after trainer.max_steps {steps} of the config; {other}", stacklevel=3)
     unused = ["model.vllm"] if model.get("rollout") != "vllm" else []
     unused += ["model.test.temperature"] if not (model.get("test") or {}).get("samples") else []
-    if command != "fit":
+    scores = command in ("validate", "test")
+    if scores:
         scoring = re.compile(r"model\.(rollout|vllm|test)|trainer\.limit_")
         unused += [flag for flag in flags if UNREAD.fullmatch(flag) and not scoring.match(flag)]
+    elif command != "fit":
+        unused = [flag for flag in flags if not re.match(r"name$|model\.(base|dtype|model_kwargs|adapter)(\.|$)", flag)]
     if unread := [flag for flag in flags if flag.startswith(tuple(unused))]:
-        how = "" if command == "fit" else " (the answers that are scored are greedy)"
+        how = " (the answers that are scored are greedy)" if scores else ""
         warnings.warn(f"{command} does not read {', '.join(unread)}{how}; leave it out", stacklevel=3)
 
 

@@ -59,7 +59,7 @@ def check_adapter(given: dict[str, Any]) -> None:
         if key == "init_std" or (key, value) in (("form", "auto"), ("form", "merged")):
             raise ConfigError(f"model.adapter.{key}: {written(value)} is gone; leave it out (docs/svf.md)")
         if key not in known:
-            raise ConfigError(f"unknown key model.adapter.{key} for SVF{nearest(key, known)}")
+            raise ConfigError(f"unknown key model.adapter.{key} for SVF{nearest(key, known.keys() - SAVED)}")
         empty = key == "target_modules" and value is not None and not value
         if empty or not (fits(known[key].hint, value) or (key == "target_modules" and value is None)):
             raise ConfigError(f"model.adapter.{key} must be {expected(known[key].hint)}, not {written(value)}")

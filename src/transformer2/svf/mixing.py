@@ -56,10 +56,6 @@ def mixing_weights(weights: Sequence[float], count: int, mix: str) -> Tensor:
     if mix not in MIXES:
         raise UserError(f"mix={mix!r} is not one of {', '.join(MIXES)}")
     values = [float(w) for w in weights]
-    check_weights(values, count)
+    check_weights(values, count, mix)
     weights_K = torch.tensor(values, dtype=torch.float64)
-    if mix == "normalised":
-        weights_K = normalised(weights_K)
-        if not bool(torch.isfinite(weights_K).all()):
-            raise UserError(f"weights {values} sum to zero and cannot be normalised; use mix='delta'")
-    return weights_K
+    return normalised(weights_K) if mix == "normalised" else weights_K
