@@ -127,8 +127,7 @@ def load_base(base: str, dtype: str = "auto", **kwargs: Any) -> PreTrainedModel:
                 raise ConfigError(f"base {base!r} cannot be quantised so: the report above says why") from e
             what = f"base {base!r} cannot be loaded ({one_line(e)})"
             raise DataError(f"{what}; if files are damaged, or not of its config.json, copy them again") from e
-    own = dict(model.named_parameters())
-    if absent := sorted(own.keys() & info["missing_keys"]):  # transformers has drawn them at random
+    if absent := sorted(dict(model.named_parameters()).keys() & info["missing_keys"]):  # they were drawn at random
         raise DataError(f"base {base!r} is not whole: {absent[0]} is not in its files; copy the folder again")
     places = sorted({str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()})
     if not places and kwargs.get("device_map") and any(p.is_meta for p in model.parameters()):

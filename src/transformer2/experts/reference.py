@@ -113,6 +113,5 @@ def _named(path: Path, content: dict[str, Any], skeleton: nn.Module) -> dict[str
             raise ExpertError(f"{path}: entry {str(key)[:80]!r} is not a vector for an MLP weight of the base model")
         if not bool(torch.isfinite(value).all()):
             raise ExpertError(f"{path}: entry {str(key)[:80]!r} has non-finite values")
-        params[weight.removesuffix(".weight")] = value.detach()
-    modules = (weight.removesuffix(".weight") for weight in weights)
-    return {module: params[module] for module in modules if module in params}
+        params[weight] = value.detach()
+    return {weight.removesuffix(".weight"): params[weight] for weight in weights if weight in params}

@@ -76,12 +76,8 @@ def drift(expert: Expert, sigmas: Mapping[str, Tensor]) -> dict[str, dict[str, l
             )
         delta_R, sigma_R = delta_R.double(), sigma_R.double()
         part_R = torch.arange(delta_R.numel()) * PARTS // delta_R.numel()
-        found_4P = torch.zeros(4, PARTS, dtype=torch.float64)
-        found_4P.index_add_(
-            1,
-            part_R,
-            torch.stack([torch.ones_like(delta_R), delta_R.abs(), (sigma_R * delta_R) ** 2, sigma_R**2]),
-        )
+        figures_4R = torch.stack([torch.ones_like(delta_R), delta_R.abs(), (sigma_R * delta_R) ** 2, sigma_R**2])
+        found_4P = torch.zeros(4, PARTS, dtype=torch.float64).index_add_(1, part_R, figures_4R)
         for group in (module_kind(module), "all"):
             sums[group] = sums.get(group, torch.zeros_like(found_4P)) + found_4P
     return {group: _figures(sums[group]) for group in sorted(sums, key=lambda group: (group == "all", group))}

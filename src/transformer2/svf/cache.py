@@ -20,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -138,11 +137,6 @@ class BasisCache:
             raise BasisError("its sha256 differs from the recorded one")
         if (meta["name"], meta["fingerprint"]) != (name, self.fingerprint):
             raise BasisError(f"it belongs to {meta['name']} of {meta['fingerprint']}")
-        r = sigma_R.numel()
-        if vectors_RR.shape != (r, r) or {vectors_RR.dtype, sigma_R.dtype} != {torch.float32}:
-            raise BasisError(f"odd shapes or dtypes: {tuple(vectors_RR.shape)}, {tuple(sigma_R.shape)}")
-        if meta["side"] not in ("in", "out") or not bool((sigma_R[:-1] >= sigma_R[1:]).all() & (sigma_R >= 0).all()):
-            raise BasisError(f"side is {meta['side']!r}, or sigma is not decreasing")
         return Basis(meta["side"], vectors_RR, sigma_R)
 
 

@@ -98,13 +98,11 @@ class SVFLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: SVFConfig) -> None:
         """Add an adapter, at z = 1."""
         device = self.svf_basis.device
-        scale: DirectScale | RenormScale
+        scale: DirectScale | RenormScale = DirectScale(torch.zeros(self.r, device=device))
         if config.parametrization == "sigmoid_renorm":
             if self.svf_sigma is None:
                 self._freeze("svf_sigma", self._sigma_R.to(device))
             scale = RenormScale(torch.empty(self.r, device=device).normal_(0.1, 0.01))
-        else:
-            scale = DirectScale(torch.zeros(self.r, device=device))
         scale.requires_grad_(adapter_name in self.active_adapters and not config.inference_mode)
         self.svf_z[adapter_name] = scale
 

@@ -98,6 +98,4 @@ def _can_merge(layer: SVFLayer) -> bool:
     if layer.disable_adapters or layer.merged or Rows.open_anywhere(layer) or hasattr(layer.svf_basis, "ds_id"):
         return False
     weight_mn = dense_weight(layer.base_layer)
-    if weight_mn is None or weight_mn.is_meta:
-        return False
-    return weight_mn.shape == (layer.out_features, layer.in_features)
+    return weight_mn is not None and not weight_mn.is_meta
