@@ -57,11 +57,15 @@ def test_flag_values_are_yaml(text, value):
     assert compose([], [("model.x", text)], KEYS) == {"model": {"x": value}}
 
 
-def test_lists_and_mappings_are_replaced_by_flags_and_merged_by_files(write):
+def test_lists_and_mappings_are_replaced_by_flags_and_sections_merged_as_by_files(write):
     a = write("a.yaml", model={"adapter": {"peft_type": "SVF", "form": "delta"}})
     b = write("b.yaml", model={"adapter": {"form": "factored"}})
     assert compose([a, b], [], KEYS)["model"]["adapter"] == {"peft_type": "SVF", "form": "factored"}
     assert compose([a], [("model.adapter", "{peft_type: LORA}")], KEYS)["model"]["adapter"] == {"peft_type": "LORA"}
+    section = "{base: b, optimizer: {lr: 1}}"  # a whole one is on top of what is there: else its task or base were lost
+    assert compose([a], [("model", section)], KEYS)["model"] == {
+        "adapter": {"peft_type": "SVF", "form": "delta"}, "base": "b", "optimizer": {"init_args": {"lr": 1}}
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -157,16 +157,17 @@ def compose(
         ConfigError: A missing or unreadable file, an unknown top-level key, an unresolvable `${...}`.
     """
     merged = merge(configs)
-    for key, text in overrides:
-        value = yaml_value(key, text)
-        if found := re.fullmatch(r"model\.(optimizer|lr_scheduler)(?:\.init_args)?(?:\.(.+))?", key):
-            value = {found[2]: value} if found[2] else value
-            merged = _merge(merged, OmegaConf.create({"model": {found[1]: value}}), f"--{key}")
+    for flag, text in overrides:
+        key, value = flag, yaml_value(flag, text)
+        if found := re.fullmatch(r"model\.(optimizer|lr_scheduler)(?:\.init_args)?(?:\.(.+))?", flag):
+            key, value = "model", {found[1]: {found[2]: value} if found[2] else value}
+        if key in keys and isinstance(value, dict):  # a section, on top of what is there, as a file's would be
+            merged = _merge(merged, OmegaConf.create({key: value}), f"--{flag}")
             continue
         try:
             OmegaConf.update(merged, key, value, merge=False, force_add=True)
         except Exception as e:  # a path through what is not a mapping: OmegaConf raises another error for each case
-            raise ConfigError(f"--{key} {text}: there is no such key ({_one_line(e)})") from e
+            raise ConfigError(f"--{flag} {text}: there is no such key ({_one_line(e)})") from e
     try:
         plain: Any = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, RecursionError) as e:
@@ -175,6 +176,7 @@ def compose(
     for key in plain:
         if key not in keys:
             near = _without_section(str(key), keys) or nearest(str(key)[:60], keys)
+            near = "; a config with it is for transformer2 adapt" if key == "adapt" else near
             raise ConfigError(f"unknown config key {written(key)}{near}")
     composed: dict[str, Any] = home(plain)
     return composed
