@@ -74,6 +74,13 @@ class Splits(FirstLetter):
         return [Example(f"splits/{split}/{i}", ({"role": "user", "content": f"{split} {i}"},), "early") for i in rows]
 
 
+class Wanting(FirstLetter):
+    """Has an option without a default."""
+
+    def __init__(self, letters: str):
+        self.letters = letters
+
+
 class Never(FirstLetter):
     """No answer is right."""
 

@@ -191,7 +191,9 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     step, once, hours = (float(row[name][0]) for name in ("seconds a step", "decomposition, seconds once", HOURS))
     assert hours == pytest.approx((once + 200 * step) / 3600, rel=0.01)
     assert main(["plan", "--config", "conf/tiny_math.yaml", "--trainer.max_steps=-1", "--trainer.max_epochs=1"]) == 0
-    assert "hours" not in capsys.readouterr().out  # the config says no number of steps
+    assert "hours: not known, since epochs or time end the run" in capsys.readouterr().out
+    own = ["--data.task", "toy_task.Wanting", "--data.task_options.letters", "abc"]  # which it cannot be made without
+    assert main(["plan", "--config", "conf/tiny.yaml", *own]) == 0 and " + 4 tokens over" in capsys.readouterr().out
     folder = make_llama(tmp_path / "only_config")
     (folder / "model.safetensors").unlink()
     assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--model.base", str(folder)]) == 0  # no weights needed
@@ -200,6 +202,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         ["--device", "h1000"],
         ["--config", "conf/quantisation/int3.yaml"],
         ["--model.bsae", "x"],
+        ["--mean_completion", "513"],
+        ["--config", "conf/adapt_llama8b_math.yaml"],
     ):
         assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", *bad]) == 2
     assert main(["plan", "--config", "conf/llama8b_gsm8k.yaml", "--model.base", "meta-llama/Llama-9"]) == 2

@@ -75,6 +75,8 @@ def plan(args: Sequence[str]) -> int:
     chosen = next((p for p in plans if p.job.strategy == wanted), fastest)
     steps = {**TRAINER_DEFAULTS, **config["trainer"]}["max_steps"]
     print(plan_table(plans, chosen, steps if steps > 0 else None))
+    if steps < 0:
+        print("hours: not known, since epochs or time end the run (no rows are read here); --trainer.max_steps N says")
     if "explain" in flags.switches:
         print(f"\n{explanation(chosen)}")
     return 0

@@ -29,7 +29,6 @@ KEYS = {  # what advice may change: an attribute of Job -> the config's key
     "merge_rollouts": "model.memory.merge_rollouts",
 }
 LONG_PROMPT = 256  # tokens; the longest GSM8K question in a chat template has about 240
-FALLBACK_BUDGET = 512  # of a task that is not known here
 TAKE_PICTURES = "LLaVA, LLaVA-NeXT and Qwen2.5-VL do: --model.base llava-hf/llama3-llava-next-8b-hf"
 
 
@@ -147,9 +146,10 @@ def job_of(
     shape = model_shape(model["base"], adapter, model["dtype"], model_kwargs=loading)
     svf = peft_type(adapter) == "SVF"
     optimizer = model.get("optimizer")
-    task = _task(data["task"])
-    budget = model["sampling"]["max_new_tokens"] or (task.max_new_tokens if task else FALLBACK_BUDGET)
-    shown = task.pictures if task else 0
+    task = tasks.get(data["task"], **(data["task_options"] or {}))
+    budget, shown = model["sampling"]["max_new_tokens"] or task.max_new_tokens, task.pictures
+    if mean_completion and mean_completion > budget:
+        raise ConfigError(f"--mean_completion {mean_completion:g} is more than the {budget} tokens of a completion")
     if shown and shape.pictures is None:
         raise ConfigError(
             f"task {data['task']!r} shows pictures, and base {model['base']!r} takes none; {TAKE_PICTURES}"
@@ -199,13 +199,3 @@ def strategy_of(trainer: Mapping[str, Any]) -> Strategy | None:
         return "ddp" if name.lower().startswith("ddp") else None
     offload = name.endswith("_offload") or options.get("offload") or options.get("offload_parameters")
     return "zero2" if stage < 3 else "zero3_offload" if offload else "zero3"
-
-
-def _task(name: str) -> tasks.Task | None:
-    """None for one that is not known here, or wants options."""
-    try:
-        return tasks.get(name)
-    except ConfigError:
-        if "." in name:
-            raise
-        return None
