@@ -77,7 +77,8 @@ def make_study(
                 (folder / "report.json").write_text(json.dumps(content))
                 (folder / "records.jsonl").write_text("{}\n")
     seeds = tuple(range(max(map(len, reports.values()))))
-    study = Study(name or build, f"Study {build}", "Table", base, build, seeds, tuple(runs), tuple(tuning))
+    command = f"transformer2 study conf/paper/{name or build}.yaml"
+    study = Study(name or build, f"Study {build}", "Table", base, build, seeds, tuple(runs), tuple(tuning), command)
     folder = root / study.name
     folder.mkdir(parents=True)
     (folder / FILE).write_text(study_json(study))

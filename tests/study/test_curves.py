@@ -54,4 +54,6 @@ def test_a_seed_that_was_not_run_is_marked_beside_those_that_were():
     assert row[2:5] == ["failed, 8, not run", "8.0 (1 of 3)", "4.0 (1 of 3)"]
     lora = Run("lora-math-75", 0, labels, "", "missing")
     (curves,) = build(Study("figure4", "", "", "", "figure4", (0, 1, 2), (*runs, lora)))
+    runs[1].report["details"]["training"] |= {"best_validation": None, "best_step": 8}  # none was due before its end
+    assert curves.png()
     assert curves.notes[-1] == "not drawn: svf-math-75 (0 failed, 2 not run); lora-math-75 (0 not run)"

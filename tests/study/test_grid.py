@@ -54,6 +54,10 @@ def test_references_name_the_folder_of_another_run():
         ({"svf": {**FIT, "set": ["x"]}}, "set"),
         ({"svf": {**FIT, "tune": {"a": [1], "b": [2]}}}, "tune"),
         ({"svf": {**FIT, "tune": {"a": 1}}}, "tune"),
+        ({"svf": {**FIT, "tune": {"seed_everything": [1, 2]}}}, "give runs.svf.seeds"),
+        ({"svf": {**FIT, "config": [3]}}, "config files, not"),
+        ({"svf": {**FIT, "matrix": {"skill": ["math"], "lr": [1, 2]}}}, r"svf-math-1 and .*-2 are one .* \$\{lr\}"),
+        ({"svf": FIT, "a": {"command": "adapt", "expert": "@svf-math/expert"}}, "adapt.experts"),
         ({"svf": {**FIT, "seeds": 3}}, "seeds"),
         ({"t": {"command": "test", "expert": "@svf-math/expert"}}, "@svf-math"),
         ({"svf": FIT, "t": {"command": "test", "expert": "@svf-maths/expert"}}, "svf-math"),
@@ -65,6 +69,17 @@ def test_references_name_the_folder_of_another_run():
 def test_what_is_wrong_is_named(runs, named):
     with pytest.raises(ConfigError, match=named):
         cells(study(**runs))
+
+
+@pytest.mark.parametrize("common", [{"fitt": {}}, {"fit": 3}, {"fit": None}, 3, "fit"], ids=str)
+def test_what_is_common_is_of_a_command(common):
+    with pytest.raises(ConfigError, match="common"):
+        cells(OmegaConf.create({**SKILLS, "common": common, "runs": {"svf": FIT}}))
+
+
+def test_one_run_is_read_at_several_targets():
+    runs = {"svf": {"command": "fit", "config": ["conf/tiny.yaml"], "matrix": {"target": [50, 75]}}}
+    assert [cell.name for cell in cells(study(**runs))] == ["svf-50", "svf-75"]
 
 
 VALUES = [

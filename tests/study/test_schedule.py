@@ -77,6 +77,23 @@ def test_tuned_on_validation_under_a_seed_of_its_own_and_run_once(run):
     assert len(calls()) == 6  # only the new seed
 
 
+def test_what_a_tuned_run_is_made_from_is_run_under_its_seed_too(run):
+    """Else it would wait for it for ever."""
+    tuned = {**FIT, "expert": "@a/expert", "tune": {"model.optimizer.lr": [0.01, 0.5]}}
+    assert run({"a": {**FIT, "expert": "@b/expert"}, "b": FIT, "tuned": tuned}) == 0
+    assert Counter(dict(pairwise(words))["--seed_everything"] for words in calls()) == {"100": 4, "0": 3}
+
+
+def test_a_section_in_set_is_on_top_of_the_config_and_the_base(run):
+    """Else it would be the default's task, or base, under the names of these."""
+    sections = {"data": {"test_limit": 5}, "model": {"memory": {"micro_batch_tokens": 64}}}
+    svf = {"command": "fit", "config": ["conf/tiny_code.yaml"], "set": {"model.base": "${base}", **sections}}
+    assert run({"svf": svf}, "--base", "tiny_b", "--dry_run") == 0
+    (job,) = Plan("s.yaml", Path("runs"), set(), {"base": "tiny_b"}).jobs()[0]
+    config = composed(job.args)
+    assert (config["data"]["task"], config["model"]["base"], config["data"]["test_limit"]) == ("tiny_code", "tiny_b", 5)
+
+
 def test_a_changed_setting_is_another_run_and_the_same_one_is_shared_between_names(run):
     assert run({"a": FIT}) == 0
     named = {
@@ -183,7 +200,11 @@ def test_the_rows_and_the_source_of_what_is_ones_own_count(run, tmp_path, monkey
     (tmp_path / "rows" / "gsm8k" / "train.jsonl").write_text("")
     options = {"data.task": "ours.Mine", "data.data_dir": str(tmp_path / "rows")}
     callback = [{"class_path": "calls_back.Mine"}]
-    dispatch = {"adapt.dispatch_task": "dispatch", "adapt.dispatch_options": {"experts": {"math": "gsm8k"}}}
+    dispatch = {
+        "strategy": "prompt",
+        "adapt.dispatch_task": "dispatch",
+        "adapt.dispatch_options": {"experts": {"math": "gsm8k"}},
+    }
     runs = {
         "fit": {"command": "fit", "config": ["conf/base.yaml"], "set": {**options, "trainer.callbacks": callback}},
         "adapt": {"command": "adapt", "set": {**options, "data.data_dir": str(tmp_path / "rows"), **dispatch}},
@@ -433,6 +454,13 @@ def test_a_dry_run_prints_command_lines_and_makes_nothing(run, capsys):
         ({"tune": {"model.optimizer.lr": [0.1, 0.2]}}, ("--model.optimizer.lr", "3"), "chooses model.optimizer.lr"),
         ({"tune": {"model.optimizer.lr": [0.1, 0.2]}}, ("--model.optimizer", "SGD"), "chooses model.optimizer.lr"),
         ({"tune": {"model.optimizer.lr": [0.1]}}, ("--optimizer.init_args.lr", "3"), "chooses model.optimizer.lr"),
+        ({"tune": {"model.optimizer.init_args.lr": [0.1]}}, ("--optimizer.lr", "3"), "chooses model.optim"),
+        ({"tune": {"model.optimizer.lr": [0.1]}}, ("--trainer.max_steps", "9"), "none within its 9 steps"),
+        ({"tune": {"model.optimizer.lr": [0.1]}}, ("--trainer.limit_val_batches", "0"), "is tuned on validation"),
+        ({"tune": {"data.few_shot": [3]}, "set": {"data.task": "math"}}, (), "is tuned on validation"),
+        ({"tune": {"model.optimizer.lr": [0.1]}}, ("--seeds", "99,100"), "tuned under seed 100"),
+        ({"command": "adapt", "config": [], "set": {"strategy": "cems"}}, (), "did you mean 'cem'?"),
+        ({"command": "adapt", "set": {"strategy": "cls", "adapt.generations": 3}}, (), "adapt.generations for --strat"),
         ({}, ("--model.base", "tiny_b"), "write --base"),
         ({}, ("--model", "{base: tiny_b}"), "write --base"),
         ({}, ("--data.task", "math"), "runs.svf sets data.task by itself"),
@@ -485,10 +513,12 @@ def test_several_versions_or_numbers_of_questions_are_told_of_runs_of_all_strate
 def test_the_command_is_kept_without_folders_of_the_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fit = {**FIT, "set": {"data.task": "gsm8k"}}
-    Path("s.yaml").write_text(yaml.safe_dump({"title": "t", "build": "table1", "runs": {"svf": fit}}))
+    empty = dict.fromkeys(("title", "paper", "note"))
+    Path("s.yaml").write_text(yaml.safe_dump({**empty, "build": "table1", "runs": {"svf": fit}}))
     options = {"base": "/models/mine/llama", "seeds": "0,1"}
     more = [("data.data_dir", "/data/of/mine"), ("trainer.max_steps", "3")]
     plan = Plan(str(tmp_path / "s.yaml"), Path("runs"), set(), options, more)
+    assert (plan.found().title, plan.found().paper, plan.found().note) == ("s", "", "")  # of keys without a value
     rest = "--base llama --seeds 0,1 --data.data_dir mine --trainer.max_steps 3"
     assert plan.command == f"transformer2 study s.yaml {rest}"
 

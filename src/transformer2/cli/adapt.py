@@ -43,6 +43,7 @@ FREE = (
     *("adapt.generations", "adapt.max_evaluations", "adapt.max_minutes", "adapt.max_rows"),
     "data.task_options.path",
 )
+KNOWN = (*STRATEGIES, "all")
 LIMITS = ("trainer.limit_test_batches", "trainer.fast_dev_run")
 
 HELP = """\
@@ -76,8 +77,9 @@ folder like any other expert's.
 
 def adapt(args: Sequence[str]) -> int:
     """Adapt, answer, report."""
-    known = [*STRATEGIES, "all"]
-    flags = flags_of(args, HELP.format(strategies="|".join(known), keys=keys_help(adapt=True)), ADAPT_KEYS)
+    flags = flags_of(
+        args, HELP.format(strategies="|".join([*STRATEGIES, "all"]), keys=keys_help(adapt=True)), ADAPT_KEYS
+    )
     resumed = flags.options.get("resume")
     begun: list[str] = []
     old: dict[str, Any] = {}
@@ -98,12 +100,7 @@ def adapt(args: Sequence[str]) -> int:
     if resumed is not None and (flags.overrides or flags.configs):
         check(old, "adapt", folders=False)
         _check_same(resumed, old, config)
-    if config["trainer"].get("limit_predict_batches") is not None:
-        raise ConfigError("trainer.limit_predict_batches is not read by adapt; set trainer.limit_test_batches")
-    strategy = config.setdefault("strategy", "cem")
-    one_of("strategy", strategy, known)
-    strategies = list(STRATEGIES) if strategy == "all" else [strategy]
-    _check_flags(strategies, [key for key, _ in flags.overrides], config)
+    strategies = strategies_of(config, [key for key, _ in flags.overrides])
     config["model"].pop("rollout", None)  # rows differ in z here, which the default engine alone can draw
     check_unnamed(flags)
     if "print_config" in flags.switches:
@@ -113,11 +110,11 @@ def adapt(args: Sequence[str]) -> int:
     if {"cls", "scores"} & {*strategies} and classifier is not None:
         check_directory(classifier, "adapt.classifier", "train it with fit, or name its folder", ConfigError)
     if "cls" in strategies and classifier is None and config["model"].get("base", "tiny") != "tiny":
-        if strategy == "cls":
+        if config["strategy"] == "cls":
             raise ConfigError(f"strategy cls: {NO_CLASSIFIER}")
         print(f"cls is left out of all: {NO_CLASSIFIER}")
         strategies.remove("cls")
-    name = run_name(config.pop("name", None) or f"adapt_{strategy}")
+    name = run_name(config.pop("name", None) or f"adapt_{config['strategy']}")
     check_writable(resumed or flags.options.get("run_dir") or "runs")
     start = time.perf_counter()
 
@@ -272,12 +269,17 @@ def _on_embedded(flags: Sequence[tuple[str, str]]) -> bool:
     return not isinstance(model, dict) or model.get("base", "tiny") in EMBEDDED
 
 
-def _check_flags(strategies: Sequence[str], flags: Sequence[str], config: Mapping[str, Any]) -> None:
-    """A config may hold the settings of every strategy and of `fit`; a flag must be of what runs.
+def strategies_of(config: dict[str, Any], flags: Sequence[str]) -> list[str]:
+    """The strategies that a config names; it may hold the settings of all and of `fit`, a flag must be of what runs.
 
     Raises:
-        ConfigError: A key that nothing reads, with the nearest one.
+        ConfigError: No such strategy, or a key that nothing reads, with the nearest one.
     """
+    if config["trainer"].get("limit_predict_batches") is not None:
+        raise ConfigError("trainer.limit_predict_batches is not read by adapt; set trainer.limit_test_batches")
+    strategy = config.setdefault("strategy", "cem")
+    one_of("strategy", strategy, KNOWN)
+    strategies = list(STRATEGIES) if strategy == "all" else [strategy]
     known = sections(True, strategies)
     for flag in flags:
         if UNREAD.fullmatch(flag) and (flag, config["model"].get("rollout")) != ("model.rollout", "hf"):
@@ -289,6 +291,7 @@ def _check_flags(strategies: Sequence[str], flags: Sequence[str], config: Mappin
     adapt, base = config["adapt"], config["model"].get("base", "tiny")
     if "adapt.dispatch_limit" in flags and adapt.get("dispatch_task") is None and base != "tiny":
         raise ConfigError("adapt.dispatch_limit counts labelled requests; name them: adapt.dispatch_task")
+    return strategies
 
 
 def _check_same(folder: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-from transformer2.cli.compose import find_config, parse_flags
+from transformer2.cli.compose import find_config, flags_of
 from transformer2.cli.folder import check_writable
 from transformer2.cli.study_plan import Plan
 from transformer2.cli.study_run import composed
@@ -24,8 +24,6 @@ from transformer2.study.schedule import Job, dependants, run_jobs
 from transformer2.svf.base_folder import base_folder
 
 SECTIONS = ("model", "data", "trainer", "adapt")
-OPTIONS = ("base", "other_base", "world", "seeds", "jobs", "launcher", "run_dir", "docs")
-SWITCHES = ("help", "dry_run", "quiet")
 
 HELP = """\
 usage: transformer2 study FILE [FILE ...] [--base BASE] [--seeds 0,1,2] [--jobs N] [--dry_run] [--SECTION.KEY VALUE ...]
@@ -56,14 +54,9 @@ The same command started several times, here or on other machines with the same 
 
 def study(args: Sequence[str]) -> int:
     """Run, then build."""
-    flags = parse_flags(args, OPTIONS, SWITCHES, SECTIONS, takes_words=True)
+    shipped = sorted(f"conf/paper/{p.name}" for p in find_config("conf/base.yaml").parent.glob("paper/*.yaml"))
+    flags = flags_of(args, HELP.format(shipped=", ".join(shipped)), SECTIONS, takes_words=True)
     files = flags.words
-    if "help" in flags.switches:
-        shipped = sorted(
-            str(p.relative_to(p.parents[2])) for p in find_config("conf/base.yaml").parent.glob("paper/*.yaml")
-        )
-        print(HELP.format(shipped=", ".join(shipped)), end="")
-        return 0
     if flags.configs:
         raise ConfigError(f"study takes its files without --config; write transformer2 study {flags.configs[0]}")
     docs = flags.options.get("docs")
@@ -113,7 +106,7 @@ def _print_lines(plan: Plan, launcher: Sequence[str]) -> None:
     done = {folder for folder, job in unique.items() if job.done}
     again = len(done & dependants(unique.values(), unique.keys() - done))
     start = "transformer2" if list(launcher[1:]) == ["-m", "transformer2"] else shlex.join(launcher)
-    print(f"{plan.name}: {plan.study.get('title', plan.name)} (base {plan.study.base})")
+    print(f"{plan.name}: {plan.study.get('title') or plan.name} (base {plan.study.base})")
     for folder, job in unique.items():
         words = shlex.join([*job.args, "--run_dir", str(folder)])
         print(f"  {'done  ' if job.done else 'to run'} {job.name:<28} {start} {words}")
@@ -142,13 +135,8 @@ def _run(plans: Sequence[Plan], failed: set[Path], at_once: int, launcher: Seque
         listener.grace = 30.0
 
     def known() -> tuple[list[Job], int]:
-        found: dict[Path, Job] = {}
-        waiting: set[str] = set()
-        for plan in plans:
-            some, unknown = plan.jobs()
-            found |= {job.folder: job for job in some}
-            waiting |= unknown
-        return list(found.values()), len(waiting)
+        jobs, waiting = zip(*(plan.jobs() for plan in plans), strict=True)
+        return list({job.folder: job for of_plan in jobs for job in of_plan}.values()), len(set().union(*waiting))
 
     run_jobs(known, failed, at_once, launcher, quiet)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,11 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from transformer2.adaptation import STRATEGIES
 from transformer2.cli.compose import merge
-from transformer2.cli.keys import UNREAD, sections
+from transformer2.cli.keys import TRAINER_DEFAULTS, UNREAD, sections
 from transformer2.cli.optimizers import HOMES
 from transformer2.cli.study_run import checked, composed, folder_name
 from transformer2.errors import ConfigError, UserError, shown
@@ -80,11 +81,8 @@ class Plan:
         self.command = shlex.join(["transformer2", "study", portable(file), *words])
         found = cells(self.study)
         # A base that changes no run would stand over results that are not its own.
-        self.unused = set()
-        for key in BASES & {*options}:
-            other = self.study.copy()
-            other[key] = f"{options[key]}, or another"
-            self.unused |= {key} if cells(other) == found else set()
+        others = {key: OmegaConf.merge(self.study, {key: f"{options[key]}, or another"}) for key in BASES & {*options}}
+        self.unused = {key for key, other in others.items() if cells(other) == found}
         self.cells = {cell.name: replace(cell, seeds=() if "seeds" in options else cell.seeds) for cell in found}
         taken = {key for cell in self.cells.values() for key, _ in self._overrides(cell)}
         self.unused |= {key for key, _ in self.overrides} - taken
@@ -104,6 +102,9 @@ class Plan:
     def jobs(self) -> tuple[list[Job], set[str]]:
         """The runs that are known, those that settings are chosen by first, and what tells apart those that are not."""
         known = [job for cell in self.cells.values() for job in self._tuning(cell)]
+        made = {job.folder: job for job in self._jobs.values()}
+        for job in known:  # and what those are made from, under the seed that they are tuned with
+            known += [made[folder] for folder in job.needs if made[folder] not in known]
         waiting: set[str] = set()
         for cell, seed, job in self._finals():
             if job is None:
@@ -131,15 +132,15 @@ class Plan:
         s = self.study
         return Study(
             name=self.name,
-            title=str(s.get("title", self.name)),
-            paper=str(s.get("paper", "")),
+            title=str(s.get("title") or self.name),
+            paper=str(s.get("paper") or ""),
             base=str(s.base),
             build=str(s.build),
             seeds=self.seeds,
             runs=tuple(runs),
             tuning=tuple(tuning),
             command=self.command,
-            note=str(s.get("note", "")),
+            note=str(s.get("note") or ""),
         )
 
     # ------------------------------------------------------------------ one run
@@ -239,11 +240,29 @@ class Plan:
         for chosen in cell.tried or [{}]:
             args = self._args(cell, self.tuning_seed, chosen, {name: f"runs/{name}" for name in cell.needs()})
             try:
-                composed(args)
+                config = composed(args)
                 if cell.expert is None:  # else its own config says the rest
                     checked(args)
             except UserError as e:
                 raise ConfigError(f"{self.name}, runs.{cell.name}: {e}") from e
+            if chosen:
+                self._check_tuned(cell, config)
+
+    def _check_tuned(self, cell: Cell, config: Mapping[str, Any]) -> None:
+        """Refuse what would be chosen without validation, or on the seed that it is reported of."""
+        trainer = {**TRAINER_DEFAULTS, **(config.get("trainer") or {})}
+        none = trainer.get("limit_val_batches") == 0 or "few_shot" in (config.get("data") or {})
+        steps, first = trainer["max_steps"], math.inf if none else trainer["val_check_interval"]
+        if isinstance(steps, int) and isinstance(first, int | float) and 0 < steps < first:
+            raise ConfigError(
+                f"{self.name}, runs.{cell.name} is tuned on validation, and has none within its {steps} steps; lower "
+                "trainer.val_check_interval (data.few_shot and trainer.limit_val_batches 0 leave none at all)"
+            )
+        if self.tuning_seed in (cell.seeds or self.seeds):
+            raise ConfigError(
+                f"{self.name}, runs.{cell.name} is tuned under seed {self.tuning_seed}, which must be none of its "
+                "seeds; leave it out of them, or give the study file another tuning_seed"
+            )
 
 
 def _validation(job: Job) -> float | None:
@@ -266,7 +285,8 @@ def _leaves(flags: Mapping[str, Any]) -> list[str]:
 
 def _sets(flag: str, keys: Iterable[str]) -> str:
     """The first of some keys that a flag replaces, alone or with all that is around it; else nothing."""
-    return next((key for key in keys if key == flag or key.startswith(f"{flag}.") or flag.startswith(f"{key}.")), "")
+    plain = {key.replace(".init_args.", "."): key for key in keys}
+    return next((key for at, key in plain.items() if f"{at}.".startswith(f"{flag}.") or flag.startswith(f"{at}.")), "")
 
 
 def _keys(adapt: bool, strategies: Sequence[str] = tuple(STRATEGIES)) -> set[str]:

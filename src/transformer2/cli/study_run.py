@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from transformer2 import tasks
-from transformer2.cli.check import check
+from transformer2.cli.adapt import strategies_of
+from transformer2.cli.check import UNREAD, check
 from transformer2.cli.compose import ADAPT_DEFAULT, PACKAGED, compose, merge, parse_flags
 from transformer2.cli.keys import ADAPT_KEYS, KEYS
 from transformer2.files import file_digest, source_digest
@@ -46,7 +47,11 @@ def checked(args: tuple[str, ...]) -> None:
     Raises:
         UserError: See `check`.
     """
-    check(deepcopy(composed(args)), args[0], folders=False)
+    config = deepcopy(composed(args))
+    check(config, args[0], folders=False)
+    if args[0] == "adapt":
+        flags = [word.removeprefix("--") for word in args[1::2]]
+        strategies_of(config, [flag for flag in flags if not UNREAD.fullmatch(flag)])  # a study leaves those out
 
 
 def folder_name(seed: int, args: tuple[str, ...], reread: bool = False) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from transformer2.errors import DataError
 from transformer2.report.figures import bare_figure, save_figure
 from transformer2.report.table import read_report
-from transformer2.types import Report, Score
+from transformer2.types import Score
 
 Series = list[tuple[int, float]]
 TAGS = ("train/accuracy", "val/accuracy", "val/accuracy_se", "train/kl")
@@ -57,7 +56,11 @@ def draw_curve(run: Path, out: Path) -> Path:
         look = {"color": "C0", "marker": "o", "markersize": 3, "capsize": 2, "label": "validation (greedy)"}
         left.errorbar(*zip(*validated, strict=True), errors, **look)
     if (run / "report.json").exists():
-        _test_lines(left, read_report(run))
+        report = read_report(run)
+        for name, score, colour in (("base", report.base, "C1"), ("expert", report.result, "C2")):
+            if score.n:
+                left.axhline(score.accuracy, color=colour, linestyle="--", label=f"{name} on test: {score}")
+                left.axhspan(score.accuracy - score.se, score.accuracy + score.se, color=colour, alpha=0.12)
     left.set(xlabel="optimizer steps done", ylabel="right answers", ylim=(0, 1), title=run.name)
     left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     left.legend(loc="lower right", fontsize=8)
@@ -68,10 +71,3 @@ def draw_curve(run: Path, out: Path) -> Path:
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     return save_figure(figure, out)
-
-
-def _test_lines(axes: Any, report: Report) -> None:
-    for name, score, colour in (("base", report.base, "C1"), ("expert", report.result, "C2")):
-        if score.n:
-            axes.axhline(score.accuracy, color=colour, linestyle="--", label=f"{name} on test: {score}")
-            axes.axhspan(score.accuracy - score.se, score.accuracy + score.se, color=colour, alpha=0.12)

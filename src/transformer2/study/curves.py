@@ -178,7 +178,8 @@ def _line(axes: Any, found: Curves, index: int, label: str) -> None:
     axes.plot(steps, means, color=look["color"], linestyle=look["linestyle"], linewidth=2, label=label or None)
     low, high = ([m + sign * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1))
     axes.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
-    chosen = [(t["best_step"], 100 * t["best_validation"]) for t in found.values() if t.get("best_step") is not None]
+    best = ((training.get("best_step"), training.get("best_validation")) for training in found.values())
+    chosen = [(step, 100 * score) for step, score in best if score is not None]  # none, where no validation was due
     if chosen:
         axes.plot(
             *zip(*chosen, strict=True), linestyle="", marker=look["marker"], markersize=7, markerfacecolor="none",

@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -23,8 +23,8 @@ from transformer2.study.builders import check_rows
 
 COMMANDS = ("fit", "test", "adapt", "spectrum")
 RUN_KEYS = ("command", "matrix", "config", "set", "tune", "expert", "seeds")
-KINDS: dict[str, Any] = {"config": list, "set": dict, "tune": dict, "expert": str, "seeds": list}
-KINDS_IN_WORDS: dict[Any, str] = {list: "list", dict: "mapping", str: "text"}
+A_LIST, A_MAPPING = (list, "a list"), (dict, "a mapping")
+KINDS = {"config": A_LIST, "set": A_MAPPING, "tune": A_MAPPING, "expert": (str, "text"), "seeds": A_LIST}
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.]*", re.ASCII)
 REFERENCE = re.compile(r"@([\w.-]+)(/.*)?", re.ASCII)
 
@@ -62,7 +62,9 @@ class Cell:
 
     def needs(self) -> list[str]:
         """Names of the runs whose folders it uses."""
-        return sorted({found[1] for text in _texts([self.flags, self.expert]) if (found := REFERENCE.fullmatch(text))})
+        asked = defaultdict[str, str](str)
+        with_folders([self.flags, self.expert], asked)
+        return sorted(asked)
 
 
 def cells(study: DictConfig) -> list[Cell]:
@@ -74,9 +76,22 @@ def cells(study: DictConfig) -> list[Cell]:
     runs = study.get("runs")
     if not isinstance(runs, DictConfig) or not runs:
         raise ConfigError("the study has no runs; name at least one below `runs`")
-    if odd := [name for name in runs if not isinstance(name, str)]:
-        raise ConfigError(f"a run of the study is called {odd[0]!r}, which is no text in YAML; quote or rename it")
-    found = [cell for name in runs for cell in _cells_of(study, str(name))]
+    common = study.get("common") or {}
+    for key, flags in common.items() if isinstance(common, Mapping) else [(common, None)]:
+        if key not in COMMANDS or not isinstance(flags, Mapping):
+            raise ConfigError(f"common.{shown(key)} must be flags of one of {', '.join(COMMANDS)}: {{KEY: VALUE}}")
+    found: list[Cell] = []
+    for name in runs:
+        seen: dict[str, Cell] = {}
+        for cell in _cells_of(study, name):
+            # A target says how a run is read, not what it is.
+            given = repr(replace(cell, name="", labels={"target": cell.labels.get("target")}))
+            if (other := seen.setdefault(given, cell)) is not cell:
+                raise ConfigError(
+                    f"runs.{other.name} and runs.{cell.name} are one and the same run; say what the matrix changes, "
+                    f"such as set: {{KEY: ${{{[*cell.labels][-1]}}}}}"
+                )
+            found.append(cell)
     names = Counter(cell.name for cell in found)
     if twice := [name for name, count in names.items() if count > 1]:
         raise ConfigError(f"two runs of the study are called {twice[0]}; rename one")
@@ -96,8 +111,8 @@ def cells(study: DictConfig) -> list[Cell]:
 
 
 def _cells_of(study: DictConfig, name: str) -> Iterator[Cell]:
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"runs.{shown(name)}: a run's name has letters, digits, _ and . only; rename it")
+    if not (isinstance(name, str) and NAME.fullmatch(name)):
+        raise ConfigError(f"runs.{shown(name)}: a run's name is text of letters, digits, _ and .; quote or rename it")
     if not isinstance(study.runs[name], DictConfig):
         raise ConfigError(f"runs.{name} must hold keys and values, such as `command: fit`")
     matrix = _resolved(study, name, {"matrix": study.runs[name].get("matrix") or {}}, {})["matrix"]
@@ -115,29 +130,31 @@ def _cells_of(study: DictConfig, name: str) -> Iterator[Cell]:
         command = run.get("command")
         if command not in COMMANDS:
             raise ConfigError(f"runs.{name}.command must be one of {', '.join(COMMANDS)}, not {shown(repr(command))}")
-        for key, kind in KINDS.items():
+        for key, (kind, words) in KINDS.items():
             if not isinstance(run.setdefault(key, kind()), kind):
-                raise ConfigError(
-                    f"runs.{name}.{key} must be a {KINDS_IN_WORDS[kind]}, not {shown(repr(run[key]), 60)}"
-                )
-        if "seed_everything" in run["set"]:
-            raise ConfigError(f"runs.{name}.set.seed_everything: seeds are the study's; give runs.{name}.seeds")
-        seeds = run["seeds"]
+                raise ConfigError(f"runs.{name}.{key} must be {words}, not {shown(repr(run[key]), 60)}")
+        common = (study.get("common") or {}).get(command) or {}
+        flags = {**_resolved(study, name, common, chosen), **run["set"]}
+        seeds, tune = run["seeds"], run["tune"]
+        if "seed_everything" in {**flags, **tune}:
+            raise ConfigError(f"runs.{name} sets seed_everything, but seeds are the study's; give runs.{name}.seeds")
         if len(set(seeds)) < len(seeds) or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
             raise ConfigError(f"runs.{name}.seeds must be different whole numbers, not {shown(repr(seeds), 60)}")
-        tune = run["tune"]
         if len(tune) > 1 or not all(isinstance(v, list) and v for v in tune.values()) or (tune and command != "fit"):
             raise ConfigError(f"runs.{name}.tune takes one key of a fit and a list of values")
-        common = _resolved(study, name, {"set": (study.get("common") or {}).get(command) or {}}, chosen)["set"]
+        if not all(isinstance(config, str) for config in run["config"]):
+            raise ConfigError(f"runs.{name}.config must name config files, not {shown(repr(run['config']), 60)}")
+        if command == "adapt" and run["expert"]:
+            raise ConfigError(f"runs.{name}.expert: an adapt takes several; write set: {{adapt.experts: [...]}}")
         yield Cell(
             "-".join([name, *labels.values()]),
             labels,
             command,
             tuple(run["config"]),
-            {**common, **run["set"]},
+            flags,
             tune,
             run["expert"] or None,
-            tuple(run["seeds"]),
+            tuple(seeds),
             tuple(run["set"]),
         )
 
@@ -145,21 +162,11 @@ def _cells_of(study: DictConfig, name: str) -> Iterator[Cell]:
 def _resolved(study: DictConfig, name: str, part: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """A part of a run with its interpolations, which see the whole study and the matrix' values."""
     try:
-        whole = OmegaConf.merge(study, chosen)
-        OmegaConf.update(whole, "_run", part, merge=False, force_add=True)
-        plain: Any = OmegaConf.to_container(OmegaConf.select(whole, "_run"), resolve=True, throw_on_missing=True)
+        whole = OmegaConf.merge(study, chosen, {"_run": part})
+        plain: Any = OmegaConf.to_container(whole._run, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as e:
         raise ConfigError(f"runs.{name} cannot be resolved: {one_line(e)}") from e
     return dict(plain)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from itertools.chain.from_iterable(map(_texts, value.values()))
-    elif isinstance(value, list | tuple):
-        yield from itertools.chain.from_iterable(map(_texts, value))
 
 
 def with_folders(value: Any, folders: Mapping[str, str]) -> Any:

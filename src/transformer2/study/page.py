@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import posixpath
 import re
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,7 +73,7 @@ def _paper(studies: Mapping[str, Study], docs: Path) -> str:
     for folder, study in studies.items():
         outputs = build(study)
         facts = [f"{study.paper} of the paper" if study.paper else "", f"base {_world(study.base)}", _runs(study)]
-        parts.append(f"## {_heading(study)}\n\n{'; '.join(filter(None, facts))}.\n\n`{_command(study)}`")
+        parts.append(f"## {_heading(study)}\n\n{'; '.join(filter(None, facts))}.\n\n`{study.command}`")
         for output in outputs:
             text = _rebased(output.markdown(), f"{RESULTS}/{folder}", docs)
             csv = f"{RESULTS}/{folder}/{output.name}.csv"
@@ -90,14 +89,6 @@ def _heading(study: Study) -> str:
 def _anchor(heading: str) -> str:
     """As GitHub makes it."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-def _command(study: Study) -> str:
-    if study.command:
-        return study.command
-    base = [] if study.base == "tiny" else ["--base", study.base]
-    seeds = ["--seeds", ",".join(map(str, study.seeds))]
-    return shlex.join(["transformer2", "study", f"conf/paper/{study.name}.yaml", *base, *seeds])
 
 
 def _runs(study: Study) -> str:

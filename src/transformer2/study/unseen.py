@@ -124,7 +124,7 @@ def table8(study: Study) -> list[Table | Figure]:
     rows = []
     shown = [group for group in study.scored if "shots" in group.labels]
     more = apart(shown, lambda group: (task_of(group), group.labels["shots"], _kind(group)))
-    for group in sorted(shown, key=lambda group: (task_of(group), _number(group.labels["shots"]))):
+    for group in sorted(shown, key=lambda group: (task_of(group), len(group.labels["shots"]), group.labels["shots"])):
         shots, task = group.labels["shots"], task_of(group)
         kind = _kind(group)
         theirs = published.TABLE8.get(kind, {}).get(shots) if _is_arc(task) else None
@@ -245,7 +245,3 @@ def _is_arc(task: str) -> bool:
 
 def _passes(first: float, second: float) -> list[str]:
     return [f"{first:.2f}", f"{second:.2f}", f"{100 * first / second:.0f} %" if second else "–"]
-
-
-def _number(text: str) -> float:
-    return float(text) if text.replace(".", "", 1).isdigit() else float("inf")
