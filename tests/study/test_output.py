@@ -40,7 +40,9 @@ def test_a_figure_is_the_same_bytes_each_time(tmp_path) -> None:
         return figure
 
     figure = Figure("f", "Curves", draw, ["a note"])
+    write_outputs([Table("f", "Curves", ["run"], [["not run"]])], tmp_path)
     (file,) = write_outputs([figure], tmp_path)
+    assert [*tmp_path.iterdir()] == [file]  # the table that stood in its place is gone
     assert file.read_bytes()[:4] == b"\x89PNG" and file.read_bytes() == figure.png()
     assert figure.markdown().startswith("![Curves](f.png)\n")
 

@@ -206,6 +206,20 @@ def test_without_studies_pages_say_so_and_decide_nothing(tmp_path) -> None:
         write_pages(tmp_path / "elsewhere", tmp_path)
 
 
+def test_two_bases_with_one_name_are_two(tmp_path) -> None:
+    (tmp_path / "root").mkdir()
+    for folder, gain in (("a", 0.2), ("b", -0.2)):
+        table1(tmp_path / "of" / folder, gains=[gain + 0.01 * i for i in range(5)], base=f"/models/{folder}/llama")
+        for made in (tmp_path / "of" / folder).iterdir():
+            name = f"table1-llama-{folder}" if made.name == "table1" else f"{made.name}{folder}"
+            shutil.move(made, tmp_path / "root" / name)
+        study = tmp_path / "root" / f"table1-llama-{folder}" / "study.json"
+        study.write_text(study.read_text().replace('-abc"', f'-abc{folder}"'))
+    _, claims = write_pages(tmp_path / "root", tmp_path / "docs")
+    assert "| the embedded model | llama-a | llama-b |" in claims.read_text()
+    assert "(0 seeds) | holds | does not hold |" in claims.read_text()
+
+
 def test_nothing_of_the_machine_is_copied(tmp_path) -> None:
     root = tmp_path / "studies"
     noted = fitted(0.6)

@@ -386,7 +386,7 @@ def test_a_checkpoint_that_began_with_another_expert_is_given_up(run):
 def test_a_name_that_yaml_does_not_read_as_text_is_refused(run, capsys):
     assert run({True: FIT}) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "a run of the study is called True" in line
+    assert "runs.True: a run's name is text" in line
 
 
 def test_a_long_text_is_no_path(run):

@@ -44,12 +44,8 @@ def adaptation_table(reports: Mapping[str, Report]) -> str:
     lines += [f"  {name:<{width}} {score!s:>14}" for name, score in (("base", first.base), *shared.items())]
     for name, report in reports.items():
         gain = 100 * (report.result.accuracy - report.base.accuracy)
-        test = (
-            f"{gain:+.1f} points on base, p = {report.paired_p:.2g} ({report.details.get('paired_test', MCNEMAR)})"
-            if report.n
-            else ""
-        )
-        lines.append(f"  {name:<{width}} {report.result!s:>14}   {test}")
+        test = f"{gain:+.1f} points on base, p = {report.paired_p:.2g} ({report.details.get('paired_test', MCNEMAR)})"
+        lines.append(f"  {name:<{width}} {report.result!s:>14}   {test if report.n else ''}")
     lines += [f"  {name}: {fact}" for name, report in reports.items() for fact in _facts(report)]
     notes = [note for report in reports.values() for note in report.details.get("notes", ())]
     return "\n".join([*lines, *(f"  {note}" for note in dict.fromkeys(notes))])  # those on the base are the same

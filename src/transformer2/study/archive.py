@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +49,10 @@ def copy_results(root: Path, results: Path) -> None:
     if not studies:
         raise DataError(f"{root} holds no study; run `transformer2 study conf/paper/table1.yaml` first")
     copies: dict[Path, str] = {}  # all are read before any is written
+    called = Counter(portable(base) for base in {study.base for study in studies.values()})
     for name, study in studies.items():
+        base = portable(study.base)  # of two bases with one name, the study's folder tells which
+        base = name.removeprefix(f"{study.name}-") if called[base] > 1 else base
         tried = [value for tuned in study.tuning for value in tuned.values]
         folders = [run.folder for run in study.runs if run.state == "done"]
         folders += [value["folder"] for value in tried if value.get("validation") is not None and value.get("folder")]
@@ -57,7 +61,7 @@ def copy_results(root: Path, results: Path) -> None:
             if run is None:
                 raise DataError(f"{root / name / FILE} names a run outside of {root}: {shown(folder)}")
             copies[results / RUNS / run.name / "report.json"] = _checked(run / "report.json", study.base)
-        copies[results / name / FILE] = study_json(_moved(study))
+        copies[results / name / FILE] = study_json(_moved(study, base))
         _check_no_paths(json.loads(copies[results / name / FILE]), root / name / FILE)
     for file, text in copies.items():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -65,8 +69,8 @@ def copy_results(root: Path, results: Path) -> None:
     _prune(results)
 
 
-def _moved(study: Study) -> Study:
-    """With the folders of its runs where they go, and the base without the folder of this machine that it is in."""
+def _moved(study: Study, base: str) -> Study:
+    """With the folders of its runs where they go, and its base as it is called there."""
 
     def run_of(folder: str) -> str:
         return f"../{RUNS}/{posixpath.basename(folder)}" if folder else ""
@@ -76,7 +80,7 @@ def _moved(study: Study) -> Study:
         replace(tuned, values=[{**value, "folder": run_of(value.get("folder") or "")} for value in tuned.values])
         for tuned in study.tuning
     )
-    return replace(study, base=portable(study.base), runs=runs, tuning=tuning)
+    return replace(study, base=base, runs=runs, tuning=tuning)
 
 
 def portable(path: str) -> str:

@@ -85,7 +85,8 @@ def figure9(study: Study) -> list[Table | Figure]:
         panels = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
         for i, (axes, (rate, found)) in enumerate(zip(panels, drawn, strict=True)):
             for training in found.values():
-                axes.plot(_steps(training), accuracies(training), color=style(i)["color"], alpha=0.45, linewidth=1)
+                at = [point["step"] for point in training["curve"]]
+                axes.plot(at, accuracies(training), color=style(i)["color"], alpha=0.45, linewidth=1)
             _line(axes, found, i, "")
             _label_axes(axes, f"learning rate {rate}")
         panels[0].set_ylabel("validation accuracy, %")
@@ -164,13 +165,9 @@ def _mean_of(reached: Sequence[Mapping[str, Any] | None], key: str) -> str:
     return f"{fmean(values):.1f}" + (f" ({len(values)} of {len(reached)})" if len(values) < len(reached) else "")
 
 
-def _steps(training: Mapping[str, Any]) -> list[int]:
-    return [point["step"] for point in training["curve"]]
-
-
 def _line(axes: Any, found: Curves, index: int, label: str) -> None:
     """The mean over seeds, where all have a point, with a band of its standard error, and the chosen checkpoints."""
-    by_seed = [dict(zip(_steps(training), accuracies(training), strict=True)) for training in found.values()]
+    by_seed = [{point["step"]: 100 * point["accuracy"] for point in of["curve"]} for of in found.values()]
     steps = sorted(set.intersection(*(set(of) for of in by_seed)))
     means = [fmean(of[step] for of in by_seed) for step in steps]
     errors = [stdev(of[step] for of in by_seed) / math.sqrt(len(by_seed)) if len(by_seed) > 1 else 0 for step in steps]

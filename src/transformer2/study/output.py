@@ -99,6 +99,8 @@ def write_outputs(outputs: Sequence[Table | Figure], folder: Path) -> list[Path]
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for output in outputs:
+        for stale in ["png"] if isinstance(output, Table) else ["md", "csv"]:  # "not run", until it was, or the reverse
+            (folder / f"{output.name}.{stale}").unlink(missing_ok=True)
         if isinstance(output, Table):
             for ending, text in (("md", output.markdown()), ("csv", output.csv())):
                 files.append(folder / f"{output.name}.{ending}")
