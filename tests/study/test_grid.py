@@ -80,6 +80,8 @@ def test_what_is_common_is_of_a_command(common):
 def test_one_run_is_read_at_several_targets():
     runs = {"svf": {"command": "fit", "config": ["conf/tiny.yaml"], "matrix": {"target": [50, 75]}}}
     assert [cell.name for cell in cells(study(**runs))] == ["svf-50", "svf-75"]
+    same = OmegaConf.create({"skills": {"math": "conf/tiny.yaml", "code": "conf/tiny.yaml"}, "runs": {"svf": FIT}})
+    assert len(cells(same)) == 2  # so are two names that stand for the same
 
 
 VALUES = [

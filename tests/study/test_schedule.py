@@ -19,6 +19,7 @@ from transformer2.cli.compose import PACKAGED
 from transformer2.cli.study import Plan, _doubts
 from transformer2.cli.study_run import composed
 from transformer2.study.results import Run, Study, read_study
+from transformer2.study.schedule import Job
 
 RUNNER = f"{sys.executable} {Path(__file__).parents[1] / 'helpers' / 'study_runner.py'}"
 
@@ -124,6 +125,13 @@ def test_a_killed_run_resumes_from_its_checkpoint(run):
     assert "--ckpt_path" not in first
     assert Path(second[second.index("--ckpt_path") + 1]).name == "last.ckpt"
     assert not list(Path("runs/studies/runs").glob(".*.cut"))
+
+
+def test_a_cut_adapt_is_resumed_with_its_experts_where_they_are_now(tmp_path):
+    experts = ("--adapt.experts", "[new/runs/fit-a/expert]", "--adapt.classifier", "new/runs/fit-b/expert")
+    job = Job("a", ("adapt", "--data.task", "math", *experts, "--seed_everything", "0"), tmp_path)
+    (tmp_path / "config.yaml").touch()
+    assert job.command() == ["adapt", "--resume", str(tmp_path), *experts, "--quiet"]
 
 
 def test_a_checkpoint_that_is_refused_is_given_up_for_the_one_before_it(run):

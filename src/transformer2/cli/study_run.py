@@ -50,8 +50,7 @@ def checked(args: tuple[str, ...]) -> None:
     config = deepcopy(composed(args))
     check(config, args[0], folders=False)
     if args[0] == "adapt":
-        flags = [word.removeprefix("--") for word in args[1::2]]
-        strategies_of(config, [flag for flag in flags if not UNREAD.fullmatch(flag)])  # a study leaves those out
+        strategies_of(config, [word[2:] for word in args[1::2] if not UNREAD.fullmatch(word[2:])])  # left out of it
 
 
 def folder_name(seed: int, args: tuple[str, ...], reread: bool = False) -> str:

@@ -177,11 +177,10 @@ def _line(axes: Any, found: Curves, index: int, label: str) -> None:
     axes.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
     best = ((training.get("best_step"), training.get("best_validation")) for training in found.values())
     chosen = [(step, 100 * score) for step, score in best if score is not None]  # none, where no validation was due
-    if chosen:
-        axes.plot(
-            *zip(*chosen, strict=True), linestyle="", marker=look["marker"], markersize=7, markerfacecolor="none",
-            markeredgecolor=look["color"], markeredgewidth=1.4,
-        )  # fmt: skip
+    axes.plot(
+        *zip(*chosen, strict=True), linestyle="", marker=look["marker"], markersize=7, markerfacecolor="none",
+        markeredgecolor=look["color"], markeredgewidth=1.4,
+    )  # fmt: skip
 
 
 def _label_axes(axes: Any, title: str) -> None:

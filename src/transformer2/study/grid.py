@@ -86,10 +86,12 @@ def cells(study: DictConfig) -> list[Cell]:
         for cell in _cells_of(study, name):
             # A target says how a run is read, not what it is.
             given = repr(replace(cell, name="", labels={"target": cell.labels.get("target")}))
-            if (other := seen.setdefault(given, cell)) is not cell:
+            other = seen.setdefault(given, cell)
+            apart = [f"${{{label}}}" for label, value in cell.labels.items() if other.labels[label] != value]
+            if apart and not any(label in OmegaConf.to_yaml(runs[name]) for label in apart):
                 raise ConfigError(
-                    f"runs.{other.name} and runs.{cell.name} are one and the same run; say what the matrix changes, "
-                    f"such as set: {{KEY: ${{{[*cell.labels][-1]}}}}}"
+                    f"runs.{other.name} and runs.{cell.name} are one and the same run; say what {apart[0]} is for, "
+                    f"such as set: {{KEY: {apart[0]}}}"
                 )
             found.append(cell)
     names = Counter(cell.name for cell in found)

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -105,7 +105,9 @@ class Job:
             shutil.rmtree(cut)
         if self.args[0] == "adapt" and (self.folder / "config.yaml").is_file():
             (self.folder / "report.json").unlink(missing_ok=True)  # a damaged one
-            return ["adapt", "--resume", str(self.folder), "--quiet"]
+            flags = zip(self.args[1::2], self.args[2::2], strict=True)  # its experts may have moved, and it with them
+            experts = [word for flag in flags if flag[0] in ("--adapt.experts", "--adapt.classifier") for word in flag]
+            return ["adapt", "--resume", str(self.folder), *experts, "--quiet"]
         if (self.folder / LAST).exists() and not self._older_than_its_experts(self.folder):
             shutil.rmtree(cut, ignore_errors=True)
             self.folder.rename(cut)
@@ -297,13 +299,12 @@ def dependants(jobs: Iterable[Job], folders: set[Path]) -> set[Path]:
     return found
 
 
-def _stop(running: Iterable[Running]) -> None:
+def _stop(running: Collection[Running]) -> None:
     """Have runs save and end, as a signal does; kill those that do not."""
-    several = list(running)
-    for run in several:
+    for run in running:
         run.process.terminate()
     end = time.monotonic() + GRACE
-    for run in several:
+    for run in running:
         try:
             run.process.wait(max(0.1, end - time.monotonic()))
         except subprocess.TimeoutExpired:

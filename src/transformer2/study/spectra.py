@@ -28,8 +28,7 @@ def figure10(study: Study) -> list[Table | Figure]:
             shares = [f"{100 * fmean(share_of_top(m, what, LORA) for m in matrices):.1f}" for what in NAMES]
             ranks = [f"{fmean(m[f'rank_of_{what}']['90'] for m in matrices):.0f}" for what in NAMES]
             full = f"{fmean(m['rank'] for m in matrices):.0f}"
-            row = [shares[0], ranks[0], shares[1], ranks[1]]
-            rows.append([base, kind, full, *row, seeds_cell(group.runs)])
+            rows.append([base, kind, full, shares[0], ranks[0], shares[1], ranks[1], seeds_cell(group.runs)])
     columns = ["base", "matrices", "rank", f"sum, top {LORA}, %", "rank for 90 % of it"]
     columns += [f"squares, top {LORA}, %", "rank for 90 % of it", "run"]
     notes = ["means over layers; squares: the share of ||W||² that the best approximation of that rank keeps"]
