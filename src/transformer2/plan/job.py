@@ -146,7 +146,7 @@ def job_of(
     shape = model_shape(model["base"], adapter, model["dtype"], model_kwargs=loading)
     svf = peft_type(adapter) == "SVF"
     optimizer = model.get("optimizer")
-    task = tasks.get(data["task"], **(data["task_options"] or {}))
+    task = tasks.get(data["task"], **(data.get("task_options") or {}))
     budget, shown = model["sampling"]["max_new_tokens"] or task.max_new_tokens, task.pictures
     if mean_completion and mean_completion > budget:
         raise ConfigError(f"--mean_completion {mean_completion:g} is more than the {budget} tokens of a completion")

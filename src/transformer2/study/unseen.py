@@ -124,7 +124,7 @@ def table8(study: Study) -> list[Table | Figure]:
     rows = []
     shown = [group for group in study.scored if "shots" in group.labels]
     more = apart(shown, lambda group: (task_of(group), group.labels["shots"], _kind(group)))
-    for group in sorted(shown, key=lambda group: (task_of(group), len(group.labels["shots"]), group.labels["shots"])):
+    for group in sorted(shown, key=lambda group: (task_of(group), group.labels["shots"].rjust(9))):  # as numbers
         shots, task = group.labels["shots"], task_of(group)
         kind = _kind(group)
         theirs = published.TABLE8.get(kind, {}).get(shots) if _is_arc(task) else None
