@@ -7,6 +7,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import httpx2
 import pytest
 from fakes import byte_tokenizer
 
@@ -348,7 +349,20 @@ def test_a_prompt_that_is_no_text_is_refused(served, text, named):
         assert response.status_code == 400 and named in response.json()["error"]["message"]
 
 
-def test_unknown_routes_have_the_same_shape(served):
-    for path in ("/v1/nothing", "/v1/completions"):
-        response = served.get(path)
-        assert response.status_code in (404, 405) and response.json()["error"]["message"]
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("GET", "/v1/nothing", 404, None),
+        ("GET", "/v1/completions", 405, "POST"),
+        ("HEAD", "/v1/completions", 405, "POST"),
+        ("OPTIONS", "/v1/chat/completions", 405, "POST"),
+        ("OPTIONS", "/health", 405, "GET"),
+        ("DELETE", "/v1/models", 405, "GET"),
+        *(("HEAD", path, 200, None) for path in ("/", "/page.js", "/health", "/metrics", "/v1/models", "/v1/models/math")),
+        ("HEAD", "/v1/models/nobody", 404, None),
+    ],
+)
+def test_what_a_route_answers_to_each_method(served, method, path, status, allow):
+    response = httpx2.request(method, f"{served.url}{path}")
+    assert (response.status_code, response.headers.get("allow")) == (status, allow)
+    assert (not response.content) if method == "HEAD" else response.json()["error"]["message"]

@@ -69,7 +69,7 @@ def create_app(
     if experts_dir is not None:
         _add_experts(app, Path(experts_dir))
     _add_health(app)
-    app.mount("/", _Page(directory=PAGE, html=True))
+    app.router.default = _Page(directory=PAGE, html=True)  # a mount at / would take the other methods of the routes above
     app.add_middleware(Guard, api_key=api_key, hosts=hosts, body=limits.body)
     return app
 

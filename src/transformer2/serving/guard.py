@@ -59,8 +59,9 @@ class Guard:
         """Refuse, or pass on."""
         if scope["type"] == "http" and (fault := self._fault(scope["path"], Headers(scope=scope))):
             await fault.response()(scope, receive, send)
-        else:
-            await self.app(scope, self._counted(receive), send)
+        else:  # HEAD is GET without the body, which the HTTP server leaves out; FastAPI's routes do not know it
+            method = {"method": "GET"} if scope.get("method") == "HEAD" else {}
+            await self.app({**scope, **method}, self._counted(receive), send)
 
     def _counted(self, receive: Receive) -> Receive:
         """The same, up to the limit: a request need not announce how long it is."""
