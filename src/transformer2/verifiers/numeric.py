@@ -39,6 +39,7 @@ _TIMES_A_POWER = re.compile(  # 1.5 x 10^-5, 1.5 \times 10^{-5}, 3 · 10⁸
 )
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _GROUPING = re.compile(r"(?<=[0-9])(?:\{,\}|\\,|[\u00a0\u2009\u202f])(?=[0-9]{3}(?![0-9]))")
+_CONTINENTAL = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:(?:\.[0-9]{3})+,[0-9]+|(?:\.[0-9]{3}){2,})(?![.,]?[0-9])")  # 1.234,56
 _DECORATION = re.compile(r"(?:\*\*|__|\\[()\[\]$%!,;: ]|[{}$€£¥₹`]|\\left\b|\\right\b|\\q?quad\b)+")
 _DOLLARS = re.compile(r"\b(?:US|CA|AU|NZ|HK|[ACS])\s?\\?\$")
 _DEGREES = re.compile(r"\^\{?\\circ\b\}?")
@@ -210,6 +211,7 @@ def _plain(text: str) -> str:
         text = re.sub(r"\\times|\\cdot|\\div", "*", text)
         text = _DEGREES.sub(" ", text)
     text = _TIMES_A_POWER.sub(lambda m: f"e{(m['bare'] or m['closed'] or m['raised']).translate(_RAISED)}", text)
+    text = _CONTINENTAL.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
     text = _DOLLARS.sub(" ", text)
     text = _DECORATION.sub(_undecorated, text)
     return _UNIT_EXPONENT.sub("", text)
