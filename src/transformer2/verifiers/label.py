@@ -40,8 +40,13 @@ _ANSWER = re.compile(
     r"(?:^|(?<=[.!?]))[^\w\n]{0,20}(?:(?:so|thus|therefore),?\s+)?(?:(?:the|my)\s+)?(?:final\s+)?(?:answer|category|label)\b[\s*]*(?:is\b|:|=)",
     re.I | re.M,
 )
-# "other" as a word of the sentence: "the other kinds", "each other", "other than", "on the other hand"
-_OTHERWISE = re.compile(r"\bother\s+(?:than|hand|\w+s)\b(?<!\bis)(?<!\bwas)|\beach\s+other\b", re.IGNORECASE)
+# Labels in another sense: "the other kinds", "each other", "other than", "on the other hand"; "a zip code"
+_OTHERWISE = re.compile(
+    r"\bother\s+(?:than|hand|\w+s)\b(?<!\bis)(?<!\bwas)|\beach\s+other\b"
+    r"|\b(?:zip|post(?:al)?|area|country|dial(?:l?ing)?|dress|building|tax|penal|criminal|civil|moral|honou?r|genetic|bar|qr"
+    r"|colou?r|morse|pin|sort|swift|gift|promo|discount|coupon|voucher|access|security)[\s_-]+code\b|\bcode\s+of\s+(?:conduct|ethics|law)\b",
+    re.IGNORECASE,
+)
 
 
 def find_label(labels: Sequence[str], completion: str) -> str | None:
@@ -56,7 +61,7 @@ def find_label(labels: Sequence[str], completion: str) -> str | None:
     parts = (r"[\s_-]+".join(map(re.escape, re.split(r"[\s_-]+", label))) for label in longest)
     named = list(re.finditer(rf"(?<!\w)(?:{'|'.join(f'({part})' for part in parts)})(?!\w)", text, re.IGNORECASE))
     words = [m.span() for m in _OTHERWISE.finditer(text)]
-    named = [m for m in named if not any(start <= m.start() and m.end() <= stop for start, stop in words)]
+    named = [m for m in named if not any(s <= m.start() and m.end() <= e and m.span() != (s, e) for s, e in words)]
     stated = [match for match in named if not _is_denied(text, match)]
     if len({match.lastindex for match in named}) > 1:  # "neither math nor code, so other"
         concluded = [match for match in stated if _CONCLUDES.search(text, max(0, match.start() - 40), match.start())]
