@@ -11,9 +11,11 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from transformer2.errors import UserError, shown
 
@@ -58,6 +60,18 @@ def read_file(path: str | Path, limit: int, error: type[UserError] = UserError) 
     if status.st_size > limit or len(data) > limit:
         raise error(f"{name} has more than {limit} bytes, which no file of this kind has; check where it came from")
     return data
+
+
+def once_each(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are there once (an `object_pairs_hook`).
+
+    Raises:
+        ValueError: One is there twice: the last would have been read, and the other ignored.
+    """
+    if len(found := dict(pairs)) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {shown(repr(twice), 60)} is there twice")
+    return found
 
 
 def file_digest(path: str | Path, samples: bool = False) -> str | None:

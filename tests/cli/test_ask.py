@@ -64,6 +64,7 @@ def test_a_file_of_prompts(tmp_path, capsys):
     ("line", "named"),
     [
         ("{", "line 2 is not JSON"),
+        ('{"prompt": "x", "prompt": "y"}', "line 2 is not JSON (the key 'prompt' is there twice)"),
         ("3", "line 2 must be"),
         ('{"prompt": 3}', "line 2 must be"),
         ('{"text": ""}', "line 2"),

@@ -26,6 +26,8 @@ def packed_and_flipped(content: bytes, at: int) -> bytes:
 
 FILES = {  # what is wrong -> file, its bytes, what is said
     "deep": ("jsonl", b'{"question": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "line 1 is not valid JSON"),
+    "a key twice": ("jsonl", GOOD + b'{"question": "Q", "answer": "1", "answer": "2"}', "the key 'answer' is there twice"),
+    "a key twice, within": ("jsonl", b'{"a": [{"b": 1, "b": 1}]}', "the key 'b' is there twice"),
     "deep without end": ("jsonl", b"[" * 200_000, "line 1 is no"),
     "long number": ("jsonl", b'{"question": ' + b"9" * 10_000 + b"}", "line 1 is not valid JSON"),
     "half a character": (
@@ -86,6 +88,27 @@ def test_a_cut_table_is_named(tmp_path: Path) -> None:
     for content in (whole[:-10], whole[: len(whole) // 2], whole[:100] + b"\xff" * 40 + whole[140:]):
         (tmp_path / "test.parquet").write_bytes(content)
         assert "test.parquet" in one_line("gsm8k", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "folder", "refused"),
+    [
+        ("arc_challenge", "arc_easy", True),
+        ("arc_easy", "ARC-Challenge", True),
+        ("humaneval", "humanevalplus", True),
+        ("arc_challenge", "arc_challenge", False),
+        ("arc_easy", "ARC-Easy", False),
+        ("arc_easy", "mine", False),
+    ],
+)
+def test_rows_of_another_task_s_folder_are_not_read(task: str, folder: str, refused: bool, tmp_path: Path) -> None:
+    """Rows of these tasks have the same fields: read as the other's, they are a number that looks right."""
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "test.jsonl").write_text(json.dumps(ROWS[task][1]))
+    if refused:
+        assert f"not of {task}" in one_line(task, tmp_path / folder)
+    else:
+        assert len(tasks.get(task).examples("test", str(tmp_path / folder))) == 1
 
 
 ODD: dict[str, object] = {

@@ -16,7 +16,7 @@ from transformer2.cli.compose import flags_of
 from transformer2.cli.folder import check_writable
 from transformer2.cli.values import number
 from transformer2.errors import ConfigError, DataError, UserError, shown
-from transformer2.files import check_directory, read_file
+from transformer2.files import check_directory, once_each, read_file
 from transformer2.seeds import row_seed
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _of_file(path: Path, system: str | None) -> tuple[list[Any], list[Chat]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=once_each)
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError as e:
             what = "holds half a character (\\ud800 to \\udfff), which no file can; correct it"
