@@ -358,7 +358,7 @@ def test_a_prompt_that_is_no_text_is_refused(served, text, named):
         ("OPTIONS", "/v1/chat/completions", 405, "POST"),
         ("OPTIONS", "/health", 405, "GET"),
         ("DELETE", "/v1/models", 405, "GET"),
-        *(("HEAD", path, 200, None) for path in ("/", "/page.js", "/health", "/metrics", "/v1/models", "/v1/models/math")),
+        *(("HEAD", path, 200, None) for path in ("/", "/page.js", "/health", "/metrics", "/v1/models/math")),
         ("HEAD", "/v1/models/nobody", 404, None),
     ],
 )

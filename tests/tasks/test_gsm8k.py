@@ -127,6 +127,13 @@ def test_odd_rows_are_named(tmp_path: Path, row: object, message: str) -> None:
     assert message in str(e.value) and "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize(("said", "gold"), [("1,234", "1234"), ("1.234,5", "1.234,5"), ("$1,234.50", "$1234.50")])
+def test_a_gold_number_is_what_the_row_says(said: str, gold: str, tmp_path: Path) -> None:
+    write_rows(tmp_path, "test.jsonl", {**ROW, "answer": f"#### {said}"})
+    (example,) = GSM8K.examples("test", str(tmp_path))
+    assert example.answer == gold and GSM8K.verify(example, f"#### {said}").correct
+
+
 def test_unreadable_sources_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"has no gsm8k/test\.jsonl"):
         GSM8K.examples("test", str(tmp_path))

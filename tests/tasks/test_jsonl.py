@@ -73,6 +73,7 @@ def test_questions_that_are_one_are_on_one_side(tmp_path):
         ("exact", {"answer": "C++"}, ["c++", "`C++`"], ["C"]),
         ("numeric", {"answer": 26}, ["#### 26", "26", "The answer is 26 days."], ["#### 27", "26 or 27", ""]),
         ("numeric", {"answer": "1,234.5"}, ["1234.50", "$1,234.50"], ["1234"]),
+        ("numeric", {"answer": "1.234,5"}, ["#### 1234.5", "1.234,50 €", "1,234.5"], ["1.2345", "1.234"]),
         ("numeric", {"answer": 2.5}, ["The answer is 5/2."], ["2"]),
         ("numeric", {"answer": 1 / 1e6}, ["#### 1e-06", "0.000001", "The answer is 1 x 10^-6."], ["1e-05", "10^-6"]),
         ("numeric", {"answer": 1e16}, ["1e16", "10,000,000,000,000,000"], ["16", "1e6"]),

@@ -26,7 +26,7 @@ def packed_and_flipped(content: bytes, at: int) -> bytes:
 
 FILES = {  # what is wrong -> file, its bytes, what is said
     "deep": ("jsonl", b'{"question": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "line 1 is not valid JSON"),
-    "a key twice": ("jsonl", GOOD + b'{"question": "Q", "answer": "1", "answer": "2"}', "the key 'answer' is there twice"),
+    "a key twice": ("jsonl", GOOD + b'{"question": "Q", "question": "R"}', "the key 'question' is there twice"),
     "a key twice, within": ("jsonl", b'{"a": [{"b": 1, "b": 1}]}', "the key 'b' is there twice"),
     "deep without end": ("jsonl", b"[" * 200_000, "line 1 is no"),
     "long number": ("jsonl", b'{"question": ' + b"9" * 10_000 + b"}", "line 1 is not valid JSON"),

@@ -202,7 +202,6 @@ class Job:
         """Log-probabilities of what has been drawn, from token `start` on; also while it is under way."""
         if self.choice is None or self.row is None:
             return []
-
         row, found = self.row, list[TokenLogprob]()
         for t in range(start, len(row.logprobs)):  # written last
             top = row.likeliest[t] if row.likeliest else []

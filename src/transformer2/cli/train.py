@@ -228,9 +228,9 @@ def silence_libraries(quiet: bool) -> None:
     importlib.import_module("lightning.pytorch")  # sets the levels below when it is imported, so it goes first
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Kernels that are not on this machine, the cast of every product in 8 bits, each retry of a download, prompts
-    # that are too long for the model: what reads them says so.
-    for name in ("bitsandbytes", "torchao", "torch.utils._pytree", "huggingface_hub", "transformers.tokenization_utils_base"):
+    # Kernels that are not here, the cast of every product in 8 bits, each retry of a download, prompts that we refuse.
+    tokenizers = "transformers.tokenization_utils_base"
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree", "huggingface_hub", tokenizers):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",

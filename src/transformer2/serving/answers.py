@@ -47,7 +47,8 @@ class ChatAnswer:
             for i, job in enumerate(jobs)
         ]
         return {
-            **self._head(self.whole),
+            **self.head,
+            "object": self.whole,
             "choices": choices,
             "usage": self._usage(jobs),
             "transformer2": choices[0]["transformer2"],
@@ -67,12 +68,8 @@ class ChatAnswer:
 
     def usage(self, jobs: Sequence[Job]) -> bytes:
         """The event that counts the tokens."""
-        return event(
-            {**self._head(self.piece), "choices": [], "usage": self._usage(jobs), "transformer2": choice_of(jobs[0])}
-        )
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {**self.head, "object": kind}
+        said = {"usage": self._usage(jobs), "transformer2": choice_of(jobs[0])}
+        return event({**self.head, "object": self.piece, "choices": [], **said})
 
     def _content(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
@@ -86,7 +83,7 @@ class ChatAnswer:
         choice = {"index": i, **self._delta(delta), "logprobs": logprobs, "finish_reason": finish_reason}
         extra = {"usage": None} if self.with_usage else {}
         said = {} if job is None else {"transformer2": choice_of(job)}
-        return event({**self._head(self.piece), "choices": [choice], **extra, **said})
+        return event({**self.head, "object": self.piece, "choices": [choice], **extra, **said})
 
     def _logprobs(self, i: int, job: Job) -> dict[str, Any] | None:
         """Those of answer i that have not been sent; None where nothing is to be said."""

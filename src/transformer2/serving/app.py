@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def create_app(
     if experts_dir is not None:
         _add_experts(app, Path(experts_dir))
     _add_health(app)
-    app.router.default = _Page(directory=PAGE, html=True)  # a mount at / would take the other methods of the routes above
+    app.router.default = _Page(directory=PAGE, html=True)  # a mount would answer for other methods of the routes, too
     app.add_middleware(Guard, api_key=api_key, hosts=hosts, body=limits.body)
     return app
 
@@ -220,10 +220,9 @@ class _EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with asyncio.timeout(self.seconds):
-                await super().__call__(scope, receive, send)
-        except TimeoutError:
-            pass
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.seconds):
+                    await super().__call__(scope, receive, send)
         finally:
             await self.end()
 

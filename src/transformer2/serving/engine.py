@@ -152,20 +152,12 @@ class Engine:
             raise Fault(503, "the server is shutting down", "shutting_down", headers={"Retry-After": "5"})
         room = self.model.max_rows + self.limits.queue
         if len(starts) > room:  # which no waiting changes
-            raise Fault(
-                400,
-                f"{len(starts)} answers are more than the {room} this server takes; ask for fewer",
-                "invalid_value",
-                "n",
-            )
+            message = f"{len(starts)} answers are more than the {room} this server takes; ask for fewer"
+            raise Fault(400, message, "invalid_value", "n")
         if self.answers + len(starts) > room:
             wait = min(60, max(1, math.ceil(self._seconds * self.answers / self.model.max_rows)))
-            raise Fault(
-                429,
-                f"{self.answers} answers are under way or wait; try again in {wait} s",
-                "rate_limit_exceeded",
-                headers={"Retry-After": str(wait)},
-            )
+            message = f"{self.answers} answers are under way or wait; try again in {wait} s"
+            raise Fault(429, message, "rate_limit_exceeded", headers={"Retry-After": str(wait)})
         call = Call(len(starts), streams, self.limits.seconds)
         self.answers += call.count
         try:

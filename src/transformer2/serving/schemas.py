@@ -160,13 +160,9 @@ class ChatRequest(_Request):
         messages = [{"role": roles.get(m.role, m.role), "content": m.content} for m in self.messages]
         chat = Chat.of(messages, source)
         if (pixels := chat.pixels) > limits.pixels:
-            raise Fault(
-                400,
-                f"the request has {pixels / 1e6:.3g} million pixels, more than this server's {limits.pixels / 1e6:g} "
-                "million; scale the picture down, or show fewer",
-                "invalid_value",
-                "messages",
-            )
+            size = f"{pixels / 1e6:.3g} million pixels, more than this server's {limits.pixels / 1e6:g} million"
+            message = f"the request has {size}; scale the picture down, or show fewer"
+            raise Fault(400, message, "invalid_value", "messages")
         top_logprobs = (self.top_logprobs or 0) if self.logprobs else None
         return [{"prompt": chat, **options} for options in self.options(limits, top_logprobs)]
 

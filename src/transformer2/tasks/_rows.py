@@ -261,8 +261,8 @@ def _picture(named: Any, file: Path, where: str) -> Any:
 
 
 def _table_rows(file: Path, pictures: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    parquet = importlib.import_module("pyarrow.parquet")
     try:
+        parquet = importlib.import_module("pyarrow.parquet")
         table = None if file.suffix.lower() == ".parquet" else read_arrow(str(file))
         names = parquet.read_schema(file).names if table is None else table.column_names
         kept = [name for name in names if name != pictures]
@@ -320,11 +320,11 @@ def _hub_rows(
     name: str, split: str, hub_id: str, config: str | None, revision: str | None, pictures: str | None
 ) -> list[Row]:
     remedy = f"give data_dir (--data.data_dir), a folder with {name}/{split}.jsonl (rows of {hub_id})"
-    import datasets
-
-    if not hub_answers():
-        datasets.config.HF_HUB_OFFLINE = True  # what is in the cache, or an error at once
     try:
+        import datasets
+
+        if not hub_answers():
+            datasets.config.HF_HUB_OFFLINE = True  # what is in the cache, or an error at once
         found = datasets.load_dataset(hub_id, config, split=split, revision=revision)
         references = _pictures_of(found, pictures) if pictures and pictures in found.column_names else []
         rows = [Row(row) for row in (found.remove_columns([pictures]) if references else found)]

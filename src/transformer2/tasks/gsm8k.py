@@ -93,4 +93,4 @@ def _gold(answer: str, where: str) -> str:
     _, marker, gold = answer.rpartition("####")
     if not marker or parse_number(gold) is None:
         raise DataError(f"{where}: field 'answer' does not end on '#### <number>'; correct or drop the row")
-    return gold.strip().replace(",", "")
+    return gold.strip() if "." in gold.partition(",")[0] else gold.strip().replace(",", "")  # 1.234,5 keeps its comma

@@ -85,9 +85,8 @@ class VQATask(Task):
             (often, _), *_ = Counter(said for a in answers if (said := normalised(a))).most_common(1) or [("", 0)]
             gold = next((a for a in answers if normalised(a) == often), answers[0])
             fields = MappingProxyType({"answers": answers})
-            return Example(
-                f"{self.name}/{split}/{i}", self.wording.messages(question=question), gold, fields, (picture,)
-            )
+            messages = self.wording.messages(question=question)
+            return Example(f"{self.name}/{split}/{i}", messages, gold, fields, (picture,))
 
         return examples_of(rows, example)
 
