@@ -239,6 +239,19 @@ def test_questions_that_repeat_are_counted(llama_folder):
         ExpertDataModule(f"{__name__}.Twice", str(llama_folder)).setup("test")
 
 
+class Foreign(SameIds):
+    """A task in words that the embedded model has no token for."""
+
+    def examples(self, split, data_dir=None):
+        rows = enumerate(super().examples(split))
+        return [replace(e, messages=({"role": "user", "content": f"Wort{'e' * i}?"},)) for i, e in rows]
+
+
+def test_words_without_a_token_are_not_taken_for_a_template_without_the_question():
+    with pytest.warns(UserWarning, match="15 of 16 questions .* repeat an earlier one to 'tiny', which has no token"):
+        ExpertDataModule(f"{__name__}.Foreign", "tiny").setup("test")
+
+
 @pytest.mark.parametrize("protocol", ["clean", "paper"])
 def test_shots_are_disjoint_from_scored_rows_by_position(llama_folder, protocol):
     data = UnseenTaskDataModule("toy_task.SameIds", str(llama_folder), few_shot=4, protocol=protocol)

@@ -19,7 +19,7 @@ from transformer2 import tasks
 from transformer2.arguments import Count, Objective, Seed, check_arguments
 from transformer2.data.loader import PromptLoader, batches_within
 from transformer2.data.pictures import check_pictures
-from transformer2.data.prompts import DATE, ChatTemplate, render, solution_ids
+from transformer2.data.prompts import DATE, ChatTemplate, plain_ids, render, solution_ids
 from transformer2.errors import ConfigError, DataError
 from transformer2.files import source_digest
 from transformer2.policy import load_config, load_tokenizer
@@ -201,16 +201,17 @@ class ExpertDataModule(L.LightningDataModule):
             )
         check_pictures(examples)
         ids = [array("q", render(self.tokenizer, e, self.template)) for e in examples]  # a picture has thousands
-        prompts = len({hash_of(prompt) for prompt in ids})
-        if not all(ids) or prompts == 1 < len({e.question for e in examples}):
+        again, unknown = len(ids) - len({hash_of(prompt) for prompt in ids}), self.tokenizer.unk_token_id
+        lacks = again and any(unknown in plain_ids(self.tokenizer, e.question) for e in examples)
+        if not all(ids) or (again == len(ids) - 1 and not lacks and len({e.question for e in examples}) > 1):
             raise DataError(
                 f"prompts of {self.task.name}/{split} are all alike or empty: the chat template of {self.base!r} "
                 "leaves the question out; correct it, or set data.chat_template: none"
             )
-        if again := len(ids) - prompts:
-            rank_zero_warn(
-                f"{again} of {len(ids)} questions of {self.task.name}/{split} repeat an earlier one; each counts"
-            )
+        if again:
+            why = f" to {self.base!r}, which has no token for some of their words" if lacks else ""
+            what = f"{again} of {len(ids)} questions of {self.task.name}/{split}"
+            rank_zero_warn(f"{what} repeat an earlier one{why}; each counts")
         if examples:
             self._warn_of_unread_variables(examples[0])
         context = context_of(load_config(self.base, self.model_kwargs))
@@ -312,8 +313,7 @@ class ExpertDataModule(L.LightningDataModule):
 
     def _pad_id(self) -> int:
         assert self.tokenizer is not None, "a split that was read has been rendered"
-        pad = self.tokenizer.pad_token_id
-        return 0 if pad is None else int(pad)
+        return int(self.tokenizer.pad_token_id or 0)
 
     def train_dataloader(self) -> PromptLoader:
         """Prompts of one optimizer step per batch, equally many for each rank."""
