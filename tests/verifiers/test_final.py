@@ -955,6 +955,7 @@ NUMBERS: dict[int | Fraction | None, list[str]] = {
         "The answer is hardly 18.",
         "People think the answer is 18.",
         *(f"#### 18 {word}" for word in ["dozen", "score", "gross", "thirds", "tenths", "hundredths", "lakh", "mil"]),
+        *(f"#### 18 {word}" for word in ["Mio", "Mrd."]),
         "#### 18bn",
         "#### 18 point five",
         "#### 18 feet and six inches",

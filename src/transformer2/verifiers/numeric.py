@@ -70,7 +70,7 @@ _CHANGED = re.compile(
 )
 # A word that multiplies or continues the number before it.
 _MORE = re.compile(
-    r"(?:\s*(?:bn|tn|mn|myriad|mln|mil|m?illion|lakhs?|crores?|dozens?|score|gross|halves|(?:thi|fou|fif|six|seven|eigh|nin|ten|hundred"
+    r"(?:\s*(?:bn|tn|mn|mio|mrd|myriad|mln|mil|m?illion|lakhs?|crores?|dozens?|score|gross|halves|(?:thi|fou|fif|six|seven|eigh|nin|ten|hundred"
     r"|thousand|million)(?:rd|r?th)s)|st|nd|rd|th|-?ish|\s*point|\s[^.\n]*\band\s+(?:an?\s+)?" + _WORD + r")\b",
     re.IGNORECASE,
 )
