@@ -203,11 +203,12 @@ def test_the_rows_and_the_source_of_what_is_ones_own_count(run, tmp_path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     task = "from toy_task import FirstLetter\nclass Mine(FirstLetter):\n    name = 'mine'\n"
     (tmp_path / "ours.py").write_text(task)
-    (tmp_path / "calls_back.py").write_text("")
+    (tmp_path / "parts").mkdir()  # a package without an __init__.py
+    (tmp_path / "parts" / "call.py").write_text("")
     (tmp_path / "rows" / "gsm8k").mkdir(parents=True)
     (tmp_path / "rows" / "gsm8k" / "train.jsonl").write_text("")
     options = {"data.task": "ours.Mine", "data.data_dir": str(tmp_path / "rows")}
-    callback = [{"class_path": "calls_back.Mine"}]
+    callback = [{"class_path": "parts.call.Mine"}]
     dispatch = {
         "strategy": "prompt",
         "adapt.dispatch_task": "dispatch",
@@ -219,7 +220,7 @@ def test_the_rows_and_the_source_of_what_is_ones_own_count(run, tmp_path, monkey
     }
     (tmp_path / "rows" / "test.dat").write_text("")
     assert run(runs) == 0 and len(calls()) == 2
-    for file, again in (("rows/test.dat", 2), ("ours.py", 2), ("calls_back.py", 1), ("rows/gsm8k/train.jsonl", 2)):
+    for file, again in (("rows/test.dat", 2), ("ours.py", 2), ("parts/call.py", 1), ("rows/gsm8k/train.jsonl", 2)):
         before = len(calls())
         (tmp_path / file).write_text((tmp_path / file).read_text() + "# edited\n")
         assert run(runs) == 0 and len(calls()) - before == again, file

@@ -261,7 +261,7 @@ def _merge(below: DictConfig, above: DictConfig, name: str) -> DictConfig:
             del above[key]
     _settle_classes(below, above)
     try:
-        merged = OmegaConf.merge(below, above)
+        merged = OmegaConf.unsafe_merge(below, above)  # neither is used again
     except Exception as e:  # a list over a mapping and the like: OmegaConf lets some of Python's own errors through
         raise ConfigError(f"{name} does not fit on top of what is below it ({_one_line(e)})") from e
     assert isinstance(merged, DictConfig)

@@ -117,9 +117,7 @@ class Plan:
         """The study as study.json has it: every run with its state, and how its settings were chosen."""
         runs = []
         for cell, seed, job in self._finals():
-            state: State = "missing"
-            if job is not None:
-                state = "failed" if job.folder in self.failed else "done" if job.done else "missing"
+            state: State = "failed" if job and job.folder in self.failed else "done" if job and job.done else "missing"
             runs.append(Run(cell.name, seed, cell.labels, "" if job is None else f"../runs/{job.folder.name}", state))
         tuning = []
         for cell in self.cells.values():
@@ -156,8 +154,7 @@ class Plan:
         return None if position is None else self._job(cell, seed, cell.tried[position])
 
     def _tuning(self, cell: Cell) -> list[Job]:
-        jobs = [self._job(cell, self.tuning_seed, chosen) for chosen in cell.tried]
-        return [job for job in jobs if job is not None]
+        return [job for chosen in cell.tried if (job := self._job(cell, self.tuning_seed, chosen)) is not None]
 
     def _choice(self, cell: Cell) -> int | None:
         """Position of the value with the best validation accuracy; the first of equals."""

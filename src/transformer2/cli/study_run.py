@@ -120,9 +120,12 @@ def _contents(value: Any) -> list[str]:
 
 def _source(class_path: str) -> list[str]:
     """SHA-256 of the module of a class of one's own, which is not imported for it; of one that is installed, none."""
-    module = class_path.rpartition(".")[0]
+    root, module = class_path.partition(".")[0], class_path.rpartition(".")[0]
     with contextlib.suppress(ImportError, ValueError):
-        found = importlib.util.find_spec(module) if module and not module.startswith("transformer2.") else None
-        if found and found.origin and "site-packages" not in found.origin and (digest := file_digest(found.origin)):
+        for name in (root, module):  # to find torch.optim, torch would be imported, for seconds
+            origin = getattr(importlib.util.find_spec(name), "origin", None) or ""
+            if "site-packages" in origin or module.startswith("transformer2."):
+                return []
+        if origin and (digest := file_digest(origin)) is not None:
             return [digest]
     return []
