@@ -149,8 +149,7 @@ def _run(
     experiment = Experiment(config, folder, quiet, data_class=UnseenTaskDataModule)
     check_whole(in_lockstep(experiment.trainer.strategy))
     # The whole config as YAML that runs again, and that --resume reads.
-    whole = yaml.safe_load(experiment.yaml()) | {"strategy": names[0] if len(names) == 1 else "all", "adapt": settings}
-    text = yaml.safe_dump(whole, sort_keys=False)
+    text = experiment.yaml(strategy=names[0] if len(names) == 1 else "all", adapt=settings)
     # A user's strategy comes as a callback without a task; its arguments in the config and its module are its settings.
     own = [c for c in experiment.callbacks_of(Strategy) if c.own_task is None]
     for_fit = [type(c).__name__ for c in experiment.callbacks_of(Strategy) if c not in own]

@@ -75,11 +75,11 @@ def ask(args: Sequence[str]) -> int:
             )
         check_directory(out.parent, "--out: its folder", "make it first", ConfigError)
         check_writable(out.parent, "--out")
-    rows, chats = (
-        _of_file(Path(file).expanduser(), options.get("system"))
-        if file is not None
-        else _of_words(_prompts(flags.words), images, options.get("system"))
-    )
+    if file is not None:
+        rows, chats = _of_file(Path(file).expanduser(), options.get("system"))
+    else:  # `-`, or nothing, is for the lines of standard input
+        prompts = [prompt for word in flags.words or ["-"] for prompt in (_lines() if word == "-" else [word])]
+        rows, chats = _of_words(prompts, images, options.get("system"))
     if not rows:
         raise ConfigError('no prompt was given; write transformer2 ask "..."')
 
@@ -199,11 +199,6 @@ def _columns(answers: Sequence[AdaptiveAnswer]) -> dict[str, Any]:
         "completion_tokens": answer.completion_tokens,
         "seconds": {name: round(value, 3) for name, value in answer.seconds.items()},
     }
-
-
-def _prompts(words: Sequence[str]) -> list[str]:
-    """Words of the command line; for `-`, or where there are none, the lines of standard input."""
-    return [prompt for word in words or ["-"] for prompt in (_lines() if word == "-" else [word])]
 
 
 def _lines() -> list[str]:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -47,14 +47,20 @@ from transformer2.types import Score
 class _CLI(LightningCLI):
     """Lightning's command line as a typed factory: every constructor argument is a config key."""
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Say the base and the seed once."""
-        for target, source in LINKED.items():
-            parser.link_arguments(source, target)
+    parsers: ClassVar[dict[Any, LightningArgumentParser]] = {}  # by class of data; one holds nothing of a run
+
+    def setup_parser(self, *args: Any) -> None:
+        """Say base and seed once. Once in a process for a class of data: it takes as long as to read a config."""
+        if self._datamodule_class not in self.parsers:
+            super().setup_parser(*args)
+            for target, source in LINKED.items():
+                self.parser.link_arguments(source, target)
+            self.parsers[self._datamodule_class] = self.parser
+        self.parser = self.parsers[self._datamodule_class]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """The composed dict is all there is: sys.argv has been read already. Nothing calls save_hyperparameters."""
-        self.config, self.config_dump = parser.parse_object(args), {}
+        """The composed dict is all there is: sys.argv has been read already."""
+        self.config = parser.parse_object(args)
 
 
 @contextmanager
@@ -114,17 +120,11 @@ class Experiment:
         trainer.setdefault("logger", {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": logger})
         trainer["callbacks"] = _with_defaults(given.get("callbacks") or [], trainer, quiet)
         trainer.setdefault("enable_progress_bar", not quiet)
+        options: dict[str, Any] = {"run": False, "seed_everything_default": 0, "save_config_callback": None}
+        options |= {"auto_configure_optimizers": False, "parser_kwargs": {"exit_on_error": False}}
+        options["load_from_checkpoint_support"] = False  # nothing calls save_hyperparameters
         try:
-            self.cli = cli = _CLI(
-                SVFReinforceModule,
-                data_class,
-                run=False,
-                args={**config, "trainer": trainer},
-                seed_everything_default=0,
-                save_config_callback=None,
-                auto_configure_optimizers=False,
-                parser_kwargs={"exit_on_error": False},
-            )
+            self.cli = cli = _CLI(SVFReinforceModule, data_class, args={**config, "trainer": trainer}, **options)
         except UserError:
             raise
         except Exception as e:  # Lightning's, jsonargparse's and those of third-party classes have no common base
@@ -145,9 +145,9 @@ class Experiment:
         if (listener := interrupt.current()) is not None:
             listener.on_signal = self.on_signal
 
-    def yaml(self) -> str:
-        """The whole config with every default, as YAML that runs again (in another run folder)."""
-        whole = yaml.safe_load(self.cli.parser.dump(self.cli.config, skip_none=False))
+    def yaml(self, **more: Any) -> str:
+        """The whole config with every default, and further keys, as YAML that runs again (in another run folder)."""
+        whole = yaml.safe_load(self.cli.parser.dump(self.cli.config, skip_none=False, skip_validation=True))
         for target in LINKED:
             group, _, key = target.partition(".")
             whole[group].pop(key, None)
@@ -155,7 +155,7 @@ class Experiment:
         for key in self.added:
             whole["trainer"].pop(key, None)
         whole["trainer"]["callbacks"] = self.callbacks
-        return str(yaml.safe_dump(whole, sort_keys=False))
+        return str(yaml.safe_dump(whole | more, sort_keys=False))
 
     def preflight(self) -> None:
         """Refuse, before the model is loaded, a run that cannot fit into memory with the longest prompt of its data.

@@ -137,9 +137,7 @@ def holds_run(folder: Path) -> bool:
 def _is_preliminary(path: Path) -> bool:
     if path.is_dir():
         return not any(path.iterdir())
-    return path.name in ("config.yaml", "hparams.yaml") or path.name.startswith(
-        ("events.out.tfevents", ".config.yaml.")
-    )
+    return bool(re.match(r"(config|hparams)\.yaml$|events\.out\.tfevents|\.config\.yaml\.", path.name))
 
 
 def _clear(folder: Path, kept: set[str]) -> None:
