@@ -5,8 +5,10 @@ configs (`--print_config`); `plan` runs whole here, and so do, under the `slow` 
 for newcomers, from top to bottom.
 """
 
+import os
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 
@@ -118,6 +120,8 @@ def there(tmp_path, monkeypatch, llama_folder):
     """A folder with what the commands name: a model, rows, an expert, a task of one's own; and their words for it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    # torchrun is there, also where the environment is not active.
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     for name in (*EXPERTS, *(f"tiny_{expert}" for expert in EXPERTS), "jsonl"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         shipped = "math" if name == "jsonl" else name.removeprefix("tiny_")
