@@ -3,6 +3,7 @@
 import gc
 import gzip
 import os
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -21,10 +22,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the user's cache."""
-    monkeypatch.setenv("TRANSFORMER2_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRANSFORMER2_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -62,5 +65,5 @@ def some_rows(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     for file in real_data.rglob("*.jsonl.gz"):
         (folder / file.parent.name).mkdir(exist_ok=True)
         with gzip.open(file) as rows, gzip.open(folder / file.parent.name / file.name, "wb") as some:
-            some.writelines(islice(rows, 120))
+            some.writelines(islice(rows, 80))
     return folder
