@@ -279,6 +279,7 @@ def test_a_lora_run_is_scored_as_it_was_trained(tmp_path: Path, capsys: pytest.C
     adapter = "{peft_type: LORA, r: 16, lora_alpha: 512, use_rslora: true, target_modules: [up_proj]}"
     command = ["fit", "--config", "conf/tiny.yaml", "--model.base", str(base), "--model.adapter", adapter, *small]
     steps = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--data.batch_size", "8"]
+    steps += ["--trainer.logger", "false"]
     assert main([*command, *adamw, *steps, "--run_dir", str(tmp_path / "fit")]) == 0
     expert = str(tmp_path / "fit" / "expert")
     assert (tmp_path / "fit" / "expert" / "manifest.sha256").is_file()

@@ -21,6 +21,8 @@ from transformer2.rollout.hf import HFEngine
 
 SEARCH = ["--adapt.population", "6", "--adapt.generations", "3"]
 SMALL = [*SEARCH, "--data.few_shot", "4", "--quiet"]
+# Where no search is looked at.
+BRIEF = ["--adapt.population", "2", "--adapt.generations", "1", "--adapt.controls", "false"]
 
 
 @pytest.fixture
@@ -331,7 +333,7 @@ def test_a_strategy_of_one_s_own_is_a_callback_without_a_task(adapt, world, tmp_
     in_fit = {**own, "init_args": {**options, "task": "toy_task.FirstLetter"}}  # not for `adapt`
     file = tmp_path / "callbacks.yaml"
     file.write_text(json.dumps({"trainer": {"callbacks": [own, in_fit]}}))
-    assert adapt(tmp_path / "run", "--config", str(file), "--adapt.controls", "false") == 0
+    assert adapt(tmp_path / "run", "--config", str(file), *BRIEF) == 0
     strategies = report_of(tmp_path / "run")["strategies"]
     assert list(strategies) == ["base", "cem"] and strategies["base"]["result"] == strategies["base"]["base"]
     capsys.readouterr()
@@ -344,7 +346,7 @@ def test_a_strategy_of_one_s_own_is_a_callback_without_a_task(adapt, world, tmp_
 
 
 def test_batches_are_limited_where_wanted(adapt, tmp_path):
-    flags = ["--data.eval_batch_size", "4", "--trainer.limit_test_batches", "0.5", "--adapt.controls", "false"]
+    flags = ["--data.eval_batch_size", "4", "--trainer.limit_test_batches", "0.5", *BRIEF]
     assert adapt(tmp_path / "run", *flags) == 0 and report_of(tmp_path / "run")["n"] == 8
     flags[3] = "1"
     assert adapt(tmp_path / "one", *flags) == 0 and report_of(tmp_path / "one")["n"] == 4
@@ -370,7 +372,7 @@ def test_rows_that_share_one_id_are_told_apart(adapt, world, tmp_path):
 def test_records_hold_the_question_and_the_prompt_where_wanted(run, adapt, tmp_path):
     records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
     assert [r["question"] for r in records] == [f"say {i}" for i in range(80, 96)] and "prompt" not in records[0]
-    flags = ["--data.keep_prompts", "true", "--data.test_limit", "2", "--adapt.controls", "false"]
+    flags = ["--data.keep_prompts", "true", "--data.test_limit", "2", *BRIEF]
     assert adapt(tmp_path / "run", *flags) == 0
     records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
     assert [r["prompt"] for r in records] == [prompt_of("say 80"), prompt_of("say 81")]

@@ -16,6 +16,7 @@ from transformer2.cli.keys import ELSEWHERE, sections
 from transformer2.errors import ConfigError
 
 GENERATIONS = 3
+BRIEF = ("--adapt.population", "2", "--adapt.generations", "1")  # where no search is looked at
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_an_edited_task_of_ones_own_is_another(adapt, tmp_path, monkeypatch, rec
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "edited.py").write_text("from toy_task import FirstLetter\nclass Mine(FirstLetter):\n    name = 'm'\n")
     run = tmp_path / "run"
-    assert adapt(run, "--data.task", "edited.Mine") == 0
+    assert adapt(run, "--data.task", "edited.Mine", *BRIEF) == 0
     assert resume(run) == 0 and not [w for w in recwarn if "made again" in str(w.message)]
     (tmp_path / "edited.py").write_text((tmp_path / "edited.py").read_text() + "# edited\n")
     with pytest.warns(UserWarning, match="run is of .* an edited task; it is made again"):
@@ -209,7 +210,7 @@ def test_experts_and_rows_may_have_moved(world, adapt, tmp_path, recwarn, capfd)
     run, rows, moved = tmp_path / "run", tmp_path / "rows.jsonl", tmp_path / "moved"
     rows.write_text("".join(json.dumps({"question": f"q{i}", "answer": str(i)}) + "\n" for i in range(60)))
     given = ["--data.task", "jsonl", "--data.task_options.path", str(rows)]
-    assert adapt(run, *given, "--model.sampling.max_new_tokens", "4") == 0
+    assert adapt(run, *given, "--model.sampling.max_new_tokens", "4", *BRIEF) == 0
     before = report_of(run)
     experts = json.dumps([str(shutil.copytree(path, moved / Path(path).name)) for path in world[1]])
     other = str(shutil.copytree(world[1][0], tmp_path / "another"))
@@ -230,7 +231,7 @@ def test_a_strategy_of_ones_own_is_made_again_under_other_arguments(world, adapt
         )
 
     run = tmp_path / "run"
-    assert adapt(run, "--trainer.callbacks", own(False), "--adapt.controls", "false") == 0
+    assert adapt(run, "--trainer.callbacks", own(False), "--adapt.controls", "false", *BRIEF) == 0
     report = json.loads((run / "base" / "report.json").read_text())
     assert not report["controls"] and resume(run, "--trainer.callbacks", own(False)) == 0
     with pytest.warns(UserWarning, match="run/base is of other settings; it is made again"):
@@ -247,7 +248,7 @@ def test_the_seconds_of_a_search_that_was_cut_count(cut):
 
 def test_a_base_that_was_replaced_is_another(world, adapt, tmp_path):
     base = shutil.copytree(world[0], tmp_path / "base")
-    assert adapt(tmp_path / "run", "--model.base", str(base)) == 0
+    assert adapt(tmp_path / "run", "--model.base", str(base), *BRIEF) == 0
     weights = load_file(base / "model.safetensors")
     save_file({name: 1.5 * w for name, w in weights.items()}, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.warns(UserWarning, match="run is of another base, other rows or an edited task; it is made again"):

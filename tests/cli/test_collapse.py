@@ -37,6 +37,7 @@ def signs(report):
 
 def test_a_rate_that_is_too_high_collapses_says_so_and_is_stopped(tmp_path, capsys):
     run = [*STOP, "--data.task", "tiny_math", *ADAMW, "0.3", "--trainer.val_check_interval", "8", *KL]
+    run += ["--data.batch_size", "8", "--data.validation_limit", "4", "--data.test_limit", "4"]
     report, said, steps = fit(tmp_path / "run", *run)
     (line,) = signs(report)
     assert "nats a token" in line and "run to the limit" in line and "lower model.optimizer.lr" in line
@@ -61,6 +62,7 @@ def test_certain_of_wrong_answers(tmp_path):
 
 def test_a_healthy_run_is_silent(tmp_path, capsys):
     more = [*STOP, "--data.task", "tiny_dispatch", "--trainer.max_steps", "8", "--trainer.val_check_interval", "8"]
+    more += ["--data.validation_limit", "4", "--data.test_limit", "4"]
     report, said, steps = fit(tmp_path / "run", *more, *KL)
     assert not signs(report) and not any("model.optimizer.lr" in words for words in said) and steps == 8
     assert {v for _, v in read_scalars(tmp_path / "run", ("train/collapsed",))["train/collapsed"]} == {0.0}

@@ -143,7 +143,8 @@ def test_a_checkpoint_past_the_last_step_is_refused(uncut, tmp_path, capfd):
 
 def test_in_a_thread_there_are_no_signals_and_the_command_runs(tmp_path):
     codes = []
-    thread = threading.Thread(target=lambda: codes.append(main([*FIT, "--run_dir", str(tmp_path / "run")])))
+    short = [*FIT, "--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--trainer.logger", "false"]
+    thread = threading.Thread(target=lambda: codes.append(main([*short, "--run_dir", str(tmp_path / "run")])))
     thread.start()
     thread.join()
     assert codes == [0] and (tmp_path / "run" / "report.json").exists()

@@ -84,6 +84,7 @@ def test_a_dispatch_task_reports_its_confusion(llama_folder, some_rows, tmp_path
 def test_rows_that_share_one_id_are_told_apart(verb, llama_folder, tmp_path):
     flags = ["--config", "conf/base.yaml", "--data.task", "toy_task.SameIds", "--model.base", str(llama_folder), *SMALL]
     short = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--data.batch_size", "4"]
+    short += ["--trainer.logger", "false"]
     with pytest.warns(UserWarning, match="15 rows of same_ids/test repeat an earlier id"):
         command = [verb, *flags, *short, "--data.keep_prompts", "true", "--data.eval_batch_size", "5"]
         assert main([*command, "--run_dir", str(tmp_path / "run")]) == 0
@@ -147,7 +148,9 @@ def test_a_task_beside_the_command_is_trained_on(outside, llama_folder, monkeypa
     monkeypatch.chdir(outside)
     monkeypatch.delitem(sys.modules, "mytasks", raising=False)  # of another test
     task = "{task: mytasks.Reverse, data_dir: words, task_options: {ask: 'Write {!r} from its end.'}, batch_size: 4}"
-    (outside / "mine.yaml").write_text(f"_base_: conf/tiny.yaml\ndata: {task}\ntrainer: {{max_steps: 1}}\n")
+    (outside / "mine.yaml").write_text(
+        f"_base_: conf/tiny.yaml\ndata: {task}\ntrainer: {{max_steps: 1, logger: false}}\n"
+    )
     command = ["fit", "--config", "mine.yaml", "--model.base", str(llama_folder), *SMALL, "--run_dir"]
     assert main([*command, "run"]) == 0
     report, records = read(outside / "run")

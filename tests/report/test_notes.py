@@ -143,6 +143,7 @@ def test_samples_that_abstain_are_not_counted(base, tmp_path, monkeypatch):
 def test_fit_and_validate_say_that_nothing_was_learnt(base, tmp_path, capsys):
     with pytest.warns(UserWarning, match="3 steps in a row had nothing to learn from: every reward was -1"):
         steps = ["--trainer.max_steps", "3", "--data.batch_size", "8", "--config", "conf/tiny.yaml"]
+        steps += ["--trainer.logger", "false"]
         report, _ = run("fit", base, tmp_path / "fit", "Never", *steps)
     notes = report["details"]["notes"]
     assert notes[0] == "3 of 3 training steps had nothing to learn from (equal rewards, or none)"

@@ -31,6 +31,7 @@ from transformer2.svf.fingerprint import fingerprint, fingerprint_checkpoint
 
 SMALL = ["--data.task", "toy_task.FirstLetter", "--model.sampling.max_new_tokens", "6", "--quiet"]
 STEPS = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--data.batch_size", "8"]
+STEPS += ["--trainer.logger", "false"]  # no curve is looked at
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}<|start_header_id|>"
 
 
@@ -157,7 +158,7 @@ def test_a_base_that_is_not_there_is_one_line(base: str, message: str, tmp_path:
 
 
 def test_paths_with_spaces_tildes_and_umlauts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same words for a base and an expert in every command."""
+    """The same words for a base and an expert in every command (`test`: tests/cli/test_first_minute.py)."""
     monkeypatch.setenv("HOME", str(tmp_path))
     make_llama(tmp_path / "my mödels" / "a base")
     base, run = "~/my mödels/a base", tmp_path / "rüns and more" / "one"
@@ -166,9 +167,7 @@ def test_paths_with_spaces_tildes_and_umlauts(tmp_path: Path, monkeypatch: pytes
     assert main(["plan", *config]) == 0
     assert main(["fit", *config, *SMALL, *STEPS, "--run_dir", str(run)]) == 0
     expert = "~/rüns and more/one/expert"
-    assert main(["test", "--expert", expert, *SMALL, "--run_dir", str(tmp_path / "t")]) == 0
     assert main(["validate", "--expert", expert, *SMALL, "--run_dir", str(tmp_path / "v")]) == 0
-    assert main(["fit", *config, *SMALL, *STEPS, "--expert", expert, "--run_dir", str(tmp_path / "f")]) == 0
     mixed = "~/an öther place"
     assert main(["experts", "mix", expert, "--weights", "1", "--out", mixed]) == 0
     assert main(["experts", "show", expert, mixed]) == 0

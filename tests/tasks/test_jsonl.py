@@ -410,7 +410,7 @@ def test_fit_test_and_adapt_on_a_file_of_numbers(tmp_path, monkeypatch, capsys):
     drawn = tasks.get("tiny_math").examples("train")[:80]
     write(tmp_path / "my.jsonl", [{"question": e.question, "answer": int(e.answer)} for e in drawn])
     rows = ["--data.task_options.path=my.jsonl", "--data.task_options.verifier=numeric", "--quiet"]
-    short = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--data.batch_size=8"]
+    short = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--data.batch_size=8", "--trainer.logger=false"]
     assert main(["fit", "--config=conf/jsonl.yaml", *rows, *short]) == 0
     out = capsys.readouterr().out
     task = tasks.get("jsonl", path="my.jsonl", verifier="numeric")
