@@ -15,9 +15,9 @@ from typing import Any
 
 from transformer2 import tasks
 from transformer2.cli.adapt import strategies_of
-from transformer2.cli.check import UNREAD, check
+from transformer2.cli.check import check
 from transformer2.cli.compose import ADAPT_DEFAULT, PACKAGED, compose, merge, parse_flags
-from transformer2.cli.keys import ADAPT_KEYS, KEYS
+from transformer2.cli.keys import ADAPT_KEYS, KEYS, UNREAD
 from transformer2.files import file_digest, source_digest
 from transformer2.svf.format import CONFIG
 
