@@ -81,8 +81,8 @@ class Plan:
         self.command = shlex.join(["transformer2", "study", portable(file), *words])
         found = cells(self.study)
         # A base that changes no run would stand over results that are not its own.
-        others = {key: OmegaConf.merge(self.study, {key: f"{options[key]}, or another"}) for key in BASES & {*options}}
-        self.unused = {key for key, other in others.items() if cells(other) == found}
+        other = {key: {key: f"{options[key]}, or another"} for key in BASES & {*options}}
+        self.unused = {key for key in other if cells(DictConfig(OmegaConf.merge(self.study, other[key]))) == found}
         self.cells = {cell.name: replace(cell, seeds=() if "seeds" in options else cell.seeds) for cell in found}
         taken = {key for cell in self.cells.values() for key, _ in self._overrides(cell)}
         self.unused |= {key for key, _ in self.overrides} - taken
@@ -103,8 +103,8 @@ class Plan:
         """The runs that are known, those that settings are chosen by first, and what tells apart those that are not."""
         known = [job for cell in self.cells.values() for job in self._tuning(cell)]
         made = {job.folder: job for job in self._jobs.values()}
-        for job in known:  # and what those are made from, under the seed that they are tuned with
-            known += [made[folder] for folder in job.needs if made[folder] not in known]
+        for tuned in known:  # and what those are made from, under the seed that they are tuned with
+            known += [made[folder] for folder in tuned.needs if made[folder] not in known]
         waiting: set[str] = set()
         for cell, seed, job in self._finals():
             if job is None:

@@ -85,7 +85,7 @@ def cells(study: DictConfig) -> list[Cell]:
         seen: dict[str, Cell] = {}
         for cell in _cells_of(study, name):
             # A target says how a run is read, not what it is.
-            given = repr(replace(cell, name="", labels={"target": cell.labels.get("target")}))
+            given = repr(replace(cell, name="", labels={"target": cell.labels.get("target", "")}))
             other = seen.setdefault(given, cell)
             apart = [f"${{{label}}}" for label, value in cell.labels.items() if other.labels[label] != value]
             if apart and not any(label in OmegaConf.to_yaml(runs[name]) for label in apart):
@@ -112,7 +112,7 @@ def cells(study: DictConfig) -> list[Cell]:
     return found
 
 
-def _cells_of(study: DictConfig, name: str) -> Iterator[Cell]:
+def _cells_of(study: DictConfig, name: Any) -> Iterator[Cell]:
     if not (isinstance(name, str) and NAME.fullmatch(name)):
         raise ConfigError(f"runs.{shown(name)}: a run's name is text of letters, digits, _ and .; quote or rename it")
     if not isinstance(study.runs[name], DictConfig):
