@@ -151,8 +151,6 @@ def _check_built(key: str, given: dict[str, Any], everything: Mapping[str, Mappi
     """What builds the optimizer or its schedule: the class of torch's or ours is there and takes the arguments."""
     path = given.setdefault("class_path", default_class(key))
     if not path.startswith(("torch.optim.", "transformer2.")):
-        if key == "optimizer" and "lr" not in given["init_args"] and not path.startswith("torch."):
-            raise ConfigError(f"model.optimizer {path} needs an lr, which is no other class's; give --optimizer.lr")
         return  # a third party's: checked when it is built
     try:
         (_, *names), known = arguments(path), arguments(path)  # the first is what it is built over

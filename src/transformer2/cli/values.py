@@ -96,6 +96,8 @@ def check_together(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Non
     recomputes = bool((model.get("memory") or {}).get("activation_checkpointing"))
     optimizer = model.get("optimizer") or {}
     rate, kind = (optimizer.get("init_args") or {}).get("lr"), optimizer.get("class_path", "")
+    if kind and rate is None and not kind.startswith(("torch.", "transformer2.")):
+        raise ConfigError(f"model.optimizer {kind} needs an lr, which is no other class's; give --optimizer.lr")
     if is_natural(kind):
         check_natural(kind, rate, model.get("adapter") or {}, recomputes, objective, model.get("max_grad_norm"))
     warm = (model.get("lr_scheduler") or {}).get("init_args", {}).get("warmup_steps", 0)
