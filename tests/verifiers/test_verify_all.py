@@ -15,7 +15,7 @@ from toy_task import Apart, Broken, Unstartable
 from transformer2.errors import ConfigError, UserError
 from transformer2.sandbox import Program, shared
 from transformer2.types import Example, Verdict
-from transformer2.verifiers import isolation, stop_if_unverified, verify_all, warm_up
+from transformer2.verifiers import isolation, stop_if_unverified, verify_all, warm_up, workers
 
 TASK = Apart()
 EXAMPLES = TASK.examples("train")[:6]
@@ -58,7 +58,7 @@ class Own(Apart):
     def __init__(self, answer):
         self.answer = answer
 
-    def verify_many(self, examples, completions):
+    def verify_many(self, examples, completions, deadline=None):
         return self.answer(examples)
 
 
@@ -118,6 +118,18 @@ def test_counts_of_all_processes_stop_a_run():
         stop_if_unverified([wrong, hung], failed=6, total=100)
     with pytest.raises(UserError, match="another process says why"):
         stop_if_unverified([wrong], failed=6, total=100)
+
+
+def test_a_deadline_ends_the_batch(monkeypatch):
+    task = broken(monkeypatch, "hangs", rows=6)
+    monkeypatch.setattr(Broken, "verify_seconds", 60.0)
+    verdicts = verify_all(task, EXAMPLES, TEXTS, deadline=1.0)
+    assert {(v.reward, v.reason) for v in verdicts} == {(None, "verifier: not answered before the batch's deadline")}
+
+
+def test_every_batch_has_a_deadline():
+    assert workers.batch_deadline(1, 5.0, 8) == 60.0
+    assert workers.batch_deadline(256, 5.0, 2) == 1280.0
 
 
 def test_a_pool_that_dies_stops_the_run():

@@ -13,7 +13,6 @@ Linux with seccomp filters and Landlock (5.13 or newer), x86-64 or aarch64. Else
 from __future__ import annotations
 
 import json
-import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -51,7 +50,7 @@ class Sandbox:
         """
         if self._checked is None:
             try:
-                (found,) = self.pool.map([b""], seconds=60, deadline=math.inf)
+                (found,) = self.pool.map([b""], seconds=60)
             except PoolError as e:
                 raise SandboxError(f"the sandbox cannot be started: {e}") from e
             if isinstance(found, Lost):
@@ -85,8 +84,12 @@ class Sandbox:
                 f"MODEL-WRITTEN CODE RUNS UNPROTECTED: {'; '.join([self.level, *found['failed']])}", stacklevel=2
             )
 
-    def run(self, programs: Sequence[Program]) -> list[Outcome]:
+    def run(self, programs: Sequence[Program], deadline: float | None = None) -> list[Outcome]:
         """Outcomes, in the order of the programs.
+
+        Args:
+            programs: What to run.
+            deadline: Seconds after which what has no outcome is an infra error; None waits.
 
         Raises:
             SandboxError: See `require`.
@@ -96,7 +99,7 @@ class Sandbox:
         self.require()
         seconds = max(p.seconds for p in programs) + 3 * SLACK
         requests = [json.dumps(asdict(p)).encode() for p in programs]
-        answers = self.pool.map(requests, seconds)
+        answers = self.pool.map(requests, seconds, deadline)
         return [Outcome("infra_error", a.value) if isinstance(a, Lost) else Outcome(*json.loads(a)) for a in answers]
 
 

@@ -94,14 +94,12 @@ class WorkerPool:
         Args:
             requests: What the workers get.
             seconds: Wall-clock seconds that one request may take.
-            deadline: Seconds from now after which what has no answer is given up; None takes twice what it takes when
-                every request runs over its time, and 60 at least.
+            deadline: Seconds from now after which what has no answer is given up; None waits for all.
 
         Raises:
             PoolError: A worker cannot be started, or needed more than three restarts in a row.
         """
-        limit = max(60.0, 2 * len(requests) * seconds / self.size) if deadline is None else deadline
-        end = time.monotonic() + limit
+        end = math.inf if deadline is None else time.monotonic() + deadline
         answers: list[bytes | Lost] = [Lost.DEADLINE] * len(requests)
         waiting = deque(enumerate(requests))
 

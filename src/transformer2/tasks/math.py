@@ -117,9 +117,11 @@ class MATH(Task):
         text: str = example.fields.get("solution", "")
         return text if {*boxes(text)} == {example.answer} else f"{text}\n\\boxed{{{example.answer}}}".lstrip("\n")
 
-    def verify_many(self, examples: Sequence[Example], completions: Sequence[str]) -> list[Verdict]:
+    def verify_many(
+        self, examples: Sequence[Example], completions: Sequence[str], deadline: float | None = None
+    ) -> list[Verdict]:
         """The same for many completions side by side; what takes over two seconds to compare is wrong."""
-        return verify_math_many([example.answer for example in examples], completions)
+        return verify_math_many([example.answer for example in examples], completions, deadline)
 
 
 def _gold(problem: str, solution: str, where: str) -> str:

@@ -18,7 +18,7 @@ from transformer2.sandbox import Sandbox, shared
 from transformer2.sandbox.pool import PoolError
 from transformer2.types import Example, Verdict
 from transformer2.verifiers.base import Verifier, attempt, checked
-from transformer2.verifiers.workers import start_workers, verify_in_workers
+from transformer2.verifiers.workers import batch_deadline, start_workers, verify_in_workers
 
 __all__ = ["Verifier", "isolation", "stop_if_unverified", "verify_all", "warm_up"]
 
@@ -45,7 +45,9 @@ def isolation(task: Verifier) -> str | None:
     return _sandbox_of(task).level if task.verify_in == "sandbox" else None
 
 
-def verify_all(task: Verifier, examples: Sequence[Example], completions: Sequence[str]) -> list[Verdict]:
+def verify_all(
+    task: Verifier, examples: Sequence[Example], completions: Sequence[str], deadline: float | None = None
+) -> list[Verdict]:
     """One verdict per completion, in order.
 
     A verifier that raises, hangs, or returns anything but a verdict with a finite reward gives reward None: the row is
@@ -55,6 +57,7 @@ def verify_all(task: Verifier, examples: Sequence[Example], completions: Sequenc
         task: Whose verifier runs.
         examples: The questions.
         completions: The answers, one for each question.
+        deadline: Seconds for the whole batch; None takes one that fits its size.
 
     Raises:
         UserError: The processes that verify cannot be started, or die again and again.
@@ -62,7 +65,7 @@ def verify_all(task: Verifier, examples: Sequence[Example], completions: Sequenc
     if len(examples) != len(completions):
         raise ValueError(f"{len(completions)} completions for {len(examples)} examples")
     try:
-        verdicts = _verdicts(task, examples, completions)
+        verdicts = _verdicts(task, examples, completions, deadline)
     except UserError:
         raise
     except PoolError as e:
@@ -75,19 +78,26 @@ def verify_all(task: Verifier, examples: Sequence[Example], completions: Sequenc
     return [checked(verdict) for verdict in verdicts]
 
 
-def _verdicts(task: Verifier, examples: Sequence[Example], completions: Sequence[str]) -> Any:
+def _verdicts(task: Verifier, examples: Sequence[Example], completions: Sequence[str], deadline: float | None) -> Any:
     if task.verify_many is not None:
-        return task.verify_many(examples, completions)
+        return task.verify_many(examples, completions, deadline)
     if task.verify_in == "workers":
-        return verify_in_workers(task, examples, completions)
+        return verify_in_workers(task, examples, completions, deadline)
     if task.verify_in == "inline":
         return [attempt(task, example, text) for example, text in zip(examples, completions, strict=True)]
-    return _run_in_sandbox(task, examples, completions)
+    return _run_in_sandbox(task, examples, completions, deadline)
 
 
-def _run_in_sandbox(task: Verifier, examples: Sequence[Example], completions: Sequence[str]) -> list[Verdict]:
+def _run_in_sandbox(
+    task: Verifier, examples: Sequence[Example], completions: Sequence[str], deadline: float | None
+) -> list[Verdict]:
     found = [task.program(example, text) for example, text in zip(examples, completions, strict=True)]
-    outcomes = iter(_sandbox_of(task).run([program for program in found if program is not None]))
+    programs = [program for program in found if program is not None]
+    box = _sandbox_of(task)
+    if deadline is None:
+        seconds = max((p.seconds + p.cpu_seconds for p in programs), default=0.0)
+        deadline = batch_deadline(len(programs), seconds, box.pool.size)
+    outcomes = iter(box.run(programs, deadline))
     verdicts = []
     for program in found:
         if program is None:

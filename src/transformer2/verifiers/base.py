@@ -26,15 +26,15 @@ class Verifier(ABC):
             reason in the docstring: one that hangs there holds the run up for ever. `sandbox`: what `program` finds is
             run in the sandbox. A task whose options decide it sets it in its constructor.
         verify_seconds: Wall-clock seconds that `verify` may take for one answer in a worker.
-        verify_many: Verifies whole batches itself, `(examples, completions) -> verdicts`: called in the
-            trainer's process, wherever `verify_in` says; None for most tasks.
+        verify_many: Verifies whole batches itself, `(examples, completions, deadline) -> verdicts`: called in
+            the trainer's process, wherever `verify_in` says; None for most tasks.
         allow_unsafe_code_execution: Whether programs run even where this system cannot isolate them.
     """
 
     name: ClassVar[str]
     verify_in: Where = "workers"
     verify_seconds: ClassVar[float] = 5.0
-    verify_many: Callable[[Sequence[Example], Sequence[str]], list[Verdict]] | None = None
+    verify_many: Callable[[Sequence[Example], Sequence[str], float | None], list[Verdict]] | None = None
     allow_unsafe_code_execution: bool = False
 
     def __init_subclass__(cls) -> None:

@@ -23,21 +23,25 @@ from transformer2.sandbox.python import python_worker
 from transformer2.types import Example, Verdict
 from transformer2.verifiers.base import Verifier, attempt
 
-__all__ = ["start_workers", "verify_in_workers"]
+__all__ = ["batch_deadline", "start_workers", "verify_in_workers"]
 
 MAX_POOLS = 2  # tasks whose workers are kept warm
 START_SECONDS = 120.0  # a task's module may import much
 
 
-def verify_in_workers(task: Verifier, examples: Sequence[Example], completions: Sequence[str]) -> list[Verdict]:
-    """Verdicts of `task.verify`, each within `task.verify_seconds`.
+def verify_in_workers(
+    task: Verifier, examples: Sequence[Example], completions: Sequence[str], deadline: float | None = None
+) -> list[Verdict]:
+    """Verdicts of `task.verify`, each within `task.verify_seconds`, all within `deadline` (or `batch_deadline`).
 
     Raises:
         UserError: The task cannot be sent to other processes.
         PoolError: They cannot be started, or die again and again.
     """
+    pool = _pool(task)
     requests = [pickle.dumps(pair) for pair in zip(examples, completions, strict=True)]
-    answers = _pool(task).map(requests, task.verify_seconds)
+    limit = batch_deadline(len(requests), task.verify_seconds, pool.size) if deadline is None else deadline
+    answers = pool.map(requests, task.verify_seconds, limit)
     return [Verdict.failed(f"verifier: {a.value}") if isinstance(a, Lost) else pickle.loads(a) for a in answers]
 
 
@@ -48,6 +52,11 @@ def start_workers(task: Verifier) -> None:
         UserError: The task cannot be sent to other processes.
     """
     _pool(task).start()
+
+
+def batch_deadline(n: int, seconds: float, workers: int) -> float:
+    """Seconds for a batch of n answers: twice what it takes when every one of them runs over its time, 60 at least."""
+    return max(60.0, 2 * n * seconds / workers)
 
 
 def main() -> None:

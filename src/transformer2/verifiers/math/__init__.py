@@ -48,6 +48,7 @@ from transformer2.verifiers.math.latex import normal
 from transformer2.verifiers.math.limits import refusal, unreadable
 from transformer2.verifiers.math.parts import equal
 from transformer2.verifiers.math.scalars import compare_scalars
+from transformer2.verifiers.workers import batch_deadline
 
 __all__ = ["SECONDS", "start_workers", "verify_math", "verify_math_many"]
 
@@ -60,12 +61,13 @@ def verify_math(gold: str, completion: str) -> Verdict:
     return verdict
 
 
-def verify_math_many(golds: Sequence[str], completions: Sequence[str]) -> list[Verdict]:
+def verify_math_many(golds: Sequence[str], completions: Sequence[str], deadline: float | None = None) -> list[Verdict]:
     """Verdicts on many completions, side by side on the cores that this process may use.
 
     Args:
         golds: Gold answers in LaTeX.
         completions: The model's texts.
+        deadline: Seconds for the whole batch; None takes twice what it may need at most.
 
     Raises:
         PoolError: The workers cannot be started, or die again and again.
@@ -73,8 +75,10 @@ def verify_math_many(golds: Sequence[str], completions: Sequence[str]) -> list[V
     verdicts = [_without_algebra(gold, text) for gold, text in zip(golds, completions, strict=True)]
     hard = [i for i, verdict in enumerate(verdicts) if isinstance(verdict, str)]
     if hard:
+        pool = _pool()
+        limit = batch_deadline(len(hard), SECONDS, pool.size) if deadline is None else deadline
         requests = [json.dumps([normal(golds[i]), normal(str(verdicts[i]))]).encode() for i in hard]
-        for i, found in zip(hard, _pool().map(requests, SECONDS), strict=True):
+        for i, found in zip(hard, pool.map(requests, SECONDS, limit), strict=True):
             verdicts[i] = _with_algebra(golds[i], str(verdicts[i]), found)
     return [verdict for verdict in verdicts if isinstance(verdict, Verdict)]
 
