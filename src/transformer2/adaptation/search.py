@@ -31,7 +31,6 @@ from transformer2.seeds import seed_at
 __all__ = ["CEM", "PRESETS", "SEARCHES", "RandomSearch", "Search", "SepCMA", "make_search"]
 
 Numbers = Tensor | Sequence[float]
-MIN_STD = 0.02
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         # The paper names CEM and 100 iterations; where it is silent its code speaks.
@@ -155,12 +154,13 @@ class CEM(Search):
     Args:
         dim: See `Search`.
         keep_best: Slot 0 of every later generation holds the best member so far, as in the reference code.
+        min_std: Floor of the standard deviation.
         options: The other arguments of `Search`.
     """
 
-    def __init__(self, dim: int, keep_best: bool = False, **options: Any) -> None:
+    def __init__(self, dim: int, keep_best: bool = False, min_std: float = 0.02, **options: Any) -> None:
         super().__init__(dim, **options)
-        self.keep_best = keep_best
+        self.keep_best, self.min_std = keep_best, min_std
 
     def _sample(self) -> Tensor:
         noise_ND = torch.randn((self.population, self.dim), generator=self._generator())
@@ -172,7 +172,7 @@ class CEM(Search):
     def _learn(self, ranked_ND: Tensor, scores: list[tuple[float, float]]) -> None:
         elites_ND = ranked_ND[: self.num_elites]
         self.mean = elites_ND.mean(0)
-        self.std = elites_ND.std(0, correction=0).clamp(min=MIN_STD)
+        self.std = elites_ND.std(0, correction=0).clamp(min=self.min_std)
 
 
 class RandomSearch(Search):
