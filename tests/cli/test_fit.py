@@ -194,7 +194,7 @@ def test_without_tensorboard_a_run_still_succeeds(llama_folder, some_rows, tmp_p
 def test_validate_test_and_print_config(run, llama_folder, some_rows, tmp_path, capsys):
     common = command(str(llama_folder), str(some_rows), "--expert", str(run / "expert"))[1:]
     assert main(["validate", *common, "--run_dir", str(tmp_path / "v")]) == 0
-    assert "validation split, n = 4" in (said := capsys.readouterr().out)
+    assert "validation split, n = 2" in (said := capsys.readouterr().out)
     assert (tmp_path / "v" / "validation.txt").read_text() == said  # so the folder holds a run
     assert main(["test", *common, "--run_dir", str(tmp_path / "t")]) == 0
     assert json.loads((tmp_path / "t" / "report.json").read_text())["n"] == 4
