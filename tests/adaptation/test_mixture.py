@@ -73,3 +73,5 @@ def test_rows_of_the_controls():
 def test_unknown_words_are_refused(options):
     with pytest.raises(ConfigError, match=r"adapt\.(granularity|mix) must be one of"):
         FewShotSearch(**options)
+    with pytest.raises(ConfigError, match="unknown granularity or mix"):
+        Mixture(MATRICES, ["math"], **options)

@@ -1,5 +1,6 @@
 """Prompts as the model reads them, batches as the trainer asks for them."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from toy_task import SameIds
 from transformer2 import tasks
 from transformer2.data import ExpertDataModule, FewShotDataModule, PromptLoader, UnseenTaskDataModule, collate
 from transformer2.errors import ConfigError, DataError, UserError
+from transformer2.policy import load_tokenizer
 from transformer2.types import Example
 
 EXAMPLES = [Example(f"t/{i}", ({"role": "user", "content": "x" * (i + 1)},), str(i)) for i in range(10)]
@@ -242,14 +244,25 @@ def test_questions_that_repeat_are_counted(llama_folder):
 class Foreign(SameIds):
     """A task in words that the embedded model has no token for."""
 
+    words = "Wort"
+
     def examples(self, split, data_dir=None):
         rows = enumerate(super().examples(split))
-        return [replace(e, messages=({"role": "user", "content": f"Wort{'e' * i}?"},)) for i, e in rows]
+        return [replace(e, messages=({"role": "user", "content": f"{self.words}{'e' * i}?"},)) for i, e in rows]
 
 
 def test_words_without_a_token_are_not_taken_for_a_template_without_the_question():
     with pytest.warns(UserWarning, match="15 of 16 questions .* repeat an earlier one to 'tiny', which has no token"):
         ExpertDataModule(f"{__name__}.Foreign", "tiny").setup("test")
+
+
+@pytest.mark.parametrize("words", ["Wort", "1 + 2"])
+def test_a_template_without_the_question_is_refused_whatever_tokens_are_lacking(words):
+    data = ExpertDataModule(f"{__name__}.Foreign", "tiny")
+    data.tokenizer, data.task.words = load_tokenizer("tiny"), words
+    data.tokenizer.chat_template = "{{ bos_token }}user : answer :"
+    with pytest.raises(DataError, match="leaves the question out") if words != "Wort" else nullcontext():
+        data.setup("test")
 
 
 @pytest.mark.parametrize("protocol", ["clean", "paper"])

@@ -71,7 +71,7 @@ def test_what_is_wrong_is_named(runs, named):
         cells(study(**runs))
 
 
-@pytest.mark.parametrize("common", [{"fitt": {}}, {"fit": 3}, {"fit": None}, 3, "fit"], ids=str)
+@pytest.mark.parametrize("common", [{"fitt": {}}, {"fit": 3}, 3, "fit"], ids=str)
 def test_what_is_common_is_of_a_command(common):
     with pytest.raises(ConfigError, match="common"):
         cells(OmegaConf.create({**SKILLS, "common": common, "runs": {"svf": FIT}}))

@@ -434,8 +434,10 @@ def said(config):
 def test_an_adapter_that_is_loaded_over_says_what_the_new_one_says(two_experts, model, tmp_path, trainable):
     first, second = two_experts
     loaded = PeftModel.from_pretrained(build("qwen2"), first, is_trainable=trainable)
+    loaded.save_pretrained(tmp_path / "before")
     loaded.load_adapter(second, "default")
     config = loaded.peft_config["default"]
+    assert not config._svf_stamped  # what it is trained into from here on is of this base
     assert said(config) == ("code", 2, 0.5) and config.inference_mode is not trainable
     assert config.sha256 == hashlib.sha256((second / "adapter_model.safetensors").read_bytes()).hexdigest()
     loaded.save_pretrained(tmp_path / "again")

@@ -79,6 +79,13 @@ def test_a_file_that_cannot_be_read_is_named_with_its_line(wrong: str, tmp_path:
     assert f"test.{suffix}" in message and said in message and re.search("copy|correct|expected|save", message), message
 
 
+def test_a_task_of_ones_own_reads_the_folder_of_the_one_that_it_is_made_of(tmp_path: Path) -> None:
+    mine = type("Mine", (type(tasks.get("arc_easy")),), {"name": "my_arc"})
+    (tmp_path / "arc_easy").mkdir()
+    (tmp_path / "arc_easy" / "test.jsonl").write_text(json.dumps(ROWS["arc_easy"][1]))
+    assert len(mine().examples("test", str(tmp_path / "arc_easy"))) == 1
+
+
 def test_a_cut_table_is_named(tmp_path: Path) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     import pyarrow

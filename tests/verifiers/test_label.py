@@ -188,6 +188,8 @@ def test_exactly_one_label_named_is_that_label(label: str | None, text: str) -> 
         (("math", "code"), "The postal code is a number: math", "math"),
         (("math", "code"), "It is a dress-code.", None),
         (("math", "code"), "source code", "code"),
+        (("math", "code"), "It wants Swift code.", "code"),
+        (("math", "code"), "how to sort code, a QR code generator", "code"),
         (("math", "zip code"), "zip code", "zip code"),
         (("c", "c++", "c#"), "It is c++.", "c++"),
         (("c", "c++", "c#"), "c", "c"),

@@ -17,6 +17,8 @@ from transformer2.verifiers.numeric import final_number, parse_number, verify_nu
         ("1.234,56", Fraction(30864, 25)),  # points that can only group digits
         ("-12.345.678,9 €", Fraction(-123456789, 10)),
         ("1.234.567", 1_234_567),
+        ("192.168.100.200", None),
+        ("(1.234,567)", None),
         ("1.234", Fraction(617, 500)),  # and one that is a point, as 3,141 is a comma that groups
         ("−3", -3),  # U+2212
         ("–3", -3),  # en dash

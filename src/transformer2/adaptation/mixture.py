@@ -11,7 +11,7 @@ all; they are "raw" weights of the experts with the base as one more.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -51,6 +51,9 @@ class Mixture:
         mix: Mix = "delta",
         base_member: bool = False,
     ) -> None:
+        for given, known in ((granularity, Granularity), (mix, Mix)):
+            if given not in get_args(known):
+                raise ConfigError(f"unknown granularity or mix {given!r}; use one of {', '.join(get_args(known))}")
         if base_member and mix == "delta":
             raise ConfigError("the base as a member changes nothing under mix 'delta'; use normalised or raw")
         self.matrices, self.experts, self.mix = list(matrices), list(experts), mix

@@ -92,7 +92,7 @@ def check(config: dict[str, Any], command: str, folders: bool = True) -> None:
     trainer = {**TRAINER_DEFAULTS, **config["trainer"]}
     if trainer["max_steps"] == trainer["max_epochs"] == -1 and not trainer.get("max_time"):
         raise ConfigError("trainer.max_steps, max_epochs and max_time set no end; give one of them")
-    check_together(config, trainer)
+    check_together(config, trainer, trains=command == "fit")
     for split in RUNS.get(command, ()):
         if trainer.get(f"limit_{split}_batches") == 0:
             raise ConfigError(f"trainer.limit_{split}_batches is 0, so {command} has nothing to do; leave it out")

@@ -53,6 +53,7 @@ The run folder holds config.yaml, TensorBoard events, checkpoints/, expert/, rep
   tensorboard --logdir runs
 """
 RESUME = f"resume from this checkpoint ({LAST} of a run of the same policy and task)"
+_OF_A_BASE = re.compile(r"(name|seed_everything|model|model\.(base|dtype|model_kwargs|adapter)(\..*)?)$")
 SCORE = "score this checkpoint, under the model.* and data.task that it was trained with"
 SHUFFLE = """
   --shuffle_expert N   score a control instead: the same values of z in another order within each matrix (seed N)"""
@@ -169,7 +170,7 @@ def warn_of_unread(command: str, flags: Sequence[str], config: Mapping[str, Any]
         scoring = re.compile(r"model\.(rollout|vllm|test)|trainer\.limit_")
         unused += [flag for flag in flags if UNREAD.fullmatch(flag) and not scoring.match(flag)]
     elif command != "fit":
-        unused = [flag for flag in flags if not re.match(r"name$|model\.(base|dtype|model_kwargs|adapter)(\.|$)", flag)]
+        unused = [flag for flag in flags if not _OF_A_BASE.match(flag)]
     if unread := [flag for flag in flags if flag.startswith(tuple(unused))]:
         how = " (the answers that are scored are greedy)" if scores else ""
         warnings.warn(f"{command} does not read {', '.join(unread)}{how}; leave it out", stacklevel=3)

@@ -86,8 +86,8 @@ def check_trainer(trainer: dict[str, Any]) -> None:
         raise ConfigError(f"trainer.devices names a device twice ({written(devices)}); name each once")
 
 
-def check_together(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
-    """Keys that contradict each other."""
+def check_together(config: Mapping[str, Any], trainer: Mapping[str, Any], trains: bool) -> None:
+    """Keys that contradict each other; and what a run that trains cannot do without."""
     model, adapt = config["model"], config.get("adapt") or {}
     test = model.get("test") or {}
     check_samples(test.get("samples", 0), test.get("temperature"))
@@ -96,7 +96,7 @@ def check_together(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Non
     recomputes = bool((model.get("memory") or {}).get("activation_checkpointing"))
     optimizer = model.get("optimizer") or {}
     rate, kind = (optimizer.get("init_args") or {}).get("lr"), optimizer.get("class_path", "")
-    if kind and rate is None and not kind.startswith(("torch.", "transformer2.")):
+    if trains and kind and rate is None and not kind.startswith(("torch.", "transformer2.")):
         raise ConfigError(f"model.optimizer {kind} needs an lr, which is no other class's; give --optimizer.lr")
     if is_natural(kind):
         check_natural(kind, rate, model.get("adapter") or {}, recomputes, objective, model.get("max_grad_norm"))

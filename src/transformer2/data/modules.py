@@ -201,15 +201,15 @@ class ExpertDataModule(L.LightningDataModule):
             )
         check_pictures(examples)
         ids = [array("q", render(self.tokenizer, e, self.template)) for e in examples]  # a picture has thousands
-        again, unknown = len(ids) - len({hash_of(prompt) for prompt in ids}), self.tokenizer.unk_token_id
-        lacks = again and any(unknown in plain_ids(self.tokenizer, e.question) for e in examples)
-        if not all(ids) or (again == len(ids) - 1 and not lacks and len({e.question for e in examples}) > 1):
+        prompts, asked = len({hash_of(prompt) for prompt in ids}), {e.question for e in examples}
+        told = {tuple(plain_ids(self.tokenizer, text)) for text in asked} if prompts < len(asked) else asked
+        if not all(ids) or prompts == 1 < len(told):
             raise DataError(
                 f"prompts of {self.task.name}/{split} are all alike or empty: the chat template of {self.base!r} "
                 "leaves the question out; correct it, or set data.chat_template: none"
             )
-        if again:
-            why = f" to {self.base!r}, which has no token for some of their words" if lacks else ""
+        if again := len(ids) - prompts:
+            why = f" to {self.base!r}, which has no token for some of their words" if len(told) < len(asked) else ""
             what = f"{again} of {len(ids)} questions of {self.task.name}/{split}"
             rank_zero_warn(f"{what} repeat an earlier one{why}; each counts")
         if examples:

@@ -77,8 +77,8 @@ def cells(study: DictConfig) -> list[Cell]:
     if not isinstance(runs, DictConfig) or not runs:
         raise ConfigError("the study has no runs; name at least one below `runs`")
     common = study.get("common") or {}
-    for key, flags in common.items() if isinstance(common, Mapping) else [(common, None)]:
-        if key not in COMMANDS or not isinstance(flags, Mapping):
+    for key, flags in common.items() if isinstance(common, Mapping) else [(common, common)]:
+        if key not in COMMANDS or not isinstance(flags, Mapping | None):
             raise ConfigError(f"common.{shown(key)} must be flags of one of {', '.join(COMMANDS)}: {{KEY: VALUE}}")
     found: list[Cell] = []
     for name in runs:
@@ -117,8 +117,7 @@ def _cells_of(study: DictConfig, name: Any) -> Iterator[Cell]:
         raise ConfigError(f"runs.{shown(name)}: a run's name is text of letters, digits, _ and .; quote or rename it")
     if not isinstance(study.runs[name], DictConfig):
         raise ConfigError(f"runs.{name} must hold keys and values, such as `command: fit`")
-    whole = study.copy()
-    matrix = _resolved(whole, name, {"matrix": study.runs[name].get("matrix") or {}}, {})["matrix"]
+    matrix = _resolved(study, name, {"matrix": study.runs[name].get("matrix") or {}}, {})["matrix"]
     if not all(isinstance(values, list) and values for values in matrix.values()):
         raise ConfigError(
             f"runs.{name}.matrix must give a list of values for each name, such as {{skill: [math, code]}}"
@@ -126,7 +125,7 @@ def _cells_of(study: DictConfig, name: Any) -> Iterator[Cell]:
     for values in itertools.product(*matrix.values()):
         chosen = dict(zip(matrix, values, strict=True))
         labels = {str(key): str(value) for key, value in chosen.items()}
-        run = _resolved(whole, name, study.runs[name], chosen)
+        run = _resolved(study, name, study.runs[name], chosen)
         for key in run:
             if key not in RUN_KEYS:
                 raise ConfigError(f"unknown key runs.{name}.{shown(str(key))}{nearest(str(key), RUN_KEYS)}")
@@ -137,7 +136,7 @@ def _cells_of(study: DictConfig, name: Any) -> Iterator[Cell]:
             if not isinstance(run.setdefault(key, kind()), kind):
                 raise ConfigError(f"runs.{name}.{key} must be {words}, not {shown(repr(run[key]), 60)}")
         common = (study.get("common") or {}).get(command) or {}
-        flags = {**_resolved(whole, name, common, chosen), **run["set"]}
+        flags = {**_resolved(study, name, common, chosen), **run["set"]}
         seeds, tune = run["seeds"], run["tune"]
         if "seed_everything" in {**flags, **tune}:
             raise ConfigError(f"runs.{name} sets seed_everything, but seeds are the study's; give runs.{name}.seeds")
@@ -162,11 +161,10 @@ def _cells_of(study: DictConfig, name: Any) -> Iterator[Cell]:
         )
 
 
-def _resolved(whole: DictConfig, name: str, part: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def _resolved(study: DictConfig, name: str, part: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """A part of a run with its interpolations, which see the whole study and the matrix' values."""
     try:
-        for key, value in {**chosen, "_run": part}.items():
-            whole[key] = value  # in place of a cell's before: nothing is merged
+        whole = OmegaConf.merge(study, chosen, {"_run": part})
         plain: Any = OmegaConf.to_container(whole._run, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as e:
         raise ConfigError(f"runs.{name} cannot be resolved: {one_line(e)}") from e

@@ -65,7 +65,7 @@ def verify_experts() -> None:
         loaded = load(self, model_id, adapter_name, *args, **kwargs)
         if saved is not None:  # what was said is of weights that are gone
             vars(taken).update({name: getattr(saved, name) for name in SAVED - {"inference_mode"}})
-            taken._svf_loaded = (taken._svf_loaded[0], taken.step, taken.score)
+            taken._svf_loaded, taken._svf_stamped = (taken._svf_loaded[0], taken.step, taken.score), False
         return loaded
 
     PeftConfigMixin.from_json_file = classmethod(from_json_file)

@@ -26,7 +26,7 @@ __all__ = ["Row", "examples_of", "field_of", "hash_of", "in_split", "load_rows",
 LONGEST_LINE = 2**26  # bytes; a row of MBPP+ has some 10^5, and what holds no line break must not fill the memory
 _SUFFIXES, _TABLES = ("jsonl", "jsonl.gz", "parquet", "arrow"), (".parquet", ".arrow")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.")
-_ALIKE = ("arc_easy", "arc_challenge", "humaneval", "humanevalplus", "textvqa", "okvqa")  # rows do not tell these apart
+_ALIKE = {"arc_easy", "arc_challenge", "humaneval", "humanevalplus", "textvqa", "okvqa"}  # rows do not tell these apart
 # What comes of a stranger's row: nested too deep, a number too long, a list where text should be, code that is none.
 _ODD = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError)
 
@@ -74,7 +74,7 @@ def load_rows(
         folders = list(dict.fromkeys([folder, folder / (config or "")]))
         if files := _files_of(split, folders, seen):
             own = os.path.basename(os.path.abspath(folder)).lower().replace("-", "_")
-            if own in _ALIKE and own != name:
+            if own != name and {own, name} <= _ALIKE:
                 raise DataError(f"data_dir {data_dir!r} has rows of {own}, not of {name}; give the folder of its rows")
             rows = [row for file in files for row in _file_rows(file, pictures)]
             _check_number(rows, split, folders, config)

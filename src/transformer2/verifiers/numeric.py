@@ -40,7 +40,9 @@ _TIMES_A_POWER = re.compile(  # 1.5 x 10^-5, 1.5 \times 10^{-5}, 3 · 10⁸
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _GROUPING = re.compile(r"(?<=[0-9])(?:\{,\}|\\,|[\u00a0\u2009\u202f])(?=[0-9]{3}(?![0-9]))")
 # 1.234,56 and 1.234.567: points that can only group digits; that of 1.234 may not
-_CONTINENTAL = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:(?:\.[0-9]{3})+,[0-9]+|(?:\.[0-9]{3}){2,})(?![.,]?[0-9])")
+_CONTINENTAL = re.compile(
+    r"(?<![0-9.,])[1-9][0-9]{0,2}(?:(?:\.[0-9]{3})+,(?![0-9]{3}(?![0-9]))[0-9]+|(?:\.[0-9]{3}){2})(?![.,]?[0-9])"
+)
 _DECORATION = re.compile(r"(?:\*\*|__|\\[()\[\]$%!,;: ]|[{}$€£¥₹`]|\\left\b|\\right\b|\\q?quad\b)+")
 _DOLLARS = re.compile(r"\b(?:US|CA|AU|NZ|HK|[ACS])\s?\\?\$")
 _DEGREES = re.compile(r"\^\{?\\circ\b\}?")
