@@ -1,6 +1,6 @@
 """What self-adaptation chose: figures 6 (confusion of the dispatch) and 7 (mixing weights of the few-shot search).
 
-Both read `adapt` runs, of one strategy or of `--strategy all`. Figure 6 takes `details.confusion` of prompt and cls:
+Both read `adapt` runs, of one strategy or of `--strategy all`. Figure 6 takes `details.confusion` of every dispatch:
 labelled requests, the same whatever the task, so runs that say the same are one; figure 7 takes `alpha` of cem, the
 label `task` says of which task.
 """
