@@ -77,9 +77,7 @@ folder like any other expert's.
 
 def adapt(args: Sequence[str]) -> int:
     """Adapt, answer, report."""
-    flags = flags_of(
-        args, HELP.format(strategies="|".join([*STRATEGIES, "all"]), keys=keys_help(adapt=True)), ADAPT_KEYS
-    )
+    flags = flags_of(args, HELP.format(strategies="|".join(KNOWN), keys=keys_help(adapt=True)), ADAPT_KEYS)
     resumed = flags.options.get("resume")
     begun: list[str] = []
     old: dict[str, Any] = {}

@@ -53,10 +53,11 @@ The run folder holds config.yaml, TensorBoard events, checkpoints/, expert/, rep
   tensorboard --logdir runs
 """
 RESUME = f"resume from this checkpoint ({LAST} of a run of the same policy and task)"
-_OF_A_BASE = re.compile(r"(name|seed_everything|model|model\.(base|dtype|model_kwargs|adapter)(\..*)?)$")
 SCORE = "score this checkpoint, under the model.* and data.task that it was trained with"
 SHUFFLE = """
   --shuffle_expert N   score a control instead: the same values of z in another order within each matrix (seed N)"""
+# What decompose, spectrum and export read; a study gives every run its seed.
+_OF_A_BASE = re.compile(r"(name|seed_everything|model|model\.(base|dtype|model_kwargs|adapter)(\..*)?)$")
 WHAT = {
     "fit": "Train one expert by REINFORCE with a KL penalty (or, with --model.objective next_token, on the task's own\n"
     "solutions), keep the best one by validation accuracy, and score base and expert on the test split.",

@@ -39,7 +39,8 @@ _TIMES_A_POWER = re.compile(  # 1.5 x 10^-5, 1.5 \times 10^{-5}, 3 · 10⁸
 )
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _GROUPING = re.compile(r"(?<=[0-9])(?:\{,\}|\\,|[\u00a0\u2009\u202f])(?=[0-9]{3}(?![0-9]))")
-# 1.234,56 and 1.234.567: points that can only group digits; that of 1.234 may not
+# 1.234,56 and 1.234.567: points that can only group digits. 1.234 may be a decimal, "1.234,567" a pair, and four groups
+# an address.
 _CONTINENTAL = re.compile(
     r"(?<![0-9.,])[1-9][0-9]{0,2}(?:(?:\.[0-9]{3})+,(?![0-9]{3}(?![0-9]))[0-9]+|(?:\.[0-9]{3}){2})(?![.,]?[0-9])"
 )
